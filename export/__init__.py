@@ -1,0 +1,1 @@
+"""Export: write a checkpoint as an ONNX graph, quantise it, and prove that it computes the same."""

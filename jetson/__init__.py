@@ -1,0 +1,1 @@
+"""Jetson: know the device and measure what layers cost on it."""

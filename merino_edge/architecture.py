@@ -1,0 +1,232 @@
+"""The shape of a language model: `Architecture`, the only way a model's shape travels.
+
+It spells MeRino's models and OPT, GPT-2, GPT-NeoX (Pythia) and Llama-like ones alike. It knows its own
+counts (through `merino_edge.counts`) and nothing of weights, files of weights, devices or PyTorch.
+
+Artefact `NAME.json`, kind "architecture", schema 1:
+
+    {"kind": "architecture", "schema_version": 1, "id": "1f0c...",
+     "architecture": {"vocab_size": 50272, ..., "blocks": [{"width": 64, "layers": 1, ...}, ...]},
+     ...}                      # a search adds score, costs, budgets, solver, seed (merino_edge.search)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from merino_edge import artefact, limits
+from merino_edge.errors import ArchitectureError, ArtefactError
+
+KIND = "architecture"
+SCHEMA_VERSION = 1
+
+Norm = Literal["layernorm", "rmsnorm"]
+NormPlacement = Literal["pre", "post"]
+Ffn = Literal["relu", "gelu", "gelu_tanh", "swiglu"]
+Positions = Literal["learned", "rotary"]
+Bias = Literal["all", "qkv", "none"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """`layers` decoder layers of one shape; with `shared` they use one set of weights (paper section 5)."""
+
+    width: int  # of the residual stream; Q, K, V together are as wide (heads * head_dim == width)
+    layers: int
+    heads: int
+    kv_heads: int
+    ffn_width: int
+    shared: bool = False
+
+    @property
+    def weight_layers(self) -> int:
+        """How many sets of layer weights are stored."""
+        return 1 if self.shared else self.layers
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A decoder-only transformer. Construction raises ArchitectureError when a rule is broken.
+
+    Token embeddings are `embedding_width` wide; where a neighbour's width differs (embedding -> first
+    block, block -> block, last block -> head) a bias-free linear projection stands between them.
+    Learned positions are as wide as the first block and are added after the projection (as in OPT).
+    """
+
+    vocab_size: int
+    max_positions: int
+    embedding_width: int
+    head_dim: int
+    blocks: tuple[Block, ...]
+    tied_head: bool = True
+    norm: Norm = "layernorm"
+    norm_placement: NormPlacement = "pre"  # "post" (OPT-350M): x = norm(x + f(x)), no final norm
+    norm_epsilon: float = 1e-5
+    ffn: Ffn = "relu"
+    positions: Positions = "learned"
+    position_offset: int = 0  # rows of the learned table before position 0 (OPT: 2)
+    rotary_dim: int = 0  # rotated leading part of each head, halves rotated together; 0: no rotary
+    rotary_base: float = 10000.0
+    bias: Bias = "all"  # "qkv": only query, key and value (Qwen2)
+    parallel_residual: bool = False  # x + attention(norm(x)) + ffn(norm(x)) (GPT-NeoX)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    # --- derived shape ---
+
+    @property
+    def layers(self) -> int:
+        """Total depth: layers that are computed, shared or not."""
+        return sum(block.layers for block in self.blocks)
+
+    @property
+    def gated(self) -> bool:
+        return self.ffn == "swiglu"
+
+    @property
+    def position_rows(self) -> int:
+        return self.max_positions + self.position_offset if self.positions == "learned" else 0
+
+    def layer_blocks(self) -> list[Block]:
+        """The block of every computed layer, in order."""
+        return [block for block in self.blocks for _ in range(block.layers)]
+
+    # --- identity ---
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "blocks": [dataclasses.asdict(block) for block in self.blocks]}
+
+    @staticmethod
+    def from_dict(value: Any) -> Architecture:
+        """Build from `to_dict`'s form. Unknown or missing keys raise ArchitectureError naming them."""
+        fields = _checked_fields(value, Architecture, "architecture")
+        blocks = fields.get("blocks")
+        if not isinstance(blocks, list):
+            raise ArchitectureError("blocks must be a list", "see: merino-edge show ARTEFACT")
+        built = tuple(Block(**_checked_fields(b, Block, f"blocks[{i}]")) for i, b in enumerate(blocks))
+        return Architecture(**{**fields, "blocks": built})
+
+    @cached_property
+    def id(self) -> str:
+        """A stable short hash of the shape: 12 hexadecimal digits, the same on every machine."""
+        return artefact.sha256_text(artefact.canonical_json(self.to_dict()))[:12]
+
+    # --- counts (closed forms in merino_edge.counts) ---
+
+    @property
+    def parameters(self) -> int:
+        from merino_edge import counts
+
+        return counts.parameters(self)
+
+    def flops(self, sequence: int = 1024, head: bool = False) -> int:
+        from merino_edge import counts
+
+        return counts.flops(self, sequence, head)
+
+    def weight_bytes(self, precision: str = "fp16") -> int:
+        from merino_edge import counts
+
+        return counts.weight_bytes(self, precision)
+
+    def kv_bytes(self, positions: int | None = None, element_bytes: int = 2) -> int:
+        from merino_edge import counts
+
+        return counts.kv_bytes(self, positions, element_bytes)
+
+
+# --- rules -----------------------------------------------------------------------------------------
+
+
+def _checked_fields(value: Any, cls: type, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ArchitectureError(f"{where} must be an object", "see: merino-edge show ARTEFACT")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(value) - set(fields))
+    missing = sorted(n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in value)
+    if unknown or missing:
+        what = f"unknown {', '.join(unknown)}" if unknown else f"missing {', '.join(missing)}"
+        raise ArchitectureError(f"{where}: {what}", "compare with: merino-edge show ARTEFACT")
+    return dict(value)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ArchitectureError(message, "change the architecture; its rules are in merino_edge/architecture.py")
+
+
+def _check_types(value: Architecture | Block, where: str) -> None:
+    for name, kind in (("bool", bool), ("float", (int, float))):
+        for field in dataclasses.fields(value):
+            if field.type == name:
+                item = getattr(value, field.name)
+                ok = isinstance(item, kind) and (kind is bool or not isinstance(item, bool))
+                _require(ok, f"{where}{field.name} must be a {name}, not {item!r}")
+
+
+def validate(a: Architecture) -> None:
+    """Raise ArchitectureError naming the first rule that `a` breaks."""
+
+    def ranged(name: str, value: Any, low: int, high: int) -> None:
+        limits.check_range(name, value, low, high, ArchitectureError)
+
+    _check_types(a, "")
+    ranged("vocab_size", a.vocab_size, 1, limits.MAX_VOCAB_SIZE)
+    ranged("max_positions", a.max_positions, 1, limits.MAX_POSITIONS)
+    ranged("embedding_width", a.embedding_width, 1, limits.MAX_WIDTH)
+    ranged("head_dim", a.head_dim, 1, limits.MAX_HEAD_DIM)
+    ranged("position_offset", a.position_offset, 0, 64)
+    for name, choices in (("norm", Norm), ("norm_placement", NormPlacement), ("ffn", Ffn),
+                          ("positions", Positions), ("bias", Bias)):  # fmt: skip
+        allowed = get_args(choices)
+        _require(getattr(a, name) in allowed, f"{name} is {getattr(a, name)!r}, not one of {', '.join(allowed)}")
+    _require(0 < a.norm_epsilon < 1, f"norm_epsilon is {a.norm_epsilon}, outside 0 to 1")
+    _require(1 < a.rotary_base < 1e12, f"rotary_base is {a.rotary_base}, outside 1 to 1e12")
+    if a.positions == "rotary":
+        ranged("rotary_dim", a.rotary_dim, 2, a.head_dim)
+        _require(a.rotary_dim % 2 == 0, f"rotary_dim is {a.rotary_dim}, must be even")
+    else:
+        _require(a.rotary_dim == 0, "rotary_dim must be 0 with learned positions")
+    _require(not (a.parallel_residual and a.norm_placement == "post"), "parallel_residual needs norm_placement pre")
+    _require(isinstance(a.blocks, tuple) and bool(a.blocks), "blocks is empty, at least one is needed")
+    ranged("number of blocks", len(a.blocks), 1, limits.MAX_BLOCKS)
+    previous = 0
+    for index, block in enumerate(a.blocks):
+        where = f"blocks[{index}]."
+        _check_types(block, where)
+        ranged(where + "width", block.width, 1, limits.MAX_WIDTH)
+        ranged(where + "layers", block.layers, 1, limits.MAX_LAYERS)
+        ranged(where + "heads", block.heads, 1, limits.MAX_HEADS)
+        ranged(where + "kv_heads", block.kv_heads, 1, limits.MAX_HEADS)
+        ranged(where + "ffn_width", block.ffn_width, 1, limits.MAX_FFN_WIDTH)
+        _require(block.heads * a.head_dim == block.width,
+                 f"{where}heads {block.heads} times head_dim {a.head_dim} must equal its width {block.width}")  # fmt: skip
+        _require(block.heads % block.kv_heads == 0,
+                 f"{where}kv_heads {block.kv_heads} must divide its heads {block.heads}")  # fmt: skip
+        _require(block.width >= previous,
+                 f"{where}width {block.width} is below the block before it ({previous}); widths must not decrease")  # fmt: skip
+        previous = block.width
+    ranged("total layers", a.layers, 1, limits.MAX_LAYERS)
+
+
+# --- files -----------------------------------------------------------------------------------------
+
+
+def save(path: Path | str, a: Architecture, **found: Any) -> dict[str, Any]:
+    """Write the artefact; `found` says how it was found (score, costs, budgets, solver, seed, ...)."""
+    payload = {"id": a.id, "architecture": a.to_dict(), **found}
+    return artefact.write_json(path, KIND, payload, SCHEMA_VERSION)
+
+
+def load(path: Path | str) -> tuple[Architecture, dict[str, Any]]:
+    """Read an artefact: the architecture and the whole document. Raises ArtefactError, ArchitectureError."""
+    document = artefact.read_json(path, KIND, SCHEMA_VERSION)
+    a = Architecture.from_dict(document.get("architecture"))
+    if "id" in document and document["id"] != a.id:
+        raise ArtefactError(f"{path}: id {document['id']} is not the architecture's ({a.id})", "it was altered; make it again")
+    return a, document

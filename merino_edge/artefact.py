@@ -1,0 +1,194 @@
+"""How artefacts are written and read: versioned JSON with its own hash, and atomic writes.
+
+A JSON artefact is one object:
+
+    {"kind": "architecture", "schema_version": 1, "tool_version": "0.1.0", ..., "sha256": "..."}
+
+`sha256` is over the canonical JSON (sorted keys, no spaces) of everything else, so one flipped bit is
+found. A file a person wrote by hand may leave `sha256` out. This module knows no kind of artefact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from merino_edge import __version__, limits
+from merino_edge.errors import ArtefactError, OutputError
+
+
+def canonical_json(value: Any) -> str:
+    """The one spelling of a JSON value that hashes are taken over."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def sha256_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+# --- reading ---------------------------------------------------------------------------------------
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key appears twice")
+    return result
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Parse strict JSON (no NaN, no duplicate keys). Raises ArtefactError naming `where`."""
+    try:
+        return json.loads(text, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ArtefactError(f"{where} is not valid JSON ({error})", "it is truncated or altered; make it again") from None
+
+
+def read_text(path: Path, limit_bytes: int = limits.MAX_JSON_BYTES) -> str:
+    """Read a UTF-8 file of at most `limit_bytes`. Raises ArtefactError."""
+    try:
+        size = path.stat().st_size
+        if path.is_dir():
+            raise ArtefactError(f"{path} is a folder, a file was expected", "see: merino-edge show PATH")
+        if size > limit_bytes:
+            raise ArtefactError(f"{path} has {size} bytes, the limit is {limit_bytes}", "see merino_edge/limits.py")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ArtefactError(f"{path} does not exist", "check the path") from None
+    except UnicodeDecodeError:
+        raise ArtefactError(f"{path} is not UTF-8 text", "is it an artefact of merino-edge?") from None
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read ({error.strerror})", "check its permissions") from None
+
+
+def check_header(document: Any, kind: str, newest: int, where: str) -> dict[str, Any]:
+    """Return `document` if it is an object of this kind, not newer than `newest`, with a true hash."""
+    if not isinstance(document, dict):
+        raise ArtefactError(f"{where} is not a {kind} artefact", "see: merino-edge show PATH")
+    if document.get("kind") != kind:
+        raise ArtefactError(f"{where} is {document.get('kind')!r}, expected {kind!r}", "see: merino-edge show PATH")
+    version = document.get("schema_version")
+    if not isinstance(version, int) or version < 1:
+        raise ArtefactError(f"{where} has no schema version", "make it again")
+    if version > newest:
+        raise ArtefactError(
+            f"{where} has schema version {version}, this tool knows up to {newest}",
+            "run: pip install -U merino-edge",
+        )
+    if "sha256" in document:
+        body = {key: value for key, value in document.items() if key != "sha256"}
+        if sha256_text(canonical_json(body)) != document["sha256"]:
+            raise ArtefactError(f"{where} does not match its own sha256", "it was altered; make it again")
+    return document
+
+
+def read_json(path: Path | str, kind: str, newest: int = 1) -> dict[str, Any]:
+    """Read, verify and return a JSON artefact. Raises ArtefactError."""
+    path = Path(path)
+    return check_header(parse_json(read_text(path), str(path)), kind, newest, str(path))
+
+
+# --- writing ---------------------------------------------------------------------------------------
+
+
+def stamp(kind: str, payload: dict[str, Any], schema_version: int = 1) -> dict[str, Any]:
+    """`payload` with kind, versions and its hash: the object that `read_json` accepts."""
+    document = {"kind": kind, "schema_version": schema_version, "tool_version": __version__, **payload}
+    return {**document, "sha256": sha256_text(canonical_json(document))}
+
+
+def write_json(path: Path | str, kind: str, payload: dict[str, Any], schema_version: int = 1) -> dict[str, Any]:
+    """Write a JSON artefact atomically and return what was written. Raises OutputError."""
+    document = stamp(kind, payload, schema_version)
+    write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return document
+
+
+def write_text(path: Path | str, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path | str, data: bytes) -> None:
+    """Temporary file in the same folder, fsync, rename: readers see the old file or the new one."""
+    path = Path(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
+@contextlib.contextmanager
+def new_folder(path: Path | str) -> Iterator[Path]:
+    """Yield a hidden sibling folder that becomes `path` on success and vanishes on any failure.
+
+    An existing artefact at `path` is replaced only at the end; a folder that holds anything else is
+    refused, so a typing error never deletes a home folder. Raises OutputError.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or is_artefact_folder(path))):
+        raise OutputError(f"{path} exists and is not an artefact of merino-edge", "choose another --out")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        try:
+            os.chmod(temporary, 0o777 & ~_umask())
+            yield temporary
+            retired = None
+            if path.exists():
+                retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+                os.replace(path, retired)  # an empty folder may be replaced by a folder
+            os.replace(temporary, path)
+            if retired is not None:
+                shutil.rmtree(retired, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_artefact_folder(path: Path) -> bool:
+    """True for a checkpoint or bundle folder, recognised by the file each of them must hold."""
+    return (path / "manifest.json").is_file() or (path / "architecture.json").is_file()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals while writing `path` into one-line OutputErrors."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot write {path} ({reason})", "choose another --out or free the disk") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,74 @@
+"""A bundle: the folder that `export` writes and the runtime reads. Needs no ONNX library and no PyTorch.
+
+    BUNDLE/manifest.json     kind "bundle", schema 1: architecture, precision, target, context length, graph
+                             inputs and outputs, sha256 of every other file, parity report, checkpoint hash
+           model.onnx        model.onnx.data (weights)      tokenizer.json      chat.json
+
+Only plain files named in the manifest are used: no links, no folders, no `..`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from merino_edge import artefact
+from merino_edge.architecture import Architecture
+from merino_edge.errors import ArtefactError
+
+KIND = "bundle"
+SCHEMA_VERSION = 1
+REQUIRED_FILES = ("model.onnx", "tokenizer.json", "chat.json")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    path: Path
+    architecture: Architecture
+    precision: str  # fp32 | fp16 | int8 | int4
+    target: str  # onnxruntime | rtx
+    context: int  # positions the cache holds
+    manifest: dict[str, Any]
+
+    @property
+    def graph(self) -> Path:
+        return self.path / "model.onnx"
+
+
+def write_manifest(folder: Path, a: Architecture, precision: str, target: str, context: int, **more: Any) -> None:
+    """Write `manifest.json` with the hash of every file in `folder`; the last step of an export."""
+    names = sorted(p.name for p in folder.iterdir() if p.name != "manifest.json")
+    files = {name: {"sha256": artefact.sha256_file(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
+    head = {"id": a.id, "architecture": a.to_dict(), "precision": precision, "target": target, "context": context}
+    artefact.write_json(folder / "manifest.json", KIND, {**head, "files": files, **more}, SCHEMA_VERSION)
+
+
+def load(path: Path | str, verify: bool = True) -> Bundle:
+    """Read a bundle and check every file's name, size and (with `verify`) sha256. Raises ArtefactError."""
+    path = Path(path)
+    if not path.is_dir():
+        raise ArtefactError(f"{path} is not a bundle folder", "make one: merino-edge export CKPT --out BUNDLE")
+    document = artefact.read_json(path / "manifest.json", KIND, SCHEMA_VERSION)
+    files = document.get("files")
+    if not isinstance(files, dict) or any(name not in files for name in REQUIRED_FILES):
+        raise ArtefactError(f"{path / 'manifest.json'} lists no {', '.join(REQUIRED_FILES)}", "export the bundle again")
+    for name, entry in files.items():
+        _check_file(path, name, entry, verify)
+    a = Architecture.from_dict(document.get("architecture"))
+    context = document.get("context")
+    if not isinstance(context, int) or not 1 <= context <= a.max_positions:
+        raise ArtefactError(f"{path}: context {context!r} does not fit the architecture", "export the bundle again")
+    return Bundle(path, a, str(document.get("precision")), str(document.get("target")), context, document)
+
+
+def _check_file(folder: Path, name: str, entry: Any, verify: bool) -> None:
+    file = folder / name
+    if PurePath(name).name != name or name in (".", "..") or not isinstance(entry, dict):
+        raise ArtefactError(f"{folder / 'manifest.json'} names {name!r}, which is not a plain file", "do not use this bundle")
+    if file.is_symlink() or not file.is_file():
+        raise ArtefactError(f"{file} is missing or not a plain file", "export or copy the bundle again")
+    if file.stat().st_size != entry.get("bytes"):
+        raise ArtefactError(f"{file} has {file.stat().st_size} bytes, not {entry.get('bytes')}", "copy the bundle again")
+    if verify and artefact.sha256_file(file) != entry.get("sha256"):
+        raise ArtefactError(f"{file} does not match its sha256", "it was altered; export or copy the bundle again")

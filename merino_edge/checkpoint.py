@@ -1,0 +1,99 @@
+"""A checkpoint: the folder that `train` and `import` write and `export` reads. Needs no PyTorch.
+
+    CKPT/architecture.json    the architecture artefact
+         model.safetensors    weights by the names of merino_edge.weights
+         tokenizer.json       chat.json (see merino_edge.tokenizer)
+         training.json        kind "checkpoint": where the weights come from, sha256 of the other files
+         state/               only while training: what resuming needs (merino_edge.training)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from merino_edge import architecture, artefact
+from merino_edge.architecture import Architecture
+from merino_edge.errors import ArtefactError
+from merino_edge.tokenizer import ChatFormat
+from merino_edge.weights import weight_shapes
+
+KIND = "checkpoint"
+FILES = ("architecture.json", "model.safetensors", "tokenizer.json", "chat.json")
+
+Weights = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint. `weights` are as stored (float32 or float16), checked against the architecture."""
+
+    path: Path
+    architecture: Architecture
+    weights: Weights
+    chat: ChatFormat
+    training: dict[str, Any]
+
+
+def check_weights(a: Architecture, weights: Weights, where: str) -> None:
+    """Raise ArtefactError unless `weights` are exactly the architecture's, finite and of its shapes."""
+    expected = weight_shapes(a)
+    for name in sorted(set(expected) ^ set(weights)):
+        raise ArtefactError(f"{where}: {'missing' if name in expected else 'unexpected'} weight {name}", "make it again")
+    for name, shape in expected.items():
+        if tuple(weights[name].shape) != shape:
+            raise ArtefactError(f"{where}: {name} is {list(weights[name].shape)}, not {list(shape)}", "make it again")
+        if not np.isfinite(weights[name]).all():
+            raise ArtefactError(f"{where}: {name} holds NaN or infinity", "training diverged or the file is altered")
+
+
+def write_files(
+    folder: Path, a: Architecture, weights: Weights, tokenizer_json: str, chat: ChatFormat, training: dict[str, Any]
+) -> None:
+    """Write a checkpoint's files into an existing folder, the manifest last."""
+    from safetensors.numpy import save
+
+    check_weights(a, weights, "checkpoint")
+    artefact.write_bytes(folder / "model.safetensors", save({k: np.ascontiguousarray(v) for k, v in weights.items()}))
+    architecture.save(folder / "architecture.json", a)
+    artefact.write_text(folder / "tokenizer.json", tokenizer_json)
+    artefact.write_text(folder / "chat.json", chat.to_json())
+    hashes = {name: artefact.sha256_file(folder / name) for name in FILES}
+    artefact.write_json(folder / "training.json", KIND, {"id": a.id, "files": hashes, **training})
+
+
+def save(
+    path: Path | str, a: Architecture, weights: Weights, tokenizer_json: str, chat: ChatFormat, training: dict[str, Any]
+) -> None:
+    """Write a whole checkpoint folder, atomically. Raises OutputError, ArtefactError."""
+    with artefact.new_folder(path) as folder:
+        write_files(folder, a, weights, tokenizer_json, chat, training)
+
+
+def load(path: Path | str) -> Checkpoint:
+    """Read and verify a checkpoint. Raises ArtefactError, MissingExtraError."""
+    from merino_edge.errors import require
+
+    require("safetensors", "train")
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = Path(path)
+    if not path.is_dir():
+        raise ArtefactError(f"{path} is not a checkpoint folder", "make one: merino-edge train, or merino-edge import")
+    document = artefact.read_json(path / "training.json", KIND)
+    for name in FILES:
+        if not (path / name).is_file():
+            raise ArtefactError(f"{path / name} is missing", "make the checkpoint again")
+        if artefact.sha256_file(path / name) != document.get("files", {}).get(name):
+            raise ArtefactError(f"{path / name} does not match its hash in training.json", "it was altered; make it again")
+    a, _ = architecture.load(path / "architecture.json")
+    try:
+        weights = load_file(path / "model.safetensors")
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ArtefactError(f"{path / 'model.safetensors'} cannot be read ({error})", "make it again") from None
+    check_weights(a, weights, str(path))
+    return Checkpoint(path, a, weights, ChatFormat.load(path / "chat.json"), document)

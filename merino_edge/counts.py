@@ -1,0 +1,105 @@
+"""What an architecture costs, in closed form: parameters, FLOPs, weight bytes, cache bytes.
+
+Every count is a sum of parts, and each part is a function of its own so that a search can add up the
+same numbers block by block: `total = ends + sum(block parts) + sum(width-change parts)`.
+
+FLOPs follow the paper (section 6): batch 1, 2 x multiply-adds, attention over the full square,
+norms, softmax and biases not counted. The paper excludes the output head. The embedding's and head's own width projections
+count with the head (this gives the published 213 G for OPT-125M and 721 G for OPT-350M).
+"""
+
+from __future__ import annotations
+
+from merino_edge.architecture import Architecture, Block
+from merino_edge.errors import InputError
+
+INT4_BLOCK = 32  # weights per scale in the int4 form
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
+
+# --- parameters ------------------------------------------------------------------------------------
+
+
+def _norm_parameters(a: Architecture, width: int) -> int:
+    return width * (2 if a.norm == "layernorm" else 1)
+
+
+def layer_matrix_parameters(a: Architecture, block: Block) -> int:
+    """Elements of one layer's weight matrices; also its multiply-adds per token, attention apart."""
+    kv_width = block.kv_heads * a.head_dim
+    ffn_matrices = 3 if a.gated else 2
+    return 2 * block.width * (block.width + kv_width) + ffn_matrices * block.width * block.ffn_width
+
+
+def layer_vector_parameters(a: Architecture, block: Block) -> int:
+    """Elements of one layer's norms and biases."""
+    kv_width = block.kv_heads * a.head_dim
+    total = 2 * _norm_parameters(a, block.width)
+    if a.bias != "none":
+        total += block.width + 2 * kv_width
+    if a.bias == "all":
+        total += 2 * block.width + (2 if a.gated else 1) * block.ffn_width
+    return total
+
+
+def block_parameters(a: Architecture, block: Block) -> int:
+    return block.weight_layers * (layer_matrix_parameters(a, block) + layer_vector_parameters(a, block))
+
+
+def width_change_parameters(before: int, after: int) -> int:
+    return before * after if before != after else 0
+
+
+def end_parameters(a: Architecture) -> int:
+    """Embedding, positions, final norm and head, with the projections at either end."""
+    first, last = a.blocks[0].width, a.blocks[-1].width
+    table = a.vocab_size * a.embedding_width
+    total = table * (1 if a.tied_head else 2) + a.position_rows * first
+    total += width_change_parameters(a.embedding_width, first) + width_change_parameters(last, a.embedding_width)
+    return total + (_norm_parameters(a, last) if a.norm_placement == "pre" else 0)
+
+
+def parameters(a: Architecture) -> int:
+    """Stored parameters, shared layers once, a tied head once."""
+    widths = [block.width for block in a.blocks]
+    changes = sum(width_change_parameters(x, y) for x, y in zip(widths, widths[1:], strict=False))
+    return end_parameters(a) + changes + sum(block_parameters(a, block) for block in a.blocks)
+
+
+# --- FLOPs -----------------------------------------------------------------------------------------
+
+
+def layer_flops(a: Architecture, block: Block, sequence: int) -> int:
+    return 2 * sequence * layer_matrix_parameters(a, block) + 4 * sequence * sequence * block.width
+
+
+def block_flops(a: Architecture, block: Block, sequence: int) -> int:
+    return block.layers * layer_flops(a, block, sequence)
+
+
+def head_flops(a: Architecture, sequence: int) -> int:
+    """Output head over every position, with the width projections at either end."""
+    first, last, width = a.blocks[0].width, a.blocks[-1].width, a.embedding_width
+    ends = width_change_parameters(width, first) + width_change_parameters(last, width)
+    return 2 * sequence * (a.vocab_size * width + ends)
+
+
+def flops(a: Architecture, sequence: int = 1024, head: bool = False) -> int:
+    """FLOPs of one forward pass over `sequence` tokens, batch 1 (paper section 6)."""
+    widths = [block.width for block in a.blocks]
+    changes = sum(width_change_parameters(x, y) for x, y in zip(widths, widths[1:], strict=False))
+    total = sum(block_flops(a, block, sequence) for block in a.blocks) + 2 * sequence * changes
+    return total + (head_flops(a, sequence) if head else 0)
+
+
+# --- bytes -----------------------------------------------------------------------------------------
+
+# Stored bytes per weight-matrix element. int8 and int4 keep one float32 scale per INT4_BLOCK elements.
+MATRIX_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0 + 4 / INT4_BLOCK, "int4": 0.5 + 4 / INT4_BLOCK}
+VECTOR_BYTES = {"fp32": 4, "fp16": 2, "int8": 4, "int4": 4}  # norms, biases, positions
+
+
+
+def kv_bytes(a: Architecture, positions: int | None = None, element_bytes: int = 2) -> int:
+    """Bytes of the key and value cache for `positions` (default: all) positions."""
+    length = a.max_positions if positions is None else positions
+    return sum(2 * block.layers * block.kv_heads * a.head_dim for block in a.blocks) * length * element_bytes

@@ -1,0 +1,81 @@
+"""Everything merino-edge refuses, as types.
+
+Each error is one line that says what was wrong and where, and carries `hint`: what to do next, with
+the command where there is one. The command line prints `message; hint` and exits with `exit_code`;
+nothing here prints or exits.
+"""
+
+from __future__ import annotations
+
+
+class MerinoError(Exception):
+    """A refusal a user can act on. `hint` names the next step, `exit_code` is the process's."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.hint}" if self.hint else self.message
+
+
+class ArchitectureError(MerinoError):
+    """An architecture breaks a rule (widths decreasing, heads not dividing, zero layers, ...)."""
+
+    exit_code = 2
+
+
+class ArtefactError(MerinoError):
+    """An artefact is missing, truncated, altered, foreign, or newer than this tool."""
+
+    exit_code = 3
+
+
+class BudgetError(MerinoError):
+    """No architecture of the space meets the budgets."""
+
+    exit_code = 4
+
+
+class ParityError(MerinoError):
+    """An exported graph does not compute what the checkpoint computes."""
+
+    exit_code = 5
+
+
+class InputError(MerinoError):
+    """A value, prompt or corpus that cannot be used."""
+
+    exit_code = 2
+
+
+class OutputError(MerinoError):
+    """The result cannot be written (read-only, full, or something is in the way)."""
+
+    exit_code = 6
+
+
+class MissingExtraError(MerinoError):
+    """A verb needs a package that is not installed; the hint is the pip command."""
+
+    exit_code = 7
+
+
+class UnsupportedError(MerinoError):
+    """A model, operator, device or target that this version does not handle."""
+
+    exit_code = 8
+
+
+def require(package: str, extra: str) -> None:
+    """Refuse with the pip command when `package` (of the extra `extra`) is not installed."""
+    from importlib.util import find_spec
+
+    if find_spec(package) is None:
+        raise MissingExtraError(
+            f"this needs the package {package}, which is not installed",
+            f"run: pip install 'merino-edge[{extra}]'",
+        )

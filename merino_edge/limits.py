@@ -1,0 +1,33 @@
+"""Every limit of merino-edge in one place; an error that applies one names it.
+
+They bound what an untrusted file may make the tool allocate or loop over. None is a recommendation.
+"""
+
+from __future__ import annotations
+
+from merino_edge.errors import InputError
+
+MAX_VOCAB_SIZE = 1_000_000
+MAX_POSITIONS = 1_048_576
+MAX_WIDTH = 16_384
+MAX_FFN_WIDTH = 131_072
+MAX_HEAD_DIM = 512
+MAX_HEADS = 1_024
+MAX_BLOCKS = 256
+MAX_LAYERS = 1_024  # in one block, and over all blocks
+
+MAX_JSON_BYTES = 64 * 2**20
+MAX_TABLE_BYTES = 256 * 2**20
+MAX_PROMPT_BYTES = 1 * 2**20
+MAX_TEMPLATE_BYTES = 128 * 2**10
+MAX_NEW_TOKENS = 1_048_576
+MAX_STOP_STRINGS = 64
+
+
+def check_range(name: str, value: int, low: int, high: int, error: type = InputError) -> int:
+    """Return `value`, or raise `error` naming the field and its bounds."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise error(f"{name} must be a whole number, not {value!r}", f"give {low} to {high}")
+    if not low <= value <= high:
+        raise error(f"{name} is {value}, outside {low} to {high}", "see merino_edge/limits.py")
+    return value

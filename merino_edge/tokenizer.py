@@ -1,0 +1,108 @@
+"""Text to token ids and back, and the chat template: a `tokenizers` tokenizer with its few conventions.
+
+A checkpoint and a bundle hold `tokenizer.json` (the `tokenizers` library's own format) and `chat.json`:
+
+    {"eos_token_ids": [2], "bos_token_id": null, "chat_template": "{% for ... %}" or null}
+
+`bos_token_id` is put before every prompt when it is not null. The template is Jinja and comes from the model's author,
+so it is rendered in a sandbox (`ImmutableSandboxedEnvironment`). This module knows no model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merino_edge import artefact, limits
+from merino_edge.errors import ArtefactError, InputError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """What `chat.json` holds."""
+
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    chat_template: str | None = None
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @staticmethod
+    def load(path: Path) -> ChatFormat:
+        value = artefact.parse_json(artefact.read_text(path), str(path))
+        try:
+            ids = tuple(int(i) for i in value["eos_token_ids"])
+            bos, template = value["bos_token_id"], value["chat_template"]
+            if not (bos is None or isinstance(bos, int)) or not (template is None or isinstance(template, str)):
+                raise TypeError
+        except (KeyError, TypeError, ValueError):
+            raise ArtefactError(f"{path} is not a chat.json of merino-edge", "make the artefact again") from None
+        if template is not None and len(template.encode()) > limits.MAX_TEMPLATE_BYTES:
+            raise ArtefactError(f"{path}: chat template over {limits.MAX_TEMPLATE_BYTES} bytes", "see merino_edge/limits.py")
+        return ChatFormat(ids, bos, template)
+
+
+class Tokenizer:
+    """Encodes and decodes; `apply_template` turns a conversation into the prompt text."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, chat: ChatFormat) -> None:
+        self.backend = backend
+        self.chat = chat
+
+    @staticmethod
+    def load(folder: Path | str) -> Tokenizer:
+        """Read `tokenizer.json` and `chat.json` of a checkpoint or bundle. Raises ArtefactError."""
+        import tokenizers
+
+        folder = Path(folder)
+        text = artefact.read_text(folder / "tokenizer.json")
+        try:
+            backend = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises bare Exception
+            raise ArtefactError(f"{folder / 'tokenizer.json'} is not a tokenizer ({error})", "make the artefact again") from None
+        return Tokenizer(backend, ChatFormat.load(folder / "chat.json"))
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.backend.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, special tokens spelled in the text recognised, with BOS where the model wants it."""
+        if len(text.encode()) > limits.MAX_PROMPT_BYTES:
+            raise InputError(f"text of more than {limits.MAX_PROMPT_BYTES} bytes", "shorten it (merino_edge/limits.py)")
+        ids = list(self.backend.encode(text, add_special_tokens=False).ids)
+        return ids if self.chat.bos_token_id is None else [self.chat.bos_token_id, *ids]
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def apply_template(self, messages: Sequence[Message]) -> str:
+        """The prompt for a conversation, ending where the assistant starts. Raises InputError, ArtefactError."""
+        if self.chat.chat_template is None:
+            raise InputError("this bundle has no chat template", "use: merino-edge generate BUNDLE --prompt TEXT")
+        import jinja2
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        def raise_exception(message: str) -> None:
+            raise jinja2.TemplateError(message)
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        context: dict[str, Any] = {"messages": list(messages), "add_generation_prompt": True}
+        context.update(bos_token=self._token(self.chat.bos_token_id), raise_exception=raise_exception)
+        context["eos_token"] = self._token(self.chat.eos_token_ids[0] if self.chat.eos_token_ids else None)
+        try:
+            return environment.from_string(self.chat.chat_template).render(**context)
+        except Exception as error:  # templates are untrusted: whatever they raise is their fault
+            raise ArtefactError(f"the chat template failed ({error})", "use --prompt, or import the model again") from None
+
+    def _token(self, token_id: int | None) -> str:
+        return "" if token_id is None else (self.backend.id_to_token(token_id) or "")

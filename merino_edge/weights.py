@@ -1,0 +1,86 @@
+"""The names and shapes of a model's weights, as stored in a checkpoint's `model.safetensors`.
+
+One rule for the PyTorch module, the importers, the exporter and the profiler. Linear weights are
+[out, in] as in PyTorch. A shared block stores only `layers.0`.
+
+    embedding.weight [V, E]            positions.weight [rows, W_0]      projection_in.weight [W_0, E]
+    blocks.B.projection.weight [W_B, W_B-1]
+    blocks.B.layers.L.attention_norm.weight|bias [W]      ...ffn_norm.weight|bias [W]
+    blocks.B.layers.L.attention.query|key|value|output.weight [out, in], .bias [out]
+    blocks.B.layers.L.ffn.gate|up|down.weight [out, in], .bias [out]
+    final_norm.weight|bias [W_N]       projection_out.weight [E, W_N]    head.weight [V, E]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from merino_edge.architecture import Architecture, Block
+
+Shape = tuple[int, ...]
+
+
+def _norm(name: str, width: int, a: Architecture) -> Iterator[tuple[str, Shape]]:
+    yield f"{name}.weight", (width,)
+    if a.norm == "layernorm":
+        yield f"{name}.bias", (width,)
+
+
+def _linear(name: str, out: int, into: int, bias: bool) -> Iterator[tuple[str, Shape]]:
+    yield f"{name}.weight", (out, into)
+    if bias:
+        yield f"{name}.bias", (out,)
+
+
+def layer_shapes(a: Architecture, block: Block, prefix: str) -> Iterator[tuple[str, Shape]]:
+    """Names and shapes of one layer's weights, each name starting with `prefix`."""
+    width, kv_width, everywhere = block.width, block.kv_heads * a.head_dim, a.bias == "all"
+    yield from _norm(f"{prefix}attention_norm", width, a)
+    for name, out in (("query", width), ("key", kv_width), ("value", kv_width)):
+        yield from _linear(f"{prefix}attention.{name}", out, width, a.bias != "none")
+    yield from _linear(f"{prefix}attention.output", width, width, everywhere)
+    yield from _norm(f"{prefix}ffn_norm", width, a)
+    for name in ("gate", "up") if a.gated else ("up",):
+        yield from _linear(f"{prefix}ffn.{name}", block.ffn_width, width, everywhere)
+    yield from _linear(f"{prefix}ffn.down", width, block.ffn_width, everywhere)
+
+
+def weight_shapes(a: Architecture) -> dict[str, Shape]:
+    """Every stored weight's name and shape, in file order."""
+
+    def walk() -> Iterator[tuple[str, Shape]]:
+        first, last = a.blocks[0].width, a.blocks[-1].width
+        yield "embedding.weight", (a.vocab_size, a.embedding_width)
+        if a.positions == "learned":
+            yield "positions.weight", (a.position_rows, first)
+        if a.embedding_width != first:
+            yield from _linear("projection_in", first, a.embedding_width, False)
+        previous = first
+        for index, block in enumerate(a.blocks):
+            if block.width != previous:
+                yield from _linear(f"blocks.{index}.projection", block.width, previous, False)
+            previous = block.width
+            for layer in range(block.weight_layers):
+                yield from layer_shapes(a, block, f"blocks.{index}.layers.{layer}.")
+        if a.norm_placement == "pre":
+            yield from _norm("final_norm", last, a)
+        if a.embedding_width != last:
+            yield from _linear("projection_out", a.embedding_width, last, False)
+        if not a.tied_head:
+            yield "head.weight", (a.vocab_size, a.embedding_width)
+
+    return dict(walk())
+
+
+def random_weights(a: Architecture, seed: int = 0) -> dict[str, np.ndarray]:
+    """Float32 weights fit for timing (latency does not depend on values): N(0, 0.02), norms 1 and 0."""
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name, shape in weight_shapes(a).items():
+        if "norm" in name or name.endswith(".bias"):
+            weights[name] = np.full(shape, 1.0 if name.endswith("norm.weight") else 0.0, np.float32)
+        else:
+            weights[name] = rng.standard_normal(shape, np.float32) * np.float32(0.02)
+    return weights

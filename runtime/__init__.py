@@ -1,0 +1,1 @@
+"""Runtime: run a bundle. Needs no PyTorch and no ONNX library."""
