@@ -35,6 +35,11 @@ class Bundle:
     def graph(self) -> Path:
         return self.path / "model.onnx"
 
+    def card(self) -> dict[str, Any]:
+        """What a result says of the bundle it came from."""
+        known = {"id": self.architecture.id, "precision": self.precision, "target": self.target, "context": self.context}
+        return {**known, "sha256": self.manifest.get("sha256")}
+
 
 def write_manifest(folder: Path, a: Architecture, precision: str, target: str, context: int, **more: Any) -> None:
     """Write `manifest.json` with the hash of every file in `folder`; the last step of an export."""

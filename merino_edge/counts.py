@@ -4,11 +4,13 @@ Every count is a sum of parts, and each part is a function of its own so that a 
 same numbers block by block: `total = ends + sum(block parts) + sum(width-change parts)`.
 
 FLOPs follow the paper (section 6): batch 1, 2 x multiply-adds, attention over the full square,
-norms, softmax and biases not counted. The paper excludes the output head. The embedding's and head's own width projections
-count with the head (this gives the published 213 G for OPT-125M and 721 G for OPT-350M).
+norms, softmax and biases not counted. The paper excludes the output head. The embedding's and head's own
+width projections count with the head (this gives the published 213 G for OPT-125M and 721 G for OPT-350M).
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import InputError
@@ -49,6 +51,10 @@ def width_change_parameters(before: int, after: int) -> int:
     return before * after if before != after else 0
 
 
+def _inner_change_parameters(a: Architecture) -> int:
+    return sum(width_change_parameters(x.width, y.width) for x, y in pairwise(a.blocks))
+
+
 def end_parameters(a: Architecture) -> int:
     """Embedding, positions, final norm and head, with the projections at either end."""
     first, last = a.blocks[0].width, a.blocks[-1].width
@@ -60,9 +66,7 @@ def end_parameters(a: Architecture) -> int:
 
 def parameters(a: Architecture) -> int:
     """Stored parameters, shared layers once, a tied head once."""
-    widths = [block.width for block in a.blocks]
-    changes = sum(width_change_parameters(x, y) for x, y in zip(widths, widths[1:], strict=False))
-    return end_parameters(a) + changes + sum(block_parameters(a, block) for block in a.blocks)
+    return end_parameters(a) + _inner_change_parameters(a) + sum(block_parameters(a, block) for block in a.blocks)
 
 
 # --- FLOPs -----------------------------------------------------------------------------------------
@@ -85,18 +89,47 @@ def head_flops(a: Architecture, sequence: int) -> int:
 
 def flops(a: Architecture, sequence: int = 1024, head: bool = False) -> int:
     """FLOPs of one forward pass over `sequence` tokens, batch 1 (paper section 6)."""
-    widths = [block.width for block in a.blocks]
-    changes = sum(width_change_parameters(x, y) for x, y in zip(widths, widths[1:], strict=False))
-    total = sum(block_flops(a, block, sequence) for block in a.blocks) + 2 * sequence * changes
+    total = sum(block_flops(a, block, sequence) for block in a.blocks) + 2 * sequence * _inner_change_parameters(a)
     return total + (head_flops(a, sequence) if head else 0)
 
 
 # --- bytes -----------------------------------------------------------------------------------------
 
-# Stored bytes per weight-matrix element. int8 and int4 keep one float32 scale per INT4_BLOCK elements.
+# Bytes per element as stored for the target `onnxruntime`; `rtx` stores scales and biases in float16. int8 and
+# int4 keep one float32 scale per INT4_BLOCK elements; an int4 model keeps its head at int8, where most of the
+# quantisation error would come from.
 MATRIX_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0 + 4 / INT4_BLOCK, "int4": 0.5 + 4 / INT4_BLOCK}
-VECTOR_BYTES = {"fp32": 4, "fp16": 2, "int8": 4, "int4": 4}  # norms, biases, positions
+HEAD_BYTES = {**MATRIX_BYTES, "int4": MATRIX_BYTES["int8"]}
+VECTOR_BYTES = 4  # norms and biases
+TABLE_BYTES = {"fp32": 4, "fp16": 2, "int8": 2, "int4": 2}  # the tables that tokens and positions look up
 
+
+def check_precision(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise InputError(f"there is no precision {precision!r}", f"choose one of {', '.join(PRECISIONS)}")
+
+
+def block_weight_bytes(a: Architecture, block: Block, precision: str) -> float:
+    matrices, vectors = layer_matrix_parameters(a, block), layer_vector_parameters(a, block)
+    return block.weight_layers * (matrices * MATRIX_BYTES[precision] + vectors * VECTOR_BYTES)
+
+
+def end_weight_bytes(a: Architecture, precision: str) -> float:
+    """Embedding, positions, final norm and head. A quantised head cannot serve as the embedding too."""
+    first, last, width = a.blocks[0].width, a.blocks[-1].width, a.embedding_width
+    table = a.vocab_size * width
+    one_table = a.tied_head and precision in ("fp32", "fp16")
+    projections = width_change_parameters(width, first) + width_change_parameters(last, width)
+    total = (table + a.position_rows * first) * TABLE_BYTES[precision] + projections * MATRIX_BYTES[precision]
+    total += 0 if one_table else table * HEAD_BYTES[precision]
+    return total + (_norm_parameters(a, last) * VECTOR_BYTES if a.norm_placement == "pre" else 0)
+
+
+def weight_bytes(a: Architecture, precision: str = "fp16") -> int:
+    """Bytes of the stored weights, rounded. Raises InputError on an unknown precision."""
+    check_precision(precision)
+    total = end_weight_bytes(a, precision) + _inner_change_parameters(a) * MATRIX_BYTES[precision]
+    return round(total + sum(block_weight_bytes(a, block, precision) for block in a.blocks))
 
 
 def kv_bytes(a: Architecture, positions: int | None = None, element_bytes: int = 2) -> int:

@@ -15,13 +15,19 @@ MAX_HEAD_DIM = 512
 MAX_HEADS = 1_024
 MAX_BLOCKS = 256
 MAX_LAYERS = 1_024  # in one block, and over all blocks
+MAX_GENES = 10_000  # blocks a search space may choose from
+MAX_ITERATIONS = 1_000_000_000
+MAX_POPULATION = 1_000_000
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_TABLE_BYTES = 256 * 2**20
+MAX_GGUF_VALUES = 16 * 2**20  # numbers and strings of a GGUF file that are not weights
 MAX_PROMPT_BYTES = 1 * 2**20
 MAX_TEMPLATE_BYTES = 128 * 2**10
 MAX_NEW_TOKENS = 1_048_576
 MAX_STOP_STRINGS = 64
+MAX_THREADS = 1_024
+MAX_REPETITIONS = 10_000
 
 
 def check_range(name: str, value: int, low: int, high: int, error: type = InputError) -> int:

@@ -77,7 +77,11 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, special tokens spelled in the text recognised, with BOS where the model wants it."""
-        if len(text.encode()) > limits.MAX_PROMPT_BYTES:
+        try:
+            size_bytes = len(text.encode())
+        except UnicodeEncodeError:  # lone surrogates: how Python spells bytes that are not UTF-8
+            raise InputError("the text is not valid UTF-8", "convert it, for example with iconv") from None
+        if size_bytes > limits.MAX_PROMPT_BYTES:
             raise InputError(f"text of more than {limits.MAX_PROMPT_BYTES} bytes", "shorten it (merino_edge/limits.py)")
         ids = list(self.backend.encode(text, add_special_tokens=False).ids)
         return ids if self.chat.bos_token_id is None else [self.chat.bos_token_id, *ids]

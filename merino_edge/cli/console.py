@@ -34,9 +34,17 @@ def print_line(text: str) -> None:
 @contextmanager
 def progress(console: Console | None = None) -> Iterator[Progress]:
     """A progress bar on stderr with elapsed time and an ETA; silent where stderr is not a terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
-    with Progress(*columns, console=console or stderr(), transient=False) as bar:
+    screen = console or stderr()
+    with Progress(*columns, console=screen, transient=False, disable=not screen.is_terminal) as bar:
         yield bar

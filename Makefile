@@ -1,0 +1,60 @@
+# make demo    set up, then profile -> search -> train -> export -> chat sample on this machine
+# make chat    set up, fetch SmolLM2-135M-Instruct, import, export as int4, open a chat
+# make test    set up, then lint, types and every test
+# make bench   set up, then compare int4 decode with llama.cpp (builds llama-cpp-python, about 10 minutes)
+
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= demo
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SOURCES := pyproject.toml $(shell find merino_edge search export runtime jetson -name '*.py')
+
+.PHONY: demo chat test lint types bench clean
+
+demo: $(VENV)/workstation
+	$(BIN)/merino-edge demo --out $(OUT)
+
+chat: $(VENV)/workstation
+	$(BIN)/python -m merino_edge.pretrained chat/model.gguf
+	test -d chat/checkpoint || $(BIN)/merino-edge import chat/model.gguf --out chat/checkpoint
+	test -d chat/bundle-int4 || $(BIN)/merino-edge export chat/checkpoint --out chat/bundle-int4 --precision int4
+	$(BIN)/merino-edge generate chat/bundle-int4
+
+test: lint types
+	$(BIN)/pytest tests
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev
+	cd tests && ../$(BIN)/mypy --config-file ../pyproject.toml -p merino_edge
+
+bench: $(VENV)/dev
+	$(PIP) llama-cpp-python
+	$(BIN)/python benchmarks/decode_vs_llama_cpp.py
+
+# The package is installed, not linked: tests and types then see what a user gets.
+$(VENV)/workstation: $(VENV)/environment $(SOURCES)
+	rm -rf build
+	$(PIP) '.[workstation]'
+	$(PIP) --force-reinstall --no-deps .
+	rm -rf build *.egg-info
+	touch $@
+
+$(VENV)/dev: $(VENV)/environment $(SOURCES)
+	rm -rf build
+	$(PIP) '.[dev]'
+	$(PIP) --force-reinstall --no-deps .
+	rm -rf build *.egg-info
+	-$(PIP) '.[rtx]' || echo "TensorRT for RTX has no package for this machine; its compile tests will be skipped"
+	touch $@ $(VENV)/workstation
+
+$(VENV)/environment: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,156 @@
+"""Proof that an exported bundle computes what its checkpoint computes: PyTorch fp32 against the bundle's engine.
+
+Every check is one figure against one limit (`LIMITS`, per precision); one failure fails the export. On
+real text, position by position through the cache (decode) and again as prompts (prefill):
+
+    max_logit_difference   max over positions and vocabulary of |exported - reference|
+    mean_kl                mean over positions of KL(reference || exported), nats
+    top1_agreement         share of positions with the same best token; a tie of the reference counts as agreement
+    greedy_tokens_equal    of GREEDY_TOKENS greedily decoded, how many agree before the first difference (or tie)
+    prefill_difference     max |prompt run at once - run token by token|, both exported
+
+The only part of export that imports PyTorch. Report: a list of {check, value, limit, passed}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from merino_edge.checkpoint import Checkpoint
+from merino_edge.errors import ParityError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from merino_edge.runtime.engine import Engine
+
+GREEDY_TOKENS = 64
+TEXT_TOKENS = 128
+
+# A limit is the greatest value that passes; for the two shares and counts, the least (`AT_LEAST`).
+LIMITS: dict[str, dict[str, float]] = {
+    "fp32": {"max_logit_difference": 1e-3, "mean_kl": 1e-6, "top1_agreement": 1.0,
+             "greedy_tokens_equal": GREEDY_TOKENS, "prefill_difference": 1e-3},
+    "fp16": {"mean_kl": 1e-3, "top1_agreement": 0.97, "prefill_difference": 0.1},
+    "int8": {"mean_kl": 2e-2, "top1_agreement": 0.90},
+    "int4": {"mean_kl": 0.25, "top1_agreement": 0.70},
+}  # fmt: skip
+AT_LEAST = ("top1_agreement", "greedy_tokens_equal")
+TIE = 1e-3  # logits closer than this are one choice: fp32 rounding decides between them
+
+# Written for this project; any text would do, ordinary English shows what a chat will show.
+TEXT = """The little board sits on the desk beside the window. It has a small fan, a green light, and a stack of
+notes from the week before. Every morning someone asks it a question: what is the weather like, how far is
+the moon, why does bread rise? It reads the words one at a time, thinks for a moment, and answers in a calm
+voice. "The moon is about 384,400 kilometres away," it says. Nobody trained it to be clever; it was made to be quick,
+to use little power, and to say when it does not know. On some days it is wrong, and then we write that down too.
+def area(width, height):
+    return width * height  # in square metres
+In the evening the light goes off, the fan stops, and the room is quiet again until tomorrow."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report."""
+
+    check: str
+    value: float
+    limit: float | None  # None: reported, not judged
+    passed: bool
+
+
+def compare(checkpoint: Checkpoint, engine: Engine, precision: str, tokens: Sequence[int]) -> list[Check]:
+    """All checks of `engine` against the checkpoint in PyTorch fp32, over `tokens` (at least 2)."""
+    text = np.asarray(tokens[: min(TEXT_TOKENS, engine.max_positions)], np.int64)  # [T]
+    reference = TorchReference(checkpoint)
+    expected = reference.logits(text)  # [T, V]
+    got = np.stack([engine.forward(text[i : i + 1], i).copy() for i in range(len(text))])  # [T, V]
+    ends = sorted({1, len(text) // 2, len(text)})
+    prompts = np.stack([engine.forward(text[:end], 0).copy() for end in ends])
+    greedy_start = text[: max(1, len(text) // 4)]
+    count = min(GREEDY_TOKENS, engine.max_positions - len(greedy_start))
+    figures = {
+        "max_logit_difference": float(np.abs(got - expected).max()),
+        "mean_kl": mean_kl(expected, got),
+        "top1_agreement": top1_agreement(expected, got),
+        "greedy_tokens_equal": _greedy_agreement(reference, engine, greedy_start, count) + GREEDY_TOKENS - count,
+        "prefill_difference": float(np.abs(prompts - got[[end - 1 for end in ends]]).max()),
+    }
+    return [_judge(name, value, LIMITS[precision].get(name)) for name, value in figures.items()]
+
+
+def require_passed(checks: Sequence[Check]) -> None:
+    """Raise ParityError naming the failed checks with their figures."""
+    failed = [f"{c.check} {c.value:.3g} (limit {c.limit:.3g})" for c in checks if not c.passed and c.limit is not None]
+    if failed:
+        raise ParityError(f"the export does not match the checkpoint: {', '.join(failed)}",
+                          "nothing was written; try a higher --precision")  # fmt: skip
+
+
+def report(checks: Sequence[Check]) -> list[dict[str, Any]]:
+    return [asdict(check) for check in checks]
+
+
+def _judge(name: str, value: float, limit: float | None) -> Check:
+    if limit is None:
+        return Check(name, value, None, True)
+    # Written so that NaN fails.
+    return Check(name, value, limit, bool(value >= limit if name in AT_LEAST else value <= limit))
+
+
+# --- figures ---------------------------------------------------------------------------------------
+
+
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def mean_kl(expected: NDArray[np.float32], got: NDArray[np.float32]) -> float:
+    """Mean over rows of KL(softmax(expected) || softmax(got)), nats; both [T, V]."""
+    p, q = _log_softmax(expected), _log_softmax(got)
+    return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
+
+
+def top1_agreement(expected: NDArray[np.float32], got: NDArray[np.float32]) -> float:
+    """Share of rows whose best token agrees, up to ties of the reference; both [T, V]."""
+    chosen = np.take_along_axis(expected, got.argmax(axis=-1)[:, None], axis=-1)[:, 0]
+    return float((expected.max(axis=-1) - chosen <= TIE).mean())
+
+
+def _greedy_agreement(reference: TorchReference, engine: Engine, start: NDArray[np.int64], count: int) -> int:
+    """Tokens decoded greedily alike from `start`. The exported model chooses; the reference is asked if it would too."""
+    if count == 0:
+        return 0
+    tokens = list(start)
+    logits = engine.forward(start, 0)
+    for _ in range(count):
+        tokens.append(int(logits.argmax()))
+        if len(tokens) - len(start) < count:
+            logits = engine.forward(np.asarray(tokens[-1:], np.int64), len(tokens) - 1)
+    expected = reference.logits(np.asarray(tokens[:-1], np.int64))[len(start) - 1 :]  # [count, V]
+    chosen = expected[np.arange(count), tokens[len(start) :]]
+    differs = expected.max(axis=-1) - chosen > TIE
+    return int(differs.argmax()) if differs.any() else count
+
+
+class TorchReference:
+    """The checkpoint in PyTorch, float32, uncached."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        from merino_edge.model import Model
+
+        self.model = Model.from_weights(checkpoint.architecture, checkpoint.weights).float().eval()
+
+    def logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """tokens [T] -> logits [T, V]"""
+        import torch
+
+        with torch.inference_mode():
+            return np.asarray(self.model(torch.from_numpy(tokens)[None])[0].float().numpy())
+
+

@@ -1,0 +1,78 @@
+"""What stands on this machine and what each verb still lacks: the block to paste when asking for help.
+
+Packages are looked up, not imported. Knows no verb's code, only which packages it needs and which extra brings them.
+"""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any
+
+from merino_edge import __version__
+from merino_edge.jetson.device import device_card
+
+# Module names where they differ from the package's.
+MODULES = {
+    "onnx-ir": "onnx_ir",
+    "tensorrt-rtx-cu12-bindings": "tensorrt_rtx_bindings",
+    "cuda-bindings": "cuda.bindings",
+}
+BASE = ("numpy", "typer", "rich", "tokenizers", "onnxruntime", "jinja2")
+# verb: (packages beyond the base, extras that bring them)
+NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
+    "profile": (("onnx", "onnx-ir"), "export"),
+    "search": ((), ""),
+    "train": (("torch", "safetensors"), "train"),
+    "import": (("gguf", "safetensors"), "import"),
+    "export": (("torch", "safetensors", "onnx", "onnx-ir"), "train,export"),
+    "generate": ((), ""),
+    "bench": ((), ""),
+    "show": ((), ""),
+    "demo": (("torch", "safetensors", "onnx", "onnx-ir"), "train,export"),
+}
+# What makes a verb do more, and the extra that brings it.
+OPTIONAL = {
+    "plots (profile, search --plot)": (("matplotlib",), "plot"),
+    "reading an export back by TensorRT for RTX": (("tensorrt-rtx-cu12-bindings",), "rtx"),
+    "TensorRT on a board": (("tensorrt", "cuda-bindings"), "tensorrt"),
+}
+
+
+def installed(package: str) -> str | None:
+    """The version of a package that can be imported, else None."""
+    try:
+        found = find_spec(MODULES.get(package, package))
+    except ModuleNotFoundError:  # of a parent
+        return None
+    if found is None:
+        return None
+    try:
+        return version(package)
+    except PackageNotFoundError:  # importable without package data, as JetPack's TensorRT can be
+        return "unknown"
+
+
+def examine() -> dict[str, Any]:
+    """{"merino_edge", "python", "device": card, "packages": {name: version or null},
+    "verbs": {verb: {"ok", "missing": [...], "fix": command or null}}, "optional": {the same by purpose}}"""
+    names = [*BASE, *(p for packages, _ in (*NEEDS.values(), *OPTIONAL.values()) for p in packages)]
+    packages = {name: installed(name) for name in dict.fromkeys(names)}
+
+    def state(needed: tuple[str, ...], extras: str) -> dict[str, Any]:
+        missing = [name for name in needed if packages[name] is None]
+        return {"ok": not missing, "missing": missing, "fix": _fix(extras) if missing else None}
+
+    return {
+        "merino_edge": __version__,
+        "python": f"{platform.python_implementation()} {platform.python_version()} on {platform.machine()}",
+        "device": device_card(),
+        "packages": packages,
+        "verbs": {verb: state((*BASE, *needed), extras) for verb, (needed, extras) in NEEDS.items()},
+        "optional": {purpose: state(needed, extras) for purpose, (needed, extras) in OPTIONAL.items()},
+    }
+
+
+def _fix(extras: str) -> str:
+    return f"pip install 'merino-edge[{extras}]'" if extras else "pip install merino-edge"

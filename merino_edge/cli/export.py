@@ -1,0 +1,55 @@
+"""`merino-edge export`: a checkpoint as a bundle that was compared with PyTorch before it was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint folder, from train or import.")],
+    out: Annotated[Path, typer.Option(help="Bundle folder to write.")],
+    precision: Annotated[str, typer.Option(help="fp32, fp16, int8 or int4 weights.")] = "fp32",
+    context: Annotated[int | None, typer.Option(help="Positions the cache holds [default: 1024, or the model's].")] = None,
+    target: Annotated[str, typer.Option(help="onnxruntime (any CPU) or rtx (TensorRT with native attention).")] = "onnxruntime",
+    threads: Annotated[int | None, typer.Option(help="Threads for the comparison.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
+) -> None:
+    """Export CKPT to ONNX at a precision, prove that it matches PyTorch, and write a bundle."""
+    from merino_edge import checkpoint as checkpoints
+    from merino_edge.cli.console import print_json, print_line, stderr
+    from merino_edge.errors import require
+
+    require("onnx_ir", "export")
+    require("torch", "train")
+    from merino_edge.export.bundle_writer import write_bundle
+    from merino_edge.export.targets import Target
+    from merino_edge.runtime.onnx_engine import OnnxEngine
+
+    Target.named(target, precision)  # refuse before minutes of work
+    console = stderr()
+    with console.status("reading the checkpoint") as status:
+        source = checkpoints.load(checkpoint)
+        a = source.architecture
+        positions = min(1024, a.max_positions) if context is None else context
+        bundle = write_bundle(
+            source, out, precision, positions, target,
+            open_engine=lambda graph, size: OnnxEngine(graph, a, size, threads),
+            on_step=lambda step: status.update(step),
+        )  # fmt: skip
+    manifest = bundle.manifest
+    size_mb = sum(file["bytes"] for file in manifest["files"].values()) / 1e6
+    if json:
+        print_json({"out": str(out), "size_mb": round(size_mb, 1),
+                    **{key: manifest[key] for key in ("id", "precision", "target", "context", "parity", "compiled")}})  # fmt: skip
+        return
+    for check in manifest["parity"]:
+        limit = "reported only" if check["limit"] is None else f"limit {check['limit']:g}"
+        print_line(f"✓ {check['check']:22} {check['value']:.6g}  ({limit})")
+    if compiled := manifest["compiled"]:
+        print_line(f"✓ {'TensorRT for RTX':22} compiles for {compiled['capability']} in {compiled['seconds']:.1f} s")
+    print_line(f"{out}: {precision}, {positions} positions, {size_mb:.1f} MB")
+    if target == "onnxruntime":
+        console.print(f"next: merino-edge generate {out}", style="dim", soft_wrap=True)

@@ -1,0 +1,101 @@
+"""`merino-edge generate BUNDLE`: text from a bundle, once (`--prompt` or stdin) or as a chat in the terminal.
+
+Text goes to stdout, statistics to stderr. Ctrl-C ends the answer within a token and keeps what was said; once
+more ends the program (exit code 130). `--json` prints `text`, `tokens`, `finish_reason`, `prompt_tokens`,
+`statistics`, `sampling` (with the seed that was used) and `bundle` as one object.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from contextlib import closing, suppress
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from merino_edge.errors import InputError
+
+if TYPE_CHECKING:
+    from merino_edge.runtime.chat import Chat
+    from merino_edge.runtime.generation import Generation
+
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells count it
+
+
+def generate(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")],
+    prompt: Annotated[str | None, typer.Option(help="Answer this and leave; without it: stdin, or a chat.")] = None,
+    chat: Annotated[
+        bool | None, typer.Option("--chat/--raw", help="With or without template; default: if any.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System message of the chat.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 256,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
+    temperature: Annotated[float, typer.Option(help="Flatness of the distribution; 0 is greedy.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = 40,
+    top_p: Annotated[float, typer.Option(help="Keep the fewest tokens with this probability; 1 keeps all.")] = 0.95,
+    min_p: Annotated[float, typer.Option(help="Drop tokens less likely than this share of the likeliest.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: make tokens already seen less likely.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same answer.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be repeated.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Statistics in four lines.")] = False,
+) -> None:
+    """Generate text, or chat in the terminal."""
+    from merino_edge.cli.terminal import Terminal, print_statistics, run_turn
+    from merino_edge.runtime.chat import Chat
+    from merino_edge.runtime.engine import open_engine
+    from merino_edge.runtime.sampling import Sampling
+
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, greedy)
+    if prompt is None and not sys.stdin.isatty():
+        prompt = _read_stdin()
+    if prompt is None and as_json:
+        raise InputError("--json needs a prompt", "give --prompt TEXT or pipe one in")
+    with suppress(AttributeError):  # a stream that is not a real file cannot be, and need not be, told
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+    began = perf_counter()
+    engine, tokenizer, opened = open_engine(bundle, threads)
+    with closing(engine):
+        talk = Chat(engine, tokenizer, sampling, max_tokens, stop or (), system, None if chat is None else not chat)
+        load_ms = (perf_counter() - began) * 1e3
+        if prompt is None:
+            Terminal(talk, load_ms, verbose).run()
+            return
+        answer = run_turn(talk, prompt, quiet=as_json)
+        if as_json:
+            from merino_edge.cli.console import print_json
+
+            print_json(_document(talk, answer, load_ms) | {"bundle": opened.card()})
+        else:
+            print_statistics(answer.statistics, load_ms, verbose)
+    if answer.finish_reason == "cancelled":
+        raise typer.Exit(INTERRUPTED)
+
+
+def _read_stdin() -> str:
+    from merino_edge import limits
+
+    data = sys.stdin.buffer.read(limits.MAX_PROMPT_BYTES + 1)
+    if len(data) > limits.MAX_PROMPT_BYTES:
+        raise InputError(f"stdin has more than {limits.MAX_PROMPT_BYTES} bytes", "shorten it (merino_edge/limits.py)")
+    try:
+        return data.decode().removesuffix("\n")  # the line's end that echo and editors add
+    except UnicodeDecodeError as error:
+        raise InputError(f"stdin is not UTF-8 (byte {error.start})", "convert it, for example with iconv") from None
+
+
+def _document(talk: Chat, answer: Generation, load_ms: float) -> dict[str, Any]:
+    return {
+        "text": answer.text,
+        "tokens": answer.tokens,
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": answer.statistics.prompt_tokens,
+        "statistics": {"load_ms": round(load_ms, 3), **answer.statistics.to_dict()},
+        "sampling": dataclasses.asdict(talk.sampling) | {"seed": answer.seed},
+    }

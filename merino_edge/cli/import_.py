@@ -1,0 +1,29 @@
+"""`merino-edge import`: a pretrained model as a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def import_model(
+    source: Annotated[str, typer.Argument(metavar="HF_FOLDER|FILE.gguf", help="A Hugging Face folder or a GGUF file.")],
+    out: Annotated[Path, typer.Option("--out", help="The checkpoint folder to write.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Make a checkpoint of a pretrained model: a Hugging Face folder (safetensors) or a GGUF file."""
+    from merino_edge.cli import console
+    from merino_edge.convert import import_model as convert
+
+    with console.progress() as bar:
+        task = bar.add_task("reading weights", total=None, note="")
+        a = convert(source, out, lambda done, total: bar.update(task, completed=done, total=total))
+    if json:
+        console.print_json(
+            {"checkpoint": str(out), "id": a.id, "parameters": a.parameters, "architecture": a.to_dict()}
+        )
+        return
+    console.print_line(f"{out}: {a.parameters / 1e6:.1f} M parameters, {a.layers} layers, architecture {a.id}")
+    console.stderr().print(f"next: merino-edge export {out} --out BUNDLE", markup=False)

@@ -1,0 +1,201 @@
+"""`merino-edge show ARTEFACT`: what an artefact is and holds, told from its content, not from its name.
+
+`--json` prints {"kind", "path", ...}: an architecture's and a space's own document; a table's header, validation and
+counts of entries; a checkpoint's training record and a bundle's manifest, each with `counts`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from merino_edge.architecture import Architecture
+
+Document = dict[str, Any]
+
+
+def show(
+    path: Annotated[Path, typer.Argument(metavar="ARTEFACT", help="A table, architecture, checkpoint or bundle.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Explain any artefact."""
+    from rich.console import Console
+
+    from merino_edge.cli import console
+
+    kind = kind_of(path)
+    reader, printer = KINDS[kind]
+    document = {"kind": kind, "path": str(path), **reader(path)}
+    if as_json:
+        console.print_json(document)
+    else:
+        printer(Console(highlight=False, markup=False, soft_wrap=True), document)
+
+
+def kind_of(path: Path) -> str:
+    """The kind an artefact says it is. Raises ArtefactError when it is none."""
+    from merino_edge import artefact, limits
+    from merino_edge.errors import ArtefactError
+
+    if not path.exists():
+        raise ArtefactError(f"{path} does not exist", "check the path")
+    if path.is_dir():
+        marks = {"manifest.json": "bundle", "training.json": "checkpoint"}
+        kind: Any = next((kind for name, kind in marks.items() if (path / name).is_file()), None)
+    else:
+        text = artefact.read_text(path, limits.MAX_TABLE_BYTES)
+        first = text.partition("\n")[0]
+        is_lines = first.startswith("{") and first.endswith("}")  # a table is one object a line, the rest one object
+        document = artefact.parse_json(first if is_lines else text, str(path))
+        kind = document.get("kind") if isinstance(document, dict) else None
+    if kind not in KINDS:
+        said = f"says it is {kind!r}" if kind else "says no kind"
+        raise ArtefactError(f"{path} is no artefact that can be shown ({said})", f"known: {', '.join(KINDS)}")
+    return str(kind)
+
+
+# --- reading ---------------------------------------------------------------------------------------
+
+
+def _counts(a: Architecture) -> Document:
+    from merino_edge.counts import PRECISIONS
+
+    return {
+        "parameters": a.parameters,
+        "layers": a.layers,
+        "flops_1024": a.flops(),
+        "weight_mb": {precision: a.weight_bytes(precision) / 1e6 for precision in PRECISIONS},
+        "kv_mb_fp16": a.kv_bytes() / 1e6,
+    }
+
+
+def _read_architecture(path: Path) -> Document:
+    from merino_edge import architecture
+
+    a, document = architecture.load(path)
+    return {**document, "counts": _counts(a)}
+
+
+def _read_checkpoint(path: Path) -> Document:
+    from merino_edge import checkpoint
+
+    loaded = checkpoint.load(path)
+    return {**loaded.training, "architecture": loaded.architecture.to_dict(), "counts": _counts(loaded.architecture)}
+
+
+def _read_bundle(path: Path) -> Document:
+    from merino_edge import bundle
+
+    loaded = bundle.load(path)
+    return {**loaded.manifest, "counts": _counts(loaded.architecture)}
+
+
+def _read_table(path: Path) -> Document:
+    from collections import Counter
+
+    from merino_edge.latency_table import LatencyTable
+
+    table = LatencyTable.load(path, unfinished=True)
+    entries = dict(Counter(f"{m.what} {m.mode}" for m in table.measurements))
+    counted = {"entries": entries, "unstable": len(table.unstable), "finished": bool(table.validation)}
+    return {**table.header, "sha256": table.sha256, **counted, "validation": table.validation}
+
+
+def _read_space(path: Path) -> Document:
+    from merino_edge.search.space import load_space
+
+    space = load_space(str(path))
+    return {**space.to_dict(), "size": space.size}
+
+
+# --- printing --------------------------------------------------------------------------------------
+
+
+def _print_model(screen: Console, document: Document) -> None:
+    """The blocks and counts that architectures, checkpoints and bundles share."""
+    from rich.table import Table
+
+    model, counts = document["architecture"], document["counts"]
+    _print_fields(screen, {k: v for k, v in model.items() if k != "blocks"})
+    blocks = Table("block", "width", "layers", "heads", "kv heads", "FFN width", "weights")
+    for index, block in enumerate(model["blocks"]):
+        numbers = [str(block[name]) for name in ("width", "layers", "heads", "kv_heads", "ffn_width")]
+        blocks.add_row(str(index), *numbers, "shared" if block["shared"] else "own")
+    screen.print(blocks)
+    weights = ", ".join(f"{precision} {mb:.1f}" for precision, mb in counts["weight_mb"].items())
+    screen.print(f"{counts['parameters'] / 1e6:.2f} M parameters, {counts['layers']} layers, "
+                 f"{counts['flops_1024'] / 1e9:.2f} GFLOP per 1024 tokens without head")  # fmt: skip
+    screen.print(
+        f"weights in MB: {weights}; cache at {model['max_positions']} positions, fp16: {counts['kv_mb_fp16']:.1f} MB"
+    )
+
+
+def _print_fields(screen: Console, fields: Document) -> None:
+    """Scalars as they are, nested values as compact JSON, one field a line."""
+    import json
+
+    for name, value in fields.items():
+        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=True)
+        screen.print(f"  {name:<18} {''.join(c if c.isprintable() else '?' for c in str(shown))}")
+
+
+def _print_artefact(screen: Console, document: Document) -> None:
+    screen.print(
+        f"{document['kind']} {document['path']} (schema {document['schema_version']}, id {document.get('id', '-')})"
+    )
+    _print_model(screen, document)
+    own = {"kind", "path", "schema_version", "id", "architecture", "counts", "tool_version", "sha256"}
+    rest = {name: value for name, value in document.items() if name not in own}
+    if rest:
+        screen.print("how it was made:")
+        _print_fields(screen, rest)
+
+
+def _print_table(screen: Console, document: Document) -> None:
+    from rich.table import Table
+
+    state = "estimated, not measured" if document["estimated"] else "measured"
+    finished = "" if document["finished"] else f", unfinished: merino-edge profile --continue --out {document['path']}"
+    screen.print(f"latency table {document['path']} ({state}{finished})")
+    hidden = {
+        "kind",
+        "path",
+        "schema_version",
+        "entries",
+        "unstable",
+        "finished",
+        "validation",
+        "estimated",
+        "space",
+        "sha256",
+    }
+    _print_fields(screen, {name: value for name, value in document.items() if name not in hidden})
+    total = sum(document["entries"].values())
+    counted = ", ".join(f"{count} {what}" for what, count in document["entries"].items())
+    screen.print(f"{total} entries ({counted}), {document['unstable']} unstable")
+    if document["validation"]:
+        figures = Table("whole models", "MAPE %", "p95 %", "max %", "bias %", "Kendall tau")
+        for mode, found in document["validation"].items():
+            names = ("mape_percent", "p95_percent", "max_percent", "bias_percent", "kendall_tau")
+            numbers = ["-" if found[name] is None else f"{found[name]:.2f}" for name in names]
+            figures.add_row(f"{found['models']} in {mode}", *numbers)
+        screen.print(figures)
+
+
+def _print_space(screen: Console, document: Document) -> None:
+    screen.print(f"space {document['name']} ({document['size']:.4g} architectures)")
+    _print_fields(screen, {k: v for k, v in document.items() if k not in ("kind", "path", "name", "size")})
+
+
+KINDS = {
+    "latency_table": (_read_table, _print_table),
+    "architecture": (_read_architecture, _print_artefact),
+    "checkpoint": (_read_checkpoint, _print_artefact),
+    "bundle": (_read_bundle, _print_artefact),
+    "space": (_read_space, _print_space),
+}

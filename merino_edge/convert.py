@@ -1,0 +1,205 @@
+"""Import: a pretrained model from a Hugging Face folder or a GGUF file becomes a checkpoint.
+
+`import_model` tells the two apart, has the model read by `convert_huggingface` or `convert_gguf`, and writes the
+checkpoint (merino_edge.checkpoint) with float32 weights and, in `training.json`:
+
+    "source": {"format": "huggingface" | "gguf", "family": "llama", "name": FILE or FOLDER, "files": {FILE: sha256}}
+
+What an `Architecture` cannot spell is refused by name, and so is a weight that has no place in it: a model is
+imported exactly or not at all. Needs no PyTorch and never reads a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from merino_edge import artefact, checkpoint, limits
+from merino_edge.architecture import Architecture
+from merino_edge.checkpoint import Weights
+from merino_edge.errors import ArtefactError, InputError, UnsupportedError
+from merino_edge.tokenizer import ChatFormat
+from merino_edge.weights import weight_shapes
+
+if TYPE_CHECKING:
+    import tokenizers
+
+Step = Callable[[int, int], None]  # called with (weights read, weights in all)
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model as read: everything a checkpoint holds."""
+
+    architecture: Architecture
+    weights: Weights  # float32, by the names of merino_edge.weights
+    tokenizer_json: str
+    chat: ChatFormat
+    source: dict[str, Any]
+
+
+def import_model(source: Path | str, out: Path | str, step: Step = lambda done, total: None) -> Architecture:
+    """Write the checkpoint `out` from a Hugging Face folder or a GGUF file and return its architecture.
+
+    Raises UnsupportedError (what the architecture cannot spell), ArtefactError (damaged or incomplete),
+    InputError (not a model), OutputError, MissingExtraError.
+    """
+    model = _read(source, step)
+    checkpoint.save(out, model.architecture, model.weights, model.tokenizer_json, model.chat, {"source": model.source})
+    return model.architecture
+
+
+def _read(source: Path | str, step: Step) -> Imported:
+    from merino_edge import convert_gguf, convert_huggingface
+
+    path = Path(source)
+    if not path.exists():
+        if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)) and path.suffix != ".gguf":
+            raise InputError(
+                f"there is no folder {source}; a model of the Hugging Face hub must be downloaded first",
+                f"run: hf download {source} --local-dir {path.name}",
+            )
+        raise ArtefactError(f"{source} does not exist", "check the path")
+    if path.is_dir():
+        if artefact.is_artefact_folder(path):
+            raise InputError(f"{path} is an artefact of merino-edge already", f"run: merino-edge show {path}")
+        return convert_huggingface.read(path, step)
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read ({error.strerror})", "check its permissions") from None
+    if magic != b"GGUF":
+        raise InputError(f"{path} is not a GGUF file", "give a .gguf file, or a Hugging Face folder with config.json")
+    return convert_gguf.read(path, step)
+
+
+# --- weights ---------------------------------------------------------------------------------------
+
+Adapt = Callable[[Architecture, tuple[str, ...], np.ndarray], Sequence[np.ndarray]]
+
+
+def as_is(a: Architecture, ours: tuple[str, ...], array: np.ndarray) -> Sequence[np.ndarray]:
+    """The `Adapt` of a family that stores each matrix as we do."""
+    return [array]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a family names and stores weights. Module names are without `.weight` and `.bias`.
+
+    `adapt` turns one of their arrays into ours, as many as our names of it (several where theirs is fused).
+    """
+
+    outside: Mapping[str, str]  # their module -> ours
+    layer: str  # what stands before the layer's number, with its dot
+    inside: Mapping[str, str]  # their module in a layer -> ours, several separated by spaces
+    adapt: Adapt = as_is
+
+    def ours(self, name: str) -> tuple[str, ...]:
+        """Our names for their weight `name`; none where there is no such thing."""
+        module, _, kind = name.rpartition(".")
+        match = re.fullmatch(re.escape(self.layer) + r"(0|[1-9]\d{0,3})\.(.+)", module)
+        if match:
+            found = [f"blocks.0.layers.{match[1]}.{part}" for part in self.inside.get(match[2], "").split()]
+        else:
+            found = [self.outside[module]] if module in self.outside else []
+        return tuple(f"{part}.{kind}" for part in found if kind in ("weight", "bias"))
+
+
+def convert_weights(
+    a: Architecture, layout: Layout, names: Iterable[str], load: Callable[[str], np.ndarray], where: str, step: Step
+) -> Weights:
+    """Our weights from theirs: `load(name)` gives float32. Every name must have its place, every place its name."""
+    expected, weights = weight_shapes(a), Weights()
+    names = list(names)
+    for done, name in enumerate(names, 1):
+        ours = layout.ours(name)
+        array = load(name)
+        if ours == ("head.weight",) and a.tied_head:
+            if not np.array_equal(array, load(_name_of("embedding.weight", layout, names, where))):
+                raise UnsupportedError(
+                    f"{where}: {name} differs from the embedding it is said to be tied to", "untie it"
+                )
+            continue
+        if not ours or any(part not in expected for part in ours):
+            raise UnsupportedError(f"{where}: weight {name} has no place in this model family", "it cannot be imported")
+        try:
+            parts = layout.adapt(a, ours, array)
+        except ValueError:
+            parts = [array]
+        for part, value in zip(ours, parts, strict=False):
+            if value.shape != expected[part]:
+                raise ArtefactError(
+                    f"{where}: {name} of shape {list(array.shape)} does not give {part} {list(expected[part])}",
+                    "configuration and weights do not belong together",
+                )
+            weights[part] = value
+        step(done, len(names))
+    for part in expected:
+        if part not in weights:
+            raise ArtefactError(f"{where}: no weight for {part}", "the files are incomplete; download them again")
+    return {part: weights[part] for part in expected}
+
+
+def _name_of(part: str, layout: Layout, names: Sequence[str], where: str) -> str:
+    for name in names:
+        if layout.ours(name) == (part,):
+            return name
+    raise ArtefactError(f"{where}: no weight for {part}", "the files are incomplete; download them again")
+
+
+def split_fused(a: Architecture, ours: tuple[str, ...], array: np.ndarray) -> Sequence[np.ndarray]:
+    """Query, key and value one after the other: [3 W, ...] -> 3 x [W, ...]."""
+    return np.split(array, len(ours))
+
+
+# --- chat ------------------------------------------------------------------------------------------
+
+
+def bind_template(template: str | None, where: str, **tokens: str | None) -> str | None:
+    """The template with the special tokens it speaks of (bos_token, eos_token, ...) set at its top.
+
+    A checkpoint keeps ids of what the tokenizer prepends and what ends a text; a template may mean others.
+    Raises ArtefactError for a template over its limit.
+    """
+    if template is None:
+        return None
+    if len(template.encode()) > limits.MAX_TEMPLATE_BYTES:
+        raise ArtefactError(
+            f"{where}: chat template over {limits.MAX_TEMPLATE_BYTES} bytes", "see merino_edge/limits.py"
+        )
+    used = {name: token for name, token in tokens.items() if token and re.search(rf"\b{name}\b", template)}
+    # Rendering trims the line break after a block, so the text itself stays what it was.
+    bound = "".join(f"{{% set {name} = {json.dumps(token, ensure_ascii=False)} %}}\n" for name, token in used.items())
+    return bound + template
+
+
+def load_tokenizer(text: str, where: str) -> tokenizers.Tokenizer:
+    """Build a tokenizer from `tokenizer.json`'s text, without the lengths it cuts or pads to. Raises ArtefactError."""
+    import tokenizers
+
+    try:
+        backend = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exception
+        raise ArtefactError(f"{where} is not a tokenizer ({error})", "it is damaged; download it again") from None
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def check_tokenizer(backend: tokenizers.Tokenizer, vocab_size: int, chat: ChatFormat, where: str) -> None:
+    """Raise ArtefactError unless every id that the tokenizer or the chat format can give has an embedding."""
+    special = [*chat.eos_token_ids, chat.bos_token_id or 0]
+    highest = max([*backend.get_vocab(with_added_tokens=True).values(), *special])
+    if highest >= vocab_size:
+        raise ArtefactError(
+            f"{where}: token id {highest} has no embedding, the model knows {vocab_size} tokens",
+            "model and tokenizer do not belong together",
+        )

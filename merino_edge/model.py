@@ -1,0 +1,228 @@
+"""The PyTorch model of any `Architecture`: for training, for evaluation, and as what every export is compared with.
+
+Parameter names and shapes are those of `merino_edge.weights`, so `state_dict()` is a checkpoint's content. A
+shared block is one layer module applied `layers` times; every application has its own slot in the cache.
+The module knows no files, no tokenizer and no optimizer. Eager and plain on purpose: speed on a board is the
+exported graph's business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from merino_edge.architecture import Architecture, Block
+from merino_edge.checkpoint import check_weights
+from merino_edge.errors import InputError
+
+INIT_STD = 0.02  # of linear layers and embeddings
+
+
+class Cache:
+    """Static key-value cache: per computed layer k and v of [B, Hkv, C, D], written in place by `Model.forward`."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        batch: int = 1,
+        capacity: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.capacity = architecture.max_positions if capacity is None else capacity
+        shapes = [(batch, b.kv_heads, self.capacity, architecture.head_dim) for b in architecture.layer_blocks()]
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+
+    def append(self, layer: int, k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Write k, v [B, Hkv, T, D] at start..start+T and return everything up to there [B, Hkv, start+T, D]."""
+        end = start + k.shape[2]
+        self.keys[layer][:, :, start:end] = k
+        self.values[layer][:, :, start:end] = v
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+
+class _Context:
+    """What every layer of one forward pass shares: positions' rotation, the mask and the cache."""
+
+    def __init__(self, a: Architecture, length: int, cache: Cache | None, start: int, device: torch.device) -> None:
+        self.cache, self.start = cache, start
+        self.positions = torch.arange(start, start + length, device=device)  # [T]
+        self.mask: Tensor | None = None  # [T, start+T]; None: plain causal, nothing before
+        if start > 0:
+            self.mask = torch.arange(start + length, device=device) <= self.positions[:, None]
+        if a.positions == "rotary":
+            steps = torch.arange(0, a.rotary_dim, 2, device=device, dtype=torch.float32) / a.rotary_dim
+            angles = self.positions[:, None].float() * a.rotary_base**-steps  # [T, R/2]
+            self.cos, self.sin = angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)  # [T, R]
+
+    def rotate(self, x: Tensor, rotary_dim: int) -> Tensor:
+        """Rotary embedding of x [B, H, T, D]: the first half of the rotated part pairs with its second half."""
+        turned, rest = x[..., :rotary_dim], x[..., rotary_dim:]
+        low, high = turned.chunk(2, dim=-1)
+        mixed = turned * self.cos + torch.cat((-high, low), dim=-1) * self.sin
+        return torch.cat((mixed.to(x.dtype), rest), dim=-1)
+
+
+class _Attention(nn.Module):
+    def __init__(self, a: Architecture, block: Block) -> None:
+        super().__init__()
+        self.head_dim, self.rotary_dim, self.grouped = a.head_dim, a.rotary_dim, block.kv_heads != block.heads
+        width, kv_width, bias = block.width, block.kv_heads * a.head_dim, a.bias != "none"
+        self.query = nn.Linear(width, width, bias=bias)
+        self.key = nn.Linear(width, kv_width, bias=bias)
+        self.value = nn.Linear(width, kv_width, bias=bias)
+        self.output = nn.Linear(width, width, bias=a.bias == "all")
+
+    def forward(self, x: Tensor, context: _Context, layer: int) -> Tensor:
+        split = (*x.shape[:2], -1, self.head_dim)
+        q = self.query(x).view(split).transpose(1, 2)  # [B, H, T, D]
+        k = self.key(x).view(split).transpose(1, 2)  # [B, Hkv, T, D]
+        v = self.value(x).view(split).transpose(1, 2)
+        if self.rotary_dim:
+            q, k = context.rotate(q, self.rotary_dim), context.rotate(k, self.rotary_dim)
+        if context.cache is not None:
+            k, v = context.cache.append(layer, k, v, context.start)
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=context.mask, is_causal=context.mask is None, enable_gqa=self.grouped
+        )
+        return self.output(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class _Ffn(nn.Module):
+    def __init__(self, a: Architecture, block: Block) -> None:
+        super().__init__()
+        self.kind, bias = a.ffn, a.bias == "all"
+        if a.gated:
+            self.gate = nn.Linear(block.width, block.ffn_width, bias=bias)
+        self.up = nn.Linear(block.width, block.ffn_width, bias=bias)
+        self.down = nn.Linear(block.ffn_width, block.width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "swiglu":
+            return self.down(F.silu(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]
+        if self.kind == "relu":
+            return self.down(F.relu(self.up(x)))  # type: ignore[no-any-return]
+        return self.down(F.gelu(self.up(x), approximate="tanh" if self.kind == "gelu_tanh" else "none"))  # type: ignore[no-any-return]
+
+
+class _Layer(nn.Module):
+    def __init__(self, a: Architecture, block: Block) -> None:
+        super().__init__()
+        self.post, self.parallel = a.norm_placement == "post", a.parallel_residual
+        self.attention_norm = _norm(a, block.width)
+        self.attention = _Attention(a, block)
+        self.ffn_norm = _norm(a, block.width)
+        self.ffn = _Ffn(a, block)
+
+    def forward(self, x: Tensor, context: _Context, layer: int) -> Tensor:  # x: [B, T, W]
+        if self.post:
+            x = self.attention_norm(x + self.attention(x, context, layer))
+            return self.ffn_norm(x + self.ffn(x))  # type: ignore[no-any-return]
+        attended = x + self.attention(self.attention_norm(x), context, layer)
+        return attended + self.ffn(self.ffn_norm(x if self.parallel else attended))  # type: ignore[no-any-return]
+
+
+class _Block(nn.Module):
+    def __init__(self, a: Architecture, block: Block, width_before: int) -> None:
+        super().__init__()
+        self.depth = block.layers
+        self.projection = _projection(width_before, block.width)
+        self.layers = nn.ModuleList(_Layer(a, block) for _ in range(block.weight_layers))
+
+    def forward(self, x: Tensor, context: _Context, first: int) -> Tensor:
+        x = self.projection(x).to(x.dtype)  # under autocast the residual stream stays fp32
+        for index in range(self.depth):
+            x = self.layers[index % len(self.layers)](x, context, first + index)
+        return x
+
+
+class Model(nn.Module):
+    """A decoder-only transformer of the given architecture, initialised from `seed`.
+
+    Linear and embedding weights are N(0, 0.02), the residual branches' last projections smaller by
+    1/sqrt(2 * layers), biases 0, norms 1. Width projections are isometric (orthonormal rows or columns): with
+    N(0, 0.02) they would scale the stream down at every change of width (paper section 9). Built on the meta
+    device it has shapes only.
+    """
+
+    def __init__(self, architecture: Architecture, seed: int = 0) -> None:
+        super().__init__()
+        a = self.architecture = architecture
+        first, last = a.blocks[0].width, a.blocks[-1].width
+        before = [first, *(block.width for block in a.blocks)]
+        self.embedding = nn.Embedding(a.vocab_size, a.embedding_width)
+        if a.positions == "learned":
+            self.positions = nn.Embedding(a.position_rows, first)
+        self.projection_in = _projection(a.embedding_width, first)
+        self.blocks = nn.ModuleList(_Block(a, block, width) for block, width in zip(a.blocks, before, strict=False))
+        self.final_norm = _norm(a, last) if a.norm_placement == "pre" else nn.Identity()
+        self.projection_out = _projection(last, a.embedding_width)
+        if not a.tied_head:
+            self.head = nn.Linear(a.embedding_width, a.vocab_size, bias=False)
+        if not self.embedding.weight.is_meta:
+            self._initialise(seed)
+
+    def forward(self, tokens: Tensor, cache: Cache | None = None, start: int = 0, last_only: bool = False) -> Tensor:
+        """Logits [B, T, V] (or [B, 1, V] with `last_only`) of tokens [B, T] int64 at positions start..start+T.
+
+        With a cache, positions before `start` are read from it and these are added; rewinding is a smaller
+        `start`. Raises InputError for positions that the model or the cache does not have.
+        """
+        a, length = self.architecture, tokens.shape[1]
+        capacity = a.max_positions if cache is None else min(cache.capacity, a.max_positions)
+        if length == 0 or start < 0 or start + length > capacity or (start > 0 and cache is None):
+            raise InputError(
+                f"{length} tokens at position {start} do not fit {capacity} positions", "shorten the input"
+            )
+        context = _Context(a, length, cache, start, tokens.device)
+        x = self.embedding(tokens)
+        x = self.projection_in(x).to(x.dtype)  # [B, T, W_0]
+        if a.positions == "learned":
+            x = x + self.positions(context.positions + a.position_offset)
+        first = 0
+        for block, module in zip(a.blocks, self.blocks, strict=True):
+            x = module(x, context, first)
+            first += block.layers
+        x = self.projection_out(self.final_norm(x[:, -1:] if last_only else x))  # [B, T, E]
+        return F.linear(x, self.embedding.weight if a.tied_head else self.head.weight)
+
+    @staticmethod
+    def from_weights(architecture: Architecture, weights: Mapping[str, np.ndarray]) -> Model:
+        """A float32 model with a checkpoint's weights (copied). Raises ArtefactError where they do not fit."""
+        check_weights(architecture, dict(weights), "weights")
+        with torch.device("meta"):
+            model = Model(architecture)
+        state = {name: torch.tensor(value, dtype=torch.float32) for name, value in weights.items()}
+        model.load_state_dict(state, assign=True)
+        return model
+
+    def to_weights(self) -> dict[str, np.ndarray]:
+        """The weights as float32 arrays, by the names of `merino_edge.weights`."""
+        return {name: value.float().numpy(force=True).copy() for name, value in self.state_dict().items()}
+
+    def _initialise(self, seed: int) -> None:
+        generator = torch.Generator(self.embedding.weight.device).manual_seed(seed)
+        residual_std = INIT_STD / math.sqrt(2 * self.architecture.layers)
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if parameter.ndim == 1:
+                    parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+                elif "projection" in name:
+                    nn.init.orthogonal_(parameter, generator=generator)
+                else:
+                    residual = name.endswith(("attention.output.weight", "ffn.down.weight"))
+                    parameter.normal_(0.0, residual_std if residual else INIT_STD, generator=generator)
+
+
+def _norm(a: Architecture, width: int) -> nn.Module:
+    return (nn.LayerNorm if a.norm == "layernorm" else nn.RMSNorm)(width, eps=a.norm_epsilon)
+
+
+def _projection(before: int, after: int) -> nn.Module:
+    return nn.Identity() if before == after else nn.Linear(before, after, bias=False)

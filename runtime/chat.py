@@ -1,0 +1,73 @@
+"""A conversation: messages, the bundle's template and the cache they share. Knows no terminal.
+
+Every turn sends the whole conversation through the template; the session finds what is in the cache
+already. When the conversation no longer fits the context, `send` refuses with InputError and keeps the
+conversation as it was; nothing is dropped silently. Without a template each message is a prompt of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from merino_edge.errors import InputError
+from merino_edge.runtime.engine import Engine
+from merino_edge.runtime.generation import Generation, Session, generate
+from merino_edge.runtime.sampling import Sampling
+from merino_edge.tokenizer import Message, Tokenizer
+
+
+class Chat:
+    """`sampling`, `max_tokens` and `stop` may be changed between turns."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        sampling: Sampling,
+        max_tokens: int = 256,
+        stop: Sequence[str] = (),
+        system: str | None = None,
+        raw: bool | None = None,
+    ) -> None:
+        """`raw` True bypasses the template, False insists on one, None uses one if there is one."""
+        self.tokenizer, self.sampling, self.max_tokens, self.stop = tokenizer, sampling, max_tokens, stop
+        self.raw = tokenizer.chat.chat_template is None if raw is None else raw
+        if self.raw and system is not None:
+            raise InputError("a system message needs a chat template", "leave --system and --raw out")
+        self.system: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        self.turn: Generation | None = None  # the last answer, perhaps still running
+        self._asked = self.system  # the conversation up to and including the last question
+        self._session = Session(engine)
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation so far; an answer cut short counts with what was made of it."""
+        answer: list[Message] = [{"role": "assistant", "content": self.turn.text}] if self.turn else []
+        return [*self._asked, *answer]
+
+    def reset(self) -> None:
+        """Forget everything but the system message."""
+        self.turn, self._asked = None, self.system
+
+    def send(self, text: str, cancel: threading.Event | None = None) -> Generation:
+        """Ask, and return the answer to iterate over. Raises InputError; the conversation is then unchanged."""
+        if not text:
+            raise InputError("the prompt is empty", "give at least one character")
+        before: list[Message] = [] if self.raw else self.messages
+        asked = [*before, {"role": "user", "content": text}]
+        ids = self.tokenizer.encode(text) if self.raw else self._encode(asked)
+        context = self._session.engine.max_positions
+        if len(ids) > context and len(before) > len(self.system):
+            raise InputError(
+                f"the conversation has {len(ids)} tokens, the context of this bundle is {context}",
+                "/reset starts a new one; export with a larger --context for longer ones",
+            )
+        self.turn = generate(self._session, self.tokenizer, ids, self.sampling, self.max_tokens, self.stop, cancel)
+        self._asked = asked
+        return self.turn
+
+    def _encode(self, messages: list[Message]) -> list[int]:
+        ids = self.tokenizer.encode(self.tokenizer.apply_template(messages))
+        bos = self.tokenizer.chat.bos_token_id
+        return ids[1:] if ids[:2] == [bos, bos] else ids  # some templates write the BOS that `encode` adds

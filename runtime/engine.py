@@ -1,0 +1,53 @@
+"""What the runtime asks of a backend: `Engine`, one sequence on one device, and `open_engine`.
+
+Everything above it (sampling, stopping, detokenising, chat, bench) is written against this protocol
+and knows no backend. Prefill, decode, rewind and prefix reuse are all `forward` at a chosen `start`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from merino_edge import bundle, limits
+from merino_edge.bundle import Bundle
+from merino_edge.tokenizer import Tokenizer
+
+TokenIds = NDArray[np.int64]
+Logits = NDArray[np.float32]
+
+
+class Engine(Protocol):
+    """A loaded model and its key/value cache of `max_positions` places."""
+
+    vocab_size: int
+    max_positions: int
+
+    def forward(self, tokens: TokenIds, start: int) -> Logits:
+        """Run `tokens` [T] at positions start..start+T-1 and return the last one's logits [V].
+
+        Every position before `start` must have been written; those from `start` on are overwritten.
+        The returned array is valid only until the next call.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the model and its cache."""
+        ...
+
+
+def open_engine(path: Path | str, threads: int | None = None) -> tuple[Engine, Tokenizer, Bundle]:
+    """Verify a bundle and load it; `threads` None leaves the number to the backend.
+
+    Raises ArtefactError (missing, altered), InputError (threads), UnsupportedError (foreign target).
+    """
+    if threads is not None:
+        limits.check_range("threads", threads, 1, limits.MAX_THREADS)
+    loaded = bundle.load(path)
+    tokenizer = Tokenizer.load(path)
+    from merino_edge.runtime.onnx_engine import OnnxEngine  # the backend's library loads only when a bundle opens
+
+    return OnnxEngine.from_bundle(loaded, threads), tokenizer, loaded

@@ -1,0 +1,213 @@
+"""One answer: prefill, then sample, detokenise and step until something ends it. Knows no backend.
+
+A `Session` remembers which ids are in the engine's cache, so that a longer version of a prompt (the next
+turn of a chat) runs only what is new. A `Generation` is an iterator over pieces of text and, when it has
+ended, the result:
+
+    generation = generate(Session(engine), tokenizer, tokenizer.encode("Once"), Sampling(), max_tokens=64)
+    for piece in generation: ...
+    generation.text, generation.tokens, generation.finish_reason, generation.statistics
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any, Literal
+
+import numpy as np
+
+from merino_edge import limits
+from merino_edge.errors import InputError
+from merino_edge.runtime.engine import Engine, Logits
+from merino_edge.runtime.sampling import Sampler, Sampling
+from merino_edge.runtime.text_stream import TextStream
+from merino_edge.tokenizer import Tokenizer
+
+# stop: an end token or a stop string; length: max_tokens; context: the cache is full.
+FinishReason = Literal["stop", "length", "context", "cancelled"]
+
+PREFILL_CHUNK = 256  # tokens between two looks at the cancel flag
+
+
+class Session:
+    """An engine and the ids whose keys and values are in its cache. Nothing else may use the engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.ids: list[int] = []
+
+    def prefill(self, ids: Sequence[int], cancel: threading.Event | None = None) -> Logits | None:
+        """Bring the cache to exactly `ids`, running only those it lacks; logits [V] after the last.
+
+        None when `cancel` was set on the way; what has been run stays usable.
+        """
+        # The last id always runs, for its logits.
+        start = min(_common_prefix(self.ids, ids), len(ids) - 1)
+        del self.ids[start:]
+        logits = None
+        for at in range(start, len(ids), PREFILL_CHUNK):
+            if cancel is not None and cancel.is_set():
+                return None
+            chunk = ids[at : at + PREFILL_CHUNK]
+            logits = self.engine.forward(np.asarray(chunk, np.int64), at)
+            self.ids.extend(chunk)
+        return logits
+
+    def step(self, token: int) -> Logits:
+        """Append one token and return the logits [V] after it."""
+        logits = self.engine.forward(np.asarray([token], np.int64), len(self.ids))
+        self.ids.append(token)
+        return logits
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+@dataclass
+class Statistics:
+    """Counts and times of one answer. Times are the engine's and the sampler's, not the reader's."""
+
+    prompt_tokens: int = 0
+    reused_tokens: int = 0  # of the prompt, found in the cache
+    generated_tokens: int = 0  # sampled, the end token included
+    prompt_ms: float = 0.0
+    first_token_ms: float | None = None  # from the start to the first sampled token
+    decode_ms: float = 0.0  # every token after the first
+
+    @property
+    def prompt_tokens_per_second(self) -> float | None:
+        return _rate(self.prompt_tokens - self.reused_tokens, self.prompt_ms)
+
+    @property
+    def decode_tokens_per_second(self) -> float | None:
+        return _rate(self.generated_tokens - 1, self.decode_ms)
+
+    def to_dict(self) -> dict[str, Any]:
+        rates = {name: getattr(self, name) for name in ("prompt_tokens_per_second", "decode_tokens_per_second")}
+        return {k: round(v, 3) if isinstance(v, float) else v for k, v in {**asdict(self), **rates}.items()}
+
+
+def _rate(tokens: int, elapsed_ms: float) -> float | None:
+    return tokens / elapsed_ms * 1e3 if tokens > 0 and elapsed_ms > 0 else None
+
+
+class Generation(Iterator[str]):
+    """An answer being made; see `generate`. `close()`, or setting `cancel`, ends it within one token."""
+
+    def __init__(
+        self,
+        session: Session,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        sampler: Sampler,
+        max_tokens: int,
+        stop: Sequence[str],
+        cancel: threading.Event,
+    ) -> None:
+        self.tokens: list[int] = []  # sampled ids; the end token is not among them, those of a stop string are
+        self.finish_reason: FinishReason | None = None  # None while running, and after an error
+        self.statistics = Statistics(prompt_tokens=len(prompt_ids))
+        self.seed = sampler.seed
+        self._session, self._prompt_ids, self._sampler = session, prompt_ids, sampler
+        self._eos, self._max_tokens, self._cancel = set(tokenizer.chat.eos_token_ids), max_tokens, cancel
+        self._stream = TextStream(tokenizer, stop)
+        self._pieces = self._run()
+
+    @property
+    def text(self) -> str:
+        """Every piece so far, joined."""
+        return self._stream.text
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """End the answer; `text` and `tokens` keep what was made."""
+        self.finish_reason = self.finish_reason or "cancelled"
+        self._pieces.close()
+
+    def _run(self) -> Generator[str, None, None]:
+        logits = self._prefill()
+        while logits is not None:
+            token = self._sample(logits)
+            if token in self._eos:
+                self.finish_reason = "stop"
+                break
+            self.tokens.append(token)
+            piece = self._stream.push(token)
+            if self._stream.stopped:
+                self.finish_reason = "stop"
+            elif len(self.tokens) == self._max_tokens:
+                self.finish_reason = "length"
+            elif len(self._session.ids) == self._session.engine.max_positions:
+                self.finish_reason = "context"
+            if piece:
+                yield piece
+            if self.finish_reason:
+                break
+            logits = self._step(token)
+        self.finish_reason = self.finish_reason or "cancelled"
+        if rest := self._stream.finish():
+            yield rest
+
+    def _prefill(self) -> Logits | None:
+        began, before = perf_counter(), _common_prefix(self._session.ids, self._prompt_ids)
+        logits = self._session.prefill(self._prompt_ids, self._cancel)
+        self.statistics.reused_tokens = min(before, len(self._prompt_ids) - 1)
+        self.statistics.prompt_ms = _since_ms(began)
+        return logits
+
+    def _sample(self, logits: Logits) -> int:
+        began = perf_counter()
+        token = self._sampler(logits, self._session.ids)  # at this point: the prompt and every token so far
+        statistics, elapsed_ms = self.statistics, _since_ms(began)
+        if statistics.first_token_ms is None:
+            statistics.first_token_ms = statistics.prompt_ms + elapsed_ms
+        else:
+            statistics.decode_ms += elapsed_ms
+        statistics.generated_tokens += 1
+        return token
+
+    def _step(self, token: int) -> Logits | None:
+        if self._cancel.is_set():
+            return None
+        began = perf_counter()
+        logits = self._session.step(token)
+        self.statistics.decode_ms += _since_ms(began)
+        return logits
+
+
+def _since_ms(began: float) -> float:
+    return (perf_counter() - began) * 1e3
+
+
+def generate(
+    session: Session,
+    tokenizer: Tokenizer,
+    prompt_ids: Sequence[int],
+    sampling: Sampling,
+    max_tokens: int = 256,
+    stop: Sequence[str] = (),
+    cancel: threading.Event | None = None,
+) -> Generation:
+    """Start an answer to `prompt_ids`; nothing runs before the first `next`.
+
+    Raises InputError for a prompt that is empty, longer than the context or not of this vocabulary, and
+    for `max_tokens` or `stop` out of their limits.
+    """
+    engine = session.engine
+    if not prompt_ids:
+        raise InputError("the prompt is empty", "give at least one character")
+    if len(prompt_ids) > engine.max_positions:
+        raise InputError(
+            f"the prompt has {len(prompt_ids)} tokens, the context of this bundle is {engine.max_positions}",
+            "shorten it, or export again with a larger --context",
+        )
+    if not 0 <= min(prompt_ids) <= max(prompt_ids) < engine.vocab_size:
+        raise InputError(f"the prompt has token ids outside 0 to {engine.vocab_size - 1}", "use the bundle's tokenizer")
+    limits.check_range("max_tokens", max_tokens, 1, limits.MAX_NEW_TOKENS)
+    return Generation(session, tokenizer, prompt_ids, Sampler(sampling), max_tokens, stop, cancel or threading.Event())

@@ -1,0 +1,117 @@
+"""The engine for ONNX Runtime on the CPU: one sequence, its key/value cache updated in place.
+
+`new_key_L` is bound to the memory of `key_L`, so a step copies no cache. Attention reads the whole bound
+cache, so the engine binds the smallest bucket that holds the sequence (256 positions, doubling up to the
+bundle's context) and copies the written part over when a sequence outgrows it. Knows no tokenizer.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from merino_edge.architecture import Architecture
+from merino_edge.errors import ArtefactError, InputError
+
+if TYPE_CHECKING:
+    from merino_edge.bundle import Bundle
+
+FIRST_BUCKET = 256  # positions
+PREFILL_CHUNK = 512  # tokens run at once: bounds the memory of attention scores over long prompts
+
+
+class OnnxEngine:
+    """Runs a `native` graph (see merino_edge.export.graph). Implements merino_edge.runtime.engine.Engine."""
+
+    def __init__(self, graph: Path | bytes, a: Architecture, context: int, threads: int | None = None) -> None:
+        """`graph`: path of model.onnx, or a serialized model. Raises ArtefactError, InputError."""
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors; they reach the user as one line below
+        source = graph if isinstance(graph, bytes) else str(graph)
+        try:
+            self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the library's own exception types share no base class
+            where = "the graph" if isinstance(graph, bytes) else str(graph)
+            reason = str(error).splitlines()[0]
+            raise ArtefactError(f"ONNX Runtime cannot load {where} ({reason})", "export the bundle again") from None
+        self.vocab_size = a.vocab_size
+        self.max_positions = context
+        self.threads = int(options.intra_op_num_threads)
+        self._ort = ort
+        self._binding = self._session.io_binding()
+        caches = [value for value in self._session.get_inputs() if value.name not in ("tokens", "positions")]
+        self._names = [value.name for value in caches]
+        self._shapes = [(1, value.shape[1], value.shape[3]) for value in caches]
+        self._dtype = np.float16 if caches[0].type == "tensor(float16)" else np.float32
+        self._static = isinstance(caches[0].shape[2], int)  # the graph fixes the cache's capacity
+        self._caches: list[NDArray[np.floating]] = []
+        self._length = 0
+        self._logits = np.zeros((1, a.vocab_size), np.float32)
+        self._binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self._logits))
+        self._reserve(context if self._static else min(FIRST_BUCKET, context))
+
+    @staticmethod
+    def from_bundle(bundle: Bundle, threads: int | None = None) -> OnnxEngine:
+        return OnnxEngine(bundle.graph, bundle.architecture, bundle.context, threads)
+
+    @property
+    def capacity(self) -> int:
+        """Positions that the bound cache holds now."""
+        return int(self._caches[0].shape[2])
+
+    def forward(self, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
+        """Run tokens [T] at positions start.., return the last one's logits [V], valid until the next call.
+
+        `start` may go back (rewind) but not past what was written. Raises InputError.
+        """
+        end = start + len(tokens)
+        if len(tokens) == 0 or not 0 <= start <= self._length:
+            raise InputError(f"cannot run {len(tokens)} tokens at position {start} of {self._length}", "start lower")
+        if end > self.max_positions:
+            raise InputError(f"position {end} is beyond the bundle's context of {self.max_positions}",
+                             "export with a larger --context")  # fmt: skip
+        if not self._caches:
+            raise InputError("this engine is closed", "open the bundle again")
+        if end > self.capacity:
+            self._reserve(end)
+        for first in range(start, end, PREFILL_CHUNK):
+            last = min(first + PREFILL_CHUNK, end)
+            self._run(np.asarray(tokens[first - start : last - start], np.int64), first)
+            self._length = last
+        return self._logits[0]
+
+    def close(self) -> None:
+        """Free the session and the cache. May be called twice."""
+        self._caches = []
+        self._length = 0
+        self._binding = self._session = None
+
+    def _run(self, tokens: NDArray[np.int64], start: int) -> None:
+        positions = np.arange(start, start + len(tokens), dtype=np.int64)
+        self._binding.bind_cpu_input("tokens", tokens[None])
+        self._binding.bind_cpu_input("positions", positions[None])
+        self._session.run_with_iobinding(self._binding)
+
+    def _reserve(self, positions: int) -> None:
+        """Bind a cache of the smallest bucket that holds `positions`, keeping what was written."""
+        bucket = FIRST_BUCKET
+        while bucket < positions:
+            bucket *= 2
+        bucket = self.max_positions if self._static else min(bucket, self.max_positions)
+        old, self._caches = self._caches, []
+        for index, (batch, heads, head_dim) in enumerate(self._shapes):
+            cache = np.zeros((batch, heads, bucket, head_dim), self._dtype)  # [1, Hkv, C, D]
+            if old:
+                cache[:, :, : self._length] = old[index][:, :, : self._length]
+            self._caches.append(cache)
+            value = self._ort.OrtValue.ortvalue_from_numpy(cache)  # shares the memory of `cache`
+            self._binding.bind_ortvalue_input(self._names[index], value)
+            self._binding.bind_ortvalue_output(f"new_{self._names[index]}", value)

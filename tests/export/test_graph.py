@@ -1,0 +1,91 @@
+"""The ONNX graph computes what the PyTorch module computes, for every family of architecture."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from merino_edge.architecture import Architecture, Block
+from merino_edge.counts import PRECISIONS
+from merino_edge.export.graph import build_model, to_bytes
+from merino_edge.model import Model
+from merino_edge.presets import PRESETS, preset
+from merino_edge.runtime.onnx_engine import OnnxEngine
+from merino_edge.weights import weight_shapes
+
+CONTEXT = 600  # beyond the engine's first and second cache bucket
+LLAMA = {"norm": "rmsnorm", "ffn": "swiglu", "positions": "rotary", "bias": "none"}
+FAMILIES = {
+    "opt": Architecture(96, CONTEXT, 64, 32, (Block(64, 2, 2, 2, 96),), position_offset=2),
+    "opt-post-norm": Architecture(96, CONTEXT, 32, 32, (Block(64, 2, 2, 2, 96),), norm_placement="post"),
+    "gpt2": Architecture(96, CONTEXT, 64, 32, (Block(64, 2, 2, 2, 128),), ffn="gelu_tanh"),
+    "neox": Architecture(96, CONTEXT, 64, 32, (Block(64, 2, 2, 2, 128),), tied_head=False, ffn="gelu",
+                         positions="rotary", rotary_dim=8, parallel_residual=True),
+    "llama": Architecture(96, CONTEXT, 96, 32, (Block(96, 2, 3, 1, 128),), rotary_dim=32, **LLAMA),
+    "qwen": Architecture(96, CONTEXT, 64, 32, (Block(64, 2, 2, 1, 128),), rotary_dim=32, **{**LLAMA, "bias": "qkv"}),
+    "merino": Architecture(96, CONTEXT, 64, 32, (Block(32, 2, 1, 1, 64, True), Block(64, 1, 2, 2, 64), Block(96, 3, 3, 3, 96, True))),
+}  # fmt: skip
+
+
+def random_model(a: Architecture, seed: int = 0) -> dict[str, np.ndarray]:
+    """Weights with every norm and bias away from its neutral value, so that a forgotten one shows."""
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name, shape in weight_shapes(a).items():
+        center = 1.0 if name.endswith("norm.weight") else 0.0
+        spread = 0.2 if len(shape) == 1 else 1.5 / math.sqrt(shape[-1])
+        weights[name] = (center + spread * rng.standard_normal(shape)).astype(np.float32)
+    return weights
+
+
+def reference_logits(a: Architecture, weights: dict[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return Model.from_weights(a, weights)(torch.from_numpy(tokens)[None])[0].numpy()  # [T, V]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_graph_equals_pytorch_for_any_split_of_the_sequence(family: str) -> None:
+    a = FAMILIES[family]
+    weights = random_model(a)
+    tokens = np.random.default_rng(1).integers(0, a.vocab_size, CONTEXT)
+    expected = reference_logits(a, weights, tokens)
+    engine = OnnxEngine(to_bytes(build_model(a, weights, "fp32", CONTEXT)), a, CONTEXT, threads=1)
+    start = 0
+    for length in (1, 1, 5, 1, 200, 1, 90, 1, 299, 1):  # crosses the buckets at 256 and 512, ends at the context
+        got = engine.forward(tokens[start : start + length], start)
+        start += length
+        np.testing.assert_allclose(got, expected[start - 1], atol=2e-4, rtol=1e-4)
+    assert start == CONTEXT
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rewinding_gives_what_a_fresh_engine_gives(family: str) -> None:
+    a = FAMILIES[family]
+    graph = to_bytes(build_model(a, random_model(a), "fp32", CONTEXT))
+    tokens = np.random.default_rng(2).integers(0, a.vocab_size, 40)
+    used, fresh = (OnnxEngine(graph, a, CONTEXT, threads=1) for _ in range(2))
+    used.forward(tokens[::-1].copy(), 0)  # another sequence, then back to position 10 of it
+    used.forward(tokens[:20], 0)
+    fresh.forward(tokens[:20], 0)
+    np.testing.assert_array_equal(used.forward(tokens[20:], 20), fresh.forward(tokens[20:], 20))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_initializers_of_every_preset_count_its_parameters(name: str) -> None:
+    """With weights that take no memory: only shapes matter here."""
+    a = preset(name)
+    weights = {key: np.broadcast_to(np.float32(0), shape) for key, shape in weight_shapes(a).items()}
+    graph = build_model(a, weights, "fp32", 8).graph
+    stored = [v for k, v in graph.initializers.items() if k.endswith((".weight", ".bias"))]
+    assert sum(math.prod(v.const_value.shape) for v in stored) == a.parameters
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_initializers_have_the_counted_bytes(family: str, precision: str) -> None:
+    a = FAMILIES[family]
+    graph = build_model(a, random_model(a), precision, CONTEXT).graph
+    stored = [v for k, v in graph.initializers.items() if k.endswith((".weight", ".bias", ".scale"))]
+    assert sum(v.const_value.nbytes for v in stored) == a.weight_bytes(precision)

@@ -1,0 +1,81 @@
+"""Quantisation never does worse than plain rounding, and the graph multiplies exactly what was stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from merino_edge.errors import UnsupportedError
+from merino_edge.export.linear import MatrixWriter
+from merino_edge.export.quantize import int4_blocks, int8_rows
+from merino_edge.export.targets import Target
+from onnx_ir.tape import Tape
+
+
+@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 5), blocks=st.integers(1, 4), spread=st.floats(-6, 3))
+@settings(max_examples=40, deadline=None)
+def test_int4_search_is_no_worse_than_rounding(seed: int, rows: int, blocks: int, spread: float) -> None:
+    rng = np.random.default_rng(seed)
+    weight = (rng.standard_t(4, (rows, 32 * blocks)) * 10**spread).astype(np.float32)
+    groups = weight.reshape(rows, blocks, 32)
+    scales = np.abs(groups).max(axis=-1) / 7.5
+    rounded = np.clip(np.rint(groups / scales[..., None]), -8, 7) * scales[..., None]
+    found = int4_blocks(weight)
+    assert found.codes.min() >= -8 and found.codes.max() <= 7
+    error = np.square(weight - found.dequantize()).reshape(groups.shape).sum(axis=-1)
+    plain = np.square(groups - rounded).sum(axis=-1)
+    assert (error <= plain * 1.0001).all()
+
+
+def test_groups_of_zeros_stay_zero() -> None:
+    weight = np.zeros((2, 64), np.float32)
+    weight[1, 40] = 1.0
+    for quantized in (int4_blocks(weight), int8_rows(weight)):
+        assert (quantized.scales > 0).all()
+        np.testing.assert_allclose(quantized.dequantize(), weight, atol=0.02)
+
+
+def test_int8_error_is_at_most_half_a_step() -> None:
+    weight = np.random.default_rng(0).standard_normal((8, 96)).astype(np.float32)
+    quantized = int8_rows(weight)
+    assert (np.abs(weight - quantized.dequantize()) <= quantized.scales[:, :1] * 0.5001).all()
+
+
+def multiply(x: np.ndarray, weight: np.ndarray, target: Target, fused: bool) -> np.ndarray:
+    """x [T, K] times weight [N, K] through the graph that the writer writes."""
+    tape = Tape()
+    dtype = target.compute_dtype
+    value = ir.val("x", dtype, list(x.shape))
+    y = MatrixWriter(tape, target).matmul(value, "m.weight", weight)
+    y.name, y.dtype, y.shape = "y", dtype, ir.Shape([len(x), len(weight)])
+    graph = ir.Graph([value], [y], nodes=tape.nodes, initializers=tape.initializers, opset_imports={"": 24})
+    options = ort.SessionOptions()
+    if not fused:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    model = ir.to_proto(ir.Model(graph, ir_version=11)).SerializeToString()
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(["y"], {"x": x.astype(dtype.numpy())})[0], np.float32)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "rtx"])
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_graph_multiplies_the_dequantized_matrix(target: str, precision: str) -> None:
+    rng = np.random.default_rng(3)
+    x, weight = rng.standard_normal((3, 128)).astype(np.float32), rng.standard_normal((40, 128)).astype(np.float32)
+    block = None if target == "rtx" else 32
+    stored = (int4_blocks(weight) if precision == "int4" else int8_rows(weight, block)).dequantize()
+    exact = multiply(x, weight, Target.named(target, precision), fused=False)
+    half_rounding = 0.15 if target == "rtx" else 1e-4  # sums of 128 products of float16 numbers of order 10
+    np.testing.assert_allclose(exact, x @ stored.T, atol=half_rounding)
+    fused = multiply(x, weight, Target.named(target, precision), fused=True)  # also rounds x to int8
+    assert np.abs(fused - x @ stored.T).max() <= 0.02 * np.abs(x @ stored.T).max()
+
+
+def test_width_that_blocks_do_not_divide_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="multiple of 32"):
+        multiply(np.ones((1, 40), np.float32), np.ones((8, 40), np.float32), Target.named("onnxruntime", "int4"), True)

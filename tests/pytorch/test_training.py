@@ -1,0 +1,261 @@
+"""Training: a continued run ends with the bits of an uninterrupted one, and nothing is continued that has changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from merino_edge import architecture, artefact, checkpoint, data, training_state
+from merino_edge.architecture import Architecture, Block
+from merino_edge.corpus import tiny_stories
+from merino_edge.errors import ArtefactError, InputError, MerinoError, OutputError
+from merino_edge.model import Model
+from merino_edge.tokenizer import Tokenizer
+from merino_edge.training import Outcome, Trainer, TrainingConfig, train
+
+A = Architecture(400, 64, 24, 8, (Block(16, 1, 2, 1, 32), Block(32, 2, 4, 2, 48, shared=True)), ffn="swiglu",
+                 norm="rmsnorm", positions="rotary", rotary_dim=8)  # fmt: skip
+CONFIG = TrainingConfig(steps=12, batch=4, sequence=24, micro_batch=3, learning_rate=1e-2, warmup=2)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "stories.txt"
+    path.write_text(tiny_stories(seed=2, stories=60))
+    return path
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("uninterrupted") / "c"
+    assert train(A, [source], out, CONFIG).finished
+    return out
+
+
+def stop_after(steps: int, source: Path, out: Path, **options: Any) -> Outcome:
+    asked = iter(range(1, CONFIG.steps + 1))
+    return train(A, [source], out, CONFIG, should_stop=lambda: next(asked) == steps, **options)
+
+
+def weights_file(out: Path) -> bytes:
+    return (out / "model.safetensors").read_bytes()
+
+
+# --- learning --------------------------------------------------------------------------------------
+
+
+def test_training_learns_and_says_so(uninterrupted: Path) -> None:
+    loaded = checkpoint.load(uninterrupted)
+    record = loaded.training
+    assert record["validation_loss_start"] == pytest.approx(math.log(A.vocab_size), abs=0.3)
+    assert record["validation_loss"] < record["validation_loss_start"] - 0.5
+    assert (record["step"], record["tokens"]) == (12, 12 * 4 * 24)
+    assert (
+        record["config"] == dataclasses.asdict(CONFIG) and record["architecture_id"] == loaded.architecture.id == A.id
+    )
+    assert [step for step, _ in record["history"]] == list(range(1, 13))
+    assert {path.name for path in uninterrupted.iterdir()} == {*checkpoint.FILES, "training.json"}
+
+
+def test_a_trained_checkpoint_continues_text(uninterrupted: Path) -> None:
+    tokenizer = Tokenizer.load(uninterrupted)
+    talk = [{"role": "user", "content": "Once upon"}, {"role": "assistant", "content": " a time"}]
+    assert tokenizer.apply_template(talk) == "Once upon a time"
+    assert tokenizer.decode(list(tokenizer.chat.eos_token_ids), skip_special_tokens=False) == data.END_OF_TEXT
+
+
+def test_micro_batches_add_up_to_the_batch(source: Path, tmp_path: Path) -> None:
+    corpus = data.prepare([source], A.vocab_size, tmp_path / "corpus")
+    gradients = []
+    for micro_batch in (4, 3, 1):
+        trainer = Trainer(A, corpus, dataclasses.replace(CONFIG, micro_batch=micro_batch, precision="fp32"))
+        trainer.train_step()
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]))
+    for other in gradients[1:]:
+        assert (other - gradients[0]).norm() < 1e-5 * gradients[0].norm()  # float32 sums in another order
+
+
+def test_only_matrices_decay(source: Path, tmp_path: Path) -> None:
+    trainer = Trainer(A, data.prepare([source], A.vocab_size, tmp_path / "corpus"), CONFIG)
+    decayed, kept = trainer.optimizer.param_groups
+    assert decayed["weight_decay"] == CONFIG.weight_decay and kept["weight_decay"] == 0
+    assert {p.ndim for p in decayed["params"]} == {2} and {p.ndim for p in kept["params"]} == {1}
+    assert sum(p.numel() for group in (decayed, kept) for p in group["params"]) == A.parameters
+
+
+@given(steps=st.integers(1, 2000), warmup=st.integers(0, 2000))
+def test_the_learning_rate_rises_then_falls(steps: int, warmup: int) -> None:
+    c = TrainingConfig(steps=steps, warmup=min(warmup, steps), learning_rate=0.5)
+    rates = [c.learning_rate_at(step) for step in range(steps)]
+    peak = max(0, c.warmup - 1)
+    assert all(0 < rate <= 0.5 for rate in rates) and rates[min(peak, steps - 1)] == 0.5
+    assert rates[: peak + 1] == sorted(rates[: peak + 1]) and rates[peak:] == sorted(rates[peak:], reverse=True)
+
+
+# --- exact resume ----------------------------------------------------------------------------------
+
+
+@settings(max_examples=4, deadline=None)
+@given(stop=st.integers(1, 11))
+def test_stopped_and_continued_is_uninterrupted(
+    source: Path, uninterrupted: Path, tmp_path_factory: pytest.TempPathFactory, stop: int
+) -> None:
+    out = tmp_path_factory.mktemp("stopped") / "c"
+    stopped = stop_after(stop, source, out)
+    assert not stopped.finished and stopped.training["step"] == stop
+    assert checkpoint.load(out).training["step"] == stop  # what there is so far can be exported
+    finished = train(A, [source], out, CONFIG, resume=True, save_every=5)
+    assert finished.finished and weights_file(out) == weights_file(uninterrupted)
+    expected = checkpoint.load(uninterrupted).training
+    assert all(finished.training[k] == expected[k] for k in ("validation_loss_start", "validation_loss", "history"))
+
+
+def command(source: Path, folder: Path, *more: str) -> list[str]:
+    program = [sys.executable, "-c", "from merino_edge.cli.main import main; main()"]
+    out = ["--out", str(folder / "c"), "--threads", "1"]
+    return [*program, "train", str(folder / "A.json"), "--corpus", str(source), *out, *more]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_killed_and_continued_is_uninterrupted(source: Path, tmp_path: Path, sent: signal.Signals) -> None:
+    architecture.save(tmp_path / "A.json", A)
+    config = dataclasses.replace(CONFIG, steps=300, warmup=30)
+    options = "--steps 300 --batch 4 --sequence 24 --micro-batch 3 --learning-rate 1e-2 --save-every 20".split()
+    process = subprocess.Popen(command(source, tmp_path, *options), stderr=subprocess.PIPE, text=True)
+    while not training_state.exists(tmp_path / "c") and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=60)
+    assert training_state.load(tmp_path / "c")["step"] < 300
+    if sent == signal.SIGINT:
+        assert (
+            process.returncode == 130 and f"--out {tmp_path / 'c'} --continue" in errors and "Traceback" not in errors
+        )
+    resumed = subprocess.run(
+        command(source, tmp_path, "--continue", "--json"), capture_output=True, text=True, check=True
+    )
+    assert json.loads(resumed.stdout)["config"] == dataclasses.asdict(config)
+    train(A, [source], tmp_path / "whole", config)
+    assert weights_file(tmp_path / "c") == weights_file(tmp_path / "whole")
+
+
+# --- refusals --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(source: Path, tmp_path: Path) -> Path:
+    stop_after(2, source, tmp_path / "c")
+    return tmp_path / "c"
+
+
+@pytest.mark.parametrize("changed", ["architecture", "corpus", "config"])
+def test_a_changed_training_is_not_continued(source: Path, stopped: Path, changed: str) -> None:
+    other = stopped.parent / "other.txt"
+    other.write_text(source.read_text() + "More.")
+    a = dataclasses.replace(A, ffn="relu") if changed == "architecture" else A
+    config = dataclasses.replace(CONFIG, batch=5) if changed == "config" else CONFIG
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    words = "batch is 5, the training began with 4" if changed == "config" else f"the {changed} has changed"
+    with pytest.raises(InputError, match=words):
+        train(a, [other if changed == "corpus" else source], stopped, config, resume=True)
+    assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
+
+
+def test_an_unfinished_training_is_not_overwritten(source: Path, stopped: Path) -> None:
+    with pytest.raises(OutputError, match="add --continue"):
+        train(A, [source], stopped, CONFIG)
+    with pytest.raises(InputError, match="no unfinished training"):
+        train(A, [source], stopped.parent / "elsewhere", CONFIG, resume=True)
+
+
+@pytest.mark.parametrize("pattern", ["step-*.safetensors", "state.json"])
+def test_an_altered_state_is_refused(source: Path, stopped: Path, pattern: str) -> None:
+    (path,) = (stopped / "state").glob(pattern)
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ArtefactError, match=path.name):
+        train(A, [source], stopped, CONFIG, resume=True)
+
+
+def test_a_failure_before_the_first_save_leaves_nothing_behind(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    failing: list[tuple[Path, TrainingConfig, str]] = [
+        (tmp_path / "empty.txt", CONFIG, "zero tokens"),
+        (source, dataclasses.replace(CONFIG, sequence=65), "longer than the model's 64 positions"),
+    ]
+    for corpus, config, words in failing:
+        with pytest.raises(InputError, match=words):
+            train(A, [corpus], tmp_path / "c", config)
+        assert [path.name for path in tmp_path.iterdir()] == ["empty.txt"]
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("keep me")
+    with pytest.raises(OutputError, match="not an artefact"):
+        train(A, [source], tmp_path / "home", CONFIG)
+
+
+def test_divergence_stops_and_changes_nothing(source: Path, tmp_path: Path) -> None:
+    trainer = Trainer(A, data.prepare([source], A.vocab_size, tmp_path / "corpus"), CONFIG)
+    trainer.train_step()
+    with torch.no_grad():
+        trainer.model.final_norm.weight[0] = float("inf")
+    before = trainer.model.to_weights()
+    with pytest.raises(InputError, match="diverged at step 2"):
+        trainer.train_step()
+    after = trainer.model.to_weights()
+    assert trainer.step == 1 and all((before[name] == after[name]).all() for name in before)
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"batch": 0}, {"sequence": -1}, {"micro_batch": 0}, {"warmup": 601_000},
+                                    {"learning_rate": float("nan")}, {"seed": -1}, {"precision": "fp8"}])  # fmt: skip
+def test_an_impossible_configuration_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(InputError) as caught:
+        TrainingConfig(**change)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_verb_refuses_in_one_line(source: Path, tmp_path: Path) -> None:
+    architecture.save(tmp_path / "A.json", A)
+    (tmp_path / "empty.txt").write_text("")
+    result = subprocess.run(command(tmp_path / "empty.txt", tmp_path, "--steps", "2"), capture_output=True, text=True)
+    assert result.returncode == InputError.exit_code and result.stdout == ""
+    assert "Traceback" not in result.stderr and "zero tokens" in result.stderr.splitlines()[-1]
+    assert {path.name for path in tmp_path.iterdir()} == {"A.json", "empty.txt"}
+
+
+def test_a_training_state_that_cannot_be_written_keeps_the_last(source: Path, stopped: Path) -> None:
+    head = training_state.load(stopped)
+    (stopped / "state" / "step-3.tmp").mkdir()  # in the way
+    with pytest.raises(MerinoError, match="step-3"):
+        training_state.save(stopped, {**head, "step": 3}, {"weights.x": torch.zeros(1)})
+    assert training_state.load(stopped) == head and training_state.load_tensors(stopped, head)
+    assert artefact.sha256_file(stopped / "state" / head["file"]) == head["file_sha256"]
+
+
+def test_a_checkpoint_is_the_trained_model(uninterrupted: Path, source: Path, tmp_path: Path) -> None:
+    loaded = checkpoint.load(uninterrupted)
+    trainer = Trainer(A, data.prepare([source], A.vocab_size, tmp_path / "corpus"), CONFIG)
+    trainer.model = Model.from_weights(A, loaded.weights)
+    assert trainer.validation_loss() == loaded.training["validation_loss"]

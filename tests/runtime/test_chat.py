@@ -1,0 +1,110 @@
+"""A conversation: its messages, what it sends, what it reuses, and what happens when it no longer fits."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+
+import pytest
+
+from merino_edge.errors import InputError
+from merino_edge.runtime.chat import Chat
+from merino_edge.runtime.engine import Engine
+from merino_edge.runtime.generation import Session, generate
+from merino_edge.runtime.sampling import Sampling
+from merino_edge.tokenizer import ChatFormat, Tokenizer
+
+GREEDY = Sampling(greedy=True)
+
+
+@pytest.fixture
+def chat(engine: Engine, tokenizer: Tokenizer) -> Chat:
+    return Chat(engine, tokenizer, GREEDY, max_tokens=12, system="Be brief.")
+
+
+def test_each_turn_answers_the_whole_conversation(chat: Chat, engine: Engine, tokenizer: Tokenizer) -> None:
+    for question in ("The quick", "brown fox", "jumps"):
+        before = chat.messages
+        answer = chat.send(question)
+        text = "".join(answer)
+        asked = [*before, {"role": "user", "content": question}]
+        assert chat.messages == [*asked, {"role": "assistant", "content": text}]
+        fresh = generate(Session(engine), tokenizer, tokenizer.encode(tokenizer.apply_template(asked)), GREEDY, 12)
+        assert "".join(fresh) == text
+    assert len(chat.messages) == 7
+    chat.reset()
+    assert chat.messages == [{"role": "system", "content": "Be brief."}]
+
+
+def test_a_turn_runs_only_what_is_new(chat: Chat, tokenizer: Tokenizer) -> None:
+    list(chat.send("The quick"))
+    second = chat.send("brown fox")
+    list(second)
+    opening = tokenizer.encode("<system> Be brief.\n<user> The quick\n")
+    assert second.statistics.reused_tokens >= len(opening)
+
+
+def test_a_conversation_that_no_longer_fits_is_refused_and_kept(chat: Chat) -> None:
+    refused = None
+    for _ in range(100):
+        before = chat.messages
+        try:
+            list(chat.send("lazy dog"))
+        except InputError as error:
+            refused = error
+            break
+    assert refused is not None
+    assert "context of this bundle is 320" in str(refused) and "/reset" in str(refused)
+    assert chat.messages == before
+    chat.reset()
+    answer = chat.send("lazy dog")
+    list(answer)
+    assert answer.finish_reason == "length"
+
+
+def test_a_first_message_that_does_not_fit_names_the_context(chat: Chat) -> None:
+    with pytest.raises(InputError, match=r"the prompt has .* --context"):
+        chat.send("The quick brown fox jumps. " * 50)
+    assert chat.messages == [{"role": "system", "content": "Be brief."}]
+
+
+def test_a_cancelled_answer_stays_with_what_was_said(chat: Chat) -> None:
+    cancel = threading.Event()
+    answer = chat.send("The quick", cancel)
+    said = next(answer)
+    cancel.set()
+    said += "".join(answer)
+    assert answer.finish_reason == "cancelled"
+    assert chat.messages[-1] == {"role": "assistant", "content": said}
+    list(chat.send("brown fox"))
+    assert len(chat.messages) == 5
+
+
+def test_raw_sends_the_text_as_it_is_and_remembers_nothing(engine: Engine, tokenizer: Tokenizer) -> None:
+    plain = Tokenizer(tokenizer.backend, ChatFormat())  # no template: raw unless a template is insisted on
+    for chat in (Chat(engine, tokenizer, GREEDY, 8, raw=True), Chat(engine, plain, GREEDY, 8)):
+        first, second = (list(chat.send("The quick")) for _ in range(2))
+        assert first == second
+        expected = generate(Session(engine), tokenizer, tokenizer.encode("The quick"), GREEDY, 8)
+        assert "".join(first) == "".join(expected)
+
+
+def test_what_needs_a_template_is_refused_without_one(engine: Engine, tokenizer: Tokenizer) -> None:
+    plain = Tokenizer(tokenizer.backend, ChatFormat())
+    with pytest.raises(InputError, match="system message needs a chat template"):
+        Chat(engine, plain, GREEDY, system="Be brief.")
+    with pytest.raises(InputError, match="no chat template"):
+        Chat(engine, plain, GREEDY, raw=False).send("hello")
+    with pytest.raises(InputError, match="empty"):
+        Chat(engine, tokenizer, GREEDY).send("")
+
+
+@pytest.mark.parametrize("template", ["{{ bos_token }}{{ messages[0].content }}", "{{ messages[0].content }}"])
+def test_the_bos_token_comes_once(engine: Engine, tokenizer: Tokenizer, template: str) -> None:
+    bos = tokenizer.encode("<|endoftext|>")
+    assert len(bos) == 1
+    marked = Tokenizer(
+        tokenizer.backend, dataclasses.replace(tokenizer.chat, bos_token_id=bos[0], chat_template=template)
+    )
+    answer = Chat(engine, marked, GREEDY, 1).send("fox")
+    assert answer.statistics.prompt_tokens == 1 + len(tokenizer.encode("fox"))

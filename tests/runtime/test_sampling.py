@@ -1,0 +1,146 @@
+"""Sampling has the support and the probabilities of Hugging Face's processors, and draws from them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from merino_edge.errors import ArtefactError, InputError
+from merino_edge.runtime.sampling import Sampler, Sampling, distribution, penalise
+
+SAMPLINGS = st.builds(
+    Sampling,
+    temperature=st.floats(0.05, 5),
+    top_k=st.integers(0, 60),
+    top_p=st.one_of(st.just(1.0), st.floats(0, 1)),
+    min_p=st.one_of(st.just(0.0), st.floats(0, 1)),
+    repetition_penalty=st.one_of(st.just(1.0), st.floats(0.5, 3)),
+)
+
+
+def reference(logits: np.ndarray, history: list[int], sampling: Sampling) -> np.ndarray:
+    """Probabilities [V] by transformers: the penalty in the model's float32, the rest in float64."""
+    ids, scores = torch.tensor([history], dtype=torch.long), torch.from_numpy(logits)[None]
+    if sampling.repetition_penalty != 1:
+        scores = RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty))(ids, scores)
+    processors = LogitsProcessorList([TemperatureLogitsWarper(float(sampling.temperature))])
+    if sampling.top_k:
+        processors.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        processors.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p > 0:
+        processors.append(MinPLogitsWarper(sampling.min_p))
+    return processors(ids, scores.double()).softmax(-1)[0].numpy()
+
+
+def dense(logits: np.ndarray, history: list[int], sampling: Sampling) -> np.ndarray:
+    if sampling.repetition_penalty != 1:
+        logits = penalise(logits, history, sampling.repetition_penalty)
+    ids, likely = distribution(logits, sampling)
+    result = np.zeros(logits.size)
+    result[ids] = likely
+    return result
+
+
+@settings(max_examples=200, deadline=None)
+@given(sampling=SAMPLINGS, size=st.integers(2, 200), seed=st.integers(0, 2**32 - 1))
+def test_support_and_probabilities_are_those_of_transformers(sampling: Sampling, size: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits = (rng.standard_normal(size) * 4).astype(np.float32)
+    history = rng.integers(size, size=10).tolist()
+    expected, got = reference(logits, history, sampling), dense(logits, history, sampling)
+    assert (got > 0).tolist() == (expected > 0).tolist()
+    np.testing.assert_allclose(got, expected, rtol=1e-9)
+
+
+def test_ties_at_the_kth_place_all_stay() -> None:
+    logits = np.array([3, 1, 2, 2, 2, 0], np.float32)
+    sampling = Sampling(temperature=0.7, top_k=2, top_p=1)
+    ids, _ = distribution(logits, sampling)
+    assert ids.tolist() == [0, 2, 3, 4] == np.flatnonzero(reference(logits, [], sampling)).tolist()
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=1, top_k=0, top_p=1, seed=0),
+        Sampling(temperature=1.7, top_k=12, top_p=0.9, min_p=0.05, repetition_penalty=1.3, seed=1),
+    ],
+)
+def test_draws_follow_the_distribution(sampling: Sampling) -> None:
+    logits = (np.random.default_rng(2).standard_normal(40) * 1.5).astype(np.float32)
+    history = [3, 3, 7, 11]
+    expected = reference(logits, history, sampling)
+    sampler = Sampler(sampling)
+    draws = 20_000
+    counts = np.bincount([sampler(logits, history) for _ in range(draws)], minlength=40)
+    likely = expected * draws >= 5  # the usual condition for the test
+    rest = counts[~likely].sum(), expected[~likely].sum() * draws
+    assert counts[expected == 0].sum() == 0
+    observed, wanted = [*counts[likely], rest[0]], [*(expected[likely] * draws), rest[1]]
+    if rest[1] == 0:
+        observed, wanted = observed[:-1], wanted[:-1]
+    assert chisquare(observed, wanted).pvalue > 1e-3
+
+
+def test_greedy_and_temperature_zero_take_the_likeliest_after_the_penalty() -> None:
+    logits = np.array([1.0, 4.0, 3.0, -1.0], np.float32)
+    for sampling in (Sampling(greedy=True), Sampling(temperature=0)):
+        assert Sampler(sampling)(logits, []) == 1
+    assert Sampler(Sampling(greedy=True, repetition_penalty=2))(logits, [1, 1]) == 2
+    assert logits.tolist() == [1.0, 4.0, 3.0, -1.0]  # the engine's buffer is left alone
+
+
+def test_a_seed_gives_its_sequence_and_no_seed_a_new_one() -> None:
+    logits = np.zeros(1000, np.float32)
+
+    def draw(seed: int | None) -> tuple[int, list[int]]:
+        sampler = Sampler(Sampling(seed=seed, top_k=0))
+        return sampler.seed, [sampler(logits, []) for _ in range(10)]
+
+    assert draw(7) == draw(7)
+    seed, tokens = draw(None)
+    assert draw(seed) == (seed, tokens)
+    assert draw(None)[1] != tokens
+
+
+def test_infinitely_unlikely_tokens_are_never_drawn() -> None:
+    logits = np.full(50, -np.inf, np.float32)
+    logits[[4, 9]] = 0
+    sampler = Sampler(Sampling(top_k=0, top_p=1, seed=0))
+    assert {sampler(logits, []) for _ in range(200)} == {4, 9}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("greedy", [True, False])
+def test_a_broken_model_is_refused(bad: float, greedy: bool) -> None:
+    logits = np.zeros(8, np.float32)
+    logits[3] = bad
+    with pytest.raises(ArtefactError, match="export again"):
+        Sampler(Sampling(greedy=greedy))(logits, [])
+    with pytest.raises(ArtefactError, match="export again"):
+        Sampler(Sampling(greedy=greedy))(np.full(8, -np.inf, np.float32), [])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", -0.1), ("temperature", math.nan), ("temperature", True), ("top_k", -1), ("top_k", 1.5),
+     ("top_p", 1.1), ("top_p", "0.5"), ("min_p", -0.01), ("repetition_penalty", 0.0), ("seed", -1)],
+)  # fmt: skip
+def test_values_out_of_range_are_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=name):
+        Sampling(**{name: value})  # type: ignore[arg-type]

@@ -1,0 +1,103 @@
+"""What is streamed, joined, is the decoded whole cut before the first stop string, whatever the tokens."""
+
+from __future__ import annotations
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers
+
+from merino_edge.errors import InputError
+from merino_edge.runtime.text_stream import TextStream
+from merino_edge.tokenizer import ChatFormat, Tokenizer
+
+BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+SPECIAL = len(BYTES)  # the id of "<end>"
+
+
+def byte_level() -> Tokenizer:
+    """One token per byte: every split of a character that a byte-level vocabulary can make."""
+    backend = tokenizers.Tokenizer(models.BPE({byte: i for i, byte in enumerate(BYTES)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<end>"])
+    return Tokenizer(backend, ChatFormat())
+
+
+def byte_fallback() -> Tokenizer:
+    """As sentencepiece models are: words with a leading mark, characters without a word as bytes."""
+    vocab = {"<unk>": 0, **{f"<0x{i:02X}>": i + 1 for i in range(256)}}
+    vocab |= {piece: len(vocab) + i for i, piece in enumerate(["▁", "a", "b", "▁a", "ab"])}
+    backend = tokenizers.Tokenizer(models.BPE(vocab, [("▁", "a"), ("a", "b")], unk_token="<unk>", byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    return Tokenizer(backend, ChatFormat())
+
+
+TOKENIZERS = {"byte level": byte_level(), "byte fallback": byte_fallback()}
+WORDS = st.text(st.sampled_from("ab é€🦊👩‍🚀\n"), max_size=20)
+
+
+def stream(tokenizer: Tokenizer, ids: list[int], stop: tuple[str, ...] = ()) -> tuple[list[str], TextStream]:
+    text = TextStream(tokenizer, stop)
+    pieces = []
+    for token in ids:
+        pieces.append(text.push(token))
+        if text.stopped:
+            return pieces, text
+    return [*pieces, text.finish()], text
+
+
+@settings(max_examples=300, deadline=None)
+@given(ids=st.lists(st.integers(0, SPECIAL), max_size=40))
+def test_any_bytes_join_to_the_decoded_whole(ids: list[int]) -> None:
+    pieces, text = stream(TOKENIZERS["byte level"], ids)
+    assert "".join(pieces) == text.text == TOKENIZERS["byte level"].decode(ids)
+
+
+@settings(max_examples=200, deadline=None)
+@given(kind=st.sampled_from(sorted(TOKENIZERS)), text=WORDS)
+def test_no_piece_holds_half_a_character(kind: str, text: str) -> None:
+    tokenizer = TOKENIZERS[kind]
+    ids = tokenizer.encode(text)
+    pieces, _ = stream(tokenizer, ids)
+    assert "".join(pieces) == tokenizer.decode(ids)
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def cut(text: str, stop: tuple[str, ...]) -> str:
+    """The rule, character by character: as soon as the text ends with a stop string, it is cut before it."""
+    for end in range(1, len(text) + 1):
+        if found := [s for s in stop if text[:end].endswith(s)]:
+            return text[: end - max(map(len, found))]
+    return text
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    kind=st.sampled_from(sorted(TOKENIZERS)),
+    text=st.text(st.sampled_from("ab🦊"), max_size=20),
+    stop=st.lists(st.text(st.sampled_from("ab🦊"), min_size=1, max_size=4), max_size=3).map(tuple),
+)
+def test_stop_strings_cut_where_they_begin(kind: str, text: str, stop: tuple[str, ...]) -> None:
+    tokenizer = TOKENIZERS[kind]
+    ids = tokenizer.encode(text)
+    whole = tokenizer.decode(ids)
+    pieces, result = stream(tokenizer, ids, stop)
+    assert "".join(pieces) == result.text == cut(whole, stop)
+    assert result.stopped == any(s in whole for s in stop)
+
+
+def test_certain_text_is_given_out_at_once() -> None:
+    text = TextStream(TOKENIZERS["byte level"], ["xyz"])
+    ids = TOKENIZERS["byte level"].encode("axyb é")
+    assert [text.push(token) for token in ids] == ["a", "", "", "xyb", " ", "", "é"]
+
+
+def test_bad_stop_strings_are_refused() -> None:
+    with pytest.raises(InputError, match="empty"):
+        TextStream(TOKENIZERS["byte level"], [""])
+    with pytest.raises(InputError, match="limit"):
+        TextStream(TOKENIZERS["byte level"], ["x"] * 65)
