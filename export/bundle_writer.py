@@ -18,7 +18,9 @@ from merino_edge import artefact, bundle
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.errors import InputError
 from merino_edge.export import parity
-from merino_edge.export.graph import OPSET, build_model, cache_names
+from merino_edge.export.graph import OPSET, build_stored, cache_names
+from merino_edge.export.quantize import store
+from merino_edge.export.targets import Target
 from merino_edge.export.tensorrt import compile_for
 from merino_edge.tokenizer import Tokenizer
 
@@ -42,14 +44,16 @@ def write_bundle(
     with artefact.new_folder(out) as folder:
         on_step(f"writing the {precision} graph")
         graph = folder / "model.onnx"
-        model = build_model(a, checkpoint.weights, precision, context, target)
+        chosen = Target.named(target, precision)
+        stored = store(a, checkpoint.weights, chosen)
+        model = build_stored(a, stored, chosen, context)
         ir.save(model, graph, external_data="model.onnx.data", size_threshold_bytes=MIN_EXTERNAL_BYTES)
         for name in ("tokenizer.json", "chat.json"):
             artefact.write_bytes(folder / name, (checkpoint.path / name).read_bytes())
         on_step("comparing with PyTorch fp32")
         engine = open_engine(graph, context)
         tokens = Tokenizer.load(folder).encode(parity.TEXT)
-        checks = parity.compare(checkpoint, engine, precision, tokens)
+        checks = parity.compare(checkpoint, stored, engine, precision, tokens)
         engine.close()
         parity.require_passed(checks)
         compiled = None

@@ -10,7 +10,7 @@ TensorRT's causal flag is aligned to the upper left before version 11. The resid
 logits stay float32 whatever the precision of the matrices. The 1/sqrt(D) of attention is multiplied
 into the query weights, because TensorRT's attention layer has no scale of its own.
 
-This module knows no precision's storage form (`merino_edge.export.linear`) and no runtime.
+This module knows no precision's storage form (`merino_edge.export.quantize`, `linear`) and no runtime.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from onnx_ir.tape import Tape
 from merino_edge import __version__
 from merino_edge.architecture import Architecture, Block
 from merino_edge.export.linear import MatrixWriter
+from merino_edge.export.quantize import StoredWeights, store
 from merino_edge.export.targets import Target
 
 OPSET = 24
@@ -40,7 +41,13 @@ def build_model(
     `context` is the greatest number of positions C of the cache. Raises UnsupportedError when the
     target cannot run the precision.
     """
-    return GraphBuilder(a, weights, Target.named(target, precision), context).build()
+    chosen = Target.named(target, precision)
+    return build_stored(a, store(a, weights, chosen), chosen, context)
+
+
+def build_stored(a: Architecture, stored: StoredWeights, target: Target, context: int) -> ir.Model:
+    """The graph over weights that are already in the form `target` stores."""
+    return GraphBuilder(a, stored, target, context).build()
 
 
 def to_bytes(model: ir.Model) -> bytes:
@@ -57,12 +64,11 @@ def cache_names(a: Architecture) -> list[tuple[str, str]]:
 class GraphBuilder:
     """Writes one model. Values are float32 unless said otherwise; `half` is what matrices compute in."""
 
-    def __init__(self, a: Architecture, weights: Mapping[str, np.ndarray], target: Target, context: int) -> None:
-        self.a, self.weights, self.target, self.context = a, weights, target, context
+    def __init__(self, a: Architecture, stored: StoredWeights, target: Target, context: int) -> None:
+        self.a, self.stored, self.target, self.context = a, stored, target, context
         self.tape = Tape()
         self.half = target.compute_dtype
-        self.matrices = MatrixWriter(self.tape, target)
-        self.stored: dict[str, ir.Value] = {}
+        self.matrices = MatrixWriter(self.tape, target, stored)
         self.layer = 0
 
     # --- small helpers ---
@@ -70,41 +76,31 @@ class GraphBuilder:
     def op(self, kind: str, *inputs: ir.Value | None, **attributes: object) -> ir.Value:
         return self.tape.op(kind, inputs, attributes)  # type: ignore[arg-type]
 
-    def constant(self, name: str, value: np.ndarray) -> ir.Value:
-        """An initializer, stored once however often it is used."""
-        if name not in self.stored:
-            self.stored[name] = self.tape.initializer(ir.tensor(np.ascontiguousarray(value), name=name))
-        return self.stored[name]
-
     def shape(self, *dims: int) -> ir.Value:
-        return self.constant(f"shape.{'x'.join(map(str, dims))}", np.array(dims, np.int64))
+        return self.matrices.initializer(f"shape.{'x'.join(map(str, dims))}", np.array(dims, np.int64))
 
     def cast(self, x: ir.Value, dtype: ir.DataType) -> ir.Value:
         """A cast where the target computes in another type than float32; nothing where it does not."""
         return x if self.half == ir.DataType.FLOAT else self.op("Cast", x, to=dtype.value)
 
-    def linear(self, x: ir.Value, names: Sequence[str], scales: Sequence[float] = ()) -> ir.Value:
+    def linear(self, x: ir.Value, names: Sequence[str], factors: Sequence[float] = ()) -> ir.Value:
         """x [1, T, in] -> [1, T, sum of out], several linears with one input written as one matrix."""
-        y = self.matrices.matmul(x, "+".join(names) + ".weight", self.joined(names, "weight", scales))
-        if f"{names[0]}.bias" in self.weights:
-            y = self.op("Add", y, self.cast_constant("+".join(names) + ".bias", self.joined(names, "bias", scales)))
-        return y
+        factors = factors or [1.0] * len(names)
+        y = self.matrices.matmul(x, names, factors)
+        if f"{names[0]}.bias" not in self.stored:
+            return y
+        bias = np.concatenate([self.stored[f"{n}.bias"] * np.float32(f) for n, f in zip(names, factors, strict=True)])
+        return self.op("Add", y, self.computed("+".join(names) + ".bias", bias))
 
-    def joined(self, names: Sequence[str], kind: str, scales: Sequence[float]) -> np.ndarray:
-        """Weights or biases of several linears with one input, stacked along their outputs."""
-        parts = [self.weights[f"{name}.{kind}"] for name in names]
-        if scales:
-            parts = [part * np.float32(scale) for part, scale in zip(parts, scales, strict=True)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def cast_constant(self, name: str, value: np.ndarray) -> ir.Value:
-        return self.constant(name, value.astype(self.half.numpy()))
+    def computed(self, name: str, value: np.ndarray) -> ir.Value:
+        """An initializer in the type that matrices compute in."""
+        return self.matrices.initializer(name, value.astype(self.half.numpy()))
 
     def norm(self, x: ir.Value, name: str) -> ir.Value:
-        scale = self.constant(f"{name}.weight", self.weights[f"{name}.weight"].astype(np.float32))
+        scale = self.matrices.initializer(f"{name}.weight", self.stored[f"{name}.weight"])
         if self.a.norm == "rmsnorm":
             return self.op("RMSNormalization", x, scale, epsilon=self.a.norm_epsilon, axis=-1)
-        bias = self.constant(f"{name}.bias", self.weights[f"{name}.bias"].astype(np.float32))
+        bias = self.matrices.initializer(f"{name}.bias", self.stored[f"{name}.bias"])
         return self.op("LayerNormalization", x, scale, bias, epsilon=self.a.norm_epsilon, axis=-1)
 
     # --- the model ---
@@ -144,7 +140,7 @@ class GraphBuilder:
 
     def attention_mask(self, cache: ir.Value) -> ir.Value:
         """[1, 1, T, C] bool: a query sees the cache up to and including its own position."""
-        columns = self.constant("cache_positions", np.arange(self.context, dtype=np.int64))
+        columns = self.matrices.initializer("cache_positions", np.arange(self.context, dtype=np.int64))
         if not self.target.static_cache:  # the runtime may bind a cache smaller than the context
             capacity = self.op("Shape", cache, start=2, end=3)
             columns = self.op("Slice", columns, self.shape(0), capacity)
@@ -153,14 +149,14 @@ class GraphBuilder:
 
     def embed(self) -> ir.Value:
         a = self.a
-        x = self.matrices.gather_rows("embedding.weight", self.weights["embedding.weight"], self.tokens)  # [1, T, E]
+        x = self.matrices.gather_rows("embedding.weight", self.tokens)  # [1, T, E]
         if a.embedding_width != a.blocks[0].width:
             x = self.widen(x, "projection_in")
         if a.positions == "learned":
             rows = self.positions
             if a.position_offset:
                 rows = self.op("Add", rows, self.shape(a.position_offset))
-            x = self.op("Add", x, self.matrices.gather_rows("positions.weight", self.weights["positions.weight"], rows))
+            x = self.op("Add", x, self.matrices.gather_rows("positions.weight", rows))
         return x  # [1, T, W_0]
 
     def widen(self, x: ir.Value, name: str) -> ir.Value:
@@ -213,7 +209,7 @@ class GraphBuilder:
         a = self.a
         exponent = np.arange(0, a.rotary_dim, 2, dtype=np.float64) / a.rotary_dim
         angles = np.outer(np.arange(self.context), a.rotary_base**-exponent)  # [context, rotary_dim / 2]
-        cos, sin = (self.cast_constant(f"rotary.{n}", f(angles)) for n, f in (("cos", np.cos), ("sin", np.sin)))
+        cos, sin = (self.computed(f"rotary.{n}", f(angles)) for n, f in (("cos", np.cos), ("sin", np.sin)))
         rotary_dim = 0 if a.rotary_dim == a.head_dim else a.rotary_dim
         return self.op("RotaryEmbedding", x, cos, sin, self.positions, rotary_embedding_dim=rotary_dim)
 
@@ -235,14 +231,13 @@ class GraphBuilder:
     def head(self, x: ir.Value) -> ir.Value:
         """Logits [1, V] float32 of the last of the T positions."""
         a = self.a
-        x = self.op("Slice", x, self.shape(-1), self.constant("slice_end", np.array([2**31 - 1])), self.shape(1))
+        x = self.op("Slice", x, self.shape(-1), self.matrices.initializer("slice_end", np.array([2**31 - 1])), self.shape(1))
         if a.norm_placement == "pre":
             x = self.norm(x, "final_norm")
         if a.embedding_width != a.blocks[-1].width:
             x = self.widen(x, "projection_out")
         x = self.cast(self.op("Reshape", x, self.shape(1, a.embedding_width)), self.half)
-        name = "embedding.weight" if a.tied_head else "head.weight"
-        logits = self.cast(self.matrices.head(x, name, self.weights[name]), ir.DataType.FLOAT)
+        logits = self.cast(self.matrices.head(x, a.tied_head), ir.DataType.FLOAT)
         logits = self.op("Identity", logits)
         logits.name, logits.dtype, logits.shape = "logits", ir.DataType.FLOAT, ir.Shape([1, a.vocab_size])
         return logits

@@ -3,8 +3,10 @@
 Every check is one figure against one limit (`LIMITS`, per precision); one failure fails the export. On
 real text, position by position through the cache (decode) and again as prompts (prefill):
 
-    max_logit_difference   max over positions and vocabulary of |exported - reference|
-    mean_kl                mean over positions of KL(reference || exported), nats
+    graph_kl               mean over positions of KL(PyTorch with the weights as stored || exported), nats: is the graph
+                           right, whatever its precision costs
+    mean_kl                the same against the checkpoint's own weights: what the precision costs
+    max_logit_difference   max over positions and vocabulary of |exported - checkpoint|
     top1_agreement         share of positions with the same best token; a tie of the reference counts as agreement
     greedy_tokens_equal    of GREEDY_TOKENS greedily decoded, how many agree before the first difference (or tie)
     prefill_difference     max |prompt run at once - run token by token|, both exported
@@ -14,14 +16,16 @@ The only part of export that imports PyTorch. Report: a list of {check, value, l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.errors import ParityError
+from merino_edge.export.quantize import StoredWeights, restored
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,13 +35,16 @@ if TYPE_CHECKING:
 GREEDY_TOKENS = 64
 TEXT_TOKENS = 128
 
+# exp(mean_kl) is how much the export raises the perplexity on text that the reference itself would write: at most
+# 0.1 % at fp16, 2 % at int8, 65 % at int4 (docs/lab-notes.md has what real models measure). What ONNX Runtime's kernels
+# add by rounding activations to int8 shows in graph_kl.
 # A limit is the greatest value that passes; for the two shares and counts, the least (`AT_LEAST`).
 LIMITS: dict[str, dict[str, float]] = {
-    "fp32": {"max_logit_difference": 1e-3, "mean_kl": 1e-6, "top1_agreement": 1.0,
+    "fp32": {"graph_kl": 1e-6, "mean_kl": 1e-6, "max_logit_difference": 1e-3, "top1_agreement": 1.0,
              "greedy_tokens_equal": GREEDY_TOKENS, "prefill_difference": 1e-3},
-    "fp16": {"mean_kl": 1e-3, "top1_agreement": 0.97, "prefill_difference": 0.1},
-    "int8": {"mean_kl": 2e-2, "top1_agreement": 0.90},
-    "int4": {"mean_kl": 0.25, "top1_agreement": 0.70},
+    "fp16": {"graph_kl": 1e-3, "mean_kl": 1e-3, "top1_agreement": 0.97, "prefill_difference": 0.1},
+    "int8": {"graph_kl": 2e-2, "mean_kl": 2e-2},
+    "int4": {"graph_kl": 2e-2, "mean_kl": 0.5},
 }  # fmt: skip
 AT_LEAST = ("top1_agreement", "greedy_tokens_equal")
 TIE = 1e-3  # logits closer than this are one choice: fp32 rounding decides between them
@@ -63,19 +70,25 @@ class Check:
     passed: bool
 
 
-def compare(checkpoint: Checkpoint, engine: Engine, precision: str, tokens: Sequence[int]) -> list[Check]:
-    """All checks of `engine` against the checkpoint in PyTorch fp32, over `tokens` (at least 2)."""
+def compare(
+    checkpoint: Checkpoint, stored: StoredWeights, engine: Engine, precision: str, tokens: Sequence[int]
+) -> list[Check]:
+    """All checks of `engine`, whose graph holds `stored`, against the checkpoint in PyTorch fp32, over `tokens`."""
     text = np.asarray(tokens[: min(TEXT_TOKENS, engine.max_positions)], np.int64)  # [T]
-    reference = TorchReference(checkpoint)
+    a = checkpoint.architecture
+    as_stored = replace(a, tied_head=a.tied_head and "head.weight" not in stored)
+    stored_logits = TorchReference(as_stored, restored(stored)).logits(text)  # [T, V]
+    reference = TorchReference(a, checkpoint.weights)
     expected = reference.logits(text)  # [T, V]
     got = np.stack([engine.forward(text[i : i + 1], i).copy() for i in range(len(text))])  # [T, V]
-    ends = sorted({1, len(text) // 2, len(text)})
+    ends = sorted({1, (len(text) + 1) // 2, len(text)})
     prompts = np.stack([engine.forward(text[:end], 0).copy() for end in ends])
     greedy_start = text[: max(1, len(text) // 4)]
     count = min(GREEDY_TOKENS, engine.max_positions - len(greedy_start))
     figures = {
-        "max_logit_difference": float(np.abs(got - expected).max()),
+        "graph_kl": mean_kl(stored_logits, got),
         "mean_kl": mean_kl(expected, got),
+        "max_logit_difference": float(np.abs(got - expected).max()),
         "top1_agreement": top1_agreement(expected, got),
         "greedy_tokens_equal": _greedy_agreement(reference, engine, greedy_start, count) + GREEDY_TOKENS - count,
         "prefill_difference": float(np.abs(prompts - got[[end - 1 for end in ends]]).max()),
@@ -139,12 +152,12 @@ def _greedy_agreement(reference: TorchReference, engine: Engine, start: NDArray[
 
 
 class TorchReference:
-    """The checkpoint in PyTorch, float32, uncached."""
+    """The model in PyTorch, float32, uncached."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, a: Architecture, weights: Mapping[str, NDArray[np.floating]]) -> None:
         from merino_edge.model import Model
 
-        self.model = Model.from_weights(checkpoint.architecture, checkpoint.weights).float().eval()
+        self.model = Model.from_weights(a, weights).float().eval()
 
     def logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """tokens [T] -> logits [T, V]"""

@@ -1,16 +1,22 @@
-"""Weight-only quantisation: symmetric, one scale per group, the scale searched for the least squared error.
+"""Weights as a bundle stores them: rounded to the precision, or quantised with a searched scale.
 
-Symmetric because TensorRT's DequantizeLinear accepts no other zero point than 0. `int4` has one scale per 32
-neighbouring inputs of an output, `int8` one per output. No calibration data is used.
+Weight-only and symmetric, because TensorRT's DequantizeLinear accepts no other zero point than 0. `int4` has one
+scale per 32 neighbouring inputs of an output, `int8` as many, or one per output for `rtx` (TensorRT knows blocks for
+int4 only). No calibration data is used. Knows no graph; `restored` gives back what the stored weights stand for,
+so that a graph can be compared with exactly what it holds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from merino_edge.architecture import Architecture
 from merino_edge.counts import INT4_BLOCK
+from merino_edge.errors import UnsupportedError
+from merino_edge.export.targets import Target
 
 # How far below the largest magnitude a scale may clip; 1.0 is plain round-to-nearest.
 INT4_SHRINK = (np.arange(72, 112, 2) / 100).astype(np.float32)
@@ -18,15 +24,61 @@ INT4_SHRINK = (np.arange(72, 112, 2) / 100).astype(np.float32)
 
 @dataclass(frozen=True)
 class Quantized:
-    """codes int8 [N, G, B], scales float32 [N, G]; weight [N, G * B] is codes * scales."""
+    """codes int8 [N, G, B], scales float32 [N, G]; the weight [N, G * B] is codes * scales."""
 
     codes: np.ndarray
     scales: np.ndarray
+    bits: int
 
-    def dequantize(self) -> np.ndarray:
+    def restore(self) -> np.ndarray:
         """float32 [N, G * B]"""
         values = self.codes.astype(np.float32) * self.scales[..., None]
         return values.reshape(len(self.codes), -1)
+
+
+StoredWeights = dict[str, "np.ndarray | Quantized"]
+
+
+def store(a: Architecture, weights: Mapping[str, np.ndarray], target: Target) -> StoredWeights:
+    """The checkpoint's weights in the form `target` stores them.
+
+    Quantised models keep a float16 embedding (one row of it is read per step) and an int8 head (all of it is), so a
+    tied table becomes two entries. Raises UnsupportedError where a matrix cannot be cut into blocks.
+    """
+    quantized = target.precision in ("int8", "int4")
+    stored: StoredWeights = {}
+    for name, weight in weights.items():
+        if name in ("embedding.weight", "positions.weight"):
+            stored[name] = weight.astype(np.float32 if target.precision == "fp32" else np.float16)
+        elif weight.ndim == 1:
+            stored[name] = weight.astype(np.float32)
+        elif quantized:
+            # At int4 the head would cost more accuracy than any ten layers.
+            bits = 4 if target.precision == "int4" and name != "head.weight" else 8
+            stored[name] = _quantize(name, weight, bits, target)
+        else:
+            stored[name] = weight.astype(np.float32 if target.precision == "fp32" else np.float16)
+    if quantized and a.tied_head:
+        stored["head.weight"] = _quantize("head.weight", weights["embedding.weight"], 8, target)
+    return stored
+
+
+def restored(stored: StoredWeights) -> dict[str, np.ndarray]:
+    """What stored weights stand for, float32."""
+    return {n: w.restore() if isinstance(w, Quantized) else w.astype(np.float32) for n, w in stored.items()}
+
+
+def _quantize(name: str, weight: np.ndarray, bits: int, target: Target) -> Quantized:
+    per_output = bits == 8 and target.name == "rtx"
+    if weight.shape[1] % INT4_BLOCK and not per_output:
+        raise UnsupportedError(
+            f"{name} has {weight.shape[1]} inputs, not a multiple of {INT4_BLOCK}", "export --precision fp16"
+        )
+    # Through the type that scales are stored in; one that rounds to 0 is refused by TensorRT.
+    dtype = target.compute_dtype.numpy()
+    quantized = int4_blocks(weight) if bits == 4 else int8_rows(weight, None if per_output else INT4_BLOCK)
+    scales = np.maximum(quantized.scales.astype(dtype), np.finfo(dtype).smallest_subnormal)
+    return Quantized(quantized.codes, scales.astype(np.float32), bits)
 
 
 def int8_rows(weight: np.ndarray, block: int | None = None) -> Quantized:
@@ -34,7 +86,7 @@ def int8_rows(weight: np.ndarray, block: int | None = None) -> Quantized:
     groups = weight.astype(np.float32).reshape(len(weight), -1, block or weight.shape[1])  # [N, G, B]
     scales = _nonzero(np.abs(groups).max(axis=-1) / 127)
     codes = np.clip(np.rint(groups / scales[..., None]), -127, 127).astype(np.int8)
-    return Quantized(codes, scales)
+    return Quantized(codes, scales, bits=8)
 
 
 def int4_blocks(weight: np.ndarray, block: int = INT4_BLOCK) -> Quantized:
@@ -46,7 +98,7 @@ def int4_blocks(weight: np.ndarray, block: int = INT4_BLOCK) -> Quantized:
     for start in range(0, len(groups), rows):
         part = slice(start, start + rows)
         codes[part], scales[part] = _search_scales(groups[part])
-    return Quantized(codes, scales)
+    return Quantized(codes, scales, bits=4)
 
 
 def _search_scales(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -66,5 +118,5 @@ def _search_scales(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _nonzero(scales: np.ndarray) -> np.ndarray:
-    """A group of zeros gets scale 1: a scale of 0 divides by zero here and is refused by TensorRT."""
+    """A group of zeros gets scale 1, so that nothing divides by zero."""
     return np.where(scales > np.finfo(np.float32).tiny, scales, np.float32(1.0)).astype(np.float32)

@@ -93,6 +93,10 @@ def make_plan(space: Space, precision: str, quick: bool) -> Plan:
     """
     top = min(space.model.max_positions, 256 if quick else 1024)
     lengths = sorted({max(1, top // part) for part in ((4, 1) if quick else (16, 4, 1))})
+    if space.model.embedding_width % space.model.head_dim:
+        raise InputError(
+            f"embedding_width {space.model.embedding_width} is no multiple of head_dim", "change the space"
+        )
     widths = thin(space.widths, 4) if quick else space.widths
     ratios = thin(space.ffn_ratios, 2 if quick else 3)
     rng = random.Random(0)
@@ -154,18 +158,17 @@ def _width_change(base: Architecture, length: int, before: int, after: int) -> P
 
 def _end(base: Architecture, length: int) -> Probe:
     width = base.embedding_width
-    if width % base.head_dim:
-        raise InputError(f"embedding_width {width} is no multiple of head_dim {base.head_dim}", "change the space")
     models = tuple(_stack(base, width, width, layers) for layers in (1, 3))
     return Probe("end", length, {"vocab_size": base.vocab_size, "embedding_width": width}, models, (1.5, -0.5))
 
 
 def held_out(space: Space, lengths: Sequence[int], default_length: int, seed: int = 0) -> list[Probe]:
-    """Whole models drawn from the space, every other one at a length between the measured ones."""
+    """Different whole models drawn from the space, every other one at a length between the measured ones."""
     rng = random.Random(seed)
-    probes = []
-    for index in range(HELD_OUT_MODELS):
-        length = default_length if index % 2 == 0 else rng.randint(lengths[0], lengths[-1])
+    probes: dict[tuple[Architecture, int], Probe] = {}
+    for draw in range(10 * HELD_OUT_MODELS):  # a tiny space may not have as many
+        length = default_length if draw % 2 == 0 else rng.randint(lengths[0], lengths[-1])
         a = space.architecture(space.sample(rng))
-        probes.append(Probe("model", length, {"architecture": a.to_dict()}, (a,), (1.0,)))
-    return probes
+        if len(probes) < HELD_OUT_MODELS:
+            probes[a, length] = Probe("model", length, {"architecture": a.to_dict()}, (a,), (1.0,))
+    return list(probes.values())

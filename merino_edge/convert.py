@@ -125,14 +125,15 @@ def convert_weights(
         if ours == ("head.weight",) and a.tied_head:
             if not np.array_equal(array, load(_name_of("embedding.weight", layout, names, where))):
                 raise UnsupportedError(
-                    f"{where}: {name} differs from the embedding it is said to be tied to", "untie it"
+                    f"{where}: {name} differs from the embedding it is said to be tied to",
+                    "set tie_word_embeddings to false",
                 )
             continue
         if not ours or any(part not in expected for part in ours):
-            raise UnsupportedError(f"{where}: weight {name} has no place in this model family", "it cannot be imported")
+            raise UnsupportedError(f"{where}: weight {name} has no place in this model family", "choose another model")
         try:
             parts = layout.adapt(a, ours, array)
-        except ValueError:
+        except (ValueError, IndexError):  # it cannot be taken apart: its shape is wrong
             parts = [array]
         for part, value in zip(ours, parts, strict=False):
             if value.shape != expected[part]:

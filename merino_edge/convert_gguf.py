@@ -60,6 +60,7 @@ def _open(path: Path) -> gguf.GGUFReader:
     class Reader(gguf.GGUFReader):  # type: ignore[misc]
         """Refuses to read outside the file, which the library takes for empty, and to read without end."""
 
+        data: Any
         reads = 0
 
         def _get(self, offset: int, dtype: Any, count: int = 1, *args: Any, **kwargs: Any) -> Any:

@@ -179,7 +179,7 @@ class LatencyTable:
     measurements: list[Measurement]
     validation: dict[str, Any]  # {} while the table is unfinished
     sha256: str
-    _grids: dict[tuple[str, str], _Grid] = field(init=False, repr=False)
+    _grids: dict[tuple[str, str], _Grid] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         points: dict[tuple[str, str], dict[tuple[float, ...], float]] = {}

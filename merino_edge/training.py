@@ -7,7 +7,7 @@ that was not (same machine and thread count, CPU). It knows no terminal: progres
 While training, CKPT/state (merino_edge.training_state) holds step, architecture_id, corpus_sha256, config, the figures
 so far and the tensors weights.NAME, exp_avg.NAME, exp_avg_sq.NAME.
 
-The finished checkpoint's training.json holds source "train", step, config, tokens, validation_loss_start,
+The finished checkpoint's training.json holds source "train", step, config, tokens, validation_loss_before,
 validation_loss (nats per token), tokens_per_second, history [[step, loss], ...], corpus_sha256, architecture_id.
 """
 
@@ -227,7 +227,7 @@ def _run(
     c = trainer.config
     if figures is None:
         start = trainer.validation_loss()
-        figures = {"validation_loss_start": start, "validation_loss": start, "train_seconds": 0.0, "history": []}
+        figures = {"validation_loss_before": start, "validation_loss": start, "train_seconds": 0.0, "history": []}
     while trainer.step < c.steps:
         rate, began = c.learning_rate_at(trainer.step), time.perf_counter()
         loss = trainer.train_step()

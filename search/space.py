@@ -167,7 +167,7 @@ PAPER = Space(
 DEMO = Space(
     name="demo",
     blocks=3,
-    widths=(64, 128, 192, 256),
+    widths=(128, 192, 256),  # none below half the embedding: a narrow first block is a bottleneck the score cannot see
     ffn_ratios=(1, 2, 3, 4),
     layers=(1, 2, 3),
     shared=False,
@@ -176,7 +176,7 @@ DEMO = Space(
         max_positions=256,
         embedding_width=256,
         head_dim=32,
-        blocks=(Block(width=64, layers=1, heads=2, kv_heads=2, ffn_width=64),),
+        blocks=(Block(width=128, layers=1, heads=4, kv_heads=4, ffn_width=128),),
         norm="rmsnorm",
         ffn="swiglu",
         positions="rotary",

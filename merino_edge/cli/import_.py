@@ -26,4 +26,4 @@ def import_model(
         )
         return
     console.print_line(f"{out}: {a.parameters / 1e6:.1f} M parameters, {a.layers} layers, architecture {a.id}")
-    console.stderr().print(f"next: merino-edge export {out} --out BUNDLE", markup=False)
+    console.stderr().print(f"next: merino-edge export {out} --out BUNDLE", markup=False, soft_wrap=True)

@@ -59,7 +59,7 @@ def profile(
     precision = precision or begun.get("precision", "fp32")
     if precision not in PRECISIONS:
         raise InputError(f"there is no precision {precision!r}", f"choose {', '.join(PRECISIONS)}")
-    threads = threads or begun.get("threads", len(os.sched_getaffinity(0)))
+    threads = begun.get("threads", len(os.sched_getaffinity(0))) if threads is None else threads
     limits.check_range("threads", threads, 1, limits.MAX_THREADS)
 
     screen = console.stderr()

@@ -6,6 +6,7 @@ counts of entries; a checkpoint's training record and a bundle's manifest, each 
 
 from __future__ import annotations
 
+import operator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -180,7 +181,7 @@ def _print_table(screen: Console, document: Document) -> None:
     screen.print(f"{total} entries ({counted}), {document['unstable']} unstable")
     if document["validation"]:
         figures = Table("whole models", "MAPE %", "p95 %", "max %", "bias %", "Kendall tau")
-        for mode, found in document["validation"].items():
+        for mode, found in filter(operator.itemgetter(1), document["validation"].items()):  # estimates have no figures
             names = ("mape_percent", "p95_percent", "max_percent", "bias_percent", "kendall_tau")
             numbers = ["-" if found[name] is None else f"{found[name]:.2f}" for name in names]
             figures.add_row(f"{found['models']} in {mode}", *numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from pathlib import Path
 from types import FrameType
@@ -53,6 +54,8 @@ def train(
     given = {"steps": steps, "batch": batch, "sequence": sequence, "micro_batch": micro_batch, "warmup": warmup,
              "learning_rate": learning_rate, "seed": seed, "precision": precision}  # fmt: skip
     config = _config(a, out, resume, {name: value for name, value in given.items() if value is not None})
+    if save_every is None:
+        save_every = max(1, min(1000, config.steps // 10))
     stop = _StopOnInterrupt()
     err = console.stderr()
     err.print(f"{a.parameters:,} parameters, {config.steps:,} steps of {config.batch} x {config.sequence} tokens")
@@ -64,17 +67,17 @@ def train(
             bar.update(task, completed=p.step, note=f"{note}, {p.tokens_per_second:,.0f} tokens/s")
 
         outcome = training.train(
-            a, corpus, out, config, resume=resume, save_every=save_every or min(1000, max(1, config.steps // 10)),
-            on_step=on_step, should_stop=lambda: stop.asked,
-        )  # fmt: skip
+            a, corpus, out, config, resume=resume, save_every=save_every, on_step=on_step, should_stop=stop
+        )
     result = outcome.training
-    loss = f"{result['validation_loss_start']:.3f} -> {result['validation_loss']:.3f} nats per token"
+    loss = f"{result['validation_loss_before']:.3f} -> {result['validation_loss']:.3f} nats per token"
     speed = f"{result['tokens']:,} tokens at {result['tokens_per_second']:,.0f} tokens/s"
     err.print(f"loss on held-out text {loss}, {speed}", soft_wrap=True)
     if not outcome.finished:
-        sources = " ".join(f"--corpus {path}" for path in corpus)
-        command = f"merino-edge train {architecture} {sources} --out {out} --continue"
-        err.print(f"stopped after step {result['step']:,} of {config.steps:,}; go on with: {command}", soft_wrap=True)
+        words = ["merino-edge", "train", str(architecture), *(f"--corpus={path}" for path in corpus), "--out", str(out)]
+        words += ["--continue"] if threads is None else ["--threads", str(threads), "--continue"]
+        done = f"stopped after step {result['step']:,} of {config.steps:,}"
+        err.print(f"{done}; go on with: {shlex.join(words)}", soft_wrap=True, markup=False)
         raise typer.Exit(130)
     if json:
         console.print_json({"checkpoint": str(out), "parameters": a.parameters, **result})
@@ -95,10 +98,10 @@ def _config(a: Architecture, out: Path, resume: bool, given: dict[str, Any]) -> 
 
 
 class _StopOnInterrupt:
-    """Turns the first Ctrl-C into a request (`asked`); the second one interrupts as usual."""
+    """Turns the first Ctrl-C into a request, which a call reports; the second one interrupts as usual."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self._asked = False
 
     def __enter__(self) -> None:
         self._previous = signal.signal(signal.SIGINT, self._ask)
@@ -106,6 +109,9 @@ class _StopOnInterrupt:
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGINT, self._previous)
 
+    def __call__(self) -> bool:
+        return self._asked
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self._asked = True
         signal.signal(signal.SIGINT, self._previous)

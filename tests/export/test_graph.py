@@ -14,6 +14,7 @@ from merino_edge.model import Model
 from merino_edge.presets import PRESETS, preset
 from merino_edge.runtime.onnx_engine import OnnxEngine
 from merino_edge.weights import weight_shapes
+from random_model import random_model
 
 CONTEXT = 600  # beyond the engine's first and second cache bucket
 LLAMA = {"norm": "rmsnorm", "ffn": "swiglu", "positions": "rotary", "bias": "none"}
@@ -27,17 +28,6 @@ FAMILIES = {
     "qwen": Architecture(96, CONTEXT, 64, 32, (Block(64, 2, 2, 1, 128),), rotary_dim=32, **{**LLAMA, "bias": "qkv"}),
     "merino": Architecture(96, CONTEXT, 64, 32, (Block(32, 2, 1, 1, 64, True), Block(64, 1, 2, 2, 64), Block(96, 3, 3, 3, 96, True))),
 }  # fmt: skip
-
-
-def random_model(a: Architecture, seed: int = 0) -> dict[str, np.ndarray]:
-    """Weights with every norm and bias away from its neutral value, so that a forgotten one shows."""
-    rng = np.random.default_rng(seed)
-    weights = {}
-    for name, shape in weight_shapes(a).items():
-        center = 1.0 if name.endswith("norm.weight") else 0.0
-        spread = 0.2 if len(shape) == 1 else 1.5 / math.sqrt(shape[-1])
-        weights[name] = (center + spread * rng.standard_normal(shape)).astype(np.float32)
-    return weights
 
 
 def reference_logits(a: Architecture, weights: dict[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:

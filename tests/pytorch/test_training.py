@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import resource
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from merino_edge import architecture, artefact, checkpoint, data, training_state
 from merino_edge.architecture import Architecture, Block
 from merino_edge.corpus import tiny_stories
-from merino_edge.errors import ArtefactError, InputError, MerinoError, OutputError
+from merino_edge.errors import ArtefactError, InputError, OutputError
 from merino_edge.model import Model
 from merino_edge.tokenizer import Tokenizer
 from merino_edge.training import Outcome, Trainer, TrainingConfig, train
@@ -29,6 +30,7 @@ from merino_edge.training import Outcome, Trainer, TrainingConfig, train
 A = Architecture(400, 64, 24, 8, (Block(16, 1, 2, 1, 32), Block(32, 2, 4, 2, 48, shared=True)), ffn="swiglu",
                  norm="rmsnorm", positions="rotary", rotary_dim=8)  # fmt: skip
 CONFIG = TrainingConfig(steps=12, batch=4, sequence=24, micro_batch=3, learning_rate=1e-2, warmup=2)
+LONGER = dataclasses.replace(CONFIG, steps=120)  # long enough to be killed in the middle
 
 
 @pytest.fixture(autouse=True)
@@ -69,8 +71,8 @@ def weights_file(out: Path) -> bytes:
 def test_training_learns_and_says_so(uninterrupted: Path) -> None:
     loaded = checkpoint.load(uninterrupted)
     record = loaded.training
-    assert record["validation_loss_start"] == pytest.approx(math.log(A.vocab_size), abs=0.3)
-    assert record["validation_loss"] < record["validation_loss_start"] - 0.5
+    assert record["validation_loss_before"] == pytest.approx(math.log(A.vocab_size), abs=0.3)
+    assert record["validation_loss"] < record["validation_loss_before"] - 0.5
     assert (record["step"], record["tokens"]) == (12, 12 * 4 * 24)
     assert (
         record["config"] == dataclasses.asdict(CONFIG) and record["architecture_id"] == loaded.architecture.id == A.id
@@ -129,7 +131,7 @@ def test_stopped_and_continued_is_uninterrupted(
     finished = train(A, [source], out, CONFIG, resume=True, save_every=5)
     assert finished.finished and weights_file(out) == weights_file(uninterrupted)
     expected = checkpoint.load(uninterrupted).training
-    assert all(finished.training[k] == expected[k] for k in ("validation_loss_start", "validation_loss", "history"))
+    assert all(finished.training[k] == expected[k] for k in ("validation_loss_before", "validation_loss", "history"))
 
 
 def command(source: Path, folder: Path, *more: str) -> list[str]:
@@ -138,27 +140,38 @@ def command(source: Path, folder: Path, *more: str) -> list[str]:
     return [*program, "train", str(folder / "A.json"), "--corpus", str(source), *out, *more]
 
 
+@pytest.fixture(scope="module")
+def longer_weights(source: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("longer") / "c"
+    train(A, [source], out, LONGER)
+    return weights_file(out)
+
+
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_killed_and_continued_is_uninterrupted(source: Path, tmp_path: Path, sent: signal.Signals) -> None:
+def test_killed_and_continued_is_uninterrupted(
+    source: Path, longer_weights: bytes, tmp_path: Path, sent: signal.Signals
+) -> None:
     architecture.save(tmp_path / "A.json", A)
-    config = dataclasses.replace(CONFIG, steps=300, warmup=30)
-    options = "--steps 300 --batch 4 --sequence 24 --micro-batch 3 --learning-rate 1e-2 --save-every 20".split()
+    options = ["--batch=4", "--sequence=24", "--micro-batch=3", "--learning-rate=0.01", "--warmup=2", "--save-every=10"]
+    options += [f"--steps={LONGER.steps}"]
     process = subprocess.Popen(command(source, tmp_path, *options), stderr=subprocess.PIPE, text=True)
     while not training_state.exists(tmp_path / "c") and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(sent)
     _, errors = process.communicate(timeout=60)
-    assert training_state.load(tmp_path / "c")["step"] < 300
+    assert training_state.load(tmp_path / "c")["step"] < LONGER.steps
     if sent == signal.SIGINT:
         assert (
-            process.returncode == 130 and f"--out {tmp_path / 'c'} --continue" in errors and "Traceback" not in errors
+            process.returncode == 130
+            and f"--out {tmp_path / 'c'} --threads 1 --continue" in errors
+            and "Traceback" not in errors
         )
     resumed = subprocess.run(
         command(source, tmp_path, "--continue", "--json"), capture_output=True, text=True, check=True
     )
-    assert json.loads(resumed.stdout)["config"] == dataclasses.asdict(config)
-    train(A, [source], tmp_path / "whole", config)
-    assert weights_file(tmp_path / "c") == weights_file(tmp_path / "whole")
+    assert json.loads(resumed.stdout)["config"] == dataclasses.asdict(LONGER)
+    assert weights_file(tmp_path / "c") == longer_weights
 
 
 # --- refusals --------------------------------------------------------------------------------------
@@ -228,8 +241,11 @@ def test_divergence_stops_and_changes_nothing(source: Path, tmp_path: Path) -> N
     assert trainer.step == 1 and all((before[name] == after[name]).all() for name in before)
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"batch": 0}, {"sequence": -1}, {"micro_batch": 0}, {"warmup": 601_000},
-                                    {"learning_rate": float("nan")}, {"seed": -1}, {"precision": "fp8"}])  # fmt: skip
+IMPOSSIBLE = [{"steps": 0}, {"batch": 0}, {"sequence": -1}, {"micro_batch": 0}, {"warmup": 601_000},
+              {"learning_rate": float("nan")}, {"seed": -1}, {"precision": "fp8"}]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", IMPOSSIBLE)
 def test_an_impossible_configuration_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(InputError) as caught:
         TrainingConfig(**change)
@@ -247,9 +263,14 @@ def test_the_verb_refuses_in_one_line(source: Path, tmp_path: Path) -> None:
 
 def test_a_training_state_that_cannot_be_written_keeps_the_last(source: Path, stopped: Path) -> None:
     head = training_state.load(stopped)
-    (stopped / "state" / "step-3.tmp").mkdir()  # in the way
-    with pytest.raises(MerinoError, match="step-3"):
-        training_state.save(stopped, {**head, "step": 3}, {"weights.x": torch.zeros(1)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # as good as a full disk
+    try:
+        with pytest.raises(OutputError, match=r"cannot write .*step-3"):
+            training_state.save(stopped, {**head, "step": 3}, {"weights.x": torch.zeros(1000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list((stopped / "state").glob("step-3*"))
     assert training_state.load(stopped) == head and training_state.load_tensors(stopped, head)
     assert artefact.sha256_file(stopped / "state" / head["file"]) == head["file_sha256"]
 

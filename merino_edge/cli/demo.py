@@ -1,0 +1,138 @@
+"""`merino-edge demo`: the whole road on this machine, in about five minutes on two cores.
+
+Runs the same commands a person would type, prints each, and ends with one summary. Artefacts, in the
+folder `--out`: corpus.txt, table.jsonl (+ .png), architecture.json (+ .png), checkpoint/, bundle/, summary.json.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PRECISION = "int8"
+BUDGET_SHARE = 0.6  # of the predicted decode time of the space's largest architecture
+PROMPT = "One morning"
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
+    decode_ms: Annotated[float | None, typer.Option(help="Decode budget [default: 60 % of the largest model's time].")] = None,
+    params: Annotated[str, typer.Option(help="Parameter budget.")] = "3M",
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 400,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of everything measured.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Profile this CPU, search, train, export, check and generate: one small model from nothing."""
+    from merino_edge import artefact
+    from merino_edge.cli.console import print_json, stderr
+    from merino_edge.corpus import tiny_stories
+    from merino_edge.errors import require
+
+    for package, extra in (("torch", "train"), ("safetensors", "train"), ("onnx_ir", "export"), ("matplotlib", "plot")):
+        require(package, extra)
+    run = _Runner(stderr())
+    threads_option = [] if threads is None else ["--threads", str(threads)]
+    corpus, table, found = out / "corpus.txt", out / "table.jsonl", out / "architecture.json"
+    checkpoint, bundle = out / "checkpoint", out / "bundle"
+    artefact.write_text(corpus, tiny_stories())
+    for stale in (table, checkpoint, bundle):
+        shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+
+    profiled = run("profile", "--device", "cpu", "--space", "demo", "--quick", "--precision", PRECISION,
+                   *threads_option, "--out", table, "--plot", out / "table.png")  # fmt: skip
+    budget = _decode_budget(table) if decode_ms is None else decode_ms
+    searched = run("search", "--space", "demo", "--table", table, "--decode-ms", budget, "--params", params,
+                   "--precision", PRECISION, "--plot", out / "architecture.png", "--out", found)  # fmt: skip
+    trained = run("train", found, "--corpus", corpus, "--steps", steps, "--batch", 16, "--sequence", 128,
+                  "--learning-rate", "3e-3", "--out", checkpoint)  # fmt: skip
+    context = searched["architecture"]["max_positions"]
+    exported = run("export", checkpoint, "--out", bundle, "--precision", PRECISION, "--context", context, *threads_option)
+    written = run("generate", bundle, "--raw", "--prompt", PROMPT, "--max-tokens", 80, "--temperature", "0.7",
+                  "--seed", 0, *threads_option)  # fmt: skip
+    speed = run("bench", bundle, "--prompt-tokens", 64, "--new-tokens", 128, *threads_option)
+    summary = {
+        "budgets": searched["budgets"],
+        "predicted_decode_ms": searched["costs"]["decode_ms"],
+        "measured_decode_ms": 1000 / speed["decode_tokens_per_second"],
+        "table_error": profiled["validation"],
+        "parameters": searched["costs"]["parameters"],
+        "blocks": searched["architecture"]["blocks"],
+        "loss_before": trained["validation_loss_before"],
+        "loss_after": trained["validation_loss"],
+        "parity": exported["parity"],
+        "sample": PROMPT + written["text"],
+        "artefacts": {"table": str(table), "architecture": str(found), "checkpoint": str(checkpoint), "bundle": str(bundle)},
+    }
+    artefact.write_json(out / "summary.json", "demo", summary)
+    if as_json:
+        print_json(summary)
+    else:
+        _print_summary(summary, out)
+
+
+class _Runner:
+    """Runs verbs of this program with `--json`; their progress goes to the terminal as they write it."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def __call__(self, verb: str, *arguments: object) -> dict[str, Any]:
+        words = [verb, *map(str, arguments)]
+        self.console.print(f"\n[bold]$ merino-edge {' '.join(words)}[/bold]", soft_wrap=True, highlight=False)
+        child = subprocess.Popen([*_program(), *words, "--json"], stdout=subprocess.PIPE, text=True)
+        try:
+            text, _ = child.communicate()
+        except KeyboardInterrupt:  # the child got the signal too and has its own last word
+            child.wait()
+            raise
+        if child.returncode:
+            raise typer.Exit(child.returncode)  # the verb has said why
+        document: dict[str, Any] = json.loads(text)
+        return document
+
+
+def _program() -> list[str]:
+    """How this program was started: the installed script, or the module."""
+    script = Path(sys.argv[0])
+    return [str(script)] if script.name == "merino-edge" and script.is_file() else [sys.executable, "-m", "merino_edge.cli"]
+
+
+def _decode_budget(table: Path) -> float:
+    from merino_edge.latency_table import LatencyTable
+    from merino_edge.search.space import DEMO
+
+    largest = DEMO.architecture((len(DEMO.genes) - 1,) * DEMO.blocks)
+    return float(f"{BUDGET_SHARE * LatencyTable.load(table).model_ms(largest, 'decode'):.2g}")
+
+
+def _print_summary(summary: dict[str, Any], out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    blocks = "  ".join(f"{b['layers']} x {b['width']} (ffn {b['ffn_width']})" for b in summary["blocks"])
+    error = summary["table_error"]["decode"]
+    budgets = ", ".join(f"{name} <= {value:,}" for name, value in summary["budgets"].items())
+    rows = {
+        "budget": budgets,
+        "decode": f"{summary['predicted_decode_ms']:.3f} ms predicted, {summary['measured_decode_ms']:.3f} ms measured "
+                  f"(table error on whole models: {error['mape_percent']:.1f} % mean)",
+        "architecture": f"{summary['parameters']:,} parameters: {blocks}",
+        "loss": f"{summary['loss_before']:.3f} before, {summary['loss_after']:.3f} after training (nats per token)",
+        "parity": f"all {len(summary['parity'])} checks of the export passed",
+        "sample": summary["sample"],
+        "artefacts": "\n".join(summary["artefacts"].values()),
+        "next": f"merino-edge generate {out / 'bundle'}",
+    }  # fmt: skip
+    table = Table(show_header=False, title="merino-edge demo", title_justify="left")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console(highlight=False).print(table)

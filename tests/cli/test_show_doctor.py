@@ -1,0 +1,164 @@
+"""`show`, `doctor` and `profile` as programs: what they print, and how they refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from merino_edge import architecture, artefact, bundle, checkpoint
+from merino_edge.architecture import Architecture, Block
+from merino_edge.latency_table import LatencyTable
+from merino_edge.search.space import DEMO
+from merino_edge.tokenizer import ChatFormat
+from merino_edge.weights import random_weights
+
+PROGRAM = (sys.executable, "-c", "from merino_edge.cli.main import main; main()")
+TINY = Architecture(
+    vocab_size=32, max_positions=16, embedding_width=32, head_dim=16, blocks=(Block(32, 2, 2, 1, 48, True),)
+)
+TOKENIZER = '{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}'
+
+
+def merino(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def refused(*arguments: object, code: int, says: str) -> None:
+    done = merino(*arguments, code=code)
+    assert not done.stdout and done.stderr.count("\n") == 1 and says in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def space_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = dataclasses.replace(DEMO.model, vocab_size=64, max_positions=16, embedding_width=32, head_dim=32,
+                                rotary_dim=32, blocks=(Block(32, 1, 1, 1, 32),))  # fmt: skip
+    space = dataclasses.replace(
+        DEMO, name="tiny", blocks=1, widths=(32,), ffn_ratios=(1, 2), layers=(1, 2, 3, 4), model=model
+    )
+    path = tmp_path_factory.mktemp("space") / "space.json"
+    artefact.write_json(path, "space", space.to_dict())
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of each artefact but a table."""
+    folder = tmp_path_factory.mktemp("artefacts")
+    architecture.save(folder / "a.json", TINY, score={"total": 12.5}, seed=3)
+    checkpoint.save(
+        folder / "checkpoint", TINY, random_weights(TINY), TOKENIZER, ChatFormat(), {"source": "random\x1b[31m"}
+    )
+    with artefact.new_folder(folder / "bundle") as new:
+        for name in bundle.REQUIRED_FILES:
+            (new / name).write_text("x")
+        bundle.write_manifest(new, TINY, "int8", "onnxruntime", 16)
+    return folder
+
+
+def test_profile_writes_a_table_that_show_explains(space_file: Path, tmp_path: Path) -> None:
+    out, png = tmp_path / "t.jsonl", tmp_path / "t.png"
+    arguments = ("profile", "--device", "cpu", "--space", space_file, "--threads", 1, "--quick", "--precision", "int8")
+    planned = json.loads(merino(*arguments, "--dry-run", "--json", "--out", out).stdout)
+    assert planned["eta_seconds"] > 0 and not out.exists()
+    done = json.loads(merino(*arguments, "--plot", png, "--json", "--out", out).stdout)
+    table = LatencyTable.load(out)
+    assert done["validation"] == table.validation and done["entries"] == 2 * planned["probes"] == len(
+        table.measurements
+    )
+    assert {"mape_percent", "p95_percent", "max_percent", "kendall_tau"} <= set(done["validation"]["decode"])
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+    shown = json.loads(merino("show", out, "--json").stdout)
+    assert shown["kind"] == "latency_table" and shown["validation"] == table.validation and shown["finished"]
+    text = merino("show", out).stdout
+    assert "measured" in text and "int8" in text and "MAPE" in text
+    assert merino("profile", "--continue", "--out", out).stdout.strip() == str(
+        out
+    )  # nothing left; space from its header
+    assert LatencyTable.load(out).measurements == table.measurements
+    refused(*arguments, "--out", out, code=6, says="exists; finish it with --continue")
+    refused("profile", "--continue", "--threads", 2, "--out", out, code=2, says="another threads")
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "t.jsonl"
+    command = [*PROGRAM, "profile", "--space", "demo", "--threads", "1", "--quick", "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (out.exists() and out.read_text().count("\n") > 1):  # the first batch is measured
+        assert process.poll() is None, process.communicate()
+    os.kill(process.pid, signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and not stdout
+    assert f"merino-edge profile --continue --out {out}" in stderr and "Traceback" not in stderr
+    shown = json.loads(merino("show", out, "--json").stdout)
+    assert not shown["finished"] and shown["entries"]
+    assert "unfinished" in merino("show", out).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("--device", "orin"), 8, "unknown device 'orin'; choose --device cpu"),
+        (("--precision", "fp8"), 2, "there is no precision 'fp8'; choose fp32, fp16, int8, int4"),
+        (("--threads", 0), 2, "threads is 0"),
+        (("--space", "papper"), 2, "papper"),
+    ],
+)
+def test_profile_refuses_in_one_line(tmp_path: Path, arguments: tuple[object, ...], code: int, says: str) -> None:
+    refused("profile", *arguments, "--out", tmp_path / "t.jsonl", code=code, says=says)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.json", "architecture"), ("checkpoint", "checkpoint"), ("bundle", "bundle")]
+)
+def test_show_tells_an_artefact_by_its_content(folder: Path, name: str, kind: str) -> None:
+    shown = json.loads(merino("show", folder / name, "--json").stdout)
+    assert shown["kind"] == kind and shown["architecture"] == TINY.to_dict()
+    assert shown["counts"]["parameters"] == TINY.parameters
+    text = merino("show", folder / name).stdout
+    assert kind in text and "shared" in text and TINY.id in text
+    assert "\x1b" not in text  # nothing an artefact says steers the terminal
+
+
+def test_show_explains_a_space(space_file: Path) -> None:
+    assert json.loads(merino("show", space_file, "--json").stdout)["size"] == 8
+    assert "space tiny (8 architectures)" in merino("show", space_file).stdout
+
+
+def test_show_refuses_what_is_no_artefact(folder: Path, tmp_path: Path) -> None:
+    refused("show", tmp_path / "nothing", code=3, says="does not exist")
+    refused("show", tmp_path, code=3, says="says no kind); known: latency_table, architecture")
+    for text in (
+        "",
+        "hello",
+        "[1]",
+        '{"kind": ["a"]}',
+        '{"kind": "poem"}\n{}',
+        "{" * 99_999,
+        '{"kind": "latency_table"}',
+    ):
+        (tmp_path / "file").write_text(text)
+        refused("show", tmp_path / "file", code=3, says=str(tmp_path / "file"))
+    (tmp_path / "file").write_bytes(b"\xff\xfe\x00")
+    refused("show", tmp_path / "file", code=3, says="not UTF-8")
+    (tmp_path / "a.json").write_text((folder / "a.json").read_text().replace("12.5", "13.5"))
+    refused("show", tmp_path / "a.json", code=3, says="does not match its own sha256")
+
+
+def test_doctor_describes_this_machine() -> None:
+    found = json.loads(merino("doctor", "--json").stdout)
+    assert found["packages"]["numpy"] and found["device"]["cores"] == os.cpu_count()
+    assert found["verbs"]["search"] == {"ok": True, "missing": [], "fix": None}
+    text = merino("doctor").stdout
+    assert f"numpy {found['packages']['numpy']}" in text and all(verb in text for verb in found["verbs"])

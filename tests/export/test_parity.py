@@ -1,0 +1,129 @@
+"""The gate: a faithful export passes, an unfaithful one fails and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from merino_edge import bundle
+from merino_edge.checkpoint import Checkpoint
+from merino_edge.counts import PRECISIONS
+from merino_edge.errors import ArtefactError, InputError, MerinoError, OutputError, ParityError, UnsupportedError
+from merino_edge.export import bundle_writer, parity
+from merino_edge.export.bundle_writer import write_bundle
+from merino_edge.export.graph import build_stored
+from merino_edge.export.quantize import store
+from merino_edge.export.targets import Target
+from merino_edge.runtime.onnx_engine import OnnxEngine
+
+
+def export(
+    source: Checkpoint, out: Path, precision: str = "fp32", context: int = 160, target: str = "onnxruntime"
+) -> bundle.Bundle:
+    a = source.architecture
+    return write_bundle(source, out, precision, context, target, lambda graph, n: OnnxEngine(graph, a, n, threads=1))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_faithful_export_passes_and_loads(tiny_checkpoint: Checkpoint, tmp_path: Path, precision: str) -> None:
+    made = export(tiny_checkpoint, tmp_path / "b", precision)
+    opened = bundle.load(tmp_path / "b")
+    assert opened.manifest == made.manifest
+    assert {c["check"] for c in opened.manifest["parity"]} >= set(parity.LIMITS[precision])
+    assert all(c["passed"] for c in opened.manifest["parity"])
+    assert opened.architecture == tiny_checkpoint.architecture
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_wrong_graph_fails_and_leaves_nothing(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """Two matrices of one layer mixed up: the smallest mistake a lowering can make."""
+    gate, up = (f"blocks.0.layers.0.ffn.{name}.weight" for name in ("gate", "up"))
+    monkeypatch.setattr(
+        bundle_writer, "build_stored", lambda a, s, *rest: build_stored(a, {**s, gate: s[up], up: s[gate]}, *rest)
+    )
+    with pytest.raises(ParityError, match="graph_kl"):
+        export(tiny_checkpoint, tmp_path / "b", precision)
+    assert os.listdir(tmp_path) == []
+
+
+def test_weights_too_coarse_for_their_precision_fail(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph is right, but what it holds is int4 under the name of int8."""
+    monkeypatch.setattr(bundle_writer, "store", lambda a, w, target: store(a, w, Target.named("onnxruntime", "int4")))
+    with pytest.raises(ParityError, match="mean_kl"):
+        export(tiny_checkpoint, tmp_path / "b", "int8")
+    assert os.listdir(tmp_path) == []
+
+
+def test_every_context_from_one_on_is_compared(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    for context in (1, 2, 3, 31, 192):
+        made = export(tiny_checkpoint, tmp_path / str(context), context=context)
+        assert made.context == context and all(c["passed"] for c in made.manifest["parity"])
+
+
+def test_figures_are_zero_for_equal_logits_and_grow_with_the_difference() -> None:
+    rng = np.random.default_rng(0)
+    expected = rng.standard_normal((20, 50)).astype(np.float32)
+    assert parity.mean_kl(expected, expected + 3) == pytest.approx(0, abs=1e-6)  # a constant changes nothing
+    small, large = (parity.mean_kl(expected, expected + s * rng.standard_normal((20, 50))) for s in (0.1, 1.0))
+    assert 0 < small < large
+    assert parity.top1_agreement(expected, expected) == 1.0
+    assert parity.top1_agreement(expected, -expected) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"context": 0}, InputError),
+        ({"context": 193}, InputError),
+        ({"precision": "fp8"}, UnsupportedError),
+        ({"target": "jetpack-9"}, UnsupportedError),
+        ({"target": "rtx", "precision": "fp32"}, UnsupportedError),
+    ],
+)
+def test_impossible_requests_are_refused_in_one_line(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, options: dict[str, object], error: type[MerinoError]
+) -> None:
+    with pytest.raises(error) as refusal:
+        export(tiny_checkpoint, tmp_path / "b", **options)  # type: ignore[arg-type]
+    assert "\n" not in str(refusal.value) and refusal.value.hint
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_of_something_else_is_not_replaced(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("keep me")
+    with pytest.raises(OutputError, match="not an artefact"):
+        export(tiny_checkpoint, tmp_path / "home")
+    assert (tmp_path / "home" / "letter.txt").read_text() == "keep me"
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "model.onnx.data", "tokenizer.json", "chat.json", "manifest.json"])
+def test_a_flipped_bit_truncation_or_loss_of_any_file_is_found(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, file: str
+) -> None:
+    export(tiny_checkpoint, tmp_path / "b")
+    path = tmp_path / "b" / file
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", whole[:-40] + bytes([whole[-40] ^ 4]) + whole[-39:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ArtefactError) as refusal:
+            bundle.load(tmp_path / "b")
+        assert "\n" not in str(refusal.value)
+    path.unlink()
+    with pytest.raises(ArtefactError):
+        bundle.load(tmp_path / "b")
+
+
+def test_manifest_cannot_reach_outside_the_bundle(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    export(tiny_checkpoint, tmp_path / "b")
+    outside = tmp_path / "b" / "chat.json"
+    outside.rename(tmp_path / "chat.json")
+    (tmp_path / "b" / "chat.json").symlink_to(tmp_path / "chat.json")
+    with pytest.raises(ArtefactError, match="plain file"):
+        bundle.load(tmp_path / "b")

@@ -1,0 +1,25 @@
+"""A space small enough to profile in seconds, and a clock quick enough for tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from merino_edge.architecture import Architecture, Block
+from merino_edge.jetson import profiler, stopwatch
+from merino_edge.search.space import Space
+
+
+@pytest.fixture(scope="session")
+def tiny_space() -> Space:
+    model = Architecture(
+        vocab_size=96, max_positions=16, embedding_width=64, head_dim=32, blocks=(Block(32, 1, 1, 1, 32),)
+    )
+    return Space(name="tiny", blocks=2, widths=(32, 64), ffn_ratios=(1, 2), layers=(1, 2), shared=True, model=model)
+
+
+@pytest.fixture
+def hasty_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer rounds of shorter bursts: these tests judge what is written, not how steady it is."""
+    monkeypatch.setattr(stopwatch, "BURST_SECONDS", 0.0)
+    monkeypatch.setattr(stopwatch, "BURST_CALLS", (1, 1))
+    monkeypatch.setattr(profiler, "QUICK_ROUNDS", 2)
