@@ -64,8 +64,8 @@ def profile(
             note(done, len(plan.probes))
             for batch in batches(pending):
                 fresh = [m for m in stopwatch.measure(batch, QUICK_ROUNDS if quick else ROUNDS) if m.key not in known]
+                measured += fresh  # first: from here on an interruption must leave the file
                 append(m.to_line() for m in fresh)
-                measured += fresh
                 done += len(batch)
                 note(done, len(plan.probes))
             append([{"what": "validation", **validate(LatencyTable(path, header, measured, {}, ""))}])

@@ -54,10 +54,10 @@ def kind_of(path: Path) -> str:
         is_lines = first.startswith("{") and first.endswith("}")  # a table is one object a line, the rest one object
         document = artefact.parse_json(first if is_lines else text, str(path))
         kind = document.get("kind") if isinstance(document, dict) else None
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         said = f"says it is {kind!r}" if kind else "says no kind"
         raise ArtefactError(f"{path} is no artefact that can be shown ({said})", f"known: {', '.join(KINDS)}")
-    return str(kind)
+    return kind
 
 
 # --- reading ---------------------------------------------------------------------------------------
