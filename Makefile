@@ -16,8 +16,7 @@ demo: $(VENV)/workstation
 	$(BIN)/merino-edge demo --out $(OUT)
 
 chat: $(VENV)/workstation
-	$(BIN)/python -m merino_edge.pretrained chat/model.gguf
-	test -d chat/checkpoint || $(BIN)/merino-edge import chat/model.gguf --out chat/checkpoint
+	test -d chat/checkpoint || $(BIN)/merino-edge import smollm2-135m-instruct --out chat/checkpoint
 	test -d chat/bundle-int4 || $(BIN)/merino-edge export chat/checkpoint --out chat/bundle-int4 --precision int4
 	$(BIN)/merino-edge generate chat/bundle-int4
 

@@ -76,11 +76,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--gguf", type=Path, help="the GGUF file [default: fetch it into .cache]")
+    parser.add_argument("--gguf", type=Path, help="the GGUF file [default: fetch it]")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
-    gguf = options.gguf or fetch_smollm2(Path(".cache"))
+    gguf = options.gguf or fetch_smollm2()
     with tempfile.TemporaryDirectory() as folder:
         import_model(gguf, Path(folder) / "checkpoint")
         source = checkpoint.load(Path(folder) / "checkpoint")

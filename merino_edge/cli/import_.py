@@ -9,14 +9,23 @@ import typer
 
 
 def import_model(
-    source: Annotated[str, typer.Argument(metavar="HF_FOLDER|FILE.gguf", help="A Hugging Face folder or a GGUF file.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="HF_FOLDER|FILE.gguf", help="A Hugging Face folder, a GGUF file, or the name smollm2-135m-instruct."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", help="The checkpoint folder to write.")],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make a checkpoint of a pretrained model: a Hugging Face folder (safetensors) or a GGUF file."""
     from merino_edge.cli import console
     from merino_edge.convert import import_model as convert
+    from merino_edge.pretrained import NAME, fetch_smollm2
 
+    if source == NAME:
+        with console.stderr().status(f"fetching {NAME} (93 MB)"):
+            source = str(fetch_smollm2())
     with console.progress() as bar:
         task = bar.add_task("reading weights", total=None, note="")
         a = convert(source, out, lambda done, total: bar.update(task, completed=done, total=total))
