@@ -24,7 +24,7 @@ from onnx_ir.tape import Tape
 
 from merino_edge import __version__
 from merino_edge.architecture import Architecture, Block
-from merino_edge.export.linear import MatrixWriter
+from merino_edge.export.linear import MICROSOFT, MatrixWriter
 from merino_edge.export.quantize import StoredWeights, store
 from merino_edge.export.targets import Target
 
@@ -70,6 +70,7 @@ class GraphBuilder:
         self.half = target.compute_dtype
         self.matrices = MatrixWriter(self.tape, target, stored)
         self.layer = 0
+        self.shared = False  # whether the layers being written use one set of weights
 
     # --- small helpers ---
 
@@ -86,7 +87,7 @@ class GraphBuilder:
     def linear(self, x: ir.Value, names: Sequence[str], factors: Sequence[float] = ()) -> ir.Value:
         """x [1, T, in] -> [1, T, sum of out], several linears with one input written as one matrix."""
         factors = factors or [1.0] * len(names)
-        y = self.matrices.matmul(x, names, factors)
+        y = self.matrices.matmul(x, names, factors, self.shared)
         if f"{names[0]}.bias" not in self.stored:
             return y
         bias = np.concatenate([self.stored[f"{n}.bias"] * np.float32(f) for n, f in zip(names, factors, strict=True)])
@@ -125,17 +126,19 @@ class GraphBuilder:
         for index, block in enumerate(a.blocks):
             if index and block.width != a.blocks[index - 1].width:
                 x = self.widen(x, f"blocks.{index}.projection")
+            self.shared = block.shared and block.layers > 1
             for depth in range(block.layers):
                 stored = f"blocks.{index}.layers.{0 if block.shared else depth}."
                 x, updated = self.decoder_layer(x, block, stored, caches[2 * self.layer : 2 * self.layer + 2])
                 outputs += updated
                 self.layer += 1
+            self.shared = False
         logits = self.head(x)
         return self.model(inputs + caches, [logits, *outputs])
 
     def model(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
         graph = ir.Graph(inputs, outputs, nodes=self.tape.nodes, initializers=self.tape.initializers,
-                         opset_imports={"": OPSET}, name="decoder_step")  # fmt: skip
+                         opset_imports={"": OPSET, MICROSOFT: 1}, name="decoder_step")  # fmt: skip
         return ir.Model(graph, ir_version=IR_VERSION, producer_name="merino-edge", producer_version=__version__)
 
     def attention_mask(self, cache: ir.Value) -> ir.Value:

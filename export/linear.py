@@ -7,7 +7,9 @@
 | int8 | int8, one float32 scale per 32 inputs | int8, one float16 scale per output |
 | int4 | int4, one float32 scale per 32 inputs; head int8 | int4, one float16 scale per 32 inputs; head int8 |
 
-ONNX Runtime fuses a blocked DequantizeLinear and its MatMul into one kernel that reads the codes.
+ONNX Runtime fuses a blocked DequantizeLinear and its MatMul into one kernel that reads the codes (MatMulNBits), but
+only where the codes have one consumer. Matrices that several layers share are therefore written as MatMulNBits for
+`onnxruntime`: unfused, a further layer of a shared int8 block took 1.40 ms instead of 0.15 (docs/lab-notes.md).
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from merino_edge.counts import INT4_BLOCK
 from merino_edge.export.quantize import Quantized, StoredWeights
 from merino_edge.export.targets import Target
 
+MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
+
 
 class MatrixWriter:
     """Adds weights and their products to a tape, every weight once however often it is used."""
@@ -37,18 +41,36 @@ class MatrixWriter:
             self.values[name] = self.tape.initializer(ir.tensor(np.ascontiguousarray(array), name=name))
         return self.values[name]
 
-    def matmul(self, x: ir.Value, names: Sequence[str], factors: Sequence[float]) -> ir.Value:
-        """x [.., K] times the weights `names` [N_i, K], stacked along N and each times its factor -> [.., sum N_i]."""
+    def matmul(
+        self, x: ir.Value, names: Sequence[str], factors: Sequence[float] = (), shared: bool = False
+    ) -> ir.Value:
+        """x [.., K] times the weights `names` [N_i, K], stacked along N and each times its factor -> [.., sum N_i].
+
+        `shared`: several layers multiply by these weights.
+        """
         name = "+".join(names) + ".weight"
+        factors = factors or [1.0] * len(names)
+        parts = [_scaled(self.stored[f"{n}.weight"], f) for n, f in zip(names, factors, strict=True)]
+        if shared and self.target.name == "onnxruntime" and isinstance(parts[0], Quantized):
+            return self._matmul_nbits(x, name, _stacked(parts))
         if name not in self.values:
-            parts = [_scaled(self.stored[f"{n}.weight"], f) for n, f in zip(names, factors, strict=True)]
             self.values[name] = self._matrix(name, parts)
         return self.tape.op("MatMul", [x, self.values[name]])
+
+    def _matmul_nbits(self, x: ir.Value, name: str, q: Quantized) -> ir.Value:
+        """com.microsoft.MatMulNBits: codes [N, G, B * bits / 8] uint8 with the middle as zero, scales [N, G]."""
+        outputs, groups, block = q.codes.shape
+        codes = (q.codes.astype(np.int16) + (1 << (q.bits - 1))).astype(np.uint8)
+        if q.bits == 4:
+            codes = codes[..., 0::2] | codes[..., 1::2] << 4
+        inputs = [x, self.initializer(name, codes), self.initializer(f"{name}.scale", q.scales)]
+        attributes = {"K": groups * block, "N": outputs, "bits": q.bits, "block_size": block, "accuracy_level": 4}
+        return self.tape.op("MatMulNBits", inputs, attributes, domain=MICROSOFT)
 
     def head(self, x: ir.Value, tied: bool) -> ir.Value:
         """x [1, E] -> [1, V]. Unquantised, the matrix stays [V, E], so that a tied table is stored once."""
         if isinstance(self.stored.get("head.weight"), Quantized):
-            return self.matmul(x, ["head"], [1.0])
+            return self.matmul(x, ["head"])
         return self.tape.op("Gemm", [x, self._table("embedding.weight" if tied else "head.weight")], {"transB": 1})
 
     def gather_rows(self, name: str, rows: ir.Value) -> ir.Value:
@@ -64,9 +86,10 @@ class MatrixWriter:
         """The stacked parts [N, K] as the right-hand operand [K, N] of a MatMul."""
         if not isinstance(parts[0], Quantized):
             return self._computed(self.initializer(f"stored.{name}", np.concatenate(parts).T))
-        codes = np.concatenate([part.codes.reshape(len(part.codes), -1) for part in parts]).T  # [K, N]
-        scales = np.concatenate([part.scales for part in parts]).T  # [G, N]
-        code_type = ml_dtypes.int4 if parts[0].bits == 4 else np.int8
+        q = _stacked(parts)
+        codes = q.codes.reshape(len(q.codes), -1).T  # [K, N]
+        scales = q.scales.T  # [G, N]
+        code_type = ml_dtypes.int4 if q.bits == 4 else np.int8
         inputs = [self.initializer(f"stored.{name}", codes.astype(code_type))]
         blocked = len(scales) * INT4_BLOCK == len(codes)
         scale = scales if blocked else scales[0]
@@ -85,6 +108,13 @@ class MatrixWriter:
 
     def _cast(self, x: ir.Value, dtype: ir.DataType) -> ir.Value:
         return self.tape.op("Cast", [x], {"to": dtype.value})
+
+
+def _stacked(parts: Sequence[np.ndarray | Quantized]) -> Quantized:
+    """Quantised matrices of one bit width as one, along N."""
+    quantized = [part for part in parts if isinstance(part, Quantized)]
+    codes, scales = ([getattr(part, field) for part in quantized] for field in ("codes", "scales"))
+    return Quantized(np.concatenate(codes), np.concatenate(scales), quantized[0].bits)
 
 
 def _scaled(weight: np.ndarray | Quantized, factor: float) -> np.ndarray | Quantized:
