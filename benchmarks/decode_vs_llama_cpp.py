@@ -84,11 +84,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         import_model(gguf, Path(folder) / "checkpoint")
         source = checkpoint.load(Path(folder) / "checkpoint")
-        write_bundle(source, Path(folder) / "bundle", "int4", CONTEXT, "onnxruntime",
-                     lambda graph, context: OnnxEngine(graph, source.architecture, context, options.threads))  # fmt: skip
+        write_bundle(
+            source,
+            Path(folder) / "bundle",
+            "int4",
+            CONTEXT,
+            "onnxruntime",
+            lambda graph, context: OnnxEngine(graph, source.architecture, context, options.threads),
+        )
         prompt = Tokenizer.load(Path(folder) / "bundle").encode(TEXT)[: options.prompt_tokens]
-        models = {"merino-edge": Ours(Path(folder) / "bundle", options.threads),
-                  "llama.cpp": LlamaCpp(gguf, options.threads)}  # fmt: skip
+        models = {
+            "merino-edge": Ours(Path(folder) / "bundle", options.threads),
+            "llama.cpp": LlamaCpp(gguf, options.threads),
+        }
         del source
         rounds: list[dict[str, dict[str, float]]] = []
         for index in range(-1, options.rounds):  # the first round warms up
@@ -112,7 +120,9 @@ def main() -> None:
         print(json.dumps(report, indent=2))
         return
     print(f"SmolLM2-135M-Instruct, {options.threads} threads, {len(rounds)} interleaved rounds, {versions}")
-    print(f"{options.prompt_tokens} prompt tokens, {options.new_tokens} new tokens; tokens per second: median (min - max)")
+    print(
+        f"{options.prompt_tokens} prompt tokens, {options.new_tokens} new tokens; tokens per second: median (min - max)"
+    )
     for name, value in report.items():
         if isinstance(value, dict) and "median" in value:
             print(f"  {name:22} {value['median']:8.2f}  ({value['min']:.2f} - {value['max']:.2f})")

@@ -30,9 +30,14 @@ OpenEngine = Callable[[Path, int], Any]  # (path of model.onnx, context) -> Engi
 
 
 def write_bundle(
-    checkpoint: Checkpoint, out: Path | str, precision: str, context: int, target: str, open_engine: OpenEngine,
+    checkpoint: Checkpoint,
+    out: Path | str,
+    precision: str,
+    context: int,
+    target: str,
+    open_engine: OpenEngine,
     on_step: Callable[[str], None] = lambda step: None,
-) -> bundle.Bundle:  # fmt: skip
+) -> bundle.Bundle:
     """Export `checkpoint` to the folder `out`; its manifest holds the parity report.
 
     An `rtx` graph is also compiled, where TensorRT for RTX is installed.
@@ -40,7 +45,9 @@ def write_bundle(
     """
     a = checkpoint.architecture
     if not 1 <= context <= a.max_positions:
-        raise InputError(f"context {context} is outside 1 to the model's {a.max_positions} positions", "change --context")
+        raise InputError(
+            f"context {context} is outside 1 to the model's {a.max_positions} positions", "change --context"
+        )
     with artefact.new_folder(out) as folder:
         on_step(f"writing the {precision} graph")
         graph = folder / "model.onnx"
@@ -61,9 +68,23 @@ def write_bundle(
             on_step("compiling with TensorRT for RTX")
             compiled = asdict(compile_for(graph, context))
         on_step("hashing")
-        graph_facts = {"opset": OPSET, "lowering": "native", "inputs": ["tokens", "positions"],
-                       "output": "logits", "caches": cache_names(a)}  # fmt: skip
+        graph_facts = {
+            "opset": OPSET,
+            "lowering": "native",
+            "inputs": ["tokens", "positions"],
+            "output": "logits",
+            "caches": cache_names(a),
+        }
         made_from = {"checkpoint_sha256": checkpoint.training["sha256"]}
-        bundle.write_manifest(folder, a, precision, target, context, graph=graph_facts, made_from=made_from,
-                              parity=parity.report(checks), compiled=compiled)  # fmt: skip
+        bundle.write_manifest(
+            folder,
+            a,
+            precision,
+            target,
+            context,
+            graph=graph_facts,
+            made_from=made_from,
+            parity=parity.report(checks),
+            compiled=compiled,
+        )
     return bundle.load(out, verify=False)

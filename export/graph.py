@@ -33,9 +33,12 @@ IR_VERSION = 11
 
 
 def build_model(
-    a: Architecture, weights: Mapping[str, np.ndarray], precision: str = "fp32", context: int = 1024,
+    a: Architecture,
+    weights: Mapping[str, np.ndarray],
+    precision: str = "fp32",
+    context: int = 1024,
     target: str = "onnxruntime",
-) -> ir.Model:  # fmt: skip
+) -> ir.Model:
     """The graph of `a` with its weights (by the names of merino_edge.weights) at `precision`.
 
     `context` is the greatest number of positions C of the cache. Raises UnsupportedError when the
@@ -137,8 +140,14 @@ class GraphBuilder:
         return self.model(inputs + caches, [logits, *outputs])
 
     def model(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
-        graph = ir.Graph(inputs, outputs, nodes=self.tape.nodes, initializers=self.tape.initializers,
-                         opset_imports={"": OPSET, MICROSOFT: 1}, name="decoder_step")  # fmt: skip
+        graph = ir.Graph(
+            inputs,
+            outputs,
+            nodes=self.tape.nodes,
+            initializers=self.tape.initializers,
+            opset_imports={"": OPSET, MICROSOFT: 1},
+            name="decoder_step",
+        )
         return ir.Model(graph, ir_version=IR_VERSION, producer_name="merino-edge", producer_version=__version__)
 
     def attention_mask(self, cache: ir.Value) -> ir.Value:
@@ -234,7 +243,9 @@ class GraphBuilder:
     def head(self, x: ir.Value) -> ir.Value:
         """Logits [1, V] float32 of the last of the T positions."""
         a = self.a
-        x = self.op("Slice", x, self.shape(-1), self.matrices.initializer("slice_end", np.array([2**31 - 1])), self.shape(1))
+        x = self.op(
+            "Slice", x, self.shape(-1), self.matrices.initializer("slice_end", np.array([2**31 - 1])), self.shape(1)
+        )
         if a.norm_placement == "pre":
             x = self.norm(x, "final_norm")
         if a.embedding_width != a.blocks[-1].width:

@@ -40,12 +40,18 @@ TEXT_TOKENS = 128
 # add by rounding activations to int8 shows in graph_kl.
 # A limit is the greatest value that passes; for the two shares and counts, the least (`AT_LEAST`).
 LIMITS: dict[str, dict[str, float]] = {
-    "fp32": {"graph_kl": 1e-6, "mean_kl": 1e-6, "max_logit_difference": 1e-3, "top1_agreement": 1.0,
-             "greedy_tokens_equal": GREEDY_TOKENS, "prefill_difference": 1e-3},
+    "fp32": {
+        "graph_kl": 1e-6,
+        "mean_kl": 1e-6,
+        "max_logit_difference": 1e-3,
+        "top1_agreement": 1.0,
+        "greedy_tokens_equal": GREEDY_TOKENS,
+        "prefill_difference": 1e-3,
+    },
     "fp16": {"graph_kl": 1e-3, "mean_kl": 1e-3, "top1_agreement": 0.97, "prefill_difference": 0.1},
     "int8": {"graph_kl": 2e-2, "mean_kl": 2e-2},
     "int4": {"graph_kl": 2e-2, "mean_kl": 0.5},
-}  # fmt: skip
+}
 AT_LEAST = ("top1_agreement", "greedy_tokens_equal")
 TIE = 1e-3  # logits closer than this are one choice: fp32 rounding decides between them
 
@@ -100,8 +106,10 @@ def require_passed(checks: Sequence[Check]) -> None:
     """Raise ParityError naming the failed checks with their figures."""
     failed = [f"{c.check} {c.value:.3g} (limit {c.limit:.3g})" for c in checks if not c.passed and c.limit is not None]
     if failed:
-        raise ParityError(f"the export does not match the checkpoint: {', '.join(failed)}",
-                          "nothing was written; try a higher --precision")  # fmt: skip
+        raise ParityError(
+            f"the export does not match the checkpoint: {', '.join(failed)}",
+            "nothing was written; try a higher --precision",
+        )
 
 
 def report(checks: Sequence[Check]) -> list[dict[str, Any]]:
@@ -165,5 +173,3 @@ class TorchReference:
 
         with torch.inference_mode():
             return np.asarray(self.model(torch.from_numpy(tokens)[None])[0].float().numpy())
-
-

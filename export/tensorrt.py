@@ -39,8 +39,10 @@ def compile_for(graph: Path, context: int, capability: str = "SM86") -> Compiled
     parser = trt.OnnxParser(network, log.logger)
     if not parser.parse_from_file(str(graph)):
         first = parser.get_error(0)
-        raise UnsupportedError(f"TensorRT cannot parse {graph}: {first.desc()} (node {first.node_name()})",
-                               "export with another --target or --precision")  # fmt: skip
+        raise UnsupportedError(
+            f"TensorRT cannot parse {graph}: {first.desc()} (node {first.node_name()})",
+            "export with another --target or --precision",
+        )
     config = builder.create_builder_config()
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
@@ -51,8 +53,9 @@ def compile_for(graph: Path, context: int, capability: str = "SM86") -> Compiled
     started = time.perf_counter()
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise UnsupportedError(f"TensorRT cannot compile {graph} for {capability}: {log.first_error()}",
-                               "export with another --precision")  # fmt: skip
+        raise UnsupportedError(
+            f"TensorRT cannot compile {graph} for {capability}: {log.first_error()}", "export with another --precision"
+        )
     return Compiled(capability, int(engine.nbytes), time.perf_counter() - started, str(trt.__version__))
 
 

@@ -14,8 +14,25 @@ from typing import Any
 
 UNKNOWN = "unknown"
 # Instruction sets that decide how fast a CPU multiplies small matrices (x86, then ARM).
-FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
-         "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2")  # fmt: skip
+FLAGS = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx_vnni",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimdhp",
+    "asimddp",
+    "i8mm",
+    "bf16",
+    "sve",
+    "sve2",
+)
 
 
 def device_card(root: Path | str = "/") -> dict[str, Any]:

@@ -58,7 +58,12 @@ def _scatter(axes: Axes, table: LatencyTable, mode: Mode) -> None:
     axes.fill_between([0, top], [0, 0.9 * top], [0, 1.1 * top], color="grey", alpha=0.15, label="within 10%")
     axes.scatter(measured, predicted, s=24)
     mape = table.validation[mode]["mape_percent"]
-    axes.set(title=f"{mode}: whole models, MAPE {mape:.1f}%", xlabel="measured ms", ylabel="predicted ms",
-             xlim=(0, top), ylim=(0, top))  # fmt: skip
+    axes.set(
+        title=f"{mode}: whole models, MAPE {mape:.1f}%",
+        xlabel="measured ms",
+        ylabel="predicted ms",
+        xlim=(0, top),
+        ylim=(0, top),
+    )
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

@@ -36,9 +36,15 @@ Note = Callable[[int, int], None]  # (probes done, probes in all)
 
 
 def profile(
-    path: Path, space: Space, space_document: dict[str, Any], precision: str, threads: int, quick: bool,
-    resume: bool = False, note: Note = lambda done, total: None,
-) -> LatencyTable:  # fmt: skip
+    path: Path,
+    space: Space,
+    space_document: dict[str, Any],
+    precision: str,
+    threads: int,
+    quick: bool,
+    resume: bool = False,
+    note: Note = lambda done, total: None,
+) -> LatencyTable:
     """Measure `space` into `path` and return the finished table. `space_document` goes into its header.
 
     Raises OutputError where `path` exists and is not resumed or cannot be written, InputError where it was

@@ -181,8 +181,13 @@ def validate(a: Architecture) -> None:
     ranged("embedding_width", a.embedding_width, 1, limits.MAX_WIDTH)
     ranged("head_dim", a.head_dim, 1, limits.MAX_HEAD_DIM)
     ranged("position_offset", a.position_offset, 0, 64)
-    for name, choices in (("norm", Norm), ("norm_placement", NormPlacement), ("ffn", Ffn),
-                          ("positions", Positions), ("bias", Bias)):  # fmt: skip
+    for name, choices in (
+        ("norm", Norm),
+        ("norm_placement", NormPlacement),
+        ("ffn", Ffn),
+        ("positions", Positions),
+        ("bias", Bias),
+    ):
         allowed = get_args(choices)
         _require(getattr(a, name) in allowed, f"{name} is {getattr(a, name)!r}, not one of {', '.join(allowed)}")
     _require(0 < a.norm_epsilon < 1, f"norm_epsilon is {a.norm_epsilon}, outside 0 to 1")
@@ -204,12 +209,17 @@ def validate(a: Architecture) -> None:
         ranged(where + "heads", block.heads, 1, limits.MAX_HEADS)
         ranged(where + "kv_heads", block.kv_heads, 1, limits.MAX_HEADS)
         ranged(where + "ffn_width", block.ffn_width, 1, limits.MAX_FFN_WIDTH)
-        _require(block.heads * a.head_dim == block.width,
-                 f"{where}heads {block.heads} times head_dim {a.head_dim} must equal its width {block.width}")  # fmt: skip
-        _require(block.heads % block.kv_heads == 0,
-                 f"{where}kv_heads {block.kv_heads} must divide its heads {block.heads}")  # fmt: skip
-        _require(block.width >= previous,
-                 f"{where}width {block.width} is below the block before it ({previous}); widths must not decrease")  # fmt: skip
+        _require(
+            block.heads * a.head_dim == block.width,
+            f"{where}heads {block.heads} times head_dim {a.head_dim} must equal its width {block.width}",
+        )
+        _require(
+            block.heads % block.kv_heads == 0, f"{where}kv_heads {block.kv_heads} must divide its heads {block.heads}"
+        )
+        _require(
+            block.width >= previous,
+            f"{where}width {block.width} is below the block before it ({previous}); widths must not decrease",
+        )
         previous = block.width
     ranged("total layers", a.layers, 1, limits.MAX_LAYERS)
 
@@ -228,5 +238,7 @@ def load(path: Path | str) -> tuple[Architecture, dict[str, Any]]:
     document = artefact.read_json(path, KIND, SCHEMA_VERSION)
     a = Architecture.from_dict(document.get("architecture"))
     if "id" in document and document["id"] != a.id:
-        raise ArtefactError(f"{path}: id {document['id']} is not the architecture's ({a.id})", "it was altered; make it again")
+        raise ArtefactError(
+            f"{path}: id {document['id']} is not the architecture's ({a.id})", "it was altered; make it again"
+        )
     return a, document

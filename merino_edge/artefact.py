@@ -60,7 +60,9 @@ def parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise ArtefactError(f"{where} is not valid JSON ({error})", "it is truncated or altered; make it again") from None
+        raise ArtefactError(
+            f"{where} is not valid JSON ({error})", "it is truncated or altered; make it again"
+        ) from None
 
 
 def read_text(path: Path, limit_bytes: int = limits.MAX_JSON_BYTES) -> str:

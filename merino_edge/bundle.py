@@ -37,14 +37,21 @@ class Bundle:
 
     def card(self) -> dict[str, Any]:
         """What a result says of the bundle it came from."""
-        known = {"id": self.architecture.id, "precision": self.precision, "target": self.target, "context": self.context}
+        known = {
+            "id": self.architecture.id,
+            "precision": self.precision,
+            "target": self.target,
+            "context": self.context,
+        }
         return {**known, "sha256": self.manifest.get("sha256")}
 
 
 def write_manifest(folder: Path, a: Architecture, precision: str, target: str, context: int, **more: Any) -> None:
     """Write `manifest.json` with the hash of every file in `folder`; the last step of an export."""
     names = sorted(p.name for p in folder.iterdir() if p.name != "manifest.json")
-    files = {name: {"sha256": artefact.sha256_file(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
+    files = {
+        name: {"sha256": artefact.sha256_file(folder / name), "bytes": (folder / name).stat().st_size} for name in names
+    }
     head = {"id": a.id, "architecture": a.to_dict(), "precision": precision, "target": target, "context": context}
     artefact.write_json(folder / "manifest.json", KIND, {**head, "files": files, **more}, SCHEMA_VERSION)
 
@@ -70,10 +77,14 @@ def load(path: Path | str, verify: bool = True) -> Bundle:
 def _check_file(folder: Path, name: str, entry: Any, verify: bool) -> None:
     file = folder / name
     if PurePath(name).name != name or name in (".", "..") or not isinstance(entry, dict):
-        raise ArtefactError(f"{folder / 'manifest.json'} names {name!r}, which is not a plain file", "do not use this bundle")
+        raise ArtefactError(
+            f"{folder / 'manifest.json'} names {name!r}, which is not a plain file", "do not use this bundle"
+        )
     if file.is_symlink() or not file.is_file():
         raise ArtefactError(f"{file} is missing or not a plain file", "export or copy the bundle again")
     if file.stat().st_size != entry.get("bytes"):
-        raise ArtefactError(f"{file} has {file.stat().st_size} bytes, not {entry.get('bytes')}", "copy the bundle again")
+        raise ArtefactError(
+            f"{file} has {file.stat().st_size} bytes, not {entry.get('bytes')}", "copy the bundle again"
+        )
     if verify and artefact.sha256_file(file) != entry.get("sha256"):
         raise ArtefactError(f"{file} does not match its sha256", "it was altered; export or copy the bundle again")

@@ -1,10 +1,10 @@
 """A checkpoint: the folder that `train` and `import` write and `export` reads. Needs no PyTorch.
 
-    CKPT/architecture.json    the architecture artefact
-         model.safetensors    weights by the names of merino_edge.weights
-         tokenizer.json       chat.json (see merino_edge.tokenizer)
-         training.json        kind "checkpoint": where the weights come from, sha256 of the other files
-         state/               only while training: what resuming needs (merino_edge.training)
+CKPT/architecture.json    the architecture artefact
+     model.safetensors    weights by the names of merino_edge.weights
+     tokenizer.json       chat.json (see merino_edge.tokenizer)
+     training.json        kind "checkpoint": where the weights come from, sha256 of the other files
+     state/               only while training: what resuming needs (merino_edge.training)
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def check_weights(a: Architecture, weights: Weights, where: str) -> None:
     """Raise ArtefactError unless `weights` are exactly the architecture's, finite and of its shapes."""
     expected = weight_shapes(a)
     for name in sorted(set(expected) ^ set(weights)):
-        raise ArtefactError(f"{where}: {'missing' if name in expected else 'unexpected'} weight {name}", "make it again")
+        raise ArtefactError(
+            f"{where}: {'missing' if name in expected else 'unexpected'} weight {name}", "make it again"
+        )
     for name, shape in expected.items():
         if tuple(weights[name].shape) != shape:
             raise ArtefactError(f"{where}: {name} is {list(weights[name].shape)}, not {list(shape)}", "make it again")
@@ -89,7 +91,9 @@ def load(path: Path | str) -> Checkpoint:
         if not (path / name).is_file():
             raise ArtefactError(f"{path / name} is missing", "make the checkpoint again")
         if artefact.sha256_file(path / name) != document.get("files", {}).get(name):
-            raise ArtefactError(f"{path / name} does not match its hash in training.json", "it was altered; make it again")
+            raise ArtefactError(
+                f"{path / name} does not match its hash in training.json", "it was altered; make it again"
+            )
     a, _ = architecture.load(path / "architecture.json")
     try:
         weights = load_file(path / "model.safetensors")

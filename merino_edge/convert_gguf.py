@@ -122,11 +122,21 @@ class Metadata:
 # --- architecture and weights ----------------------------------------------------------------------
 
 UNDERSTOOD = (
-    "vocab_size", "context_length", "embedding_length", "block_count", "feed_forward_length",
-    "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
-    "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon",
-    "rope.freq_base", "rope.dimension_count", "rope.scaling.type",
-)  # fmt: skip
+    "vocab_size",
+    "context_length",
+    "embedding_length",
+    "block_count",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.layer_norm_epsilon",
+    "attention.layer_norm_rms_epsilon",
+    "rope.freq_base",
+    "rope.dimension_count",
+    "rope.scaling.type",
+)
 
 
 def _architecture(m: Metadata, family: str, tensors: Mapping[str, gguf.ReaderTensor]) -> Architecture:

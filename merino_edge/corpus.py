@@ -53,13 +53,41 @@ _TOYS = (
     "wagon",
     "umbrella",
 )
-_HOMES = ("by the river", "near the old mill", "under a tall oak", "on a green hill", "at the edge of the forest",
-          "in a little stone house", "behind the garden wall", "not far from the sea")  # fmt: skip
-_SPOTS = ("under the bed", "behind the door", "in the long grass", "under the bridge", "beside the pond", "in the barn",
-          "behind the big rock", "under the apple tree", "on top of the fence", "inside the hollow log")  # fmt: skip
+_HOMES = (
+    "by the river",
+    "near the old mill",
+    "under a tall oak",
+    "on a green hill",
+    "at the edge of the forest",
+    "in a little stone house",
+    "behind the garden wall",
+    "not far from the sea",
+)
+_SPOTS = (
+    "under the bed",
+    "behind the door",
+    "in the long grass",
+    "under the bridge",
+    "beside the pond",
+    "in the barn",
+    "behind the big rock",
+    "under the apple tree",
+    "on top of the fence",
+    "inside the hollow log",
+)
 _FRUITS = ("apple", "pear", "plum", "cherry", "carrot", "cookie", "berry", "nut", "cake", "bun")
-_SKILLS = ("swim", "whistle", "climb the tall tree", "skate on the ice", "jump over the stream", "tie a knot",
-           "sing the morning song", "row the boat", "read the long letter", "dance")  # fmt: skip
+_SKILLS = (
+    "swim",
+    "whistle",
+    "climb the tall tree",
+    "skate on the ice",
+    "jump over the stream",
+    "tie a knot",
+    "sing the morning song",
+    "row the boat",
+    "read the long letter",
+    "dance",
+)
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 _OPENINGS = ("Once upon a time there lived", "Long ago there was", "There once was", "In a quiet valley there lived")
 _DAYS = ("One morning", "One day", "One sunny afternoon", "One cold evening", "One windy day", "Early one spring day")
@@ -151,8 +179,16 @@ class _Teller:
     def story(self) -> str:
         self.hero = h = self.somebody()
         self.friend = self.somebody(unlike=h)
-        plots: tuple[Callable[[], str], ...] = (self.lost, self.stuck, self.sharing, self.noise,
-                                                self.cooking, self.storm, self.learning, self.gift)  # fmt: skip
+        plots: tuple[Callable[[], str], ...] = (
+            self.lost,
+            self.stuck,
+            self.sharing,
+            self.noise,
+            self.cooking,
+            self.storm,
+            self.learning,
+            self.gift,
+        )
         opening = f"{self.one(*_OPENINGS)} {h.phrase} named {h.name}. {_start(h.he)} lived {self.one(*_HOMES)}"
         opening += (
             self.one("", f" with {h.his} {self.one('mother', 'father', 'brother', 'grandmother')}", ", all alone") + "."
@@ -186,102 +222,122 @@ class _Teller:
         h, f = self.hero, self.friend
         thing = f"{self.one(*_COLOURS)} {self.one(*_TOYS)}"
         first, second, third = self.random.sample(_SPOTS, 3)
-        return " ".join((
-            f"{h.name} had {_a(thing)} that {h.he} loved very much. {self.one(*_DAYS)} the {thing} was gone.",
-            f"{h.name} looked {first}, but it was not there. {_start(h.he)} looked {second}, but it was not there.",
-            f"{h.name} was {self.one(*_SAD)}. {self.meet()}",
-            self.said(f, f"Why are you so {self.one('sad', 'quiet', 'slow today')}?"),
-            self.said(h, f"I have lost my {thing}."),
-            self.said(f, self.one("Let us look together.", "I will help you.", "Do not cry. Two see more than one.")),
-            f"They looked {third}, and there was the {thing}! {self.said(h, f'Thank you, {f.name}!')}",
-        ))  # fmt: skip
+        return " ".join(
+            (
+                f"{h.name} had {_a(thing)} that {h.he} loved very much. {self.one(*_DAYS)} the {thing} was gone.",
+                f"{h.name} looked {first}, but it was not there. {_start(h.he)} looked {second}, but it was not there.",
+                f"{h.name} was {self.one(*_SAD)}. {self.meet()}",
+                self.said(f, f"Why are you so {self.one('sad', 'quiet', 'slow today')}?"),
+                self.said(h, f"I have lost my {thing}."),
+                self.said(
+                    f, self.one("Let us look together.", "I will help you.", "Do not cry. Two see more than one.")
+                ),
+                f"They looked {third}, and there was the {thing}! {self.said(h, f'Thank you, {f.name}!')}",
+            )
+        )
 
     def stuck(self) -> str:
         h, f = self.hero, self.friend
         trap, tool = self.one(*_TRAPS), self.one(*_TOOLS)
-        return " ".join((
-            f"{self.one(*_DAYS)} {h.name} heard a cry. {self.said(f, 'Help! I cannot get out!')}",
-            f"It was {f.name}, {f.phrase} who was stuck {trap}.",
-            f"{h.name} pulled and pulled, but {f.name} did not move. So {h.name} ran home and came back with {tool}.",
-            self.said(h, self.one("Hold on tight!", "Do not be afraid.", "I will not leave you.")),
-            f"{_start(h.he)} used it well and pulled once more, and out came {f.name}.",
-            f"Because {h.name} did not give up, {f.name} was free.",
-        ))  # fmt: skip
+        return " ".join(
+            (
+                f"{self.one(*_DAYS)} {h.name} heard a cry. {self.said(f, 'Help! I cannot get out!')}",
+                f"It was {f.name}, {f.phrase} who was stuck {trap}.",
+                f"{h.name} pulled and pulled, but {f.name} did not move. So {h.name} ran home and came back with {tool}.",
+                self.said(h, self.one("Hold on tight!", "Do not be afraid.", "I will not leave you.")),
+                f"{_start(h.he)} used it well and pulled once more, and out came {f.name}.",
+                f"Because {h.name} did not give up, {f.name} was free.",
+            )
+        )
 
     def sharing(self) -> str:
         h, f, fruit = self.hero, self.friend, self.one(*_FRUITS)
         have = self.random.randint(2, 8)
         give = self.random.randint(1, have - 1)
-        return " ".join((
-            f"{self.one(*_DAYS)} {h.name} had {_count(have, fruit)} in {h.his} {self.one('basket', 'bag', 'pocket')}.",
-            self.meet(),
-            self.said(f, self.one("I am so hungry.", "I have had nothing to eat all day.", "My basket is empty.")),
-            f"{h.name} thought for a moment. Then {h.he} gave {f.him} {_count(give, fruit)}.",
-            f"Now {f.name} had {_count(give, fruit)}, and {h.name} had {_count(have - give, fruit)} left.",
-            self.said(f, self.one("You are very kind.", "Thank you! I will never forget this.", "So sweet!")),
-        ))  # fmt: skip
+        return " ".join(
+            (
+                f"{self.one(*_DAYS)} {h.name} had {_count(have, fruit)} in {h.his} {self.one('basket', 'bag', 'pocket')}.",
+                self.meet(),
+                self.said(f, self.one("I am so hungry.", "I have had nothing to eat all day.", "My basket is empty.")),
+                f"{h.name} thought for a moment. Then {h.he} gave {f.him} {_count(give, fruit)}.",
+                f"Now {f.name} had {_count(give, fruit)}, and {h.name} had {_count(have - give, fruit)} left.",
+                self.said(f, self.one("You are very kind.", "Thank you! I will never forget this.", "So sweet!")),
+            )
+        )
 
     def noise(self) -> str:
         h, f = self.hero, self.friend
         noise, cause = self.one(*_NOISES)
-        return " ".join((
-            f"One dark night {h.name} heard {noise}. {_start(h.he)} was afraid and hid {self.one(*_SPOTS)}.",
-            f"{self.one('In the morning', 'After a while', 'At last')} {h.he} went to {f.name}, {f.phrase} next door.",
-            self.said(h, f"I heard {noise}. What if it is a {self.one(*_SCARY)}?"),
-            self.said(f, self.one("Let us go and see.", "Take my hand and we will look.", "I am not afraid of that.")),
-            f"They walked slowly and looked {self.one(*_SPOTS)}. It was only {cause}!",
-            f"{h.name} laughed, because there was nothing to be afraid of.",
-        ))  # fmt: skip
+        return " ".join(
+            (
+                f"One dark night {h.name} heard {noise}. {_start(h.he)} was afraid and hid {self.one(*_SPOTS)}.",
+                f"{self.one('In the morning', 'After a while', 'At last')} {h.he} went to {f.name}, {f.phrase} next door.",
+                self.said(h, f"I heard {noise}. What if it is a {self.one(*_SCARY)}?"),
+                self.said(
+                    f, self.one("Let us go and see.", "Take my hand and we will look.", "I am not afraid of that.")
+                ),
+                f"They walked slowly and looked {self.one(*_SPOTS)}. It was only {cause}!",
+                f"{h.name} laughed, because there was nothing to be afraid of.",
+            )
+        )
 
     def cooking(self) -> str:
         h, f = self.hero, self.friend
         meal, much, little = self.one(*_MEALS)
-        return " ".join((
-            f"{self.one(*_DAYS)} {h.name} wanted to make {meal}.",
-            f"{_start(h.he)} had {much}, but {h.he} had no {little}.",
-            f"So {h.he} went to {f.name}, {f.phrase} who lived {self.one(*_HOMES)}.",
-            self.said(h, f"May I have some {little}?"),
-            self.said(f, f"Yes, if I may have some of the {meal}."),
-            f"They mixed the {much} and the {little}, and soon the whole house smelled of {meal}.",
-            f"{f.name} ate {self.one('one bowl', 'two plates', 'more than anyone', 'until the pot was empty')}.",
-        ))  # fmt: skip
+        return " ".join(
+            (
+                f"{self.one(*_DAYS)} {h.name} wanted to make {meal}.",
+                f"{_start(h.he)} had {much}, but {h.he} had no {little}.",
+                f"So {h.he} went to {f.name}, {f.phrase} who lived {self.one(*_HOMES)}.",
+                self.said(h, f"May I have some {little}?"),
+                self.said(f, f"Yes, if I may have some of the {meal}."),
+                f"They mixed the {much} and the {little}, and soon the whole house smelled of {meal}.",
+                f"{f.name} ate {self.one('one bowl', 'two plates', 'more than anyone', 'until the pot was empty')}.",
+            )
+        )
 
     def storm(self) -> str:
         h, f = self.hero, self.friend
         weather = self.one("rain", "snow", "hail")
         place = self.one("a cave", "an old barn", "a hollow tree", "a small hut")
-        return " ".join((
-            f"{self.one(*_DAYS)} {h.name} and {h.his} friend {f.name} the {f.kind} went for a walk.",
-            f"Soon the sky turned {self.one('dark', 'grey', 'black')} and {weather} began to fall.",
-            self.said(f, self.one("I am cold.", "We will get wet!", "Which way is home?")),
-            f"{h.name} saw {place} on the hill, and they ran to it as fast as they could.",
-            f"There they told stories until the {weather} stopped.",
-            f"When they came out, {self.one('there was a rainbow', 'the sun was shining', 'the world looked new')}.",
-        ))  # fmt: skip
+        return " ".join(
+            (
+                f"{self.one(*_DAYS)} {h.name} and {h.his} friend {f.name} the {f.kind} went for a walk.",
+                f"Soon the sky turned {self.one('dark', 'grey', 'black')} and {weather} began to fall.",
+                self.said(f, self.one("I am cold.", "We will get wet!", "Which way is home?")),
+                f"{h.name} saw {place} on the hill, and they ran to it as fast as they could.",
+                f"There they told stories until the {weather} stopped.",
+                f"When they came out, {self.one('there was a rainbow', 'the sun was shining', 'the world looked new')}.",
+            )
+        )
 
     def learning(self) -> str:
         h, f, skill = self.hero, self.friend, self.one(*_SKILLS)
         days = self.random.randint(2, 8)
-        return " ".join((
-            f"{h.name} wanted to {skill}, but {h.he} did not know how. {_start(h.he)} tried once and failed.",
-            f"{_start(h.he)} tried again and failed again. {self.meet()}",
-            self.said(h, f"I will never {skill}."),
-            self.said(f, self.one("Try a little every day.", "Go slowly.", "I could not do it at first.")),
-            f"So {h.name} tried every day with {f.name}, and after {_count(days, 'day')} {h.he} could {skill}!",
-            self.said(f, self.one("Look at you!", "I knew you could do it!", "I am proud of you!")),
-        ))  # fmt: skip
+        return " ".join(
+            (
+                f"{h.name} wanted to {skill}, but {h.he} did not know how. {_start(h.he)} tried once and failed.",
+                f"{_start(h.he)} tried again and failed again. {self.meet()}",
+                self.said(h, f"I will never {skill}."),
+                self.said(f, self.one("Try a little every day.", "Go slowly.", "I could not do it at first.")),
+                f"So {h.name} tried every day with {f.name}, and after {_count(days, 'day')} {h.he} could {skill}!",
+                self.said(f, self.one("Look at you!", "I knew you could do it!", "I am proud of you!")),
+            )
+        )
 
     def gift(self) -> str:
         h, f, present = self.hero, self.friend, self.one(*_GIFTS)
-        return " ".join((
-            f"It was the birthday of {f.name}, {f.phrase}. {h.name} wanted to give {f.him} something,",
-            f"but {h.he} had no money.",
-            f"{_start(h.he)} sat {self.one(*_SPOTS)} and thought and thought.",
-            self.said(h, self.one("What would make my friend happy?", "I must find something special.")),
-            f"Then {h.he} had an idea and worked all day. In the evening {h.he} gave {f.name} {present}.",
-            self.said(f, self.one("This is the best gift of all!", "Did you make this for me?", "How lovely!")),
-            f"{f.name} kept it in mind for the rest of {f.his} life.",
-        ))  # fmt: skip
+        return " ".join(
+            (
+                f"It was the birthday of {f.name}, {f.phrase}. {h.name} wanted to give {f.him} something,",
+                f"but {h.he} had no money.",
+                f"{_start(h.he)} sat {self.one(*_SPOTS)} and thought and thought.",
+                self.said(h, self.one("What would make my friend happy?", "I must find something special.")),
+                f"Then {h.he} had an idea and worked all day. In the evening {h.he} gave {f.name} {present}.",
+                self.said(f, self.one("This is the best gift of all!", "Did you make this for me?", "How lovely!")),
+                f"{f.name} kept it in mind for the rest of {f.his} life.",
+            )
+        )
 
 
 def tiny_stories(seed: int = 0, stories: int = 2500) -> str:

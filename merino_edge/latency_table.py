@@ -123,10 +123,16 @@ class Measurement:
     def to_line(self) -> dict[str, Any]:
         spread = spread_percent(self.samples)
         return {
-            "what": self.what, "mode": self.mode, "length": self.length, **self.shape, "unit": "ms",
-            "median": self.median_ms, "spread_percent": spread if math.isfinite(spread) else None,
-            "unstable": self.unstable, "samples": list(self.samples),
-        }  # fmt: skip
+            "what": self.what,
+            "mode": self.mode,
+            "length": self.length,
+            **self.shape,
+            "unit": "ms",
+            "median": self.median_ms,
+            "spread_percent": spread if math.isfinite(spread) else None,
+            "unstable": self.unstable,
+            "samples": list(self.samples),
+        }
 
     @staticmethod
     def from_line(line: dict[str, Any], where: str) -> Measurement:

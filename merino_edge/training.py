@@ -107,8 +107,10 @@ class Trainer:
         self.model = Model(a, config.seed).to(self.device)
         named = sorted(self.model.named_parameters(), key=lambda item: item[1].ndim < 2)  # matrices first
         self.names = [name for name, _ in named]
-        groups = [{"params": [p for _, p in named if p.ndim >= 2], "weight_decay": config.weight_decay},
-                  {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0}]  # fmt: skip
+        groups = [
+            {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), fused=True)
 
     def _loss(self, batch: data.Batch) -> Tensor:

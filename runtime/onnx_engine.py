@@ -76,8 +76,10 @@ class OnnxEngine:
         if len(tokens) == 0 or not 0 <= start <= self._length:
             raise InputError(f"cannot run {len(tokens)} tokens at position {start} of {self._length}", "start lower")
         if end > self.max_positions:
-            raise InputError(f"position {end} is beyond the bundle's context of {self.max_positions}",
-                             "export with a larger --context")  # fmt: skip
+            raise InputError(
+                f"position {end} is beyond the bundle's context of {self.max_positions}",
+                "export with a larger --context",
+            )
         if not self._caches:
             raise InputError("this engine is closed", "open the bundle again")
         if end > self.capacity:

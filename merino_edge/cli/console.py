@@ -43,8 +43,14 @@ def progress(console: Console | None = None) -> Iterator[Progress]:
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-               TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     screen = console or stderr()
     with Progress(*columns, console=screen, transient=False, disable=not screen.is_terminal) as bar:
         yield bar

@@ -12,8 +12,12 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint folder, from train or import.")],
     out: Annotated[Path, typer.Option(help="Bundle folder to write.")],
     precision: Annotated[str, typer.Option(help="fp32, fp16, int8 or int4 weights.")] = "fp32",
-    context: Annotated[int | None, typer.Option(help="Positions the cache holds [default: 1024, or the model's].")] = None,
-    target: Annotated[str, typer.Option(help="onnxruntime (any CPU) or rtx (TensorRT with native attention).")] = "onnxruntime",
+    context: Annotated[
+        int | None, typer.Option(help="Positions the cache holds [default: 1024, or the model's].")
+    ] = None,
+    target: Annotated[
+        str, typer.Option(help="onnxruntime (any CPU) or rtx (TensorRT with native attention).")
+    ] = "onnxruntime",
     threads: Annotated[int | None, typer.Option(help="Threads for the comparison.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
 ) -> None:
@@ -35,15 +39,24 @@ def export(
         a = source.architecture
         positions = min(1024, a.max_positions) if context is None else context
         bundle = write_bundle(
-            source, out, precision, positions, target,
+            source,
+            out,
+            precision,
+            positions,
+            target,
             open_engine=lambda graph, size: OnnxEngine(graph, a, size, threads),
             on_step=lambda step: status.update(step),
-        )  # fmt: skip
+        )
     manifest = bundle.manifest
     size_mb = sum(file["bytes"] for file in manifest["files"].values()) / 1e6
     if json:
-        print_json({"out": str(out), "size_mb": round(size_mb, 1),
-                    **{key: manifest[key] for key in ("id", "precision", "target", "context", "parity", "compiled")}})  # fmt: skip
+        print_json(
+            {
+                "out": str(out),
+                "size_mb": round(size_mb, 1),
+                **{key: manifest[key] for key in ("id", "precision", "target", "context", "parity", "compiled")},
+            }
+        )
         return
     for check in manifest["parity"]:
         limit = "reported only" if check["limit"] is None else f"limit {check['limit']:g}"

@@ -48,7 +48,9 @@ def _version(value: bool) -> None:
 
 @app.callback(epilog="Add --debug to any command to see the traceback behind a refusal.")
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 

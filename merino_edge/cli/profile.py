@@ -76,9 +76,15 @@ def profile(
         with console.progress(screen) as bar:
             task = bar.add_task("measuring", total=None, note="")
             table = profiler.profile(
-                out, chosen, chosen.to_dict(), precision, threads, quick, resume,
+                out,
+                chosen,
+                chosen.to_dict(),
+                precision,
+                threads,
+                quick,
+                resume,
                 note=lambda done, total: bar.update(task, completed=done, total=total),
-            )  # fmt: skip
+            )
     except KeyboardInterrupt:
         if out.exists():
             screen.print(f"interrupted; go on with: merino-edge profile --continue --out {out}", soft_wrap=True)

@@ -129,8 +129,10 @@ def _print_model(screen: Console, document: Document) -> None:
         blocks.add_row(str(index), *numbers, "shared" if block["shared"] else "own")
     screen.print(blocks)
     weights = ", ".join(f"{precision} {mb:.1f}" for precision, mb in counts["weight_mb"].items())
-    screen.print(f"{counts['parameters'] / 1e6:.2f} M parameters, {counts['layers']} layers, "
-                 f"{counts['flops_1024'] / 1e9:.2f} GFLOP per 1024 tokens without head")  # fmt: skip
+    screen.print(
+        f"{counts['parameters'] / 1e6:.2f} M parameters, {counts['layers']} layers, "
+        f"{counts['flops_1024'] / 1e9:.2f} GFLOP per 1024 tokens without head"
+    )
     screen.print(
         f"weights in MB: {weights}; cache at {model['max_positions']} positions, fp16: {counts['kv_mb_fp16']:.1f} MB"
     )

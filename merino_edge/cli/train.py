@@ -51,8 +51,16 @@ def train(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    given = {"steps": steps, "batch": batch, "sequence": sequence, "micro_batch": micro_batch, "warmup": warmup,
-             "learning_rate": learning_rate, "seed": seed, "precision": precision}  # fmt: skip
+    given = {
+        "steps": steps,
+        "batch": batch,
+        "sequence": sequence,
+        "micro_batch": micro_batch,
+        "warmup": warmup,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "precision": precision,
+    }
     config = _config(a, out, resume, {name: value for name, value in given.items() if value is not None})
     if save_every is None:
         save_every = max(1, min(1000, config.steps // 10))

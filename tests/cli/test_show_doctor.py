@@ -40,8 +40,15 @@ def refused(*arguments: object, code: int, says: str) -> None:
 
 @pytest.fixture(scope="module")
 def space_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = dataclasses.replace(DEMO.model, vocab_size=64, max_positions=16, embedding_width=32, head_dim=32,
-                                rotary_dim=32, blocks=(Block(32, 1, 1, 1, 32),))  # fmt: skip
+    model = dataclasses.replace(
+        DEMO.model,
+        vocab_size=64,
+        max_positions=16,
+        embedding_width=32,
+        head_dim=32,
+        rotary_dim=32,
+        blocks=(Block(32, 1, 1, 1, 32),),
+    )
     space = dataclasses.replace(
         DEMO, name="tiny", blocks=1, widths=(32,), ffn_ratios=(1, 2), layers=(1, 2, 3, 4), model=model
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+
 from merino_edge.architecture import Architecture
 from merino_edge.weights import weight_shapes
 

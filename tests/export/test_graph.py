@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from random_model import random_model
+
 from merino_edge.architecture import Architecture, Block
 from merino_edge.counts import PRECISIONS
 from merino_edge.export.graph import build_model, to_bytes
@@ -14,7 +16,6 @@ from merino_edge.model import Model
 from merino_edge.presets import PRESETS, preset
 from merino_edge.runtime.onnx_engine import OnnxEngine
 from merino_edge.weights import weight_shapes
-from random_model import random_model
 
 CONTEXT = 600  # beyond the engine's first and second cache bucket
 LLAMA = {"norm": "rmsnorm", "ffn": "swiglu", "positions": "rotary", "bias": "none"}
@@ -22,12 +23,24 @@ FAMILIES = {
     "opt": Architecture(96, CONTEXT, 64, 32, (Block(64, 2, 2, 2, 96),), position_offset=2),
     "opt-post-norm": Architecture(96, CONTEXT, 32, 32, (Block(64, 2, 2, 2, 96),), norm_placement="post"),
     "gpt2": Architecture(96, CONTEXT, 64, 32, (Block(64, 2, 2, 2, 128),), ffn="gelu_tanh"),
-    "neox": Architecture(96, CONTEXT, 64, 32, (Block(64, 2, 2, 2, 128),), tied_head=False, ffn="gelu",
-                         positions="rotary", rotary_dim=8, parallel_residual=True),
+    "neox": Architecture(
+        96,
+        CONTEXT,
+        64,
+        32,
+        (Block(64, 2, 2, 2, 128),),
+        tied_head=False,
+        ffn="gelu",
+        positions="rotary",
+        rotary_dim=8,
+        parallel_residual=True,
+    ),
     "llama": Architecture(96, CONTEXT, 96, 32, (Block(96, 2, 3, 1, 128),), rotary_dim=32, **LLAMA),
     "qwen": Architecture(96, CONTEXT, 64, 32, (Block(64, 2, 2, 1, 128),), rotary_dim=32, **{**LLAMA, "bias": "qkv"}),
-    "merino": Architecture(96, CONTEXT, 64, 32, (Block(32, 2, 1, 1, 64, True), Block(64, 1, 2, 2, 64), Block(96, 3, 3, 3, 96, True))),
-}  # fmt: skip
+    "merino": Architecture(
+        96, CONTEXT, 64, 32, (Block(32, 2, 1, 1, 64, True), Block(64, 1, 2, 2, 64), Block(96, 3, 3, 3, 96, True))
+    ),
+}
 
 
 def reference_logits(a: Architecture, weights: dict[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from merino_edge import bundle
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.counts import PRECISIONS

@@ -10,11 +10,12 @@ import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx_ir.tape import Tape
+
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.linear import MatrixWriter
 from merino_edge.export.quantize import _quantize, int4_blocks, int8_rows
 from merino_edge.export.targets import Target
-from onnx_ir.tape import Tape
 
 
 @given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 5), blocks=st.integers(1, 4), spread=st.floats(-6, 3))
@@ -54,7 +55,9 @@ def multiply(x: np.ndarray, weight: np.ndarray, target: Target, fused: bool, sha
     stored = {"m.weight": _quantize("m.weight", weight, 4 if target.precision == "int4" else 8, target)}
     y = MatrixWriter(tape, target, stored).matmul(value, ["m"], shared=shared)
     y.name, y.dtype, y.shape = "y", dtype, ir.Shape([len(x), len(weight)])
-    graph = ir.Graph([value], [y], nodes=tape.nodes, initializers=tape.initializers, opset_imports={"": 24, "com.microsoft": 1})
+    graph = ir.Graph(
+        [value], [y], nodes=tape.nodes, initializers=tape.initializers, opset_imports={"": 24, "com.microsoft": 1}
+    )
     options = ort.SessionOptions()
     if not fused:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

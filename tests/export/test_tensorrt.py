@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 import pytest
+
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.graph import build_model

@@ -24,17 +24,36 @@ from merino_edge.model import Model
 from merino_edge.presets import preset
 
 PROMPTS = (
-    "The capital of France is", "Once upon a time, there was a", "def fibonacci(n):\n    ", "1, 2, 3, 4,",
-    "Water boils at", "In 1984, George Orwell", "naïve café, Straße, 日本語 😀", "The quick brown fox jumps over",
-    "<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n", "To be, or not to be:", "SELECT name FROM",
-    "My favourite colour is", "E = mc^2 means that", "a", "  \n\n\t ", "Dear Sir or Madam,\n\n", "3.14159265",
-    "import numpy as np\nx = np.zeros(", "“Quoted” — and dashed…", "Paris Paris Paris Paris Paris Paris Paris Paris",
-)  # fmt: skip
+    "The capital of France is",
+    "Once upon a time, there was a",
+    "def fibonacci(n):\n    ",
+    "1, 2, 3, 4,",
+    "Water boils at",
+    "In 1984, George Orwell",
+    "naïve café, Straße, 日本語 😀",
+    "The quick brown fox jumps over",
+    "<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n",
+    "To be, or not to be:",
+    "SELECT name FROM",
+    "My favourite colour is",
+    "E = mc^2 means that",
+    "a",
+    "  \n\n\t ",
+    "Dear Sir or Madam,\n\n",
+    "3.14159265",
+    "import numpy as np\nx = np.zeros(",
+    "“Quoted” — and dashed…",
+    "Paris Paris Paris Paris Paris Paris Paris Paris",
+)
 CONVERSATIONS = (
     [{"role": "user", "content": "What is the capital of France?"}],
-    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " Hi\n"},
-     {"role": "assistant", "content": "Hello."}, {"role": "user", "content": "<b>é</b>"}],
-)  # fmt: skip
+    [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": " Hi\n"},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": "<b>é</b>"},
+    ],
+)
 
 
 @pytest.fixture(scope="module")

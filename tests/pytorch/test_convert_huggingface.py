@@ -24,21 +24,41 @@ from merino_edge.model import Model
 VOCAB = 320
 TEXT = "Hello world, 1984! naïve 日本語 \n\n  def f(x):\n\treturn x"
 _LLAMA: dict[str, Any] = {
-    "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 48, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 _OPT: dict[str, Any] = {
-    "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 48,
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "ffn_dim": 48,
     "max_position_embeddings": 64,
-}  # fmt: skip
+}
 _GPT2: dict[str, Any] = {
-    "vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64,
-    "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "vocab_size": VOCAB,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 _NEOX: dict[str, Any] = {
-    "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
     "max_position_embeddings": 64,
-}  # fmt: skip
+}
 _ROPE = {"rope_type": "default", "rope_theta": 500.0}
 CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
     "opt": lambda: transformers.OPTConfig(**_OPT),
@@ -151,9 +171,13 @@ TEMPLATE = "{{ bos_token }}{% for m in messages %}\n{{ m.role }}: {{ m.content }
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"add_bos_token": True}, {"bos_token": {"__type": "AddedToken", "content": "<s>"}, "chat_template": TEMPLATE},
-     {"chat_template": "\n  " + TEMPLATE}],
-)  # fmt: skip
+    [
+        {},
+        {"add_bos_token": True},
+        {"bos_token": {"__type": "AddedToken", "content": "<s>"}, "chat_template": TEMPLATE},
+        {"chat_template": "\n  " + TEMPLATE},
+    ],
+)
 @pytest.mark.parametrize("prepends", [False, True])
 def test_prompts_equal_those_of_transformers(prepends: bool, settings: dict[str, Any], tmp_path: Path) -> None:
     _save(tmp_path / "model", **settings)
@@ -281,10 +305,13 @@ def _larger_tokenizer(folder: Path) -> None:
         (_changed_weights(lambda w: w.update(extra=torch.ones(1))), UnsupportedError, "extra has no place"),
         (_changed_weights(lambda w: w.pop("lm_head.weight")), ArtefactError, "no weight for head.weight"),
         (_changed_weights(lambda w: w["model.norm.weight"].fill_(float("nan"))), ArtefactError, "NaN"),
-        (_changed_weights(lambda w: w.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)})),
-         UnsupportedError, "not a float"),
+        (
+            _changed_weights(lambda w: w.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)})),
+            UnsupportedError,
+            "not a float",
+        ),
     ],
-)  # fmt: skip
+)
 def test_damaged_folders_are_refused(
     damage: Callable[[Path], Any], error: type[MerinoError], word: str, tmp_path: Path
 ) -> None:

@@ -27,8 +27,17 @@ from merino_edge.model import Model
 from merino_edge.tokenizer import Tokenizer
 from merino_edge.training import Outcome, Trainer, TrainingConfig, train
 
-A = Architecture(400, 64, 24, 8, (Block(16, 1, 2, 1, 32), Block(32, 2, 4, 2, 48, shared=True)), ffn="swiglu",
-                 norm="rmsnorm", positions="rotary", rotary_dim=8)  # fmt: skip
+A = Architecture(
+    400,
+    64,
+    24,
+    8,
+    (Block(16, 1, 2, 1, 32), Block(32, 2, 4, 2, 48, shared=True)),
+    ffn="swiglu",
+    norm="rmsnorm",
+    positions="rotary",
+    rotary_dim=8,
+)
 CONFIG = TrainingConfig(steps=12, batch=4, sequence=24, micro_batch=3, learning_rate=1e-2, warmup=2)
 LONGER = dataclasses.replace(CONFIG, steps=120)  # long enough to be killed in the middle
 
@@ -241,8 +250,16 @@ def test_divergence_stops_and_changes_nothing(source: Path, tmp_path: Path) -> N
     assert trainer.step == 1 and all((before[name] == after[name]).all() for name in before)
 
 
-IMPOSSIBLE = [{"steps": 0}, {"batch": 0}, {"sequence": -1}, {"micro_batch": 0}, {"warmup": 601_000},
-              {"learning_rate": float("nan")}, {"seed": -1}, {"precision": "fp8"}]  # fmt: skip
+IMPOSSIBLE = [
+    {"steps": 0},
+    {"batch": 0},
+    {"sequence": -1},
+    {"micro_batch": 0},
+    {"warmup": 601_000},
+    {"learning_rate": float("nan")},
+    {"seed": -1},
+    {"precision": "fp8"},
+]
 
 
 @pytest.mark.parametrize("change", IMPOSSIBLE)

@@ -30,18 +30,29 @@ Weights = dict[str, np.ndarray]
 
 def small_architecture(vocab_size: int) -> Architecture:
     block = Block(64, 2, 2, 1, 96)
-    return Architecture(vocab_size, CONTEXT, 64, 32, (block,), norm="rmsnorm", ffn="swiglu", bias="none",
-                        positions="rotary", rotary_dim=32)  # fmt: skip
+    return Architecture(
+        vocab_size,
+        CONTEXT,
+        64,
+        32,
+        (block,),
+        norm="rmsnorm",
+        ffn="swiglu",
+        bias="none",
+        positions="rotary",
+        rotary_dim=32,
+    )
 
 
 def lively_weights(a: Architecture, seed: int = 0) -> Weights:
     """Random weights large enough that the next token depends on the text and not only on the last token."""
     rng = np.random.default_rng(seed)
     return {
-        name: (rng.standard_normal(shape) * (2.0 / math.sqrt(shape[-1]) if len(shape) > 1 else 0.2) + (len(shape) == 1)
-               ).astype(np.float32)
+        name: (
+            rng.standard_normal(shape) * (2.0 / math.sqrt(shape[-1]) if len(shape) > 1 else 0.2) + (len(shape) == 1)
+        ).astype(np.float32)
         for name, shape in weight_shapes(a).items()
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="session")

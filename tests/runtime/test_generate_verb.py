@@ -86,12 +86,26 @@ def test_json_is_one_object_that_repeats_the_answer(verb: Verb, bundle_path: Pat
     assert answer["text"] == tokenizer.decode(answer["tokens"])
     assert answer["sampling"]["temperature"] == 1.5
     seed = answer["sampling"]["seed"]
-    _, again, _ = verb("generate", bundle_path, "--prompt", "The", "--max-tokens", 9, "--temperature", 1.5,
-                       "--seed", seed, "--json")  # fmt: skip
+    _, again, _ = verb(
+        "generate", bundle_path, "--prompt", "The", "--max-tokens", 9, "--temperature", 1.5, "--seed", seed, "--json"
+    )
     assert json.loads(again)["tokens"] == answer["tokens"]
     stop = answer["text"][2:4]
-    _, stopped, _ = verb("generate", bundle_path, "--prompt", "The", "--max-tokens", 9, "--temperature", 1.5,
-                         "--seed", seed, "--json", "--stop", stop)  # fmt: skip
+    _, stopped, _ = verb(
+        "generate",
+        bundle_path,
+        "--prompt",
+        "The",
+        "--max-tokens",
+        9,
+        "--temperature",
+        1.5,
+        "--seed",
+        seed,
+        "--json",
+        "--stop",
+        stop,
+    )
     stopped = json.loads(stopped)
     assert (stopped["finish_reason"], stopped["text"]) == ("stop", answer["text"][: answer["text"].index(stop)])
 
@@ -150,8 +164,11 @@ def test_damaged_bundles_are_one_line(verb: Verb, bundle_path: Path, tmp_path: P
         middle = len(data) // 2
         return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
 
-    bundles = [tmp_path / "none", *(damaged(name, flip) for name in ("model.onnx", "tokenizer.json", "manifest.json")),
-               damaged("model.onnx", lambda data: data[:-1])]  # fmt: skip
+    bundles = [
+        tmp_path / "none",
+        *(damaged(name, flip) for name in ("model.onnx", "tokenizer.json", "manifest.json")),
+        damaged("model.onnx", lambda data: data[:-1]),
+    ]
     for path in bundles:
         for name, arguments in (("generate", ("--prompt", "a")), ("bench", ())):
             code, out, err = verb(name, path, *arguments)
@@ -173,8 +190,10 @@ def test_ctrl_c_ends_the_answer_keeps_what_was_said_and_exits_130(long_bundle: P
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *arguments],
         cwd=long_bundle,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as process:  # fmt: skip
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
         assert process.stdout is not None
         first = process.stdout.read(1)
         process.send_signal(signal.SIGINT)
@@ -227,8 +246,12 @@ def chatting(bundle: Path, *options: str) -> Iterator[Typist]:
     with subprocess.Popen(
         [sys.executable, "-c", IN_TERMINAL + PROGRAM, "generate", bundle, "--greedy", *options],
         cwd=bundle,
-        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, env={**os.environ, "TERM": "dumb"},
-    ) as process:  # fmt: skip
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        env={**os.environ, "TERM": "dumb"},
+    ) as process:
         os.close(theirs)
         typist = Typist(process, ours)
         try:

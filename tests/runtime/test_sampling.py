@@ -138,9 +138,19 @@ def test_a_broken_model_is_refused(bad: float, greedy: bool) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("temperature", -0.1), ("temperature", math.nan), ("temperature", True), ("top_k", -1), ("top_k", 1.5),
-     ("top_p", 1.1), ("top_p", "0.5"), ("min_p", -0.01), ("repetition_penalty", 0.0), ("seed", -1)],
-)  # fmt: skip
+    [
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", True),
+        ("top_k", -1),
+        ("top_k", 1.5),
+        ("top_p", 1.1),
+        ("top_p", "0.5"),
+        ("min_p", -0.01),
+        ("repetition_penalty", 0.0),
+        ("seed", -1),
+    ],
+)
 def test_values_out_of_range_are_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(InputError, match=name):
         Sampling(**{name: value})  # type: ignore[arg-type]

@@ -125,9 +125,15 @@ def test_budgets_feasible_alone_but_not_together_are_refused_with_the_closest(wr
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"iterations": -1}, "iterations"), ({"population": 0}, "population"), ({"parents": 513}, "parents"),
-     ({"parents": 0}, "parents"), ({"iterations": 1.5}, "iterations"), ({"precision": "fp8"}, "fp8")],
-)  # fmt: skip
+    [
+        ({"iterations": -1}, "iterations"),
+        ({"population": 0}, "population"),
+        ({"parents": 513}, "parents"),
+        ({"parents": 0}, "parents"),
+        ({"iterations": 1.5}, "iterations"),
+        ({"precision": "fp8"}, "fp8"),
+    ],
+)
 def test_arguments_out_of_range_are_refused(arguments: dict[str, int], words: str) -> None:
     with pytest.raises(InputError, match=words):
         evolve(SMALL, Budget(), **arguments)  # type: ignore[arg-type]

@@ -26,8 +26,26 @@ def merino(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str
 def test_search_writes_what_it_prints(tmp_path: Path, write_table: WriteTable) -> None:
     latencies = write_table(DEMO, precision="int8")
     out, png = tmp_path / "a.json", tmp_path / "a.png"
-    done = merino("--space", "demo", "--table", latencies.path, "--decode-ms", 2.5, "--params", "2.5M", "--no-shared",
-                  "--seed", 3, "--iterations", 5000, "--plot", png, "--json", "--out", out)  # fmt: skip
+    done = merino(
+        "--space",
+        "demo",
+        "--table",
+        latencies.path,
+        "--decode-ms",
+        2.5,
+        "--params",
+        "2.5M",
+        "--no-shared",
+        "--seed",
+        3,
+        "--iterations",
+        5000,
+        "--plot",
+        png,
+        "--json",
+        "--out",
+        out,
+    )
     document = json.loads(done.stdout)
     a, saved = architecture.load(out)
     assert saved == document
@@ -41,8 +59,13 @@ def test_search_writes_what_it_prints(tmp_path: Path, write_table: WriteTable) -
         document["costs"]["weight_mb"] == pytest.approx(a.weight_bytes("int8") / 1e6)
         and document["precision"] == "int8"
     )
-    assert document["score"]["hyperparameters"] == {"alpha_mha": 0.4, "alpha_ffn": 0.6, "epsilon_squared": 700.0,
-                                                    "beta_depth": 1 / 16, "effectiveness_power": 1.0}  # fmt: skip
+    assert document["score"]["hyperparameters"] == {
+        "alpha_mha": 0.4,
+        "alpha_ffn": 0.6,
+        "epsilon_squared": 700.0,
+        "beta_depth": 1 / 16,
+        "effectiveness_power": 1.0,
+    }
     assert (document["solver"], document["seed"], document["space"]["name"]) == ("evolution", 3, "demo")
     assert document["table"] == {"sha256": latencies.sha256, "estimated": True}
     assert png.read_bytes().startswith(b"\x89PNG") and "estimated" in done.stderr

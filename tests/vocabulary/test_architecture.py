@@ -28,10 +28,21 @@ def test_round_trip(name: str, tmp_path: Path) -> None:
 def test_the_id_is_stable_and_depends_on_every_field() -> None:
     a = preset("smollm2-135m")
     assert a.id == "9f8a0ab9b3d7"  # a change here orphans every artefact that names its architecture
-    changes: dict[str, Any] = {"vocab_size": 49153, "max_positions": 8191, "embedding_width": 577, "tied_head": False,
-                               "norm": "layernorm", "norm_placement": "post", "norm_epsilon": 1e-6, "ffn": "gelu",
-                               "position_offset": 1, "rotary_dim": 32, "rotary_base": 1e4, "bias": "qkv",
-                               "parallel_residual": True}  # fmt: skip
+    changes: dict[str, Any] = {
+        "vocab_size": 49153,
+        "max_positions": 8191,
+        "embedding_width": 577,
+        "tied_head": False,
+        "norm": "layernorm",
+        "norm_placement": "post",
+        "norm_epsilon": 1e-6,
+        "ffn": "gelu",
+        "position_offset": 1,
+        "rotary_dim": 32,
+        "rotary_base": 1e4,
+        "bias": "qkv",
+        "parallel_residual": True,
+    }
     assert len({replace(a, **{key: value}).id for key, value in changes.items()} | {a.id}) == len(changes) + 1
 
 

@@ -17,8 +17,13 @@ from merino_edge.errors import ArtefactError, InputError
 from merino_edge.latency_table import KIND, MODES, LatencyTable, Measurement, What, family, seal, spread_percent
 
 WIDTHS, RATIOS, LENGTHS = (32, 64, 128), (1, 4), (16, 64)
-MODEL = Architecture(vocab_size=100, max_positions=64, embedding_width=64, head_dim=32,
-                     blocks=(Block(32, 2, 1, 1, 64), Block(128, 3, 4, 4, 512)))  # fmt: skip
+MODEL = Architecture(
+    vocab_size=100,
+    max_positions=64,
+    embedding_width=64,
+    head_dim=32,
+    blocks=(Block(32, 2, 1, 1, 64), Block(128, 3, 4, 4, 512)),
+)
 
 
 def cost_ms(what: str, mode: str, length: int, shape: dict[str, int]) -> float:
@@ -173,9 +178,17 @@ def test_bad_tables_are_refused_in_one_line(tmp_path: Path, text: str, says: str
     assert "\n" not in str(refusal.value) and refusal.value.hint
 
 
-@pytest.mark.parametrize("line", [{}, {"what": "layer"}, {"what": []}, {**next(measurements()).to_line(), "width": -1},
-                                  {**next(measurements()).to_line(), "samples": []},
-                                  {**next(measurements()).to_line(), "unit": "s"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [
+        {},
+        {"what": "layer"},
+        {"what": []},
+        {**next(measurements()).to_line(), "width": -1},
+        {**next(measurements()).to_line(), "samples": []},
+        {**next(measurements()).to_line(), "unit": "s"},
+    ],
+)
 def test_a_sealed_line_that_is_no_measurement_is_refused(tmp_path: Path, line: dict[str, object]) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text(table_text(finished=False) + seal(line) + "\n")

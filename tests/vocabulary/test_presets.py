@@ -27,9 +27,15 @@ def test_public_models_have_the_published_parameters(name: str, parameters: int)
 
 @pytest.mark.parametrize(
     ("name", "head", "gflops"),
-    [("opt-125m", False, 213), ("opt-350m", False, 722), ("gpt2", True, 292), ("pythia-70m", True, 104),
-     ("cerebras-gpt-111m", True, 256), ("pythia-160m", True, 292)],
-)  # fmt: skip
+    [
+        ("opt-125m", False, 213),
+        ("opt-350m", False, 722),
+        ("gpt2", True, 292),
+        ("pythia-70m", True, 104),
+        ("cerebras-gpt-111m", True, 256),
+        ("pythia-160m", True, 292),
+    ],
+)
 def test_flops_explain_the_papers_column(name: str, head: bool, gflops: int) -> None:
     """The paper's column mixes FLOPs without the output head and with it (paper section 6)."""
     assert round(preset(name).flops(1024, head) / 1e9) == gflops
