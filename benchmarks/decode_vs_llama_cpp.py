@@ -97,7 +97,6 @@ def main() -> None:
             "merino-edge": Ours(Path(folder) / "bundle", options.threads),
             "llama.cpp": LlamaCpp(gguf, options.threads),
         }
-        del source
         rounds: list[dict[str, dict[str, float]]] = []
         for index in range(-1, options.rounds):  # the first round warms up
             names = list(models) if index % 2 else list(models)[::-1]

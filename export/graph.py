@@ -55,7 +55,7 @@ def build_stored(a: Architecture, stored: StoredWeights, target: Target, context
 
 def to_bytes(model: ir.Model) -> bytes:
     """The model as one serialized ONNX file, weights included (at most 2 GB): for timing and tests."""
-    return ir.to_proto(model).SerializeToString()
+    return bytes(ir.to_proto(model).SerializeToString())
 
 
 def cache_names(a: Architecture) -> list[tuple[str, str]]:
@@ -91,9 +91,11 @@ class GraphBuilder:
         """x [1, T, in] -> [1, T, sum of out], several linears with one input written as one matrix."""
         factors = factors or [1.0] * len(names)
         y = self.matrices.matmul(x, names, factors, self.shared)
-        if f"{names[0]}.bias" not in self.stored:
+        if f"{names[0]}.bias" not in self.stored.arrays:
             return y
-        bias = np.concatenate([self.stored[f"{n}.bias"] * np.float32(f) for n, f in zip(names, factors, strict=True)])
+        bias = np.concatenate(
+            [self.stored.arrays[f"{n}.bias"] * np.float32(f) for n, f in zip(names, factors, strict=True)]
+        )
         return self.op("Add", y, self.computed("+".join(names) + ".bias", bias))
 
     def computed(self, name: str, value: np.ndarray) -> ir.Value:
@@ -101,10 +103,10 @@ class GraphBuilder:
         return self.matrices.initializer(name, value.astype(self.half.numpy()))
 
     def norm(self, x: ir.Value, name: str) -> ir.Value:
-        scale = self.matrices.initializer(f"{name}.weight", self.stored[f"{name}.weight"])
+        scale = self.matrices.initializer(f"{name}.weight", self.stored.arrays[f"{name}.weight"])
         if self.a.norm == "rmsnorm":
             return self.op("RMSNormalization", x, scale, epsilon=self.a.norm_epsilon, axis=-1)
-        bias = self.matrices.initializer(f"{name}.bias", self.stored[f"{name}.bias"])
+        bias = self.matrices.initializer(f"{name}.bias", self.stored.arrays[f"{name}.bias"])
         return self.op("LayerNormalization", x, scale, bias, epsilon=self.a.norm_epsilon, axis=-1)
 
     # --- the model ---

@@ -50,43 +50,50 @@ class MatrixWriter:
         """
         name = "+".join(names) + ".weight"
         factors = factors or [1.0] * len(names)
-        parts = [_scaled(self.stored[f"{n}.weight"], f) for n, f in zip(names, factors, strict=True)]
-        if shared and self.target.name == "onnxruntime" and isinstance(parts[0], Quantized):
-            return self._matmul_nbits(x, name, _stacked(parts))
+        quantized = f"{names[0]}.weight" in self.stored.quantized
+        if quantized and shared and self.target.name == "onnxruntime":
+            return self._matmul_nbits(x, name, self._stacked(names, factors))
         if name not in self.values:
-            self.values[name] = self._matrix(name, parts)
+            if quantized:
+                self.values[name] = self._dequantized(name, self._stacked(names, factors))
+            else:
+                parts = [self.stored.arrays[f"{n}.weight"] * np.float32(f) for n, f in zip(names, factors, strict=True)]
+                weight = np.concatenate(parts).astype(self.stored.arrays[f"{names[0]}.weight"].dtype)
+                self.values[name] = self._computed(self.initializer(f"stored.{name}", weight.T))
         return self.tape.op("MatMul", [x, self.values[name]])
+
+    def _stacked(self, names: Sequence[str], factors: Sequence[float]) -> Quantized:
+        """Quantised matrices of one bit width as one, along N; a factor is one of the scales."""
+        parts = [self.stored.quantized[f"{name}.weight"] for name in names]
+        scales = [part.scales * np.float32(factor) for part, factor in zip(parts, factors, strict=True)]
+        return Quantized(np.concatenate([part.codes for part in parts]), np.concatenate(scales), parts[0].bits)
 
     def _matmul_nbits(self, x: ir.Value, name: str, q: Quantized) -> ir.Value:
         """com.microsoft.MatMulNBits: codes [N, G, B * bits / 8] uint8 with the middle as zero, scales [N, G]."""
         outputs, groups, block = q.codes.shape
         codes = (q.codes.astype(np.int16) + (1 << (q.bits - 1))).astype(np.uint8)
         if q.bits == 4:
-            codes = codes[..., 0::2] | codes[..., 1::2] << 4
+            codes = np.bitwise_or(codes[..., 0::2], np.left_shift(codes[..., 1::2], 4, dtype=np.uint8))
         inputs = [x, self.initializer(name, codes), self.initializer(f"{name}.scale", q.scales)]
         attributes = {"K": groups * block, "N": outputs, "bits": q.bits, "block_size": block, "accuracy_level": 4}
         return self.tape.op("MatMulNBits", inputs, attributes, domain=MICROSOFT)
 
     def head(self, x: ir.Value, tied: bool) -> ir.Value:
         """x [1, E] -> [1, V]. Unquantised, the matrix stays [V, E], so that a tied table is stored once."""
-        if isinstance(self.stored.get("head.weight"), Quantized):
+        if self.stored.own_head:
             return self.matmul(x, ["head"])
-        return self.tape.op("Gemm", [x, self._table("embedding.weight" if tied else "head.weight")], {"transB": 1})
+        name = "embedding.weight" if tied else "head.weight"
+        table = self._computed(self.initializer(name, self.stored.arrays[name]))
+        return self.tape.op("Gemm", [x, table], {"transB": 1})
 
     def gather_rows(self, name: str, rows: ir.Value) -> ir.Value:
         """Rows of the table `name` [V, E] as float32: [1, T, E]."""
-        table = self.stored[name]
+        table = self.stored.arrays[name]
         taken = self.tape.op("Gather", [self.initializer(name, table), rows])
         return taken if table.dtype == np.float32 else self._cast(taken, ir.DataType.FLOAT)
 
-    def _table(self, name: str) -> ir.Value:
-        return self._computed(self.initializer(name, self.stored[name]))
-
-    def _matrix(self, name: str, parts: Sequence[np.ndarray | Quantized]) -> ir.Value:
-        """The stacked parts [N, K] as the right-hand operand [K, N] of a MatMul."""
-        if not isinstance(parts[0], Quantized):
-            return self._computed(self.initializer(f"stored.{name}", np.concatenate(parts).T))
-        q = _stacked(parts)
+    def _dequantized(self, name: str, q: Quantized) -> ir.Value:
+        """The matrix [N, K] as the right-hand operand [K, N] of a MatMul."""
         codes = q.codes.reshape(len(q.codes), -1).T  # [K, N]
         scales = q.scales.T  # [G, N]
         code_type = ml_dtypes.int4 if q.bits == 4 else np.int8
@@ -108,18 +115,3 @@ class MatrixWriter:
 
     def _cast(self, x: ir.Value, dtype: ir.DataType) -> ir.Value:
         return self.tape.op("Cast", [x], {"to": dtype.value})
-
-
-def _stacked(parts: Sequence[np.ndarray | Quantized]) -> Quantized:
-    """Quantised matrices of one bit width as one, along N."""
-    quantized = [part for part in parts if isinstance(part, Quantized)]
-    codes, scales = ([getattr(part, field) for part in quantized] for field in ("codes", "scales"))
-    return Quantized(np.concatenate(codes), np.concatenate(scales), quantized[0].bits)
-
-
-def _scaled(weight: np.ndarray | Quantized, factor: float) -> np.ndarray | Quantized:
-    if factor == 1.0:
-        return weight
-    if isinstance(weight, Quantized):
-        return Quantized(weight.codes, weight.scales * np.float32(factor), weight.bits)
-    return (weight * factor).astype(weight.dtype)

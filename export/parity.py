@@ -25,7 +25,7 @@ import numpy as np
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.errors import ParityError
-from merino_edge.export.quantize import StoredWeights, restored
+from merino_edge.export.quantize import StoredWeights
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -82,8 +82,8 @@ def compare(
     """All checks of `engine`, whose graph holds `stored`, against the checkpoint in PyTorch fp32, over `tokens`."""
     text = np.asarray(tokens[: min(TEXT_TOKENS, engine.max_positions)], np.int64)  # [T]
     a = checkpoint.architecture
-    as_stored = replace(a, tied_head=a.tied_head and "head.weight" not in stored)
-    stored_logits = TorchReference(as_stored, restored(stored)).logits(text)  # [T, V]
+    as_stored = replace(a, tied_head=a.tied_head and not stored.own_head)
+    stored_logits = TorchReference(as_stored, stored.restore()).logits(text)  # [T, V]
     reference = TorchReference(a, checkpoint.weights)
     expected = reference.logits(text)  # [T, V]
     got = np.stack([engine.forward(text[i : i + 1], i).copy() for i in range(len(text))])  # [T, V]
@@ -144,7 +144,7 @@ def top1_agreement(expected: NDArray[np.float32], got: NDArray[np.float32]) -> f
 
 
 def _greedy_agreement(reference: TorchReference, engine: Engine, start: NDArray[np.int64], count: int) -> int:
-    """Tokens decoded greedily alike from `start`. The exported model chooses; the reference is asked if it would too."""
+    """How many tokens both decode alike from `start`: the export chooses, the reference is asked if it would too."""
     if count == 0:
         return 0
     tokens = list(start)

@@ -2,7 +2,7 @@
 
 Weight-only and symmetric, because TensorRT's DequantizeLinear accepts no other zero point than 0. `int4` has one
 scale per 32 neighbouring inputs of an output, `int8` as many, or one per output for `rtx` (TensorRT knows blocks for
-int4 only). No calibration data is used. Knows no graph; `restored` gives back what the stored weights stand for,
+int4 only). No calibration data is used. Knows no graph; `restore` gives back what the stored weights stand for,
 so that a graph can be compared with exactly what it holds.
 """
 
@@ -22,6 +22,9 @@ from merino_edge.export.targets import Target
 INT4_SHRINK = (np.arange(72, 112, 2) / 100).astype(np.float32)
 
 
+TABLES = ("embedding.weight", "positions.weight")  # read row by row, never multiplied by
+
+
 @dataclass(frozen=True)
 class Quantized:
     """codes int8 [N, G, B], scales float32 [N, G]; the weight [N, G * B] is codes * scales."""
@@ -33,10 +36,25 @@ class Quantized:
     def restore(self) -> np.ndarray:
         """float32 [N, G * B]"""
         values = self.codes.astype(np.float32) * self.scales[..., None]
-        return values.reshape(len(self.codes), -1)
+        return np.asarray(values.reshape(len(self.codes), -1))
 
 
-StoredWeights = dict[str, "np.ndarray | Quantized"]
+@dataclass(frozen=True)
+class StoredWeights:
+    """A model's weights in the form a target stores them, by the names of merino_edge.weights."""
+
+    arrays: dict[str, np.ndarray]
+    quantized: dict[str, Quantized]
+
+    @property
+    def own_head(self) -> bool:
+        """Whether the head is quantised, so that a tied embedding cannot serve as it."""
+        return "head.weight" in self.quantized
+
+    def restore(self) -> dict[str, np.ndarray]:
+        """What the stored weights stand for, float32."""
+        arrays = {name: array.astype(np.float32) for name, array in self.arrays.items()}
+        return arrays | {name: matrix.restore() for name, matrix in self.quantized.items()}
 
 
 def store(a: Architecture, weights: Mapping[str, np.ndarray], target: Target) -> StoredWeights:
@@ -45,27 +63,21 @@ def store(a: Architecture, weights: Mapping[str, np.ndarray], target: Target) ->
     Quantised models keep a float16 embedding (one row of it is read per step) and an int8 head (all of it is), so a
     tied table becomes two entries. Raises UnsupportedError where a matrix cannot be cut into blocks.
     """
-    quantized = target.precision in ("int8", "int4")
-    stored: StoredWeights = {}
+    quantize = target.precision in ("int8", "int4")
+    wide: type = np.float32 if target.precision == "fp32" else np.float16
+    stored = StoredWeights({}, {})
     for name, weight in weights.items():
-        if name in ("embedding.weight", "positions.weight"):
-            stored[name] = weight.astype(np.float32 if target.precision == "fp32" else np.float16)
-        elif weight.ndim == 1:
-            stored[name] = weight.astype(np.float32)
-        elif quantized:
+        if weight.ndim == 1:
+            stored.arrays[name] = weight.astype(np.float32)
+        elif quantize and name not in TABLES:
             # At int4 the head would cost more accuracy than any ten layers.
             bits = 4 if target.precision == "int4" and name != "head.weight" else 8
-            stored[name] = _quantize(name, weight, bits, target)
+            stored.quantized[name] = _quantize(name, weight, bits, target)
         else:
-            stored[name] = weight.astype(np.float32 if target.precision == "fp32" else np.float16)
-    if quantized and a.tied_head:
-        stored["head.weight"] = _quantize("head.weight", weights["embedding.weight"], 8, target)
+            stored.arrays[name] = weight.astype(wide)
+    if quantize and a.tied_head:
+        stored.quantized["head.weight"] = _quantize("head.weight", weights["embedding.weight"], 8, target)
     return stored
-
-
-def restored(stored: StoredWeights) -> dict[str, np.ndarray]:
-    """What stored weights stand for, float32."""
-    return {n: w.restore() if isinstance(w, Quantized) else w.astype(np.float32) for n, w in stored.items()}
 
 
 def _quantize(name: str, weight: np.ndarray, bits: int, target: Target) -> Quantized:

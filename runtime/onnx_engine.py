@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,9 +52,9 @@ class OnnxEngine:
         self._shapes = [(1, value.shape[1], value.shape[3]) for value in caches]
         self._dtype = np.float16 if caches[0].type == "tensor(float16)" else np.float32
         self._static = isinstance(caches[0].shape[2], int)  # the graph fixes the cache's capacity
-        self._caches: list[NDArray[np.floating]] = []
+        self._caches: list[NDArray[Any]] = []
         self._length = 0
-        self._logits = np.zeros((1, a.vocab_size), np.float32)
+        self._logits: NDArray[np.float32] = np.zeros((1, a.vocab_size), np.float32)
         self._binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self._logits))
         self._reserve(context if self._static else min(FIRST_BUCKET, context))
 
@@ -88,7 +88,7 @@ class OnnxEngine:
             last = min(first + PREFILL_CHUNK, end)
             self._run(np.asarray(tokens[first - start : last - start], np.int64), first)
             self._length = last
-        return self._logits[0]
+        return np.asarray(self._logits[0])
 
     def close(self) -> None:
         """Free the session and the cache. May be called twice."""

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from merino_edge.convert import import_model
 from merino_edge.pretrained import FILE, fetch_smollm2
+
+sys.path.append(str(Path(__file__).parent))  # tests share plain modules that stand beside this file
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +31,22 @@ def smollm2_gguf() -> Path:
     if package is not None and package.submodule_search_locations:
         return Path(package.submodule_search_locations[0]) / FILE
     return fetch_smollm2()
+
+
+@pytest.fixture(scope="session")
+def smollm2_checkpoint(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of SmolLM2-135M-Instruct."""
+    path = tmp_path_factory.mktemp("smollm2") / "checkpoint"
+    import_model(smollm2_gguf, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2_reference(smollm2_gguf: Path) -> Any:
+    """The same file in transformers, float32."""
+    import torch
+    import transformers
+
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        smollm2_gguf.parent, gguf_file=smollm2_gguf.name, dtype=torch.float32
+    ).eval()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for name, verb in {
+VERBS: dict[str, Callable[..., None]] = {
     "profile": profile.profile,
     "search": search.search,
     "train": train.train,
@@ -36,7 +37,8 @@ for name, verb in {
     "show": show.show,
     "doctor": doctor.doctor,
     "demo": demo.demo,
-}.items():
+}
+for name, verb in VERBS.items():
     app.command(name)(verb)
 
 

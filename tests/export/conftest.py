@@ -10,7 +10,6 @@ from random_model import random_model
 from merino_edge import checkpoint
 from merino_edge.architecture import Architecture, Block
 from merino_edge.checkpoint import Checkpoint
-from merino_edge.convert import import_model
 from merino_edge.data import chat_format, train_tokenizer
 from merino_edge.export.parity import TEXT
 
@@ -40,7 +39,5 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    path = tmp_path_factory.mktemp("smollm2") / "checkpoint"
-    import_model(smollm2_gguf, path)
-    return checkpoint.load(path)
+def smollm2(smollm2_checkpoint: Path) -> Checkpoint:
+    return checkpoint.load(smollm2_checkpoint)

@@ -6,16 +6,18 @@ import os
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from merino_edge import bundle
+from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.counts import PRECISIONS
 from merino_edge.errors import ArtefactError, InputError, MerinoError, OutputError, ParityError, UnsupportedError
 from merino_edge.export import bundle_writer, parity
 from merino_edge.export.bundle_writer import write_bundle
 from merino_edge.export.graph import build_stored
-from merino_edge.export.quantize import store
+from merino_edge.export.quantize import StoredWeights, store
 from merino_edge.export.targets import Target
 from merino_edge.runtime.onnx_engine import OnnxEngine
 
@@ -43,9 +45,15 @@ def test_wrong_graph_fails_and_leaves_nothing(
 ) -> None:
     """Two matrices of one layer mixed up: the smallest mistake a lowering can make."""
     gate, up = (f"blocks.0.layers.0.ffn.{name}.weight" for name in ("gate", "up"))
-    monkeypatch.setattr(
-        bundle_writer, "build_stored", lambda a, s, *rest: build_stored(a, {**s, gate: s[up], up: s[gate]}, *rest)
-    )
+
+    def mixed_up(a: Architecture, stored: StoredWeights, target: Target, context: int) -> ir.Model:
+        arrays, quantized = (
+            {**group, gate: group[up], up: group[gate]} if gate in group else group
+            for group in (stored.arrays, stored.quantized)
+        )
+        return build_stored(a, StoredWeights(arrays, quantized), target, context)
+
+    monkeypatch.setattr(bundle_writer, "build_stored", mixed_up)
     with pytest.raises(ParityError, match="graph_kl"):
         export(tiny_checkpoint, tmp_path / "b", precision)
     assert os.listdir(tmp_path) == []

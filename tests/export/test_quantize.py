@@ -14,7 +14,7 @@ from onnx_ir.tape import Tape
 
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.linear import MatrixWriter
-from merino_edge.export.quantize import _quantize, int4_blocks, int8_rows
+from merino_edge.export.quantize import StoredWeights, _quantize, int4_blocks, int8_rows
 from merino_edge.export.targets import Target
 
 
@@ -52,7 +52,8 @@ def multiply(x: np.ndarray, weight: np.ndarray, target: Target, fused: bool, sha
     tape = Tape()
     dtype = target.compute_dtype
     value = ir.val("x", dtype, list(x.shape))
-    stored = {"m.weight": _quantize("m.weight", weight, 4 if target.precision == "int4" else 8, target)}
+    bits = 4 if target.precision == "int4" else 8
+    stored = StoredWeights({}, {"m.weight": _quantize("m.weight", weight, bits, target)})
     y = MatrixWriter(tape, target, stored).matmul(value, ["m"], shared=shared)
     y.name, y.dtype, y.shape = "y", dtype, ir.Shape([len(x), len(weight)])
     graph = ir.Graph(

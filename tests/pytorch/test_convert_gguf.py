@@ -15,6 +15,7 @@ import torch
 import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from smollm2_prompts import PROMPTS
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from merino_edge import checkpoint, pretrained, tokenizer
@@ -23,28 +24,6 @@ from merino_edge.errors import ArtefactError, InputError, MerinoError, Unsupport
 from merino_edge.model import Model
 from merino_edge.presets import preset
 
-PROMPTS = (
-    "The capital of France is",
-    "Once upon a time, there was a",
-    "def fibonacci(n):\n    ",
-    "1, 2, 3, 4,",
-    "Water boils at",
-    "In 1984, George Orwell",
-    "naïve café, Straße, 日本語 😀",
-    "The quick brown fox jumps over",
-    "<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n",
-    "To be, or not to be:",
-    "SELECT name FROM",
-    "My favourite colour is",
-    "E = mc^2 means that",
-    "a",
-    "  \n\n\t ",
-    "Dear Sir or Madam,\n\n",
-    "3.14159265",
-    "import numpy as np\nx = np.zeros(",
-    "“Quoted” — and dashed…",
-    "Paris Paris Paris Paris Paris Paris Paris Paris",
-)
 CONVERSATIONS = (
     [{"role": "user", "content": "What is the capital of France?"}],
     [
@@ -56,27 +35,21 @@ CONVERSATIONS = (
 )
 
 
-@pytest.fixture(scope="module")
-def imported(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint of SmolLM2-135M-Instruct."""
-    out = tmp_path_factory.mktemp("smollm2") / "ckpt"
-    import_model(smollm2_gguf, out)
-    return out
-
-
 def _load(cls: Any, file: Path, **options: Any) -> Any:
     return cls.from_pretrained(file.parent, gguf_file=file.name, **options)
 
 
-def test_smollm2_computes_as_transformers_does(imported: Path, smollm2_gguf: Path) -> None:
-    loaded = checkpoint.load(imported)
+def test_smollm2_computes_as_transformers_does(
+    smollm2_checkpoint: Path, smollm2_gguf: Path, smollm2_reference: Any
+) -> None:
+    loaded = checkpoint.load(smollm2_checkpoint)
     assert loaded.architecture == preset("smollm2-135m")
     assert loaded.training["source"]["files"] == {
         smollm2_gguf.name: hashlib.sha256(smollm2_gguf.read_bytes()).hexdigest()
     }
     ours = Model.from_weights(loaded.architecture, loaded.weights)
-    theirs = _load(transformers.AutoModelForCausalLM, smollm2_gguf, dtype=torch.float32)
-    encode = tokenizer.Tokenizer.load(imported).encode
+    theirs = smollm2_reference
+    encode = tokenizer.Tokenizer.load(smollm2_checkpoint).encode
     assert len(PROMPTS) == 20
     tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(encode(p)) for p in PROMPTS], batch_first=True)
     assert tokens.shape[0] == 20  # padded at the end, which no earlier position sees
@@ -85,8 +58,8 @@ def test_smollm2_computes_as_transformers_does(imported: Path, smollm2_gguf: Pat
     assert float(difference.abs().max()) <= 1e-3
 
 
-def test_smollm2_reads_and_chats_as_transformers_does(imported: Path, smollm2_gguf: Path) -> None:
-    ours, theirs = tokenizer.Tokenizer.load(imported), _load(transformers.AutoTokenizer, smollm2_gguf)
+def test_smollm2_reads_and_chats_as_transformers_does(smollm2_checkpoint: Path, smollm2_gguf: Path) -> None:
+    ours, theirs = tokenizer.Tokenizer.load(smollm2_checkpoint), _load(transformers.AutoTokenizer, smollm2_gguf)
     for messages in CONVERSATIONS:
         rendered = ours.apply_template(messages)
         assert rendered == theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -99,9 +72,9 @@ def test_smollm2_reads_and_chats_as_transformers_does(imported: Path, smollm2_gg
     assert ours.decode([1, 28120, 2]) == "hello"
 
 
-def test_smollm2_splits_digits_before_words(imported: Path) -> None:
+def test_smollm2_splits_digits_before_words(smollm2_checkpoint: Path) -> None:
     """As the model's own tokenizer.json says and llama.cpp does (these are its ids); transformers' reading differs."""
-    assert tokenizer.Tokenizer.load(imported).encode("a  7\n\n  12") == [81, 256, 39, 39892, 33, 34]
+    assert tokenizer.Tokenizer.load(smollm2_checkpoint).encode("a  7\n\n  12") == [81, 256, 39, 39892, 33, 34]
 
 
 # --- small files -----------------------------------------------------------------------------------

@@ -1,0 +1,61 @@
+"""A real pretrained model through the real exporter and engine writes what transformers writes with the same file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from smollm2_prompts import PROMPTS
+
+from merino_edge.bundle import Bundle
+from merino_edge.checkpoint import Checkpoint
+from merino_edge.export.bundle_writer import write_bundle
+from merino_edge.runtime.generation import Session, generate
+from merino_edge.runtime.onnx_engine import OnnxEngine
+from merino_edge.runtime.sampling import Sampling
+from merino_edge.tokenizer import Tokenizer
+
+NEW_TOKENS = 64
+
+
+def export(smollm2: Checkpoint, out: Path, precision: str) -> Bundle:
+    a = smollm2.architecture
+    return write_bundle(smollm2, out, precision, 512, "onnxruntime", lambda graph, n: OnnxEngine(graph, a, n))
+
+
+@pytest.fixture(scope="module")
+def fp32(smollm2: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> OnnxEngine:
+    return OnnxEngine.from_bundle(export(smollm2, tmp_path_factory.mktemp("fp32") / "bundle", "fp32"))
+
+
+def greedy(engine: OnnxEngine, prompt: list[int]) -> list[int]:
+    tokens = list(prompt)
+    logits = engine.forward(np.array(prompt), 0)
+    for _ in range(NEW_TOKENS):
+        tokens.append(int(logits.argmax()))
+        logits = engine.forward(np.array(tokens[-1:]), len(tokens) - 1)
+    return tokens[len(prompt) :]
+
+
+def test_greedy_tokens_equal_transformers(fp32: OnnxEngine, smollm2: Checkpoint, smollm2_reference: Any) -> None:
+    tokenizer = Tokenizer.load(smollm2.path)
+    assert len(PROMPTS) == 20
+    for text in PROMPTS:
+        prompt = tokenizer.encode(text)
+        # No stopping on either side, and a mask: without one transformers takes an end token in the prompt for padding.
+        options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None}
+        ids = torch.tensor([prompt])
+        theirs = smollm2_reference.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, len(prompt) :]
+        assert greedy(fp32, prompt) == theirs.tolist(), text
+
+
+def test_int4_knows_the_capital_of_france(smollm2: Checkpoint, tmp_path: Path) -> None:
+    bundle = export(smollm2, tmp_path / "bundle", "int4")
+    tokenizer = Tokenizer.load(bundle.path)
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.encode(tokenizer.apply_template(question))
+    answer = generate(Session(OnnxEngine.from_bundle(bundle)), tokenizer, prompt, Sampling(greedy=True), max_tokens=32)
+    assert "Paris" in "".join(answer)
