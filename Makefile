@@ -8,7 +8,6 @@ VENV ?= .venv
 OUT ?= demo
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-SOURCES := pyproject.toml $(shell find merino_edge search export runtime jetson -name '*.py')
 
 .PHONY: demo chat test lint types bench clean
 
@@ -27,27 +26,24 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# mypy cannot follow an editable install's mapping of folders, so it reads an installed copy.
 types: $(VENV)/dev
-	cd tests && ../$(BIN)/mypy --config-file ../pyproject.toml -p merino_edge
+	rm -rf $(VENV)/copy build
+	$(PIP) --no-deps --target $(VENV)/copy .
+	rm -rf build
+	cd $(VENV)/copy && ../bin/mypy --config-file $(CURDIR)/pyproject.toml -p merino_edge
 
 bench: $(VENV)/dev
 	$(PIP) llama-cpp-python
 	$(BIN)/python benchmarks/decode_vs_llama_cpp.py
 
-# The package is installed, not linked: tests and types then see what a user gets.
-$(VENV)/workstation: $(VENV)/environment $(SOURCES)
-	rm -rf build
-	$(PIP) '.[workstation]'
-	$(PIP) --force-reinstall --no-deps .
-	rm -rf build *.egg-info
+$(VENV)/workstation: $(VENV)/environment pyproject.toml
+	$(PIP) -e '.[workstation]'
 	touch $@
 
-$(VENV)/dev: $(VENV)/environment $(SOURCES)
-	rm -rf build
-	$(PIP) '.[dev]'
-	$(PIP) --force-reinstall --no-deps .
-	rm -rf build *.egg-info
-	-$(PIP) '.[rtx]' || echo "TensorRT for RTX has no package for this machine; its compile tests will be skipped"
+$(VENV)/dev: $(VENV)/environment pyproject.toml
+	$(PIP) -e '.[dev]'
+	-$(PIP) -e '.[rtx]' || echo "TensorRT for RTX has no package for this machine; its compile tests will be skipped"
 	touch $@ $(VENV)/workstation
 
 $(VENV)/environment: constraints.txt

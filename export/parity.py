@@ -106,10 +106,8 @@ def require_passed(checks: Sequence[Check]) -> None:
     """Raise ParityError naming the failed checks with their figures."""
     failed = [f"{c.check} {c.value:.3g} (limit {c.limit:.3g})" for c in checks if not c.passed and c.limit is not None]
     if failed:
-        raise ParityError(
-            f"the export does not match the checkpoint: {', '.join(failed)}",
-            "nothing was written; try a higher --precision",
-        )
+        message = f"the export does not match the checkpoint: {', '.join(failed)}"
+        raise ParityError(message, "nothing was written; try a higher --precision", report(checks))
 
 
 def report(checks: Sequence[Check]) -> list[dict[str, Any]]:

@@ -7,6 +7,9 @@ nothing here prints or exits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class MerinoError(Exception):
     """A refusal a user can act on. `hint` names the next step, `exit_code` is the process's."""
@@ -41,9 +44,13 @@ class BudgetError(MerinoError):
 
 
 class ParityError(MerinoError):
-    """An exported graph does not compute what the checkpoint computes."""
+    """An exported graph does not compute what the checkpoint computes. `checks` is the whole parity report."""
 
     exit_code = 5
+
+    def __init__(self, message: str, hint: str = "", checks: Sequence[dict[str, Any]] = ()) -> None:
+        super().__init__(message, hint)
+        self.checks = checks
 
 
 class InputError(MerinoError):

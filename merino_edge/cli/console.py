@@ -31,6 +31,12 @@ def print_line(text: str) -> None:
     sys.stdout.flush()
 
 
+def check_line(check: dict[str, Any]) -> str:
+    """One line of a parity report (merino_edge.export.parity): mark, name, figure, limit."""
+    limit = "reported only" if check["limit"] is None else f"limit {check['limit']:g}"
+    return f"{'✓' if check['passed'] else '✗'} {check['check']:<20} {check['value']:.6g}  ({limit})"
+
+
 @contextmanager
 def progress(console: Console | None = None) -> Iterator[Progress]:
     """A progress bar on stderr with elapsed time and an ETA; silent where stderr is not a terminal."""

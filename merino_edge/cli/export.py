@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from merino_edge.architecture import Architecture
+    from merino_edge.runtime.onnx_engine import OnnxEngine
 
 
 def export(
@@ -23,14 +28,13 @@ def export(
 ) -> None:
     """Export CKPT to ONNX at a precision, prove that it matches PyTorch, and write a bundle."""
     from merino_edge import checkpoint as checkpoints
-    from merino_edge.cli.console import print_json, print_line, stderr
-    from merino_edge.errors import require
+    from merino_edge.cli.console import check_line, print_json, print_line, stderr
+    from merino_edge.errors import ParityError, require
 
     require("onnx_ir", "export")
     require("torch", "train")
     from merino_edge.export.bundle_writer import write_bundle
     from merino_edge.export.targets import Target
-    from merino_edge.runtime.onnx_engine import OnnxEngine
 
     Target.named(target, precision)  # refuse before minutes of work
     console = stderr()
@@ -38,15 +42,13 @@ def export(
         source = checkpoints.load(checkpoint)
         a = source.architecture
         positions = min(1024, a.max_positions) if context is None else context
-        bundle = write_bundle(
-            source,
-            out,
-            precision,
-            positions,
-            target,
-            open_engine=lambda graph, size: OnnxEngine(graph, a, size, threads),
-            on_step=lambda step: status.update(step),
-        )
+        engine = partial(_open_engine, a, threads)
+        try:
+            bundle = write_bundle(source, out, precision, positions, target, engine, status.update)
+        except ParityError as error:
+            for check in error.checks:
+                console.print(check_line(check), highlight=False)
+            raise
     manifest = bundle.manifest
     size_mb = sum(file["bytes"] for file in manifest["files"].values()) / 1e6
     if json:
@@ -59,10 +61,15 @@ def export(
         )
         return
     for check in manifest["parity"]:
-        limit = "reported only" if check["limit"] is None else f"limit {check['limit']:g}"
-        print_line(f"✓ {check['check']:22} {check['value']:.6g}  ({limit})")
+        print_line(check_line(check))
     if compiled := manifest["compiled"]:
-        print_line(f"✓ {'TensorRT for RTX':22} compiles for {compiled['capability']} in {compiled['seconds']:.1f} s")
+        print_line(f"✓ {'TensorRT for RTX':<20} compiles for {compiled['capability']} in {compiled['seconds']:.1f} s")
     print_line(f"{out}: {precision}, {positions} positions, {size_mb:.1f} MB")
     if target == "onnxruntime":
         console.print(f"next: merino-edge generate {out}", style="dim", soft_wrap=True)
+
+
+def _open_engine(a: Architecture, threads: int | None, graph: Path, context: int) -> OnnxEngine:
+    from merino_edge.runtime.onnx_engine import OnnxEngine
+
+    return OnnxEngine(graph, a, context, threads)

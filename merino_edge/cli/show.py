@@ -148,15 +148,22 @@ def _print_fields(screen: Console, fields: Document) -> None:
 
 
 def _print_artefact(screen: Console, document: Document) -> None:
+    from merino_edge.cli.console import check_line
+
     screen.print(
         f"{document['kind']} {document['path']} (schema {document['schema_version']}, id {document.get('id', '-')})"
     )
     _print_model(screen, document)
-    own = {"kind", "path", "schema_version", "id", "architecture", "counts", "tool_version", "sha256"}
-    rest = {name: value for name, value in document.items() if name not in own}
+    told = {"kind", "path", "schema_version", "id", "architecture", "counts", "tool_version", "sha256",
+            "files", "parity", "graph", "history"}  # fmt: skip
+    rest = {name: value for name, value in document.items() if name not in told}
     if rest:
         screen.print("how it was made:")
         _print_fields(screen, rest)
+    for check in document.get("parity", ()):
+        screen.print("  " + check_line(check))
+    if files := document.get("files"):
+        screen.print(f"files, each with its sha256 checked: {', '.join(sorted(files))}")
 
 
 def _print_table(screen: Console, document: Document) -> None:
