@@ -5,7 +5,7 @@ A JSON artefact is one object:
     {"kind": "architecture", "schema_version": 1, "tool_version": "0.1.0", ..., "sha256": "..."}
 
 `sha256` is over the canonical JSON (sorted keys, no spaces) of everything else, so one flipped bit is
-found. A file a person wrote by hand may leave `sha256` out. This module knows no kind of artefact.
+found. Kinds that a person may write by hand may leave `sha256` out. This module knows no kind of artefact.
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ def read_text(path: Path, limit_bytes: int = limits.MAX_JSON_BYTES) -> str:
         size = path.stat().st_size
         if path.is_dir():
             raise ArtefactError(f"{path} is a folder, a file was expected", "see: merino-edge show PATH")
+        if not path.is_file():  # a pipe would wait for ever, a device never end
+            raise ArtefactError(f"{path} is not a plain file", "copy it to one")
         if size > limit_bytes:
             raise ArtefactError(f"{path} has {size} bytes, the limit is {limit_bytes}", "see merino_edge/limits.py")
         return path.read_text(encoding="utf-8")
@@ -82,8 +84,11 @@ def read_text(path: Path, limit_bytes: int = limits.MAX_JSON_BYTES) -> str:
         raise ArtefactError(f"{path} cannot be read ({error.strerror})", "check its permissions") from None
 
 
-def check_header(document: Any, kind: str, newest: int, where: str) -> dict[str, Any]:
-    """Return `document` if it is an object of this kind, not newer than `newest`, with a true hash."""
+def check_header(document: Any, kind: str, newest: int, where: str, by_hand: bool = False) -> dict[str, Any]:
+    """Return `document` if it is an object of this kind, not newer than `newest`, with a true hash.
+
+    `by_hand`: people write this kind too, and may leave the hash out.
+    """
     if not isinstance(document, dict):
         raise ArtefactError(f"{where} is not a {kind} artefact", "see: merino-edge show PATH")
     if document.get("kind") != kind:
@@ -96,17 +101,17 @@ def check_header(document: Any, kind: str, newest: int, where: str) -> dict[str,
             f"{where} has schema version {version}, this tool knows up to {newest}",
             "run: pip install -U merino-edge",
         )
-    if "sha256" in document:
+    if "sha256" in document or not by_hand:
         body = {key: value for key, value in document.items() if key != "sha256"}
-        if sha256_text(canonical_json(body)) != document["sha256"]:
+        if sha256_text(canonical_json(body)) != document.get("sha256"):
             raise ArtefactError(f"{where} does not match its own sha256", "it was altered; make it again")
     return document
 
 
-def read_json(path: Path | str, kind: str, newest: int = 1) -> dict[str, Any]:
-    """Read, verify and return a JSON artefact. Raises ArtefactError."""
+def read_json(path: Path | str, kind: str, newest: int = 1, by_hand: bool = False) -> dict[str, Any]:
+    """Read, verify (see `check_header`) and return a JSON artefact. Raises ArtefactError."""
     path = Path(path)
-    return check_header(parse_json(read_text(path), str(path)), kind, newest, str(path))
+    return check_header(parse_json(read_text(path), str(path)), kind, newest, str(path), by_hand)
 
 
 # --- writing ---------------------------------------------------------------------------------------
@@ -133,6 +138,8 @@ def write_bytes(path: Path | str, data: bytes) -> None:
     """Temporary file in the same folder, fsync, rename: readers see the old file or the new one."""
     path = Path(path)
     with writing(path):
+        if path.exists() and not path.is_file():  # the rename would replace a device too
+            raise OutputError(f"{path} exists and is not a plain file", "choose another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -150,29 +157,31 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path | str) -> Iterator[Path]:
-    """Yield a hidden sibling folder that becomes `path` on success and vanishes on any failure.
+    """Yield a hidden folder beside `path` that becomes `path` on success and vanishes on any failure.
 
     An existing artefact at `path` is replaced only at the end; a folder that holds anything else is
     refused, so a typing error never deletes a home folder. Raises OutputError.
     """
     path = Path(path)
-    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or is_artefact_folder(path))):
-        raise OutputError(f"{path} exists and is not an artefact of merino-edge", "choose another --out")
     with writing(path):
+        if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or is_artefact_folder(path))):
+            raise OutputError(f"{path} exists and is not an artefact of merino-edge", "choose another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        hidden = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        new, old = hidden / "new", hidden / "old"
         try:
-            os.chmod(temporary, 0o777 & ~_umask())
-            yield temporary
-            retired = None
-            if path.exists():
-                retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-                os.replace(path, retired)  # an empty folder may be replaced by a folder
-            os.replace(temporary, path)
-            if retired is not None:
-                shutil.rmtree(retired, ignore_errors=True)
+            new.mkdir()
+            yield new
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(path, old)
+            try:
+                os.replace(new, path)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.replace(old, path)
+                raise
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(hidden, ignore_errors=True)
 
 
 def is_artefact_folder(path: Path) -> bool:

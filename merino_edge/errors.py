@@ -77,6 +77,12 @@ class UnsupportedError(MerinoError):
     exit_code = 8
 
 
+class Interrupted(MerinoError):
+    """Ctrl-C, or a request to terminate."""
+
+    exit_code = 130  # as shells count it
+
+
 def require(package: str, extra: str) -> None:
     """Refuse with the pip command when `package` (of the extra `extra`) is not installed."""
     from importlib.util import find_spec

@@ -18,6 +18,8 @@ MAX_LAYERS = 1_024  # in one block, and over all blocks
 MAX_GENES = 10_000  # blocks a search space may choose from
 MAX_ITERATIONS = 1_000_000_000
 MAX_POPULATION = 1_000_000
+MAX_BATCH = 1_048_576  # sequences of a training step
+MAX_SEED = 2**63 - 1
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_TABLE_BYTES = 256 * 2**20

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from merino_edge import artefact, checkpoint, data, training_state
+from merino_edge import artefact, checkpoint, data, limits, training_state
 from merino_edge.architecture import Architecture
 from merino_edge.errors import InputError, OutputError
 from merino_edge.model import Model
@@ -61,11 +61,16 @@ class TrainingConfig:
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "sequence", "micro_batch"):
-            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, at least 1 is needed")
+        for name, low, high in (
+            ("steps", 1, limits.MAX_ITERATIONS),
+            ("batch", 1, limits.MAX_BATCH),
+            ("sequence", 1, limits.MAX_POSITIONS),
+            ("micro_batch", 1, limits.MAX_BATCH),
+            ("warmup", 0, self.steps),
+            ("seed", 0, limits.MAX_SEED),
+        ):
+            limits.check_range(name, getattr(self, name), low, high)
         _require(0 < self.learning_rate < 1, f"learning rate is {self.learning_rate}, outside 0 to 1")
-        _require(0 <= self.warmup <= self.steps, f"warm-up is {self.warmup}, outside 0 to the {self.steps} steps")
-        _require(self.seed >= 0, f"seed is {self.seed}, at least 0 is needed")
         _require(self.precision in get_args(Precision), f"precision is {self.precision!r}, not auto, fp32 or bf16")
 
     def learning_rate_at(self, step: int) -> float:
@@ -197,7 +202,7 @@ def train(
     With `resume` it continues what `out` holds. Raises InputError (corpus, divergence, anything changed since),
     ArtefactError (an altered state), OutputError. Before the first save a failure leaves nothing behind.
     """
-    _require(save_every >= 1, f"save-every is {save_every}, at least 1 is needed")
+    limits.check_range("save_every", save_every, 1, limits.MAX_ITERATIONS)
     out = Path(out)
     saved = training_state.load(out) if resume else None
     if saved is None:

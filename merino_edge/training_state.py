@@ -60,7 +60,7 @@ def save(out: Path | str, head: dict[str, Any], tensors: dict[str, Tensor]) -> N
                 os.fsync(written.fileno())
             os.replace(temporary, file)
     except SafetensorError as error:
-        raise OutputError(f"cannot write {file} ({error})", "free the disk, then add --continue") from error
+        raise OutputError(f"cannot write {file} ({error})", "choose another --out or free the disk") from error
     finally:
         temporary.unlink(missing_ok=True)
     named = {"file": file.name, "file_sha256": artefact.sha256_file(file)}

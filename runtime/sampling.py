@@ -42,7 +42,7 @@ class Sampling:
         _check_real("min_p", self.min_p, 0.0, 1.0)
         _check_real("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         if self.seed is not None:
-            limits.check_range("seed", self.seed, 0, 2**63 - 1)
+            limits.check_range("seed", self.seed, 0, limits.MAX_SEED)
 
 
 class Sampler:

@@ -101,6 +101,7 @@ def evolve(
     limits.check_range("iterations", iterations, 0, limits.MAX_ITERATIONS)
     limits.check_range("population", population, 1, limits.MAX_POPULATION)
     limits.check_range("parents", parents, 1, population)
+    limits.check_range("seed", seed, 0, limits.MAX_SEED)
     started = time.monotonic()
     rng = random.Random(seed)
     constants = hyperparameters or Hyperparameters()

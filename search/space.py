@@ -123,8 +123,10 @@ class Space:
         return {**fields, **{k: list(fields[k]) for k in ("widths", "ffn_ratios", "layers")}, "model": model}
 
     @staticmethod
-    def from_dict(value: dict[str, Any], where: str = "space") -> Space:
+    def from_dict(value: Any, where: str = "space") -> Space:
         """From `to_dict`'s form. Raises ArtefactError, InputError, ArchitectureError."""
+        if not isinstance(value, dict):
+            raise ArtefactError(f"{where} holds no space", "name one: --space paper, demo, or a space file")
         names = {field.name for field in dataclasses.fields(Space)}
         given = set(value) - {"kind", "schema_version", "tool_version", "sha256"}
         if given != names:
@@ -195,4 +197,4 @@ def load_space(name_or_path: str) -> Space:
     path = Path(name_or_path)
     if not path.suffix and not path.exists():
         raise InputError(f"there is no space {name_or_path!r}", f"choose {', '.join(SPACES)} or give a space file")
-    return Space.from_dict(artefact.read_json(path, KIND, SCHEMA_VERSION), name_or_path)
+    return Space.from_dict(artefact.read_json(path, KIND, SCHEMA_VERSION, by_hand=True), name_or_path)

@@ -48,8 +48,9 @@ def demo(
     corpus, table, found = out / "corpus.txt", out / "table.jsonl", out / "architecture.json"
     checkpoint, bundle = out / "checkpoint", out / "bundle"
     artefact.write_text(corpus, tiny_stories())
-    for stale in (table, checkpoint, bundle):
-        shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+    for stale in filter(artefact.is_artefact_folder, (checkpoint, bundle)):  # of an earlier demo
+        shutil.rmtree(stale)
+    table.unlink(missing_ok=True)
 
     profiled = run(
         "profile",

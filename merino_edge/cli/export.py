@@ -28,6 +28,7 @@ def export(
 ) -> None:
     """Export CKPT to ONNX at a precision, prove that it matches PyTorch, and write a bundle."""
     from merino_edge import checkpoint as checkpoints
+    from merino_edge import limits
     from merino_edge.cli.console import check_line, print_json, print_line, stderr
     from merino_edge.errors import ParityError, require
 
@@ -37,6 +38,8 @@ def export(
     from merino_edge.export.targets import Target
 
     Target.named(target, precision)  # refuse before minutes of work
+    if threads is not None:
+        limits.check_range("threads", threads, 1, limits.MAX_THREADS)
     console = stderr()
     with console.status("reading the checkpoint") as status:
         source = checkpoints.load(checkpoint)

@@ -6,17 +6,19 @@ and the standard library at the top, so that `--help` stays instant.
 
 from __future__ import annotations
 
+import functools
 import os
+import signal
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from merino_edge import __version__
 from merino_edge.cli import bench, demo, doctor, export, generate, profile, search, show, train
 from merino_edge.cli import import_ as import_verb
-from merino_edge.errors import MerinoError
+from merino_edge.errors import Interrupted, MerinoError
 
 app = typer.Typer(
     name="merino-edge",
@@ -38,8 +40,23 @@ VERBS: dict[str, Callable[..., None]] = {
     "doctor": doctor.doctor,
     "demo": demo.demo,
 }
+
+
+def _interruptible(verb: Callable[..., None]) -> Callable[..., None]:
+    """`verb`, refusing when it is interrupted: typer alone would end without a word."""
+
+    @functools.wraps(verb)
+    def run(*arguments: Any, **options: Any) -> None:
+        try:
+            verb(*arguments, **options)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted") from None
+
+    return run
+
+
 for name, verb in VERBS.items():
-    app.command(name)(verb)
+    app.command(name)(_interruptible(verb))
 
 
 def _version(value: bool) -> None:
@@ -61,21 +78,27 @@ def main() -> None:
     """Run the command line. Exit codes: 0 done, 1.. a refusal (merino_edge.errors), 130 interrupted."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends it finds nothing half-written
     try:
         app()
-    except MerinoError as error:
-        if debug:
-            raise
-        sys.stderr.write(f"merino-edge: {error}\n")
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("merino-edge: interrupted\n")
-        sys.exit(130)
     except BrokenPipeError:  # the reader of a pipe went away; that is its right
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except MemoryError:
+    except Exception as error:
         if debug:
             raise
-        sys.stderr.write("merino-edge: out of memory; use a smaller model, batch or context\n")
-        sys.exit(1)
+        sys.stderr.write(f"merino-edge: {_one_line(error)}\n")
+        sys.exit(getattr(error, "exit_code", 1))
+
+
+def _one_line(error: Exception) -> str:
+    """What happened and what to do next. File names and file contents in it cannot steer the terminal."""
+    text = str(error)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        text = f"{where}{error.strerror or error}; check the path and the disk"
+    elif isinstance(error, MemoryError) or "allocate" in text:  # PyTorch and ONNX Runtime raise types of their own
+        text = "out of memory; use a smaller model, batch or context"
+    elif not isinstance(error, MerinoError):
+        text = f"unexpected {type(error).__name__} ({text}); add --debug to see where, and report it"
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))

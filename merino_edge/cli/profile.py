@@ -54,8 +54,8 @@ def profile(
     begun: dict[str, Any] = {}
     if resume and out.exists():
         begun = LatencyTable.load(out, unfinished=True).header
-        quick = quick or bool(begun["quick"])
-    chosen = Space.from_dict(begun["space"], str(out)) if space is None and begun else load_space(space or "paper")
+        quick = quick or bool(begun.get("quick"))
+    chosen = Space.from_dict(begun.get("space"), str(out)) if space is None and begun else load_space(space or "paper")
     precision = precision or begun.get("precision", "fp32")
     if precision not in PRECISIONS:
         raise InputError(f"there is no precision {precision!r}", f"choose {', '.join(PRECISIONS)}")

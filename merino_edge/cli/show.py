@@ -79,7 +79,7 @@ def _read_architecture(path: Path) -> Document:
     from merino_edge import architecture
 
     a, document = architecture.load(path)
-    return {**document, "counts": _counts(a)}
+    return {**document, "architecture": a.to_dict(), "counts": _counts(a)}
 
 
 def _read_checkpoint(path: Path) -> Document:
@@ -93,7 +93,7 @@ def _read_bundle(path: Path) -> Document:
     from merino_edge import bundle
 
     loaded = bundle.load(path)
-    return {**loaded.manifest, "counts": _counts(loaded.architecture)}
+    return {**loaded.manifest, "architecture": loaded.architecture.to_dict(), "counts": _counts(loaded.architecture)}
 
 
 def _read_table(path: Path) -> Document:

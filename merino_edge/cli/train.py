@@ -28,7 +28,7 @@ def train(
     warmup: Annotated[int | None, typer.Option(help="Warm-up steps. [default: 1000, or a tenth of --steps]")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the weights and the batches. [default: 0]")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16. [default: auto]")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: all cores]")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. [default: all cores]")] = None,
     save_every: Annotated[
         int | None, typer.Option(help="Steps between saves. [default: 1000, or a tenth of --steps]")
     ] = None,
@@ -39,6 +39,7 @@ def train(
     Saves as it goes. Ctrl-C finishes the step and saves; the same command with --continue goes on exactly there.
     """
     from merino_edge import architecture as architectures
+    from merino_edge import limits
     from merino_edge.cli import console
     from merino_edge.errors import require
 
@@ -50,7 +51,7 @@ def train(
     from merino_edge import training
 
     if threads is not None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(limits.check_range("threads", threads, 1, limits.MAX_THREADS))
     given = {
         "steps": steps,
         "batch": batch,
