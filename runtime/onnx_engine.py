@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merino_edge.architecture import Architecture
-from merino_edge.errors import ArtefactError, InputError
+from merino_edge.errors import ArtefactError, InputError, UnsupportedError
 
 if TYPE_CHECKING:
     from merino_edge.bundle import Bundle
 
+OLDEST_ONNX_RUNTIME = (1, 25)  # the first with a CPU kernel for TensorScatter
 FIRST_BUCKET = 256  # positions
 PREFILL_CHUNK = 512  # tokens run at once: bounds the memory of attention scores over long prompts
 
@@ -28,9 +29,15 @@ class OnnxEngine:
     """Runs a `native` graph (see merino_edge.export.graph). Implements merino_edge.runtime.engine.Engine."""
 
     def __init__(self, graph: Path | bytes, a: Architecture, context: int, threads: int | None = None) -> None:
-        """`graph`: path of model.onnx, or a serialized model. Raises ArtefactError, InputError."""
+        """`graph`: path of model.onnx, or a serialized model. Raises ArtefactError, UnsupportedError."""
         import onnxruntime as ort
 
+        if tuple(map(int, ort.__version__.split(".")[:2])) < OLDEST_ONNX_RUNTIME:
+            needed = ".".join(map(str, OLDEST_ONNX_RUNTIME))
+            raise UnsupportedError(
+                f"bundles need ONNX Runtime {needed}, {ort.__version__} is installed",
+                "run: pip install -U onnxruntime, with Python 3.11 or newer",
+            )
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
         options.inter_op_num_threads = 1
