@@ -14,8 +14,8 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -141,13 +141,12 @@ def write_bytes(path: Path | str, data: bytes) -> None:
         if path.exists() and not path.is_file():  # the rename would replace a device too
             raise OutputError(f"{path} exists and is not a plain file", "choose another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = _hidden(path)
         try:
-            with os.fdopen(handle, "wb") as file:
+            with open(temporary, "xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -167,10 +166,10 @@ def new_folder(path: Path | str) -> Iterator[Path]:
         if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or is_artefact_folder(path))):
             raise OutputError(f"{path} exists and is not an artefact of merino-edge", "choose another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
-        hidden = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        hidden = _hidden(path)
         new, old = hidden / "new", hidden / "old"
         try:
-            new.mkdir()
+            new.mkdir(parents=True)
             yield new
             with contextlib.suppress(FileNotFoundError):
                 os.replace(path, old)
@@ -199,7 +198,6 @@ def writing(path: Path) -> Iterator[None]:
         raise OutputError(f"cannot write {path} ({reason})", "choose another --out or free the disk") from error
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _hidden(path: Path) -> Path:
+    """A free name beside `path`, known before anything stands there: so an interruption can always remove it."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}")

@@ -100,4 +100,10 @@ def load(path: Path | str) -> Checkpoint:
     except (SafetensorError, ValueError, OSError) as error:
         raise ArtefactError(f"{path / 'model.safetensors'} cannot be read ({error})", "make it again") from None
     check_weights(a, weights, str(path))
-    return Checkpoint(path, a, weights, ChatFormat.load(path / "chat.json"), document)
+    chat = ChatFormat.load(path / "chat.json")
+    if chat.bos_token_id is not None and chat.bos_token_id >= a.vocab_size:
+        raise ArtefactError(
+            f"{path / 'chat.json'}: token {chat.bos_token_id} is outside the vocabulary of {a.vocab_size}",
+            "make the checkpoint again",
+        )
+    return Checkpoint(path, a, weights, chat, document)

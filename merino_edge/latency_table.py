@@ -314,9 +314,9 @@ def _continue(path: Path) -> str:
 
 def _check_header_fields(header: dict[str, Any], path: Path) -> None:
     mine = header.get("family")
-    ok = isinstance(mine, dict) and set(mine) == {*FAMILY, "kv_group"} and isinstance(header.get("precision"), str)
+    ok = isinstance(mine, dict) and set(mine) == {*FAMILY, "kv_group"} and type(mine["kv_group"]) is int
+    ok = ok and isinstance(header.get("precision"), str)
     ok = ok and type(header.get("default_length")) is int and isinstance(header.get("estimated"), bool)
-    ok = ok and type(mine["kv_group"]) is int
     if not ok:
         raise ArtefactError(f"{path} line 1 lacks fields that every table has", "measure again: merino-edge profile")
 

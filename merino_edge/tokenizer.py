@@ -40,9 +40,11 @@ class ChatFormat:
     def load(path: Path) -> ChatFormat:
         value = artefact.parse_json(artefact.read_text(path), str(path))
         try:
-            ids = tuple(int(i) for i in value["eos_token_ids"])
-            bos, template = value["bos_token_id"], value["chat_template"]
-            if not (bos is None or isinstance(bos, int)) or not (template is None or isinstance(template, str)):
+            ids, bos, template = tuple(value["eos_token_ids"]), value["bos_token_id"], value["chat_template"]
+            tokens = ids if bos is None else (*ids, bos)
+            if not all(type(token) is int and 0 <= token < limits.MAX_VOCAB_SIZE for token in tokens):
+                raise ValueError
+            if not (template is None or isinstance(template, str)):
                 raise TypeError
         except (KeyError, TypeError, ValueError):
             raise ArtefactError(f"{path} is not a chat.json of merino-edge", "make the artefact again") from None

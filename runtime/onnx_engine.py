@@ -41,7 +41,7 @@ class OnnxEngine:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors; they reach the user as one line below
+        options.log_severity_level = 4  # errors are raised, and reach the user as one line
         source = graph if isinstance(graph, bytes) else str(graph)
         try:
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -107,7 +107,11 @@ class OnnxEngine:
         positions = np.arange(start, start + len(tokens), dtype=np.int64)
         self._binding.bind_cpu_input("tokens", tokens[None])
         self._binding.bind_cpu_input("positions", positions[None])
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ArtefactError(f"ONNX Runtime cannot run the graph ({reason})", "export the bundle again") from None
 
     def _reserve(self, positions: int) -> None:
         """Bind a cache of the smallest bucket that holds `positions`, keeping what was written."""

@@ -26,23 +26,29 @@ PROMPT = "One morning"
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
     decode_ms: Annotated[
-        float | None, typer.Option(help="Decode budget [default: 60 % of the largest model's time].")
+        str | None, typer.Option(metavar="MS", help="Decode budget. [default: 60 % of the largest model's time]")
     ] = None,
-    params: Annotated[str, typer.Option(help="Parameter budget.")] = "3M",
-    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 400,
+    params: Annotated[str, typer.Option(metavar="N", help="Parameter budget.")] = "3M",
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 400,
     threads: Annotated[
-        int, typer.Option(min=1, help="Threads of what is measured; models this small gain from no second.")
+        int, typer.Option(help="Threads of what is measured; models this small gain from no second.")
     ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Profile this CPU, search, train, export, check and generate: one small model from nothing."""
-    from merino_edge import artefact
+    from merino_edge import artefact, limits
     from merino_edge.cli.console import print_json, stderr
     from merino_edge.corpus import tiny_stories
     from merino_edge.errors import require
+    from merino_edge.search.budget import parse_quantity
 
     for package, extra in (("torch", "train"), ("safetensors", "train"), ("onnx_ir", "export"), ("matplotlib", "plot")):
         require(package, extra)
+    limits.check_range("steps", steps, 1, limits.MAX_ITERATIONS)
+    limits.check_range("threads", threads, 1, limits.MAX_THREADS)
+    for name, quantity in (("--params", params), ("--decode-ms", decode_ms)):
+        if quantity is not None:
+            parse_quantity(quantity, name)
     run = _Runner(stderr())
     on_threads = ("--threads", threads)
     corpus, table, found = out / "corpus.txt", out / "table.jsonl", out / "architecture.json"

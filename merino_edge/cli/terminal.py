@@ -58,7 +58,7 @@ def run_turn(talk: Chat, text: str, quiet: bool = False) -> Generation:
                     sys.stdout.flush()
         finally:
             answer.close()
-            if not quiet and not answer.text.endswith("\n"):
+            if not quiet and answer.text and not answer.text.endswith("\n"):
                 sys.stdout.write("\n")
                 sys.stdout.flush()
     return answer

@@ -3,48 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from stranger import TINY, Refused, run
 
-from merino_edge import architecture, artefact, checkpoint, limits
-from merino_edge.architecture import Architecture, Block
-from merino_edge.cli.main import main
+from merino_edge import architecture, artefact, checkpoint
 from merino_edge.data import chat_format, train_tokenizer
 from merino_edge.search.space import DEMO
 from merino_edge.weights import random_weights
 
 TEXT = "Once upon a time a small model met a stranger, who gave it everything but what it asked for. " * 20
-TINY = Architecture(
-    300,
-    64,
-    32,
-    16,
-    (Block(32, 2, 2, 1, 48, True),),
-    norm="rmsnorm",
-    ffn="swiglu",
-    positions="rotary",
-    rotary_dim=16,
-    bias="none",
-)
-
-Refused = Callable[..., str]
-
-
-def run(*arguments: object) -> int:
-    """The program in this process; its exit code."""
-    before = sys.argv, sys.stdin
-    sys.argv, sys.stdin = ["merino-edge", *map(str, arguments)], io.TextIOWrapper(io.BytesIO())
-    try:
-        main()
-    except SystemExit as stopped:
-        return int(stopped.code or 0)
-    finally:
-        sys.argv, sys.stdin = before
-    return 0
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +24,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "corpus.txt").write_text(TEXT)
     architecture.save(folder / "a.json", TINY)
     choices = {"widths": (32, 64), "ffn_ratios": (1, 2), "layers": (1, 2)}
-    space = dataclasses.replace(DEMO, name="tiny", blocks=2, model=dataclasses.replace(TINY, head_dim=16), **choices)
+    space = dataclasses.replace(DEMO, name="tiny", blocks=2, model=TINY, **choices)
     artefact.write_json(folder / "space.json", "space", space.to_dict())
     tokenizer = train_tokenizer(iter([TEXT]), TINY.vocab_size).to_str()
     checkpoint.save(folder / "checkpoint", TINY, random_weights(TINY), tokenizer, chat_format(), {"source": "random"})
@@ -70,11 +40,12 @@ def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Refused:
 
     def check(*arguments: object) -> str:
         capfd.readouterr()
-        folder = next((Path(str(out)).parent for flag, out in zip(arguments, arguments[1:]) if flag == "--out"), tmp_path)
+        words = list(map(str, arguments))
+        folder = Path(words[words.index("--out") + 1]).parent if "--out" in words else tmp_path
         before = sorted(folder.iterdir()) if folder.is_dir() else []
-        code = run(*arguments)
+        code = run(*words)
         out, err = capfd.readouterr()
-        assert code != 0, f"{arguments} succeeded"
+        assert code != 0, f"{words} succeeded"
         assert out == "" and "Traceback" not in err and "unexpected" not in err, err
         last = err.strip("\n").split("\n")[-1]
         assert last.startswith("merino-edge: ") or "Usage: " in err, err
@@ -84,32 +55,7 @@ def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Refused:
     return check
 
 
-def commands(good: Path, folder: Path, out: Path) -> dict[str, list[tuple[object, ...]]]:
-    """Every verb that reads each kind of artefact, told to read that in `folder`."""
-    return {
-        "a.json": [train(folder / "a.json", good, out), ("show", folder / "a.json")],
-        "space.json": [
-            ("search", "--space", folder / "space.json", "--iterations", 10, "--out", out),
-            ("profile", "--space", folder / "space.json", "--threads", 1, "--quick", "--out", out),
-            ("show", folder / "space.json"),
-        ],
-        "table.jsonl": [
-            ("search", "--space", good / "space.json", "--table", folder / "table.jsonl", "--out", out),
-            ("show", folder / "table.jsonl"),
-        ],
-        "checkpoint": [
-            ("export", folder / "checkpoint", "--threads", 1, "--out", out),
-            ("show", folder / "checkpoint"),
-        ],
-        "bundle": [
-            ("generate", folder / "bundle", "--prompt", "hi", "--max-tokens", 2, "--threads", 1),
-            ("bench", folder / "bundle", "--prompt-tokens", 2, "--new-tokens", 2, "--threads", 1),
-            ("show", folder / "bundle"),
-        ],
-    }
-
-
-def train(a: Path, good: Path, out: Path, *more: object) -> tuple[object, ...]:
-    """A training of two steps."""
-    small = ("--steps", 2, "--batch", 1, "--sequence", 8, "--threads", 1)
-    return ("train", a, "--corpus", good / "corpus.txt", *small, *more, "--out", out)
+@pytest.fixture(scope="session")
+def merino() -> tuple[str, ...]:
+    """The program as a command, for what needs a process of its own."""
+    return (sys.executable, "-m", "merino_edge.cli")

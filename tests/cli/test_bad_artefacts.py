@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Refused, commands, run, train
+from stranger import TINY, Refused, commands, run, train
 
 from merino_edge import artefact
 

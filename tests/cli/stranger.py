@@ -1,0 +1,70 @@
+"""What a stranger tries: the program in this process, and every verb on artefacts of its choice."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from merino_edge.architecture import Architecture, Block
+from merino_edge.cli.main import main
+
+TINY = Architecture(
+    300,
+    64,
+    32,
+    16,
+    (Block(32, 2, 2, 1, 48, True),),
+    norm="rmsnorm",
+    ffn="swiglu",
+    positions="rotary",
+    rotary_dim=16,
+    bias="none",
+)
+
+Refused = Callable[..., str]
+
+
+def run(*arguments: object) -> int:
+    """The program in this process; its exit code."""
+    before = sys.argv, sys.stdin
+    sys.argv, sys.stdin = ["merino-edge", *map(str, arguments)], io.TextIOWrapper(io.BytesIO())
+    try:
+        main()
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    finally:
+        sys.argv, sys.stdin = before
+    return 0
+
+
+def commands(good: Path, folder: Path, out: Path) -> dict[str, list[tuple[object, ...]]]:
+    """Every verb that reads each kind of artefact, told to read that in `folder`."""
+    return {
+        "a.json": [train(folder / "a.json", good, out), ("show", folder / "a.json")],
+        "space.json": [
+            ("search", "--space", folder / "space.json", "--iterations", 10, "--out", out),
+            ("profile", "--space", folder / "space.json", "--threads", 1, "--quick", "--out", out),
+            ("show", folder / "space.json"),
+        ],
+        "table.jsonl": [
+            ("search", "--space", good / "space.json", "--table", folder / "table.jsonl", "--out", out),
+            ("show", folder / "table.jsonl"),
+        ],
+        "checkpoint": [
+            ("export", folder / "checkpoint", "--threads", 1, "--out", out),
+            ("show", folder / "checkpoint"),
+        ],
+        "bundle": [
+            ("generate", folder / "bundle", "--prompt", "hi", "--max-tokens", 2, "--threads", 1),
+            ("bench", folder / "bundle", "--prompt-tokens", 2, "--new-tokens", 2, "--threads", 1),
+            ("show", folder / "bundle"),
+        ],
+    }
+
+
+def train(a: Path, good: Path, out: Path, *more: object) -> tuple[object, ...]:
+    """A training of two steps."""
+    small = ("--steps", 2, "--batch", 1, "--sequence", 8, "--threads", 1)
+    return ("train", a, "--corpus", good / "corpus.txt", *small, *more, "--out", out)

@@ -1,0 +1,137 @@
+"""Places that cannot be written, full disks, and what stands in the way, for every verb that writes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from stranger import Refused, run, train
+
+from merino_edge import artefact, bundle
+from merino_edge.latency_table import LatencyTable
+
+
+def writers(good: Path, out: Path) -> dict[str, tuple[object, ...]]:
+    return {
+        "search": ("search", "--space", good / "space.json", "--iterations", 10, "--out", out),
+        "profile": ("profile", "--space", good / "space.json", "--quick", "--threads", 1, "--out", out),
+        "train": train(good / "a.json", good, out),
+        "export": ("export", good / "checkpoint", "--threads", 1, "--out", out),
+        "import": ("import", good / "llama", "--out", out),
+        "demo": ("demo", "--out", out),
+    }
+
+
+VERBS = list(writers(Path(), Path()))
+
+
+@pytest.fixture(scope="session")
+def llama(good: Path) -> Path:
+    """A Hugging Face folder to import."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=300, max_position_embeddings=64, **sizes)).save_pretrained(good / "llama")
+    (good / "llama/tokenizer.json").write_text((good / "checkpoint/tokenizer.json").read_text())
+    return good / "llama"
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 200 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this machine lets us mount no small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(disk: Path, but_bytes: int = 0) -> None:
+    (disk / "most").write_bytes(bytes(shutil.disk_usage(disk).free - but_bytes))
+
+
+@pytest.mark.usefixtures("llama")
+@pytest.mark.parametrize("verb", VERBS)
+def test_unwritable_places(good: Path, tmp_path: Path, refused: Refused, verb: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for out in (tmp_path / "file" / "out", Path("/proc/sys/out"), tmp_path / ("long" * 99)):
+        line = refused(*writers(good, out)[verb])
+        assert "merino-edge: cannot write" in line or "File name too long" in line
+
+
+@pytest.mark.usefixtures("llama")
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_read_only_disk(good: Path, disk: Path, refused: Refused, verb: str) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    assert "(Read-only file system)" in refused(*writers(good, disk / "out")[verb])
+
+
+@pytest.mark.usefixtures("llama")
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "demo"])  # which makes its folder, then is refused
+def test_a_full_disk(good: Path, disk: Path, refused: Refused, verb: str) -> None:
+    fill(disk)
+    assert "cannot write" in refused(*writers(good, disk / "out")[verb])
+    assert "free the disk" in refused("search", "--iterations", 1, "--plot", disk / "a.png", "--out", disk / "a.json")
+
+
+def test_a_disk_that_fills_while_training_and_exporting(good: Path, disk: Path, refused: Refused) -> None:
+    size = sum(file.stat().st_size for file in (good / "bundle").iterdir())
+    fill(disk, size)  # less than the page or two more that it takes
+    for verb in ("export", "train"):
+        assert "cannot write" in refused(*writers(good, disk / "out")[verb])
+    (disk / "most").unlink()
+    assert run(*writers(good, disk / "out")["export"]) == 0
+    kept = artefact.sha256_file(disk / "out/manifest.json")
+    fill(disk)
+    assert "cannot write" in refused(*writers(good, disk / "out")["export"], "--precision", "fp16")
+    assert artefact.sha256_file(disk / "out/manifest.json") == kept and bundle.load(disk / "out")
+
+
+def test_a_disk_that_fills_while_profiling(good: Path, disk: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What was measured stays, and is continued when there is room."""
+    fill(disk, 4096)
+    profile = writers(good, disk / "table.jsonl")["profile"]
+    assert run(*profile) == 6 and "free the disk" in capfd.readouterr().err
+    begun = {m.key for m in LatencyTable.load(disk / "table.jsonl", unfinished=True).measurements}
+    (disk / "most").unlink()
+    assert run(*profile, "--continue") == 0
+    finished = LatencyTable.load(disk / "table.jsonl")
+    assert begun < {m.key for m in finished.measurements} and finished.validation
+
+
+@pytest.mark.usefixtures("llama")
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_stands_in_the_way_stays(good: Path, tmp_path: Path, refused: Refused, verb: str) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "letter.txt").write_text("precious")
+    if verb == "demo":
+        for name in ("checkpoint", "bundle"):
+            (home / name).mkdir()
+            (home / name / "letter.txt").write_text("precious")
+        (home / "corpus.txt").mkdir()  # so that it ends before its minutes of work
+    assert "home" in refused(*writers(good, home)[verb])
+    assert all(letter.read_text() == "precious" for letter in home.rglob("letter.txt"))
+    device = Path("/dev/null")
+    assert "/dev/null" in refused(*writers(good, device)[verb])
+    assert device.is_char_device()
+
+
+def test_stdout_may_be_full(good: Path, merino: tuple[str, ...]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*merino, "show", good / "a.json", "--json"], stdout=full, stderr=-1, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("merino-edge: No space left on device")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_reader_may_leave(good: Path, merino: tuple[str, ...]) -> None:
+    command = subprocess.list2cmdline([*merino, "show", str(good / "a.json"), "--json"])
+    done = subprocess.run(["bash", "-c", f"{command} | true"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert json.loads(subprocess.run(["bash", "-c", command], capture_output=True).stdout)["kind"] == "architecture"

@@ -1,0 +1,99 @@
+"""Numbers, budgets, prompts and corpora that cannot be used."""
+
+from __future__ import annotations
+
+import lzma
+from pathlib import Path
+
+import pytest
+from stranger import Refused, commands, train
+
+NO_NUMBERS = ["nan", "inf", "-inf", "1e309", "abc", "", "0x10", "-1"]
+NO_WHOLE_NUMBERS = [*NO_NUMBERS, "1.5", "1e9", str(2**63), "9" * 5000]
+WHOLE = {
+    "train": ["--steps", "--batch", "--sequence", "--micro-batch", "--warmup", "--seed", "--threads", "--save-every"],
+    "export": ["--context", "--threads"],
+    "generate": ["--max-tokens", "--top-k", "--seed", "--threads"],
+    "bench": ["--prompt-tokens", "--new-tokens", "--repetitions", "--threads"],
+    "search": ["--iterations", "--population", "--parents", "--seed"],
+    "profile": ["--threads"],
+    "demo": ["--steps", "--threads"],
+}
+REAL = {
+    "train": ["--learning-rate"],
+    "generate": ["--temperature", "--top-p", "--min-p", "--repetition-penalty"],
+    "demo": ["--decode-ms", "--params"],
+    "search": ["--decode-ms", "--prefill-ms", "--params", "--flops", "--weight-mb"],
+}
+ZERO_IS_FINE = {"--warmup", "--seed", "--top-k", "--iterations", "--temperature", "--top-p", "--min-p"}
+
+
+def command(verb: str, good: Path, out: Path) -> tuple[object, ...]:
+    if verb == "demo":
+        return ("demo", "--out", out)
+    everything = [arguments for readers in commands(good, good, out).values() for arguments in readers]
+    return next(arguments for arguments in everything if arguments[0] == verb)
+
+
+@pytest.mark.parametrize("verb", WHOLE)
+def test_whole_numbers(good: Path, tmp_path: Path, refused: Refused, verb: str) -> None:
+    for option in WHOLE[verb]:
+        for value in NO_WHOLE_NUMBERS if option in ZERO_IS_FINE else [*NO_WHOLE_NUMBERS, "0"]:
+            refused(*command(verb, good, tmp_path / "out"), f"{option}={value}")
+
+
+@pytest.mark.parametrize("verb", REAL)
+def test_real_numbers(good: Path, tmp_path: Path, refused: Refused, verb: str) -> None:
+    for option in REAL[verb]:
+        for value in NO_NUMBERS if option in ZERO_IS_FINE else [*NO_NUMBERS, "0"]:
+            refused(*command(verb, good, tmp_path / "out"), f"{option}={value}")
+
+
+def test_budgets_that_nothing_meets_name_the_nearest_value(good: Path, tmp_path: Path, refused: Refused) -> None:
+    search = ("search", "--space", good / "space.json", "--table", good / "table.jsonl", "--out", tmp_path / "out")
+    for option in REAL["search"]:
+        line = refused(*search, option, "1e-9")
+        least = line.split("the least possible is ")[1].split(")")[0]
+        assert line.endswith(f"raise {option}") and float(least.rstrip("KM")) > 0
+    both = refused(*search, "--params", 1, "--flops", 1)
+    assert both.count("the least possible is") == 2 and both.endswith("raise --params and --flops")
+
+
+def test_what_does_not_fit_the_context(good: Path, tmp_path: Path, refused: Refused) -> None:
+    bundle, too_long = good / "bundle", "stranger " * 500
+    for prompt in (too_long, too_long * 5):
+        line = refused("generate", bundle, "--prompt", prompt, "--threads", 1)
+        assert "tokens, the context of this bundle is 64; shorten it" in line
+    assert "the prompt is empty" in refused("generate", bundle, "--prompt", "", "--threads", 1)
+    line = refused("bench", bundle, "--prompt-tokens", 60, "--new-tokens", 60, "--threads", 1)
+    assert "60 prompt and 60 new tokens exceed the context of 64" in line
+    line = refused("export", good / "checkpoint", "--context", 65, "--out", tmp_path / "out")
+    assert "context 65 is outside 1 to the model's 64 positions" in line
+    line = refused(*train(good / "a.json", good, tmp_path / "out", "--sequence", 65))
+    assert "longer than the model's 64 positions" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("empty.txt", b"", "the corpus holds no text, zero tokens"),
+        ("separator.txt", b"<|endoftext|>" * 9, "the corpus holds no text, zero tokens"),
+        ("short.txt", b"hello", "too few for sequences of 8"),
+        ("binary.txt", bytes(range(256)) * 9, "is not "),
+        ("zeros.txt", b"text\0text\n" * 99, "is not text (it holds zero bytes)"),
+        ("latin.txt", "Zwölf Boxkämpfer\n".encode("latin-1") * 99, "is not UTF-8 text"),
+        ("half.txt.xz", lzma.compress(bytes(9999))[:-9], "is not a whole .xz file"),
+        ("folder/notes.md", b"text", "holds no .txt or .txt.xz file"),
+        ("missing.txt", None, "does not exist"),
+    ],
+)
+def test_a_corpus_without_text(
+    good: Path, tmp_path: Path, refused: Refused, name: str, content: bytes | None, says: str
+) -> None:
+    file = tmp_path / "in" / name
+    file.parent.mkdir(parents=True)
+    if content is not None:
+        file.write_bytes(content)
+    corpus = file.parent if "/" in name else file
+    arguments = ("--steps", 2, "--batch", 1, "--sequence", 8, "--threads", 1, "--out", tmp_path / "out")
+    assert says in refused("train", good / "a.json", "--corpus", corpus, *arguments)

@@ -1,0 +1,94 @@
+"""Ctrl-C, termination and two at once: one line, nothing half-written, and `--continue` goes on."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from stranger import run, train
+
+from merino_edge import bundle, checkpoint
+from merino_edge.latency_table import LatencyTable
+
+
+def interrupted(
+    command: list[object], when: Callable[[], bool], number: signal.Signals = signal.SIGINT
+) -> tuple[int, str, str]:
+    """Start `command`, signal it as soon as `when`, and return exit code, stdout and stderr."""
+    process = subprocess.Popen(list(map(str, command)), stdout=-1, stderr=-1, text=True)
+    while not when():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_export_leaves_nothing(good: Path, tmp_path: Path, merino: tuple[str, ...], number: signal.Signals) -> None:
+    command = [*merino, "export", good / "checkpoint", "--out", tmp_path / "bundle"]
+    stopped = interrupted(command, lambda: any(tmp_path.iterdir()), number)  # its hidden folder is there
+    assert stopped == (130, "", "merino-edge: interrupted\n") and not list(tmp_path.iterdir())
+
+
+def test_search_leaves_nothing(tmp_path: Path, merino: tuple[str, ...]) -> None:
+    began = time.monotonic()
+    command = [*merino, "search", "--iterations", 10**9, "--out", tmp_path / "a.json"]
+    stopped = interrupted(command, lambda: time.monotonic() - began > 2)
+    assert stopped == (130, "", "merino-edge: interrupted\n") and not list(tmp_path.iterdir())
+
+
+def test_profile_goes_on(good: Path, tmp_path: Path, merino: tuple[str, ...]) -> None:
+    table = tmp_path / "table.jsonl"
+    options = ["profile", "--space", good / "space.json", "--threads", 1, "--out", table]
+    code, out, err = interrupted(
+        [*merino, *options],
+        lambda: table.exists() and table.read_text().count("\n") > 1,  # a batch is measured
+    )
+    assert (code, out) == (130, "") and f"merino-edge profile --continue --out {table}" in err
+    assert err.endswith("merino-edge: interrupted\n")
+    begun = LatencyTable.load(table, unfinished=True).measurements
+    assert begun and [path.name for path in tmp_path.iterdir()] == ["table.jsonl"]
+    assert run("profile", "--continue", "--out", table) == 0
+    assert LatencyTable.load(table).measurements[: len(begun)] == begun
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_train_goes_on(good: Path, tmp_path: Path, merino: tuple[str, ...], number: signal.Signals) -> None:
+    out = tmp_path / "checkpoint"
+    command = train(good / "a.json", good, out, "--steps", 150, "--save-every", 5)
+    code, stdout, err = interrupted([*merino, *command], lambda: (out / "training.json").exists(), number)
+    assert (code, stdout) == (130, "") and ("--continue" in err or number == signal.SIGTERM)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"] and (out / "state/state.json").exists()
+    assert run(*command, "--continue") == 0
+    assert checkpoint.load(out).training["step"] == 150 and not (out / "state").exists()
+    assert run(*train(good / "a.json", good, tmp_path / "whole", "--steps", 150, "--save-every", 5)) == 0
+    resumed, whole = (checkpoint.load(path).weights for path in (out, tmp_path / "whole"))
+    assert all((resumed[name] == whole[name]).all() for name in whole)
+
+
+def test_before_the_first_save_training_leaves_nothing(good: Path, tmp_path: Path, merino: tuple[str, ...]) -> None:
+    command = [*merino, *train(good / "a.json", good, tmp_path / "checkpoint")]
+    stopped = interrupted(command, lambda: any(tmp_path.iterdir()), signal.SIGTERM)
+    assert stopped[0] == 130 and stopped[2].endswith("merino-edge: interrupted\n") and not list(tmp_path.iterdir())
+
+
+def test_two_exports_to_one_place(good: Path, tmp_path: Path, merino: tuple[str, ...]) -> None:
+    """Each ends well or is refused, and what stands there in the end is whole."""
+    out = tmp_path / "bundle"
+    commands = [[*merino, "export", good / "checkpoint", "--out", out, "--precision", p] for p in ("fp32", "fp16")]
+    both = [subprocess.Popen(list(map(str, c)), stdout=-1, stderr=-1, text=True) for c in commands]
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    codes = [process.returncode for process in both]
+    assert 0 in codes and set(codes) <= {0, 6} and not any("Traceback" in error for error in errors)
+    assert bundle.load(out).precision in ("fp32", "fp16") and list(tmp_path.iterdir()) == [out]
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, merino: tuple[str, ...]) -> None:
+    done = subprocess.run([*merino, "show", str(tmp_path / "nothing"), "--debug"], capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "ArtefactError" in done.stderr
