@@ -111,7 +111,9 @@ class OnnxEngine:
             self._session.run_with_iobinding(self._binding)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            raise ArtefactError(f"ONNX Runtime cannot run the graph ({reason})", "export the bundle again") from None
+            raise ArtefactError(
+                f"ONNX Runtime cannot run the graph ({reason})", "export it again, or with less --context"
+            ) from None
 
     def _reserve(self, positions: int) -> None:
         """Bind a cache of the smallest bucket that holds `positions`, keeping what was written."""

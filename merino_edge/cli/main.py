@@ -97,7 +97,7 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         text = f"{where}{error.strerror or error}; check the path and the disk"
-    elif isinstance(error, MemoryError) or "allocate" in text:  # PyTorch and ONNX Runtime raise types of their own
+    elif isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate" in text):  # PyTorch's
         text = "out of memory; use a smaller model, batch or context"
     elif not isinstance(error, MerinoError):
         text = f"unexpected {type(error).__name__} ({text}); add --debug to see where, and report it"
