@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from merino_edge import artefact, bundle
 from merino_edge.checkpoint import Checkpoint
-from merino_edge.errors import InputError
+from merino_edge.errors import ArtefactError, InputError
 from merino_edge.export import parity
 from merino_edge.export.graph import OPSET, build_stored, cache_names
 from merino_edge.export.quantize import store
@@ -60,6 +60,10 @@ def write_bundle(
         on_step("comparing with PyTorch fp32")
         engine = open_engine(graph, context)
         tokens = Tokenizer.load(folder).encode(parity.TEXT)
+        if max(tokens, default=0) >= a.vocab_size:
+            raise ArtefactError(
+                f"the tokenizer gives id {max(tokens)}, the model has {a.vocab_size} tokens", "import the model again"
+            )
         checks = parity.compare(checkpoint, stored, engine, precision, tokens)
         engine.close()
         parity.require_passed(checks)

@@ -9,10 +9,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from merino_edge import bundle
+from merino_edge import bundle, checkpoint
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.counts import PRECISIONS
+from merino_edge.data import train_tokenizer
 from merino_edge.errors import ArtefactError, InputError, MerinoError, OutputError, ParityError, UnsupportedError
 from merino_edge.export import bundle_writer, parity
 from merino_edge.export.bundle_writer import write_bundle
@@ -102,6 +103,15 @@ def test_impossible_requests_are_refused_in_one_line(
         export(tiny_checkpoint, tmp_path / "b", **options)  # type: ignore[arg-type]
     assert "\n" not in str(refusal.value) and refusal.value.hint
     assert os.listdir(tmp_path) == []
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    foreign = train_tokenizer(iter([parity.TEXT]), 400)  # the model has 300 tokens
+    a, weights = tiny_checkpoint.architecture, tiny_checkpoint.weights
+    checkpoint.save(tmp_path / "c", a, weights, foreign.to_str(), tiny_checkpoint.chat, {"source": "random"})
+    with pytest.raises(ArtefactError, match="the model has 300 tokens"):
+        export(checkpoint.load(tmp_path / "c"), tmp_path / "b")
+    assert os.listdir(tmp_path) == ["c"]
 
 
 def test_a_folder_of_something_else_is_not_replaced(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -236,8 +236,12 @@ class Typist:
         return self.read_until(until)
 
     def leave(self, key: str) -> int:
-        os.write(self.terminal, key.encode())
-        return self.process.wait(timeout=60)
+        """Press `key` until the program ends: Python misses a Ctrl-C between printing a prompt and waiting."""
+        for _ in range(60):
+            os.write(self.terminal, key.encode())
+            with suppress(subprocess.TimeoutExpired):
+                return self.process.wait(timeout=1)
+        raise AssertionError(f"{key!r} does not end the program")
 
 
 @contextmanager
