@@ -192,9 +192,11 @@ def _print_summary(summary: dict[str, Any], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from merino_edge.search.budget import spell_quantity
+
     blocks = "  ".join(f"{b['layers']} x {b['width']} (ffn {b['ffn_width']})" for b in summary["blocks"])
     error = summary["table_error"]["decode"]
-    budgets = ", ".join(f"{name} at most {value:,.6g}" for name, value in summary["budgets"].items())
+    budgets = ", ".join(f"{name} at most {spell_quantity(value)}" for name, value in summary["budgets"].items())
     rows = {
         "budget": budgets,
         "decode": f"{summary['predicted_decode_ms']:.3f} ms predicted, {summary['measured_decode_ms']:.3f} ms measured "
