@@ -34,7 +34,7 @@ def generate(
     system: Annotated[str | None, typer.Option(help="System message of the chat.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 256,
     greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
-    temperature: Annotated[float, typer.Option(help="Flatness of the distribution; 0 is greedy.")] = 0.8,
+    temperature: Annotated[float, typer.Option(help="Flatness of the distribution; 0 is greedy.")] = 0.5,
     top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = 40,
     top_p: Annotated[float, typer.Option(help="Keep the fewest tokens with this probability; 1 keeps all.")] = 0.95,
     min_p: Annotated[float, typer.Option(help="Drop tokens less likely than this share of the likeliest.")] = 0.0,
