@@ -17,10 +17,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import onnx_ir as ir
 
 from merino_edge.architecture import Architecture
-from merino_edge.export.graph import build_model
+from merino_edge.export.graph import build_model, to_bytes
 from merino_edge.jetson.probe import Probe
 from merino_edge.latency_table import MODES, Measurement, Mode, spread_percent
 from merino_edge.runtime.onnx_engine import OnnxEngine
@@ -58,7 +57,7 @@ class Stopwatch:
 
     def engine(self, a: Architecture) -> OnnxEngine:
         model = build_model(a, random_weights(a), self.precision, a.max_positions)
-        return OnnxEngine(ir.to_proto(model).SerializeToString(), a, a.max_positions, self.threads)
+        return OnnxEngine(to_bytes(model), a, a.max_positions, self.threads)
 
     def _rounds(
         self, probes: list[Probe], engines: dict[Visit, OnnxEngine], rounds: int

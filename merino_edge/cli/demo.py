@@ -50,7 +50,6 @@ def demo(
         if quantity is not None:
             parse_quantity(quantity, name)
     run = _Runner(stderr())
-    on_threads = ("--threads", threads)
     corpus, table, found = out / "corpus.txt", out / "table.jsonl", out / "architecture.json"
     checkpoint, bundle = out / "checkpoint", out / "bundle"
     artefact.write_text(corpus, tiny_stories())
@@ -60,70 +59,32 @@ def demo(
 
     profiled = run(
         "profile",
-        "--device",
-        "cpu",
-        "--space",
-        "demo",
-        "--quick",
-        "--precision",
-        PRECISION,
-        *on_threads,
-        "--out",
-        table,
-        "--plot",
-        out / "table.png",
+        device="cpu",
+        space="demo",
+        quick=True,
+        precision=PRECISION,
+        threads=threads,
+        out=table,
+        plot=out / "table.png",
     )
     budget = _decode_budget(table) if decode_ms is None else decode_ms
     searched = run(
         "search",
-        "--space",
-        "demo",
-        "--table",
-        table,
-        "--decode-ms",
-        budget,
-        "--params",
-        params,
-        "--precision",
-        PRECISION,
-        "--plot",
-        out / "architecture.png",
-        "--out",
-        found,
+        space="demo",
+        table=table,
+        decode_ms=budget,
+        params=params,
+        precision=PRECISION,
+        out=found,
+        plot=out / "architecture.png",
     )
     trained = run(
-        "train",
-        found,
-        "--corpus",
-        corpus,
-        "--steps",
-        steps,
-        "--batch",
-        16,
-        "--sequence",
-        128,
-        "--learning-rate",
-        "3e-3",
-        "--out",
-        checkpoint,
+        "train", found, corpus=corpus, steps=steps, batch=16, sequence=128, learning_rate="3e-3", out=checkpoint
     )
     context = searched["architecture"]["max_positions"]
-    exported = run("export", checkpoint, "--out", bundle, "--precision", PRECISION, "--context", context, *on_threads)
-    written = run(
-        "generate",
-        bundle,
-        "--raw",
-        "--prompt",
-        PROMPT,
-        "--max-tokens",
-        80,
-        "--temperature",
-        "0.7",
-        "--seed",
-        0,
-        *on_threads,
-    )
-    speed = run("bench", bundle, "--prompt-tokens", 64, "--new-tokens", 128, *on_threads)
+    exported = run("export", checkpoint, precision=PRECISION, context=context, threads=threads, out=bundle)
+    written = run("generate", bundle, raw=True, prompt=PROMPT, max_tokens=80, temperature=0.7, seed=0, threads=threads)
+    speed = run("bench", bundle, prompt_tokens=64, new_tokens=128, threads=threads)
     summary = {
         "budgets": searched["budgets"],
         "predicted_decode_ms": searched["costs"]["decode_ms"],
@@ -155,8 +116,11 @@ class _Runner:
     def __init__(self, console: Console) -> None:
         self.console = console
 
-    def __call__(self, verb: str, *arguments: object) -> dict[str, Any]:
+    def __call__(self, verb: str, *arguments: object, **options: object) -> dict[str, Any]:
+        """`options` as on the command line: `max_tokens=80` is `--max-tokens 80`, `raw=True` is `--raw`."""
         words = [verb, *map(str, arguments)]
+        for name, value in options.items():
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
         self.console.print(f"\n[bold]$ merino-edge {' '.join(words)}[/bold]", soft_wrap=True, highlight=False)
         child = subprocess.Popen([*_program(), *words, "--json"], stdout=subprocess.PIPE, text=True)
         try:
