@@ -9,35 +9,52 @@ hyperparameters). It also prints the highest score under the FLOP budget alone, 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from itertools import combinations_with_replacement, pairwise
 
 import numpy as np
 
-from merino_edge.search.budget import AdditiveCost, cost_tables
-from merino_edge.search.entropy import Hyperparameters, block_score
-from merino_edge.search.space import PAPER
+from merino_edge.search.budget import Budget
+from merino_edge.search.prices import Prices
+from merino_edge.search.problem import Problem
+from merino_edge.search.score import effective
+from merino_edge.search.space import Genome, Space
+from merino_edge.search.spaces import PAPER
 
 # name, FLOPs budget, parameters in M with shared layers, and without (paper sections 6 and 8)
 TARGETS = (("merino-52m", 60e9, 52, 59), ("merino-61m", 110e9, 61, 79), ("merino-64m", 160e9, 64, 100))
-PER_WIDTH = PAPER.genes_per_width
+OWN = dataclasses.replace(PAPER, shared=(False,))
+(BLOCKS,), PER_WIDTH = PAPER.blocks, len(PAPER.genes) // len(PAPER.widths)
+Sums = Callable[[tuple[int, ...]], np.ndarray]
 
 
-def outer_sums(cost: AdditiveCost, widths: tuple[int, ...]) -> np.ndarray:
-    """The cost of every architecture with these width indices: [PER_WIDTH**2, PER_WIDTH**2]."""
-    genes = [np.array(cost.genes[w * PER_WIDTH : (w + 1) * PER_WIDTH]) for w in widths]
-    frame = cost.ends[widths[0]][widths[-1]] + sum(cost.changes[x][y] for x, y in pairwise(widths))
-    front, back = (np.add.outer(genes[i], genes[i + 1]).ravel() for i in (0, 2))
-    return np.add.outer(front, back) + frame
+def outer_sums(space: Space, metric: str) -> Sums:
+    """A function that gives the cost of every architecture with some width indices: [PER_WIDTH**2, PER_WIDTH**2]."""
+    problem = Problem(space, Budget.of({metric: 1e18}), effective(), Prices("fp16"))
+    program = problem.program(0)
+    cost = program.genes[:, 0].reshape(len(space.widths), PER_WIDTH)
+
+    def sums(widths: tuple[int, ...]) -> np.ndarray:
+        first, last = widths[0], widths[-1]
+        frame = program.start[first, 0] + program.finish[last, 0]
+        frame += sum(program.changes[x, y, 0] for x, y in pairwise(widths))
+        front, back = (np.add.outer(cost[widths[i]], cost[widths[i + 1]]).ravel() for i in (0, 2))
+        return np.add.outer(front, back) + frame
+
+    return sums
 
 
 def main() -> None:
-    shared = cost_tables(PAPER, "fp16")
-    unshared = cost_tables(dataclasses.replace(PAPER, shared=False), "fp16")["parameters"]
-    deepest = PAPER.blocks * PAPER.layers[-1]
+    all_flops, shared, unshared = (
+        outer_sums(PAPER, "flops"),
+        outer_sums(PAPER, "parameters"),
+        outer_sums(OWN, "parameters"),
+    )
+    score, model = effective(), PAPER.models[0]
     scores = np.array(
         [
-            [block_score(PAPER.model, gene, depth, Hyperparameters()).total for gene in PAPER.genes]
-            for depth in range(deepest + 1)
+            [score.block_total(model, gene, depth, model.embedding_width) for gene in PAPER.genes]
+            for depth in range(BLOCKS * PAPER.layers[-1] + 1)
         ]
     )
     layers = np.array([gene.layers for gene in PAPER.genes])
@@ -53,10 +70,10 @@ def main() -> None:
     found: dict[str, tuple[float, tuple[int, ...]]] = {}
     highest: dict[str, tuple[float, tuple[int, ...]]] = {}
     fitting = dict.fromkeys((name for name, *_ in TARGETS), 0)
-    for widths in combinations_with_replacement(range(len(PAPER.widths)), PAPER.blocks):
-        flops = outer_sums(shared["flops"], widths)
-        rounded, unshared_rounded = (
-            np.rint(outer_sums(cost, widths) / 1e6) for cost in (shared["parameters"], unshared)
+    for widths in combinations_with_replacement(range(len(PAPER.widths)), BLOCKS):
+        flops, rounded, unshared_rounded = (
+            all_flops(widths),
+            *(np.rint(sums(widths) / 1e6) for sums in (shared, unshared)),
         )
         for name, budget, with_sharing, without in TARGETS:
             within = flops <= budget
@@ -69,8 +86,8 @@ def main() -> None:
 
     for name, *_ in TARGETS:
         total, genome = found[name]
-        own = dataclasses.replace(PAPER, shared=False).architecture(genome).parameters
-        a = PAPER.architecture(genome)
+        own = OWN.architecture(Genome(0, genome)).parameters
+        a = PAPER.architecture(Genome(0, genome))
         print(f"{name}: the best of {fitting[name]:,} that fit is {_blocks(genome)}")
         print(f"    score {total:.2f}, {a.parameters:,} parameters ({own:,} unshared), {a.flops() / 1e9:.2f} GFLOPs")
         total, genome = highest[name]
@@ -78,7 +95,7 @@ def main() -> None:
 
 
 def _blocks(genome: tuple[int, ...]) -> str:
-    return ", ".join(f"({b.width}, {b.layers}, {b.ffn_width})" for b in PAPER.architecture(genome).blocks)
+    return ", ".join(f"({b.width}, {b.layers}, {b.ffn_width})" for b in PAPER.architecture(Genome(0, genome)).blocks)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ BASE = ("numpy", "typer", "rich", "tokenizers", "onnxruntime", "jinja2")
 NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
     "profile": (("onnx", "onnx-ir"), "export"),
     "search": ((), ""),
+    "pareto": ((), ""),
     "train": (("torch", "safetensors"), "train"),
     "import": (("gguf", "safetensors"), "import"),
     "export": (("torch", "safetensors", "onnx", "onnx-ir"), "train,export"),
@@ -34,7 +35,7 @@ NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 # What makes a verb do more, and the extra that brings it.
 OPTIONAL = {
-    "plots (profile, search --plot)": (("matplotlib",), "plot"),
+    "plots (profile, search, pareto --plot)": (("matplotlib",), "plot"),
     "reading an export back by TensorRT for RTX": (("tensorrt-rtx-cu12-bindings",), "rtx"),
     "TensorRT on a board": (("tensorrt", "cuda-bindings"), "tensorrt"),
 }

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from merino_edge import artefact
 from merino_edge.errors import require
 from merino_edge.jetson.validation import predictions
-from merino_edge.latency_table import MODES, LatencyTable, Mode
+from merino_edge.latency_table import LatencyTable
+from merino_edge.measurement import MODES, Measurement, Mode
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,16 +36,16 @@ def plot_table(table: LatencyTable, path: Path) -> None:
 
 def _layer_curves(axes: Axes, table: LatencyTable, mode: Mode) -> None:
     layers = [m for m in table.measurements if m.what == "layer" and m.mode == mode]
-    for length in sorted({m.length for m in layers}):
-        for ratio in sorted({m.coordinates[-1] for m in layers}):
-            line = sorted(
-                (m for m in layers if m.length == length and m.coordinates[-1] == ratio), key=lambda m: m.shape["width"]
-            )
-            xs, ys = [m.shape["width"] for m in line], [m.median_ms for m in line]
-            spread = [[abs(y - bound(m.samples)) for y, m in zip(ys, line, strict=True)] for bound in (min, max)]
-            axes.errorbar(
-                xs, ys, yerr=spread, marker="o", markersize=4, capsize=2, label=f"length {length}, FFN {ratio:g}x"
-            )
+    lines: dict[tuple[str, int, float], list[Measurement]] = {}
+    for m in layers:
+        if m.shape["kv_heads"] == m.shape["heads"]:
+            lines.setdefault((m.shape["ffn"], m.length, m.shape["ffn_width"] / m.shape["width"]), []).append(m)
+    for (ffn, length, ratio), line in sorted(lines.items()):
+        line.sort(key=lambda m: int(m.shape["width"]))
+        xs, ys = [m.shape["width"] for m in line], [m.median_ms for m in line]
+        spread = [[abs(y - bound(m.samples)) for y, m in zip(ys, line, strict=True)] for bound in (min, max)]
+        label = f"{ffn} {ratio:g}x, length {length}"
+        axes.errorbar(xs, ys, yerr=spread, marker="o", markersize=4, capsize=2, label=label)
     axes.set(title=f"{mode}: one layer", xlabel="width", ylabel="ms (bars: all rounds)", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

@@ -7,10 +7,12 @@ between batches is not corrected. What is timed stands in `probe`, how in `stopw
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
+import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -20,17 +22,20 @@ from merino_edge import artefact
 from merino_edge.counts import MATRIX_BYTES
 from merino_edge.errors import InputError, OutputError
 from merino_edge.jetson import device
-from merino_edge.jetson.probe import Plan, Probe, Space, make_plan
+from merino_edge.jetson.probe import Axes, Plan, Probe, Space, make_plan
 from merino_edge.jetson.stopwatch import BURST_SECONDS, Stopwatch
 from merino_edge.jetson.validation import validate
-from merino_edge.latency_table import KIND, MODES, SCHEMA_VERSION, LatencyTable, Measurement, family, seal
+from merino_edge.latency_table import KIND, SCHEMA_VERSION, LatencyTable, family
+from merino_edge.measurement import MODES, Measurement, seal
 
 BACKEND = "onnxruntime-cpu"
 LIBRARIES = ("numpy", "onnxruntime", "onnx-ir")
 BATCH_PROBES = 12
 BATCH_BYTES = 2**30  # of float32 weights; engines need about twice as much
 ROUNDS, QUICK_ROUNDS = 9, 5
-VARYING = {"tool_version", "created", "clock_mhz", "sha256"}  # header fields that a resumed table may differ in
+# Header fields in which a table and what continues it may differ: when it was made, and what it covers.
+MOMENT = {"tool_version", "created", "clock_mhz", "sha256"}
+VARYING = {*MOMENT, "space", *(field.name for field in dataclasses.fields(Axes))}
 
 Note = Callable[[int, int], None]  # (probes done, probes in all)
 
@@ -44,15 +49,22 @@ def profile(
     quick: bool,
     resume: bool = False,
     note: Note = lambda done, total: None,
+    lengths: Sequence[int] | None = None,
 ) -> LatencyTable:
-    """Measure `space` into `path` and return the finished table. `space_document` goes into its header.
+    """Measure `space` into `path` and return the finished table. `space_document` goes into its header. With `resume`
+    a table is finished, and extended by what `space` and `lengths` need beyond it.
 
     Raises OutputError where `path` exists and is not resumed or cannot be written, InputError where it was
     begun otherwise, ArtefactError where it is altered.
     """
-    plan = make_plan(space, precision, quick)
+    table = LatencyTable.load(path, unfinished=True) if resume and path.exists() else None
+    plan = make_plan(space, precision, quick, lengths, table.header if table else None)
     header = _header(space, space_document, plan, precision, threads)
-    measured = _resumed(path, header) if resume and path.exists() else _begun(path, header)
+    if table:
+        header = _continued(table, header)
+        measured = table.measurements
+    else:
+        measured = _begun(path, header)
     known = {m.key for m in measured}
     pending = [
         p for p in plan.probes if not known.issuperset(Measurement(p.what, m, p.length, p.shape, ()).key for m in MODES)
@@ -114,7 +126,8 @@ def batches(probes: Iterable[Probe]) -> Iterator[list[Probe]]:
 
 def _header(space: Space, space_document: dict[str, Any], plan: Plan, precision: str, threads: int) -> dict[str, Any]:
     card = device.device_card()
-    head_bytes = round(space.model.vocab_size * space.model.embedding_width * MATRIX_BYTES[precision])
+    heads = [model.vocab_size * model.embedding_width * MATRIX_BYTES[precision] for model in space.models]
+    head_bytes = round(statistics.median(heads))
     fields = {
         "device": card,
         "backend": BACKEND,
@@ -140,14 +153,24 @@ def _begun(path: Path, header: dict[str, Any]) -> list[Measurement]:
     return []
 
 
-def _resumed(path: Path, header: dict[str, Any]) -> list[Measurement]:
-    """What the file holds; a last line cut short and a former validation are taken out of it."""
-    table = LatencyTable.load(path, unfinished=True)
+def _continued(table: LatencyTable, header: dict[str, Any]) -> dict[str, Any]:
+    """Rewrite the file with what it holds under a header of what it will cover; a last line cut short and a former
+    validation are taken out of it."""
+    path = table.path
+    header = artefact.stamp(
+        KIND, {**_unstamped(header), "swept_bytes": table.header.get("swept_bytes")}, SCHEMA_VERSION
+    )
     for name in sorted(set(header) - VARYING):
         if table.header.get(name) != header[name]:
             raise InputError(
                 f"{path} was begun with another {name}", "continue it as it was begun, or choose another --out"
             )
-    lines = [artefact.canonical_json(table.header), *(seal(m.to_line()) for m in table.measurements)]
+    if all(table.header.get(name) == header[name] for name in set(header) - MOMENT):
+        header = table.header  # nothing more to cover
+    lines = [artefact.canonical_json(header), *(seal(m.to_line()) for m in table.measurements)]
     artefact.write_text(path, "\n".join(lines) + "\n")
-    return table.measurements
+    return header
+
+
+def _unstamped(document: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in document.items() if k not in ("kind", "schema_version", "tool_version", "sha256")}

@@ -21,7 +21,7 @@ import numpy as np
 from merino_edge.architecture import Architecture
 from merino_edge.export.graph import build_model, to_bytes
 from merino_edge.jetson.probe import Probe
-from merino_edge.latency_table import MODES, Measurement, Mode, spread_percent
+from merino_edge.measurement import MODES, Measurement, Mode, spread_percent
 from merino_edge.runtime.onnx_engine import OnnxEngine
 from merino_edge.weights import random_weights
 

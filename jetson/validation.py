@@ -13,7 +13,8 @@ from itertools import combinations
 from typing import Any
 
 from merino_edge.architecture import Architecture
-from merino_edge.latency_table import MODES, LatencyTable, Mode
+from merino_edge.latency_table import LatencyTable
+from merino_edge.measurement import MODES, Mode
 
 
 def predictions(table: LatencyTable, mode: Mode) -> list[tuple[float, float]]:

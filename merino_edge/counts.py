@@ -1,4 +1,4 @@
-"""What an architecture costs, in closed form: parameters, FLOPs, weight bytes, cache bytes.
+"""What an architecture costs, in closed form: parameters, FLOPs, bytes of weights, cache and activations.
 
 Every count is a sum of parts, and each part is a function of its own so that a search can add up the
 same numbers block by block: `total = ends + sum(block parts) + sum(width-change parts)`.
@@ -135,4 +135,45 @@ def weight_bytes(a: Architecture, precision: str = "fp16") -> int:
 def kv_bytes(a: Architecture, positions: int | None = None, element_bytes: int = 2) -> int:
     """Bytes of the key and value cache for `positions` (default: all) positions."""
     length = a.max_positions if positions is None else positions
-    return sum(2 * block.layers * block.kv_heads * a.head_dim for block in a.blocks) * length * element_bytes
+    return sum(block_kv_bytes(a, block, length, element_bytes) for block in a.blocks)
+
+
+# --- memory while it runs --------------------------------------------------------------------------
+
+ACTIVATION_BYTES = 4  # activations are float32; a backend with half the size needs less
+
+
+def cache_element_bytes(precision: str) -> int:
+    """Of the cache on a GPU. ONNX Runtime's CPU engine keeps float32 whatever the precision."""
+    return 4 if precision == "fp32" else 2
+
+
+def block_kv_bytes(a: Architecture, block: Block, positions: int, element_bytes: int = 2) -> int:
+    return 2 * block.layers * block.kv_heads * a.head_dim * positions * element_bytes
+
+
+def layer_activation_bytes(a: Architecture, block: Block, tokens: int) -> int:
+    """Most that is alive at once while one layer of `block` runs `tokens` tokens over a full cache.
+
+    In attention: the residual stream, Q, K, V before and after they are split into heads, the scores, the result. In
+    the FFN: the residual stream, its norm, the hidden activations (gated: gate and up, and their product).
+    """
+    kv_width = block.kv_heads * a.head_dim
+    attention = 2 * block.width + 2 * (block.width + 2 * kv_width) + block.heads * a.max_positions
+    ffn = 2 * block.width + (3 if a.gated else 1) * block.ffn_width
+    return tokens * max(attention, ffn) * ACTIVATION_BYTES
+
+
+def end_activation_bytes(a: Architecture, tokens: int) -> int:
+    """The same before the first layer and after the last: embedded tokens, and the logits of one position."""
+    return max(tokens * 2 * a.embedding_width, a.embedding_width + a.vocab_size) * ACTIVATION_BYTES
+
+
+def peak_bytes(a: Architecture, precision: str, tokens: int) -> int:
+    """Weights, the full cache, and the activations of a prompt run `tokens` at a time: what must fit at once.
+
+    Arithmetic, not a measurement: a runtime adds its own code and workspace (docs/search.md has figures).
+    """
+    layers = max(layer_activation_bytes(a, block, tokens) for block in a.blocks)
+    cache = kv_bytes(a, element_bytes=cache_element_bytes(precision))
+    return weight_bytes(a, precision) + cache + max(layers, end_activation_bytes(a, tokens))

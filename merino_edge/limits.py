@@ -15,7 +15,10 @@ MAX_HEAD_DIM = 512
 MAX_HEADS = 1_024
 MAX_BLOCKS = 256
 MAX_LAYERS = 1_024  # in one block, and over all blocks
-MAX_GENES = 10_000  # blocks a search space may choose from
+MAX_GENES = 50_000  # blocks a search space may choose from
+MAX_ENUMERATED = 1_000_000  # architectures scored one by one
+MAX_POINTS = 10_000  # of a Pareto front
+MAX_FRAMES = 10_000  # combinations of what all blocks share
 MAX_ITERATIONS = 1_000_000_000
 MAX_POPULATION = 1_000_000
 MAX_BATCH = 1_048_576  # sequences of a training step
@@ -39,3 +42,9 @@ def check_range(name: str, value: int, low: int, high: int, error: type = InputE
     if not low <= value <= high:
         raise error(f"{name} is {value}, outside {low} to {high}", "see merino_edge/limits.py")
     return value
+
+
+def check_seconds(value: float | None) -> None:
+    """Refuse a time that is no positive number."""
+    if value is not None and not 0 < value < float("inf"):
+        raise InputError(f"--seconds is {value}", "give a positive number")

@@ -1,45 +1,131 @@
-"""What a search must not exceed: `Budget`, and what each architecture of a space costs, as sums.
+"""What a search must not exceed: `Metric`, one thing an architecture costs, and `Budget`, the most it may cost of each.
 
-`cost_tables` turns a space into one `AdditiveCost` per metric: a number per gene, per width change and
-per pair of outer widths. Adding them gives the same value as the whole architecture's count
-(`merino_edge.counts`) or predicted latency, and makes the least cost of a space computable exactly.
-It does not know the score.
+| metric | at | unit | what |
+|---|---|---|---|
+| decode_ms | cache length | ms | one generated token |
+| text_ms | cache length | ms | 100 bytes of generated text: fewer tokens with a larger vocabulary |
+| prefill_ms | prompt tokens | ms | a prompt into an empty cache |
+| first_token_ms | prompt bytes | ms | until the first token, for a prompt of so many bytes of text |
+| energy_mj | cache length | mJ | one generated token, where the table has energy |
+| weight_mb | precision | 10^6 bytes | stored weights |
+| kv_mb | positions (default: all) | 10^6 bytes | key-value cache |
+| peak_mb | tokens run at once | 10^6 bytes | weights, full cache and activations |
+| parameters, flops | - | count | stored parameters; FLOPs of 1024 tokens, head excluded (paper section 6) |
 
-| metric | unit | from |
-|---|---|---|
-| parameters | count | `counts.parameters` |
-| weight_mb | 10^6 bytes at the precision | `counts.weight_bytes` |
-| flops | FLOPs, sequence 1024, head excluded (paper section 6) | `counts.flops` |
-| decode_ms, prefill_ms | milliseconds at the latency table's lengths | the latency table |
+A metric is spelled with what it is at, `decode_ms@1024`, in files too. Knows no space and no table.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple
 
-from merino_edge import counts
-from merino_edge.architecture import Architecture, Block
-from merino_edge.errors import BudgetError, InputError
-from merino_edge.search.space import Genome, Space
+from merino_edge import counts, limits
+from merino_edge.errors import InputError
 
-FLOPS_SEQUENCE = 1024
-METRICS = ("parameters", "weight_mb", "flops", "decode_ms", "prefill_ms")
-OPTIONS = dict(zip(METRICS, ("--params", "--weight-mb", "--flops", "--decode-ms", "--prefill-ms"), strict=True))
+
+class Kind(NamedTuple):
+    """How a metric is asked for and shown. `at`: what its number behind the @ means, "" where it has none."""
+
+    option: str
+    label: str
+    unit: float  # of what is shown
+    at: str
+    latency: bool  # answered by a latency table
+
+
+KINDS = {
+    "decode_ms": Kind("--decode-ms", "decode step (ms)", 1, "cache length", True),
+    "text_ms": Kind("--text-ms", "100 bytes of text (ms)", 1, "cache length", True),
+    "prefill_ms": Kind("--prefill-ms", "prefill (ms)", 1, "prompt tokens", True),
+    "first_token_ms": Kind("--first-token-ms", "first token (ms)", 1, "prompt bytes", True),
+    "energy_mj": Kind("--energy-mj", "energy per token (mJ)", 1, "cache length", True),
+    "weight_mb": Kind("--weight-mb", "weights (MB)", 1, "precision", False),
+    "kv_mb": Kind("--kv-mb", "cache (MB)", 1, "positions", False),
+    "peak_mb": Kind("--peak-mb", "peak memory (MB)", 1, "prompt tokens", False),
+    "parameters": Kind("--params", "parameters (M)", 1e6, "", False),
+    "flops": Kind("--flops", "GFLOPs of 1024 tokens, head excluded", 1e9, "", False),
+}
 _SUFFIXES = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 
 
-class Latencies(Protocol):
-    """What a search needs of a latency table; `mode` is "decode" or "prefill"."""
+@dataclass(frozen=True)
+class Metric:
+    """`at`: a length, a precision, or None where the metric has none (and for kv_mb: every position)."""
+
+    name: str
+    at: int | str | None = None
 
     @property
-    def precision(self) -> str: ...
-    def block_ms(self, a: Architecture, block: Block, mode: str) -> float: ...
-    def width_change_ms(self, before: int, after: int, mode: str) -> float: ...
-    def end_ms(self, a: Architecture, mode: str) -> float: ...
+    def kind(self) -> Kind:
+        return KINDS[self.name]
+
+    @property
+    def key(self) -> str:
+        return self.name if self.at is None else f"{self.name}@{self.at}"
+
+    @property
+    def label(self) -> str:
+        return self.kind.label if self.at is None else f"{self.kind.label} @ {self.at}"
+
+    @staticmethod
+    def parse(key: str) -> Metric:
+        """From `key`'s form. Raises InputError."""
+        name, _, text = key.partition("@")
+        if name not in KINDS:
+            raise InputError(f"there is no metric {name!r}", f"choose one of {', '.join(KINDS)}")
+        return Metric(name, parse_at(name, text) if text else None)
+
+
+def parse_at(name: str, text: str) -> int | str:
+    """What stands behind the @ of metric `name`. Raises InputError."""
+    kind = KINDS[name]
+    if kind.at == "precision":
+        counts.check_precision(text)
+        return text
+    if not kind.at or not text.isdecimal():
+        hint = f"write {kind.option} VALUE@{kind.at.upper().replace(' ', '_')}" if kind.at else "leave @ out"
+        raise InputError(f"{kind.option} @{text}: {text!r} is no {kind.at or 'length it has'}", hint)
+    return limits.check_range(f"{kind.option} @{text}", int(text[:9]), 1, limits.MAX_POSITIONS)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most an architecture may cost. Raises InputError unless every limit is positive and asked for once."""
+
+    limits: tuple[tuple[Metric, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        metrics = [metric for metric, _ in self.limits]
+        for metric, limit in self.limits:
+            if not 0 < limit < math.inf:
+                raise InputError(f"budget {metric.key} is {limit}", f"give {metric.kind.option} a positive number")
+            if metrics.count(metric) > 1:
+                raise InputError(f"{metric.kind.option} is given twice for {metric.key}", "give it once")
+
+    @staticmethod
+    def of(limits: Mapping[str, float]) -> Budget:
+        """From metric keys: {"decode_ms@1024": 5.0, "parameters": 6e7}."""
+        return Budget(tuple((Metric.parse(key), limit) for key, limit in limits.items()))
+
+    def to_dict(self) -> dict[str, float]:
+        return {metric.key: limit for metric, limit in self.limits}
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        return tuple(metric for metric, _ in self.limits)
+
+    def without(self, *metrics: Metric) -> Budget:
+        return Budget(tuple((metric, limit) for metric, limit in self.limits if metric not in metrics))
+
+    def within(self, metric: Metric, limit: float) -> Budget:
+        """With `metric`'s limit set to `limit`."""
+        return Budget(((metric, limit), *self.without(metric).limits))
+
+
+# --- quantities ------------------------------------------------------------------------------------
 
 
 def parse_quantity(text: str, name: str = "quantity") -> float:
@@ -61,148 +147,3 @@ def spell_quantity(value: float) -> str:
     factor, suffix = next(((_SUFFIXES[s], s) for s in "TGMK" if value >= _SUFFIXES[s]), (1.0, ""))
     step = 10.0 ** (math.floor(math.log10(value / factor)) - 3) if value > 0 else 1.0
     return f"{math.ceil(value / factor / step) * step:.6g}{suffix}"
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The most an architecture may cost in each metric; None: unbounded. Raises InputError unless positive."""
-
-    parameters: float | None = None
-    weight_mb: float | None = None
-    flops: float | None = None
-    decode_ms: float | None = None
-    prefill_ms: float | None = None
-
-    def __post_init__(self) -> None:
-        for metric, limit in self.limits.items():
-            if not 0 < limit < math.inf:
-                raise InputError(f"budget {metric} is {limit}", f"give {OPTIONS[metric]} a positive number")
-
-    @property
-    def limits(self) -> dict[str, float]:
-        """The bounded metrics only."""
-        return {metric: limit for metric, limit in dataclasses.asdict(self).items() if limit is not None}
-
-
-@dataclass(frozen=True)
-class AdditiveCost:
-    """One metric over a space of G genes and W widths (both ascending in width)."""
-
-    genes: tuple[float, ...]  # [G]
-    changes: tuple[tuple[float, ...], ...]  # [W, W]: from, to
-    ends: tuple[tuple[float, ...], ...]  # [W, W]: first, last
-    scale: float = 1.0  # table units per unit of the metric (bytes in a megabyte)
-
-    def total(self, genome: Genome, widths: Genome) -> float:
-        """The cost of a genome; `widths` are its width indices."""
-        total = self.ends[widths[0]][widths[-1]]
-        before = widths[0]
-        for gene, after in zip(genome, widths, strict=True):
-            total += self.genes[gene] + self.changes[before][after]
-            before = after
-        return total / self.scale
-
-    def cheapest(self, space: Space) -> Genome:
-        """A genome of least cost, exactly: dynamic programming over widths, once per first width."""
-        per_width, count = space.genes_per_width, len(space.widths)
-        best_gene = [min(range(w * per_width, (w + 1) * per_width), key=self.genes.__getitem__) for w in range(count)]
-        found: list[tuple[float, Genome]] = []
-        for first in range(count):
-            # by last width
-            paths: dict[int, tuple[float, Genome]] = {first: (self.genes[best_gene[first]], (best_gene[first],))}
-            for _ in range(space.blocks - 1):
-                paths = {
-                    after: min(
-                        (cost + self.changes[before][after] + self.genes[best_gene[after]], (*genome, best_gene[after]))
-                        for before, (cost, genome) in paths.items()
-                        if before <= after
-                    )
-                    for after in range(first, count)
-                }
-            found += [(cost + self.ends[first][last], genome) for last, (cost, genome) in paths.items()]
-        return min(found)[1]
-
-
-def cost_tables(space: Space, precision: str, latencies: Latencies | None = None) -> dict[str, AdditiveCost]:
-    """Every metric's cost over `space`; the latencies only with a table. Raises InputError where the
-    precision is unknown, or the table has another or does not cover the space."""
-    counts.check_precision(precision)
-    if latencies is not None and latencies.precision != precision:
-        raise InputError(
-            f"the latency table was measured in {latencies.precision}, not {precision}", "leave --precision out"
-        )
-    matrix_bytes = counts.MATRIX_BYTES[precision]
-
-    def table(
-        block: Callable[[Architecture, Block], float],
-        change: Callable[[int, int], float],
-        end: Callable[[Architecture], float],
-        scale: float = 1.0,
-    ) -> AdditiveCost:
-        genes = tuple(block(space.model, gene) for gene in space.genes)
-        indices, per_width = range(len(space.widths)), space.genes_per_width
-
-        def upper(of: Callable[[int, int], float]) -> tuple[tuple[float, ...], ...]:
-            return tuple(tuple(of(i, j) if i <= j else math.inf for j in indices) for i in indices)
-
-        changes = upper(lambda i, j: change(space.widths[i], space.widths[j]))
-        # Both ends depend on the outer widths alone, so two blocks stand for any number of them.
-        ends = upper(lambda i, j: end(space.architecture((i * per_width, j * per_width))))
-        return AdditiveCost(genes, changes, ends, scale)
-
-    tables = {
-        "parameters": table(counts.block_parameters, counts.width_change_parameters, counts.end_parameters),
-        "weight_mb": table(
-            lambda a, block: counts.block_weight_bytes(a, block, precision),
-            lambda before, after: counts.width_change_parameters(before, after) * matrix_bytes,
-            lambda a: counts.end_weight_bytes(a, precision),
-            scale=1e6,
-        ),
-        "flops": table(
-            lambda a, block: counts.block_flops(a, block, FLOPS_SEQUENCE),
-            lambda before, after: 2 * FLOPS_SEQUENCE * counts.width_change_parameters(before, after),
-            lambda a: 0,
-        ),
-    }
-    if latencies is not None:
-        for mode in ("decode", "prefill"):
-            tables[f"{mode}_ms"] = table(
-                lambda a, block, mode=mode: latencies.block_ms(a, block, mode),  # type: ignore[misc]
-                lambda before, after, mode=mode: latencies.width_change_ms(before, after, mode),  # type: ignore[misc]
-                lambda a, mode=mode: latencies.end_ms(a, mode),  # type: ignore[misc]
-            )
-    return tables
-
-
-def cheapest_genomes(space: Space, budget: Budget, tables: dict[str, AdditiveCost]) -> list[Genome]:
-    """For each bounded metric the genome of least cost. Raises BudgetError naming every budget that no
-    architecture of the space meets and the least value that one does, InputError for a latency without a table."""
-    genomes, impossible = [], []
-    for metric, limit in budget.limits.items():
-        if metric not in tables:
-            hint = "run: merino-edge profile --device cpu --out T.jsonl, then add --table T.jsonl"
-            raise InputError(f"{OPTIONS[metric]} needs a latency table", hint)
-        genome = tables[metric].cheapest(space)
-        least = tables[metric].total(genome, space.width_indices(genome))
-        genomes.append(genome)
-        if least > limit:
-            impossible.append((metric, limit, least))
-    if impossible:
-        what = " and ".join(
-            f"{metric} {spell_quantity(limit)} (the least possible is {spell_quantity(least)})"
-            for metric, limit, least in impossible
-        )
-        options = " and ".join(OPTIONS[metric] for metric, *_ in impossible)
-        raise BudgetError(f"no architecture of space {space.name} meets {what}", f"raise {options}")
-    return genomes
-
-
-def refuse_together(space: Space, budget: Budget, closest: dict[str, float]) -> BudgetError:
-    """The error for budgets that can be met one by one, but were not met together."""
-    exceeded = [metric for metric, limit in budget.limits.items() if closest[metric] > limit]
-    together = ", ".join(f"{metric} {spell_quantity(limit)}" for metric, limit in budget.limits.items())
-    what = ", ".join(f"{metric} {spell_quantity(closest[metric])}" for metric in budget.limits)
-    return BudgetError(
-        f"no architecture of space {space.name} was found that meets {together} together (the closest has {what})",
-        f"raise {' or '.join(OPTIONS[metric] for metric in exceeded)}",
-    )

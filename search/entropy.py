@@ -1,10 +1,7 @@
-"""The score of an architecture: the entropy of its randomly initialised network, weighted for depth.
+"""The entropy of a randomly initialised network's layers, and the penalty for depth.
 
-Closed form: no training, no data, no sampling (MeRino, AAAI 2025; paper sections 2-4). Everything is a
-sum over blocks once the total depth is known, so a search can tabulate `block_score` and add.
-
-It does not know budgets or devices, and it sees no bottleneck: a narrow block costs it only its own
-entropy, not what later blocks can no longer know.
+Closed form: no training, no data, no sampling (MeRino, AAAI 2025; paper sections 2-4). How a score is made of them
+stands in `merino_edge.search.score`.
 """
 
 from __future__ import annotations
@@ -13,7 +10,6 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import InputError
 
 
@@ -38,17 +34,6 @@ class Hyperparameters:
                 raise InputError(f"{name} is {getattr(self, name)}", "give a number of at least 0")
         if not 0 < self.epsilon_squared < math.inf:
             raise InputError(f"epsilon_squared is {self.epsilon_squared}", "give a number above 0")
-
-
-@dataclass(frozen=True)
-class Score:
-    """`total = alpha_mha * mha + alpha_ffn * ffn`, in nats. `mha` and `ffn` are sums over all computed
-    layers after the depth penalty; `raw` is the plain entropy of both, without penalty and weights."""
-
-    total: float
-    mha: float
-    ffn: float
-    raw: float
 
 
 @lru_cache(maxsize=65536)
@@ -80,26 +65,15 @@ def depth_penalty(depth: int, width: int, hyperparameters: Hyperparameters) -> f
     return float((1 - gamma) ** hyperparameters.effectiveness_power)
 
 
-def layer_entropy(a: Architecture, block: Block, epsilon_squared: float) -> tuple[float, float]:
-    """Raw entropy (attention, FFN) of one layer: Q, K, V, O; and up, down and, where gated, the gate."""
-    kv_width = block.kv_heads * a.head_dim
-    query = matrix_entropy(block.width, block.width, epsilon_squared)
-    key = matrix_entropy(block.width, kv_width, epsilon_squared)
-    ffn = matrix_entropy(block.width, block.ffn_width, epsilon_squared)
-    return 2 * (query + key), (3 if a.gated else 2) * ffn
+def layer_entropy(
+    width: int, kv_width: int, ffn_width: int, gated: bool, epsilon_squared: float, cut: int | None = None
+) -> tuple[float, float]:
+    """Raw entropy (attention, FFN) of one layer: Q, K, V, O; and up, down and, where gated, the gate.
 
-
-def block_score(a: Architecture, block: Block, depth: int, hyperparameters: Hyperparameters) -> Score:
-    """What `block` adds to the score of a network `depth` layers deep."""
-    mha_raw, ffn_raw = layer_entropy(a, block, hyperparameters.epsilon_squared)
-    mha = block.layers * depth_penalty(depth, block.width, hyperparameters) * mha_raw
-    ffn = block.layers * depth_penalty(depth, block.ffn_width, hyperparameters) * ffn_raw
-    total = hyperparameters.alpha_mha * mha + hyperparameters.alpha_ffn * ffn
-    return Score(total, mha, ffn, block.layers * (mha_raw + ffn_raw))
-
-
-def score(a: Architecture, hyperparameters: Hyperparameters | None = None) -> Score:
-    """The score of `a` over all computed layers, shared or not (paper section 4)."""
-    constants = hyperparameters or Hyperparameters()
-    parts = [block_score(a, block, a.layers, constants) for block in a.blocks]
-    return Score(*(sum(getattr(part, name) for part in parts) for name in ("total", "mha", "ffn", "raw")))
+    With `cut`, the narrowest width that everything before has passed through, every matrix counts with at most `cut`
+    dimensions on the side of the residual stream: no more can tell it anything (data-processing inequality; paper
+    section 9 says why it is wanted).
+    """
+    stream = width if cut is None else min(width, cut)
+    query, key = (matrix_entropy(stream, columns, epsilon_squared) for columns in (width, kv_width))
+    return 2 * (query + key), (3 if gated else 2) * matrix_entropy(stream, ffn_width, epsilon_squared)

@@ -6,110 +6,118 @@ population twice, the cheapest architecture of each budgeted metric is there fro
 architecture over budget ranks below every one within, by how far over it is, so that tight budgets
 are approached rather than waited for.
 
-One departure: half of the children have a second block mutated. Under a tight budget one block can
-grow only where another shrinks; with single mutations most seeds end below the optimum.
+Two departures. Half of the children have a second block mutated: under a tight budget one block can grow only where
+another shrinks, and with single mutations most seeds end below the optimum. And in spaces that leave more open than
+the paper's, a child may instead gain or lose a block, or change one choice of its frame.
 
-It proves nothing: the best it saw is not always the best there is.
+It proves nothing: the best it saw is not always the best there is. `merino_edge.search.exact` says how far off it is.
 """
 
 from __future__ import annotations
 
+import math
 import random
-import time
 from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from merino_edge import limits
-from merino_edge.architecture import Architecture
-from merino_edge.search.budget import AdditiveCost, Budget, Latencies, cheapest_genomes, cost_tables, refuse_together
-from merino_edge.search.entropy import Hyperparameters, Score, block_score, score
+from merino_edge.search.budget import Budget, Metric
+from merino_edge.search.exact import least
+from merino_edge.search.problem import Problem
 from merino_edge.search.space import Genome, Space
 
 SECOND_MUTATION = 0.5  # probability
+OTHER_MUTATION = 0.25  # of the number of blocks, and of the frame, where there is a choice
 CLOUD_POINTS = 4000
 
 
 @dataclass(frozen=True)
-class SearchResult:
-    """The best architecture found, what it scores and costs, and how the search went."""
+class Evolution:
+    """The best genome found, None where none met the budgets, and how the search went."""
 
-    architecture: Architecture
-    score: Score
-    costs: dict[str, float]  # by metric, see merino_edge.search.budget
+    genome: Genome | None
     iterations: int
-    seconds: float
     history: tuple[tuple[int, float], ...]  # (iteration, best score from then on)
-    binding: str  # the budgeted metric nearest to its limit; parameters where nothing is budgeted
-    cloud: tuple[tuple[float, float], ...]  # (binding metric, score) of a sample of visited architectures
+    cloud: tuple[Genome, ...]  # a sample of the genomes visited
 
 
-class Evaluator:
-    """Scores and costs of genomes by table lookup."""
+class _Evaluator:
+    """Ranks genomes by table lookup."""
 
-    def __init__(
-        self, space: Space, budget: Budget, tables: dict[str, AdditiveCost], hyperparameters: Hyperparameters
-    ) -> None:
-        self.space, self.tables, self.hyperparameters = space, tables, hyperparameters
-        self.limited = [(tables[metric], limit) for metric, limit in budget.limits.items()]
-        self._layers = [gene.layers for gene in space.genes]
-        self._scores: dict[int, list[float]] = {}  # total depth -> score of each gene
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.layers = [gene.layers for gene in problem.space.genes]
+        self.width_of = problem.space.width_of
+        self._tables: dict[int, tuple[list[list[list[float]]], ...]] = {}
+        self._scores: dict[tuple[int, int, int], list[float | None]] = {}
 
     def score(self, genome: Genome) -> float:
-        depth = sum([self._layers[gene] for gene in genome])
-        scores = self._scores.get(depth)
-        if scores is None:
-            model, constants = self.space.model, self.hyperparameters
-            scores = [block_score(model, gene, depth, constants).total for gene in self.space.genes]
-            self._scores[depth] = scores
-        return sum([scores[gene] for gene in genome])
+        problem = self.problem
+        if problem.score.block is None:
+            return problem.total(genome)
+        model, genes = problem.space.models[genome.frame], problem.space.genes
+        depth = sum([self.layers[gene] for gene in genome.genes])
+        cut = min(model.embedding_width, genes[genome.genes[0]].width)
+        known = self._scores.setdefault((genome.frame, depth, cut), [None] * len(genes))
+        total = 0.0
+        for gene in genome.genes:
+            part = known[gene]
+            if part is None:
+                part = known[gene] = problem.score.block_total(model, genes[gene], depth, cut)
+            total += part
+        return total
 
     def excess(self, genome: Genome) -> float:
         """How far over the budgets, as a sum of fractions of each; 0 within."""
-        widths = self.space.width_indices(genome)
-        return sum([max(0.0, table.total(genome, widths) / limit - 1) for table, limit in self.limited])
+        program = self.problem.program(genome.frame)
+        if genome.frame not in self._tables:
+            arrays = (program.genes.T, program.changes.transpose(2, 0, 1), program.start.T, program.finish.T)
+            self._tables[genome.frame] = tuple(array.tolist() for array in arrays)
+        genes, changes, start, finish = self._tables[genome.frame]
+        over = 0.0
+        for k, limit in enumerate(program.limits):
+            before = self.width_of[genome.genes[0]]
+            total: float = start[k][before]  # type: ignore[assignment]
+            for gene in genome.genes:
+                after = self.width_of[gene]
+                total += genes[k][gene] + changes[k][before][after]  # type: ignore[operator]
+                before = after
+            total += finish[k][before]  # type: ignore[operator]
+            if k == program.peak:
+                total += max(program.end_activation, *(program.activations[gene] for gene in genome.genes))
+            if total > limit:
+                over += total / limit - 1
+        return over
 
-    def rank(self, genome: Genome) -> float:
-        """The score within the budgets, below zero outside."""
-        return -excess if (excess := self.excess(genome)) > 0 else self.score(genome)
-
-    def costs(self, genome: Genome) -> dict[str, float]:
-        widths = self.space.width_indices(genome)
-        costs = {metric: table.total(genome, widths) for metric, table in self.tables.items()}
-        return {**costs, **{metric: int(costs[metric]) for metric in ("parameters", "flops")}}
+    def rank(self, genome: Genome) -> tuple[bool, float]:
+        """Within the budgets by score, outside below them by excess."""
+        excess = self.excess(genome)
+        return (False, -excess) if excess > 0 else (True, self.score(genome))
 
 
 def evolve(
-    space: Space,
-    budget: Budget,
+    problem: Problem,
     *,
-    latencies: Latencies | None = None,
-    precision: str = "fp16",
-    hyperparameters: Hyperparameters | None = None,
     iterations: int = 100_000,
     population: int = 512,
     parents: int = 64,
     seed: int = 0,
     on_progress: Callable[[int, float], None] | None = None,
-) -> SearchResult:
-    """Search `space` for the highest score within `budget`.
-
-    `precision` is that of weight_mb; a latency table must have the same. `on_progress` is called with
-    (iteration, best score) now and then. Raises BudgetError where nothing meets the budgets,
-    InputError where a latency is budgeted without `latencies` or an argument is out of range.
-    """
+) -> Evolution:
+    """Search for the highest score within the budgets. `on_progress` is called with (iteration, best score) now and
+    then. Raises InputError where an argument is out of range."""
     limits.check_range("iterations", iterations, 0, limits.MAX_ITERATIONS)
     limits.check_range("population", population, 1, limits.MAX_POPULATION)
     limits.check_range("parents", parents, 1, population)
     limits.check_range("seed", seed, 0, limits.MAX_SEED)
-    started = time.monotonic()
     rng = random.Random(seed)
-    constants = hyperparameters or Hyperparameters()
-    tables = cost_tables(space, precision, latencies)
-    members = set(cheapest_genomes(space, budget, tables))
-    evaluator = Evaluator(space, budget, tables, constants)
-    while len(members) < min(population, space.size):
-        members.add(space.sample(rng))
+    space, evaluator = problem.space, _Evaluator(problem)
+    frames = set(problem.frames)
+    members = _cheapest(problem)
+    for _ in range(100 * population):  # frames too short for the budgets may be most of the space
+        if len(members) < min(population, space.size) and (genome := space.sample(rng)).frame in frames:
+            members.add(genome)
     ranked = sorted((evaluator.rank(genome), genome) for genome in members)  # worst first
 
     history = [(0, ranked[-1][0])]
@@ -117,14 +125,14 @@ def evolve(
     stride = max(1, iterations // CLOUD_POINTS)
     for iteration in range(1, iterations + 1):
         parent = ranked[-1 - int(rng.random() * min(parents, len(ranked)))][1]
-        child = space.mutate(parent, rng)
+        child = mutate(space, parent, rng)
         if rng.random() < SECOND_MUTATION:
-            child = space.mutate(child, rng)
+            child = mutate(space, child, rng)
         if iteration % stride == 0:
             visited.append(child)
             if on_progress:
-                on_progress(iteration, history[-1][1])
-        if child in members:
+                on_progress(iteration, history[-1][1][1])
+        if child in members or child.frame not in frames:
             continue
         entry = (evaluator.rank(child), child)
         if entry > ranked[0]:
@@ -134,19 +142,52 @@ def evolve(
             if entry[0] > history[-1][1]:
                 history.append((iteration, entry[0]))
 
-    best_rank, best = ranked[-1]
-    costs = evaluator.costs(best)
-    if best_rank < 0:
-        raise refuse_together(space, budget, costs)
-    binding = max(budget.limits, key=lambda metric: costs[metric] / budget.limits[metric], default="parameters")
-    architecture = space.architecture(best)
-    return SearchResult(
-        architecture=architecture,
-        score=score(architecture, constants),
-        costs=costs,
-        iterations=iterations,
-        seconds=time.monotonic() - started,
-        history=tuple((iteration, rank) for iteration, rank in history if rank >= 0),
-        binding=binding,
-        cloud=tuple((evaluator.costs(genome)[binding], evaluator.score(genome)) for genome in visited),
-    )
+    (within, _), best = ranked[-1]
+    scores = tuple((iteration, score) for iteration, (feasible, score) in history if feasible)
+    return Evolution(best if within else None, iterations, scores, tuple(visited))
+
+
+def _cheapest(problem: Problem) -> set[Genome]:
+    """For each budget a genome of least cost; without budgets any that is allowed."""
+    found = set()
+    for metric, limit in problem.budget.limits or ((Metric("parameters"), 1.0),):
+        cheapest = least(problem.limited(Budget(((metric, limit),))), metric)
+        if cheapest is not None and cheapest[1].frame in problem.frames:
+            found.add(cheapest[1])
+    return found
+
+
+def mutate(space: Space, genome: Genome, rng: random.Random) -> Genome:
+    """`genome` with one block drawn anew: width within the neighbours', FFN ratio, depth and the rest (paper section
+    6); or with a block more or less; or with one choice of its frame changed."""
+    if len(space.frames) > 1 and rng.random() < OTHER_MUTATION:
+        return _reframed(space, genome, rng)
+    genes, widths = genome.genes, space.width_range(genome.frame)
+    added = 0
+    if len(space.blocks) > 1 and rng.random() < OTHER_MUTATION:
+        added = rng.choice((-1, 1))
+        if len(genes) + added not in space.blocks:
+            return genome
+    index = int(rng.random() * (len(genes) + (added > 0)))
+    before, after = genes[:index], genes[index + (added <= 0) :]
+    if added < 0:
+        return Genome(genome.frame, before + after)
+    low = space.first_gene[space.width_of[before[-1]] if before else widths.start]
+    high = space.first_gene[space.width_of[after[0]] + 1 if after else widths.stop]
+    return Genome(genome.frame, (*before, low + int(rng.random() * (high - low)), *after))
+
+
+def _reframed(space: Space, genome: Genome, rng: random.Random) -> Genome:
+    """Another value in one of the frame's choices; blocks of a width not allowed there get the nearest that is."""
+    sizes = [len(choices) for choices in (space.ffn, space.vocabularies, space.embedding_widths, space.contexts)]
+    place = rng.choice([i for i, size in enumerate(sizes) if size > 1])
+    stride = math.prod(sizes[place + 1 :])
+    digit = genome.frame // stride % sizes[place]
+    frame = genome.frame + (rng.randrange(sizes[place]) - digit) * stride
+    widths, genes = space.width_range(frame), []
+    for gene in genome.genes:
+        width = min(max(space.width_of[gene], widths.start), widths.stop - 1)
+        if width != space.width_of[gene]:
+            gene = rng.randrange(space.first_gene[width], space.first_gene[width + 1])
+        genes.append(gene)
+    return Genome(frame, tuple(genes))

@@ -1,81 +1,134 @@
-"""What a search found, for people: a table for the terminal and a plot (PNG, needs matplotlib)."""
+"""What a search found, for people: tables for the terminal and a plot (PNG, needs matplotlib)."""
 
 from __future__ import annotations
 
 import io
+import math
+import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merino_edge import artefact
 from merino_edge.errors import require
-from merino_edge.search.budget import METRICS, Budget
-from merino_edge.search.evolution import SearchResult
+from merino_edge.search.budget import Metric
+from merino_edge.search.result import Answer
+from merino_edge.search.score import narrowest_cut
+from merino_edge.search.space import Genome
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from rich.console import RenderableType
 
-_AXES = {
-    "parameters": ("parameters (M)", 1e6),
-    "weight_mb": ("weights (MB)", 1.0),
-    "flops": ("GFLOPs per 1024 tokens, head excluded", 1e9),
-    "decode_ms": ("decode step (ms)", 1.0),
-    "prefill_ms": ("prefill (ms)", 1.0),
-}
+SAMPLE = 2000  # random architectures beside an exact answer
+NARROW = 0.5  # of the embedding: a cut below this gets a warning
 
 
-def summary(result: SearchResult, budget: Budget, estimated: bool = False) -> RenderableType:
-    """Two rich tables: the blocks found, and each cost beside its budget. `estimated`: latencies are not measured."""
+def summary(answer: Answer) -> RenderableType:
+    """The blocks found, each cost beside its budget, and what is proven."""
     from rich.console import Group
     from rich.table import Table
 
-    blocks = Table("block", "width", "layers", "heads", "FFN", title=f"architecture {result.architecture.id}")
-    for index, block in enumerate(result.architecture.blocks):
+    a, budgets = answer.architecture, answer.problem.budget.to_dict()
+    title = f"architecture {a.id}: {a.ffn}, vocabulary {a.vocab_size}, embedding {a.embedding_width}, "
+    blocks = Table("block", "width", "layers", "heads", "kv heads", "FFN", title=f"{title}context {a.max_positions}")
+    for index, block in enumerate(a.blocks):
         layers = f"{block.layers}{' shared' if block.shared and block.layers > 1 else ''}"
-        blocks.add_row(str(index), str(block.width), layers, str(block.heads), str(block.ffn_width))
-    effort = f"{result.iterations:,} iterations in {result.seconds:.1f} s"
-    costs = Table("cost", "found", "budget", title=f"score {result.score.total:.1f}, {effort}")
-    for metric in METRICS:
-        if metric in result.costs:
-            label, unit = _AXES[metric]
-            limit = budget.limits.get(metric)
-            note = " estimated" if estimated and metric.endswith("_ms") else ""
-            costs.add_row(
-                label + note, f"{result.costs[metric] / unit:.4g}", "" if limit is None else f"{limit / unit:.4g}"
-            )
-    return Group(blocks, costs)
+        numbers = (block.heads, block.kv_heads, block.ffn_width)
+        blocks.add_row(str(index), str(block.width), layers, *map(str, numbers))
+    costs = Table("cost", "found", "budget")
+    estimated = answer.question.table is not None and answer.question.table.estimated
+    for key, value in answer.problem.costs(answer.genome).items():
+        metric, limit = Metric.parse(key), budgets.get(key)
+        note = " estimated" if estimated and metric.kind.latency else ""
+        shown = [f"{number / metric.kind.unit:.4g}" for number in (value, *([] if limit is None else [limit]))]
+        costs.add_row(metric.label + note, *shown)
+    return Group(blocks, costs, *verdict(answer))
 
 
-def plot(result: SearchResult, budget: Budget, path: Path | str) -> None:
-    """Score against iteration, and score against the binding budget. Raises MissingExtraError, OutputError."""
+def verdict(answer: Answer) -> list[str]:
+    """What the score is worth: how far from the optimum, how that is known, and what the score cannot see."""
+    space, certificate, score = answer.problem.space, answer.certificate, answer.question.score
+    of = f"of the {space.size:,} architectures of space {space.name}"
+    lines = [f"score {answer.total:,.2f} ({score.spec})"]
+    gap = answer.gap_percent
+    if certificate is None or gap is None:
+        lines.append(f"nothing is proven: {score.spec} is not a sum over blocks")
+    elif not math.isfinite(gap):
+        lines.append(f"nothing is proven yet: stopped after {certificate.seconds:.1f} s, before there was a bound")
+    else:
+        claim = "optimal" if gap == 0 else f"{gap:.3g} % below the proven bound"
+        lines[0] += f", {claim}: none {of} within the budgets scores above {certificate.bound:,.2f}"
+        effort = f"{certificate.tasks:,} chains, {certificate.solved:,} solved, {certificate.labels:,} labels"
+        lines.append(f"gap {gap:.3g} %, proven in {certificate.seconds:.1f} s ({effort})")
+    if answer.evolution is not None:
+        lines.append(f"found by {answer.evolution.iterations:,} iterations of evolution")
+    counts_text = any(metric.name in ("text_ms", "first_token_ms") for metric in answer.problem.budget.metrics)
+    if len(space.vocabularies) > 1 and not counts_text:
+        lines.append(f"{score.spec} does not see the vocabulary: cost alone chose it; --text-ms is fair to larger ones")
+    cut, width = narrowest_cut(answer.architecture), answer.architecture.embedding_width
+    if cut < NARROW * width and not score.uses_cut:
+        lines.append(
+            f"warning: everything passes through {cut} of {width} numbers, which {score.spec} does not see; "
+            "compare with: --score cut"
+        )
+    return lines
+
+
+def plot(answer: Answer, path: Path | str) -> None:
+    """Score against the binding budget among other architectures, and how an evolution got there. Raises
+    MissingExtraError, OutputError."""
     require("matplotlib", "plot")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    iterations, best = zip(*result.history, (result.iterations, result.history[-1][1]), strict=True)
-    left.step([max(1, iteration) for iteration in iterations], best, where="post")
-    left.set(xscale="log", xlabel="iteration", ylabel="best score within the budgets", title="Search")
-    left.grid(alpha=0.3)
+    evolution = answer.evolution
+    figure = Figure(figsize=(11 if evolution else 6.5, 4.2), layout="constrained")
+    if evolution:
+        left, right = figure.subplots(1, 2)
+        iterations, best = zip(*evolution.history, (evolution.iterations, answer.total), strict=True)
+        left.step([max(1, iteration) for iteration in iterations], best, where="post")
+        left.set(xscale="log", xlabel="iteration", ylabel="best score within the budgets", title="Search")
+        left.grid(alpha=0.3)
+        _cloud(right, answer, evolution.cloud, "visited")
+    else:
+        rng, frames = random.Random(0), set(answer.problem.frames)
+        drawn = [genome for _ in range(SAMPLE) if (genome := answer.problem.space.sample(rng)).frame in frames]
+        _cloud(figure.subplots(), answer, drawn, "drawn at random")
+    save(figure, path)
 
-    label, unit = _AXES[result.binding]
-    limit = budget.limits.get(result.binding)
-    costs, scores = [cost / unit for cost, _ in result.cloud], [score for _, score in result.cloud]
-    right.scatter(costs, scores, s=4, alpha=0.35, linewidths=0, label="visited")
-    right.scatter(
-        [result.costs[result.binding] / unit],
-        [result.score.total],
-        marker="*",
-        s=140,
-        color="C3",
-        label="found",
-        zorder=3,
-    )
+
+def _cloud(axes: Axes, answer: Answer, genomes: tuple[Genome, ...] | list[Genome], label: str) -> None:
+    problem, metric = answer.problem, binding(answer)
+    limit, unit = problem.budget.to_dict().get(metric.key), metric.kind.unit
+
+    def value(genome: Genome) -> float:
+        return problem.value(metric, problem.space.architecture(genome), genome.frame) / unit
+
+    points = [(value(genome), problem.total(genome)) for genome in genomes]
+    if points:
+        values, scores = zip(*points, strict=True)
+        axes.scatter(values, scores, s=4, alpha=0.35, linewidths=0, label=label)
+    axes.scatter([value(answer.genome)], [answer.total], marker="*", s=140, color="C3", label="found", zorder=3)
     if limit is not None:
-        right.axvline(limit / unit, color="C3", linestyle="--", linewidth=1, label="budget")
-    right.set(xlabel=label, ylabel="score", title=f"{len(result.cloud):,} of the architectures visited")
-    right.grid(alpha=0.3)
-    right.legend(loc="lower right")
+        axes.axvline(limit / unit, color="C3", linestyle="--", linewidth=1, label="budget")
+    if answer.certificate is not None and math.isfinite(answer.certificate.bound):
+        axes.axhline(answer.certificate.bound, color="grey", linewidth=1, label="proven bound")
+    axes.set(xlabel=metric.label, ylabel=f"score ({answer.question.score.spec})", title=f"space {problem.space.name}")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
 
+
+def binding(answer: Answer) -> Metric:
+    """The budgeted metric nearest to its limit; parameters where nothing is budgeted."""
+    limits = dict(answer.problem.budget.limits)
+
+    def share(metric: Metric) -> float:
+        return answer.problem.value(metric, answer.architecture, answer.genome.frame) / limits[metric]
+
+    return max(limits, key=share, default=Metric("parameters"))
+
+
+def save(figure: object, path: Path | str) -> None:
+    """Write a matplotlib figure as PNG, atomically. Raises OutputError."""
     image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=130)
+    figure.savefig(image, format="png", dpi=130)  # type: ignore[attr-defined]
     artefact.write_bytes(path, image.getvalue())

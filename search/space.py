@@ -1,200 +1,251 @@
-"""What a search may choose: `Space`, blocks of non-decreasing width, each with a depth and an FFN ratio.
+"""What a search may choose: `Space`, chains of blocks of non-decreasing width inside a frame.
 
-A genome is one gene per block, a gene an index into `Space.genes`, the blocks there are; genes are
-ordered by width, so a genome is valid exactly when its widths do not decrease. A space knows neither
-score nor cost.
-
-File form, kind "space", schema 1 (`model` is an architecture's fields without `blocks`):
-
-    {"kind": "space", "schema_version": 1, "name": "paper", "blocks": 4, "widths": [64, ...],
-     "ffn_ratios": [1, 1.5, ...], "layers": [1, 2, 3, 4], "shared": true,
-     "model": {"vocab_size": 50272, "max_positions": 2048, "embedding_width": 768, "head_dim": 64, ...}}
+A frame is what all blocks share: FFN kind, vocabulary, embedding width, context. A gene is one block there may be
+(width, FFN ratio, layers, key-value heads, own or shared weights). A genome is a frame and a gene per block. Genes are
+ordered by width. A space knows neither score nor cost, nor its file (`space_file`); built-in ones are in `spaces`.
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-import math
+import itertools
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import combinations_with_replacement, product
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple, get_args
 
-from merino_edge import artefact, limits
-from merino_edge.architecture import Architecture, Block
-from merino_edge.errors import ArtefactError, InputError
+from merino_edge import limits
+from merino_edge.architecture import Architecture, Block, Ffn
+from merino_edge.errors import InputError
 
-KIND = "space"
-SCHEMA_VERSION = 1
-Genome = tuple[int, ...]
+
+class Genome(NamedTuple):
+    """A frame's index and one gene's index per block, in order."""
+
+    frame: int
+    genes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A vocabulary and the tokenizer it implies. `bytes_per_token`: UTF-8 bytes of text a token stands for on average,
+    None where nobody measured it."""
+
+    size: int
+    bytes_per_token: float | None = None
+    tokenizer: str = "byte-level BPE"
+
+
+class Frame(NamedTuple):
+    ffn: Ffn
+    vocabulary: Vocabulary
+    embedding_width: int
+    context: int
 
 
 @dataclass(frozen=True)
 class Space:
-    """`blocks` blocks, each of one of `widths`, `ffn_ratios` (FFN width / width) and `layers`.
-
-    `model` gives everything else; its own blocks are ignored. Raises InputError where a choice is
-    empty, not ascending, or makes no whole FFN width or number of heads, ArchitectureError where the
-    model breaks a rule.
-    """
+    """Raises InputError where a choice is empty, not ascending, or makes no whole FFN width or number of heads,
+    ArchitectureError where `model` breaks a rule. `model`'s own blocks, and what a frame sets, are ignored."""
 
     name: str
-    blocks: int
+    blocks: tuple[int, ...]
     widths: tuple[int, ...]
     ffn_ratios: tuple[float, ...]
     layers: tuple[int, ...]
-    shared: bool
+    kv_groups: tuple[int, ...]
+    shared: tuple[bool, ...]
+    ffn: tuple[Ffn, ...]
+    embedding_widths: tuple[int, ...]
+    vocabularies: tuple[Vocabulary, ...]
+    contexts: tuple[int, ...]
+    least_width: float  # of the first block, as a share of the embedding's width
+    least_embedding: float  # of the embedding, as a share of the widest block's width
     model: Architecture
+    origin: str = field(default="", compare=False)  # what the command line calls it
 
     def __post_init__(self) -> None:
-        limits.check_range("blocks", self.blocks, 1, limits.MAX_BLOCKS)
-        for name, high in (("widths", limits.MAX_WIDTH), ("ffn_ratios", 64), ("layers", limits.MAX_LAYERS)):
+        # What the space sets says nothing in `model`, so that spaces of the same choices are equal.
+        head_dim = self.model.head_dim
+        unset = {"vocab_size": 1, "max_positions": 1, "embedding_width": 1, "ffn": "relu"}
+        model = dataclasses.replace(self.model, **unset, blocks=(Block(head_dim, 1, 1, 1, 1),))  # type: ignore[arg-type]
+        object.__setattr__(self, "model", model)
+        for name, high in _BOUNDS.items():
             choices = getattr(self, name)
             kinds = (int, float) if name == "ffn_ratios" else (int,)
             numbers = all(isinstance(x, kinds) and not isinstance(x, bool) and 0 < x <= high for x in choices)
             if not choices or not numbers or list(choices) != sorted(set(choices)):
                 raise InputError(f"space {self.name}: {name} {list(choices)}", f"list ascending numbers up to {high}")
-        count = len(self.widths) * self.genes_per_width
-        limits.check_range("widths x FFN ratios x layers", count, 1, limits.MAX_GENES)
-        for gene in (0, count - 1):
-            self.architecture((gene,) * self.blocks)  # the smallest and the largest must both be allowed
+        self._check_rest()
+        count = len(self.widths) * len(self.ffn_ratios) * len(self.layers) * len(self.kv_groups) * len(self.shared)
+        limits.check_range("widths x FFN ratios x layers x key-value heads x sharing", count, 1, limits.MAX_GENES)
+        limits.check_range("frames", len(self.frames), 1, limits.MAX_FRAMES)
+        limits.check_range("blocks x layers", self.blocks[-1] * self.layers[-1], 1, limits.MAX_LAYERS)
+        for frame, model in enumerate(self.models):
+            if not self.width_range(frame):
+                raise InputError(
+                    f"space {self.name}: no width goes with embedding width {model.embedding_width}",
+                    "add one, or lower least_width or least_embedding",
+                )
+        for gene in (0, -1):  # the smallest and the largest must both be allowed
+            dataclasses.replace(self.models[-1], blocks=(self.genes[gene],) * self.blocks[-1])
 
-    # --- genes ---
+    def _check_rest(self) -> None:
+        def require(condition: bool, message: str, hint: str) -> None:
+            if not condition:
+                raise InputError(f"space {self.name}: {message}", hint)
+
+        for name, allowed in (("shared", (False, True)), ("ffn", get_args(Ffn))):
+            choices = getattr(self, name)
+            fits = all(type(x) is type(allowed[0]) and x in allowed for x in choices)
+            listed = f"{name} {list(choices)}"
+            require(bool(choices) and fits and len(set(choices)) == len(choices), listed, f"list some of {allowed}")
+        sizes = [v.size for v in self.vocabularies]
+        require(bool(sizes), "vocabularies is empty", "list at least one")
+        require(
+            all(type(n) is int for n in sizes) and sizes == sorted(set(sizes)), f"vocabularies {sizes}", "ascending"
+        )
+        for v in self.vocabularies:
+            per_token = v.bytes_per_token
+            known = isinstance(per_token, (int, float)) and not isinstance(per_token, bool)
+            said = per_token is None or (known and 0 < per_token <= 1024)
+            require(said, f"bytes_per_token {per_token!r}", "give a number up to 1024 or leave it out")
+            require(isinstance(v.tokenizer, str), f"tokenizer {v.tokenizer!r}", "name it in words")
+        for name in ("least_width", "least_embedding"):
+            share = getattr(self, name)
+            number = isinstance(share, (int, float)) and not isinstance(share, bool)
+            require(number and 0 <= share <= 64, f"{name} {share!r}", "give a share, as 0.5")
+
+    # --- frames and genes ---
+
+    @cached_property
+    def frames(self) -> tuple[Frame, ...]:
+        return tuple(
+            itertools.starmap(
+                Frame, itertools.product(self.ffn, self.vocabularies, self.embedding_widths, self.contexts)
+            )
+        )
+
+    @cached_property
+    def models(self) -> tuple[Architecture, ...]:
+        """Each frame as an architecture whose one block is the smallest gene."""
+        return tuple(
+            dataclasses.replace(
+                self.model,
+                ffn=frame.ffn,
+                vocab_size=frame.vocabulary.size,
+                embedding_width=frame.embedding_width,
+                max_positions=frame.context,
+                blocks=self.genes[:1],
+            )
+            for frame in self.frames
+        )
 
     @cached_property
     def genes(self) -> tuple[Block, ...]:
-        """Every block there is, ordered by width, then FFN ratio, then layers."""
-        return tuple(self._block(*choice) for choice in product(self.widths, self.ffn_ratios, self.layers))
+        """Every block there is, ordered by width. One layer needs no sharing: where both are allowed it has its own."""
+        found = []
+        for width in self.widths:
+            heads = width // self.model.head_dim
+            groups = [group for group in self.kv_groups if heads % group == 0]
+            if heads * self.model.head_dim != width or not groups:
+                raise InputError(
+                    f"space {self.name}: width {width} with head_dim {self.model.head_dim} and kv_groups "
+                    f"{list(self.kv_groups)}",
+                    "choose widths that head_dim divides, and for each a group that divides its heads",
+                )
+            for ratio, layers, group, shared in itertools.product(self.ffn_ratios, self.layers, groups, self.shared):
+                if width * ratio != int(width * ratio):
+                    raise InputError(
+                        f"space {self.name}: width {width} with FFN ratio {ratio}", "choose ratios of whole FFN widths"
+                    )
+                if not (shared and layers == 1 and len(self.shared) > 1):
+                    found.append(Block(width, layers, heads, heads // group, int(width * ratio), shared))
+        return tuple(found)
 
-    def _block(self, width: int, ratio: float, layers: int) -> Block:
-        ffn_width, heads = width * ratio, width // self.model.head_dim
-        if ffn_width != int(ffn_width) or heads * self.model.head_dim != width:
-            raise InputError(
-                f"space {self.name}: width {width} with FFN ratio {ratio} and head_dim {self.model.head_dim}",
-                "choose widths that head_dim divides, and ratios that give whole FFN widths",
-            )
-        return Block(width, layers, heads, heads, int(ffn_width), self.shared)
+    @cached_property
+    def width_of(self) -> tuple[int, ...]:
+        """The index into `widths` of every gene."""
+        index = {width: i for i, width in enumerate(self.widths)}
+        return tuple(index[gene.width] for gene in self.genes)
 
-    @property
-    def genes_per_width(self) -> int:
-        return len(self.ffn_ratios) * len(self.layers)
+    @cached_property
+    def first_gene(self) -> tuple[int, ...]:
+        """The first gene of every width, and the number of genes at the end."""
+        return tuple(bisect.bisect_left(self.width_of, i) for i in range(len(self.widths) + 1))
+
+    def width_range(self, frame: int) -> range:
+        """The indices of the widths that a block may have in this frame."""
+        embedding = self.frames[frame].embedding_width
+        allowed = [w >= self.least_width * embedding and w * self.least_embedding <= embedding for w in self.widths]
+        return range(allowed.index(True), allowed.index(True) + sum(allowed)) if any(allowed) else range(0)
+
+    @cached_property
+    def projections(self) -> tuple[tuple[int, int], ...]:
+        """Every pair of different widths, narrower first, between which a projection may stand."""
+        inner = itertools.combinations(self.widths, 2)
+        outer = ((min(e, w), max(e, w)) for e in self.embedding_widths for w in self.widths if e != w)
+        return tuple(sorted({*inner, *outer}))
+
+    # --- genomes ---
+
+    @cached_property
+    def _chains(self) -> list[list[list[int]]]:
+        """[frame][n][w]: how many ways there are to place n blocks of width index w and up."""
+        known: dict[range, list[list[int]]] = {}
+        for widths in map(self.width_range, range(len(self.frames))):
+            if widths not in known:
+                known[widths] = counts = [[1] * (len(self.widths) + 1)]
+                for _ in range(self.blocks[-1]):
+                    row = [0] * (len(self.widths) + 1)
+                    for w in reversed(widths):
+                        row[w] = row[w + 1] + (self.first_gene[w + 1] - self.first_gene[w]) * counts[-1][w]
+                    counts.append(row)
+        return [known[self.width_range(frame)] for frame in range(len(self.frames))]
+
+    @cached_property
+    def _sizes(self) -> list[tuple[int, int, int]]:
+        """(architectures up to here, frame, blocks), for every frame and number of blocks."""
+        pairs = list(itertools.product(range(len(self.frames)), self.blocks))
+        sums = itertools.accumulate(self._chains[f][blocks][self.width_range(f).start] for f, blocks in pairs)
+        return [(total, *pair) for total, pair in zip(sums, pairs, strict=True)]
 
     @property
     def size(self) -> int:
-        """How many architectures there are (widths non-decreasing)."""
-        return math.comb(len(self.widths) + self.blocks - 1, self.blocks) * int(self.genes_per_width**self.blocks)
-
-    def width_indices(self, genome: Genome) -> Genome:
-        """Into `widths`, one per block."""
-        per_width = self.genes_per_width
-        return tuple([gene // per_width for gene in genome])
+        """How many architectures there are."""
+        return self._sizes[-1][0]
 
     def architecture(self, genome: Genome) -> Architecture:
-        return dataclasses.replace(self.model, blocks=tuple(self.genes[gene] for gene in genome))
+        return dataclasses.replace(self.models[genome.frame], blocks=tuple(self.genes[gene] for gene in genome.genes))
 
     def genomes(self) -> Iterator[Genome]:
         """Every genome, once: for exhaustive search of small spaces."""
-        per_width = self.genes_per_width
-        for widths in combinations_with_replacement(range(len(self.widths)), self.blocks):
-            yield from product(*(range(width * per_width, (width + 1) * per_width) for width in widths))
+        for frame, blocks in itertools.product(range(len(self.frames)), self.blocks):
+            for widths in itertools.combinations_with_replacement(self.width_range(frame), blocks):
+                choices = (range(self.first_gene[w], self.first_gene[w + 1]) for w in widths)
+                yield from (Genome(frame, genes) for genes in itertools.product(*choices))
 
     def sample(self, rng: random.Random) -> Genome:
         """A genome drawn uniformly."""
-        picks = sorted(rng.sample(range(len(self.widths) + self.blocks - 1), self.blocks))
-        per_width = self.genes_per_width
-        return tuple((pick - i) * per_width + rng.randrange(per_width) for i, pick in enumerate(picks))
-
-    def mutate(self, genome: Genome, rng: random.Random) -> Genome:
-        """`genome` with one block drawn anew: width within the neighbours', FFN ratio and depth (paper section 6)."""
-        index, per_width = int(rng.random() * len(genome)), self.genes_per_width
-        low = genome[index - 1] // per_width if index else 0
-        high = genome[index + 1] // per_width + 1 if index + 1 < len(genome) else len(self.widths)
-        gene = int((low + rng.random() * (high - low)) * per_width)  # genes of one width stand together
-        return (*genome[:index], gene, *genome[index + 1 :])
-
-    # --- files ---
-
-    def to_dict(self) -> dict[str, Any]:
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        model = {name: value for name, value in self.model.to_dict().items() if name != "blocks"}
-        return {**fields, **{k: list(fields[k]) for k in ("widths", "ffn_ratios", "layers")}, "model": model}
-
-    @staticmethod
-    def from_dict(value: Any, where: str = "space") -> Space:
-        """From `to_dict`'s form. Raises ArtefactError, InputError, ArchitectureError."""
-        if not isinstance(value, dict):
-            raise ArtefactError(f"{where} holds no space", "name one: --space paper, demo, or a space file")
-        names = {field.name for field in dataclasses.fields(Space)}
-        given = set(value) - {"kind", "schema_version", "tool_version", "sha256"}
-        if given != names:
-            raise ArtefactError(
-                f"{where}: keys missing or unknown: {', '.join(sorted(given ^ names))}",
-                f"it needs {', '.join(sorted(names))}",
-            )
-        choices = {key: value[key] for key in ("widths", "ffn_ratios", "layers")}
-        if not isinstance(value["model"], dict) or not all(isinstance(x, list) for x in choices.values()):
-            raise ArtefactError(
-                f"{where}: model must be an object; widths, ffn_ratios and layers lists", "correct the file"
-            )
-        if not isinstance(value["name"], str) or not isinstance(value["shared"], bool):
-            raise ArtefactError(f"{where}: name must be a string and shared true or false", "correct the file")
-        head_dim = value["model"].get("head_dim")
-        block = {"width": head_dim, "layers": 1, "heads": 1, "kv_heads": 1, "ffn_width": 1}
-        model = Architecture.from_dict({**value["model"], "blocks": [block]})
-        tuples = {key: tuple(items) for key, items in choices.items()}
-        return Space(name=value["name"], blocks=value["blocks"], shared=value["shared"], model=model, **tuples)
+        pick = rng.randrange(self.size)
+        _, frame, blocks = self._sizes[bisect.bisect_right(self._sizes, pick, key=lambda entry: entry[0])]
+        chains, genes, w = self._chains[frame], [], self.width_range(frame).start
+        for left in reversed(range(blocks)):
+            rest = rng.randrange(chains[left + 1][w])
+            while (here := (self.first_gene[w + 1] - self.first_gene[w]) * chains[left][w]) <= rest:
+                rest, w = rest - here, w + 1
+            genes.append(self.first_gene[w] + rest // chains[left][w])
+        return Genome(frame, tuple(genes))
 
 
-# The paper's Table 5 (paper section 5); layers as OPT's.
-PAPER = Space(
-    name="paper",
-    blocks=4,
-    widths=(64, 128, 256, 384, 512, 640, 768, 896, 1024),
-    ffn_ratios=(1, 1.5, 2, 2.5, 3, 3.5, 4),
-    layers=(1, 2, 3, 4),
-    shared=True,
-    model=Architecture(
-        vocab_size=50272,
-        max_positions=2048,
-        embedding_width=768,
-        head_dim=64,
-        blocks=(Block(width=64, layers=1, heads=1, kv_heads=1, ffn_width=64),),
-    ),
-)
-
-# Small enough to train on two CPU cores in minutes; layers as Llama's.
-DEMO = Space(
-    name="demo",
-    blocks=3,
-    widths=(128, 192, 256),  # none below half the embedding: a narrow first block is a bottleneck the score cannot see
-    ffn_ratios=(1, 2, 3, 4),
-    layers=(1, 2, 3),
-    shared=False,
-    model=Architecture(
-        vocab_size=4096,
-        max_positions=256,
-        embedding_width=256,
-        head_dim=32,
-        blocks=(Block(width=128, layers=1, heads=4, kv_heads=4, ffn_width=128),),
-        norm="rmsnorm",
-        ffn="swiglu",
-        positions="rotary",
-        rotary_dim=32,
-        bias="none",
-    ),
-)
-
-SPACES = {space.name: space for space in (PAPER, DEMO)}
-
-
-def load_space(name_or_path: str) -> Space:
-    """A built-in space by name, or a space file. Raises ArtefactError, InputError, ArchitectureError."""
-    if name_or_path in SPACES:
-        return SPACES[name_or_path]
-    path = Path(name_or_path)
-    if not path.suffix and not path.exists():
-        raise InputError(f"there is no space {name_or_path!r}", f"choose {', '.join(SPACES)} or give a space file")
-    return Space.from_dict(artefact.read_json(path, KIND, SCHEMA_VERSION, by_hand=True), name_or_path)
+_BOUNDS = {
+    "blocks": limits.MAX_BLOCKS,
+    "widths": limits.MAX_WIDTH,
+    "ffn_ratios": 64,
+    "layers": limits.MAX_LAYERS,
+    "kv_groups": limits.MAX_HEADS,
+    "embedding_widths": limits.MAX_WIDTH,
+    "contexts": limits.MAX_POSITIONS,
+}

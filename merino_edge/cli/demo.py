@@ -87,7 +87,7 @@ def demo(
     speed = run("bench", bundle, prompt_tokens=64, new_tokens=128, threads=threads)
     summary = {
         "budgets": searched["budgets"],
-        "predicted_decode_ms": searched["costs"]["decode_ms"],
+        "predicted_decode_ms": next(ms for key, ms in searched["costs"].items() if key.startswith("decode_ms@")),
         "measured_decode_ms": 1000 / speed["decode_tokens_per_second"],
         "table_error": profiled["validation"],
         "parameters": searched["costs"]["parameters"],
@@ -146,9 +146,10 @@ def _program() -> list[str]:
 
 def _decode_budget(table: Path) -> float:
     from merino_edge.latency_table import LatencyTable
-    from merino_edge.search.space import DEMO
+    from merino_edge.search.space import Genome
+    from merino_edge.search.spaces import DEMO
 
-    largest = DEMO.architecture((len(DEMO.genes) - 1,) * DEMO.blocks)
+    largest = DEMO.architecture(Genome(0, (len(DEMO.genes) - 1,) * DEMO.blocks[-1]))
     return float(f"{BUDGET_SHARE * LatencyTable.load(table).model_ms(largest, 'decode'):.2g}")
 
 

@@ -23,12 +23,17 @@ def profile(
     out: Annotated[Path, typer.Option(help="The latency table to write, NAME.jsonl.")],
     device: Annotated[str, typer.Option(help="cpu (ONNX Runtime on this machine's processor).")] = "cpu",
     space: Annotated[
-        str | None, typer.Option(help="The space to cover: paper, demo, or a space file. [default: paper]")
+        str | None, typer.Option(help="The space to cover: paper, edge, wide, demo, or a space file. [default: paper]")
     ] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, fp16, int8 or int4. [default: fp32]")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of a step. [default: the cores there are]")] = None,
+    lengths: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Cache and prompt lengths. [default: up to 1024, quick 256]")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A small grid and fewer rounds.")] = False,
-    resume: Annotated[bool, typer.Option("--continue", help="Finish the table at --out as it was begun.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--continue", help="Finish the table at --out, or add what --space and --lengths need.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be measured and how long it takes.")
     ] = False,
@@ -43,7 +48,8 @@ def profile(
     from merino_edge.counts import PRECISIONS
     from merino_edge.errors import InputError, MissingExtraError, UnsupportedError, require
     from merino_edge.latency_table import LatencyTable
-    from merino_edge.search.space import Space, load_space
+    from merino_edge.search import space_file
+    from merino_edge.search.spaces import SPACES, load_space
 
     if device != "cpu":
         raise UnsupportedError(f"unknown device {device!r}", "choose --device cpu; TensorRT devices follow")
@@ -55,16 +61,21 @@ def profile(
     if resume and out.exists():
         begun = LatencyTable.load(out, unfinished=True).header
         quick = quick or bool(begun.get("quick"))
-    chosen = Space.from_dict(begun.get("space"), str(out)) if space is None and begun else load_space(space or "paper")
+    if space is None and begun:
+        chosen = space_file.from_dict(begun.get("space"), str(out), SPACES)
+    else:
+        chosen = load_space(space or "paper")
     precision = precision or begun.get("precision", "fp32")
     if precision not in PRECISIONS:
         raise InputError(f"there is no precision {precision!r}", f"choose {', '.join(PRECISIONS)}")
     threads = begun.get("threads", len(os.sched_getaffinity(0))) if threads is None else threads
     limits.check_range("threads", threads, 1, limits.MAX_THREADS)
 
+    asked = _lengths(lengths)
+
     screen = console.stderr()
     if dry_run:
-        plan = make_plan(chosen, precision, quick)
+        plan = make_plan(chosen, precision, quick, asked, begun or None)
         eta_seconds = profiler.estimate_seconds(plan, precision, threads, quick)
         _print_plan(screen, plan.grid, len(plan.probes), eta_seconds)
         if as_json:
@@ -78,12 +89,13 @@ def profile(
             table = profiler.profile(
                 out,
                 chosen,
-                chosen.to_dict(),
+                space_file.to_dict(chosen),
                 precision,
                 threads,
                 quick,
                 resume,
                 note=lambda done, total: bar.update(task, completed=done, total=total),
+                lengths=asked,
             )
     except KeyboardInterrupt:
         if out.exists():
@@ -114,6 +126,18 @@ def profile(
         )
     else:
         console.print_line(str(out))
+
+
+def _lengths(text: str | None) -> list[int] | None:
+    from merino_edge import limits
+    from merino_edge.errors import InputError
+
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and len(part) < 10 for part in parts):
+        raise InputError(f"--lengths {text!r} is no list of lengths", "write it as 64,256,1024")
+    return [limits.check_range("--lengths", int(part), 1, limits.MAX_POSITIONS) for part in parts]
 
 
 def _print_plan(screen: Console, grid: dict[str, Any], probes: int, eta_seconds: float) -> None:

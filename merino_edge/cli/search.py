@@ -1,121 +1,127 @@
-"""`merino-edge search`: the architecture with the highest score within budgets.
+"""`merino-edge search`: the architecture with the highest score within budgets, and the proof that none is higher.
 
-Writes an architecture artefact (merino_edge.architecture) with how it was found:
-
-    "score": {"total", "mha", "ffn", "raw", "hyperparameters": {"alpha_mha", "alpha_ffn", "epsilon_squared", ...}},
-    "costs": {"parameters", "weight_mb", "flops", "decode_ms"?, "prefill_ms"?}, "precision": "fp16",
-    "budgets": {the bounded ones of the same}, "solver": "evolution", "solver_options": {"iterations", ...}, "seed": 0,
-    "space": {"name", "size", "sha256"}, "table": {"sha256", "estimated"} or null
+Writes an architecture artefact (merino_edge.architecture) with how it was found (merino_edge.search.result): enough for
+`merino-edge search --from RESULT` to find it again.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from merino_edge.cli import budgets
+
+if TYPE_CHECKING:
+    from merino_edge.search.result import Question
 
 
 def search(
     out: Annotated[Path, typer.Option(help="The architecture to write, NAME.json.")],
-    space: Annotated[str, typer.Option(help="paper, demo, or a space file.")] = "paper",
-    solver: Annotated[str, typer.Option(help="evolution (the paper's algorithm).")] = "evolution",
-    table: Annotated[Path | None, typer.Option(help="A latency table made by: merino-edge profile.")] = None,
-    decode_ms: Annotated[str | None, typer.Option(metavar="MS", help="Most time per generated token.")] = None,
-    prefill_ms: Annotated[str | None, typer.Option(metavar="MS", help="Most time for the table's prompt.")] = None,
-    params: Annotated[str | None, typer.Option(metavar="N", help="Most stored parameters, as 60M.")] = None,
-    flops: Annotated[
-        str | None, typer.Option(metavar="N", help="Most FLOPs per 1024 tokens without head, as 60G.")
+    space: budgets.SpaceName = None,
+    solver: Annotated[
+        str | None, typer.Option(help="exact (proven), or evolution (the paper's algorithm). [default: exact]")
     ] = None,
-    weight_mb: Annotated[str | None, typer.Option(metavar="MB", help="Most weight megabytes at --precision.")] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="fp32, fp16, int8 or int4. [default: the table's, else fp16]")
+    score: budgets.ScoreName = None,
+    table: budgets.TablePath = None,
+    device: budgets.DeviceName = None,
+    precision: budgets.Precision = None,
+    shared: budgets.Shared = None,
+    decode_ms: budgets.DecodeMs = None,
+    text_ms: budgets.TextMs = None,
+    prefill_ms: budgets.PrefillMs = None,
+    first_token_ms: budgets.FirstTokenMs = None,
+    energy_mj: budgets.EnergyMj = None,
+    weight_mb: budgets.WeightMb = None,
+    kv_mb: budgets.KvMb = None,
+    peak_mb: budgets.PeakMb = None,
+    params: budgets.Params = None,
+    flops: budgets.Flops = None,
+    seconds: budgets.Seconds = None,
+    iterations: Annotated[
+        int | None, typer.Option(help="Mutations to try. [default: 100000]", rich_help_panel="Evolution")
     ] = None,
-    shared: Annotated[
-        bool | None,
-        typer.Option("--shared/--no-shared", help="One set of weights per block. [default: the space's]"),
+    population: Annotated[
+        int | None, typer.Option(help="Architectures kept. [default: 512]", rich_help_panel="Evolution")
     ] = None,
-    iterations: Annotated[int, typer.Option(help="Mutations to try.")] = 100_000,
-    population: Annotated[int, typer.Option(help="Architectures kept.")] = 512,
-    parents: Annotated[int, typer.Option(help="The best of them, that are mutated.")] = 64,
-    seed: Annotated[int, typer.Option(help="The same seed finds the same architecture.")] = 0,
+    parents: Annotated[
+        int | None, typer.Option(help="The best, that are mutated. [default: 64]", rich_help_panel="Evolution")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same finds the same. [default: 0]", rich_help_panel="Evolution")
+    ] = None,
+    repeat: Annotated[
+        Path | None, typer.Option("--from", metavar="RESULT", help="Search again as RESULT was found, and compare.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Also plot the search.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Find the architecture with the highest entropy score within any combination of budgets."""
-    import dataclasses
-
-    from merino_edge import architecture, artefact
+    """Find the architecture with the highest score within any combination of budgets, and prove it."""
+    from merino_edge import architecture, limits
     from merino_edge.cli import console
     from merino_edge.errors import InputError, MissingExtraError
-    from merino_edge.latency_table import LatencyTable
     from merino_edge.search import report
-    from merino_edge.search.budget import OPTIONS, Budget, parse_quantity
-    from merino_edge.search.entropy import Hyperparameters
-    from merino_edge.search.evolution import evolve
-    from merino_edge.search.space import load_space
+    from merino_edge.search.result import answer
 
-    if solver != "evolution":
-        raise InputError(f"there is no solver {solver!r}", "choose --solver evolution")
     given = {
-        "parameters": params,
-        "weight_mb": weight_mb,
-        "flops": flops,
         "decode_ms": decode_ms,
+        "text_ms": text_ms,
         "prefill_ms": prefill_ms,
+        "first_token_ms": first_token_ms,
+        "energy_mj": energy_mj,
+        "weight_mb": weight_mb,
+        "kv_mb": kv_mb,
+        "peak_mb": peak_mb,
+        "parameters": params,
+        "flops": flops,
     }
-    quantities = {metric: parse_quantity(text, OPTIONS[metric]) for metric, text in given.items() if text is not None}
-    budget = Budget(**quantities)
-    chosen = load_space(space)
-    if shared is not None:
-        chosen = dataclasses.replace(chosen, shared=shared)
-    latencies = LatencyTable.load(table) if table else None
-    precision = precision or (latencies.precision if latencies else "fp16")
-    hyperparameters = Hyperparameters()
+    asked = {"iterations": iterations, "population": population, "parents": parents, "seed": seed}
+    options = {name: value for name, value in asked.items() if value is not None}
+    limits.check_seconds(seconds)
+    expected: str | None = None
+    if repeat is None:
+        if options and solver != "evolution":
+            raise InputError(f"--{next(iter(options))} is of the evolution", "add: --solver evolution")
+        question = budgets.question(
+            space, score, table, device, precision, shared, given, solver=solver or "exact", options=options
+        )
+    else:
+        described = (space, solver, score, table, device, precision, shared, seconds, *given.values())
+        if options or any(value is not None for value in described):
+            raise InputError("--from searches as the result was found", "leave everything else but --out away")
+        question, expected = _question_of(repeat)
 
     screen = console.stderr()
-    with console.progress(screen) as bar:
-        task = bar.add_task("searching", total=iterations, note="", visible=False)
-        result = evolve(
-            chosen,
-            budget,
-            latencies=latencies,
-            precision=precision,
-            hyperparameters=hyperparameters,
-            iterations=iterations,
-            population=population,
-            parents=parents,
-            seed=seed,
-            on_progress=lambda done, best: bar.update(
-                task, completed=done, visible=True, note=f"best score {best:.1f}"
-            ),
+    with screen.status("searching") as status:
+        found = answer(question, seconds, lambda *progress: status.update(_progress(*progress)))
+    if expected is not None and found.architecture.id != expected:
+        raise InputError(
+            f"{repeat} holds architecture {expected}, the search found {found.architecture.id}",
+            "it was made by another version of the tool",
         )
-        bar.update(task, completed=iterations)
-
-    document = architecture.save(
-        out,
-        result.architecture,
-        score={**dataclasses.asdict(result.score), "hyperparameters": dataclasses.asdict(hyperparameters)},
-        costs=result.costs,
-        precision=precision,
-        budgets=budget.limits,
-        solver=solver,
-        solver_options={"iterations": iterations, "population": population, "parents": parents},
-        seed=seed,
-        space={
-            "name": chosen.name,
-            "size": chosen.size,
-            "sha256": artefact.sha256_text(artefact.canonical_json(chosen.to_dict())),
-        },
-        table={"sha256": latencies.sha256, "estimated": latencies.estimated} if latencies else None,
-    )
-    screen.print(report.summary(result, budget, estimated=latencies is not None and latencies.estimated))
+    document = architecture.save(out, found.architecture, **found.document())
+    screen.print(report.summary(found))
     if plot:
         try:
-            report.plot(result, budget, plot)
+            report.plot(found, plot)
         except MissingExtraError as error:
             screen.print(f"no plot: {error}", markup=False, soft_wrap=True)
     if as_json:
         console.print_json(document)
     else:
         console.print_line(str(out))
+
+
+def _question_of(path: Path) -> tuple[Question, str]:
+    """What the result at `path` answers, and the id of the architecture it found."""
+    from merino_edge import architecture
+    from merino_edge.search.result import Question
+
+    a, document = architecture.load(path)
+    return Question.of(document, str(path)), a.id
+
+
+def _progress(doing: str, score: float, bound: float) -> str:
+    found = f", best {score:.6g}" if score > -float("inf") else ""
+    return f"{doing}{found}" + (f", none above {bound:.6g}" if bound < float("inf") else "")

@@ -1,7 +1,7 @@
 """`merino-edge show ARTEFACT`: what an artefact is and holds, told from its content, not from its name.
 
-`--json` prints {"kind", "path", ...}: an architecture's and a space's own document; a table's header, validation and
-counts of entries; a checkpoint's training record and a bundle's manifest, each with `counts`.
+`--json` prints {"kind", "path", ...}: an architecture's, a space's and a front's own document; a table's header,
+validation and counts of entries; a checkpoint's training record and a bundle's manifest, each with `counts`.
 """
 
 from __future__ import annotations
@@ -107,11 +107,19 @@ def _read_table(path: Path) -> Document:
     return {**table.header, "sha256": table.sha256, **counted, "validation": table.validation}
 
 
+def _read_front(path: Path) -> Document:
+    from merino_edge import artefact
+    from merino_edge.search.pareto import KIND, SCHEMA_VERSION
+
+    return artefact.read_json(path, KIND, SCHEMA_VERSION)
+
+
 def _read_space(path: Path) -> Document:
-    from merino_edge.search.space import load_space
+    from merino_edge.search import space_file
+    from merino_edge.search.spaces import load_space
 
     space = load_space(str(path))
-    return {**space.to_dict(), "size": space.size}
+    return {**space_file.to_dict(space), "size": space.size}
 
 
 # --- printing --------------------------------------------------------------------------------------
@@ -157,6 +165,13 @@ def _print_artefact(screen: Console, document: Document) -> None:
     told = {"kind", "path", "schema_version", "id", "architecture", "counts", "tool_version", "sha256",
             "files", "parity", "graph", "history"}  # fmt: skip
     rest = {name: value for name, value in document.items() if name not in told}
+    if isinstance(
+        space := rest.get("space"), dict
+    ):  # of a search: its whole form and the table's entries are for --from
+        rest["space"] = {name: value for name, value in space.items() if name != "form"}
+    if isinstance(table := rest.get("table"), dict):
+        entries = table.get("entries") or ()
+        rest["table"] = {"name": table.get("name"), "sha256": table.get("sha256"), "entries": len(entries)}
     if rest:
         screen.print("how it was made:")
         _print_fields(screen, rest)
@@ -197,6 +212,13 @@ def _print_table(screen: Console, document: Document) -> None:
         screen.print(figures)
 
 
+def _print_front(screen: Console, document: Document) -> None:
+    from merino_edge.search import front_report
+
+    screen.print(f"Pareto front {document['path']} of {document['score']['name']} against {document['metric']}")
+    screen.print(front_report.table(document))
+
+
 def _print_space(screen: Console, document: Document) -> None:
     screen.print(f"space {document['name']} ({document['size']:.4g} architectures)")
     _print_fields(screen, {k: v for k, v in document.items() if k not in ("kind", "path", "name", "size")})
@@ -208,4 +230,5 @@ KINDS = {
     "checkpoint": (_read_checkpoint, _print_artefact),
     "bundle": (_read_bundle, _print_artefact),
     "space": (_read_space, _print_space),
+    "pareto_front": (_read_front, _print_front),
 }

@@ -11,7 +11,9 @@ from stranger import TINY, Refused, run
 
 from merino_edge import architecture, artefact, checkpoint
 from merino_edge.data import chat_format, train_tokenizer
-from merino_edge.search.space import DEMO
+from merino_edge.search import space_file
+from merino_edge.search.space import Vocabulary
+from merino_edge.search.spaces import DEMO
 from merino_edge.weights import random_weights
 
 TEXT = "Once upon a time a small model met a stranger, who gave it everything but what it asked for. " * 20
@@ -23,9 +25,13 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("good")
     (folder / "corpus.txt").write_text(TEXT)
     architecture.save(folder / "a.json", TINY)
-    choices = {"widths": (32, 64), "ffn_ratios": (1, 2), "layers": (1, 2)}
-    space = dataclasses.replace(DEMO, name="tiny", blocks=2, model=TINY, **choices)
-    artefact.write_json(folder / "space.json", "space", space.to_dict())
+    blocks = {"blocks": (1, 2), "widths": (32, 64), "ffn_ratios": (1, 2), "layers": (1, 2), "kv_groups": (1, 2)}
+    frames = {"embedding_widths": (32,), "vocabularies": (Vocabulary(300, 1.9),), "contexts": (64,)}
+    space = dataclasses.replace(
+        DEMO, name="tiny", shared=(False, True), model=TINY, least_embedding=0, **blocks, **frames
+    )
+    artefact.write_json(folder / "space.json", "space", space_file.to_dict(space), space_file.SCHEMA_VERSION)
+    assert run("search", "--space", folder / "space.json", "--flops", "1G", "--out", folder / "result.json") == 0
     tokenizer = train_tokenizer(iter([TEXT]), TINY.vocab_size).to_str()
     checkpoint.save(folder / "checkpoint", TINY, random_weights(TINY), tokenizer, chat_format(), {"source": "random"})
     assert run("export", folder / "checkpoint", "--threads", 1, "--out", folder / "bundle") == 0

@@ -44,14 +44,17 @@ def commands(good: Path, folder: Path, out: Path) -> dict[str, list[tuple[object
     return {
         "a.json": [train(folder / "a.json", good, out), ("show", folder / "a.json")],
         "space.json": [
-            ("search", "--space", folder / "space.json", "--iterations", 10, "--out", out),
+            ("search", "--space", folder / "space.json", "--out", out),
+            ("pareto", "--space", folder / "space.json", "--against", "flops", "--points", 3, "--out", out),
             ("profile", "--space", folder / "space.json", "--threads", 1, "--quick", "--out", out),
             ("show", folder / "space.json"),
         ],
         "table.jsonl": [
             ("search", "--space", good / "space.json", "--table", folder / "table.jsonl", "--out", out),
             ("show", folder / "table.jsonl"),
+            ("pareto", "--space", good / "space.json", "--table", folder / "table.jsonl", "--points", 3, "--out", out),
         ],
+        "result.json": [("search", "--from", folder / "result.json", "--out", out), ("show", folder / "result.json")],
         "checkpoint": [
             ("export", folder / "checkpoint", "--threads", 1, "--out", out),
             ("show", folder / "checkpoint"),

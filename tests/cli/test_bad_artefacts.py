@@ -20,6 +20,7 @@ FILES = [
     "a.json",
     "space.json",
     "table.jsonl",
+    "result.json",
     *(f"checkpoint/{name}" for name in ("training.json", "architecture.json", "chat.json", "tokenizer.json")),
     "checkpoint/model.safetensors",
     *(f"bundle/{name}" for name in ("manifest.json", "model.onnx", "model.onnx.data", "tokenizer.json", "chat.json")),
@@ -108,7 +109,7 @@ def test_newer_schemas_and_false_hashes(good: Path, tmp_path: Path, refused: Ref
     file = copied(good, name, tmp_path)
     readers = commands(good, tmp_path, tmp_path / "out")[name.split("/")[0]]
     whole = file.read_text()
-    reseal(file, schema_version=2)
+    reseal(file, schema_version=3)
     assert all("run: pip install -U merino-edge" in refused(*arguments) for arguments in readers)
     file.write_text(whole.replace('"sha256": "', '"sha256": "0', 1) if name == "a.json" else whole)
     reseal(file, kind="poem")

@@ -17,7 +17,8 @@ from merino_edge.latency_table import LatencyTable
 
 def writers(good: Path, out: Path) -> dict[str, tuple[object, ...]]:
     return {
-        "search": ("search", "--space", good / "space.json", "--iterations", 10, "--out", out),
+        "search": ("search", "--space", good / "space.json", "--out", out),
+        "pareto": ("pareto", "--space", good / "space.json", "--against", "flops", "--points", 3, "--out", out),
         "profile": ("profile", "--space", good / "space.json", "--quick", "--threads", 1, "--out", out),
         "train": train(good / "a.json", good, out),
         "export": ("export", good / "checkpoint", "--threads", 1, "--out", out),
@@ -77,7 +78,7 @@ def test_a_read_only_disk(good: Path, disk: Path, refused: Refused, verb: str) -
 def test_a_full_disk(good: Path, disk: Path, refused: Refused, verb: str) -> None:
     fill(disk)
     assert "cannot write" in refused(*writers(good, disk / "out")[verb])
-    assert "free the disk" in refused("search", "--iterations", 1, "--plot", disk / "a.png", "--out", disk / "a.json")
+    assert "free the disk" in refused("search", "--plot", disk / "a.png", "--out", disk / "a.json")
 
 
 def test_a_disk_that_fills_while_training_and_exporting(good: Path, disk: Path, refused: Refused) -> None:

@@ -16,14 +16,18 @@ WHOLE = {
     "generate": ["--max-tokens", "--top-k", "--seed", "--threads"],
     "bench": ["--prompt-tokens", "--new-tokens", "--repetitions", "--threads"],
     "search": ["--iterations", "--population", "--parents", "--seed"],
+    "pareto": ["--points"],
     "profile": ["--threads"],
     "demo": ["--steps", "--threads"],
 }
+BUDGETS = ["--decode-ms", "--text-ms", "--prefill-ms", "--first-token-ms", "--params", "--flops"]
+BUDGETS += ["--weight-mb", "--kv-mb", "--peak-mb"]
 REAL = {
     "train": ["--learning-rate"],
     "generate": ["--temperature", "--top-p", "--min-p", "--repetition-penalty"],
     "demo": ["--decode-ms", "--params"],
-    "search": ["--decode-ms", "--prefill-ms", "--params", "--flops", "--weight-mb"],
+    "search": [*BUDGETS, "--seconds"],
+    "pareto": BUDGETS,
 }
 ZERO_IS_FINE = {"--warmup", "--seed", "--top-k", "--iterations", "--temperature", "--top-p", "--min-p"}
 
@@ -37,9 +41,10 @@ def command(verb: str, good: Path, out: Path) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("verb", WHOLE)
 def test_whole_numbers(good: Path, tmp_path: Path, refused: Refused, verb: str) -> None:
+    solver = ("--solver", "evolution") if verb == "search" else ()
     for option in WHOLE[verb]:
         for value in NO_WHOLE_NUMBERS if option in ZERO_IS_FINE else [*NO_WHOLE_NUMBERS, "0"]:
-            refused(*command(verb, good, tmp_path / "out"), f"{option}={value}")
+            refused(*command(verb, good, tmp_path / "out"), *solver, f"{option}={value}")
 
 
 @pytest.mark.parametrize("verb", REAL)
@@ -51,7 +56,7 @@ def test_real_numbers(good: Path, tmp_path: Path, refused: Refused, verb: str) -
 
 def test_budgets_that_nothing_meets_name_the_nearest_value(good: Path, tmp_path: Path, refused: Refused) -> None:
     search = ("search", "--space", good / "space.json", "--table", good / "table.jsonl", "--out", tmp_path / "out")
-    for option in REAL["search"]:
+    for option in BUDGETS:
         line = refused(*search, option, "1e-9")
         least = line.split("the least possible is ")[1].split(")")[0]
         assert line.endswith(f"raise {option}") and float(least.rstrip("KM")) > 0

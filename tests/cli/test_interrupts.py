@@ -38,7 +38,8 @@ def test_export_leaves_nothing(good: Path, tmp_path: Path, merino: tuple[str, ..
 
 def test_search_leaves_nothing(tmp_path: Path, merino: tuple[str, ...]) -> None:
     began = time.monotonic()
-    command = [*merino, "search", "--iterations", 10**9, "--out", tmp_path / "a.json"]
+    evolution = ("--solver", "evolution", "--iterations", 10**9)
+    command = [*merino, "search", *evolution, "--out", tmp_path / "a.json"]
     stopped = interrupted(command, lambda: time.monotonic() - began > 2)
     assert stopped == (130, "", "merino-edge: interrupted\n") and not list(tmp_path.iterdir())
 

@@ -40,6 +40,7 @@ def test_every_command_runs_and_says_what_the_readme_promises(
     assert {shlex.split(c)[1] for c in commands if c.startswith("merino-edge")} == {
         "profile",
         "search",
+        "pareto",
         "train",
         "import",
         "export",
@@ -63,7 +64,8 @@ def test_every_command_runs_and_says_what_the_readme_promises(
 
 
 @pytest.mark.parametrize(
-    "verb", ["", "profile", "search", "train", "import", "export", "generate", "bench", "show", "doctor", "demo"]
+    "verb",
+    ["", "profile", "search", "pareto", "train", "import", "export", "generate", "bench", "show", "doctor", "demo"],
 )
 def test_help_loads_no_heavy_library(verb: str) -> None:
     heavy = ["torch", "onnx", "onnx_ir", "onnxruntime", "numpy", "transformers", "tokenizers", "matplotlib"]

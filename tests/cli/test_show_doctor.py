@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
@@ -15,7 +14,6 @@ import pytest
 from merino_edge import architecture, artefact, bundle, checkpoint
 from merino_edge.architecture import Architecture, Block
 from merino_edge.latency_table import LatencyTable
-from merino_edge.search.space import DEMO
 from merino_edge.tokenizer import ChatFormat
 from merino_edge.weights import random_weights
 
@@ -40,20 +38,20 @@ def refused(*arguments: object, code: int, says: str) -> None:
 
 @pytest.fixture(scope="module")
 def space_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = dataclasses.replace(
-        DEMO.model,
-        vocab_size=64,
-        max_positions=16,
-        embedding_width=32,
-        head_dim=32,
-        rotary_dim=32,
-        blocks=(Block(32, 1, 1, 1, 32),),
-    )
-    space = dataclasses.replace(
-        DEMO, name="tiny", blocks=1, widths=(32,), ffn_ratios=(1, 2), layers=(1, 2, 3, 4), model=model
-    )
+    document = {
+        "schema_version": 2,
+        "name": "tiny",
+        "base": "demo",
+        "blocks": 1,
+        "widths": 32,
+        "ffn_ratios": [1, 2],
+        "layers": [1, 2, 3, 4],
+        "embedding_widths": 32,
+        "vocabularies": 64,
+        "contexts": 16,
+    }
     path = tmp_path_factory.mktemp("space") / "space.json"
-    artefact.write_json(path, "space", space.to_dict())
+    path.write_text(json.dumps({"kind": "space", **document}))
     return path
 
 

@@ -6,15 +6,27 @@ import pytest
 
 from merino_edge.architecture import Architecture, Block
 from merino_edge.jetson import profiler, stopwatch
-from merino_edge.search.space import Space
+from merino_edge.search.space import Space, Vocabulary
 
 
 @pytest.fixture(scope="session")
 def tiny_space() -> Space:
-    model = Architecture(
-        vocab_size=96, max_positions=16, embedding_width=64, head_dim=32, blocks=(Block(32, 1, 1, 1, 32),)
+    return Space(
+        name="tiny",
+        blocks=(2,),
+        widths=(32, 64),
+        ffn_ratios=(1, 2),
+        layers=(1, 2),
+        kv_groups=(1, 2),
+        shared=(True,),
+        ffn=("relu",),
+        embedding_widths=(64,),
+        vocabularies=(Vocabulary(96),),
+        contexts=(16,),
+        least_width=0,
+        least_embedding=0,
+        model=Architecture(1, 1, 1, head_dim=32, blocks=(Block(32, 1, 1, 1, 1),)),
     )
-    return Space(name="tiny", blocks=2, widths=(32, 64), ffn_ratios=(1, 2), layers=(1, 2), shared=True, model=model)
 
 
 @pytest.fixture

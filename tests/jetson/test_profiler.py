@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
+import random
 from pathlib import Path
 
 import pytest
 
 from merino_edge.errors import ArtefactError, InputError, OutputError
 from merino_edge.jetson import profiler
-from merino_edge.latency_table import MODES, LatencyTable
+from merino_edge.latency_table import LatencyTable, Step
+from merino_edge.measurement import MODES
+from merino_edge.search import space_file
 from merino_edge.search.space import Space
 
 
 def run(
-    path: Path, space: Space, resume: bool = False, precision: str = "fp32", stop_after: int | None = None
+    path: Path,
+    space: Space,
+    resume: bool = False,
+    precision: str = "fp32",
+    stop_after: int | None = None,
+    lengths: list[int] | None = None,
 ) -> LatencyTable:
     def note(done: int, total: int) -> None:
         if stop_after is not None and done >= stop_after:
             raise KeyboardInterrupt
 
-    return profiler.profile(path, space, space.to_dict(), precision, 1, True, resume, note)
+    return profiler.profile(path, space, space_file.to_dict(space), precision, 1, True, resume, note, lengths)
 
 
 @pytest.mark.usefixtures("hasty_clock")
@@ -70,6 +79,24 @@ def test_only_the_same_profile_may_be_continued(tmp_path: Path, tiny_space: Spac
     with pytest.raises(OutputError, match="exists; finish it with --continue"):
         run(path, tiny_space)
     assert path.read_bytes() == begun
+
+
+@pytest.mark.usefixtures("hasty_clock")
+def test_a_finished_table_can_be_extended(tmp_path: Path, tiny_space: Space) -> None:
+    """By another FFN kind, a wider embedding and a length: what a search's refusal asks for."""
+    path = tmp_path / "t.jsonl"
+    first = run(path, tiny_space)
+    wider = dataclasses.replace(tiny_space, name="wider", ffn=("relu", "swiglu"), embedding_widths=(32, 64))
+    a = wider.architecture(wider.sample(random.Random(1)))
+    assert first.gaps("layer", "swiglu", Step("decode", 10), []) != []
+    table = run(path, wider, resume=True, lengths=[10])
+    assert table.measurements[: len(first.measurements)] == first.measurements
+    assert table.header["lengths"] == [4, 10, 16] and table.header["space"]["name"] == "wider"
+    assert table.default_length == first.default_length
+    for mode in MODES:
+        assert table.model_ms(a, mode, 10) >= 0
+        assert table.validation[mode]["models"] > first.validation[mode]["models"]
+    assert run(path, wider, resume=True).measurements == table.measurements  # nothing left to measure
 
 
 def test_a_profile_that_measured_nothing_leaves_nothing(tmp_path: Path, tiny_space: Space) -> None:

@@ -4,45 +4,88 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from merino_edge import artefact, counts
-from merino_edge.latency_table import KIND, MODES, LatencyTable, Measurement, family, seal
+from merino_edge.architecture import Architecture
+from merino_edge.latency_table import KIND, SCHEMA_VERSION, LatencyTable, family
+from merino_edge.measurement import MODES, Measurement, Mode, What, seal
 from merino_edge.search.space import Space
 
-LENGTH = 64
+LENGTHS = (16, 256)
 BYTES_PER_MS = {"decode": 1e6, "prefill": 1e5}
+MJ_PER_MS = 7.5
 WriteTable = Callable[..., LatencyTable]
+
+
+def entries(space: Space, change_ms: float, energy: bool) -> Iterator[Measurement]:
+    """Time is bytes over bandwidth and longer for longer caches, plus `change_ms` per width change."""
+    model = space.models[0]
+
+    def entry(what: What, mode: Mode, length: int, cost: float, **shape: object) -> Measurement:
+        cost *= 1 + length / 1000
+        return Measurement(what, mode, length, shape, (cost,), MJ_PER_MS * cost if energy else None)
+
+    for mode, length in itertools.product(MODES, LENGTHS):
+        seen = set()
+        for ffn, gene in itertools.product(space.ffn, space.genes):
+            for kv_heads in {1, gene.heads}:
+                shape = {"ffn": ffn, "width": gene.width, "heads": gene.heads, "kv_heads": kv_heads}
+                if (key := (*shape.values(), gene.ffn_width)) not in seen:
+                    seen.add(key)
+                    matrices = 3 if ffn == "swiglu" else 2
+                    elements = gene.width * (2 * gene.width + 2 * kv_heads * model.head_dim + matrices * gene.ffn_width)
+                    cost = 0.02 + elements / BYTES_PER_MS[mode]
+                    yield entry("layer", mode, length, cost, ffn_width=gene.ffn_width, **shape)
+                    yield entry("repeat", mode, length, 0.7 * cost, ffn_width=gene.ffn_width, **shape)
+        for product in {x * y for x, y in space.projections}:
+            yield entry("width_change", mode, length, change_ms + product / BYTES_PER_MS[mode], before=1, after=product)
+        for vocabulary, width in itertools.product(space.vocabularies, space.embedding_widths):
+            cost = 0.1 + vocabulary.size * width / 1e6
+            yield entry("end", mode, length, cost, vocab_size=vocabulary.size, embedding_width=width)
 
 
 @pytest.fixture(scope="session")
 def write_table(tmp_path_factory: pytest.TempPathFactory) -> WriteTable:
-    """Write and load a table covering `space`: time is bytes over bandwidth, plus `change_ms` per width change."""
+    """Write and load a table covering `space`."""
 
-    def write(space: Space, precision: str = "fp32", change_ms: float = 0.01) -> LatencyTable:
+    def write(space: Space, precision: str = "fp32", change_ms: float = 0.01, energy: bool = False) -> LatencyTable:
         path = tmp_path_factory.mktemp("latencies") / "table.jsonl"
-        model = space.model
-        header = {"family": family(model), "precision": precision, "default_length": LENGTH, "estimated": True}
-        lines = [json.dumps(artefact.stamp(KIND, header))]
-        products = {x * y for x, y in itertools.combinations({*space.widths, model.embedding_width}, 2)}
-        for mode in MODES:
-            bandwidth = BYTES_PER_MS[mode]
-
-            def add(what: str, cost: float, **shape: int) -> None:
-                lines.append(seal(Measurement(what, mode, LENGTH, shape, (cost,)).to_line()))  # type: ignore[arg-type]  # noqa: B023
-
-            for block in {gene.ffn_width / gene.width * 1e6 + gene.width: gene for gene in space.genes}.values():
-                shape = {"width": block.width, "heads": block.heads, "kv_heads": block.kv_heads}
-                cost = 0.02 + counts.layer_matrix_parameters(model, block) / bandwidth
-                add("layer", cost, ffn_width=block.ffn_width, **shape)
-                add("repeat", 0.7 * cost, ffn_width=block.ffn_width, **shape)
-            for product in products:
-                add("width_change", change_ms + product / bandwidth, before=1, after=product)
-            add("end", 0.1, vocab_size=model.vocab_size, embedding_width=model.embedding_width)
+        header = {"family": family(space.models[0]), "precision": precision, "default_length": 64, "estimated": True}
+        header["device"] = {"name": "Formula Board", "compatible": ["formula,one"]}
+        lines = [json.dumps(artefact.stamp(KIND, header, SCHEMA_VERSION))]
+        lines += [seal(m.to_line()) for m in entries(space, change_ms, energy)]
         lines.append(seal({"what": "validation", "decode": {}, "prefill": {}}))
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return LatencyTable.load(path)
 
     return write
+
+
+def whole_cost(key: str, a: Architecture, table: LatencyTable | None, bytes_per_token: float | None) -> float:
+    """A metric of a whole architecture by its definition, from the counts and the table's whole-model sums."""
+    name, _, at = key.partition("@")
+    if name == "parameters":
+        return a.parameters
+    if name == "flops":
+        return a.flops()
+    if name == "kv_mb":
+        return a.kv_bytes(int(at) if at else None) / 1e6
+    if name == "weight_mb":
+        return a.weight_bytes(at) / 1e6
+    if name == "peak_mb":
+        return counts.peak_bytes(a, "int8", int(at)) / 1e6
+    assert table is not None
+    from merino_edge.latency_table import Step
+
+    if name == "first_token_ms":
+        assert bytes_per_token is not None
+        return table.model_cost(a, Step("prefill", -(-int(at) // bytes_per_token).__trunc__()))
+    step = Step("prefill" if name == "prefill_ms" else "decode", int(at), "mj" if name == "energy_mj" else "ms")
+    cost = table.model_cost(a, step)
+    if name == "text_ms":
+        assert bytes_per_token is not None
+        return cost * 100 / bytes_per_token
+    return cost

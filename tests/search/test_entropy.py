@@ -1,22 +1,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from merino_edge.architecture import Block
 from merino_edge.errors import InputError
-from merino_edge.presets import PRESETS, preset
 from merino_edge.search.entropy import (
     Hyperparameters,
-    block_score,
     depth_penalty,
     effectiveness_gamma,
     layer_entropy,
     matrix_entropy,
-    score,
 )
 
 # Narrow to wide, square to 8:1, with as many samples as give every shape about the same work.
@@ -71,42 +68,26 @@ def test_penalty_power_changes_only_the_penalty() -> None:
     squared = Hyperparameters(effectiveness_power=2.0)
     assert depth_penalty(24, 64, squared) == pytest.approx(0.75**2)
     assert depth_penalty(24, 64, Hyperparameters(effectiveness_power=0.0)) == 1.0
-    a = preset("opt-125m")
-    assert score(a, squared).total < score(a).total
-    assert score(a, squared).raw == score(a).raw
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_score_is_the_sum_over_computed_layers(name: str) -> None:
-    """Summed layer by layer from the definition (paper section 4)."""
-    a, constants = preset(name), Hyperparameters()
-    mha = ffn = raw = 0.0
-    for layer in a.layer_blocks():
-        kv_width = layer.kv_heads * a.head_dim
-        shapes_mha = [(layer.width, layer.width)] * 2 + [(layer.width, kv_width)] * 2
-        shapes_ffn = [(layer.width, layer.ffn_width)] * (3 if a.ffn == "swiglu" else 2)
-        h_mha = sum(matrix_entropy(*shape, 700.0) for shape in shapes_mha)
-        h_ffn = sum(matrix_entropy(*shape, 700.0) for shape in shapes_ffn)
-        mha += (1 - a.layers / 16 / math.log2(layer.width)) * h_mha
-        ffn += (1 - a.layers / 16 / math.log2(layer.ffn_width)) * h_ffn
-        raw += h_mha + h_ffn
-    found = score(a, constants)
-    assert found.mha == pytest.approx(mha) and found.ffn == pytest.approx(ffn) and found.raw == pytest.approx(raw)
-    assert found.total == pytest.approx(0.4 * mha + 0.6 * ffn)
-
-
-def test_sharing_weights_does_not_change_the_score() -> None:
-    a = preset("merino-52m")
-    assert score(a) == score(replace(a, blocks=tuple(replace(block, shared=False) for block in a.blocks)))
 
 
 def test_fewer_key_value_heads_and_no_gate_lower_the_entropy() -> None:
-    a = preset("smollm2-135m")
-    block = Block(width=576, layers=1, heads=9, kv_heads=9, ffn_width=1536)
-    full, grouped = (layer_entropy(a, replace(block, kv_heads=n), 700.0) for n in (9, 3))
+    full, grouped = (layer_entropy(576, kv_width, 1536, True, 700.0) for kv_width in (576, 192))
     assert grouped[0] < full[0] and grouped[1] == full[1]
-    assert layer_entropy(preset("opt-125m"), block, 700.0)[1] == pytest.approx(full[1] * 2 / 3)
-    assert block_score(a, replace(block, layers=3), 3, Hyperparameters()).raw == pytest.approx(3 * sum(full))
+    assert layer_entropy(576, 576, 1536, False, 700.0)[1] == pytest.approx(full[1] * 2 / 3)
+
+
+@given(st.sampled_from((64, 128, 256)), st.integers(16, 512), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_a_cut_takes_entropy_exactly_where_it_is_narrower(width: int, cut: int, gated: bool) -> None:
+    whole, behind = (layer_entropy(width, 64, 2 * width, gated, 700.0, c) for c in (None, cut))
+    if cut >= width:
+        assert behind == whole
+    else:
+        assert all(0 < narrow < wide for narrow, wide in zip(behind, whole, strict=True))
+        # the same layer of a stream as narrow as the cut: only the stream's side shrinks
+        attention = 2 * matrix_entropy(cut, width, 700.0) + 2 * matrix_entropy(cut, 64, 700.0)
+        ffn = (3 if gated else 2) * matrix_entropy(cut, 2 * width, 700.0)
+        assert behind == (attention, ffn)
 
 
 @pytest.mark.parametrize(

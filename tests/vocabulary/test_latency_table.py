@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from merino_edge import artefact
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError, InputError
-from merino_edge.latency_table import KIND, MODES, LatencyTable, Measurement, What, family, seal, spread_percent
+from merino_edge.latency_table import KIND, RESOLUTION, SCHEMA_VERSION, LatencyTable, Step, family
+from merino_edge.measurement import MODES, Measurement, Mode, What, layer_point, seal, spread_percent
 
 WIDTHS, RATIOS, LENGTHS = (32, 64, 128), (1, 4), (16, 64)
 MODEL = Architecture(
@@ -26,11 +28,16 @@ MODEL = Architecture(
 )
 
 
+def share(shape: dict[str, int]) -> float:
+    """How far the key-value heads go from one to all."""
+    return (shape["kv_heads"] - 1) / (shape["heads"] - 1) if shape["heads"] > 1 else 1.0
+
+
 def cost_ms(what: str, mode: str, length: int, shape: dict[str, int]) -> float:
     """Linear in every axis between grid points, so that interpolation must hit it everywhere."""
     size = {
-        "layer": lambda s: s["width"] ** 2 * (1 + s["ffn_width"] / s["width"]),
-        "repeat": lambda s: 0.5 * s["width"] ** 2 * (1 + s["ffn_width"] / s["width"]),
+        "layer": lambda s: s["width"] ** 2 * (1 + s["ffn_width"] / s["width"]) * (1 + share(s) / 4),
+        "repeat": lambda s: 0.5 * s["width"] ** 2 * (1 + s["ffn_width"] / s["width"]) * (1 + share(s) / 4),
         "width_change": lambda s: s["before"] * s["after"],
         "end": lambda s: 7 * s["vocab_size"] * s["embedding_width"],
     }[what](shape)
@@ -38,16 +45,18 @@ def cost_ms(what: str, mode: str, length: int, shape: dict[str, int]) -> float:
 
 
 def measurements() -> Iterator[Measurement]:
-    def entries(what: What, **shape: int) -> Iterator[Measurement]:
+    def entries(what: What, **shape: Any) -> Iterator[Measurement]:
         for length in LENGTHS:
             for mode in MODES:
-                yield Measurement(what, mode, length, shape, (cost_ms(what, mode, length, shape),))
+                cost = cost_ms(what, mode, length, shape)
+                yield Measurement(what, mode, length, shape, (cost,), 3 * cost)
 
     for width in WIDTHS:
         for ratio in RATIOS:
-            shape = {"width": width, "heads": width // 32, "kv_heads": width // 32, "ffn_width": width * ratio}
-            yield from entries("layer", **shape)
-            yield from entries("repeat", **shape)
+            for kv_heads in sorted({1, width // 32}):
+                heads = {"heads": width // 32, "kv_heads": kv_heads}
+                yield from entries("layer", ffn="relu", width=width, ffn_width=width * ratio, **heads)
+                yield from entries("repeat", ffn="relu", width=width, ffn_width=width * ratio, **heads)
     yield from entries("width_change", before=32, after=64)
     yield from entries("width_change", before=96, after=128)
     yield from entries("end", vocab_size=100, embedding_width=64)
@@ -55,7 +64,7 @@ def measurements() -> Iterator[Measurement]:
 
 def table_text(lines: list[Measurement] | None = None, finished: bool = True, **header: object) -> str:
     fields = {"family": family(MODEL), "precision": "fp32", "default_length": 64, "estimated": True, **header}
-    written = [json.dumps(artefact.stamp(KIND, fields))]
+    written = [json.dumps(artefact.stamp(KIND, fields, SCHEMA_VERSION))]
     written += [seal(m.to_line()) for m in (list(measurements()) if lines is None else lines)]
     if finished:
         written.append(seal({"what": "validation", "decode": {"mape_percent": 1.5}, "prefill": {"mape_percent": 2.5}}))
@@ -81,39 +90,107 @@ def test_a_table_reads_back_as_it_was_written(table: LatencyTable, path: Path) -
     assert table.sha256 == artefact.sha256_file(path)
 
 
-@given(st.sampled_from(MODES), st.integers(16, 64), st.integers(1, 4), st.floats(1, 4), st.booleans())
+@given(
+    st.sampled_from(MODES), st.integers(16, 64), st.integers(1, 4), st.floats(1, 4), st.booleans(), st.integers(1, 2)
+)
 @settings(max_examples=60, deadline=None)
 def test_a_model_costs_the_sum_of_its_parts(
-    table: LatencyTable, mode: str, length: int, layers: int, ratio: float, shared: bool
+    table: LatencyTable, mode: Mode, length: int, layers: int, ratio: float, shared: bool, kv_heads: int
 ) -> None:
-    blocks = (Block(32, layers, 1, 1, round(32 * ratio), shared), Block(96, 1, 3, 3, 192), Block(128, 2, 4, 4, 512))
-    a = dataclasses.replace(MODEL, blocks=blocks)
-    first = {"width": 32, "ffn_width": round(32 * ratio)}
-    further = cost_ms("repeat" if shared else "layer", mode, length, first)
-    changes = [(64, 32, mode), (32, 96, mode), (96, 128, mode), (128, 64, "decode")]  # the last token alone leaves
+    blocks = (
+        Block(32, layers, 1, 1, round(32 * ratio), shared),
+        Block(96, 1, 3, 1, 192),
+        Block(128, 2, 4, 2 * kv_heads, 512),
+    )
+    a, step = dataclasses.replace(MODEL, blocks=blocks), Step(mode, length)
+    shapes = [{n: getattr(b, n) for n in ("width", "heads", "kv_heads", "ffn_width")} for b in blocks]
+    further = cost_ms("repeat" if shared else "layer", mode, length, shapes[0])
+    changes: list[tuple[int, int, Mode]] = [(64, 32, mode), (32, 96, mode), (96, 128, mode)]
+    changes.append((128, 64, "decode"))  # the last token alone leaves
     expected = cost_ms("end", mode, length, {"vocab_size": 100, "embedding_width": 64})
     expected += sum(cost_ms("width_change", m, length, {"before": x, "after": y}) for x, y, m in changes)
-    expected += cost_ms("layer", mode, length, first) + (layers - 1) * further
-    expected += cost_ms("layer", mode, length, {"width": 96, "ffn_width": 192})
-    expected += 2 * cost_ms("layer", mode, length, {"width": 128, "ffn_width": 512})
-    assert table.model_ms(a, mode, length) == pytest.approx(expected, rel=1e-9)
-    parts = sum(table.block_ms(a, b, mode, length) for b in blocks) + table.end_ms(a, mode, length)
-    parts += table.width_change_ms(32, 96, mode, length) + table.width_change_ms(96, 128, mode, length)
-    assert table.model_ms(a, mode, length) == pytest.approx(parts, rel=1e-12)
-    assert table.width_change_ms(96, 96, mode) == 0
+    expected += cost_ms("layer", mode, length, shapes[0]) + (layers - 1) * further
+    expected += cost_ms("layer", mode, length, shapes[1]) + 2 * cost_ms("layer", mode, length, shapes[2])
+    assert table.model_cost(a, step) == pytest.approx(expected, rel=1e-7)
+    parts = [table.block_cost(a, b, step) for b in blocks] + [table.end_cost(a, step)]
+    parts += [table.width_change_cost(x, y, step) for x, y in ((32, 96), (96, 128))]
+    for order in (parts, parts[::-1], sorted(parts)):
+        assert sum(order) == table.model_cost(a, step)  # exactly: parts are multiples of 2^-30
+    assert all(part / RESOLUTION == round(part / RESOLUTION) for part in parts)
+    assert table.width_change_cost(96, 96, step) == 0
+    energy = table.model_cost(a, Step(mode, length, "mj"))
+    assert energy == pytest.approx(3 * expected, rel=1e-7)
 
 
-@given(st.lists(st.floats(0, 5), min_size=12, max_size=12), st.integers(32, 128), st.floats(1, 4))
+def test_without_every_entrys_energy_there_is_none() -> None:
+    lines = list(measurements())
+    lines[0] = dataclasses.replace(lines[0], energy_mj=None)
+    table = LatencyTable(Path("t"), {"family": family(MODEL), "default_length": 64}, lines, {}, "")
+    assert table.model_ms(MODEL, lines[0].mode) > 0
+    with pytest.raises(InputError, match=r"does not cover energy of decode of layer \(relu\) \(no measurement\)"):
+        table.model_cost(MODEL, Step("decode", 64, "mj"))
+
+
+def test_a_table_of_the_first_schema_is_still_read(tmp_path: Path, table: LatencyTable) -> None:
+    """There the header said which FFN kind it was of, and key-value heads were as many as query heads."""
+    lines = []
+    for m in measurements():
+        if m.shape.get("kv_heads") == m.shape.get("heads"):
+            line = m.to_line()
+            line.pop("ffn", None)
+            lines.append(seal(line))
+    fields = {"family": {**family(MODEL), "ffn": "relu", "kv_group": 1}, "precision": "fp32", "default_length": 64}
+    header = json.dumps(artefact.stamp(KIND, {**fields, "estimated": True}, 1))
+    path = tmp_path / "first.jsonl"
+    path.write_text("\n".join([header, *lines, seal({"what": "validation", "decode": {"models": 1}})]) + "\n")
+    assert LatencyTable.load(path).model_ms(MODEL, "decode") == table.model_ms(MODEL, "decode")
+
+
+def test_a_search_result_can_carry_the_table(table: LatencyTable) -> None:
+    compact = json.loads(json.dumps(table.to_compact()))
+    again = LatencyTable.from_compact(compact, "result.json")
+    for step in (Step("decode", 40), Step("prefill", 16), Step("decode", 64, "mj")):
+        assert again.model_cost(MODEL, step) == table.model_cost(MODEL, step)
+    assert (again.sha256, again.precision, again.estimated) == (table.sha256, table.precision, table.estimated)
+    for harm in ({}, None, {**compact, "header": {}}, {**compact, "entries": [["layer"]]}, {**compact, "entries": 3}):
+        with pytest.raises(ArtefactError, match=r"^result.json"):
+            LatencyTable.from_compact(harm, "result.json")
+
+
+def test_every_gap_of_a_table_is_named(table: LatencyTable) -> None:
+    step = Step("decode", 128)
+    points = [layer_point(128, 256, 8, 8, 1024), layer_point(128, 32, 1, 1, 64)]
+    assert table.gaps("layer", "relu", step, points) == [
+        "decode of layer (relu): length 128 (measured 16 to 64)",
+        "decode of layer (relu): width 32 to 256 (measured 32 to 128)",
+    ]
+    assert table.gaps("layer", "swiglu", step, points) == ["decode of layer (swiglu) (no measurement)"]
+    few = LatencyTable(
+        Path("t"),
+        table.header,
+        [m for m in measurements() if m.shape.get("kv_heads") == m.shape.get("heads") != 1],
+        {},
+        "",
+    )
+    assert few.gaps("layer", "relu", Step("decode", 64), [layer_point(64, 128, 4, 2, 256)]) == [
+        "decode of layer (relu): fewer key-value heads than query heads"
+    ]
+
+
+@given(st.lists(st.floats(0, 5), min_size=20, max_size=20), st.integers(2, 4), st.floats(1, 4))
 @settings(max_examples=40, deadline=None)
-def test_between_points_a_cost_stays_between_its_corners(values: list[float], width: int, ratio: float) -> None:
+def test_between_points_a_cost_stays_between_its_corners(values: list[float], heads: int, ratio: float) -> None:
     layers = [m for m in measurements() if m.what == "layer" and m.mode == "decode"]
     lines = [dataclasses.replace(m, samples=(value,)) for m, value in zip(layers, values, strict=True)]
     table = LatencyTable(Path("t"), {"family": family(MODEL), "default_length": 64}, lines, {}, "")
+    width = 32 * heads
     low, high = max(w for w in WIDTHS if w <= width), min(w for w in WIDTHS if w >= width)
     corners = [m.median_ms for m in lines if m.length == 64 and m.shape["width"] in (low, high)]
-    a = dataclasses.replace(MODEL, head_dim=1, blocks=(Block(width, 1, width, width, round(width * ratio)),))
-    table.header["family"]["head_dim"] = 1
-    assert min(corners) - 1e-9 <= table.block_ms(a, a.blocks[0], "decode") <= max(corners) + 1e-9
+    for kv_heads in range(1, heads + 1):
+        if heads % kv_heads == 0:
+            block = Block(width, 1, heads, kv_heads, round(width * ratio))
+            cost = table.block_cost(MODEL, block, Step("decode", 64))
+            assert min(corners) - 1e-9 <= cost <= max(corners) + 1e-9
 
 
 @given(st.data())
@@ -187,6 +264,9 @@ def test_bad_tables_are_refused_in_one_line(tmp_path: Path, text: str, says: str
         {**next(measurements()).to_line(), "width": -1},
         {**next(measurements()).to_line(), "samples": []},
         {**next(measurements()).to_line(), "unit": "s"},
+        {**next(measurements()).to_line(), "ffn": 3},
+        {**next(measurements()).to_line(), "energy_mj": -1},
+        {**next(measurements()).to_line(), "energy_mj": "much"},
     ],
 )
 def test_a_sealed_line_that_is_no_measurement_is_refused(tmp_path: Path, line: dict[str, object]) -> None:
@@ -201,14 +281,16 @@ def test_a_sealed_line_that_is_no_measurement_is_refused(tmp_path: Path, line: d
     [
         (
             {"blocks": (Block(128, 1, 4, 4, 128), Block(160, 1, 5, 5, 160))},
-            "covers before . after 2048 to 12288.*profile",
+            r"does not cover decode of width_change: before \* after 20480 \(measured 2048 to 12288\).*profile",
         ),
-        ({"embedding_width": 160, "blocks": (Block(160, 1, 5, 5, 160),)}, "covers embedding_width 64 to 64.*profile"),
-        ({"blocks": (Block(64, 1, 2, 2, 512),)}, "covers ffn_width / width 1 to 4"),
-        ({"vocab_size": 101}, "covers vocab_size 100 to 100"),
+        (
+            {"embedding_width": 160, "blocks": (Block(160, 1, 5, 5, 160),)},
+            r"end: embedding_width 160 \(measured 64\).*profile",
+        ),
+        ({"blocks": (Block(64, 1, 2, 2, 512),)}, r"layer \(relu\): ffn_width / width 8 \(measured 1 to 4\)"),
+        ({"vocab_size": 101}, r"vocab_size 101 \(measured 100\)"),
         ({"head_dim": 16, "blocks": (Block(64, 1, 4, 4, 64),)}, "head_dim 32, not 16"),
-        ({"ffn": "swiglu"}, "ffn relu, not swiglu"),
-        ({"blocks": (Block(64, 1, 2, 1, 64),)}, "1 query heads per key-value head"),
+        ({"ffn": "swiglu"}, r"layer \(swiglu\) \(no measurement\)"),
     ],
 )
 def test_nothing_is_extrapolated(table: LatencyTable, change: dict[str, object], says: str) -> None:
@@ -218,18 +300,18 @@ def test_nothing_is_extrapolated(table: LatencyTable, change: dict[str, object],
 
 
 def test_a_block_outside_names_the_measured_widths(table: LatencyTable) -> None:
-    with pytest.raises(InputError, match=r"covers width 32 to 128.*merino-edge profile"):
-        table.block_ms(MODEL, Block(160, 1, 5, 5, 160), "decode")
+    with pytest.raises(InputError, match=r"width 160 \(measured 32 to 128\).*merino-edge profile"):
+        table.block_cost(MODEL, Block(160, 1, 5, 5, 160), Step("decode", 64))
 
 
 def test_lengths_and_modes_outside_are_refused(table: LatencyTable) -> None:
     for mode, length, says in (
-        ("decode", 65, "length 16 to 64"),
-        ("prefill", 15, "length 16 to 64"),
+        ("decode", 65, r"length 65 \(measured 16 to 64\)"),
+        ("prefill", 15, r"length 15 \(measured 16 to 64\)"),
         ("sleep", 16, "sleep"),
     ):
         with pytest.raises(InputError, match=says):
-            table.model_ms(MODEL, mode, length)
+            table.model_ms(MODEL, mode, length)  # type: ignore[arg-type]
 
 
 def test_spread_ignores_one_outlier_and_flags_many() -> None:

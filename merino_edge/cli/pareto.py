@@ -1,0 +1,83 @@
+"""`merino-edge pareto`: the exact trade-off between score and one cost, with the public models in the same picture.
+
+Writes a report (merino_edge.search.pareto has its form), and on request a plot and a page to point at.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from merino_edge.cli import budgets
+
+
+def pareto(
+    out: Annotated[Path, typer.Option(help="The report to write, NAME.json.")],
+    against: Annotated[
+        str, typer.Option(metavar="METRIC", help="The cost, as decode_ms, decode_ms@1024, weight_mb@int4 or energy_mj.")
+    ] = "decode_ms",
+    points: Annotated[int, typer.Option(help="How many points.")] = 40,
+    space: budgets.SpaceName = None,
+    score: budgets.ScoreName = None,
+    table: budgets.TablePath = None,
+    device: budgets.DeviceName = None,
+    precision: budgets.Precision = None,
+    shared: budgets.Shared = None,
+    decode_ms: budgets.DecodeMs = None,
+    text_ms: budgets.TextMs = None,
+    prefill_ms: budgets.PrefillMs = None,
+    first_token_ms: budgets.FirstTokenMs = None,
+    energy_mj: budgets.EnergyMj = None,
+    weight_mb: budgets.WeightMb = None,
+    kv_mb: budgets.KvMb = None,
+    peak_mb: budgets.PeakMb = None,
+    params: budgets.Params = None,
+    flops: budgets.Flops = None,
+    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Also plot the front.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="HTML", help="Also write a page to point at.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Find the highest score for every cost: each point proven optimal."""
+    from merino_edge import artefact, limits
+    from merino_edge.cli import console
+    from merino_edge.errors import MissingExtraError
+    from merino_edge.search import front_report
+    from merino_edge.search.budget import Metric
+    from merino_edge.search.pareto import KIND, SCHEMA_VERSION, pareto_front
+    from merino_edge.search.references import references
+
+    limits.check_range("points", points, 2, limits.MAX_POINTS)
+    metric = Metric.parse(against)
+    given = {
+        "decode_ms": decode_ms,
+        "text_ms": text_ms,
+        "prefill_ms": prefill_ms,
+        "first_token_ms": first_token_ms,
+        "energy_mj": energy_mj,
+        "weight_mb": weight_mb,
+        "kv_mb": kv_mb,
+        "peak_mb": peak_mb,
+        "parameters": params,
+        "flops": flops,
+    }
+    question = budgets.question(space, score, table, device, precision, shared, given)
+    screen = console.stderr()
+    with console.progress(screen) as bar:
+        task = bar.add_task("points", total=points, note="")
+        front = pareto_front(question.problem(), metric, points, lambda done: bar.update(task, completed=done))
+    found = front_report.document(front, question, references(front.metric, question.score, front.problem.prices))
+    written = artefact.write_json(out, KIND, found, SCHEMA_VERSION)
+    screen.print(front_report.table(found))
+    if plot:
+        try:
+            front_report.plot(found, plot)
+        except MissingExtraError as error:
+            screen.print(f"no plot: {error}", markup=False, soft_wrap=True)
+    if html:
+        front_report.page(found, html)
+    if as_json:
+        console.print_json(written)
+    else:
+        console.print_line(str(out))

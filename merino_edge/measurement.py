@@ -1,0 +1,144 @@
+"""One line of a latency table: what one part of a model costs on one device, in time and, where it was read, energy.
+
+    {"what": "layer", "mode": "decode", "length": 256, "ffn": "relu", "width": 64, "heads": 1, "kv_heads": 1,
+     "ffn_width": 128, "unit": "ms", "median": 0.021, "spread_percent": 1.2, "unstable": false, "samples": [...],
+     "energy_mj": 0.08, "sha256": ...}
+
+`energy_mj` is left out where no power rail could be read. Which kinds of line there are, and how they sum to a model,
+stands in `merino_edge.latency_table`; this module knows neither the sum nor the file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from merino_edge import artefact, limits
+from merino_edge.errors import ArtefactError
+
+MAX_SPREAD_PERCENT = 2.5  # an entry that varies more between rounds is flagged unstable
+
+Mode = Literal["decode", "prefill"]
+What = Literal["layer", "repeat", "width_change", "end", "model"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+# The columns of each kind of line, beside what, mode and length.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "layer": ("ffn", "width", "heads", "kv_heads", "ffn_width"),
+    "repeat": ("ffn", "width", "heads", "kv_heads", "ffn_width"),
+    "width_change": ("before", "after"),
+    "end": ("vocab_size", "embedding_width"),
+    "model": ("architecture",),
+}
+NOT_NUMBERS = ("ffn", "architecture")
+
+Point = tuple[float, ...]
+
+
+def spread_percent(samples: Sequence[float]) -> float:
+    """Robust coefficient of variation in percent: 1.4826 * MAD / median."""
+    median = statistics.median(samples)
+    deviation = 1.4826 * statistics.median(abs(sample - median) for sample in samples)
+    return 100 * deviation / median if median > 0 else (0.0 if deviation == 0 else math.inf)
+
+
+def layer_point(length: int, width: int, heads: int, kv_heads: int, ffn_width: int) -> Point:
+    """Where a layer stands on its grid: length, width squared (weights grow so), FFN width over width, and how far
+    its key-value heads go from one (0) to one per query head (1), which a single head counts as."""
+    kv_share = (kv_heads - 1) / (heads - 1) if heads > 1 else 1.0
+    return length, width**2, ffn_width / width, kv_share
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One line. `shape` holds the columns of its kind; `samples` [ms], one per round of measuring."""
+
+    what: What
+    mode: Mode
+    length: int
+    shape: Mapping[str, Any]
+    samples: tuple[float, ...]
+    energy_mj: float | None = None
+
+    @property
+    def median_ms(self) -> float:
+        """The median round. A part too small for the clock can come out below zero, and then counts as free."""
+        return max(0.0, statistics.median(self.samples))
+
+    @property
+    def unstable(self) -> bool:
+        return len(self.samples) > 1 and not spread_percent(self.samples) <= MAX_SPREAD_PERCENT
+
+    @property
+    def key(self) -> str:
+        """What makes two lines the same measurement."""
+        return artefact.canonical_json([self.what, self.mode, self.length, dict(self.shape)])
+
+    @property
+    def point(self) -> Point:
+        """Where on its kind's grid it stands."""
+        s = self.shape
+        if self.what == "end":
+            return self.length, s["vocab_size"], s["embedding_width"]
+        if self.what == "width_change":
+            return self.length, s["before"] * s["after"]
+        return layer_point(self.length, s["width"], s["heads"], s["kv_heads"], s["ffn_width"])
+
+    def to_line(self) -> dict[str, Any]:
+        spread = spread_percent(self.samples)
+        return {
+            "what": self.what,
+            "mode": self.mode,
+            "length": self.length,
+            **self.shape,
+            "unit": "ms",
+            "median": self.median_ms,
+            "spread_percent": spread if math.isfinite(spread) else None,
+            "unstable": self.unstable,
+            "samples": list(self.samples),
+            **({} if self.energy_mj is None else {"energy_mj": self.energy_mj}),
+        }
+
+    @staticmethod
+    def from_line(line: dict[str, Any], where: str, ffn: str | None = None) -> Measurement:
+        """`ffn`: of tables whose layers do not say theirs (schema 1). Raises ArtefactError when a column is missing,
+        of another type, or out of bounds."""
+        try:
+            what, mode, length, samples = line["what"], line["mode"], line["length"], line["samples"]
+            line = line if ffn is None else {"ffn": ffn, **line}
+            shape = {name: line[name] for name in COLUMNS[what]}
+            energy_mj = line.get("energy_mj")
+            if mode not in MODES or line["unit"] != "ms" or not samples or not isinstance(shape.get("ffn", ""), str):
+                raise ValueError
+            samples = tuple(float(sample) for sample in samples)
+            numbers = [length, *(value for name, value in shape.items() if name not in NOT_NUMBERS)]
+            if not all(type(n) is int and 0 < n <= limits.MAX_POSITIONS for n in numbers):
+                raise ValueError
+            if energy_mj is not None and not 0 <= float(energy_mj) < math.inf:
+                raise ValueError
+        except (KeyError, TypeError, ValueError):
+            raise ArtefactError(f"{where} is not a measurement", "measure again: merino-edge profile") from None
+        return Measurement(what, mode, length, shape, samples, energy_mj)
+
+
+# --- lines -----------------------------------------------------------------------------------------
+
+
+def seal(body: dict[str, Any]) -> str:
+    """A line with its own hash, so that one flipped bit is found."""
+    return json.dumps({**body, "sha256": artefact.sha256_text(artefact.canonical_json(body))[:16]}, allow_nan=False)
+
+
+def unseal(line: str, where: str) -> dict[str, Any]:
+    """What `seal` closed. Raises ArtefactError."""
+    body = artefact.parse_json(line, where)
+    claimed = body.pop("sha256", None) if isinstance(body, dict) else None
+    if artefact.sha256_text(artefact.canonical_json(body))[:16] != claimed:
+        raise ArtefactError(
+            f"{where} does not match its own sha256", "it was altered; measure again: merino-edge profile"
+        )
+    return dict(body)

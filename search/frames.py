@@ -1,0 +1,45 @@
+"""Which frames may hold the optimum: of two whose blocks score alike, not the one that costs as much in every part.
+
+A larger vocabulary, say, costs something in most metrics and scores nothing, so the smallest undercuts it, unless a
+budget counts text instead of tokens.
+"""
+
+from __future__ import annotations
+
+from merino_edge.search.problem import FrameProgram, Problem
+
+
+def useful_frames(problem: Problem) -> list[int]:
+    """The frames of the problem that no other undercuts."""
+    kept: list[int] = []
+    for frame in sorted(problem.frames, key=lambda frame: _order(problem, frame)):
+        mine = problem.program(frame)
+        if not any(_undercuts(problem, problem.program(other), mine) for other in kept):
+            kept.append(frame)
+    return kept
+
+
+def _order(problem: Problem, frame: int) -> tuple[float, int, int, int]:
+    """Cheap ones first, then long contexts, then few parameters: what undercuts comes before what is undercut."""
+    program, shape = problem.program(frame), problem.space.frames[frame]
+    least = (program.start[program.widths] / program.limits).sum(1).min()
+    return float(least), -shape.context, shape.vocabulary.size * shape.embedding_width, frame
+
+
+def _undercuts(problem: Problem, a: FrameProgram, b: FrameProgram) -> bool:
+    """Whether every chain of `b` is one of `a` that scores as much and costs no more. Only units alike compare."""
+    space, score = problem.space, problem.score
+    mine, other = space.frames[a.frame], space.frames[b.frame]
+    if not score.frame_free or mine.ffn != other.ffn or (a.scales != b.scales).any():
+        return False
+    if score.uses_cut and mine.embedding_width < other.embedding_width:
+        return False
+    if b.widths.start < a.widths.start or b.widths.stop > a.widths.stop or a.end_activation > b.end_activation:
+        return False
+    w, genes = b.widths, slice(space.first_gene[b.widths.start], space.first_gene[b.widths.stop])
+    pairs = ((a.start[w], b.start[w]), (a.finish[w], b.finish[w]), (a.changes[w][:, w], b.changes[w][:, w]))
+    if not all((x <= y).all() for x, y in pairs):
+        return False
+    if a.genes is b.genes:
+        return True
+    return bool((a.genes[genes] <= b.genes[genes]).all() and (a.activations[genes] <= b.activations[genes]).all())

@@ -1,0 +1,176 @@
+"""What a search found, with everything needed to repeat it: the fields a search adds to an architecture artefact.
+
+    "score": {"name": "effective", "total": ..., "hyperparameters": {...}},
+    "certificate": {"bound": ..., "gap_percent": 0.0, "architectures": 304254720},     # none scores above the bound;
+                                                                                # null where nothing is proven
+    "costs": {"parameters": ..., "decode_ms@256": ..., ...}, "budgets": {"decode_ms@256": 5.0}, "precision": "int4",
+    "choices": {"blocks": 3, "ffn": "swiglu", "vocabulary": {"size", "bytes_per_token", "tokenizer"},
+                "embedding_width": 512, "context": 1024},
+    "solver": "exact" | "evolution", "solver_options": {...},       # evolution: iterations, population, parents, seed
+    "space": {"name", "sha256", "form": {...}}                      # form: merino_edge.search.space_file
+    "table": null | {"name", "sha256", "estimated", "header": {...}, "entries": [...]}   # LatencyTable.to_compact
+
+A result holds no times of the search itself: the same question gives the same file. It prints nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from merino_edge import artefact, limits
+from merino_edge.architecture import Architecture
+from merino_edge.errors import ArtefactError, BudgetError, InputError
+from merino_edge.latency_table import LatencyTable
+from merino_edge.search import space_file
+from merino_edge.search.budget import Budget
+from merino_edge.search.enumeration import enumerate_all
+from merino_edge.search.evolution import Evolution, evolve
+from merino_edge.search.exact import Certificate, ExactSolver, Note
+from merino_edge.search.prices import Prices
+from merino_edge.search.problem import Problem
+from merino_edge.search.refusal import refusal
+from merino_edge.search.score import Score, parse_score
+from merino_edge.search.space import Genome, Space
+
+SOLVERS = ("exact", "evolution")
+OPTIONS = ("iterations", "population", "parents", "seed")  # of evolution
+
+
+@dataclass(frozen=True)
+class Question:
+    """All that a search depends on."""
+
+    space: Space
+    budget: Budget
+    score: Score
+    precision: str
+    table: LatencyTable | None = None
+    solver: str = "exact"
+    options: dict[str, int] = field(default_factory=dict)  # of evolution
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise InputError(f"there is no solver {self.solver!r}", f"choose --solver {' or '.join(SOLVERS)}")
+        if unknown := sorted(set(self.options) - set(OPTIONS if self.solver == "evolution" else ())):
+            raise InputError(
+                f"solver {self.solver} has no option {unknown[0]!r}", f"evolution has {', '.join(OPTIONS)}"
+            )
+
+    def problem(self) -> Problem:
+        return Problem(self.space, self.budget, self.score, Prices(self.precision, self.table))
+
+    @staticmethod
+    def of(document: dict[str, Any], where: str) -> Question:
+        """The question that a result answers. Raises ArtefactError where it does not say, InputError for a user's score
+        that cannot be found or has changed since."""
+        try:
+            form, table = document["space"]["form"], document["table"]
+            score = parse_score(document["score"]["name"])
+            budget = Budget.of(document["budgets"])
+            question = Question(
+                space_file.from_dict(form, where),
+                budget,
+                score,
+                document["precision"],
+                None if table is None else LatencyTable.from_compact(table, where),
+                document["solver"],
+                dict(document["solver_options"]),
+            )
+        except (KeyError, TypeError, AttributeError):
+            raise ArtefactError(
+                f"{where} does not say how it was found", "give a result of merino-edge search"
+            ) from None
+        if question.solver == "exact" and document.get("certificate", {}).get("gap_percent") != 0:
+            raise InputError(f"{where} was stopped before it was proven", "search again without --seconds")
+        if {name: document["score"].get(name) for name in score.details} != score.details:
+            raise InputError(f"score {score.spec} is not what {where} was found with", "search again with --score")
+        return question
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question's answer. `certificate` is None where the score is not a sum over blocks."""
+
+    question: Question
+    problem: Problem
+    genome: Genome
+    certificate: Certificate | None
+    evolution: Evolution | None
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.problem.space.architecture(self.genome)
+
+    @property
+    def total(self) -> float:
+        return self.problem.total(self.genome)
+
+    @property
+    def gap_percent(self) -> float | None:
+        """How far below the proven bound the architecture is; None where there is no bound."""
+        if self.certificate is None:
+            return None
+        bound = self.certificate.bound
+        return 0.0 if bound <= self.total else dataclasses.replace(self.certificate, score=self.total).gap_percent
+
+    def document(self) -> dict[str, Any]:
+        """The artefact's fields."""
+        problem, question, space = self.problem, self.question, self.problem.space
+        frame, form = space.frames[self.genome.frame], space_file.to_dict(space)
+        bound, gap = None if self.certificate is None else self.certificate.bound, self.gap_percent
+        return {
+            "score": {"name": question.score.spec, "total": self.total, **question.score.details},
+            "certificate": {"bound": _finite(bound), "gap_percent": _finite(gap), "architectures": space.size},
+            "costs": problem.costs(self.genome),
+            "budgets": problem.budget.to_dict(),
+            "precision": question.precision,
+            "choices": {
+                "blocks": len(self.genome.genes),
+                "ffn": frame.ffn,
+                "vocabulary": dataclasses.asdict(frame.vocabulary),
+                "embedding_width": frame.embedding_width,
+                "context": frame.context,
+            },
+            "solver": question.solver,
+            "solver_options": question.options,
+            "space": {"name": space.name, "sha256": artefact.sha256_text(artefact.canonical_json(form)), "form": form},
+            "table": None if question.table is None else question.table.to_compact(),
+        }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def answer(question: Question, seconds: float | None = None, note: Note = lambda *_: None) -> Answer:
+    """Search. Evolution is followed by the exact solver, to say how far from the optimum it ended. `seconds` bounds the
+    exact solver. Raises BudgetError where nothing meets the budgets, or nothing was found in that time."""
+    problem = question.problem()
+    evolution = None
+    if question.solver == "evolution":
+        evolution = evolve(problem, **question.options, on_progress=lambda i, best: note("evolving", best, math.inf))
+    certificate = _prove(problem, seconds, note)
+    if certificate is not None and certificate.infeasible:
+        raise refusal(problem)
+    found = evolution or certificate
+    if found is None:
+        raise InputError(
+            f"score {question.score.spec} is not a sum over blocks, and space {problem.space.name} is too large to try "
+            "every architecture",
+            "write it as NAME(model, block, depth, cut), or add: --solver evolution",
+        )
+    if found.genome is None:
+        raise BudgetError(
+            f"no architecture of space {problem.space.name} was found within the budgets, and none was ruled out",
+            "search longer: --seconds, --iterations",
+        )
+    return Answer(question, problem, found.genome, certificate, evolution)
+
+
+def _prove(problem: Problem, seconds: float | None, note: Note) -> Certificate | None:
+    if problem.score.block is not None:
+        return ExactSolver(problem, seconds, note).solve()
+    return enumerate_all(problem, note) if problem.space.size <= limits.MAX_ENUMERATED else None

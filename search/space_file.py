@@ -1,0 +1,115 @@
+"""A search space as a file that a person can write.
+
+File form, kind "space", schema 2. Every dimension may be left out: then it has the one value that `model` gives, 1 for
+`blocks` and `kv_groups`, 0 for the least shares; one value needs no list. `model` is an architecture's fields without
+`blocks`. With `base`, a built-in space's name, only what differs needs to be there:
+
+    {"kind": "space", "schema_version": 2, "name": "mine", "base": "edge", "widths": [256, 384, 512], "contexts": 1024}
+
+    {"kind": "space", "schema_version": 2, "name": "whole",
+     "blocks": [1, 2, 3, 4],             # how many
+     "widths": [128, 256], "ffn_ratios": [1, 2, 4] (FFN width / width), "layers": [1, 2, 3] (per block),
+     "kv_groups": [1, 2, 4],             # query heads per key-value head; those that divide a block's heads apply
+     "shared": [false, true],            # one set of weights for all layers of a block
+     "ffn": ["relu", "swiglu"], "embedding_widths": [256],
+     "vocabularies": [{"size": 8192, "bytes_per_token": 3.6, "tokenizer": "byte-level BPE"}],
+     "contexts": [1024],                 # positions a model has
+     "least_width": 0.5,                 # of the first block, as a share of the embedding's width
+     "least_embedding": 0.5,             # of the embedding, as a share of the widest block's width
+     "model": {"head_dim": 64, "norm": "rmsnorm", ...}}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from merino_edge.architecture import Architecture
+from merino_edge.errors import ArtefactError
+from merino_edge.search.space import Space, Vocabulary
+
+KIND = "space"
+SCHEMA_VERSION = 2
+
+DIMENSIONS = ("blocks", "widths", "ffn_ratios", "layers", "kv_groups", "shared", "ffn", "embedding_widths",
+              "vocabularies", "contexts")  # fmt: skip
+SHARES = ("least_width", "least_embedding")
+# The dimensions that a field of the model stands for, where the dimension is left out.
+_FROM_MODEL = {
+    "ffn": "ffn",
+    "embedding_widths": "embedding_width",
+    "vocabularies": "vocab_size",
+    "contexts": "max_positions",
+}
+_SET_BY_SPACE = ("blocks", *_FROM_MODEL.values())
+_DEFAULTS = {"blocks": 1, "kv_groups": 1, "shared": False}
+
+
+def to_dict(space: Space) -> dict[str, Any]:
+    fields = {name: _listed(getattr(space, name)) for name in DIMENSIONS}
+    fields["vocabularies"] = [dataclasses.asdict(v) for v in space.vocabularies]
+    model = {name: value for name, value in space.model.to_dict().items() if name not in _SET_BY_SPACE}
+    return {"name": space.name, **fields, **{share: getattr(space, share) for share in SHARES}, "model": model}
+
+
+def from_dict(value: Any, where: str = "space", bases: Mapping[str, Space] | None = None) -> Space:
+    """From the file form. `bases`: the spaces that `base` may name. Raises ArtefactError, InputError,
+    ArchitectureError."""
+    if not isinstance(value, dict):
+        raise ArtefactError(f"{where} holds no space", "name one: --space paper, edge, or a space file")
+    given = {k: v for k, v in value.items() if k not in ("kind", "schema_version", "tool_version", "sha256")}
+    if (base := given.pop("base", None)) is not None:
+        if not isinstance(base, str) or base not in (bases or {}):
+            raise ArtefactError(f"{where}: base {base!r}", f"choose one of {', '.join(bases or {})}")
+        given = _merged(to_dict((bases or {})[base]), given, where)
+    if unknown := sorted(set(given) - {"name", "model", *SHARES, *DIMENSIONS}):
+        raise ArtefactError(
+            f"{where}: unknown {', '.join(unknown)}", f"it may have {', '.join((*DIMENSIONS, *SHARES))}"
+        )
+    if missing := sorted({"name", "widths", "ffn_ratios", "layers", "model"} - set(given)):
+        raise ArtefactError(f"{where}: missing {', '.join(missing)}", "add it, or name a base")
+    if not isinstance(given["name"], str) or not isinstance(given["model"], dict):
+        raise ArtefactError(f"{where}: name must be a string and model an object", "correct the file")
+    return Space(name=given["name"], **_dimensions(given, where), model=_model(given))
+
+
+def _listed(choices: Any) -> Any:
+    """One value without a list, as a person writes it."""
+    return choices[0] if len(choices) == 1 else list(choices)
+
+
+def _merged(base: dict[str, Any], given: dict[str, Any], where: str) -> dict[str, Any]:
+    if "model" in given and not isinstance(given["model"], dict):
+        raise ArtefactError(f"{where}: model must be an object", "correct the file")
+    return {**base, **given, "model": {**base["model"], **given.get("model", {})}}
+
+
+def _dimensions(given: dict[str, Any], where: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in DIMENSIONS:
+        of_model = _FROM_MODEL.get(name, "")
+        if name in given and of_model in given["model"]:
+            raise ArtefactError(f"{where}: both {name} and the model's {of_model}", "leave the model's out")
+        value = given.get(
+            name, _DEFAULTS.get(name, given["model"].get(of_model, getattr(Architecture, of_model, None)))
+        )
+        found[name] = tuple(value) if isinstance(value, list) else (value,)
+    found["vocabularies"] = tuple(_vocabulary(item, where) for item in found["vocabularies"])
+    return {**found, **{share: given.get(share, 0) for share in SHARES}}
+
+
+def _vocabulary(item: Any, where: str) -> Vocabulary:
+    fields = item if isinstance(item, dict) else {"size": item}
+    if "size" not in fields or set(fields) - {f.name for f in dataclasses.fields(Vocabulary)}:
+        raise ArtefactError(f"{where}: vocabulary {item!r}", "it has size, bytes_per_token and tokenizer")
+    return Vocabulary(**fields)
+
+
+def _model(given: dict[str, Any]) -> Architecture:
+    """The model with any allowed value in the fields that the space sets."""
+    fields = {name: value for name, value in given["model"].items() if name not in _SET_BY_SPACE}
+    head_dim = fields.get("head_dim")
+    block = {"width": head_dim, "layers": 1, "heads": 1, "kv_heads": 1, "ffn_width": 1}
+    set_by_space = {"vocab_size": 1, "max_positions": 1, "embedding_width": 1, "blocks": [block]}
+    return Architecture.from_dict({**fields, **set_by_space})

@@ -1,0 +1,123 @@
+"""The built-in search spaces, and where a space comes from: its name or a file.
+
+| name | for |
+|---|---|
+| paper | the paper's Table 5 as it stands: 304 million architectures, OPT-like layers, no least width |
+| edge | a Jetson-class board: Llama-like layers, up to 4 blocks, vocabulary and context to choose |
+| wide | everything there is to choose, up to 8 blocks |
+| demo | small enough to train on two CPU cores in minutes |
+
+The bytes per token were measured with tokenizers as `merino-edge train` makes them: `python
+benchmarks/bytes_per_token.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from merino_edge import artefact
+from merino_edge.architecture import Architecture, Block
+from merino_edge.errors import InputError
+from merino_edge.search import space_file
+from merino_edge.search.space import Space, Vocabulary
+
+# Bytes of unseen English text per token of byte-level BPE: mean over an encyclopedia, stories and novels.
+BYTES_PER_TOKEN = {
+    1024: 2.575,
+    2048: 2.972,
+    4096: 3.350,
+    8192: 3.672,
+    16384: 3.927,
+    32768: 4.105,
+    49152: 4.173,
+    50272: 4.176,
+}
+
+
+def vocabularies(*sizes: int) -> tuple[Vocabulary, ...]:
+    return tuple(Vocabulary(size, BYTES_PER_TOKEN[size]) for size in sizes)
+
+
+_OPT_LIKE = Architecture(vocab_size=1, max_positions=1, embedding_width=1, head_dim=64, blocks=(Block(64, 1, 1, 1, 1),))
+_LLAMA_LIKE = dataclasses.replace(_OPT_LIKE, norm="rmsnorm", positions="rotary", rotary_dim=64, bias="none")
+_HALVES = (1, 1.5, 2, 2.5, 3, 3.5, 4)
+
+PAPER = Space(
+    name="paper",
+    blocks=(4,),
+    widths=(64, 128, 256, 384, 512, 640, 768, 896, 1024),
+    ffn_ratios=_HALVES,
+    layers=(1, 2, 3, 4),
+    kv_groups=(1,),
+    shared=(True,),
+    ffn=("relu",),
+    embedding_widths=(768,),
+    vocabularies=vocabularies(50272),
+    contexts=(2048,),
+    least_width=0,
+    least_embedding=0,
+    model=_OPT_LIKE,
+)
+EDGE = Space(
+    name="edge",
+    blocks=(1, 2, 3, 4),
+    widths=(128, 192, 256, 320, 384, 448, 512, 640, 768),
+    ffn_ratios=_HALVES,
+    layers=(1, 2, 3, 4, 6, 8),
+    kv_groups=(1, 2, 3, 4),
+    shared=(False, True),
+    ffn=("relu", "swiglu"),
+    embedding_widths=(256, 384, 512, 768),
+    vocabularies=vocabularies(4096, 8192, 16384, 32768, 49152),
+    contexts=(512, 1024, 2048),
+    least_width=0.5,
+    least_embedding=0.5,
+    model=_LLAMA_LIKE,
+)
+WIDE = Space(
+    name="wide",
+    blocks=(1, 2, 3, 4, 5, 6, 7, 8),
+    widths=tuple(range(64, 1025, 64)),
+    ffn_ratios=_HALVES,
+    layers=(1, 2, 3, 4, 5, 6),
+    kv_groups=(1, 2, 3, 4, 8),
+    shared=(False, True),
+    ffn=("relu", "swiglu"),
+    embedding_widths=(128, 256, 384, 512, 640, 768, 1024),
+    vocabularies=vocabularies(1024, 2048, 4096, 8192, 16384, 32768, 49152),
+    contexts=(256, 512, 1024, 2048, 4096),
+    least_width=0.5,
+    least_embedding=0.5,
+    model=_LLAMA_LIKE,
+)
+DEMO = Space(
+    name="demo",
+    blocks=(3,),
+    widths=(128, 192, 256),
+    ffn_ratios=(1, 2, 3, 4),
+    layers=(1, 2, 3),
+    kv_groups=(1,),
+    shared=(False,),
+    ffn=("swiglu",),
+    embedding_widths=(256,),
+    vocabularies=vocabularies(4096),
+    contexts=(256,),
+    least_width=0.5,
+    least_embedding=0.5,
+    model=dataclasses.replace(_LLAMA_LIKE, head_dim=32, rotary_dim=32, blocks=(Block(32, 1, 1, 1, 1),)),
+)
+
+SPACES = {space.name: space for space in (PAPER, EDGE, WIDE, DEMO)}
+
+
+def load_space(name_or_path: str) -> Space:
+    """A built-in space by name, or a space file. Raises ArtefactError, InputError, ArchitectureError."""
+    if name_or_path in SPACES:
+        return SPACES[name_or_path]
+    path = Path(name_or_path)
+    if not path.suffix and not path.exists():
+        raise InputError(f"there is no space {name_or_path!r}", f"choose {', '.join(SPACES)} or give a space file")
+    document = artefact.read_json(path, space_file.KIND, space_file.SCHEMA_VERSION, by_hand=True)
+    space = space_file.from_dict(document, name_or_path, SPACES)
+    return dataclasses.replace(space, origin=name_or_path)

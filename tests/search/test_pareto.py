@@ -1,0 +1,145 @@
+"""The front against brute force, and the public models beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from small_spaces import MIXED, SMALL, spaces
+
+from merino_edge.errors import BudgetError, InputError
+from merino_edge.latency_table import LatencyTable, Step
+from merino_edge.presets import preset
+from merino_edge.search.budget import Budget, Metric
+from merino_edge.search.pareto import Front, pareto_front
+from merino_edge.search.prices import Prices
+from merino_edge.search.problem import Problem
+from merino_edge.search.references import PUBLIC, references, value_of
+from merino_edge.search.score import effective, parse_score
+from merino_edge.search.space import Space
+from merino_edge.search.spaces import PAPER, vocabularies
+
+WriteTable = Callable[..., LatencyTable]
+
+
+def front(space: Space, key: str, count: int, limits: dict[str, float] | None = None, spec: str = "effective") -> Front:
+    problem = Problem(space, Budget.of(limits or {}), parse_score(spec), Prices("int8"))
+    return pareto_front(problem, Metric.parse(key), count)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    spaces(),
+    st.sampled_from(["parameters", "weight_mb@int4", "kv_mb", "peak_mb@64", "flops"]),
+    st.sampled_from(["effective", "cut"]),
+)
+def test_the_whole_front_is_that_of_brute_force(space: Space, key: str, spec: str) -> None:
+    small = replace(space, vocabularies=space.vocabularies[:1])
+    assume(small.size <= 500)
+    found = front(small, key, 10_000, spec=spec)
+    assert found.complete
+    problem, metric = found.problem, Metric.parse(key)
+    best = -1e300
+    expected = []
+    points = sorted(
+        (
+            (problem.value(metric, a, g.frame), problem.score.total(a))
+            for g in small.genomes()
+            if (a := small.architecture(g))
+        ),
+        key=lambda point: (point[0], -point[1]),
+    )
+    for value, score in points:
+        if score > best * (1 + 1e-12):
+            best = score
+            expected.append((value, score))
+    assert [point.value for point in found.points] == pytest.approx([value for value, _ in expected], rel=1e-12)
+    assert [point.score for point in found.points] == pytest.approx([score for _, score in expected], rel=1e-12)
+
+
+def test_points_are_optimal_for_their_limits_and_spread_over_the_costs() -> None:
+    found = front(PAPER, "weight_mb@int4", 12)
+    assert len(found.points) == 12 and not found.complete
+    assert all(p.value <= p.limit and p.score == p.bound for p in found.points)
+    assert all(a.value < b.value and a.score < b.score for a, b in zip(found.points, found.points[1:], strict=False))
+    ratios = [b.value / a.value for a, b in zip(found.points, found.points[1:], strict=False)]
+    assert max(ratios) < (found.points[-1].value / found.points[0].value) ** 0.3
+
+
+def test_other_budgets_hold_along_the_front() -> None:
+    found = front(MIXED, "parameters", 30, {"kv_mb@128": 0.6})
+    kv = Metric("kv_mb", 128)
+    for point in found.points:
+        a = MIXED.architecture(point.genome)
+        assert found.problem.value(kv, a, point.genome.frame) <= 0.6
+    limited = front(MIXED, "parameters", 30, {"parameters": 1e6})
+    assert limited.points[-1].value <= 1e6 < front(MIXED, "parameters", 30).points[-1].value
+
+
+def test_what_cannot_be_a_front() -> None:
+    with pytest.raises(InputError, match="a front of 1 points"):
+        front(SMALL, "parameters", 1)
+    with pytest.raises(BudgetError, match="the least possible"):
+        front(SMALL, "parameters", 5, {"flops": 1.0})
+    with pytest.raises(InputError, match="--decode-ms needs a latency table"):
+        front(SMALL, "decode_ms", 5)
+
+
+# --- public models ---------------------------------------------------------------------------------
+
+AROUND = replace(
+    PAPER,
+    name="around",
+    widths=(256, 512, 1024),
+    ffn_ratios=(1, 4),
+    kv_groups=(1, 2),
+    ffn=("relu", "swiglu"),
+    embedding_widths=(512, 768),
+    vocabularies=vocabularies(49152, 50272),
+)
+
+
+def test_public_models_are_priced_by_the_same_table(write_table: WriteTable) -> None:
+    table = write_table(AROUND, "fp16")
+    found = {r.name: r for r in references(Metric("decode_ms", 64), effective(), Prices("fp16", table))}
+    assert tuple(found) == PUBLIC
+    # OPT-125M is of the table's kind; nothing is taken instead.
+    opt = found["opt-125m"]
+    assert opt.notes == () and opt.value == table.model_cost(preset("opt-125m"), Step("decode", 64))
+    assert opt.score == effective().total(preset("opt-125m"))
+    # the others differ in what hardly costs time, and say so
+    assert found["opt-350m"].notes == ("norm_placement pre",)
+    assert found["gpt2"].notes == ("ffn relu",) and found["gpt2"].value is not None
+    smollm2 = found["smollm2-135m"]
+    assert {"norm layernorm", "positions learned", "rotary_dim 0", "bias all"} <= set(smollm2.notes)
+    assert smollm2.value is not None
+    parts = table.model_cost(replace(preset("opt-125m"), blocks=preset("opt-125m").blocks), Step("decode", 64))
+    assert 0.3 * parts < smollm2.value < 3 * parts
+    # a head beyond the measured ones is stretched by its size
+    pythia = found["pythia-160m"]
+    assert any(note.startswith("head 1.00 times that of 50272 x 768") for note in pythia.notes)
+
+
+def test_a_public_model_beyond_the_table_has_a_reason_instead_of_a_value(write_table: WriteTable) -> None:
+    table = write_table(SMALL, "fp16")  # heads of 32
+    for reference in references(Metric("decode_ms", 64), effective(), Prices("fp16", table)):
+        assert reference.value is None and reference.notes == ("the table has heads of 32, not 64",)
+    narrow = write_table(replace(AROUND, widths=(256, 512), embedding_widths=(512,)), "fp16")
+    value, notes = value_of(preset("opt-125m"), Metric("decode_ms", 64), Prices("fp16", narrow))
+    assert value is None and "width" in notes[0]
+    ungated = write_table(replace(AROUND, ffn=("relu",)), "fp16")
+    assert value_of(preset("smollm2-135m"), Metric("decode_ms", 64), Prices("fp16", ungated)) == (
+        None,
+        ("the table has no gated FFN",),
+    )
+
+
+def test_counted_metrics_need_no_table_and_text_needs_more() -> None:
+    prices = Prices("int4")
+    assert value_of(preset("gpt2"), Metric("parameters"), prices) == (preset("gpt2").parameters, ())
+    assert value_of(preset("gpt2"), Metric("kv_mb", 2048), prices) == (None, ("it has 1024 positions",))
+    value, notes = value_of(preset("gpt2"), Metric("weight_mb", "int4"), prices)
+    assert value == pytest.approx(preset("gpt2").weight_bytes("int4") / 1e6) and notes == ()
