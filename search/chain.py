@@ -24,6 +24,7 @@ Ints = NDArray[np.int64]
 
 SAFETY = 1e-9  # of the magnitudes in a bound: what rounding may have taken from it
 STEPS = 60  # of a subgradient search
+TIGHT = 1e-20  # squared excess over all limits, as fractions of them, that is none
 STALLED = 4  # steps without a better bound, then the step is halved
 
 
@@ -171,7 +172,7 @@ def tighten(chain: Chain, prices: Floats, target: float, steps: int = STEPS) -> 
             break
         excess = spent / chain.limits - 1
         excess[(prices == 0) & (excess < 0)] = 0.0
-        if not (norm := float(excess @ excess)):
+        if (norm := float(excess @ excess)) < TIGHT:
             break
         step = stride * (relaxation.bound - worth) * excess / norm
         prices = np.maximum(0.0, prices * chain.limits + step) / chain.limits

@@ -18,12 +18,12 @@ class Hyperparameters:
     """The score's constants. The paper gives `beta_depth` only through its Table 1; it leaves open
     `alpha_mha` and `alpha_ffn` (it tunes them against perplexity), `epsilon_squared`, and the form of
     the depth penalty, here `(1 - gamma) ** effectiveness_power`. The defaults of the open ones are
-    those whose optima come closest to the paper's parameter counts under its FLOP budgets; they are
-    not calibrated against trained models.
+    those whose exact optima come closest to the paper's parameter counts under its FLOP budgets
+    (docs/reproduction.md: 1.4 % on average); they are not calibrated against trained models.
     """
 
-    alpha_mha: float = 0.4
-    alpha_ffn: float = 0.6
+    alpha_mha: float = 0.57
+    alpha_ffn: float = 0.43
     epsilon_squared: float = 700.0
     beta_depth: float = 1 / 16
     effectiveness_power: float = 1.0

@@ -50,7 +50,7 @@ def test_search_writes_what_it_prints_and_proves_it(tmp_path: Path, write_table:
     assert costs["decode_ms@256"] == table.model_cost(a, Step("decode", 256))
     assert costs["weight_mb@int8"] == pytest.approx(a.weight_bytes("int8") / 1e6) and document["precision"] == "int8"
     assert document["score"]["total"] == effective().total(a) == document["certificate"]["bound"]
-    assert document["score"]["hyperparameters"]["alpha_mha"] == 0.4
+    assert document["score"]["hyperparameters"]["alpha_mha"] == 0.57
     assert document["certificate"] == {
         "bound": document["score"]["total"],
         "gap_percent": 0.0,
