@@ -24,7 +24,7 @@ NARROW = 0.5  # of the embedding: a cut below this gets a warning
 
 
 def summary(answer: Answer) -> RenderableType:
-    """The blocks found, each cost beside its budget, and what is proven."""
+    """The blocks found, and each cost beside its budget."""
     from rich.console import Group
     from rich.table import Table
 
@@ -42,7 +42,7 @@ def summary(answer: Answer) -> RenderableType:
         note = " estimated" if estimated and metric.kind.latency else ""
         shown = [f"{number / metric.kind.unit:.4g}" for number in (value, *([] if limit is None else [limit]))]
         costs.add_row(metric.label + note, *shown)
-    return Group(blocks, costs, *verdict(answer))
+    return Group(blocks, costs)
 
 
 def verdict(answer: Answer) -> list[str]:

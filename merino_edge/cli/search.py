@@ -102,6 +102,8 @@ def search(
         )
     document = architecture.save(out, found.architecture, **found.document())
     screen.print(report.summary(found))
+    for line in report.verdict(found):
+        screen.print(line, markup=False, soft_wrap=True)
     if plot:
         try:
             report.plot(found, plot)

@@ -1,0 +1,52 @@
+"""The commands of docs/search.md that need no board run as they are printed, and say what it says they say."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+SHORTER = {"--points 40": "--points 4"}
+
+
+def commands(text: str) -> list[str]:
+    found = re.findall(r"^(?:    )?(merino-edge (?:search|pareto) .*)$", text, re.MULTILINE)
+    return [command for command in found if "board.jsonl" not in command]
+
+
+def test_every_command_runs(repository: Path, tmp_path: Path) -> None:
+    text = (repository / "docs/search.md").read_text()
+    (score,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "mine.py").write_text(score)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    found = commands(text)
+    assert len(found) >= 4
+    for command in found:
+        for long, short in SHORTER.items():
+            command = command.replace(long, short)
+        done = subprocess.run(
+            command, shell=True, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PATH": path}
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        if command == found[0]:  # whose certificate is printed
+            claim = re.findall(r"^    (score .*)$", text, re.MULTILINE)[0]
+            assert claim in done.stderr
+
+
+def test_the_space_file_is_one(repository: Path, tmp_path: Path) -> None:
+    from merino_edge.search.spaces import load_space
+
+    (space,) = re.findall(r"^```json\n(.*?)^```", (repository / "docs/search.md").read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "mine.json").write_text(space)
+    assert load_space(str(tmp_path / "mine.json")).blocks == (2, 3)
+
+
+def test_the_refusal_is_the_one_that_is_printed(repository: Path, tmp_path: Path) -> None:
+    (line,) = re.findall(r"^    (merino-edge: .*)$", (repository / "docs/search.md").read_text(), re.MULTILINE)
+    words = ["search", "--space", "edge", "--precision", "int4", "--flops", "3G", "--weight-mb", "3", "--out", "a.json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "merino_edge.cli", *words], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stderr == f"{line}\n"
