@@ -131,7 +131,8 @@ def evolve(
         if iteration % stride == 0:
             visited.append(child)
             if on_progress:
-                on_progress(iteration, history[-1][1][1])
+                feasible, best_score = history[-1][1]
+                on_progress(iteration, best_score if feasible else -math.inf)
         if child in members or child.frame not in frames:
             continue
         entry = (evaluator.rank(child), child)

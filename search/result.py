@@ -147,7 +147,7 @@ def _finite(value: float | None) -> float | None:
 
 def answer(question: Question, seconds: float | None = None, note: Note = lambda *_: None) -> Answer:
     """Search. Evolution is followed by the exact solver, to say how far from the optimum it ended. `seconds` bounds the
-    exact solver. Raises BudgetError where nothing meets the budgets, or nothing was found in that time."""
+    proof. Raises BudgetError where nothing meets the budgets, or nothing was found in that time."""
     problem = question.problem()
     evolution = None
     if question.solver == "evolution":
@@ -173,4 +173,4 @@ def answer(question: Question, seconds: float | None = None, note: Note = lambda
 def _prove(problem: Problem, seconds: float | None, note: Note) -> Certificate | None:
     if problem.score.block is not None:
         return ExactSolver(problem, seconds, note).solve()
-    return enumerate_all(problem, note) if problem.space.size <= limits.MAX_ENUMERATED else None
+    return enumerate_all(problem, seconds, note) if problem.space.size <= limits.MAX_ENUMERATED else None

