@@ -87,11 +87,14 @@ class GraphBuilder:
         """A cast where the target computes in another type than float32; nothing where it does not."""
         return x if self.half == ir.DataType.FLOAT else self.op("Cast", x, to=dtype.value)
 
-    def linear(self, x: ir.Value, names: Sequence[str], factors: Sequence[float] = ()) -> ir.Value:
+    def linear(
+        self, x: ir.Value, names: Sequence[str], factors: Sequence[float] = (), before_relu: bool = False
+    ) -> ir.Value:
         """x [1, T, in] -> [1, T, sum of out], several linears with one input written as one matrix."""
         factors = factors or [1.0] * len(names)
-        y = self.matrices.matmul(x, names, factors, self.shared)
-        if f"{names[0]}.bias" not in self.stored.arrays:
+        biased = f"{names[0]}.bias" in self.stored.arrays
+        y = self.matrices.matmul(x, names, factors, unfused=self.shared or (before_relu and not biased))
+        if not biased:
             return y
         bias = np.concatenate(
             [self.stored.arrays[f"{n}.bias"] * np.float32(f) for n, f in zip(names, factors, strict=True)]
@@ -235,7 +238,7 @@ class GraphBuilder:
             gate, up = self.tape.op_multi_out("Split", [packed, sizes], {"axis": -1}, num_outputs=2)
             x = self.op("Mul", self.op("Mul", gate, self.op("Sigmoid", gate)), up)
         else:
-            x = self.linear(x, [f"{name}up"])
+            x = self.linear(x, [f"{name}up"], before_relu=self.a.ffn == "relu")
             if self.a.ffn == "relu":
                 x = self.op("Relu", x)
             else:

@@ -8,8 +8,9 @@
 | int4 | int4, one float32 scale per 32 inputs; head int8 | int4, one float16 scale per 32 inputs; head int8 |
 
 ONNX Runtime fuses a blocked DequantizeLinear and its MatMul into one kernel that reads the codes (MatMulNBits), but
-only where the codes have one consumer. Matrices that several layers share are therefore written as MatMulNBits for
-`onnxruntime`: unfused, a further layer of a shared int8 block took 1.40 ms instead of 0.15 (docs/lab-notes.md).
+only where the codes have one consumer and no Relu follows at once. Matrices that several layers share, and those right
+before a Relu, are therefore written as MatMulNBits for `onnxruntime`: unfused, a further layer of a shared int8 block
+took 1.40 ms instead of 0.15, and an int4 ReLU layer without biases 0.79 instead of 0.07 (docs/lab-notes.md).
 """
 
 from __future__ import annotations
@@ -42,16 +43,16 @@ class MatrixWriter:
         return self.values[name]
 
     def matmul(
-        self, x: ir.Value, names: Sequence[str], factors: Sequence[float] = (), shared: bool = False
+        self, x: ir.Value, names: Sequence[str], factors: Sequence[float] = (), unfused: bool = False
     ) -> ir.Value:
         """x [.., K] times the weights `names` [N_i, K], stacked along N and each times its factor -> [.., sum N_i].
 
-        `shared`: several layers multiply by these weights.
+        `unfused`: ONNX Runtime would not fuse a DequantizeLinear here.
         """
         name = "+".join(names) + ".weight"
         factors = factors or [1.0] * len(names)
         quantized = f"{names[0]}.weight" in self.stored.quantized
-        if quantized and shared and self.target.name == "onnxruntime":
+        if quantized and unfused and self.target.name == "onnxruntime":
             return self._matmul_nbits(x, name, self._stacked(names, factors))
         if name not in self.values:
             if quantized:
