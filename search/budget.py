@@ -145,5 +145,8 @@ def parse_quantity(text: str, name: str = "quantity") -> float:
 def spell_quantity(value: float) -> str:
     """`value` rounded up to four digits, in the form that `parse_quantity` reads: 39.75M."""
     factor, suffix = next(((_SUFFIXES[s], s) for s in "TGMK" if value >= _SUFFIXES[s]), (1.0, ""))
-    step = 10.0 ** (math.floor(math.log10(value / factor)) - 3) if value > 0 else 1.0
-    return f"{math.ceil(value / factor / step) * step:.6g}{suffix}"
+    digits = math.floor(math.log10(value / factor)) if value > 0 else 0
+    if digits < -300:  # of such a number no four digits can be cut
+        return f"{value:g}"
+    step = 10.0 ** (digits - 3)
+    return f"{math.ceil(value / factor / step - 1e-10) * step:.6g}{suffix}"

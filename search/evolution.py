@@ -76,7 +76,7 @@ class _Evaluator:
             self._tables[genome.frame] = tuple(array.tolist() for array in arrays)
         genes, changes, start, finish = self._tables[genome.frame]
         over = 0.0
-        for k, limit in enumerate(program.limits):
+        for k, limit in enumerate(program.limits.tolist()):
             before = self.width_of[genome.genes[0]]
             total: float = start[k][before]  # type: ignore[assignment]
             for gene in genome.genes:

@@ -1,4 +1,5 @@
-"""Which frames may hold the optimum: of two whose blocks score alike, not the one that costs as much in every part.
+"""Which frames may hold the optimum: none that is too dear before its blocks are chosen, and of two whose blocks score
+alike, not the one that costs as much in every part.
 
 A larger vocabulary, say, costs something in most metrics and scores nothing, so the smallest undercuts it, unless a
 budget counts text instead of tokens.
@@ -10,13 +11,22 @@ from merino_edge.search.problem import FrameProgram, Problem
 
 
 def useful_frames(problem: Problem) -> list[int]:
-    """The frames of the problem that no other undercuts."""
+    """The frames of the problem that fit its budgets at all and that no other undercuts."""
     kept: list[int] = []
-    for frame in sorted(problem.frames, key=lambda frame: _order(problem, frame)):
+    possible = [frame for frame in problem.frames if _affordable(problem, problem.program(frame))]
+    for frame in sorted(possible, key=lambda frame: _order(problem, frame)):
         mine = problem.program(frame)
         if not any(_undercuts(problem, problem.program(other), mine) for other in kept):
             kept.append(frame)
     return kept
+
+
+def _affordable(problem: Problem, program: FrameProgram) -> bool:
+    """Whether the cheapest ends with as many of the cheapest genes as there are blocks at least keep every budget."""
+    first_gene, w = problem.space.first_gene, program.widths
+    genes = program.genes[first_gene[w.start] : first_gene[w.stop]]
+    floor = program.start[w].min(0) + program.finish[w].min(0) + problem.space.blocks[0] * genes.min(0)
+    return bool((floor <= program.limits).all())
 
 
 def _order(problem: Problem, frame: int) -> tuple[float, int, int, int]:

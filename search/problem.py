@@ -8,6 +8,7 @@ nothing.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 
@@ -170,8 +171,10 @@ class Problem:
         if self.prices.table is not None:
             usual += [Metric("decode_ms"), Metric("prefill_ms")]
         a, found = self.space.architecture(genome), {}
-        for metric in (*(self.prices.resolve(metric, self.space) for metric in usual), *self.budget.metrics):
-            found[metric.key] = self.value(metric, a, genome.frame)
+        for metric in (self.prices.resolve(metric, self.space) for metric in usual):
+            with contextlib.suppress(InputError):  # a table may lack what nobody budgeted
+                found[metric.key] = self.value(metric, a, genome.frame)
+        found |= {metric.key: self.value(metric, a, genome.frame) for metric in self.budget.metrics}
         return found
 
     def value(self, metric: Metric, a: Architecture, frame: int) -> float:

@@ -29,6 +29,11 @@ def test_a_spelled_quantity_is_the_least_of_four_digits(value: float) -> None:
     assert value * (1 - 1e-12) <= spelled <= value * 1.0011
 
 
+def test_round_quantities_are_spelled_as_they_are() -> None:
+    for text in ("1e-300", "1e-05", "0.1", "0.3", "5", "60M", "1.5G", "4.94066e-324"):
+        assert spell_quantity(parse_quantity(text)) == text
+
+
 @pytest.mark.parametrize("limit", [0.0, -1.0, math.nan, math.inf])
 def test_a_budget_must_be_positive(limit: float) -> None:
     with pytest.raises(InputError, match="--decode-ms"):

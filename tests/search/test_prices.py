@@ -128,6 +128,17 @@ def test_what_a_table_lacks_is_named_with_the_command_that_adds_it(
     assert message.endswith(f"add it: {command}")
 
 
+def test_a_table_without_a_phase_is_refused_where_that_is_budgeted(write_table: WriteTable) -> None:
+    whole = write_table(SMALL)
+    decode = [m for m in whole.measurements if m.mode == "decode"]
+    table = LatencyTable(whole.path, whole.header, decode, {}, "")
+    with pytest.raises(InputError, match=r"prefill of layer .swiglu. .no measurement.*profile --continue"):
+        problem(SMALL, ["prefill_ms"], "fp32", table)
+    asked = problem(SMALL, ["decode_ms"], "fp32", table)
+    costs = asked.costs(SMALL.sample(random.Random(0)))
+    assert "decode_ms@64" in costs and not any(key.startswith("prefill") for key in costs)
+
+
 def test_text_needs_to_know_how_long_a_token_is(write_table: WriteTable) -> None:
     silent = replace(SMALL, vocabularies=(Vocabulary(4096),))
     for key in ("text_ms", "first_token_ms"):

@@ -174,6 +174,8 @@ NONE = str(2**70)
     [
         (["--decode-ms", "5"], 2, "merino-edge profile"),
         (["--params", "1M"], 4, "least possible is 38.94M"),
+        (["--params", "5e-324"], 4, "least possible is 38.94M"),
+        (["--flops", "1e-300", "--params", "60M"], 4, "meets flops 1e-300 (the least possible is 1.276G)"),
         (["--params", "many"], 2, "--params 'many'"),
         (["--flops", "nan"], 2, "--flops"),
         (["--weight-mb", "40@int3"], 2, "fp32, fp16, int8, int4"),
