@@ -47,14 +47,14 @@ def test_int8_error_is_at_most_half_a_step() -> None:
     assert (np.abs(weight - quantized.restore()) <= quantized.scales[:, :1] * 0.5001).all()
 
 
-def multiply(x: np.ndarray, weight: np.ndarray, target: Target, fused: bool, shared: bool = False) -> np.ndarray:
+def multiply(x: np.ndarray, weight: np.ndarray, target: Target, fused: bool, unfused: bool = False) -> np.ndarray:
     """x [T, K] times weight [N, K] through the graph that the writer writes."""
     tape = Tape()
     dtype = target.compute_dtype
     value = ir.val("x", dtype, list(x.shape))
     bits = 4 if target.precision == "int4" else 8
     stored = StoredWeights({}, {"m.weight": _quantize("m.weight", weight, bits, target)})
-    y = MatrixWriter(tape, target, stored).matmul(value, ["m"], shared=shared)
+    y = MatrixWriter(tape, target, stored).matmul(value, ["m"], unfused=unfused)
     y.name, y.dtype, y.shape = "y", dtype, ir.Shape([len(x), len(weight)])
     graph = ir.Graph(
         [value], [y], nodes=tape.nodes, initializers=tape.initializers, opset_imports={"": 24, "com.microsoft": 1}
@@ -79,8 +79,8 @@ def test_graph_multiplies_the_dequantized_matrix(target: str, precision: str) ->
     np.testing.assert_allclose(exact, x @ stored.T, atol=half_rounding)
     fused = multiply(x, weight, Target.named(target, precision), fused=True)  # also rounds x to int8
     assert np.abs(fused - x @ stored.T).max() <= 0.02 * np.abs(x @ stored.T).max()
-    if target == "onnxruntime":  # the form for shared layers is the very kernel that fusing makes
-        np.testing.assert_array_equal(multiply(x, weight, Target.named(target, precision), True, shared=True), fused)
+    if target == "onnxruntime":  # the unfused form is the very kernel that fusing makes
+        np.testing.assert_array_equal(multiply(x, weight, Target.named(target, precision), True, unfused=True), fused)
 
 
 def test_width_that_blocks_do_not_divide_is_refused(tmp_path: Path) -> None:
