@@ -103,11 +103,13 @@ class Relaxation:
         exact = np.full((most + 1, count, depth + 1), -np.inf)  # [blocks left, W, depth left]
         exact[0, :, 0] = -(chain.finish @ prices)
         self.placed = np.full((most + 1, count, depth + 1), -np.inf)  # the same with the next block's width given
+        depths = np.unique(cell_layers)
+        by_depth = np.full((len(depths), count), -np.inf)  # the best gene of every width with so many layers
+        by_depth[np.searchsorted(depths, cell_layers), cell_width] = best
         for n in range(1, most + 1):
-            for value, w, layers in zip(best, cell_width, cell_layers, strict=True):
-                if layers <= depth:
-                    row = self.placed[n, w, layers:]
-                    np.maximum(row, value + exact[n - 1, w, : depth + 1 - layers], out=row)
+            for layers, values in zip(depths[depths <= depth], by_depth, strict=False):
+                rows = self.placed[n, :, layers:]
+                np.maximum(rows, values[:, None] + exact[n - 1, :, : depth + 1 - layers], out=rows)
             exact[n] = (change[:, :, None] + self.placed[n][None]).max(1)
         self.exact, self.cell_best, self.change = exact, best, change
         # [blocks placed, W, depth left]: the most that any allowed number of further blocks adds
