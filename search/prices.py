@@ -182,13 +182,15 @@ class Prices:
         vocabularies = {space.frames[frame].vocabulary for frame in frames}
         for metric, vocabulary in itertools.product(asked, vocabularies):
             self.parts(metric, vocabulary)  # which says if a token's length is missing
-        steps = {self.step(metric, vocabulary) for metric in asked for vocabulary in vocabularies}
-        gaps = [gap for step in sorted(steps) for gap in self._gaps(space, step)]
+        steps = sorted({self.step(metric, vocabulary) for metric in asked for vocabulary in vocabularies})
+        gaps = {step: found for step in steps if (found := self._gaps(space, step))}
         if gaps:
-            more = f" and {len(gaps) - 3} more" if len(gaps) > 3 else ""
-            lengths = ",".join(str(n) for n in sorted({step.length for step in steps}))
+            lines = [line for found in gaps.values() for line in found]
+            more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
+            needed = [step.length for step in gaps]
+            lengths = ",".join(str(n) for n in sorted({min(needed), max(needed)}))  # the table answers between
             raise InputError(
-                f"{self.table.path} does not cover space {space.name}: {'; '.join(gaps[:3])}{more}",
+                f"{self.table.path} does not cover space {space.name}: {'; '.join(lines[:3])}{more}",
                 f"add it: merino-edge profile --continue --space {space.origin or space.name} --lengths {lengths} "
                 f"--out {self.table.path}",
             )

@@ -128,6 +128,13 @@ def test_what_a_table_lacks_is_named_with_the_command_that_adds_it(
     assert message.endswith(f"add it: {command}")
 
 
+def test_of_lengths_that_a_table_lacks_the_outer_ones_are_enough(write_table: WriteTable) -> None:
+    vocabularies = (Vocabulary(1024, 2.0), Vocabulary(2048, 2.5), Vocabulary(4096, 4.0))
+    space = replace(SMALL, vocabularies=vocabularies, contexts=(1024,))
+    with pytest.raises(InputError, match=r"--lengths 500,1000 "):  # and 800
+        problem(space, ["first_token_ms@2000"], "fp32", write_table(SMALL))
+
+
 def test_a_table_without_a_phase_is_refused_where_that_is_budgeted(write_table: WriteTable) -> None:
     whole = write_table(SMALL)
     decode = [m for m in whole.measurements if m.mode == "decode"]
