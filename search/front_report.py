@@ -6,6 +6,7 @@ The page is one file with nothing to fetch: `front.html` beside this module, wit
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -88,6 +89,7 @@ def plot(found: dict[str, Any], path: Path | str) -> None:
     """The front as steps, with the public models. Raises MissingExtraError, OutputError."""
     require("matplotlib", "plot")
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, NullLocator
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes, unit = figure.subplots(), found["unit"]
@@ -101,10 +103,14 @@ def plot(found: dict[str, Any], path: Path | str) -> None:
         face = "none" if reference["notes"] else "C3"
         axes.plot(reference["value"] / unit, reference["score"], "s", color="C3", markerfacecolor=face, markersize=6)
     axes.set(xlabel=found["label"], ylabel=f"score ({found['score']['name']})", title=_title(found), xscale="log")
-    _name(axes, [(r["value"] / unit, r["score"], r["name"]) for r in shown])
+    _name(axes, [(r["value"] / unit, r["score"], r["name"]) for r in shown], list(zip(values, scores, strict=True)))
     if shown:
         hollow = ", hollow: nearest the table knows" if any(r["notes"] for r in shown) else ""
         axes.plot([], [], "s", color="C3", label=f"public models{hollow}")
+    low, high = axes.get_xlim()
+    if high < 10 * low:  # too few powers of ten to name
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(_two_and_five)
     axes.grid(alpha=0.3, which="both")
@@ -117,18 +123,27 @@ def _two_and_five(value: float, position: float) -> str:
     return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
-def _name(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write names beside points: further down where one would cover another, on the left at the right edge."""
+def _name(axes: Axes, points: Sequence[tuple[float, float, str]], others: Sequence[tuple[float, float]]) -> None:
+    """Write names on the right of points; left or further down where one would cover another, `others` or the edge."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    taken: list[tuple[float, float, float]] = []
+
+    def place(value: float, score: float) -> tuple[float, float]:
+        return math.log(value / left) / math.log(right / left), (score - bottom) / (top - bottom)
+
+    taken = [(x - 0.01, x + 0.01, y) for x, y in (place(*other) for other in others)]
     for value, score, name in points:
-        x, y, width = math.log(value / left) / math.log(right / left), (score - bottom) / (top - bottom), len(name) / 90
-        start, lines = (x - width if x + width > 1 else x), 0
-        while any(abs(y - 0.03 * lines - line) < 0.03 and a < start + width and start < b for a, b, line in taken):
-            lines += 1
-        taken.append((start, start + width, y - 0.03 * lines))
-        side = {"xytext": (-6, -3 - 10 * lines), "ha": "right"} if start < x else {"xytext": (6, -3 - 10 * lines)}
-        axes.annotate(name, (value, score), textcoords="offset points", fontsize="small", **side)  # type: ignore[arg-type]
+        (x, y), width = place(value, score), len(name) / 90
+        places = ((start, y - 0.03 * line) for line in itertools.count() for start in (x, x - width))
+        start, height = next(
+            (start, height)
+            for start, height in places
+            if start + width <= 1
+            and not any(abs(height - other) < 0.03 and a < start + width and start < b for a, b, other in taken)
+        )
+        taken.append((start, start + width, height))
+        aside, align = (-6, "right") if start < x else (6, "left")
+        shift = (aside, -3 - 10 * round((y - height) / 0.03))
+        axes.annotate(name, (value, score), shift, textcoords="offset points", fontsize="small", ha=align)
 
 
 def page(found: dict[str, Any], path: Path | str) -> None:
