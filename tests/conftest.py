@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,8 @@ from merino_edge.convert import import_model
 from merino_edge.pretrained import FILE, fetch_smollm2
 
 sys.path.append(str(Path(__file__).parent))  # tests share plain modules that stand beside this file
+# A shell lets what it starts in the background ignore Ctrl-C, and the programs under test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

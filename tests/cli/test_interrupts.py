@@ -20,11 +20,14 @@ def interrupted(
 ) -> tuple[int, str, str]:
     """Start `command`, signal it as soon as `when`, and return exit code, stdout and stderr."""
     process = subprocess.Popen(list(map(str, command)), stdout=-1, stderr=-1, text=True)
-    while not when():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.001)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    try:
+        while not when():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.001)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert "Traceback" not in err
     return process.returncode, out, err
 
