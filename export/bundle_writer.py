@@ -7,7 +7,7 @@ nothing. Knows which engine runs the graph only through `open_engine`, so that e
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -91,4 +91,5 @@ def write_bundle(
             parity=parity.report(checks),
             compiled=compiled,
         )
-    return bundle.load(out, verify=False)
+        written = bundle.load(folder, verify=False)  # once it stands at `out`, another export may replace it
+    return replace(written, path=Path(out))
