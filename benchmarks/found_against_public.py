@@ -1,7 +1,7 @@
 """Whether a found model is as fast as predicted: python benchmarks/found_against_public.py RESULT.json [PRESET]
 
 Builds both with random weights (latency does not depend on values) at the result's precision, and times decode steps at
-256 positions with the threads of its table, interleaved over nine rounds. Prints each and the ratio.
+256 positions on one thread, interleaved over nine rounds. Prints each and the ratio.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from merino_edge.weights import random_weights
 LENGTH, STEPS, ROUNDS = 256, 40, 9
 
 
-def engine(a: Architecture, precision: str, threads: int) -> OnnxEngine:
-    return OnnxEngine(to_bytes(build_model(a, random_weights(a), precision, LENGTH)), a, LENGTH, threads)
+def engine(a: Architecture, precision: str) -> OnnxEngine:
+    return OnnxEngine(to_bytes(build_model(a, random_weights(a), precision, LENGTH)), a, LENGTH, threads=1)
 
 
 def step_ms(opened: OnnxEngine) -> float:
@@ -41,17 +41,15 @@ def step_ms(opened: OnnxEngine) -> float:
 def main() -> None:
     path, name = sys.argv[1], (sys.argv[2:] or ["smollm2-135m"])[0]
     found, document = architecture.load(path)
-    precision, threads = document["precision"], 1
+    precision = document["precision"]
     models = {path: found, name: dataclasses.replace(preset(name), max_positions=max(LENGTH, found.max_positions))}
-    engines = {label: engine(a, precision, threads) for label, a in models.items()}
+    engines = {label: engine(a, precision) for label, a in models.items()}
     rounds = [{label: step_ms(opened) for label, opened in engines.items()} for _ in range(ROUNDS)]
     for label in engines:
         samples = [one[label] for one in rounds]
         print(f"{label}: {statistics.median(samples):.3f} ms ({min(samples):.3f} - {max(samples):.3f})")
     ratios = [one[path] / one[name] for one in rounds]
-    print(
-        f"ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} - {max(ratios):.3f}), {precision}, {threads} thread"
-    )
+    print(f"ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} - {max(ratios):.3f}), {precision}, 1 thread")
     predicted = {key: ms for key, ms in document["costs"].items() if key.startswith("decode_ms")}
     print(f"predicted {predicted}")
 

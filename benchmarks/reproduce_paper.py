@@ -39,7 +39,8 @@ SHARES = tuple(np.round(np.arange(0.1, 0.95, 0.1), 2))  # alpha_mha
 EPSILONS = tuple(float(f"{x:.3g}") for x in np.geomspace(3, 30_000, 13))  # epsilon squared
 POWERS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # of the depth penalty
 Constants = tuple[float, float, float]  # alpha_mha, epsilon_squared, effectiveness_power
-DEFAULT: Constants = (0.57, 700.0, 1.0)
+_USUAL = Hyperparameters()
+DEFAULT: Constants = (_USUAL.alpha_mha, _USUAL.epsilon_squared, _USUAL.effectiveness_power)
 
 
 def optima(constants: Constants) -> list[Architecture]:

@@ -10,7 +10,7 @@
 ONNX Runtime fuses a blocked DequantizeLinear and its MatMul into one kernel that reads the codes (MatMulNBits), but
 only where the codes have one consumer and no Relu follows at once. Matrices that several layers share, and those right
 before a Relu, are therefore written as MatMulNBits for `onnxruntime`: unfused, a further layer of a shared int8 block
-took 1.40 ms instead of 0.15, and an int4 ReLU layer without biases 0.79 instead of 0.07 (docs/lab-notes.md).
+took 1.40 ms instead of 0.15, and an int4 ReLU layer without biases 0.79 instead of 0.09 (docs/lab-notes.md).
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ A metric is spelled with what it is at, `decode_ms@1024`, in files too. Knows no
 
 from __future__ import annotations
 
+import decimal
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ KINDS = {
     "flops": Kind("--flops", "GFLOPs of 1024 tokens, head excluded", 1e9, "", False),
 }
 _SUFFIXES = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
+_FOUR_DIGITS_UP = decimal.Context(prec=4, rounding=decimal.ROUND_CEILING)
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,4 @@ def parse_quantity(text: str, name: str = "quantity") -> float:
 def spell_quantity(value: float) -> str:
     """`value` rounded up to four digits, in the form that `parse_quantity` reads: 39.75M."""
     factor, suffix = next(((_SUFFIXES[s], s) for s in "TGMK" if value >= _SUFFIXES[s]), (1.0, ""))
-    digits = math.floor(math.log10(value / factor)) if value > 0 else 0
-    if digits < -300:  # of such a number no four digits can be cut
-        return f"{value:g}"
-    step = 10.0 ** (digits - 3)
-    return f"{math.ceil(value / factor / step - 1e-10) * step:.6g}{suffix}"
+    return f"{float(_FOUR_DIGITS_UP.create_decimal(repr(float(value / factor)))):.6g}{suffix}"

@@ -102,15 +102,15 @@ class Relaxation:
         change = chain.ascending - chain.changes @ prices  # [W, W]
         exact = np.full((most + 1, count, depth + 1), -np.inf)  # [blocks left, W, depth left]
         exact[0, :, 0] = -(chain.finish @ prices)
-        self.placed = np.full((most + 1, count, depth + 1), -np.inf)  # the same with the next block's width given
+        placed = np.full((most + 1, count, depth + 1), -np.inf)  # the same with the next block's width given
         depths = np.unique(cell_layers)
         by_depth = np.full((len(depths), count), -np.inf)  # the best gene of every width with so many layers
         by_depth[np.searchsorted(depths, cell_layers), cell_width] = best
         for n in range(1, most + 1):
             for layers, values in zip(depths[depths <= depth], by_depth, strict=False):
-                rows = self.placed[n, :, layers:]
+                rows = placed[n, :, layers:]
                 np.maximum(rows, values[:, None] + exact[n - 1, :, : depth + 1 - layers], out=rows)
-            exact[n] = (change[:, :, None] + self.placed[n][None]).max(1)
+            exact[n] = (change[:, :, None] + placed[n][None]).max(1)
         self.exact, self.cell_best, self.change = exact, best, change
         # [blocks placed, W, depth left]: the most that any allowed number of further blocks adds
         ends = [[total - n for total in chain.blocks if total >= n] for n in range(most + 1)]
@@ -118,7 +118,7 @@ class Relaxation:
         begin = np.full(count, -np.inf)
         begin[chain.first] = -(chain.start[chain.first] @ prices)
         self.begin = begin
-        whole = np.stack([begin + self.placed[n, :, depth] for n in chain.blocks])  # [numbers of blocks, W]
+        whole = np.stack([begin + placed[n, :, depth] for n in chain.blocks])  # [numbers of blocks, W]
         self.best_blocks = chain.blocks[int(whole.max(1).argmax())]
         bound = float(whole.max()) + self.constant
         # Rounding must not cut off what is really there.
@@ -152,12 +152,12 @@ class Tightened:
         return self.relaxations[0].bound
 
 
-def tighten(chain: Chain, prices: Floats, target: float, steps: int = STEPS) -> Tightened:
+def tighten(chain: Chain, prices: Floats, target: float) -> Tightened:
     """Lower the bound from `prices` on, by Polyak's subgradient steps towards `target`, a worth known to be possible or
     below all that are; stops when the bound is below it."""
     best: Relaxation | None = None
     tried, genes, worth, stride, stalled = [], None, target, 1.0, 0
-    for _ in range(steps):
+    for _ in range(STEPS):
         relaxation = Relaxation(chain, prices)
         tried.append(relaxation)
         if not np.isfinite(relaxation.bound):

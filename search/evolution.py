@@ -20,6 +20,7 @@ import random
 from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from merino_edge import limits
 from merino_edge.search.budget import Budget, Metric
@@ -49,7 +50,7 @@ class _Evaluator:
         self.problem = problem
         self.layers = [gene.layers for gene in problem.space.genes]
         self.width_of = problem.space.width_of
-        self._tables: dict[int, tuple[list[list[list[float]]], ...]] = {}
+        self._tables: dict[int, tuple[Any, ...]] = {}  # a frame's costs as nested lists, faster to index
         self._scores: dict[tuple[int, int, int], list[float | None]] = {}
 
     def score(self, genome: Genome) -> float:
@@ -72,18 +73,19 @@ class _Evaluator:
         """How far over the budgets, as a sum of fractions of each; 0 within."""
         program = self.problem.program(genome.frame)
         if genome.frame not in self._tables:
-            arrays = (program.genes.T, program.changes.transpose(2, 0, 1), program.start.T, program.finish.T)
+            ends = program.start.T, program.finish.T
+            arrays = (program.genes.T, program.changes.transpose(2, 0, 1), *ends, program.limits)
             self._tables[genome.frame] = tuple(array.tolist() for array in arrays)
-        genes, changes, start, finish = self._tables[genome.frame]
+        genes, changes, start, finish, most = self._tables[genome.frame]
         over = 0.0
-        for k, limit in enumerate(program.limits.tolist()):
+        for k, limit in enumerate(most):
             before = self.width_of[genome.genes[0]]
-            total: float = start[k][before]  # type: ignore[assignment]
+            total = start[k][before]
             for gene in genome.genes:
                 after = self.width_of[gene]
-                total += genes[k][gene] + changes[k][before][after]  # type: ignore[operator]
+                total += genes[k][gene] + changes[k][before][after]
                 before = after
-            total += finish[k][before]  # type: ignore[operator]
+            total += finish[k][before]
             if k == program.peak:
                 total += max(program.end_activation, *(program.activations[gene] for gene in genome.genes))
             if total > limit:

@@ -133,17 +133,18 @@ def _name(axes: Axes, points: Sequence[tuple[float, float, str]], others: Sequen
     taken = [(x - 0.01, x + 0.01, y) for x, y in (place(*other) for other in others)]
     for value, score, name in points:
         (x, y), width = place(value, score), len(name) / 90
-        places = ((start, y - 0.03 * line) for line in itertools.count() for start in (x, x - width))
-        start, height = next(
-            (start, height)
-            for start, height in places
-            if start + width <= 1
-            and not any(abs(height - other) < 0.03 and a < start + width and start < b for a, b, other in taken)
+        starts = [start for start in (x, x - width) if start + width <= 1]
+        line, start = next(
+            (line, start)
+            for line in itertools.count()
+            for start in starts
+            if not any(abs(y - 0.03 * line - other) < 0.03 and a < start + width and start < b for a, b, other in taken)
         )
-        taken.append((start, start + width, height))
+        taken.append((start, start + width, y - 0.03 * line))
         aside, align = (-6, "right") if start < x else (6, "left")
-        shift = (aside, -3 - 10 * round((y - height) / 0.03))
-        axes.annotate(name, (value, score), shift, textcoords="offset points", fontsize="small", ha=align)
+        axes.annotate(
+            name, (value, score), (aside, -3 - 10 * line), textcoords="offset points", fontsize="small", ha=align
+        )
 
 
 def page(found: dict[str, Any], path: Path | str) -> None:

@@ -58,8 +58,9 @@ def verdict(answer: Answer) -> list[str]:
     else:
         claim = "optimal" if gap == 0 else f"{gap:.3g} % below the proven bound"
         lines[0] += f", {claim}: none {of} within the budgets scores above {certificate.bound:,.2f}"
-        effort = f"{certificate.tasks:,} chains, {certificate.solved:,} solved, {certificate.labels:,} labels"
-        effort = effort if score.block else "every architecture tried"
+        effort = "every architecture tried"
+        if score.block:
+            effort = f"{certificate.tasks:,} chains, {certificate.solved:,} solved, {certificate.labels:,} labels"
         lines.append(f"gap {gap:.3g} %, proven in {certificate.seconds:.1f} s ({effort})")
     if answer.evolution is not None:
         lines.append(f"found by {answer.evolution.iterations:,} iterations of evolution")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from documented import run
 
 from merino_edge.corpus import tiny_stories
 
@@ -22,15 +22,6 @@ def readme_commands(repository: Path) -> list[str]:
     text = (repository / "README.md").read_text()
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line.strip()]
-
-
-def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    for long, short in SHORTER.items():
-        command = command.replace(long, short)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(
-        command, shell=True, cwd=folder, capture_output=True, text=True, timeout=600, env={**os.environ, "PATH": path}
-    )
 
 
 def test_every_command_runs_and_says_what_the_readme_promises(
@@ -53,8 +44,7 @@ def test_every_command_runs_and_says_what_the_readme_promises(
     output = {}
     for command in commands:
         # The name stands for the file this test session already has.
-        done = run(command.replace("smollm2-135m-instruct", str(smollm2_gguf)), tmp_path)
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        done = run(command.replace("smollm2-135m-instruct", str(smollm2_gguf)), tmp_path, SHORTER)
         output[command] = done.stdout
     paris = next(text for command, text in output.items() if "capital of France" in command)
     assert "Paris" in paris
