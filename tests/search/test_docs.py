@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -28,6 +29,10 @@ def test_every_command_runs(repository: Path, tmp_path: Path) -> None:
         if command == found[0]:  # whose certificate is printed
             claim = re.findall(r"^    (score .*)$", text, re.MULTILINE)[0]
             assert claim in done.stderr
+        if "--flops" in command:  # the recipe whose answer is told
+            costs = json.loads((tmp_path / "model.json").read_text())["costs"]
+            told = f"{costs['parameters'] / 1e6:.1f} M parameters, {costs['weight_mb@int4']:.1f} MB"
+            assert told in text
 
 
 def test_the_space_file_is_one(repository: Path, tmp_path: Path) -> None:
