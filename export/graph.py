@@ -120,8 +120,10 @@ class GraphBuilder:
         self.positions = ir.val("positions", ir.DataType.INT64, [1, "T"])
         inputs = [self.tokens, self.positions]
         outputs: list[ir.Value] = []
-        self.write_index = self.op("Slice", self.positions, self.shape(0), self.shape(1), self.shape(1))  # [1, 1]
-        self.write_index = self.op("Reshape", self.write_index, self.shape(1))  # [1]
+        self.rows = self.op("Reshape", self.positions, self.shape(1, 1, -1, 1))  # [1, 1, T, 1]
+        if self.target.tensor_scatter:
+            first = self.op("Slice", self.positions, self.shape(0), self.shape(1), self.shape(1))  # [1, 1]
+            self.write_index = self.op("Reshape", first, self.shape(1))  # [1]
         capacity = self.context if self.target.static_cache else "C"
         caches = [
             ir.val(f"{kind}_{layer}", self.half, [1, block.kv_heads, capacity, a.head_dim])
@@ -150,7 +152,7 @@ class GraphBuilder:
             outputs,
             nodes=self.tape.nodes,
             initializers=self.tape.initializers,
-            opset_imports={"": OPSET, MICROSOFT: 1},
+            opset_imports={"": self.target.opset, MICROSOFT: 1},
             name="decoder_step",
         )
         return ir.Model(graph, ir_version=IR_VERSION, producer_name="merino-edge", producer_version=__version__)
@@ -161,8 +163,7 @@ class GraphBuilder:
         if not self.target.static_cache:  # the runtime may bind a cache smaller than the context
             capacity = self.op("Shape", cache, start=2, end=3)
             columns = self.op("Slice", columns, self.shape(0), capacity)
-        rows = self.op("Reshape", self.positions, self.shape(1, 1, -1, 1))
-        return self.op("LessOrEqual", columns, rows)
+        return self.op("LessOrEqual", columns, self.rows)
 
     def embed(self) -> ir.Value:
         a = self.a
@@ -208,27 +209,34 @@ class GraphBuilder:
         )
         q, k, v = (self.to_heads(part, count) for part, count in zip(split, heads, strict=True))  # [1, H, T, D]
         if a.positions == "rotary":
-            q, k = self.rotate(q), self.rotate(k)
-        updated = []
-        for past, rows in zip(cache, (k, v), strict=True):
-            new = ir.val(f"new_{past.name}", self.half, past.shape)
-            self.tape.op("TensorScatter", [past, rows, self.write_index], {"axis": -2, "mode": "linear"}, output=new)
-            updated.append(new)
+            q, k = self.rotate(q, block.heads), self.rotate(k, block.kv_heads)
+        updated = [self.write(past, new, block.kv_heads) for past, new in zip(cache, (k, v), strict=True)]
         y = self.op("Attention", q, updated[0], updated[1], self.mask, scale=1.0)  # [1, H, T, D]
         y = self.op("Reshape", self.op("Transpose", y, perm=[0, 2, 1, 3]), self.shape(1, -1, block.width))
         return self.cast(self.linear(y, [f"{name}output"]), ir.DataType.FLOAT), updated
+
+    def write(self, past: ir.Value, new: ir.Value, heads: int) -> ir.Value:
+        """The cache `past` [1, Hkv, C, D] with `new` [1, Hkv, T, D] at its positions."""
+        updated = ir.val(f"new_{past.name}", self.half, past.shape)
+        if self.target.tensor_scatter:
+            inputs = [past, new, self.write_index]
+            return self.tape.op("TensorScatter", inputs, {"axis": -2, "mode": "linear"}, output=updated)
+        places = self.op("Expand", self.rows, self.shape(1, heads, 1, self.a.head_dim))  # [1, Hkv, T, D]
+        return self.tape.op("ScatterElements", [past, places, new], {"axis": 2}, output=updated)
 
     def to_heads(self, x: ir.Value, heads: int) -> ir.Value:
         """[1, T, H * D] -> [1, H, T, D]"""
         return self.op("Transpose", self.op("Reshape", x, self.shape(1, -1, heads, self.a.head_dim)), perm=[0, 2, 1, 3])
 
-    def rotate(self, x: ir.Value) -> ir.Value:
+    def rotate(self, x: ir.Value, heads: int) -> ir.Value:
         a = self.a
         exponent = np.arange(0, a.rotary_dim, 2, dtype=np.float64) / a.rotary_dim
         angles = np.outer(np.arange(self.context), a.rotary_base**-exponent)  # [context, rotary_dim / 2]
         cos, sin = (self.computed(f"rotary.{n}", f(angles)) for n, f in (("cos", np.cos), ("sin", np.sin)))
-        rotary_dim = 0 if a.rotary_dim == a.head_dim else a.rotary_dim
-        return self.op("RotaryEmbedding", x, cos, sin, self.positions, rotary_embedding_dim=rotary_dim)
+        partial = {}
+        if a.rotary_dim != a.head_dim:  # ONNX Runtime 1.23 asks for the heads, though x tells them
+            partial = {"rotary_embedding_dim": a.rotary_dim, "num_heads": heads}
+        return self.op("RotaryEmbedding", x, cos, sin, self.positions, **partial)
 
     def ffn(self, x: ir.Value, block: Block, name: str) -> ir.Value:
         x = self.cast(x, self.half)

@@ -10,7 +10,8 @@
 ONNX Runtime fuses a blocked DequantizeLinear and its MatMul into one kernel that reads the codes (MatMulNBits), but
 only where the codes have one consumer and no Relu follows at once. Matrices that several layers share, and those right
 before a Relu, are therefore written as MatMulNBits for `onnxruntime`: unfused, a further layer of a shared int8 block
-took 1.40 ms instead of 0.15, and an int4 ReLU layer without biases 0.79 instead of 0.09 (docs/lab-notes.md).
+took 1.40 ms instead of 0.15, and an int4 ReLU layer without biases 0.79 instead of 0.09 (docs/lab-notes.md). Version
+1.23 fuses int4 alone, so for `onnxruntime-1.23` all of them are.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class MatrixWriter:
         name = "+".join(names) + ".weight"
         factors = factors or [1.0] * len(names)
         quantized = f"{names[0]}.weight" in self.stored.quantized
-        if quantized and unfused and self.target.name == "onnxruntime":
+        if quantized and self.target.name != "rtx" and (unfused or not self.target.fuses_int8):
             return self._matmul_nbits(x, name, self._stacked(names, factors))
         if name not in self.values:
             if quantized:

@@ -8,6 +8,7 @@ so that a graph can be compared with exactly what it holds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,12 +18,15 @@ from merino_edge.architecture import Architecture
 from merino_edge.counts import INT4_BLOCK
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.targets import Target
+from merino_edge.weights import weight_shapes
 
 # How far below the largest magnitude a scale may clip; 1.0 is plain round-to-nearest.
 INT4_SHRINK = (np.arange(72, 112, 2) / 100).astype(np.float32)
 
 
 TABLES = ("embedding.weight", "positions.weight")  # read row by row, never multiplied by
+HEAD = "head.weight"
+RANDOM_STD = 0.02
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class StoredWeights:
     @property
     def own_head(self) -> bool:
         """Whether the head is quantised, so that a tied embedding cannot serve as it."""
-        return "head.weight" in self.quantized
+        return HEAD in self.quantized
 
     def restore(self) -> dict[str, np.ndarray]:
         """What the stored weights stand for, float32."""
@@ -63,34 +67,77 @@ def store(a: Architecture, weights: Mapping[str, np.ndarray], target: Target) ->
     Quantised models keep a float16 embedding (one row of it is read per step) and an int8 head (all of it is), so a
     tied table becomes two entries. Raises UnsupportedError where a matrix cannot be cut into blocks.
     """
-    quantize = target.precision in ("int8", "int4")
-    wide: type = np.float32 if target.precision == "fp32" else np.float16
     stored = StoredWeights({}, {})
     for name, weight in weights.items():
-        if weight.ndim == 1:
-            stored.arrays[name] = weight.astype(np.float32)
-        elif quantize and name not in TABLES:
-            # At int4 the head would cost more accuracy than any ten layers.
-            bits = 4 if target.precision == "int4" and name != "head.weight" else 8
+        if bits := _bits(name, weight.shape, target):
             stored.quantized[name] = _quantize(name, weight, bits, target)
         else:
-            stored.arrays[name] = weight.astype(wide)
-    if quantize and a.tied_head:
-        stored.quantized["head.weight"] = _quantize("head.weight", weights["embedding.weight"], 8, target)
+            stored.arrays[name] = weight.astype(_float_type(weight.shape, target))
+    if a.tied_head and _bits(HEAD, stored.arrays["embedding.weight"].shape, target):
+        stored.quantized[HEAD] = _quantize(HEAD, weights["embedding.weight"], 8, target)
     return stored
 
 
+def random_stored(a: Architecture, target: Target, seed: int = 0) -> StoredWeights:
+    """What `store` makes of weights of mean 0 and deviation 0.02, norms 1 and biases 0, without quantising any.
+
+    Names, shapes and types are those of `store`, so that a graph of it takes as long to run; that is all it is for.
+    """
+    rng = np.random.default_rng(seed)
+    stored = StoredWeights({}, {})
+    shapes = weight_shapes(a)
+    if a.tied_head and _bits(HEAD, shapes["embedding.weight"], target):
+        shapes[HEAD] = shapes["embedding.weight"]
+    for name, shape in shapes.items():
+        if bits := _bits(name, shape, target):
+            stored.quantized[name] = _random_codes(rng, name, shape, bits, target)
+        elif len(shape) == 1:
+            stored.arrays[name] = np.full(shape, float(name.endswith("norm.weight")), np.float32)
+        else:
+            uniform = rng.random(shape, np.float32)  # much faster than normal ones
+            uniform -= np.float32(0.5)
+            uniform *= np.float32(RANDOM_STD * math.sqrt(12))
+            stored.arrays[name] = uniform.astype(_float_type(shape, target), copy=False)
+    return stored
+
+
+def _bits(name: str, shape: tuple[int, ...], target: Target) -> int:
+    """Of the codes a weight is stored as; 0 where it stays floating point."""
+    if len(shape) == 1 or name in TABLES or target.precision not in ("int8", "int4"):
+        return 0
+    # At int4 the head would cost more accuracy than any ten layers.
+    return 4 if target.precision == "int4" and name != HEAD else 8
+
+
+def _float_type(shape: tuple[int, ...], target: Target) -> type:
+    return np.float32 if len(shape) == 1 or target.precision == "fp32" else np.float16
+
+
+def _block(name: str, inputs: int, bits: int, target: Target) -> int:
+    """Inputs that share a scale. Raises UnsupportedError where they do not divide the matrix."""
+    if bits == 8 and target.name == "rtx":
+        return inputs
+    if inputs % INT4_BLOCK:
+        raise UnsupportedError(f"{name} has {inputs} inputs, not a multiple of {INT4_BLOCK}", "export --precision fp16")
+    return INT4_BLOCK
+
+
 def _quantize(name: str, weight: np.ndarray, bits: int, target: Target) -> Quantized:
-    per_output = bits == 8 and target.name == "rtx"
-    if weight.shape[1] % INT4_BLOCK and not per_output:
-        raise UnsupportedError(
-            f"{name} has {weight.shape[1]} inputs, not a multiple of {INT4_BLOCK}", "export --precision fp16"
-        )
+    block = _block(name, weight.shape[1], bits, target)
     # Through the type that scales are stored in; one that rounds to 0 is refused by TensorRT.
     dtype = target.compute_dtype.numpy()
-    quantized = int4_blocks(weight) if bits == 4 else int8_rows(weight, None if per_output else INT4_BLOCK)
+    quantized = int4_blocks(weight) if bits == 4 else int8_rows(weight, block)
     scales = np.maximum(quantized.scales.astype(dtype), np.finfo(dtype).smallest_subnormal)
     return Quantized(quantized.codes, scales.astype(np.float32), bits)
+
+
+def _random_codes(rng: np.random.Generator, name: str, shape: tuple[int, ...], bits: int, target: Target) -> Quantized:
+    outputs, inputs = shape
+    block = _block(name, inputs, bits, target)
+    largest = (1 << (bits - 1)) - 1
+    codes = rng.integers(-largest, largest + 1, (outputs, inputs // block, block), np.int8)  # [N, G, B]
+    scale = np.array(RANDOM_STD / math.sqrt(largest * (largest + 1) / 3), target.compute_dtype.numpy())
+    return Quantized(codes, np.full(codes.shape[:2], scale, np.float32), bits)
 
 
 def int8_rows(weight: np.ndarray, block: int | None = None) -> Quantized:

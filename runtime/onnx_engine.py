@@ -1,13 +1,18 @@
-"""The engine for ONNX Runtime on the CPU: one sequence, its key/value cache updated in place.
+"""The engine for ONNX Runtime: one sequence on the CPU or a CUDA GPU, its key/value cache updated in place.
 
 `new_key_L` is bound to the memory of `key_L`, so a step copies no cache. Attention reads the whole bound
 cache, so the engine binds the smallest bucket that holds the sequence (256 positions, doubling up to the
 bundle's context) and copies the written part over when a sequence outgrows it. Knows no tokenizer.
+
+On a GPU the cache lies in its memory, and ONNX Runtime leaves to the CPU every node that it has no CUDA kernel for,
+with copies there and back: `cpu_nodes` says which. Its CUDA build 1.31.1 has a kernel for TensorScatter. Not run on a
+GPU yet.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,35 +25,85 @@ from merino_edge.errors import ArtefactError, InputError, UnsupportedError
 if TYPE_CHECKING:
     from merino_edge.bundle import Bundle
 
-OLDEST_ONNX_RUNTIME = (1, 25)  # the first with a CPU kernel for TensorScatter
+OLDEST_ONNX_RUNTIME = (1, 23)  # the first with CPU kernels for the operators of opset 23
+FIRST_WITH_TENSOR_SCATTER = (1, 25)  # older ones run what `--target onnxruntime-1.23` writes
+CUDA_PROVIDER = "CUDAExecutionProvider"
 FIRST_BUCKET = 256  # positions
 PREFILL_CHUNK = 512  # tokens run at once: bounds the memory of attention scores over long prompts
+
+
+def bucket(positions: int, context: int) -> int:
+    """Places of the cache that is bound, and read by every step, while `positions` of `context` are in use."""
+    places = FIRST_BUCKET
+    while places < positions:
+        places *= 2
+    return min(places, context)
+
+
+def installed_version() -> tuple[int, ...]:
+    """Of ONNX Runtime, as (major, minor)."""
+    import onnxruntime as ort
+
+    return tuple(map(int, ort.__version__.split(".")[:2]))
+
+
+def graph_target() -> str:
+    """The export target of what the installed ONNX Runtime runs."""
+    return "onnxruntime" if installed_version() >= FIRST_WITH_TENSOR_SCATTER else "onnxruntime-1.23"
 
 
 class OnnxEngine:
     """Runs a `native` graph (see merino_edge.export.graph). Implements merino_edge.runtime.engine.Engine."""
 
-    def __init__(self, graph: Path | bytes, a: Architecture, context: int, threads: int | None = None) -> None:
-        """`graph`: path of model.onnx, or a serialized model. Raises ArtefactError, UnsupportedError."""
+    def __init__(
+        self, graph: Path | bytes, a: Architecture, context: int, threads: int | None = None, device: str = "cpu"
+    ) -> None:
+        """`graph`: path of model.onnx, or a serialized model. `device`: cpu or cuda.
+
+        Raises ArtefactError, UnsupportedError (an older ONNX Runtime, or one that reaches no GPU).
+        """
         import onnxruntime as ort
 
-        if tuple(map(int, ort.__version__.split(".")[:2])) < OLDEST_ONNX_RUNTIME:
+        installed = installed_version()
+        if installed < OLDEST_ONNX_RUNTIME:
             needed = ".".join(map(str, OLDEST_ONNX_RUNTIME))
             raise UnsupportedError(
                 f"bundles need ONNX Runtime {needed}, {ort.__version__} is installed",
-                "run: pip install -U onnxruntime, with Python 3.11 or newer",
+                "run: pip install -U onnxruntime",
             )
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # errors are raised, and reach the user as one line
+        providers = ["CPUExecutionProvider"]
+        if device == "cuda":
+            providers.insert(0, CUDA_PROVIDER)
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+            ort.set_default_logger_severity(4)
+            if CUDA_PROVIDER not in ort.get_available_providers():
+                raise UnsupportedError(
+                    f"ONNX Runtime {ort.__version__} is built without CUDA",
+                    "replace the package onnxruntime by onnxruntime-gpu, or use the CPU",
+                )
         source = graph if isinstance(graph, bytes) else str(graph)
         try:
-            self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(source, options, providers=providers)
         except Exception as error:  # the library's own exception types share no base class
             where = "the graph" if isinstance(graph, bytes) else str(graph)
+            if installed < FIRST_WITH_TENSOR_SCATTER and ("Opset 24" in str(error) or "TensorScatter" in str(error)):
+                raise UnsupportedError(
+                    f"{where} needs ONNX Runtime {'.'.join(map(str, FIRST_WITH_TENSOR_SCATTER))} (Python 3.11),"
+                    f" {ort.__version__} is installed",
+                    "export it for this one: merino-edge export CKPT --target onnxruntime-1.23",
+                ) from None
             reason = str(error).splitlines()[0]
             raise ArtefactError(f"ONNX Runtime cannot load {where} ({reason})", "export the bundle again") from None
+        if device == "cuda" and CUDA_PROVIDER not in self._session.get_providers():  # dropped with a warning only
+            raise UnsupportedError(
+                f"ONNX Runtime {ort.__version__} cannot load its CUDA provider",
+                "install the driver, CUDA and cuDNN that it is built for, or use the CPU",
+            )
+        self.device = device
         self.vocab_size = a.vocab_size
         self.max_positions = context
         self.threads = int(options.intra_op_num_threads)
@@ -59,11 +114,11 @@ class OnnxEngine:
         self._shapes = [(1, value.shape[1], value.shape[3]) for value in caches]
         self._dtype = np.float16 if caches[0].type == "tensor(float16)" else np.float32
         self._static = isinstance(caches[0].shape[2], int)  # the graph fixes the cache's capacity
-        self._caches: list[NDArray[Any]] = []
+        self._caches: list[Any] = []  # OrtValue, on the device
         self._length = 0
         self._logits: NDArray[np.float32] = np.zeros((1, a.vocab_size), np.float32)
         self._binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self._logits))
-        self._reserve(context if self._static else min(FIRST_BUCKET, context))
+        self._reserve(1)
 
     @staticmethod
     def from_bundle(bundle: Bundle, threads: int | None = None) -> OnnxEngine:
@@ -72,7 +127,15 @@ class OnnxEngine:
     @property
     def capacity(self) -> int:
         """Positions that the bound cache holds now."""
-        return int(self._caches[0].shape[2])
+        return int(self._caches[0].shape()[2])
+
+    @property
+    def cpu_nodes(self) -> Counter[str]:
+        """On a GPU: the operators that run on the CPU all the same, and how often each stands in the graph."""
+        if self.device == "cpu":
+            return Counter()
+        subgraphs = self._session.get_provider_graph_assignment_info()
+        return Counter(n.op_type for s in subgraphs if s.ep_name != CUDA_PROVIDER for n in s.get_nodes())
 
     def forward(self, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
         """Run tokens [T] at positions start.., return the last one's logits [V], valid until the next call.
@@ -97,6 +160,12 @@ class OnnxEngine:
             self._length = last
         return np.asarray(self._logits[0])
 
+    def assume(self, positions: int) -> None:
+        """Take so many positions for written, whatever they hold: to time a step at any length without the prompt."""
+        if positions > self.capacity:
+            self._reserve(positions)
+        self._length = positions
+
     def close(self) -> None:
         """Free the session and the cache. May be called twice."""
         self._caches = []
@@ -109,6 +178,8 @@ class OnnxEngine:
         self._binding.bind_cpu_input("positions", positions[None])
         try:
             self._session.run_with_iobinding(self._binding)
+            if self.device == "cuda":
+                self._binding.synchronize_outputs()
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise ArtefactError(
@@ -117,16 +188,13 @@ class OnnxEngine:
 
     def _reserve(self, positions: int) -> None:
         """Bind a cache of the smallest bucket that holds `positions`, keeping what was written."""
-        bucket = FIRST_BUCKET
-        while bucket < positions:
-            bucket *= 2
-        bucket = self.max_positions if self._static else min(bucket, self.max_positions)
+        places = self.max_positions if self._static else bucket(positions, self.max_positions)
         old, self._caches = self._caches, []
         for index, (batch, heads, head_dim) in enumerate(self._shapes):
-            cache = np.zeros((batch, heads, bucket, head_dim), self._dtype)  # [1, Hkv, C, D]
+            cache = np.zeros((batch, heads, places, head_dim), self._dtype)  # [1, Hkv, C, D]
             if old:
-                cache[:, :, : self._length] = old[index][:, :, : self._length]
-            self._caches.append(cache)
-            value = self._ort.OrtValue.ortvalue_from_numpy(cache)  # shares the memory of `cache`
+                cache[:, :, : self._length] = old[index].numpy()[:, :, : self._length]
+            value = self._ort.OrtValue.ortvalue_from_numpy(cache, self.device, 0)  # on the CPU it keeps `cache` itself
+            self._caches.append(value)
             self._binding.bind_ortvalue_input(self._names[index], value)
             self._binding.bind_ortvalue_output(f"new_{self._names[index]}", value)

@@ -15,10 +15,11 @@ from random_model import random_model
 
 from merino_edge.architecture import Architecture, Bias, Block, Ffn
 from merino_edge.counts import PRECISIONS
+from merino_edge.errors import UnsupportedError
 from merino_edge.export.graph import build_model, to_bytes
 from merino_edge.model import Model
 from merino_edge.presets import PRESETS, preset
-from merino_edge.runtime.onnx_engine import OnnxEngine
+from merino_edge.runtime.onnx_engine import OnnxEngine, graph_target
 from merino_edge.weights import weight_shapes
 
 CONTEXT = 600  # beyond the engine's first and second cache bucket
@@ -77,6 +78,36 @@ def test_rewinding_gives_what_a_fresh_engine_gives(family: str) -> None:
     used.forward(tokens[:20], 0)
     fresh.forward(tokens[:20], 0)
     np.testing.assert_array_equal(used.forward(tokens[20:], 20), fresh.forward(tokens[20:], 20))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_graph_for_onnx_runtime_1_23_is_of_opset_23_and_computes_the_very_same(family: str, precision: str) -> None:
+    a = FAMILIES[family]
+    weights = random_model(a)
+    native, older = (build_model(a, weights, precision, CONTEXT, t) for t in ("onnxruntime", "onnxruntime-1.23"))
+    onnx.checker.check_model(to_bytes(older))  # refuses TensorScatter, which opset 23 has not
+    kinds = Counter(node.op_type for node in older.graph)
+    assert older.opset_imports[""] == 23 and kinds["ScatterElements"] == 2 * a.layers
+    assert kinds["DequantizeLinear"] == 0  # 1.23 would multiply by an int8 matrix dequantised anew in every step
+    tokens = np.random.default_rng(3).integers(0, a.vocab_size, 300)
+    engines = [OnnxEngine(to_bytes(model), a, CONTEXT, threads=1) for model in (native, older)]
+    for start, end in ((0, 1), (1, 40), (40, 41), (41, 290), (290, 291), (30, 300)):  # past a bucket, and rewound
+        expected, got = (engine.forward(tokens[start:end], start) for engine in engines)
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_older_onnx_runtime_names_the_target_to_export_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    a = FAMILIES["llama"]
+    model = build_model(a, random_model(a), "fp32", CONTEXT)
+    model.graph.opset_imports[""] = 23  # unknown here now, as opset 24 is to 1.23
+    monkeypatch.setattr(ort, "__version__", "1.23.2")
+    with pytest.raises(UnsupportedError, match=r"1\.23\.2 is installed") as refusal:
+        OnnxEngine(to_bytes(model), a, CONTEXT)
+    assert f"--target {graph_target()}" in refusal.value.hint and "\n" not in str(refusal.value)
+    monkeypatch.setattr(ort, "__version__", "1.22.0")
+    with pytest.raises(UnsupportedError, match=r"need ONNX Runtime 1\.23"):
+        OnnxEngine(to_bytes(build_model(a, random_model(a), "fp32", CONTEXT, "onnxruntime-1.23")), a, CONTEXT)
 
 
 @pytest.mark.parametrize("name", PRESETS)

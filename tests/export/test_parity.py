@@ -30,9 +30,12 @@ def export(
     return write_bundle(source, out, precision, context, target, lambda graph, n: OnnxEngine(graph, a, n, threads=1))
 
 
+@pytest.mark.parametrize("target", ["onnxruntime", "onnxruntime-1.23"])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_faithful_export_passes_and_loads(tiny_checkpoint: Checkpoint, tmp_path: Path, precision: str) -> None:
-    made = export(tiny_checkpoint, tmp_path / "b", precision)
+def test_faithful_export_passes_and_loads(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, precision: str, target: str
+) -> None:
+    made = export(tiny_checkpoint, tmp_path / "b", precision, target=target)
     opened = bundle.load(tmp_path / "b")
     assert opened.manifest == made.manifest
     assert {c["check"] for c in opened.manifest["parity"]} >= set(parity.LIMITS[precision])

@@ -12,10 +12,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_ir.tape import Tape
 
+from merino_edge.architecture import Architecture, Block
+from merino_edge.counts import PRECISIONS
 from merino_edge.errors import UnsupportedError
+from merino_edge.export.graph import build_stored, to_bytes
 from merino_edge.export.linear import MatrixWriter
-from merino_edge.export.quantize import StoredWeights, _quantize, int4_blocks, int8_rows
+from merino_edge.export.quantize import StoredWeights, _quantize, int4_blocks, int8_rows, random_stored, store
 from merino_edge.export.targets import Target
+from merino_edge.weights import random_weights
+
+FORMS = [("onnxruntime", precision) for precision in PRECISIONS] + [("rtx", p) for p in PRECISIONS if p != "fp32"]
+
+
+@st.composite
+def architectures(draw: st.DrawFn) -> Architecture:
+    """Small ones of every family whose matrices blocks of 32 inputs divide."""
+    blocks = tuple(
+        Block(width, draw(st.integers(1, 2)), width // 32, 1, 32 * draw(st.integers(1, 3)), draw(st.booleans()))
+        for width in sorted(draw(st.lists(st.sampled_from((32, 64, 96)), min_size=1, max_size=2)))
+    )
+    rotary = draw(st.booleans())
+    return Architecture(
+        vocab_size=50,
+        max_positions=16,
+        embedding_width=draw(st.sampled_from((32, 64))),
+        head_dim=32,
+        blocks=blocks,
+        tied_head=draw(st.booleans()),
+        norm=draw(st.sampled_from(("layernorm", "rmsnorm"))),
+        norm_placement=draw(st.sampled_from(("pre", "post"))),
+        ffn=draw(st.sampled_from(("relu", "gelu", "swiglu"))),
+        positions="rotary" if rotary else "learned",
+        rotary_dim=32 if rotary else 0,
+        bias=draw(st.sampled_from(("all", "qkv", "none"))),
+    )
 
 
 @given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 5), blocks=st.integers(1, 4), spread=st.floats(-6, 3))
@@ -86,3 +116,49 @@ def test_graph_multiplies_the_dequantized_matrix(target: str, precision: str) ->
 def test_width_that_blocks_do_not_divide_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="multiple of 32"):
         multiply(np.ones((1, 40), np.float32), np.ones((8, 40), np.float32), Target.named("onnxruntime", "int4"), True)
+
+
+def structure(model: ir.Model) -> list[object]:
+    """Everything of a graph but the values of its weights."""
+    graph = model.graph
+    ends = [(v.name, v.dtype, v.shape) for v in (*graph.inputs, *graph.outputs)]
+    nodes = [
+        (n.domain, n.op_type, [v and v.name for v in n.inputs], [v.name for v in n.outputs], str(dict(n.attributes)))
+        for n in graph
+    ]
+    tensors = [(name, value.dtype, value.shape) for name, value in graph.initializers.items()]
+    return [dict(graph.opset_imports), ends, nodes, tensors]
+
+
+@pytest.mark.parametrize(("target", "precision"), FORMS)
+@given(a=architectures(), seed=st.integers(0, 3))
+@settings(max_examples=15, deadline=None)
+def test_random_storage_makes_the_graph_that_quantising_makes(
+    target: str, precision: str, a: Architecture, seed: int
+) -> None:
+    chosen = Target.named(target, precision)
+    real, random = store(a, random_weights(a), chosen), random_stored(a, chosen, seed)
+    assert list(random.arrays) == list(real.arrays) and list(random.quantized) == list(real.quantized)
+    for name, quantized in random.quantized.items():
+        assert quantized.codes.dtype == np.int8 and quantized.codes.shape == real.quantized[name].codes.shape
+        assert np.abs(quantized.codes).max() == (1 << (quantized.bits - 1)) - 1
+        np.testing.assert_array_equal(quantized.scales, quantized.scales.astype(chosen.compute_dtype.numpy()))
+    drawn = build_stored(a, random, chosen, a.max_positions)
+    assert structure(drawn) == structure(build_stored(a, real, chosen, a.max_positions))
+    assert len(to_bytes(drawn)) == len(to_bytes(build_stored(a, real, chosen, a.max_positions)))
+
+
+@pytest.mark.parametrize(("target", "precision"), FORMS)
+def test_random_storage_stands_for_the_same_weights(target: str, precision: str) -> None:
+    a = Architecture(512, 64, 128, 64, (Block(128, 1, 2, 2, 256),), tied_head=False)
+    drawn, weights = random_stored(a, Target.named(target, precision)).restore(), random_weights(a)
+    assert set(drawn) == set(weights)
+    for name, values in drawn.items():
+        assert values.shape == weights[name].shape
+        np.testing.assert_allclose(
+            [values.mean(), values.std()], [weights[name].mean(), weights[name].std()], atol=2e-3
+        )
+        if values.ndim == 2:
+            assert np.abs(values).max() < 0.05
+    again = random_stored(a, Target.named(target, precision)).restore()
+    assert all(np.array_equal(again[name], values) for name, values in drawn.items())
