@@ -34,6 +34,10 @@ class Engine(Protocol):
         """
         ...
 
+    def assume(self, positions: int) -> None:
+        """Take so many positions for written, whatever they hold: to time a step at any length without the prompt."""
+        ...
+
     def close(self) -> None:
         """Free the model and its cache."""
         ...

@@ -1,0 +1,73 @@
+"""The few calls of CUDA that an engine makes: one stream on the first GPU, memory there, and copies.
+
+Through cuda-bindings, not PyCUDA: NVIDIA's own, with wheels for aarch64 and every Python, where PyCUDA is compiled on
+the board; and it uses the device's primary context as TensorRT does, so there is none to make current. Every call may
+fail, and does so as UnsupportedError with CUDA's own name for the reason. Knows no engine. Not run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from numpy.typing import NDArray
+
+from merino_edge.errors import MissingExtraError, UnsupportedError
+
+
+class Cuda:
+    """A stream of its own, and what was allocated; addresses are plain numbers. Raises as the module says."""
+
+    def __init__(self) -> None:
+        try:
+            runtime = import_module("cuda.bindings.runtime")
+        except ImportError:
+            raise MissingExtraError(
+                "this needs the package cuda-bindings, which is not installed",
+                "run: pip install 'merino-edge[jetson]'",
+            ) from None
+        self._runtime = runtime
+        self._addresses: list[int] = []
+        if self._call("cudaGetDeviceCount") == 0:
+            raise UnsupportedError("CUDA finds no GPU (cudaGetDeviceCount is 0)", "use a backend for the CPU")
+        self.stream = int(self._call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking))
+
+    def allocate(self, size_bytes: int) -> int:
+        """The address of so many zero bytes, aligned to 256 as TensorRT asks for."""
+        address = int(self._call("cudaMalloc", size_bytes))
+        self._addresses.append(address)
+        self._call("cudaMemsetAsync", address, 0, size_bytes, self.stream)
+        return address
+
+    def to_device(self, array: NDArray[Any], address: int) -> None:
+        """Queue a copy of `array`, which must be contiguous and stay until `synchronize`."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, self.stream)
+
+    def to_host(self, address: int, array: NDArray[Any]) -> None:
+        """Queue a copy into `array`, which holds it after `synchronize`."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self.stream)
+
+    def synchronize(self) -> None:
+        """Wait for everything queued."""
+        self._call("cudaStreamSynchronize", self.stream)
+
+    def close(self) -> None:
+        """Free all of it. May be called twice."""
+        while self._addresses:
+            self._call("cudaFree", self._addresses.pop())
+        if self.stream:
+            self._call("cudaStreamDestroy", self.stream)
+            self.stream = 0
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        status, *values = getattr(self._runtime, name)(*arguments)
+        if status != self._runtime.cudaError_t.cudaSuccess:
+            hint = "use a backend for the CPU, or repair the driver"
+            if status == self._runtime.cudaError_t.cudaErrorInsufficientDriver:
+                hint = "use a backend for the CPU; with a GPU: pip install 'cuda-bindings==N.*' for the driver's CUDA N"
+            if status == self._runtime.cudaError_t.cudaErrorMemoryAllocation:
+                hint = "build the engine with less --context"
+            raise UnsupportedError(f"CUDA refuses: {name} gives {status.name}", hint)
+        return values[0] if values else None

@@ -1,0 +1,16 @@
+"""These tests run where CUDA finds a GPU, and nowhere else."""
+
+from __future__ import annotations
+
+import pytest
+
+from merino_edge.errors import MerinoError
+from merino_edge.runtime.cuda import Cuda
+
+
+@pytest.fixture(autouse=True, scope="session")
+def gpu() -> None:
+    try:
+        Cuda().close()
+    except MerinoError as refusal:
+        pytest.skip(str(refusal))

@@ -1,0 +1,109 @@
+"""Engines on a GPU compute what ONNX Runtime computes on the CPU: prefill, decode, rewind. Written without a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+
+from merino_edge.architecture import Architecture, Block
+from merino_edge.errors import ArtefactError, InputError
+from merino_edge.export.graph import build_model, to_bytes
+from merino_edge.jetson.backends import BACKENDS, backend_named
+from merino_edge.runtime.cuda import Cuda
+from merino_edge.runtime.engine import Engine
+from merino_edge.runtime.onnx_engine import OnnxEngine
+from merino_edge.runtime.tensorrt_engine import EXTRAS, TensorRtEngine, build_engine
+from merino_edge.weights import random_weights
+
+CONTEXT = 1100  # more than two chunks of a prompt, and more than two buckets
+A = Architecture(
+    300,
+    CONTEXT,
+    128,
+    64,
+    (Block(128, 2, 2, 1, 256, True), Block(192, 1, 3, 3, 128)),
+    norm="rmsnorm",
+    ffn="swiglu",
+    positions="rotary",
+    rotary_dim=64,
+    bias="none",
+)
+STEPS = ((0, 1050), (1050, 1051), (1051, 1052), (20, 21), (21, 30), (0, 3))  # the later ones rewind
+HALF = 0.03  # of the largest logit: float16 rounding through a few layers
+
+
+def assert_equal_steps(mine: Engine, theirs: Engine, tolerance: float) -> None:
+    tokens = np.random.default_rng(0).integers(0, A.vocab_size, CONTEXT)
+    for start, end in STEPS:
+        expected = theirs.forward(tokens[start:end], start)
+        got = mine.forward(tokens[start:end], start)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+def strong_weights() -> dict[str, np.ndarray]:
+    return {name: 4 * w if w.ndim > 1 else w for name, w in random_weights(A).items()}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("library", EXTRAS)
+def test_tensorrt_computes_what_onnxruntime_computes(library: str, precision: str) -> None:
+    pytest.importorskip(library)
+    graph = to_bytes(build_model(A, strong_weights(), precision, CONTEXT, "rtx"))
+    plan = build_engine(library, graph, CONTEXT)
+    with contextlib.closing(TensorRtEngine(library, plan, A, CONTEXT)) as engine:
+        with contextlib.closing(OnnxEngine(graph, A, CONTEXT, 1)) as reference:
+            assert_equal_steps(engine, reference, HALF)
+        for tokens, start in ((np.arange(1), 1099), (np.arange(0), 0), (np.arange(1101), 0)):
+            with pytest.raises(InputError):
+                engine.forward(tokens, start)
+    with pytest.raises(ArtefactError, match="another context"):
+        TensorRtEngine(library, plan, A, CONTEXT - 1)
+
+
+def test_onnxruntime_on_the_gpu_computes_what_it_computes_on_the_cpu() -> None:
+    ort = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        pytest.skip("needs onnxruntime-gpu")
+    graph = to_bytes(build_model(A, strong_weights(), "fp32", CONTEXT))
+    mine, theirs = OnnxEngine(graph, A, CONTEXT, 1, "cuda"), OnnxEngine(graph, A, CONTEXT, 1)
+    with contextlib.closing(mine), contextlib.closing(theirs):
+        assert_equal_steps(mine, theirs, 0.005)  # TF32
+        assert not {"TensorScatter", "Attention", "MatMul"} & set(mine.cpu_nodes), mine.cpu_nodes
+
+
+def test_pytorch_on_the_gpu_computes_what_it_computes_on_the_cpu() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs PyTorch built for CUDA")
+    from merino_edge.model import Model
+    from merino_edge.torch_engine import TorchEngine
+
+    mine = TorchEngine(Model.from_weights(A, strong_weights()), device="cuda")
+    theirs = TorchEngine(Model.from_weights(A, strong_weights()))
+    with contextlib.closing(mine), contextlib.closing(theirs):
+        assert_equal_steps(mine, theirs, 1e-4)
+
+
+@pytest.mark.parametrize("name", [b.name for b in BACKENDS.values() if b.device == "cuda"])
+def test_a_backend_runs_a_tiny_model(name: str) -> None:
+    from merino_edge.errors import MissingExtraError, UnsupportedError
+
+    try:
+        backend_named(name).check("fp16")
+    except (MissingExtraError, UnsupportedError) as refusal:
+        pytest.skip(str(refusal))
+
+
+def test_memory_comes_back_as_it_was_sent() -> None:
+    with contextlib.closing(Cuda()) as cuda:
+        sent, back = np.arange(1000, dtype=np.float32), np.ones(1000, np.float32)
+        address = cuda.allocate(sent.nbytes)
+        cuda.to_host(address, back)
+        cuda.synchronize()
+        assert not back.any() and address % 256 == 0
+        cuda.to_device(sent, address)
+        cuda.to_host(address, back)
+        cuda.synchronize()
+        np.testing.assert_array_equal(back, sent)

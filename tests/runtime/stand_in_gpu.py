@@ -1,0 +1,115 @@
+"""What the TensorRT engine calls, on a machine without a GPU: addresses are the host's, and ONNX Runtime computes.
+
+It reads and writes the bound addresses only, and insists on shapes within the profile, as TensorRT does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, ClassVar
+
+import numpy as np
+import onnxruntime as ort
+
+TYPES = {"tensor(int64)": np.int64, "tensor(float)": np.float32, "tensor(float16)": np.float16}
+PROFILES = (512, 2)  # most tokens of each
+
+
+class HostMemory:
+    """In place of merino_edge.runtime.cuda.Cuda."""
+
+    stream = 7
+    live: ClassVar[int] = 0  # allocations
+
+    def __init__(self) -> None:
+        self.buffers: list[np.ndarray] = []
+
+    def allocate(self, size_bytes: int) -> int:
+        self.buffers.append(np.zeros(size_bytes, np.uint8))
+        HostMemory.live += 1
+        return int(self.buffers[-1].ctypes.data)
+
+    def to_device(self, array: np.ndarray, address: int) -> None:
+        assert array.flags.c_contiguous
+        ctypes.memmove(address, array.ctypes.data, array.nbytes)
+
+    def to_host(self, address: int, array: np.ndarray) -> None:
+        ctypes.memmove(array.ctypes.data, address, array.nbytes)
+
+    def synchronize(self) -> None:
+        pass
+
+    def close(self) -> None:
+        HostMemory.live -= len(self.buffers)
+        self.buffers = []
+
+
+class Context:
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self.session, self.addresses, self.lengths, self.profile = session, {}, {}, -1
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> None:
+        self.profile = index
+
+    def set_tensor_address(self, name: str, address: int) -> None:
+        self.addresses[name] = address
+
+    def set_input_shape(self, name: str, shape: tuple[int, int]) -> None:
+        assert shape[0] == 1 and 1 <= shape[1] <= PROFILES[self.profile]
+        self.lengths[name] = shape[1]
+
+    def execute_async_v3(self, stream: int) -> bool:
+        feeds = {value.name: self.at_address(value).copy() for value in self.session.get_inputs()}
+        results = self.session.run(None, feeds)
+        for value, result in zip(self.session.get_outputs(), results, strict=True):
+            self.at_address(value)[...] = result
+        return stream == HostMemory.stream
+
+    def at_address(self, value: Any) -> np.ndarray:
+        shape = [self.lengths[value.name] if isinstance(extent, str) else extent for extent in value.shape]
+        dtype = np.dtype(TYPES[value.type])
+        memory = (ctypes.c_uint8 * (int(np.prod(shape)) * dtype.itemsize)).from_address(self.addresses[value.name])
+        return np.frombuffer(memory, dtype).reshape(shape)
+
+
+class Engine:
+    num_optimization_profiles = len(PROFILES)
+
+    def __init__(self, graph: bytes) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self.tensors = {v.name: v for v in (*self.session.get_inputs(), *self.session.get_outputs())}
+        self.num_io_tensors = len(self.tensors)
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.tensors)[index]
+
+    def get_tensor_shape(self, name: str) -> list[int]:
+        return [-1 if isinstance(extent, str) else extent for extent in self.tensors[name].shape]
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return str(self.tensors[name].type)
+
+    def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, int]]:
+        return [(1, 1), (1, 1), (1, PROFILES[index])]
+
+    def create_execution_context(self) -> Context:
+        return Context(self.session)
+
+
+class OnnxInPlaceOfTensorRt:
+    """In place of the library's module; a plan is the serialized graph."""
+
+    __version__ = "0"
+
+    class Runtime:
+        def __init__(self, log: Any) -> None:
+            pass
+
+        def deserialize_cuda_engine(self, plan: bytes) -> Engine:
+            return Engine(plan)
+
+    @staticmethod
+    def nptype(dtype: str) -> type:
+        return TYPES[dtype]

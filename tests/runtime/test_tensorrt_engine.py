@@ -1,0 +1,177 @@
+"""What can be known of the TensorRT engine without a GPU: its plan of buffers is that of the graph as NVIDIA's own
+parser reads it, NVIDIA's compiler builds it, every call it makes exists in NVIDIA's bindings, and over the host's
+memory, with ONNX Runtime in place of TensorRT, it computes what it should. tests/gpu runs it."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stand_in_gpu import HostMemory, OnnxInPlaceOfTensorRt
+
+from merino_edge.architecture import Architecture, Block
+from merino_edge.errors import ArtefactError, InputError, MerinoError, UnsupportedError
+from merino_edge.export.graph import build_model, cache_names, to_bytes
+from merino_edge.runtime import tensorrt_engine
+from merino_edge.runtime.onnx_engine import OnnxEngine
+from merino_edge.runtime.tensorrt_engine import (
+    EXTRAS,
+    Tensor,
+    TensorRtEngine,
+    bound_tensors,
+    buffer_bytes,
+    build_engine,
+    owner,
+)
+from merino_edge.weights import random_weights
+
+RTX = "tensorrt_rtx_bindings"
+A = Architecture(40, 64, 128, 64, (Block(128, 2, 2, 1, 96, True), Block(192, 1, 3, 3, 64)))
+
+
+@pytest.fixture(scope="module")
+def rtx() -> Any:
+    return pytest.importorskip(RTX, reason="the extra [rtx] has no package for this machine")
+
+
+@pytest.fixture(scope="module")
+def graph() -> bytes:
+    return to_bytes(build_model(A, random_weights(A), "fp16", 48, "rtx"))
+
+
+def test_the_parser_finds_the_tensors_that_are_bound(rtx: Any, graph: bytes) -> None:
+    log = rtx.Logger(rtx.Logger.ERROR)
+    network = rtx.Builder(log).create_network(0)
+    parser = rtx.OnnxParser(network, log)
+    assert parser.parse(graph)
+    found = [network.get_input(i) for i in range(network.num_inputs)]
+    found += [network.get_output(i) for i in range(network.num_outputs)]
+    tensors = [Tensor(t.name, tuple(t.shape), np.dtype(rtx.nptype(t.dtype)).name) for t in found]
+    assert sorted(tensors) == sorted(bound_tensors(A, 48))
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=3), st.integers(1, 99), st.integers(1, 64))
+def test_an_updated_cache_lies_where_the_cache_lies(layers: list[int], context: int, longest: int) -> None:
+    a = Architecture(40, 100, 64, 32, tuple(Block(64, n, 2, 1, 64, n == 2) for n in layers))
+    tensors = bound_tensors(a, context)
+    assert len({t.name for t in tensors}) == len(tensors) == 3 + 4 * a.layers
+    sizes = buffer_bytes(tensors, longest)
+    assert set(sizes) == {"tokens", "positions", "logits", *(name for name, _ in cache_names(a))}
+    assert all(owner(new) == owner(name) == name for name, new in cache_names(a))
+    assert sizes["tokens"] == sizes["positions"] == 8 * longest and sizes["logits"] == 4 * 40
+    assert sum(sizes[name] for name, _ in cache_names(a)) == 2 * 2 * 32 * context * a.layers  # float16, one head of 32
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("context", [1, 48])
+def test_nvidias_compiler_builds_it(rtx: Any, precision: str, context: int) -> None:
+    graph = to_bytes(build_model(A, random_weights(A), precision, context, "rtx"))
+    assert len(build_engine(RTX, graph, context, "SM86")) > A.weight_bytes(precision)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_it_cannot_build_is_one_line(rtx: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UnsupportedError, match="cannot parse the graph") as refusal:
+        build_engine(RTX, b"no graph", 48, "SM86")
+    assert "\n" not in str(refusal.value)
+    odd = Architecture(40, 64, 24, 12, (Block(24, 1, 2, 2, 24),))  # NVIDIA has no attention kernel for heads of 12
+    with pytest.raises(UnsupportedError, match="cannot compile the graph") as refusal:
+        build_engine(RTX, to_bytes(build_model(odd, random_weights(odd), "fp16", 48, "rtx")), 48, "SM86")
+    assert "\n" not in str(refusal.value)
+
+
+def test_without_a_gpu_it_is_refused_in_one_line(rtx: Any) -> None:
+    with pytest.raises(MerinoError, match=r"cuda-bindings|CUDA|cannot load the engine") as refusal:
+        TensorRtEngine(RTX, b"", A, 48)  # where there is a GPU: no engine
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.fixture
+def host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_engine, "Cuda", HostMemory)
+    monkeypatch.setattr(tensorrt_engine, "_load", lambda library: (OnnxInPlaceOfTensorRt, SimpleNamespace(first="")))
+
+
+def test_steps_chunks_and_rewinds_over_bound_addresses(host_memory: None) -> None:
+    context = 1100
+    a = Architecture(60, context, 64, 64, (Block(64, 2, 1, 1, 64, True),))
+    graph = to_bytes(build_model(a, random_weights(a), "fp16", context, "rtx"))
+    tokens = np.random.default_rng(0).integers(0, a.vocab_size, context)
+    engine, reference = TensorRtEngine("any", graph, a, context), OnnxEngine(graph, a, context, 1)
+    with contextlib.closing(engine), contextlib.closing(reference):
+        for start, end in ((0, 1), (1, 2), (2, 4), (4, 1090), (1090, 1091), (700, 703), (703, 1100), (0, 1100)):
+            expected = reference.forward(tokens[start:end], start)
+            np.testing.assert_array_equal(engine.forward(tokens[start:end], start), expected)
+        engine.assume(7)  # of what is still there
+        np.testing.assert_array_equal(engine.forward(tokens[7:8], 7), reference.forward(tokens[7:8], 7))
+        for first, start in ((0, 9), (0, 1100), (0, -1), (1100, 0)):
+            with pytest.raises(InputError):
+                engine.forward(tokens[first:], start)
+    engine.close()
+    with pytest.raises(InputError):
+        engine.forward(tokens[:1], 0)
+    assert HostMemory.live == 0
+
+
+def test_an_engine_of_another_model_is_refused_and_leaves_no_memory(host_memory: None, graph: bytes) -> None:
+    for a, context in ((A, 64), (replace(A, vocab_size=41), 48), (replace(A, blocks=A.blocks[:1]), 48)):
+        with pytest.raises(ArtefactError, match="built from another model, or for another context"):
+            TensorRtEngine("any", graph, a, context)
+    TensorRtEngine("any", graph, A, 48).close()
+    assert HostMemory.live == 0
+
+
+OBJECTS = {
+    "builder": "Builder",
+    "network": "INetworkDefinition",
+    "parser": "OnnxParser",
+    "config": "IBuilderConfig",
+    "profile": "IOptimizationProfile",
+    "engine": "ICudaEngine",
+    "context": "IExecutionContext",
+}
+
+
+def test_every_name_it_uses_exists_in_the_bindings(rtx: Any) -> None:
+    used = {
+        (node.value.id, node.attr)
+        for node in ast.walk(ast.parse(Path(tensorrt_engine.__file__).read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
+    ours = {(variable, name) for variable, name in used if variable in OBJECTS or variable == "trt"}
+    assert {("context", "execute_async_v3"), ("context", "set_tensor_address"), ("trt", "Runtime")} <= ours
+    missing = {
+        f"{variable}.{name}"
+        for variable, name in ours
+        if not hasattr(getattr(rtx, OBJECTS[variable]) if variable in OBJECTS else rtx, name)
+    }
+    assert not missing
+    assert hasattr(rtx.Runtime, "deserialize_cuda_engine") and set(EXTRAS) == {"tensorrt", RTX}
+
+
+def test_every_call_to_cuda_exists_in_its_bindings() -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="needs the package cuda-bindings")
+    from merino_edge.runtime import cuda
+
+    tree = ast.parse(Path(cuda.__file__).read_text())
+    calls = {
+        node.args[0].value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "_call"
+        and isinstance(node.args[0], ast.Constant)
+    }
+    assert {"cudaMalloc", "cudaMemcpyAsync", "cudaStreamSynchronize"} <= calls
+    assert all(callable(getattr(runtime, str(name))) for name in calls)
+    statuses = ("cudaSuccess", "cudaErrorInsufficientDriver", "cudaErrorMemoryAllocation")
+    assert all(hasattr(runtime.cudaError_t, name) for name in statuses)
+    assert hasattr(runtime, "cudaStreamNonBlocking") and hasattr(runtime.cudaMemcpyKind, "cudaMemcpyHostToDevice")
