@@ -1,17 +1,22 @@
-"""What stands on this machine and what each verb still lacks: the block to paste when asking for help.
+"""What stands on this machine, what each verb still lacks, and which known traps lie open: the block to paste when
+asking for help.
 
 Packages are looked up, not imported. Knows no verb's code, only which packages it needs and which extra brings them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from merino_edge import __version__
-from merino_edge.jetson.device import device_card
+from merino_edge.jetson.sensors import Sensors
+from merino_edge.jetson.surroundings import Surroundings
+from merino_edge.jetson.traps import find_traps
 
 # Module names where they differ from the package's.
 MODULES = {
@@ -23,6 +28,7 @@ BASE = ("numpy", "typer", "rich", "tokenizers", "onnxruntime", "jinja2")
 # verb: (packages beyond the base, extras that bring them)
 NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
     "profile": (("onnx", "onnx-ir"), "export"),
+    "estimate": ((), ""),
     "search": ((), ""),
     "pareto": ((), ""),
     "train": (("torch", "safetensors"), "train"),
@@ -55,9 +61,12 @@ def installed(package: str) -> str | None:
         return "unknown"
 
 
-def examine() -> dict[str, Any]:
+def examine(root: Path | str = "/") -> dict[str, Any]:
     """{"merino_edge", "python", "device": card, "packages": {name: version or null},
-    "verbs": {verb: {"ok", "missing": [...], "fix": command or null}}, "optional": {the same by purpose}}"""
+    "sensors": {"power_source", "power_mw", "temperature_c", "clock_mhz", "throttle_events", "power_mode"},
+    "verbs": {verb: {"ok", "missing": [...], "fix": command or null}}, "optional": {the same by purpose},
+    "traps": [{"name", "found", "advice", "source"}]}"""
+    here, sensors = Surroundings.of(root), Sensors(root)
     names = [*BASE, *(p for packages, _ in (*NEEDS.values(), *OPTIONAL.values()) for p in packages)]
     packages = {name: installed(name) for name in dict.fromkeys(names)}
 
@@ -68,10 +77,12 @@ def examine() -> dict[str, Any]:
     return {
         "merino_edge": __version__,
         "python": f"{platform.python_implementation()} {platform.python_version()} on {platform.machine()}",
-        "device": device_card(),
+        "device": here.card,
+        "sensors": {"power_source": sensors.power_source, **dataclasses.asdict(sensors.read())},
         "packages": packages,
         "verbs": {verb: state((*BASE, *needed), extras) for verb, (needed, extras) in NEEDS.items()},
         "optional": {purpose: state(needed, extras) for purpose, (needed, extras) in OPTIONAL.items()},
+        "traps": find_traps(here),
     }
 
 

@@ -1,4 +1,5 @@
-"""`merino-edge doctor`: the machine, the versions, and what each verb lacks, as a block to paste. Exit code 0 always.
+"""`merino-edge doctor`: the machine, its sensors, the versions, what each verb lacks, and the known traps that lie
+open, as a block to paste. Exit code 0 always.
 
 `--json` prints merino_edge.jetson.doctor.examine.
 """
@@ -9,6 +10,15 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
+
+UNKNOWN = "unknown"
+SENSORS = {
+    "power_source": "power source",
+    "power_mw": "power [mW]",
+    "temperature_c": "temperature [C]",
+    "clock_mhz": "clock [MHz]",
+    "throttle_events": "throttle events",
+}
 
 
 def doctor(
@@ -27,8 +37,16 @@ def doctor(
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield f"merino-edge {found['merino_edge']}, {found['python']}"
-    for name, value in found["device"].items():
-        yield f"  {name.replace('_', ' '):<12} {_plain(value)}"
+    device = {name: _plain(value) for name, value in found["device"].items()}
+    unread = [name.replace("_", " ") for name, text in device.items() if text == UNKNOWN]
+    for name, text in device.items():
+        if text != UNKNOWN:
+            yield f"  {name.replace('_', ' '):<16} {text}"
+    if unread:
+        yield f"  {UNKNOWN:<16} {', '.join(unread)}"
+    yield "sensors"
+    for name, title in SENSORS.items():
+        yield f"  {title:<16} {_plain(found['sensors'][name], 'none can be read')}"
     yield "packages"
     yield "  " + ", ".join(f"{name} {version or '-'}" for name, version in found["packages"].items())
     for title in ("verbs", "optional"):
@@ -38,9 +56,17 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
             yield f"  {name:<{width}}  " + (
                 "ok" if state["ok"] else f"needs {', '.join(state['missing'])}: {state['fix']}"
             )
+    yield "known traps" if found["traps"] else "known traps: none found"
+    for trap in found["traps"]:
+        yield f"  {trap['name']}: {trap['found']}"
+        yield f"    {trap['advice']}"
+        yield f"    ({trap['source']})"
 
 
-def _plain(value: Any) -> str:
+def _plain(value: Any, empty: str = UNKNOWN) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {item}" for key, item in value.items()) or "unknown"
-    return " ".join(map(str, value)) or "unknown" if isinstance(value, list) else str(value)
+        shown = {key: item for key, item in value.items() if item != UNKNOWN}
+        return ", ".join(f"{key} {_plain(item)}" for key, item in shown.items()) or empty
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or empty
+    return f"{value:.10g}" if isinstance(value, float) else str(value)

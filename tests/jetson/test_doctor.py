@@ -1,9 +1,44 @@
+"""The doctor: what verbs lack, and the block that is printed for a board and for a machine without anything."""
+
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+from recorded_boards import JETPACK7, expand, write_tegrastats
+
+from merino_edge.cli import doctor as doctor_verb
 from merino_edge.cli.main import app
 from merino_edge.jetson import doctor
+
+
+def test_the_block_of_a_board_reads_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tegrastats(expand("jetpack7-orin-nano-super", tmp_path), f"echo '{JETPACK7}'; sleep 60")
+    text = "\n".join(doctor_verb._lines(doctor.examine(tmp_path)))
+    for line in (
+        "  power mode       pmode:0001 fmode:quiet (25W)",
+        "  gpu              tpc_pg_mask 240, sm_count 8, max_mhz 918",
+        "  power source     tegrastats",
+        "  power [mW]       VDD_IN 3462, VDD_CPU_GPU_CV 442, VDD_SOC 1127",
+        "  clock [MHz]      cpu 960, gpu 306, emc 665.6",
+        "  throttle events  none can be read",
+        "known traps",
+        "  no swap for builds: 7.3 GiB of memory, no swap on a disk",
+    ):
+        assert line in text.splitlines()
+
+
+def test_a_machine_without_traps_says_so(tmp_path: Path) -> None:
+    found = doctor.examine(tmp_path)
+    assert set(found["sensors"]) == {
+        "power_source",
+        "power_mw",
+        "temperature_c",
+        "clock_mhz",
+        "throttle_events",
+        "power_mode",
+    }
+    assert list(doctor_verb._lines({**found, "traps": []}))[-1] == "known traps: none found"
 
 
 def test_every_verb_is_examined() -> None:
