@@ -152,6 +152,29 @@ def block_kv_bytes(a: Architecture, block: Block, positions: int, element_bytes:
     return 2 * block.layers * block.kv_heads * a.head_dim * positions * element_bytes
 
 
+def block_step_bytes(a: Architecture, block: Block, precision: str, places: int) -> float:
+    """What a decode step reads of a block: every weight once, and `places` of the cache."""
+    cache = block_kv_bytes(a, block, places, cache_element_bytes(precision))
+    return block_weight_bytes(a, block, precision) + cache
+
+
+def head_step_bytes(a: Architecture, precision: str) -> float:
+    """What a decode step reads of the head; of the table of embeddings it reads a row."""
+    return a.vocab_size * a.embedding_width * HEAD_BYTES[precision]
+
+
+def step_bytes(a: Architecture, precision: str, places: int) -> float:
+    """What a decode step of the whole model reads."""
+    blocks = sum(block_step_bytes(a, block, precision, places) for block in a.blocks)
+    changes = _inner_change_parameters(a)
+    changes += sum(
+        width_change_parameters(a.embedding_width, width)
+        for width in (a.blocks[0].width, a.blocks[-1].width)
+        if width != a.embedding_width
+    )
+    return head_step_bytes(a, precision) + changes * MATRIX_BYTES[precision] + blocks
+
+
 def layer_activation_bytes(a: Architecture, block: Block, tokens: int) -> int:
     """Most that is alive at once while one layer of `block` runs `tokens` tokens over a full cache.
 

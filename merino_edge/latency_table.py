@@ -1,27 +1,32 @@
 """A latency table: what the parts of a model cost on one device, as measured. Sums to whole models.
 
-Artefact `NAME.jsonl`, kind "latency_table", schema 2, one JSON object a line, append-only:
+Artefact `NAME.jsonl`, kind "latency_table", schema 3, one JSON object a line, append-only:
 
-    {"kind": "latency_table", "schema_version": 2, "tool_version": ..., "device": {...}, "backend": "onnxruntime-cpu",
-     "precision": "fp32", "threads": 2, "family": {"head_dim": 64, ...}, "default_length": 256,
-     "cold_cache": true, "estimated": false, "libraries": {...}, "created": ..., "plan": [...], "sha256": ...}
+    {"kind": "latency_table", "schema_version": 3, "tool_version": ..., "device": {...}, "backend": "onnxruntime-cpu",
+     "precision": "fp32", "threads": 1, "family": {"head_dim": 64, ...}, "default_length": 256, "cache_buckets": 256,
+     "reference": {"ffn": "relu", "ratio": 1, "decode": 256, "prefill": 256}, "estimated": false, ..., "sha256": ...}
+    {"what": "conditions", "moment": "before", "clock_mhz": {...}, ...}
     {"what": "layer", "mode": "decode", "length": 256, ...}      (merino_edge.measurement)
     ...
+    {"what": "faces", "decode": {...}, "sha256": ...}            (merino_edge.faces)
     {"what": "validation", "decode": {"mape_percent": ..., ...}, "prefill": {...}, "sha256": ...}
 
 | what | costs | measured over |
 |---|---|---|
 | layer | one more layer that has its own weights | FFN kind, length, width, ffn_width / width, kv_heads |
-| repeat | one more layer of a block that shares its weights | the same |
-| width_change | a projection between two widths | length, before * after |
-| end | what a step costs however deep: overhead, embedding, final norm, head | length, vocab_size, embedding_width |
+| repeat | one more layer of a block that shares its weights; in a prefill as much as any other | the same |
+| width_change | a projection between two widths | before * after; of a prefill also length |
+| end | what a step costs however deep: overhead, embedding, final norm, head | vocab_size, embedding_width; the same |
+| calibration | a whole model, to fit the faces to | - |
 | model | a whole model that no other line was made from: checks the sum, is not part of it | - |
 
-`mode` decode is one token at the last position of a cache of `length`; prefill is `length` tokens into an empty cache.
-Between measured points cost is interpolated; outside them it is refused. Every answer is a multiple of 2^-30 ms (a
-picosecond) or mJ, so that sums are exact in any order: a search that adds parts compares with a budget exactly what
-the whole model's sum would. Schema 1 had one FFN kind a table, in its header; it is still read. The table knows no
-clock and no device: `merino_edge.jetson.profiler` measures.
+`mode` decode is one token; its layers' length is the capacity of the cache, since a step reads all of it:
+`cache_buckets` is the smallest the engine binds, doubled until the sequence fits (0: the whole context). `mode` prefill
+is `length` tokens into an empty cache. Between measured points cost is interpolated; outside them it is refused. Every
+answer is a multiple of 2^-30 ms (a picosecond) or mJ, so that sums are exact in any order: a search that adds parts
+compares with a budget exactly what the whole model's sum would. Older schemas are read: schema 2 knew no cold entries
+and one length for all, schema 1 one FFN kind, in its header. The table knows no clock and no device:
+`merino_edge.jetson.profiler` measures.
 """
 
 from __future__ import annotations
@@ -29,19 +34,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from merino_edge import artefact, limits
+from merino_edge import artefact, counts, limits
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError, InputError
+from merino_edge.faces import COLD, RESOLUTION, WARM, Face, Faces, Sums, single
 from merino_edge.grid import Grid
-from merino_edge.measurement import MODES, Measurement, Mode, Point, layer_point, unseal
+from merino_edge.latency_grids import Key, build_grids
+from merino_edge.measurement import MODES, WHOLE, Measurement, Mode, Point, layer_point, unseal
 
 KIND = "latency_table"
-SCHEMA_VERSION = 2
-RESOLUTION = 2.0**-30  # of every answer, in ms or mJ
+SCHEMA_VERSION = 3
 
 Unit = Literal["ms", "mj"]
 # What a layer of the table holds constant beside its shape.
@@ -55,7 +61,7 @@ FAMILY = (
     "bias",
     "parallel_residual",
 )
-# The axes of each grid, as people call them.
+# The axes of each grid, as people call them; of a decode step only layers depend on the length.
 _LAYER_AXES = ("length", "width", "ffn_width / width", "key-value heads")
 AXES = {
     "layer": _LAYER_AXES,
@@ -66,11 +72,21 @@ AXES = {
 
 
 class Step(NamedTuple):
-    """What is asked for: time or energy of a decode step at a cache length, or of a prompt's prefill."""
+    """What is asked for: time or energy of a decode step at a cache length, or of a prompt's prefill; by which face of
+    the table's prediction (`LatencyTable.alternatives`)."""
 
     mode: Mode
     length: int
     unit: Unit = "ms"
+    face: int = 0
+
+
+class Interval(NamedTuple):
+    """A prediction, and between which bounds nine of ten held-out models' times lay around theirs."""
+
+    value: float
+    low: float
+    high: float
 
 
 def family(a: Architecture) -> dict[str, Any]:
@@ -87,27 +103,15 @@ class LatencyTable:
     measurements: list[Measurement]
     validation: dict[str, Any]  # {} while the table is unfinished
     sha256: str
-    _grids: dict[tuple[str, ...], Grid] = field(init=False, repr=False, compare=False)
+    faces: Faces | None = None  # of decode; None: as entries are, unfitted
+    conditions: list[dict[str, Any]] = field(default_factory=list)  # clocks before, during and after
+    _grids: dict[Key, Grid] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        points: dict[tuple[str, ...], dict[Point, float]] = {}
-        for m in self.measurements:
-            if m.what != "model":
-                key = (m.what, m.mode, m.shape.get("ffn", ""))
-                points.setdefault(("ms", *key), {})[m.point] = m.median_ms
-                if m.energy_mj is not None:
-                    points.setdefault(("mj", *key), {})[m.point] = m.energy_mj
-        # Of a layer with a single head no key-value heads can be taken away: it stands for every share of them.
-        shares = {m.point[-1] for m in self.measurements if m.shape.get("heads", 1) > 1}
-        for m in self.measurements:
-            if m.shape.get("heads") == 1:
-                for unit in ("ms", "mj"):
-                    grid = points.get((unit, m.what, m.mode, m.shape["ffn"]), {})
-                    if m.point in grid:
-                        grid.update({(*m.point[:-1], share): grid[m.point] for share in shares})
-        grids = {key: Grid(values) for key, values in points.items()}
-        # Energy may be read for some entries only; then there is none.
-        self._grids = {key: grid for key, grid in grids.items() if key[0] == "ms" or grid.complete}
+        self._grids = build_grids(self.measurements, self.header.get("reference"))
+        if self.faces is None:
+            warm = any(key[2] == "decode" and key[4] == "warm" for key in self._grids)
+            self.faces = single(WARM if warm or not self._grids else COLD)
 
     @property
     def estimated(self) -> bool:
@@ -125,42 +129,104 @@ class LatencyTable:
     def unstable(self) -> list[Measurement]:
         return [m for m in self.measurements if m.unstable]
 
-    # --- costs: in the unit of the step ---
+    @property
+    def failed(self) -> list[Measurement]:
+        """What the backend could not run."""
+        return [m for m in self.measurements if m.failed]
+
+    @property
+    def moved(self) -> list[str]:
+        """Which clocks, power modes and throttle counters changed while it was measured."""
+        return list(dict.fromkeys(line for reading in self.conditions for line in reading.get("moved", ())))
+
+    # --- costs: in the unit of the step, of one face ---
 
     def layer_cost(self, a: Architecture, block: Block, step: Step, what: str = "layer") -> float:
         """One layer of `block`'s shape; `what` "repeat": one more that shares its weights. Raises InputError."""
-        point = layer_point(step.length, block.width, block.heads, block.kv_heads, block.ffn_width)
-        return self._cost(what, a.ffn, step, point)
+        places = self.places(step, a.max_positions)
+        return self._cost(
+            what, a.ffn, step, layer_point(places, block.width, block.heads, block.kv_heads, block.ffn_width)
+        )
 
     def block_cost(self, a: Architecture, block: Block, step: Step) -> float:
         """All layers of `block`. Raises InputError."""
         first = self.layer_cost(a, block, step)
+        read = 0.0
+        if per_mb := self._ms_per_mb(step):
+            places = self.places(step, a.max_positions)
+            read = _reading_ms(per_mb, counts.block_step_bytes(a, block, self.precision, places))
         if block.shared and block.layers > 1:
-            return first + (block.layers - 1) * self.layer_cost(a, block, step, "repeat")
-        return block.layers * first
+            return read + first + (block.layers - 1) * self.layer_cost(a, block, step, "repeat")
+        return read + block.layers * first
 
     def width_change_cost(self, before: int, after: int, step: Step) -> float:
         """The projection between two widths; nothing when they are equal. Raises InputError."""
-        return 0.0 if before == after else self._cost("width_change", "", step, (step.length, before * after))
+        if before == after:
+            return 0.0
+        cost = self._cost("width_change", "", step, (*_length(step), before * after))
+        if per_mb := self._ms_per_mb(step):
+            parameters = counts.width_change_parameters(before, after)
+            cost += _reading_ms(per_mb, parameters * counts.MATRIX_BYTES[self.precision])
+        return cost
 
     def end_cost(self, a: Architecture, step: Step) -> float:
-        """What a step costs however deep `a` is, the projections at either end included. Raises InputError."""
+        """What a step costs however deep `a` is, the projections at either end and the face's constant, which may be
+        negative, included. Raises InputError."""
         width, first, last = a.embedding_width, a.blocks[0].width, a.blocks[-1].width
-        cost = self._cost("end", "", step, (step.length, a.vocab_size, width))
+        cost = self._cost("end", "", step, (*_length(step), a.vocab_size, width))
         # only the last position reaches the head, in prefill too
         out = step._replace(mode="decode")
+        if per_mb := self._ms_per_mb(step):
+            cost += _reading_ms(per_mb, counts.head_step_bytes(a, self.precision))
+        if (step.mode, step.unit) == ("decode", "ms"):
+            cost += _rounded(self._face(step).offset_ms)
         return cost + self.width_change_cost(width, first, step) + self.width_change_cost(last, width, out)
 
-    def model_cost(self, a: Architecture, step: Step) -> float:
-        """A whole model: its ends, blocks and width changes. Raises InputError."""
+    def sum_cost(self, a: Architecture, step: Step) -> float:
+        """A whole model's parts: its ends, blocks and width changes. Raises InputError."""
         self.check_family(a)
         neighbours = itertools.pairwise(block.width for block in a.blocks)
         changes = sum(self.width_change_cost(before, after, step) for before, after in neighbours)
         return self.end_cost(a, step) + changes + sum(self.block_cost(a, block, step) for block in a.blocks)
 
+    # --- whole models ---
+
+    def sums(self, a: Architecture, length: int) -> Sums:
+        """Of a decode step: what the faces make a time of. Raises InputError."""
+        step = Step("decode", length)
+        warm, cold = (replace(self, faces=single(face)).sum_cost(a, step) for face in (WARM, COLD))
+        return Sums(warm, cold, counts.step_bytes(a, self.precision, self.places(step, a.max_positions)) / 1e6)
+
+    def alternatives(self, step: Step) -> tuple[tuple[Step, ...], ...]:
+        """`step` by each face: a model costs the least over alternatives of the greatest over their steps."""
+        if (step.mode, step.unit) != ("decode", "ms") or self.faces is None:
+            return ((step,),)
+        return tuple(tuple(step._replace(face=i) for i in indices) for indices in self.faces.alternatives)
+
+    def model_cost(self, a: Architecture, step: Step) -> float:
+        """What a step of `a` costs. Raises InputError."""
+        sums = {face: self.sum_cost(a, face) for face in dict.fromkeys(itertools.chain(*self.alternatives(step)))}
+        return min(max(sums[face] for face in faces) for faces in self.alternatives(step))
+
     def model_ms(self, a: Architecture, mode: Mode, length: int | None = None) -> float:
         """`model_cost` in milliseconds, at the table's default length if none is given."""
         return self.model_cost(a, Step(mode, self.default_length if length is None else length))
+
+    def model_interval(self, a: Architecture, step: Step) -> Interval | None:
+        """`model_cost` with its error bar; None where nothing was held out, or for energy. Raises InputError."""
+        value, known = self.model_cost(a, step), self.validation.get(step.mode, {})
+        if step.unit != "ms" or not {"low_percent", "high_percent"} <= set(known):
+            return None
+        return Interval(value, value * (1 + known["low_percent"] / 100), value * (1 + known["high_percent"] / 100))
+
+    def places(self, step: Step, max_positions: int) -> int:
+        """Where on the axis of lengths a layer stands: a prompt's tokens, or the cache's capacity."""
+        bucket = self.header.get("cache_buckets")
+        if step.mode == "prefill" or bucket is None:
+            return step.length
+        while 0 < bucket < step.length:
+            bucket *= 2
+        return min(bucket or max_positions, max_positions)
 
     def check_family(self, a: Architecture) -> None:
         """Raise InputError when the table was measured with another kind of layer than `a`'s."""
@@ -169,53 +235,95 @@ class LatencyTable:
             if getattr(a, name) != mine[name]:
                 raise InputError(f"{self.path} was measured with {name} {mine[name]}, not {getattr(a, name)}", AGAIN)
 
+    def _ms_per_mb(self, step: Step) -> float:
+        """What the face says of bytes."""
+        return self._face(step).ms_per_mb if (step.mode, step.unit) == ("decode", "ms") else 0.0
+
+    def _face(self, step: Step) -> Face:
+        assert self.faces is not None
+        return self.faces.faces[step.face]
+
     def _cost(self, what: str, ffn: str, step: Step, point: Point) -> float:
         if gaps := self.gaps(what, ffn, step, [point]):
             raise InputError(f"{self.path} does not cover {gaps[0]}", AGAIN)
-        return round(self._grids[step.unit, what, step.mode, ffn].at(point) / RESOLUTION) * RESOLUTION
+        found = [grid.at(point) for grid in self._pair(what, ffn, step) if grid is not None]
+        values = [value for value in found if value is not None]
+        if len(values) < len(found):
+            raise InputError(f"{self.path}: {self._failure(what, ffn, step)}", "choose other shapes, or another --out")
+        if len(values) == 2:  # warm, cold: where noise says that cold is faster, it is not
+            values = [values[0] + self._face(step).cold_share * max(0.0, values[1] - values[0])]
+        return _rounded(values[0])
+
+    def _pair(self, what: str, ffn: str, step: Step) -> list[Grid | None]:
+        """The grids that answer: warm, cold, or both where the face needs both; [None] where there is neither."""
+        if what == "repeat" and step.mode == "prefill" and not self._any("repeat", step):
+            what = "layer"
+        warm, cold = (self._grids.get((step.unit, what, step.mode, ffn, cache)) for cache in ("warm", "cold"))
+        if step.mode == "decode" and step.unit == "ms" and warm and cold and self._face(step).cold_share:
+            return [warm, cold]
+        return [warm or cold]
+
+    def _any(self, what: str, step: Step) -> bool:
+        return any(key[:3] == (step.unit, what, step.mode) for key in self._grids)
+
+    def _failure(self, what: str, ffn: str, step: Step) -> str:
+        """Why there is no cost where there should be one."""
+        for m in self.measurements:
+            if m.failed and (m.what, m.mode, m.shape.get("ffn", "")) == (what, step.mode, ffn):
+                return f"{m.mode} of {what} {dict(m.shape)} could not be measured: {m.failed}"
+        return f"{step.mode} of {what} has a hole"
 
     def gaps(self, what: str, ffn: str, step: Step, points: Sequence[Point]) -> list[str]:
         """What the table lacks to answer for all `points` of one grid: a line for each axis, [] where nothing."""
         name = f"{step.mode} of {what}{f' ({ffn})' if ffn else ''}"
-        grid = self._grids.get((step.unit, what, step.mode, ffn))
-        if grid is None:
-            return [f"{'energy of ' if step.unit == 'mj' else ''}{name} (no measurement)"]
         found = []
-        for axis in sorted({axis for point in points for axis in grid.outside(point)}):
-            needed, measured = sorted(point[axis] for point in points), grid.axes[axis]
-            label = AXES[what][axis]
-            if label == "key-value heads":
-                # the axis runs from one head to all of them
-                found.append(f"{name}: {'fewer' if measured[0] > 0 else 'as many'} key-value heads than query heads")
-                continue
-            spelled = [_span(math.sqrt(x) if label == "width" else x for x in xs) for xs in (needed, measured)]
-            found.append(f"{name}: {label} {spelled[0]} (measured {spelled[1]})")
-        return found
+        for grid in self._pair(what, ffn, step):
+            if grid is None:
+                return [f"{'energy of ' if step.unit == 'mj' else ''}{name} (no measurement)"]
+            labels = AXES[what][-len(grid.axes) :]
+            for axis in sorted({axis for point in points for axis in grid.outside(point)}):
+                needed, measured = sorted(point[axis] for point in points), grid.axes[axis]
+                if labels[axis] == "key-value heads":
+                    # the axis runs from one head to all of them
+                    found.append(
+                        f"{name}: {'fewer' if measured[0] > 0 else 'as many'} key-value heads than query heads"
+                    )
+                    continue
+                width = labels[axis] == "width"
+                spelled = [_span(math.sqrt(x) if width else x for x in xs) for xs in (needed, measured)]
+                found.append(f"{name}: {labels[axis]} {spelled[0]} (measured {spelled[1]})")
+        return list(dict.fromkeys(found))
 
     def axes(self, what: str, step: Step, ffn: str = "") -> list[list[float]]:
         """The values measured on each axis of a grid (AXES). Raises InputError where there is none."""
-        grid = self._grids.get((step.unit, what, step.mode, ffn))
+        grid = self._pair(what, ffn, step)[0]
         if grid is None:
             raise InputError(f"{self.path} has no {what} in {step.mode}", AGAIN)
         return grid.axes
 
     def ffns(self, step: Step) -> list[str]:
         """The FFN kinds that layers were measured with."""
-        return sorted(
-            ffn for unit, what, mode, ffn in self._grids if (unit, what, mode) == (step.unit, "layer", step.mode)
-        )
+        return sorted({key[3] for key in self._grids if key[:3] == (step.unit, "layer", step.mode)})
 
     # --- as part of another artefact ---
 
     def to_compact(self) -> dict[str, Any]:
-        """What a search needs of the table, without samples and validation: enough to repeat the search."""
-        header = {name: self.header[name] for name in (*_NEEDED, "device") if name in self.header}
+        """What a search needs of the table, without samples: enough to repeat the search."""
+        header = {name: self.header[name] for name in (*_NEEDED, *_PLACES, "device") if name in self.header}
         entries = [
-            [m.what, m.mode, m.length, dict(m.shape), m.median_ms, *([] if m.energy_mj is None else [m.energy_mj])]
+            [m.what, m.mode, m.length, dict(m.shape), m.median_ms, m.energy_mj, m.cache]
             for m in self.measurements
-            if m.what != "model"
+            if m.what not in WHOLE and not m.failed
         ]
-        return {"name": self.path.name, "sha256": self.sha256, "header": header, "entries": entries}
+        assert self.faces is not None
+        return {
+            "name": self.path.name,
+            "sha256": self.sha256,
+            "header": header,
+            "faces": self.faces.to_dict(),
+            "validation": self.validation,
+            "entries": entries,
+        }
 
     @staticmethod
     def from_compact(value: Any, where: str) -> LatencyTable:
@@ -224,14 +332,16 @@ class LatencyTable:
             path, header, sha256 = Path(value["name"]), dict(value["header"]), str(value["sha256"])
             lines = [
                 {"what": what, "mode": mode, "length": length, **shape, "unit": "ms", "samples": [ms],
-                 "energy_mj": rest[0] if rest else None}
+                 "energy_mj": rest[0] if rest else None, "cache": rest[1] if len(rest) > 1 else "warm"}
                 for what, mode, length, shape, ms, *rest in value["entries"]
             ]  # fmt: skip
+            faces = Faces.from_dict(value["faces"]) if "faces" in value else None
+            validation = dict(value.get("validation", {}))
         except (KeyError, TypeError, ValueError):
             raise ArtefactError(f"{where} holds no latency table", "search again with --table") from None
         _check_header_fields(header, f"{where}: table")
         measured = [Measurement.from_line(line, f"{where}: table entry {i}") for i, line in enumerate(lines)]
-        return LatencyTable(path, header, measured, {}, sha256)
+        return LatencyTable(path, header, measured, validation, sha256, faces)
 
     # --- reading ---
 
@@ -254,25 +364,61 @@ class LatencyTable:
         _check_header_fields(header, f"{path} line 1")
         measurements: dict[str, Measurement] = {}
         validation: dict[str, Any] = {}
+        faces: Faces | None = None
+        conditions: list[dict[str, Any]] = []
         for number, line in enumerate(lines[1:], 2):
             where = f"{path} line {number}"
             body = unseal(line, where)
-            if body.get("what") == "validation":
+            what = body.get("what")
+            if what == "validation":
                 validation = {key: body[key] for key in MODES if key in body}
-                continue
-            measurement = Measurement.from_line(body, where, header["family"].get("ffn"))
-            if measurements.setdefault(measurement.key, measurement) is not measurement:
-                raise ArtefactError(
-                    f"{where} measures the same as a line before it", "measure again: merino-edge profile"
-                )
-        table = LatencyTable(path, header, list(measurements.values()), validation, artefact.sha256_text(text))
-        if not unfinished and not (validation and all(grid.complete for grid in table._grids.values())):
+            elif what == "conditions":
+                conditions.append(body)
+            elif what == "faces":
+                faces = _faces(body, where)
+            else:
+                measurement = Measurement.from_line(body, where, header["family"].get("ffn"))
+                if measurements.setdefault(measurement.key, measurement) is not measurement:
+                    raise ArtefactError(
+                        f"{where} measures the same as a line before it", "measure again: merino-edge profile"
+                    )
+        sha256 = artefact.sha256_text(text)
+        table = LatencyTable(path, header, list(measurements.values()), validation, sha256, faces, conditions)
+        if not unfinished and not table.finished:
             raise ArtefactError(f"{path} is unfinished", f"finish it: {_continue(path)}")
         return table
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was validated, and has no hole but where a shape could not be run."""
+        whole = all(grid.complete for grid in self._grids.values())
+        return bool(self.validation) and (whole or bool(self.failed))
 
 
 AGAIN = "measure it: merino-edge profile --space SPACE --out T.jsonl"
 _NEEDED = ("family", "precision", "default_length", "estimated")
+_ANY_PLACE = {"decode": 1, "prefill": 1}
+_PLACES = ("reference", "cache_buckets")
+
+
+def _rounded(value: float) -> float:
+    return round(value / RESOLUTION) * RESOLUTION
+
+
+def _reading_ms(ms_per_mb: float, byte_count: float) -> float:
+    return _rounded(ms_per_mb * byte_count / 1e6)
+
+
+def _length(step: Step) -> tuple[int, ...]:
+    """The first coordinate of what is no layer."""
+    return () if step.mode == "decode" else (step.length,)
+
+
+def _faces(body: dict[str, Any], where: str) -> Faces:
+    try:
+        return Faces.from_dict(body["decode"])
+    except (KeyError, TypeError, ValueError):
+        raise ArtefactError(f"{where} is no prediction", "measure again: merino-edge profile") from None
 
 
 def _continue(path: Path) -> str:
@@ -289,5 +435,9 @@ def _check_header_fields(header: dict[str, Any], where: str) -> None:
     ok = isinstance(mine, dict) and set(FAMILY) <= set(mine) <= {*FAMILY, "ffn", "kv_group"}
     ok = ok and isinstance((mine or {}).get("ffn", ""), str) and isinstance(header.get("precision"), str)
     ok = ok and type(header.get("default_length")) is int and isinstance(header.get("estimated"), bool)
+    bucket, reference = header.get("cache_buckets", 0), header.get("reference", {"ffn": "", "ratio": 1, **_ANY_PLACE})
+    ok = ok and type(bucket) is int and bucket >= 0 and isinstance(reference, dict)
+    ok = ok and isinstance(reference.get("ffn"), str)
+    ok = ok and all(isinstance(reference.get(name), (int, float)) for name in ("ratio", *_ANY_PLACE))
     if not ok:
         raise ArtefactError(f"{where} lacks fields that every table has", "measure again: merino-edge profile")

@@ -27,12 +27,15 @@ MAX_SEED = 2**63 - 1
 MAX_JSON_BYTES = 64 * 2**20
 MAX_TABLE_BYTES = 256 * 2**20
 MAX_GGUF_VALUES = 16 * 2**20  # numbers and strings of a GGUF file that are not weights
+MAX_SYSTEM_FILE_BYTES = 32 * 2**20  # of procfs, sysfs, the package database
+MAX_LINE_BYTES = 64 * 2**10  # of tegrastats
 MAX_PROMPT_BYTES = 1 * 2**20
 MAX_TEMPLATE_BYTES = 128 * 2**10
 MAX_NEW_TOKENS = 1_048_576
 MAX_STOP_STRINGS = 64
 MAX_THREADS = 1_024
 MAX_REPETITIONS = 10_000
+MAX_MINUTES = 10_080  # of a profile: a week
 
 
 def check_range(name: str, value: int, low: int, high: int, error: type = InputError) -> int:

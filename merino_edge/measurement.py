@@ -1,11 +1,14 @@
 """One line of a latency table: what one part of a model costs on one device, in time and, where it was read, energy.
 
     {"what": "layer", "mode": "decode", "length": 256, "ffn": "relu", "width": 64, "heads": 1, "kv_heads": 1,
-     "ffn_width": 128, "unit": "ms", "median": 0.021, "spread_percent": 1.2, "unstable": false, "samples": [...],
-     "energy_mj": 0.08, "sha256": ...}
+     "ffn_width": 128, "cache": "cold", "unit": "ms", "median": 0.021, "interval": [0.020, 0.022],
+     "spread_percent": 1.2, "unstable": false, "samples": [...], "energy_mj": 0.08, "sha256": ...}
 
-`energy_mj` is left out where no power rail could be read. Which kinds of line there are, and how they sum to a model,
-stands in `merino_edge.latency_table`; this module knows neither the sum nor the file.
+`length` of a decode step counts the places of the cache that it reads, of a prefill the prompt's tokens. `cache` says
+that the processor's caches were swept before each step; left out, the step ran in a loop. `interval` is a bootstrap
+interval of the median. `energy_mj` is left out where no power rail could be read. A shape that could not be run has
+`"failed": REASON` and no samples. Which kinds of line there are, and how they sum to a model, stands in
+`merino_edge.latency_table`; this module knows neither the sum nor the file.
 """
 
 from __future__ import annotations
@@ -17,13 +20,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from merino_edge import artefact, limits
 from merino_edge.errors import ArtefactError
 
 MAX_SPREAD_PERCENT = 2.5  # an entry that varies more between rounds is flagged unstable
+RESAMPLES = 400  # of a bootstrap
+CONFIDENCE = 0.95
 
 Mode = Literal["decode", "prefill"]
-What = Literal["layer", "repeat", "width_change", "end", "model"]
+What = Literal["layer", "repeat", "width_change", "end", "calibration", "model"]
+Cache = Literal["warm", "cold"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 # The columns of each kind of line, beside what, mode and length.
@@ -32,8 +40,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "repeat": ("ffn", "width", "heads", "kv_heads", "ffn_width"),
     "width_change": ("before", "after"),
     "end": ("vocab_size", "embedding_width"),
+    "calibration": ("architecture",),
     "model": ("architecture",),
 }
+WHOLE = ("calibration", "model")  # whole models, no part of any sum
 NOT_NUMBERS = ("ffn", "architecture")
 
 Point = tuple[float, ...]
@@ -44,6 +54,14 @@ def spread_percent(samples: Sequence[float]) -> float:
     median = statistics.median(samples)
     deviation = 1.4826 * statistics.median(abs(sample - median) for sample in samples)
     return 100 * deviation / median if median > 0 else (0.0 if deviation == 0 else math.inf)
+
+
+def bootstrap_interval(samples: Sequence[float]) -> tuple[float, float]:
+    """Between which bounds the median lies with CONFIDENCE, by resampling; the same for the same samples."""
+    drawn = np.random.default_rng(0).integers(len(samples), size=(RESAMPLES, len(samples)))
+    medians = np.median(np.asarray(samples)[drawn], axis=1)
+    low, high = np.quantile(medians, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+    return float(low), float(high)
 
 
 def layer_point(length: int, width: int, heads: int, kv_heads: int, ffn_width: int) -> Point:
@@ -63,6 +81,8 @@ class Measurement:
     shape: Mapping[str, Any]
     samples: tuple[float, ...]
     energy_mj: float | None = None
+    cache: Cache = "warm"
+    failed: str = ""  # why there are no samples
 
     @property
     def median_ms(self) -> float:
@@ -71,58 +91,72 @@ class Measurement:
 
     @property
     def unstable(self) -> bool:
+        """Whether rounds differ too much for a median to be trusted."""
         return len(self.samples) > 1 and not spread_percent(self.samples) <= MAX_SPREAD_PERCENT
 
     @property
     def key(self) -> str:
         """What makes two lines the same measurement."""
-        return artefact.canonical_json([self.what, self.mode, self.length, dict(self.shape)])
+        return entry_key(self.what, self.mode, self.length, self.shape, self.cache)
 
     @property
     def point(self) -> Point:
-        """Where on its kind's grid it stands."""
+        """Where on its kind's grid it stands. What a decode step costs outside its layers depends on no length."""
         s = self.shape
+        length = () if self.mode == "decode" else (self.length,)
         if self.what == "end":
-            return self.length, s["vocab_size"], s["embedding_width"]
+            return *length, s["vocab_size"], s["embedding_width"]
         if self.what == "width_change":
-            return self.length, s["before"] * s["after"]
+            return *length, s["before"] * s["after"]
         return layer_point(self.length, s["width"], s["heads"], s["kv_heads"], s["ffn_width"])
 
     def to_line(self) -> dict[str, Any]:
+        line = {"what": self.what, "mode": self.mode, "length": self.length, **self.shape}
+        if self.cache == "cold":
+            line["cache"] = self.cache
+        if self.failed:
+            return {**line, "failed": self.failed}
         spread = spread_percent(self.samples)
-        return {
-            "what": self.what,
-            "mode": self.mode,
-            "length": self.length,
-            **self.shape,
+        line |= {
             "unit": "ms",
             "median": self.median_ms,
+            "interval": list(bootstrap_interval(self.samples)),
             "spread_percent": spread if math.isfinite(spread) else None,
             "unstable": self.unstable,
             "samples": list(self.samples),
-            **({} if self.energy_mj is None else {"energy_mj": self.energy_mj}),
         }
+        return line if self.energy_mj is None else {**line, "energy_mj": self.energy_mj}
 
     @staticmethod
     def from_line(line: dict[str, Any], where: str, ffn: str | None = None) -> Measurement:
         """`ffn`: of tables whose layers do not say theirs (schema 1). Raises ArtefactError when a column is missing,
         of another type, or out of bounds."""
         try:
-            what, mode, length, samples = line["what"], line["mode"], line["length"], line["samples"]
+            what, mode, length, failed = line["what"], line["mode"], line["length"], line.get("failed", "")
             line = line if ffn is None else {"ffn": ffn, **line}
             shape = {name: line[name] for name in COLUMNS[what]}
-            energy_mj = line.get("energy_mj")
-            if mode not in MODES or line["unit"] != "ms" or not samples or not isinstance(shape.get("ffn", ""), str):
-                raise ValueError
-            samples = tuple(float(sample) for sample in samples)
+            cache, energy_mj = line.get("cache", "warm"), line.get("energy_mj")
+            samples = () if failed else tuple(float(sample) for sample in line["samples"])
             numbers = [length, *(value for name, value in shape.items() if name not in NOT_NUMBERS)]
-            if not all(type(n) is int and 0 < n <= limits.MAX_POSITIONS for n in numbers):
-                raise ValueError
-            if energy_mj is not None and not 0 <= float(energy_mj) < math.inf:
+            if not (
+                mode in MODES
+                and cache in get_args(Cache)
+                and isinstance(failed, str)
+                and (failed or (samples and line["unit"] == "ms"))
+                and isinstance(shape.get("ffn", ""), str)
+                and all(type(n) is int and 0 < n <= limits.MAX_POSITIONS for n in numbers)
+                and all(map(math.isfinite, samples))
+                and (energy_mj is None or 0 <= float(energy_mj) < math.inf)
+            ):
                 raise ValueError
         except (KeyError, TypeError, ValueError):
             raise ArtefactError(f"{where} is not a measurement", "measure again: merino-edge profile") from None
-        return Measurement(what, mode, length, shape, samples, energy_mj)
+        return Measurement(what, mode, length, shape, samples, energy_mj, cache, failed)
+
+
+def entry_key(what: str, mode: str, length: int, shape: Mapping[str, Any], cache: str) -> str:
+    """What two lines that measure the same have in common."""
+    return artefact.canonical_json([what, mode, length, dict(shape), cache])
 
 
 # --- lines -----------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from merino_edge import artefact
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError, InputError
-from merino_edge.latency_table import KIND, RESOLUTION, SCHEMA_VERSION, LatencyTable, Step, family
+from merino_edge.faces import COLD, RESOLUTION, WARM, Face, Faces, single
+from merino_edge.latency_table import KIND, SCHEMA_VERSION, LatencyTable, Step, family
 from merino_edge.measurement import MODES, Measurement, Mode, What, layer_point, seal, spread_percent
 
 WIDTHS, RATIOS, LENGTHS = (32, 64, 128), (1, 4), (16, 64)
@@ -41,6 +42,8 @@ def cost_ms(what: str, mode: str, length: int, shape: dict[str, int]) -> float:
         "width_change": lambda s: s["before"] * s["after"],
         "end": lambda s: 7 * s["vocab_size"] * s["embedding_width"],
     }[what](shape)
+    if mode == "decode" and what in ("width_change", "end"):
+        return 1e-4 * size  # no length matters there
     return 1e-4 * size * (1 + length / 100) * (1 if mode == "decode" else 10)
 
 
@@ -177,20 +180,85 @@ def test_every_gap_of_a_table_is_named(table: LatencyTable) -> None:
     ]
 
 
-@given(st.lists(st.floats(0, 5), min_size=20, max_size=20), st.integers(2, 4), st.floats(1, 4))
+def with_cold(slower: float) -> LatencyTable:
+    """Every decode entry also with cold caches, `slower` times as slow."""
+    lines = list(measurements())
+    cold = [
+        dataclasses.replace(m, samples=(slower * m.median_ms,), cache="cold", energy_mj=None)
+        for m in lines
+        if m.mode == "decode"
+    ]
+    header = {"family": family(MODEL), "precision": "fp32", "default_length": 64, "estimated": False}
+    return LatencyTable(Path("t"), header, [*lines, *cold], {}, "")
+
+
+@given(st.floats(1, 4), st.floats(0, 3), st.floats(-2, 2), st.floats(-2, 2))
 @settings(max_examples=40, deadline=None)
-def test_between_points_a_cost_stays_between_its_corners(values: list[float], heads: int, ratio: float) -> None:
-    layers = [m for m in measurements() if m.what == "layer" and m.mode == "decode"]
-    lines = [dataclasses.replace(m, samples=(value,)) for m, value in zip(layers, values, strict=True)]
-    table = LatencyTable(Path("t"), {"family": family(MODEL), "default_length": 64}, lines, {}, "")
-    width = 32 * heads
-    low, high = max(w for w in WIDTHS if w <= width), min(w for w in WIDTHS if w >= width)
-    corners = [m.median_ms for m in lines if m.length == 64 and m.shape["width"] in (low, high)]
-    for kv_heads in range(1, heads + 1):
-        if heads % kv_heads == 0:
-            block = Block(width, 1, heads, kv_heads, round(width * ratio))
-            cost = table.block_cost(MODEL, block, Step("decode", 64))
-            assert min(corners) - 1e-9 <= cost <= max(corners) + 1e-9
+def test_a_decode_step_costs_the_least_over_alternatives_of_the_greatest_face(
+    slower: float, share: float, steep_ms: float, cold_ms: float
+) -> None:
+    table = with_cold(slower)
+    steep_ms, cold_ms = (round(x / RESOLUTION) * RESOLUTION for x in (steep_ms, cold_ms))
+    faces = Faces((WARM, Face(share, 0.01, steep_ms), Face(1.0, 0.0, cold_ms)), ((0, 1), (0, 2)))
+    folded, step = dataclasses.replace(table, faces=faces), Step("decode", 40)
+    sums_of_parts = table.sums(MODEL, 40)
+    assert sums_of_parts.cold_ms == pytest.approx(slower * sums_of_parts.warm_ms, rel=1e-7)
+    assert folded.model_cost(MODEL, step) == pytest.approx(faces.value(sums_of_parts), abs=1e-6)
+    steps = folded.alternatives(step)
+    sums = [[folded.sum_cost(MODEL, face) for face in alternative] for alternative in steps]
+    assert folded.model_cost(MODEL, step) == min(map(max, sums))
+    for face in steps[0]:  # each is exactly the sum of its parts
+        parts = [folded.block_cost(MODEL, b, face) for b in MODEL.blocks] + [folded.end_cost(MODEL, face)]
+        assert sum(parts) + folded.width_change_cost(32, 128, face) == folded.sum_cost(MODEL, face)
+    for other in (Step("prefill", 40), Step("decode", 40, "mj")):  # have one sum, of warm entries
+        assert folded.alternatives(other) == ((other,),)
+        assert folded.model_cost(MODEL, other) == table.model_cost(MODEL, other)
+    again = LatencyTable.from_compact(json.loads(json.dumps(folded.to_compact())), "result.json")
+    assert again.model_cost(MODEL, step) == folded.model_cost(MODEL, step)
+
+
+def test_where_noise_says_that_cold_is_faster_it_is_not() -> None:
+    table = dataclasses.replace(with_cold(0.5), faces=single(COLD))
+    assert table.model_ms(MODEL, "decode") == with_cold(1.0).model_ms(MODEL, "decode")
+
+
+def test_cold_entries_alone_are_taken_as_they_are() -> None:
+    table = with_cold(3.0)
+    lines = [m for m in table.measurements if m.cache == "cold" or m.mode == "prefill"]
+    alone = LatencyTable(Path("t"), table.header, lines, {}, "")
+    assert alone.model_ms(MODEL, "decode") == dataclasses.replace(table, faces=single(COLD)).model_ms(MODEL, "decode")
+
+
+def test_a_step_reads_the_bucket_that_holds_the_sequence(table: LatencyTable) -> None:
+    def places(length: int, context: int, **header: int) -> int:
+        return dataclasses.replace(table, header={**table.header, **header}).places(Step("decode", length), context)
+
+    assert [places(n, 1000, cache_buckets=256) for n in (1, 256, 257, 512, 900)] == [256, 256, 512, 512, 1000]
+    assert places(10, 64, cache_buckets=256) == 64  # a shorter context has no more
+    assert places(10, 64, cache_buckets=0) == 64  # the whole context
+    assert places(10, 64) == 10 == table.places(Step("prefill", 10), 64)
+
+
+def test_the_interval_is_that_of_the_held_out_models(table: LatencyTable) -> None:
+    figures = {"decode": {"low_percent": -10.0, "high_percent": 20.0}, "prefill": {}}
+    known, step = dataclasses.replace(table, validation=figures), Step("decode", 64)
+    value, low, high = known.model_interval(MODEL, step) or (0, 0, 0)
+    assert value == table.model_cost(MODEL, step) and (low, high) == (value * 0.9, value * 1.2)
+    assert known.model_interval(MODEL, Step("prefill", 64)) is None
+    assert known.model_interval(MODEL, Step("decode", 64, "mj")) is None
+
+
+def test_what_failed_is_a_hole_with_a_reason(tmp_path: Path) -> None:
+    lines = list(measurements())
+    bad = next(i for i, m in enumerate(lines) if m.what == "layer" and m.mode == "decode" and m.shape["width"] == 128)
+    lines[bad] = dataclasses.replace(lines[bad], samples=(), energy_mj=None, failed="no kernel")
+    path = tmp_path / "t.jsonl"
+    path.write_text(table_text(lines))
+    table = LatencyTable.load(path)
+    assert table.measurements == lines and table.finished and len(table.failed) == 1
+    assert table.model_ms(dataclasses.replace(MODEL, blocks=MODEL.blocks[:1]), "decode") > 0
+    with pytest.raises(InputError, match=r"could not be measured: no kernel"):
+        table.block_cost(MODEL, Block(96, 1, 3, 1, 96), Step("decode", 40))
 
 
 @given(st.data())
@@ -239,6 +307,9 @@ def test_a_cut_last_line_is_left_out_only_of_an_unfinished_table(tmp_path: Path)
         (table_text([*measurements(), next(measurements())]), "same as a line before"),
         (table_text(default_length="64"), "lacks fields"),
         (table_text(family={}), "lacks fields"),
+        (table_text(cache_buckets="many"), "lacks fields"),
+        (table_text(reference={"ffn": "relu"}), "lacks fields"),
+        (table_text() + seal({"what": "faces", "decode": {"faces": [], "alternatives": []}}) + "\n", "no prediction"),
         (table_text().replace('"what": "layer"', '"what": "lawyer"', 1), "sha256"),
         (table_text().replace("\n", "\n\n", 1), "JSON"),
         (json.dumps(artefact.stamp(KIND, {}, 99)) + "\n", "schema version 99"),
@@ -267,6 +338,8 @@ def test_bad_tables_are_refused_in_one_line(tmp_path: Path, text: str, says: str
         {**next(measurements()).to_line(), "ffn": 3},
         {**next(measurements()).to_line(), "energy_mj": -1},
         {**next(measurements()).to_line(), "energy_mj": "much"},
+        {**next(measurements()).to_line(), "cache": "tepid"},
+        {**next(measurements()).to_line(), "failed": 3},
     ],
 )
 def test_a_sealed_line_that_is_no_measurement_is_refused(tmp_path: Path, line: dict[str, object]) -> None:

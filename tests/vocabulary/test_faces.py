@@ -1,0 +1,76 @@
+"""The faces of a decode step find the law again that whole models follow."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from merino_edge.faces import COLD, STEEP, WARM, Face, Faces, Sums, fit, single
+
+FAR = Face(0.95, 0.0, 0.0)
+# A byte's cold penalty is 0.02 ms per MB in what `drawn` draws.
+LAW = Faces((WARM, Face(STEEP[0], STEEP[1] * 0.02, -0.8), FAR), ((0, 1), (2,)))
+HINGE = Faces((WARM, Face(1.0, 0.0, -0.5)), ((0, 1),))
+
+
+def drawn(law: Faces, count: int, noise: float = 0.0, seed: int = 0) -> list[tuple[Sums, float]]:
+    rng, models = random.Random(seed), []
+    for _ in range(count):
+        mb = rng.uniform(5, 100)
+        warm = mb * rng.uniform(0.01, 0.03)
+        sums = Sums(warm, warm + 0.02 * mb, mb)
+        models.append((sums, law.value(sums) * math.exp(rng.gauss(0, noise))))
+    return models
+
+
+@pytest.mark.parametrize("law", [LAW, HINGE, single(WARM)])
+def test_a_law_of_this_form_is_found_again(law: Faces) -> None:
+    found = fit(drawn(law, 24), warm=True)
+    for sums, measured in drawn(law, 50, seed=1):
+        assert found.value(sums) == pytest.approx(measured, rel=0.05)
+
+
+def test_noise_does_not_spoil_the_fit() -> None:
+    found = fit(drawn(HINGE, 24, noise=0.02), warm=True)
+    errors = [abs(found.value(sums) / measured - 1) for sums, measured in drawn(HINGE, 50, seed=2)]
+    assert sum(errors) / len(errors) < 0.03
+
+
+def test_without_warm_entries_cold_ones_get_a_constant() -> None:
+    models = [(Sums(cold, cold, cold), cold - 0.3) for cold in (1.0, 2.0, 3.0)]
+    assert fit(models, warm=False).value(Sums(5.0, 5.0, 5.0)) == pytest.approx(4.7)
+
+
+def test_few_models_fit_no_third_face() -> None:
+    assert len(fit(drawn(LAW, 4), warm=True).faces) == 2
+
+
+@given(st.floats(0.1, 5), st.floats(0, 5), st.floats(1, 100))
+@settings(max_examples=50, deadline=None)
+def test_faces_read_back_as_they_were_written(warm: float, penalty: float, mb: float) -> None:
+    assert Faces.from_dict(LAW.to_dict()) == LAW
+    sums = Sums(warm, warm + penalty, mb)
+    steep, far = warm + penalty + 0.01 * mb - 0.8, warm + 0.95 * penalty
+    assert LAW.value(sums) == pytest.approx(min(max(warm, steep), far))
+    assert single(COLD).value(sums) == pytest.approx(warm + penalty)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        {},
+        {"faces": [[0, 0, 0]], "alternatives": []},
+        {"faces": [[0, 0, 0]], "alternatives": [[1]]},
+        {"faces": [[0, 0, 0]], "alternatives": [[]]},
+        {"faces": [[0, 0, "nan"]], "alternatives": [[0]]},
+        {"faces": [[0, 0]], "alternatives": [[0]]},
+        [],
+    ],
+)
+def test_what_is_no_form_of_faces_is_refused(harm: object) -> None:
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        Faces.from_dict(harm)
