@@ -1,8 +1,9 @@
-"""Measures a latency table on this machine: times a plan's probes batch by batch and writes the table as it goes.
+"""Measures a space's parts on this device and writes the latency table as it goes.
 
 Every finished batch is appended and flushed, so whatever ends a profile, what was measured so far stays and the table
-can be resumed; one that measured nothing leaves no file. The last line holds the validation against whole models. Drift
-between batches is not corrected. What is timed stands in `probe`, how in `stopwatch`.
+can be resumed; one that measured nothing leaves no file. Clocks, temperatures and throttle counters are read before,
+during and after, and recorded. The last lines hold how a decode step's sums become a time (merino_edge.faces) and the
+validation against whole models. What is timed stands in `probe` and `plan`, how in `stopwatch`.
 """
 
 from __future__ import annotations
@@ -10,66 +11,130 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
-import statistics
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from merino_edge import artefact
-from merino_edge.counts import MATRIX_BYTES
+from merino_edge.architecture import Architecture
 from merino_edge.errors import InputError, OutputError
 from merino_edge.jetson import device
-from merino_edge.jetson.probe import Axes, Plan, Probe, Space, make_plan
-from merino_edge.jetson.stopwatch import BURST_SECONDS, Stopwatch
-from merino_edge.jetson.validation import validate
+from merino_edge.jetson.backends import Backend
+from merino_edge.jetson.energy import EnergyMeter
+from merino_edge.jetson.plan import Axes, Plan, make_plan
+from merino_edge.jetson.probe import TINY_VOCAB, Probe, Space, Stack
+from merino_edge.jetson.schedule import DEFAULT_MINUTES, FULL_MINUTES, Pace, choose, rounds_of
+from merino_edge.jetson.sensors import Reading, Sensors, moved
+from merino_edge.jetson.stopwatch import Rounds, Stopwatch, pinned
+from merino_edge.jetson.validation import fit_faces, validate
 from merino_edge.latency_table import KIND, SCHEMA_VERSION, LatencyTable, family
-from merino_edge.measurement import MODES, Measurement, seal
+from merino_edge.measurement import Measurement, seal
 
-BACKEND = "onnxruntime-cpu"
-LIBRARIES = ("numpy", "onnxruntime", "onnx-ir")
-BATCH_PROBES = 12
+BATCH_PROBES = 16
 BATCH_BYTES = 2**30  # of float32 weights; engines need about twice as much
-ROUNDS, QUICK_ROUNDS = 9, 5
+UNKNOWN_CACHE_BYTES = 32 * 2**20  # taken for the last cache's size where no file says it
+WIDE_CONTEXT = 2**20  # longer than any bucket of a cache
 # Header fields in which a table and what continues it may differ: when it was made, and what it covers.
 MOMENT = {"tool_version", "created", "clock_mhz", "sha256"}
-VARYING = {*MOMENT, "space", *(field.name for field in dataclasses.fields(Axes))}
-
-Note = Callable[[int, int], None]  # (probes done, probes in all)
+VARYING = {*MOMENT, "space", "minutes", *(field.name for field in dataclasses.fields(Axes))}
 
 
-def profile(
-    path: Path,
-    space: Space,
-    space_document: dict[str, Any],
-    precision: str,
-    threads: int,
-    quick: bool,
-    resume: bool = False,
-    note: Note = lambda done, total: None,
-    lengths: Sequence[int] | None = None,
-) -> LatencyTable:
-    """Measure `space` into `path` and return the finished table. `space_document` goes into its header. With `resume`
-    a table is finished, and extended by what `space` and `lengths` need beyond it.
+@dataclass(frozen=True)
+class Request:
+    """What is to be measured. `only`: a pattern that an entry's kind and mode, as "layer decode", must contain."""
+
+    space: Space
+    space_document: dict[str, Any]  # for the header
+    precision: str
+    threads: int
+    backend: Backend
+    minutes: float = DEFAULT_MINUTES
+    lengths: Sequence[int] | None = None
+    only: str | None = None
+
+
+@dataclass
+class Progress:
+    """Told after every batch. `moved`: what of clocks and throttle counters changed since the beginning."""
+
+    done_seconds: float
+    total_seconds: float
+    probes: int
+    done: int = 0
+    moved: list[str] = field(default_factory=list)
+
+
+Note = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan that fits the time asked for, the header of its table, and what it takes."""
+
+    plan: Plan
+    header: dict[str, Any]
+    pace: Pace
+    stopwatch: Stopwatch
+
+    def seconds(self, probes: Iterable[Probe] | None = None) -> float:
+        return self.pace.seconds(self.plan.probes if probes is None else probes, rounds_of(self.plan.quick))
+
+
+def prepare(request: Request, begun: dict[str, Any] | None = None) -> Prepared:
+    """Choose the plan. `begun`: the header of a table that is to be finished or extended. Raises InputError."""
+    card = device.device_card()
+    cache_bytes = device.last_level_cache_bytes(card) or UNKNOWN_CACHE_BYTES
+    cache_bytes = cache_bytes if request.backend.device == "cpu" else 0  # nothing here sweeps a GPU's cache
+    if begun is not None:
+        cache_bytes = begun.get("cache_bytes", cache_bytes)
+    quick = request.minutes < FULL_MINUTES
+
+    def plan_of(detail: Any) -> Plan:
+        return make_plan(
+            request.space, request.precision, quick, request.lengths, begun, detail, cache_bytes, request.backend.places
+        )
+
+    sweep_bytes = 2 * cache_bytes
+    stopwatches: list[Stopwatch] = []
+
+    def pace_of(plan: Plan) -> Pace:
+        yardstick = _yardstick(request.space)
+        stopwatch = Stopwatch(
+            request.backend, request.precision, request.threads, sweep_bytes, yardstick, EnergyMeter.of()
+        )
+        stopwatches.append(stopwatch)
+        return Pace.measure(request.backend, plan, request.precision, request.threads, _sweep_seconds(stopwatch))
+
+    with pinned(request.threads):
+        plan, pace = choose(plan_of, pace_of, 60 * request.minutes)
+    return Prepared(plan, _header(request, plan, card, cache_bytes), pace, stopwatches[0])
+
+
+def profile(path: Path, request: Request, resume: bool = False, note: Note = lambda progress: None) -> LatencyTable:
+    """Measure into `path` and return the table. With `resume` a table is finished, and extended by what the request
+    needs beyond it.
 
     Raises OutputError where `path` exists and is not resumed or cannot be written, InputError where it was
     begun otherwise, ArtefactError where it is altered.
     """
     table = LatencyTable.load(path, unfinished=True) if resume and path.exists() else None
-    plan = make_plan(space, precision, quick, lengths, table.header if table else None)
-    header = _header(space, space_document, plan, precision, threads)
+    if table is None and path.exists():
+        raise OutputError(f"{path} exists", "finish it with --continue, or choose another --out")
+    prepared = prepare(request, table.header if table else None)
+    header, measured = prepared.header, list(table.measurements) if table else []
+    known = {m.key for m in measured}
+    pending = [probe for probe in prepared.plan.probes if probe.key not in known and _wanted(probe, request.only)]
     if table:
         header = _continued(table, header)
-        measured = table.measurements
+        if table.finished and not pending and header is table.header:
+            return table
+        _rewrite(table, header)
     else:
-        measured = _begun(path, header)
-    known = {m.key for m in measured}
-    pending = [
-        p for p in plan.probes if not known.issuperset(Measurement(p.what, m, p.length, p.shape, ()).key for m in MODES)
-    ]
-    stopwatch = Stopwatch(precision, threads, header["swept_bytes"])
+        artefact.write_text(path, artefact.canonical_json(header) + "\n")
     try:
         with artefact.writing(path), open(path, "a", encoding="utf-8") as file:
 
@@ -78,99 +143,153 @@ def profile(
                 file.flush()
                 os.fsync(file.fileno())
 
-            done = len(plan.probes) - len(pending)
-            note(done, len(plan.probes))
-            for batch in batches(pending):
-                fresh = [m for m in stopwatch.measure(batch, QUICK_ROUNDS if quick else ROUNDS) if m.key not in known]
-                measured += fresh  # first: from here on an interruption must leave the file
-                append(m.to_line() for m in fresh)
-                done += len(batch)
-                note(done, len(plan.probes))
-            append([{"what": "validation", **validate(LatencyTable(path, header, measured, {}, ""))}])
+            with pinned(request.threads):
+                for fresh in _measure(prepared, request, pending, append, note):
+                    measured += fresh  # first: from here on an interruption must leave the file
+                    append(m.to_line() for m in fresh)
+            if {probe.key for probe in prepared.plan.probes} <= {m.key for m in measured}:
+                append(_conclusion(path, header, measured))
     finally:
+        prepared.stopwatch.close()
         if not measured:
             path.unlink(missing_ok=True)
-    return LatencyTable.load(path)
+    return LatencyTable.load(path, unfinished=True)
 
 
-def estimate_seconds(plan: Plan, precision: str, threads: int, quick: bool) -> float:
-    """Roughly how long the plan takes, from timing one round of its largest layer here."""
-    largest = max((p for p in plan.probes if p.what == "layer"), key=_work)
-    begun = time.perf_counter()
-    Stopwatch(precision, threads, 0).measure([largest], 1)
-    spent = time.perf_counter() - begun
-    rounds = 1.3 * (QUICK_ROUNDS if quick else ROUNDS)  # about a third is measured twice
-    least = 4 * BURST_SECONDS  # two models, two modes
-    return rounds * sum(least + max(0.0, spent - least) * min(1.0, _work(p) / _work(largest)) for p in plan.probes)
+def _measure(
+    prepared: Prepared,
+    request: Request,
+    pending: Sequence[Probe],
+    append: Callable[[list[dict[str, Any]]], None],
+    note: Note,
+) -> Iterator[list[Measurement]]:
+    """The entries of each batch, as they come."""
+    sensors = Sensors()
+    usual, total = rounds_of(prepared.plan.quick), prepared.seconds(pending)
+    progress = Progress(0.0, total, len(pending))
+    note(progress)
+    first = sensors.read()
+    if pending:
+        append([_conditions("before", first, [])])
+    begun = time.monotonic()
+    for batch in batches(pending):
+        # Behind the time asked for, batches are gone over less often.
+        late = time.monotonic() - begun > 60 * request.minutes * (progress.done_seconds + 1) / (total + 1)
+        rounds = Rounds(usual.least, usual.least, False) if late else usual
+        yield prepared.stopwatch.measure(batch, rounds)
+        progress.done_seconds += prepared.seconds(batch)
+        progress.done += len(batch)
+        now = sensors.read()
+        if news := [line for line in moved(first, now) if line not in progress.moved]:
+            progress.moved += news
+            append([_conditions("during", now, news)])
+        note(progress)
+    if pending:
+        last = sensors.read()
+        slowest = 100 * (prepared.stopwatch.slowest - 1)
+        append([{**_conditions("after", last, moved(first, last)), "slowest_percent": round(slowest, 1)}])
 
 
-def _work(probe: Probe) -> float:
-    return float(probe.models[-1].parameters * probe.length)
+def _conditions(moment: str, reading: Reading, changes: list[str]) -> dict[str, Any]:
+    return {"what": "conditions", "moment": moment, **dataclasses.asdict(reading), "moved": changes}
+
+
+def _conclusion(path: Path, header: dict[str, Any], measured: list[Measurement]) -> Iterator[dict[str, Any]]:
+    """The lines that say how sums become times, and how far those are from whole models."""
+    table = LatencyTable(path, header, measured, {}, "")
+    faces = fit_faces(table)
+    if faces is not None:
+        yield {"what": "faces", "decode": faces.to_dict()}
+    yield {"what": "validation", **validate(dataclasses.replace(table, faces=faces))}
 
 
 def batches(probes: Iterable[Probe]) -> Iterator[list[Probe]]:
-    """Neighbouring probes whose models fit in memory together."""
-    batch: list[Probe] = []
+    """Probes whose models fit in memory together. Those that share models stay together; groups come in random order,
+    the same every time, so that drift falls on no axis."""
+    groups: dict[tuple[Architecture, ...], list[Probe]] = {}
     for probe in probes:
-        size_bytes = 4 * sum(a.parameters for p in [*batch, probe] for a in p.models)
-        if batch and (len(batch) == BATCH_PROBES or size_bytes > BATCH_BYTES):
+        groups.setdefault(probe.models, []).append(probe)
+    order = list(groups.values())
+    random.Random(0).shuffle(order)
+    batch: list[Probe] = []
+    for group in order:
+        size_bytes = 4 * sum(a.parameters for a in {a for p in [*batch, *group] for a in p.models})
+        if batch and (len(batch) + len(group) > BATCH_PROBES or size_bytes > BATCH_BYTES):
             yield batch
             batch = []
-        batch.append(probe)
+        batch += group
     if batch:
         yield batch
+
+
+def _wanted(probe: Probe, only: str | None) -> bool:
+    return only is None or bool(re.search(only, f"{probe.what} {probe.mode} {probe.cache}"))
+
+
+def _yardstick(space: Space) -> Architecture:
+    """A small model of the space's kind, the same for every plan."""
+    base, width = space.models[0], space.widths[len(space.widths) // 2]
+    return Stack(base, width, width).model(2, TINY_VOCAB, width)
+
+
+def _sweep_seconds(stopwatch: Stopwatch) -> float:
+    begun = time.perf_counter()
+    stopwatch.sweep.sum()
+    stopwatch.sweep.sum()
+    return (time.perf_counter() - begun) / 2
 
 
 # --- the file --------------------------------------------------------------------------------------
 
 
-def _header(space: Space, space_document: dict[str, Any], plan: Plan, precision: str, threads: int) -> dict[str, Any]:
-    card = device.device_card()
-    heads = [model.vocab_size * model.embedding_width * MATRIX_BYTES[precision] for model in space.models]
-    head_bytes = round(statistics.median(heads))
+def _header(request: Request, plan: Plan, card: dict[str, Any], cache_bytes: int) -> dict[str, Any]:
+    space = request.space
     fields = {
         "device": card,
-        "backend": BACKEND,
-        "precision": precision,
-        "threads": threads,
+        "backend": request.backend.name,
+        "precision": request.precision,
+        "threads": request.threads,
         "family": family(space.architecture(space.sample(random.Random(0)))),
         **plan.grid,
-        "swept_bytes": min(head_bytes, 2 * device.last_level_cache_bytes(card) or head_bytes),
-        "space": space_document,
+        **_buckets(request.backend),
+        "cache_bytes": cache_bytes,
+        "minutes": request.minutes,
+        "space": request.space_document,
         "estimated": False,
         "clock_mhz": device.clock_mhz(),
-        "libraries": {name: version(name) for name in LIBRARIES},
+        "libraries": request.backend.versions(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     return artefact.stamp(KIND, fields, SCHEMA_VERSION)
 
 
-def _begun(path: Path, header: dict[str, Any]) -> list[Measurement]:
-    """A new file that holds the header; no measurements."""
-    if path.exists():
-        raise OutputError(f"{path} exists", "finish it with --continue, or choose another --out")
-    artefact.write_text(path, artefact.canonical_json(header) + "\n")
-    return []
+def _buckets(backend: Backend) -> dict[str, int]:
+    """How the cache's capacity follows from the positions in use; nothing where it is their number."""
+    few = 3  # no power of two
+    places = backend.places(few, WIDE_CONTEXT)
+    return {} if places == few else {"cache_buckets": 0 if places == WIDE_CONTEXT else places}
 
 
 def _continued(table: LatencyTable, header: dict[str, Any]) -> dict[str, Any]:
-    """Rewrite the file with what it holds under a header of what it will cover; a last line cut short and a former
-    validation are taken out of it."""
+    """The header of what the table will cover: its own, where that is nothing more. Raises InputError."""
     path = table.path
-    header = artefact.stamp(
-        KIND, {**_unstamped(header), "swept_bytes": table.header.get("swept_bytes")}, SCHEMA_VERSION
-    )
     for name in sorted(set(header) - VARYING):
-        if table.header.get(name) != header[name]:
+        if name == "device":
+            changed = "; ".join(device.differences(table.header["device"], header["device"]))
+            if changed:
+                raise InputError(f"{path} was begun on another device: {changed}", "choose another --out")
+        elif table.header.get(name) != header[name]:
             raise InputError(
                 f"{path} was begun with another {name}", "continue it as it was begun, or choose another --out"
             )
-    if all(table.header.get(name) == header[name] for name in set(header) - MOMENT):
-        header = table.header  # nothing more to cover
-    lines = [artefact.canonical_json(header), *(seal(m.to_line()) for m in table.measurements)]
-    artefact.write_text(path, "\n".join(lines) + "\n")
+    if all(table.header.get(name) == header[name] for name in set(header) - MOMENT - {"device", "minutes"}):
+        return table.header
     return header
 
 
-def _unstamped(document: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in document.items() if k not in ("kind", "schema_version", "tool_version", "sha256")}
+def _rewrite(table: LatencyTable, header: dict[str, Any]) -> None:
+    """The file with what it holds under this header; a last line cut short and a former conclusion are taken out."""
+    lines = [artefact.canonical_json(header)]
+    lines += [seal(line) for line in table.conditions]
+    lines += [seal(m.to_line()) for m in table.measurements]
+    artefact.write_text(table.path, "\n".join(lines) + "\n")

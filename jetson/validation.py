@@ -6,6 +6,7 @@ in percent; Kendall's tau (tau-b) says whether the table ranks models as the dev
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 from collections.abc import Sequence
@@ -13,25 +14,54 @@ from itertools import combinations
 from typing import Any
 
 from merino_edge.architecture import Architecture
+from merino_edge.errors import InputError
+from merino_edge.faces import Faces, fit
 from merino_edge.latency_table import LatencyTable
-from merino_edge.measurement import MODES, Mode
+from merino_edge.measurement import MODES, Measurement, Mode, What
+
+INTERVAL = 0.9  # of the held-out models lie within the table's interval
 
 
 def predictions(table: LatencyTable, mode: Mode) -> list[tuple[float, float]]:
-    """(predicted ms, measured ms) of every whole model in the table."""
-    models = [m for m in table.measurements if m.what == "model" and m.mode == mode]
-    built = [(m, Architecture.from_dict(m.shape["architecture"])) for m in models]
-    return [(table.model_ms(a, mode, m.length), m.median_ms) for m, a in built]
+    """(predicted ms, measured ms) of every whole model in the table that it can answer for."""
+    found = []
+    for m, a in _models(table, "model", mode):
+        with contextlib.suppress(InputError):  # a shape in it could not be run
+            found.append((table.model_ms(a, mode, m.length), m.median_ms))
+    return found
+
+
+def fit_faces(table: LatencyTable) -> Faces | None:
+    """How the table's decode sums become times, from its calibration models; None where it has no cold entries or no
+    such model, and sums are times."""
+    models = _models(table, "calibration", "decode")
+    caches = {m.cache for m in table.measurements if m.mode == "decode" and m.what == "layer"}
+    if not models or "cold" not in caches:
+        return None
+    found = []
+    for m, a in models:
+        with contextlib.suppress(InputError):
+            found.append((table.sums(a, m.length), m.median_ms))
+    return fit(found, warm="warm" in caches) if found else None
+
+
+def _models(table: LatencyTable, what: What, mode: Mode) -> list[tuple[Measurement, Architecture]]:
+    found = [m for m in table.measurements if m.what == what and m.mode == mode and not m.failed]
+    return [(m, Architecture.from_dict(m.shape["architecture"])) for m in found]
 
 
 def validate(table: LatencyTable) -> dict[str, dict[str, Any]]:
-    """The figures of the table's validation line, for decode and prefill."""
-    return {mode: figures(predictions(table, mode)) for mode in MODES}
+    """The figures of the table's validation line, for decode and prefill; none of a mode with no model to compare."""
+    pairs = {mode: predictions(table, mode) for mode in MODES}
+    return {mode: figures(found) if found else {} for mode, found in pairs.items()}
 
 
 def figures(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """{"models", "mape_percent", "p95_percent" (nearest rank), "max_percent", "bias_percent", "kendall_tau"}"""
+    """{"models", "mape_percent", "p95_percent" (nearest rank), "max_percent", "bias_percent", "kendall_tau",
+    "low_percent", "high_percent"}: the last two, of what was predicted, bound nine of ten measured times."""
     signed = [100 * (predicted / measured - 1) for predicted, measured in pairs]
+    beside = sorted(100 * (measured / predicted - 1) for predicted, measured in pairs)
+    outside = math.floor((1 - INTERVAL) / 2 * len(pairs))  # on either side
     errors = sorted(map(abs, signed))
     return {
         "models": len(pairs),
@@ -40,6 +70,8 @@ def figures(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
         "max_percent": errors[-1],
         "bias_percent": statistics.fmean(signed),
         "kendall_tau": kendall_tau(pairs),
+        "low_percent": beside[outside],
+        "high_percent": beside[-1 - outside],
     }
 
 

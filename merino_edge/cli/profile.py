@@ -1,8 +1,9 @@
 """`merino-edge profile`: measure what the parts of a space's models cost on this device, into a latency table.
 
-`--json` prints {"table", "device", "precision", "threads", "entries", "unstable", "seconds", "estimated",
-"validation": {"decode": {"mape_percent", "p95_percent", "max_percent", "bias_percent", "kendall_tau", "models"},
-"prefill": {...}}}; with `--dry-run` {"probes", "grid", "eta_seconds"}.
+`--json` prints {"table", "device", "backend", "precision", "threads", "entries", "unstable", "failed", "seconds",
+"finished", "moved": [...], "estimated", "validation": {"decode": {"mape_percent", "p95_percent", "max_percent",
+"bias_percent", "kendall_tau", "low_percent", "high_percent", "models"}, "prefill": {...}}}; with `--dry-run`
+{"probes", "grid", "eta_seconds"}.
 """
 
 from __future__ import annotations
@@ -16,21 +17,37 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from merino_edge.jetson.profiler import Progress, Request
     from merino_edge.latency_table import LatencyTable
+
+TOLD_PERCENT = 10  # how often a log that is no terminal hears of progress
 
 
 def profile(
     out: Annotated[Path, typer.Option(help="The latency table to write, NAME.jsonl.")],
-    device: Annotated[str, typer.Option(help="cpu (ONNX Runtime on this machine's processor).")] = "cpu",
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            "--backend",
+            "--device",
+            help="What runs the models: cpu (ONNX Runtime), cuda, tensorrt, torch or a full name. [default: cpu]",
+        ),
+    ] = None,
     space: Annotated[
         str | None, typer.Option(help="The space to cover: paper, edge, wide, demo, or a space file. [default: paper]")
     ] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, fp16, int8 or int4. [default: fp32]")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of a step. [default: the cores there are]")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of a step. [default: 1]")] = None,
     lengths: Annotated[
         str | None, typer.Option(metavar="N,N,...", help="Cache and prompt lengths. [default: up to 1024, quick 256]")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A small grid and fewer rounds.")] = False,
+    minutes: Annotated[
+        float | None, typer.Option(help="Measure as finely as this time allows. [default: 30]", show_default=False)
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The same as --minutes 2.")] = False,
+    only: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Only entries whose kind matches, as 'layer decode'.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--continue", help="Finish the table at --out, or add what --space and --lengths need.")
     ] = False,
@@ -43,67 +60,55 @@ def profile(
     """Measure a latency table on this device and check it against whole models."""
     import time
 
-    from merino_edge import limits
     from merino_edge.cli import console
-    from merino_edge.counts import PRECISIONS
-    from merino_edge.errors import InputError, MissingExtraError, UnsupportedError, require
+    from merino_edge.errors import MissingExtraError, OutputError, require
     from merino_edge.latency_table import LatencyTable
-    from merino_edge.search import space_file
-    from merino_edge.search.spaces import SPACES, load_space
-
-    if device != "cpu":
-        raise UnsupportedError(f"unknown device {device!r}", "choose --device cpu; TensorRT devices follow")
-    require("onnx_ir", "export")
-    from merino_edge.jetson import profiler
-    from merino_edge.jetson.probe import make_plan
 
     begun: dict[str, Any] = {}
     if resume and out.exists():
         begun = LatencyTable.load(out, unfinished=True).header
-        quick = quick or bool(begun.get("quick"))
-    if space is None and begun:
-        chosen = space_file.from_dict(begun.get("space"), str(out), SPACES)
-    else:
-        chosen = load_space(space or "paper")
-    precision = precision or begun.get("precision", "fp32")
-    if precision not in PRECISIONS:
-        raise InputError(f"there is no precision {precision!r}", f"choose {', '.join(PRECISIONS)}")
-    threads = begun.get("threads", len(os.sched_getaffinity(0))) if threads is None else threads
-    limits.check_range("threads", threads, 1, limits.MAX_THREADS)
+    elif out.exists() and not dry_run:
+        raise OutputError(f"{out} exists", "finish it with --continue, or choose another --out")
+    require("onnx_ir", "export")
+    from merino_edge.jetson import profiler
 
-    asked = _lengths(lengths)
-
+    request = _request(begun, backend, space, precision, threads, lengths, 2.0 if quick else minutes, only, out)
     screen = console.stderr()
     if dry_run:
-        plan = make_plan(chosen, precision, quick, asked, begun or None)
-        eta_seconds = profiler.estimate_seconds(plan, precision, threads, quick)
-        _print_plan(screen, plan.grid, len(plan.probes), eta_seconds)
+        prepared = profiler.prepare(request, begun or None)
+        eta_seconds = prepared.seconds()
+        _print_plan(screen, prepared.plan.grid, len(prepared.plan.probes), eta_seconds)
         if as_json:
-            console.print_json({"probes": len(plan.probes), "grid": plan.grid, "eta_seconds": eta_seconds})
+            grid, probes = prepared.plan.grid, len(prepared.plan.probes)
+            console.print_json({"probes": probes, "grid": grid, "eta_seconds": eta_seconds})
         return
 
     started = time.perf_counter()
     try:
         with console.progress(screen) as bar:
             task = bar.add_task("measuring", total=None, note="")
-            table = profiler.profile(
-                out,
-                chosen,
-                space_file.to_dict(chosen),
-                precision,
-                threads,
-                quick,
-                resume,
-                note=lambda done, total: bar.update(task, completed=done, total=total),
-                lengths=asked,
-            )
+            told = -TOLD_PERCENT
+
+            def note(progress: Progress) -> None:
+                nonlocal told
+                bar.update(task, completed=progress.done, total=progress.probes, note="; ".join(progress.moved))
+                percent = 100 * progress.done // max(1, progress.probes)
+                if not screen.is_terminal and percent >= told + TOLD_PERCENT:
+                    told = percent
+                    left = (progress.total_seconds - progress.done_seconds) / 60
+                    screen.print(
+                        f"{progress.done} of {progress.probes} probes, about {max(0.0, left):.1f} min left",
+                        soft_wrap=True,
+                    )
+
+            table = profiler.profile(out, request, resume, note)
     except KeyboardInterrupt:
         if out.exists():
             screen.print(f"interrupted; go on with: merino-edge profile --continue --out {out}", soft_wrap=True)
         raise
     seconds = time.perf_counter() - started
-    _print_validation(screen, table, seconds)
-    if plot:
+    _print_result(screen, table, seconds)
+    if plot and table.finished:
         from merino_edge.jetson.plot import plot_table
 
         try:
@@ -115,17 +120,68 @@ def profile(
             {
                 "table": str(out),
                 "device": table.header["device"]["name"],
+                "backend": table.header["backend"],
                 "precision": table.precision,
-                "threads": threads,
+                "threads": request.threads,
                 "entries": len(table.measurements),
                 "unstable": len(table.unstable),
+                "failed": len(table.failed),
                 "seconds": seconds,
+                "finished": table.finished,
+                "moved": table.moved,
                 "estimated": table.estimated,
                 "validation": table.validation,
             }
         )
     else:
         console.print_line(str(out))
+
+
+def _request(
+    begun: dict[str, Any],
+    backend: str | None,
+    space: str | None,
+    precision: str | None,
+    threads: int | None,
+    lengths: str | None,
+    minutes: float | None,
+    only: str | None,
+    out: Path,
+) -> Request:
+    """From the options, and for what they leave open the begun table's header, else the usual."""
+    import re
+
+    from merino_edge import limits
+    from merino_edge.counts import check_precision
+    from merino_edge.errors import InputError
+    from merino_edge.jetson.backends import backend_named
+    from merino_edge.jetson.profiler import Request
+    from merino_edge.jetson.schedule import DEFAULT_MINUTES
+    from merino_edge.search import space_file
+    from merino_edge.search.spaces import SPACES, load_space
+
+    if space is None and begun:
+        chosen = space_file.from_dict(begun.get("space"), str(out), SPACES)
+    else:
+        chosen = load_space(space or "paper")
+    precision = precision or begun.get("precision", "fp32")
+    check_precision(precision)
+    threads = begun.get("threads", 1) if threads is None else threads
+    limits.check_range("threads", threads, 1, len(os.sched_getaffinity(0)))
+    minutes = begun.get("minutes", DEFAULT_MINUTES) if minutes is None else minutes
+    if not 0 < minutes <= limits.MAX_MINUTES:
+        raise InputError(f"--minutes is {minutes}", f"give a positive number up to {limits.MAX_MINUTES}")
+    if only is not None:
+        try:
+            re.compile(only)
+        except re.error as error:
+            raise InputError(f"--only {only!r} is no pattern ({error})", "write it as 'layer decode'") from None
+    name = backend or begun.get("backend", "cpu")
+    found = backend_named(ALIASES.get(name, name))
+    return Request(chosen, space_file.to_dict(chosen), precision, threads, found, minutes, _lengths(lengths), only)
+
+
+ALIASES = {"cpu": "onnxruntime-cpu", "cuda": "onnxruntime-cuda", "torch": "torch-cpu"}
 
 
 def _lengths(text: str | None) -> list[int] | None:
@@ -143,15 +199,24 @@ def _lengths(text: str | None) -> list[int] | None:
 def _print_plan(screen: Console, grid: dict[str, Any], probes: int, eta_seconds: float) -> None:
     for name, values in grid.items():
         screen.print(f"{name.replace('_', ' ')}: {values}", highlight=False)
-    screen.print(f"{probes} probes in decode and prefill, about {eta_seconds / 60:.1f} min")
+    screen.print(f"{probes} probes, about {eta_seconds / 60:.1f} min")
 
 
-def _print_validation(screen: Console, table: LatencyTable, seconds: float) -> None:
-    unstable = len(table.unstable)
+def _print_result(screen: Console, table: LatencyTable, seconds: float) -> None:
+    unstable, failed = len(table.unstable), table.failed
     screen.print(
         f"{len(table.measurements)} entries in {seconds:.0f} s, {unstable} unstable (over 2.5% between rounds)"
     )
+    for m in failed[:3]:
+        screen.print(f"failed: {m.mode} of {m.what} {dict(m.shape)}: {m.failed}", soft_wrap=True, markup=False)
+    if len(failed) > 3:
+        screen.print(f"and {len(failed) - 3} more failed")
+    for line in table.moved:
+        screen.print(f"warning: while measuring, {line}", soft_wrap=True)
     for mode, figures in table.validation.items():
+        if not figures:
+            screen.print(f"{mode}: no whole model could be compared")
+            continue
         tau = figures["kendall_tau"]
         screen.print(
             f"{mode}: predicted against {figures['models']} whole models measured: "
@@ -159,3 +224,5 @@ def _print_validation(screen: Console, table: LatencyTable, seconds: float) -> N
             f"max {figures['max_percent']:.1f}%, Kendall tau {'-' if tau is None else f'{tau:.2f}'}",
             soft_wrap=True,
         )
+    if not table.finished:
+        screen.print(f"unfinished; go on with: merino-edge profile --continue --out {table.path}", soft_wrap=True)

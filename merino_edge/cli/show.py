@@ -1,7 +1,8 @@
 """`merino-edge show ARTEFACT`: what an artefact is and holds, told from its content, not from its name.
 
 `--json` prints {"kind", "path", ...}: an architecture's, a space's and a front's own document; a table's header,
-validation and counts of entries; a checkpoint's training record and a bundle's manifest, each with `counts`.
+validation and counts of entries; a checkpoint's training record and a bundle's manifest, each with `counts`. With
+`--against OTHER`, of two tables, merino_edge.jetson.comparison.compare.
 """
 
 from __future__ import annotations
@@ -22,13 +23,26 @@ Document = dict[str, Any]
 
 def show(
     path: Annotated[Path, typer.Argument(metavar="ARTEFACT", help="A table, architecture, checkpoint or bundle.")],
+    against: Annotated[
+        Path | None, typer.Option(metavar="TABLE", help="Compare a latency table with this other one.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Explain any artefact."""
+    """Explain any artefact, or compare two latency tables."""
     from rich.console import Console
 
     from merino_edge.cli import console
 
+    if against is not None:
+        from merino_edge.jetson.comparison import compare
+        from merino_edge.latency_table import LatencyTable
+
+        found = compare(*(LatencyTable.load(table, unfinished=True) for table in (path, against)))
+        if as_json:
+            console.print_json(found)
+        else:
+            _print_comparison(Console(highlight=False, markup=False), found, (path, against))
+        return
     kind = kind_of(path)
     reader, printer = KINDS[kind]
     document = {"kind": kind, "path": str(path), **reader(path)}
@@ -103,8 +117,10 @@ def _read_table(path: Path) -> Document:
 
     table = LatencyTable.load(path, unfinished=True)
     entries = dict(Counter(f"{m.what} {m.mode}" for m in table.measurements))
-    counted = {"entries": entries, "unstable": len(table.unstable), "finished": bool(table.validation)}
-    return {**table.header, "sha256": table.sha256, **counted, "validation": table.validation}
+    counted = {"entries": entries, "unstable": len(table.unstable), "failed": len(table.failed)}
+    told = {"finished": table.finished, "moved": table.moved, "conditions": table.conditions}
+    faces = table.faces.to_dict() if table.faces else None
+    return {**table.header, "sha256": table.sha256, **counted, **told, "faces": faces, "validation": table.validation}
 
 
 def _read_front(path: Path) -> Document:
@@ -170,8 +186,10 @@ def _print_artefact(screen: Console, document: Document) -> None:
     ):  # of a search: its whole form and the table's entries are for --from
         rest["space"] = {name: value for name, value in space.items() if name != "form"}
     if isinstance(table := rest.get("table"), dict):
-        entries = table.get("entries") or ()
-        rest["table"] = {"name": table.get("name"), "sha256": table.get("sha256"), "entries": len(entries)}
+        entries, header = table.get("entries") or (), table.get("header") or {}
+        rest["table"] = {"name": table.get("name"), "sha256": table.get("sha256"), "entries": len(entries),
+                         "device": header.get("device", {}).get("name"),
+                         "estimated": header.get("estimated")}  # fmt: skip
     if rest:
         screen.print("how it was made:")
         _print_fields(screen, rest)
@@ -187,29 +205,42 @@ def _print_table(screen: Console, document: Document) -> None:
     state = "estimated, not measured" if document["estimated"] else "measured"
     finished = "" if document["finished"] else f", unfinished: merino-edge profile --continue --out {document['path']}"
     screen.print(f"latency table {document['path']} ({state}{finished})")
-    hidden = {
-        "kind",
-        "path",
-        "schema_version",
-        "entries",
-        "unstable",
-        "finished",
-        "validation",
-        "estimated",
-        "space",
-        "sha256",
-    }
+    hidden = {"kind", "path", "schema_version", "entries", "unstable", "failed", "finished", "moved", "conditions",
+              "faces", "validation", "estimated", "space", "sha256"}  # fmt: skip
     _print_fields(screen, {name: value for name, value in document.items() if name not in hidden})
     total = sum(document["entries"].values())
     counted = ", ".join(f"{count} {what}" for what, count in document["entries"].items())
-    screen.print(f"{total} entries ({counted}), {document['unstable']} unstable")
+    screen.print(f"{total} entries ({counted}), {document['unstable']} unstable, {document['failed']} failed")
+    for line in document["moved"]:
+        screen.print(f"warning: while it was measured, {line}")
     if document["validation"]:
-        figures = Table("whole models", "MAPE %", "p95 %", "max %", "bias %", "Kendall tau")
+        figures = Table("whole models", "MAPE %", "p95 %", "max %", "bias %", "Kendall tau", "9 of 10 within")
         for mode, found in filter(operator.itemgetter(1), document["validation"].items()):  # estimates have no figures
             names = ("mape_percent", "p95_percent", "max_percent", "bias_percent", "kendall_tau")
             numbers = ["-" if found[name] is None else f"{found[name]:.2f}" for name in names]
-            figures.add_row(f"{found['models']} in {mode}", *numbers)
+            within = "-"
+            if "low_percent" in found:
+                within = f"{found['low_percent']:+.1f} to {found['high_percent']:+.1f} %"
+            figures.add_row(f"{found['models']} in {mode}", *numbers, within)
         screen.print(figures)
+
+
+def _print_comparison(screen: Console, found: Document, paths: tuple[Path, Path]) -> None:
+    from rich.table import Table
+
+    for line in found["different"]:
+        screen.print(f"warning: not the same {line}", soft_wrap=True)
+    table = Table("entries", "how many", "time of the second / the first", "apart, median %")
+    for kind, figures in found["kinds"].items():
+        ratio = figures["ratio"]
+        spread = f"{ratio['median']:.3f} ({ratio['low']:.3f} - {ratio['high']:.3f})"
+        table.add_row(kind, str(figures["entries"]), spread, f"{figures['median_apart_percent']:.1f}")
+    screen.print(table)
+    screen.print(
+        f"{found['entries']} entries of {paths[0]} and {paths[1]}: {found['median_apart_percent']:.2f} % apart in the "
+        f"median, {found['apart']} beyond their intervals",
+        soft_wrap=True,
+    )
 
 
 def _print_front(screen: Console, document: Document) -> None:

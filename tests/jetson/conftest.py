@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from merino_edge.architecture import Architecture, Block
-from merino_edge.jetson import profiler, stopwatch
+from merino_edge.jetson import schedule, stopwatch
 from merino_edge.search.space import Space, Vocabulary
 
 
@@ -32,6 +32,11 @@ def tiny_space() -> Space:
 @pytest.fixture
 def hasty_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer rounds of shorter bursts: these tests judge what is written, not how steady it is."""
+    monkeypatch.setattr(stopwatch, "WARM_UP_SECONDS", 0.0)
     monkeypatch.setattr(stopwatch, "BURST_SECONDS", 0.0)
-    monkeypatch.setattr(stopwatch, "BURST_CALLS", (1, 1))
-    monkeypatch.setattr(profiler, "QUICK_ROUNDS", 2)
+    monkeypatch.setattr(stopwatch, "BURST_STEPS", (1, 1))
+    monkeypatch.setattr(stopwatch, "COLD_STEPS", 1)
+    monkeypatch.setattr(stopwatch, "SWEEPS", 1)
+    monkeypatch.setattr(stopwatch, "BASELINE_VISITS", 1)
+    monkeypatch.setattr(stopwatch, "PATIENCE", 0)
+    monkeypatch.setattr(schedule, "QUICK_ROUNDS", stopwatch.Rounds(2, 2, False))

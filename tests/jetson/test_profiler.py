@@ -5,15 +5,23 @@ from __future__ import annotations
 import dataclasses
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from merino_edge.errors import ArtefactError, InputError, OutputError
+from merino_edge.architecture import Architecture
+from merino_edge.errors import ArtefactError, InputError, OutputError, UnsupportedError
 from merino_edge.jetson import profiler
+from merino_edge.jetson.backends import backend_named
+from merino_edge.jetson.plan import QUICK_HELD_OUT
+from merino_edge.jetson.profiler import Progress, Request
 from merino_edge.latency_table import LatencyTable, Step
 from merino_edge.measurement import MODES
+from merino_edge.runtime.engine import Engine
 from merino_edge.search import space_file
 from merino_edge.search.space import Space
+
+CPU = backend_named("onnxruntime-cpu")
 
 
 def run(
@@ -22,13 +30,14 @@ def run(
     resume: bool = False,
     precision: str = "fp32",
     stop_after: int | None = None,
-    lengths: list[int] | None = None,
+    **options: Any,
 ) -> LatencyTable:
-    def note(done: int, total: int) -> None:
-        if stop_after is not None and done >= stop_after:
+    def note(progress: Progress) -> None:
+        if stop_after is not None and progress.done >= stop_after:
             raise KeyboardInterrupt
 
-    return profiler.profile(path, space, space_file.to_dict(space), precision, 1, True, resume, note, lengths)
+    request = Request(space, space_file.to_dict(space), precision, 1, options.pop("backend", CPU), 1.0, **options)
+    return profiler.profile(path, request, resume, note)
 
 
 @pytest.mark.usefixtures("hasty_clock")
@@ -39,10 +48,30 @@ def test_a_profile_prices_every_architecture_of_its_space(tmp_path: Path, tiny_s
     assert table == LatencyTable.load(path) and table.precision == precision and not table.estimated
     for genome in tiny_space.genomes():
         assert all(table.model_ms(tiny_space.architecture(genome), mode) >= 0 for mode in MODES)
-    assert all(table.validation[mode]["models"] == 10 for mode in MODES)
+    assert all(table.validation[mode]["models"] == QUICK_HELD_OUT for mode in MODES)
     samples = {m.what: m.samples for m in table.measurements if m.mode == "prefill"}
-    assert set(samples) == {"layer", "repeat", "width_change", "end", "model"}
+    assert set(samples) == {"layer", "width_change", "end", "model"}
     assert all(len(rounds) == 2 for rounds in samples.values()) and min(samples["model"]) > 0
+    assert {m.what for m in table.measurements if m.mode == "decode"} == {*samples, "repeat"}
+    moments = [reading["moment"] for reading in table.conditions]
+    assert moments[0] == "before" and moments[-1] == "after" and "clock_mhz" in table.conditions[0]
+
+
+@pytest.mark.usefixtures("hasty_clock")
+def test_models_that_may_not_fit_the_caches_are_timed_cold_too(
+    tmp_path: Path, tiny_space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiler.device, "last_level_cache_bytes", lambda card: 2**16)
+    table = run(tmp_path / "t.jsonl", tiny_space)
+    assert {m.cache for m in table.measurements if m.what == "end" and m.mode == "decode"} == {"warm", "cold"}
+    assert any(m.what == "calibration" for m in table.measurements) and table.faces is not None
+    step = Step("decode", 8)
+    for genome in tiny_space.genomes():
+        a = tiny_space.architecture(genome)
+        sums = [[table.sum_cost(a, face) for face in faces] for faces in table.alternatives(step)]
+        assert table.model_cost(a, step) == min(map(max, sums))
+        interval = table.model_interval(a, step)
+        assert interval is not None and interval.low <= interval.high
 
 
 @pytest.mark.usefixtures("hasty_clock")
@@ -54,16 +83,16 @@ def test_an_interrupted_profile_goes_on_where_it_stopped(
     with pytest.raises(KeyboardInterrupt):
         run(path, tiny_space, stop_after=10)
     begun = path.read_text()
-    assert begun.count("\n") == 1 + 10 * len(MODES)
+    assert begun.count('"samples"') >= 10
     with pytest.raises(ArtefactError, match=r"unfinished.*--continue"):
         LatencyTable.load(path)
 
     path.write_text(begun[:-20])  # as when power fails in the middle of a line
     table = run(path, tiny_space, resume=True)
-    lost = begun.rstrip("\n").rfind("\n") + 1
-    assert path.read_text().startswith(begun[:lost])
+    kept = [line for line in begun[:-20].split("\n")[:-1] if '"samples"' in line]
     finished = path.read_text()
-    assert table.validation and len(table.measurements) == len({m.key for m in table.measurements})
+    assert kept and all(line in finished for line in kept)
+    assert table.finished and len(table.measurements) == len({m.key for m in table.measurements})
     assert run(path, tiny_space, resume=True).measurements == table.measurements  # nothing left to measure
     assert path.read_text() == finished
 
@@ -82,6 +111,19 @@ def test_only_the_same_profile_may_be_continued(tmp_path: Path, tiny_space: Spac
 
 
 @pytest.mark.usefixtures("hasty_clock")
+def test_a_table_of_another_machine_is_not_continued(
+    tmp_path: Path, tiny_space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "t.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        run(path, tiny_space, stop_after=5)
+    card = profiler.device.device_card()
+    monkeypatch.setattr(profiler.device, "device_card", lambda: {**card, "cores": 128})
+    with pytest.raises(InputError, match="begun on another device: cores"):
+        run(path, tiny_space, resume=True)
+
+
+@pytest.mark.usefixtures("hasty_clock")
 def test_a_finished_table_can_be_extended(tmp_path: Path, tiny_space: Space) -> None:
     """By another FFN kind, a wider embedding and a length: what a search's refusal asks for."""
     path = tmp_path / "t.jsonl"
@@ -90,13 +132,47 @@ def test_a_finished_table_can_be_extended(tmp_path: Path, tiny_space: Space) -> 
     a = wider.architecture(wider.sample(random.Random(1)))
     assert first.gaps("layer", "swiglu", Step("decode", 10), []) != []
     table = run(path, wider, resume=True, lengths=[10])
-    assert table.measurements[: len(first.measurements)] == first.measurements
+    assert {m.key for m in first.measurements} < {m.key for m in table.measurements}
     assert table.header["lengths"] == [4, 10, 16] and table.header["space"]["name"] == "wider"
     assert table.default_length == first.default_length
     for mode in MODES:
         assert table.model_ms(a, mode, 10) >= 0
         assert table.validation[mode]["models"] > first.validation[mode]["models"]
     assert run(path, wider, resume=True).measurements == table.measurements  # nothing left to measure
+
+
+@pytest.mark.usefixtures("hasty_clock")
+def test_only_some_entries_may_be_asked_for(tmp_path: Path, tiny_space: Space) -> None:
+    path = tmp_path / "t.jsonl"
+    some = run(path, tiny_space, only="^(layer|end) decode")
+    assert {(m.what, m.mode) for m in some.measurements} == {("layer", "decode"), ("end", "decode")}
+    assert not some.finished and not some.validation
+    table = run(path, tiny_space, resume=True)
+    assert table.finished and table.measurements[: len(some.measurements)] == some.measurements
+
+
+@pytest.mark.usefixtures("hasty_clock")
+def test_a_shape_that_the_backend_cannot_run_is_recorded_and_the_rest_goes_on(
+    tmp_path: Path, tiny_space: Space
+) -> None:
+    def open_engine(a: Architecture, precision: str, threads: int) -> Engine:
+        if any(block.ffn_width == 128 for block in a.blocks):
+            raise UnsupportedError("no kernel for 128", "choose another width")
+        return CPU.open(a, precision, threads)
+
+    table = run(tmp_path / "t.jsonl", tiny_space, backend=dataclasses.replace(CPU, open=open_engine))
+    assert table == LatencyTable.load(tmp_path / "t.jsonl") and table.finished
+    assert table.failed and all("no kernel for 128" in m.failed for m in table.failed)
+    assert all(m.samples or m.failed for m in table.measurements)
+    narrow = next(a for g in tiny_space.genomes() if _widest_ffn(a := tiny_space.architecture(g)) == 32)
+    assert table.model_ms(narrow, "decode") > 0
+    wide = next(a for g in tiny_space.genomes() if _widest_ffn(a := tiny_space.architecture(g)) == 128)
+    with pytest.raises(InputError, match="could not be measured: no kernel for 128"):
+        table.model_ms(wide, "decode")
+
+
+def _widest_ffn(a: Architecture) -> int:
+    return max(block.ffn_width for block in a.blocks)
 
 
 def test_a_profile_that_measured_nothing_leaves_nothing(tmp_path: Path, tiny_space: Space) -> None:
@@ -112,9 +188,12 @@ def test_an_unwritable_place_is_refused_before_measuring(tmp_path: Path, tiny_sp
 
 
 def test_batches_fit_in_memory_and_lose_nothing(monkeypatch: pytest.MonkeyPatch, tiny_space: Space) -> None:
-    probes = profiler.make_plan(tiny_space, "fp32", quick=True).probes
+    request = Request(tiny_space, {}, "fp32", 1, CPU, 1.0)
+    probes = profiler.prepare(request).plan.probes
     monkeypatch.setattr(profiler, "BATCH_BYTES", 700_000)
     found = list(profiler.batches(probes))
-    assert [p for batch in found for p in batch] == list(probes) and len(found) > 2
+    assert sorted(p.key for batch in found for p in batch) == sorted(p.key for p in probes) and len(found) > 2
+    assert found == list(profiler.batches(probes))
     for batch in found:
-        assert len(batch) == 1 or 4 * sum(a.parameters for p in batch for a in p.models) <= 700_000
+        models = {a for p in batch for a in p.models}
+        assert len({p.models for p in batch}) == 1 or 4 * sum(a.parameters for a in models) <= 700_000

@@ -1,0 +1,125 @@
+"""How long a plan takes here, and the finest plan that fits into a time.
+
+The estimate times two engines before anything is measured, the smallest and the largest of the plan, and scales in
+between by parameters and tokens. It counts on a batch being gone over as often as batches usually are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from merino_edge.architecture import Architecture
+from merino_edge.errors import MerinoError
+from merino_edge.jetson.backends import Backend
+from merino_edge.jetson.plan import LADDER, Detail, Plan
+from merino_edge.jetson.probe import Probe
+from merino_edge.jetson.stopwatch import BURST_SECONDS, BURST_STEPS, COLD_STEPS, LONG_SECONDS, WARM_UP_SECONDS, Rounds
+
+QUICK_MINUTES, DEFAULT_MINUTES = 2.0, 30.0
+FULL_MINUTES = 8.0  # from here on 50 models are held out, and rounds go on until medians are steady
+QUICK_ROUNDS, FULL_ROUNDS = Rounds(3, 5, False), Rounds(5, 11, True)
+AGAIN = 1.5  # of all entries about half are measured once more
+RESERVE = 0.9  # of the time that a plan may fill by its estimate
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What an engine's opening, a decode step and a prefill take here [s], and what sweeping the caches takes."""
+
+    open_s: float
+    open_s_per_parameter: float
+    step_s: float
+    step_s_per_parameter: float
+    prefill_s_per_token_parameter: float
+    sweep_s: float
+
+    @staticmethod
+    def measure(backend: Backend, plan: Plan, precision: str, threads: int, sweep_s: float) -> Pace:
+        """Raises what the backend raises for its smallest model: then it runs none."""
+        models = sorted({a for probe in plan.probes for a in probe.models}, key=lambda a: a.parameters)
+        length = min(plan.axes.lengths[0], 64)
+        _time(backend, models[0], precision, threads, length)  # loads libraries
+        small = _time(backend, models[0], precision, threads, length)
+        largest, large = models[0], small
+        for a in reversed(models):
+            with contextlib.suppress(MerinoError):  # one shape may be refused
+                large, largest = _time(backend, a, precision, threads, length), a
+                break
+        more = max(1, largest.parameters - models[0].parameters)
+        return Pace(
+            small[0],
+            max(0.0, large[0] - small[0]) / more,
+            small[1],
+            max(0.0, large[1] - small[1]) / more,
+            large[2] / (length * _busy(largest)),
+            sweep_s,
+        )
+
+    def open_seconds(self, a: Architecture) -> float:
+        return self.open_s + self.open_s_per_parameter * a.parameters
+
+    def visit_seconds(self, probe: Probe, a: Architecture) -> float:
+        """One burst of steps."""
+        if probe.mode == "prefill":
+            step = self.step_s + self.prefill_s_per_token_parameter * probe.length * _busy(a)
+            return _burst(step, WARM_UP_SECONDS)
+        step = self.step_s + self.step_s_per_parameter * a.parameters
+        if probe.cache == "cold":
+            return COLD_STEPS * (step + self.sweep_s)
+        return _burst(step, WARM_UP_SECONDS)
+
+    def seconds(self, probes: Iterable[Probe], rounds: Rounds) -> float:
+        """Opening every engine once and going over every probe as often as is usual."""
+        probes = list(probes)
+        often = rounds.most * (AGAIN if rounds.again else 1.0)
+        engines = {(a, probe.length) for probe in probes for a in probe.models}
+        opened = sum(self.open_seconds(a) for a, _ in engines)
+        return opened + often * sum(self.visit_seconds(probe, a) for probe in probes for a in probe.models)
+
+
+def _burst(step: float, warm_up: float) -> float:
+    """Warming up, then steps until the burst is long enough."""
+    if step >= LONG_SECONDS:
+        return 2 * step
+    return max(warm_up, step) + min(max(BURST_SECONDS, BURST_STEPS[0] * step), BURST_STEPS[1] * step)
+
+
+def _busy(a: Architecture) -> int:
+    """Parameters that every token of a prompt passes through."""
+    return max(1, a.parameters - (1 if a.tied_head else 2) * a.vocab_size * a.embedding_width)
+
+
+def _time(backend: Backend, a: Architecture, precision: str, threads: int, length: int) -> tuple[float, float, float]:
+    """Seconds of opening, of a decode step, of a prefill."""
+    import numpy as np
+
+    begun = time.perf_counter()
+    engine = backend.engine(a, precision, threads)
+    opened = time.perf_counter() - begun
+    try:
+        tokens, spent = np.zeros(length, np.int64), []
+        for run in (tokens[:1], tokens[:1], tokens, tokens):
+            begun = time.perf_counter()
+            engine.forward(run, 0)
+            spent.append(time.perf_counter() - begun)
+    finally:
+        engine.close()
+    return opened, spent[1], spent[3]
+
+
+def rounds_of(quick: bool) -> Rounds:
+    return QUICK_ROUNDS if quick else FULL_ROUNDS
+
+
+def choose(plan_of: Callable[[Detail], Plan], pace_of: Callable[[Plan], Pace], seconds: float) -> tuple[Plan, Pace]:
+    """The finest plan whose estimate fits, or the coarsest there is."""
+    coarsest = plan_of(LADDER[0])
+    pace = pace_of(plan_of(LADDER[-1]))
+    for detail in reversed(LADDER[1:]):
+        plan = plan_of(detail)
+        if pace.seconds(plan.probes, rounds_of(plan.quick)) <= RESERVE * seconds:
+            return plan, pace
+    return coarsest, pace
