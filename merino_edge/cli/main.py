@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from merino_edge import __version__
-from merino_edge.cli import bench, demo, doctor, export, generate, pareto, profile, search, show, train
+from merino_edge.cli import bench, demo, doctor, estimate, export, generate, pareto, profile, search, show, train
 from merino_edge.cli import import_ as import_verb
 from merino_edge.errors import Interrupted, MerinoError
 
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 VERBS: dict[str, Callable[..., None]] = {
     "profile": profile.profile,
+    "estimate": estimate.estimate,
     "search": search.search,
     "pareto": pareto.pareto,
     "train": train.train,

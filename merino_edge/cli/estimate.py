@@ -1,0 +1,225 @@
+"""`merino-edge estimate`: a latency table for a board that is not at hand, from its data and a roofline.
+
+    merino-edge estimate                                        the boards and power modes there are
+    merino-edge estimate --check                                the roofline against published speeds
+    merino-edge estimate --board orin-nano-8gb --mode 25W --space edge --precision int4 --out T.jsonl
+
+`--json` prints {"table", "device", "power_mode", "precision", "runtime", "entries", "estimated": true, "unverified",
+"validation"}; of the boards {"boards": [{"name", "title", "modes": [...], "sources", "unverified", ...}]}; with
+`--check` {"rows": [merino_edge.jetson.published.Row], "summaries": [...], "runtimes": {name: basis}}.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from merino_edge.latency_table import LatencyTable
+
+UNLIKE = 5.0  # percent, from which a sum is worth a warning
+
+
+def estimate(
+    board: Annotated[str | None, typer.Option(help="The board to estimate for. Without it: list the boards.")] = None,
+    mode: Annotated[str | None, typer.Option(help="Its power mode, as nvpmodel calls it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The latency table to write, NAME.jsonl.")] = None,
+    space: Annotated[
+        str | None, typer.Option(help="The space to cover: paper, edge, wide, demo, or a space file. [default: edge]")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, fp16, int8 or int4. [default: int4]")] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="merino-edge, edge-llm, llama.cpp or ollama: whose overhead. [default: merino-edge]"),
+    ] = None,
+    lengths: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Cache and prompt lengths. [default: up to 1024, quick 256]")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A small grid.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Compare the roofline with published speeds.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Estimate a latency table for a board that is not at hand; say how far off estimates are."""
+    from merino_edge.errors import InputError
+
+    described = (mode, out, space, precision, runtime, lengths, quick or None)
+    if check or board is None:
+        if (check and board is not None) or any(option is not None for option in described):
+            hint = (
+                "leave the rest of the line away" if check else "add: --board BOARD (merino-edge estimate lists them)"
+            )
+            raise InputError("--check takes only --json" if check else "no board was named", hint)
+        (_check if check else _list)(as_json)
+    elif out is None:
+        raise InputError("no file was named for the table", "add: --out T.jsonl")
+    else:
+        _write(
+            board, mode, out, space or "edge", precision or "int4", runtime or "merino-edge", lengths, quick, as_json
+        )
+
+
+def _write(
+    board_name: str, mode: str | None, out: Path, space: str, precision: str, runtime_name: str, lengths: str | None,
+    quick: bool, as_json: bool,
+) -> None:  # fmt: skip
+    from merino_edge.cli import console
+    from merino_edge.cli.profile import _lengths
+    from merino_edge.counts import check_precision
+    from merino_edge.errors import InputError
+    from merino_edge.jetson.boards import board
+    from merino_edge.jetson.estimate import estimate as estimate_table
+    from merino_edge.jetson.roofline import Roofline, runtime
+    from merino_edge.search import space_file
+    from merino_edge.search.spaces import load_space
+
+    chosen = board(board_name)
+    if mode is None:
+        modes = ", ".join(m.name for m in chosen.modes)
+        raise InputError(f"{chosen.name} has several power modes", f"add: --mode, one of {modes}")
+    roofline = Roofline(chosen, chosen.mode(mode), runtime(runtime_name))
+    check_precision(precision)
+    asked, covered = _lengths(lengths), load_space(space)
+    screen = console.stderr()
+    with screen.status("estimating"):
+        table = estimate_table(out, covered, space_file.to_dict(covered), precision, roofline, quick, asked)
+    _print_table(screen, table)
+    if as_json:
+        header = table.header
+        console.print_json(
+            {
+                "table": str(out),
+                "device": header["device"]["name"],
+                "power_mode": header["device"]["power_mode"],
+                "precision": table.precision,
+                "runtime": header["runtime"],
+                "entries": len(table.measurements),
+                "estimated": table.estimated,
+                "unverified": header["unverified"],
+                "validation": table.validation,
+            }
+        )
+    else:
+        console.print_line(str(out))
+
+
+def _print_table(screen: Console, table: LatencyTable) -> None:
+    def say(text: str) -> None:
+        screen.print(text, markup=False, soft_wrap=True)
+
+    header = table.header
+    say(f"{len(table.measurements)} entries, estimated, not measured: {header['device']['name']}, "
+        f"{header['device']['power_mode']}, {header['precision']}")  # fmt: skip
+    say(f"runtime {header['runtime']}: {header['runtime_basis']}")
+    if header["unverified"]:
+        say(f"unverified: {', '.join(header['unverified'])}")
+    for mode, figures in table.validation.items():
+        say(
+            f"additivity of the estimate in {mode}: its sums against {figures['models']} whole models of the roofline, "
+            f"MAPE {figures['mape_percent']:.1f}%, max {figures['max_percent']:.1f}%"
+        )
+        if figures["mape_percent"] > UNLIKE:
+            say(f"warning: in {mode} this estimate is not the sum of its parts")
+    say("how far estimates are from boards: merino-edge estimate --check")
+
+
+# --- the boards ------------------------------------------------------------------------------------
+
+
+def _list(as_json: bool) -> None:
+    import dataclasses
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from merino_edge.cli import console
+    from merino_edge.jetson.boards import BOARDS, Board
+
+    def document(board: Board) -> dict[str, Any]:
+        modes = [
+            {
+                **dataclasses.asdict(mode),
+                "bandwidth_gb_s": board.bandwidth_gb_s(mode),
+                "fp16_tflops": board.fp16_tflops(mode),
+                "unverified": list(board.unverified_in(mode)),
+            }
+            for mode in board.modes
+        ]
+        return {**dataclasses.asdict(board), "modes": modes}
+
+    if as_json:
+        console.print_json({"boards": [document(board) for board in BOARDS]})
+        return
+    screen = Console(highlight=False, markup=False, soft_wrap=True)
+    listed = Table("board", "mode", "SMs", "MHz", "GB/s", "TFLOPS", "L2 KiB", "CPU MHz", box=None, pad_edge=False)
+    for board in BOARDS:
+        for index, mode in enumerate(board.modes):
+            listed.add_row(
+                "" if index else board.name,
+                mode.name + ("*" if board.unverified or mode.unverified else ""),
+                str(mode.sm_count),
+                f"{mode.gpu_mhz:g}",
+                f"{board.bandwidth_gb_s(mode):.1f}",
+                f"{board.fp16_tflops(mode):.2f}",
+                "?" if board.l2_bytes is None else str(board.l2_bytes // 1024),
+                "?" if mode.cpu_mhz is None else f"{mode.cpu_mhz:g}",
+            )
+    screen.print(listed)
+    screen.print("TFLOPS: dense FP16, theoretical. ?: no source gives it. *: unverified, without a good source:")
+    for board in BOARDS:
+        marks = {
+            mark: [m.name for m in board.modes if mark in m.unverified] for m in board.modes for mark in m.unverified
+        }
+        notes = [*board.unverified, *(f"{mark} ({', '.join(names)})" for mark, names in marks.items())]
+        if notes:
+            screen.print(f"  {board.name}: {', '.join(notes)}")
+    screen.print("next: merino-edge estimate --board BOARD --mode MODE --space edge --precision int4 --out T.jsonl")
+
+
+# --- the check -------------------------------------------------------------------------------------
+
+
+def _check(as_json: bool) -> None:
+    from itertools import groupby
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from merino_edge.cli import console
+    from merino_edge.jetson.published import rows, summaries
+    from merino_edge.jetson.roofline import RUNTIMES
+
+    compared = rows()
+    if as_json:
+        bases = {runtime.name: runtime.basis for runtime in RUNTIMES}
+        found = {"rows": [r.to_dict() for r in compared], "summaries": summaries(compared), "runtimes": bases}
+        console.print_json(found)
+        return
+    screen = Console(highlight=False, markup=False, soft_wrap=True)
+    for kind, group in groupby(compared, lambda row: f"{row.framework} {row.mode}"):
+        screen.print(kind)
+        listed = Table("model", "board", "power mode", "tok/s", "roofline", "error %", "", box=None, pad_edge=False)
+        for row in group:
+            d = row.to_dict()
+            listed.add_row(
+                f"{row.model} {row.storage.name}",
+                row.board,
+                row.power_mode,
+                f"{row.tokens_per_s:g}",
+                f"{d['predicted_tokens_per_s']:.1f}",
+                f"{d['error_percent']:+.0f}",
+                "fitted" if row.fitted else "",
+            )
+        screen.print(listed, "")
+    figures = Table("framework", "rows", "MAPE %", "max %", "bias %", "Kendall tau", box=None, pad_edge=False)
+    for s in summaries(compared):
+        tau = "-" if s["kendall_tau"] is None else f"{s['kendall_tau']:.2f}"
+        numbers = [f"{s[name]:.1f}" for name in ("mape_percent", "max_percent", "bias_percent")]
+        figures.add_row(f"{s['framework']} {s['mode']}", f"{s['models']} {s['rows']}", *numbers, tau)
+    screen.print(figures)
+    screen.print('\n"tested" leaves out the rows that constants were fitted to. Where the constants come from:')
+    for runtime in RUNTIMES:
+        screen.print(f"  {runtime.name}: {runtime.basis}")
