@@ -102,7 +102,7 @@ def fit(models: Sequence[tuple[Sums, float]], warm: bool) -> Faces:
     if len(models) < LEAST_MODELS:
         return two
     per_mb = float(np.median(np.maximum(sums[:, 1] - sums[:, 0], 0.0) / sums[:, 2]))  # ms
-    steep = _through(STEEP[0], _round(STEEP[1] * per_mb), sums, measured)
+    steep = _through(STEEP[0], rounded(STEEP[1] * per_mb), sums, measured)
     three = (
         Faces((WARM, face, Face(share, 0.0, 0.0)), ((0, 1), (2,)))
         for share, face in itertools.product(FAR_SHARES, steep)
@@ -114,10 +114,11 @@ def fit(models: Sequence[tuple[Sums, float]], warm: bool) -> Faces:
 def _through(share: float, ms_per_mb: float, sums: Floats, measured: Floats) -> list[Face]:
     """The faces of this slope that meet one of the models exactly."""
     at = single(Face(share, ms_per_mb, 0.0)).values(sums)
-    return [Face(share, ms_per_mb, _round(float(offset))) for offset in np.unique(measured - at)]
+    return [Face(share, ms_per_mb, rounded(float(offset))) for offset in np.unique(measured - at)]
 
 
-def _round(value: float) -> float:
+def rounded(value: float) -> float:
+    """To a multiple of RESOLUTION, so that sums are exact in any order."""
     return round(value / RESOLUTION) * RESOLUTION
 
 

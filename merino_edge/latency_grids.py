@@ -9,14 +9,107 @@ prefill that difference grows with the tokens.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from merino_edge.errors import InputError
+from merino_edge.faces import rounded
 from merino_edge.grid import Grid, Point
 from merino_edge.measurement import MODES, WHOLE, Measurement
+from merino_edge.step import Step
 
 UNITS = ("ms", "mj")
+# The axes of each grid, as people call them; of a decode step only layers depend on the length.
+_LAYER_AXES = ("length", "width", "ffn_width / width", "key-value heads")
+AXES = {
+    "layer": _LAYER_AXES,
+    "repeat": _LAYER_AXES,
+    "width_change": ("length", "before * after"),
+    "end": ("length", "vocab_size", "embedding_width"),
+}
+AGAIN = "measure it: merino-edge profile --space SPACE --out T.jsonl"
+
 Key = tuple[str, ...]  # unit, what, mode, ffn ("" of parts without one), cache
+
+
+class LatencyGrids:
+    """All grids of the table at `path`, and what they answer. `cold_share`, everywhere: how much of what a step costs
+    more with cold caches is counted."""
+
+    def __init__(self, path: Path, measurements: Sequence[Measurement], reference: Mapping[str, Any] | None) -> None:
+        self._path = path
+        self._failed = [m for m in measurements if m.failed]
+        self._grids = build_grids(measurements, reference)
+
+    @property
+    def complete(self) -> bool:
+        return all(grid.complete for grid in self._grids.values())
+
+    @property
+    def only_cold(self) -> bool:
+        """Whether decode steps were timed, and all of them with cold caches."""
+        return {key[4] for key in self._grids if key[2] == "decode"} == {"cold"}
+
+    def cost(self, what: str, ffn: str, step: Step, cold_share: float, point: Point) -> float:
+        """Of one part. Raises InputError outside what was measured, and where it could not be."""
+        if gaps := self.gaps(what, ffn, step, cold_share, [point]):
+            raise InputError(f"{self._path} does not cover {gaps[0]}", AGAIN)
+        found = [grid.at(point) for grid in self._pair(what, ffn, step, cold_share) if grid is not None]
+        values = [value for value in found if value is not None]
+        if len(values) < len(found):
+            raise InputError(f"{self._path}: {self._failure(what, ffn, step)}", "choose other shapes, or another --out")
+        if len(values) == 2:  # warm, cold: where noise says that cold is faster, it is not
+            values = [values[0] + cold_share * max(0.0, values[1] - values[0])]
+        return rounded(values[0])
+
+    def gaps(self, what: str, ffn: str, step: Step, cold_share: float, points: Sequence[Point]) -> list[str]:
+        """What is missing to answer for all `points` of one grid: a line for each axis, [] where nothing."""
+        name = f"{step.mode} of {what}{f' ({ffn})' if ffn else ''}"
+        found = []
+        for grid in self._pair(what, ffn, step, cold_share):
+            if grid is None:
+                return [f"{'energy of ' if step.unit == 'mj' else ''}{name} (no measurement)"]
+            labels = AXES[what][-len(grid.axes) :]
+            for axis in sorted({axis for point in points for axis in grid.outside(point)}):
+                needed, measured = sorted(point[axis] for point in points), grid.axes[axis]
+                if labels[axis] == "key-value heads":  # an axis from one head to all of them
+                    share = "fewer" if measured[0] > 0 else "as many"
+                    found.append(f"{name}: {share} key-value heads than query heads")
+                    continue
+                width = labels[axis] == "width"
+                spelled = [_span(math.sqrt(x) if width else x for x in xs) for xs in (needed, measured)]
+                found.append(f"{name}: {labels[axis]} {spelled[0]} (measured {spelled[1]})")
+        return list(dict.fromkeys(found))
+
+    def axes(self, what: str, ffn: str, step: Step) -> list[list[float]]:
+        """The values measured on each axis of a grid (AXES). Raises InputError where there is none."""
+        grid = self._pair(what, ffn, step, 0.0)[0]
+        if grid is None:
+            raise InputError(f"{self._path} has no {what} in {step.mode}", AGAIN)
+        return grid.axes
+
+    def ffns(self, step: Step) -> list[str]:
+        """The FFN kinds that layers were measured with."""
+        return sorted({key[3] for key in self._grids if key[:3] == (step.unit, "layer", step.mode)})
+
+    def _pair(self, what: str, ffn: str, step: Step, cold_share: float) -> list[Grid | None]:
+        """The grids that answer: warm, cold, or both where a share of either is asked; [None] where there is none."""
+        if what == "repeat" and step.mode == "prefill" and not self._any("repeat", step):
+            what = "layer"
+        warm, cold = (self._grids.get((step.unit, what, step.mode, ffn, cache)) for cache in ("warm", "cold"))
+        return [warm, cold] if cold_share and warm and cold else [warm or cold]
+
+    def _any(self, what: str, step: Step) -> bool:
+        return any(key[:3] == (step.unit, what, step.mode) for key in self._grids)
+
+    def _failure(self, what: str, ffn: str, step: Step) -> str:
+        """Why there is no cost where there should be one."""
+        for m in self._failed:
+            if (m.what, m.mode, m.shape.get("ffn", "")) == (what, step.mode, ffn):
+                return f"{m.mode} of {m.what} {dict(m.shape)} could not be measured: {m.failed}"
+        return f"{step.mode} of {what} has a hole"
 
 
 def build_grids(measurements: Iterable[Measurement], reference: Mapping[str, Any] | None) -> dict[Key, Grid]:
@@ -76,3 +169,8 @@ def _beyond(
         if mine is not None and reference is not None:
             return mine - reference, at
     return None
+
+
+def _span(values: Iterable[float]) -> str:
+    low, *_, high = (*(ordered := sorted(values)), ordered[-1])
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"

@@ -32,24 +32,22 @@ and one length for all, schema 1 one FFN kind, in its header. The table knows no
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from merino_edge import artefact, counts, limits
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError, InputError
-from merino_edge.faces import COLD, RESOLUTION, WARM, Face, Faces, Sums, single
-from merino_edge.grid import Grid
-from merino_edge.latency_grids import Key, build_grids
+from merino_edge.faces import COLD, WARM, Face, Faces, Sums, rounded, single
+from merino_edge.latency_grids import AGAIN, LatencyGrids
 from merino_edge.measurement import MODES, WHOLE, Measurement, Mode, Point, layer_point, unseal
+from merino_edge.step import Step
 
 KIND = "latency_table"
 SCHEMA_VERSION = 3
 
-Unit = Literal["ms", "mj"]
 # What a layer of the table holds constant beside its shape.
 FAMILY = (
     "head_dim",
@@ -61,24 +59,6 @@ FAMILY = (
     "bias",
     "parallel_residual",
 )
-# The axes of each grid, as people call them; of a decode step only layers depend on the length.
-_LAYER_AXES = ("length", "width", "ffn_width / width", "key-value heads")
-AXES = {
-    "layer": _LAYER_AXES,
-    "repeat": _LAYER_AXES,
-    "width_change": ("length", "before * after"),
-    "end": ("length", "vocab_size", "embedding_width"),
-}
-
-
-class Step(NamedTuple):
-    """What is asked for: time or energy of a decode step at a cache length, or of a prompt's prefill; by which face of
-    the table's prediction (`LatencyTable.alternatives`)."""
-
-    mode: Mode
-    length: int
-    unit: Unit = "ms"
-    face: int = 0
 
 
 class Interval(NamedTuple):
@@ -105,13 +85,12 @@ class LatencyTable:
     sha256: str
     faces: Faces | None = None  # of decode; None: as entries are, unfitted
     conditions: list[dict[str, Any]] = field(default_factory=list)  # clocks before, during and after
-    _grids: dict[Key, Grid] = field(init=False, repr=False, compare=False)
+    _grids: LatencyGrids = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self._grids = build_grids(self.measurements, self.header.get("reference"))
+        self._grids = LatencyGrids(self.path, self.measurements, self.header.get("reference"))
         if self.faces is None:
-            warm = any(key[2] == "decode" and key[4] == "warm" for key in self._grids)
-            self.faces = single(WARM if warm or not self._grids else COLD)
+            self.faces = single(COLD if self._grids.only_cold else WARM)
 
     @property
     def estimated(self) -> bool:
@@ -178,8 +157,8 @@ class LatencyTable:
         out = step._replace(mode="decode")
         if per_mb := self._ms_per_mb(step):
             cost += _reading_ms(per_mb, counts.head_step_bytes(a, self.precision))
-        if (step.mode, step.unit) == ("decode", "ms"):
-            cost += _rounded(self._face(step).offset_ms)
+        if step.fitted:
+            cost += rounded(self._face(step).offset_ms)
         return cost + self.width_change_cost(width, first, step) + self.width_change_cost(last, width, out)
 
     def sum_cost(self, a: Architecture, step: Step) -> float:
@@ -199,7 +178,7 @@ class LatencyTable:
 
     def alternatives(self, step: Step) -> tuple[tuple[Step, ...], ...]:
         """`step` by each face: a model costs the least over alternatives of the greatest over their steps."""
-        if (step.mode, step.unit) != ("decode", "ms") or self.faces is None:
+        if not step.fitted or self.faces is None:
             return ((step,),)
         return tuple(tuple(step._replace(face=i) for i in indices) for indices in self.faces.alternatives)
 
@@ -237,73 +216,29 @@ class LatencyTable:
 
     def _ms_per_mb(self, step: Step) -> float:
         """What the face says of bytes."""
-        return self._face(step).ms_per_mb if (step.mode, step.unit) == ("decode", "ms") else 0.0
+        return self._face(step).ms_per_mb if step.fitted else 0.0
+
+    def _cold_share(self, step: Step) -> float:
+        return self._face(step).cold_share if step.fitted else 0.0
 
     def _face(self, step: Step) -> Face:
         assert self.faces is not None
         return self.faces.faces[step.face]
 
-    def _cost(self, what: str, ffn: str, step: Step, point: Point) -> float:
-        if gaps := self.gaps(what, ffn, step, [point]):
-            raise InputError(f"{self.path} does not cover {gaps[0]}", AGAIN)
-        found = [grid.at(point) for grid in self._pair(what, ffn, step) if grid is not None]
-        values = [value for value in found if value is not None]
-        if len(values) < len(found):
-            raise InputError(f"{self.path}: {self._failure(what, ffn, step)}", "choose other shapes, or another --out")
-        if len(values) == 2:  # warm, cold: where noise says that cold is faster, it is not
-            values = [values[0] + self._face(step).cold_share * max(0.0, values[1] - values[0])]
-        return _rounded(values[0])
-
-    def _pair(self, what: str, ffn: str, step: Step) -> list[Grid | None]:
-        """The grids that answer: warm, cold, or both where the face needs both; [None] where there is neither."""
-        if what == "repeat" and step.mode == "prefill" and not self._any("repeat", step):
-            what = "layer"
-        warm, cold = (self._grids.get((step.unit, what, step.mode, ffn, cache)) for cache in ("warm", "cold"))
-        if step.mode == "decode" and step.unit == "ms" and warm and cold and self._face(step).cold_share:
-            return [warm, cold]
-        return [warm or cold]
-
-    def _any(self, what: str, step: Step) -> bool:
-        return any(key[:3] == (step.unit, what, step.mode) for key in self._grids)
-
-    def _failure(self, what: str, ffn: str, step: Step) -> str:
-        """Why there is no cost where there should be one."""
-        for m in self.measurements:
-            if m.failed and (m.what, m.mode, m.shape.get("ffn", "")) == (what, step.mode, ffn):
-                return f"{m.mode} of {what} {dict(m.shape)} could not be measured: {m.failed}"
-        return f"{step.mode} of {what} has a hole"
-
     def gaps(self, what: str, ffn: str, step: Step, points: Sequence[Point]) -> list[str]:
         """What the table lacks to answer for all `points` of one grid: a line for each axis, [] where nothing."""
-        name = f"{step.mode} of {what}{f' ({ffn})' if ffn else ''}"
-        found = []
-        for grid in self._pair(what, ffn, step):
-            if grid is None:
-                return [f"{'energy of ' if step.unit == 'mj' else ''}{name} (no measurement)"]
-            labels = AXES[what][-len(grid.axes) :]
-            for axis in sorted({axis for point in points for axis in grid.outside(point)}):
-                needed, measured = sorted(point[axis] for point in points), grid.axes[axis]
-                if labels[axis] == "key-value heads":
-                    # the axis runs from one head to all of them
-                    found.append(
-                        f"{name}: {'fewer' if measured[0] > 0 else 'as many'} key-value heads than query heads"
-                    )
-                    continue
-                width = labels[axis] == "width"
-                spelled = [_span(math.sqrt(x) if width else x for x in xs) for xs in (needed, measured)]
-                found.append(f"{name}: {labels[axis]} {spelled[0]} (measured {spelled[1]})")
-        return list(dict.fromkeys(found))
+        return self._grids.gaps(what, ffn, step, self._cold_share(step), points)
 
     def axes(self, what: str, step: Step, ffn: str = "") -> list[list[float]]:
-        """The values measured on each axis of a grid (AXES). Raises InputError where there is none."""
-        grid = self._pair(what, ffn, step)[0]
-        if grid is None:
-            raise InputError(f"{self.path} has no {what} in {step.mode}", AGAIN)
-        return grid.axes
+        """The values measured on each axis of a grid. Raises InputError where there is none."""
+        return self._grids.axes(what, ffn, step)
 
     def ffns(self, step: Step) -> list[str]:
         """The FFN kinds that layers were measured with."""
-        return sorted({key[3] for key in self._grids if key[:3] == (step.unit, "layer", step.mode)})
+        return self._grids.ffns(step)
+
+    def _cost(self, what: str, ffn: str, step: Step, point: Point) -> float:
+        return self._grids.cost(what, ffn, step, self._cold_share(step), point)
 
     # --- as part of another artefact ---
 
@@ -391,22 +326,16 @@ class LatencyTable:
     @property
     def finished(self) -> bool:
         """Whether it was validated, and has no hole but where a shape could not be run."""
-        whole = all(grid.complete for grid in self._grids.values())
-        return bool(self.validation) and (whole or bool(self.failed))
+        return bool(self.validation) and (self._grids.complete or bool(self.failed))
 
 
-AGAIN = "measure it: merino-edge profile --space SPACE --out T.jsonl"
 _NEEDED = ("family", "precision", "default_length", "estimated")
 _ANY_PLACE = {"decode": 1, "prefill": 1}
 _PLACES = ("reference", "cache_buckets")
 
 
-def _rounded(value: float) -> float:
-    return round(value / RESOLUTION) * RESOLUTION
-
-
 def _reading_ms(ms_per_mb: float, byte_count: float) -> float:
-    return _rounded(ms_per_mb * byte_count / 1e6)
+    return rounded(ms_per_mb * byte_count / 1e6)
 
 
 def _length(step: Step) -> tuple[int, ...]:
@@ -423,11 +352,6 @@ def _faces(body: dict[str, Any], where: str) -> Faces:
 
 def _continue(path: Path) -> str:
     return f"merino-edge profile --continue --out {path}"
-
-
-def _span(values: Any) -> str:
-    low, *_, high = (*(ordered := sorted(values)), ordered[-1])
-    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 def _check_header_fields(header: dict[str, Any], where: str) -> None:

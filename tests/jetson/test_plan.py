@@ -14,10 +14,11 @@ from merino_edge.errors import InputError
 from merino_edge.faces import COLD, single
 from merino_edge.jetson.plan import CALIBRATION, HELD_OUT, LADDER, QUICK_HELD_OUT, Axes, Plan, make_plan, thin
 from merino_edge.jetson.validation import fit_faces, validate
-from merino_edge.latency_table import LatencyTable, Step, family
+from merino_edge.latency_table import LatencyTable, family
 from merino_edge.measurement import MODES, Measurement
 from merino_edge.search.space import Genome, Space
 from merino_edge.search.spaces import DEMO, EDGE, PAPER
+from merino_edge.step import Step
 
 LARGE_CACHE = 64 * 2**20
 

@@ -16,8 +16,9 @@ from merino_edge import artefact
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError, InputError
 from merino_edge.faces import COLD, RESOLUTION, WARM, Face, Faces, single
-from merino_edge.latency_table import KIND, SCHEMA_VERSION, LatencyTable, Step, family
+from merino_edge.latency_table import KIND, SCHEMA_VERSION, LatencyTable, family
 from merino_edge.measurement import MODES, Measurement, Mode, What, layer_point, seal, spread_percent
+from merino_edge.step import Step
 
 WIDTHS, RATIOS, LENGTHS = (32, 64, 128), (1, 4), (16, 64)
 MODEL = Architecture(
