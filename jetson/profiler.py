@@ -27,15 +27,14 @@ from merino_edge.jetson.backends import Backend
 from merino_edge.jetson.energy import EnergyMeter
 from merino_edge.jetson.plan import Axes, Plan, make_plan
 from merino_edge.jetson.probe import TINY_VOCAB, Probe, Space, Stack
-from merino_edge.jetson.schedule import DEFAULT_MINUTES, FULL_MINUTES, Pace, choose, rounds_of
+from merino_edge.jetson.schedule import DEFAULT_MINUTES, FULL_MINUTES, Pace, choose
 from merino_edge.jetson.sensors import Reading, Sensors, moved
+from merino_edge.jetson.session import merged, session
 from merino_edge.jetson.stopwatch import Rounds, Stopwatch, pinned
 from merino_edge.jetson.validation import fit_faces, validate
 from merino_edge.latency_table import KIND, SCHEMA_VERSION, LatencyTable, family
 from merino_edge.measurement import Measurement, seal
 
-BATCH_PROBES = 16
-BATCH_BYTES = 2**30  # of float32 weights; engines need about twice as much
 UNKNOWN_CACHE_BYTES = 32 * 2**20  # taken for the last cache's size where no file says it
 WIDE_CONTEXT = 2**20  # longer than any bucket of a cache
 # Header fields in which a table and what continues it may differ: when it was made, and what it covers.
@@ -81,7 +80,8 @@ class Prepared:
     stopwatch: Stopwatch
 
     def seconds(self, probes: Iterable[Probe] | None = None) -> float:
-        return self.pace.seconds(self.plan.probes if probes is None else probes, rounds_of(self.plan.quick))
+        """Of all, or of those that are left."""
+        return self.pace.seconds(session(self.plan.probes if probes is None else probes, self.plan.quick))
 
 
 def prepare(request: Request, begun: dict[str, Any] | None = None) -> Prepared:
@@ -163,22 +163,27 @@ def _measure(
     append: Callable[[list[dict[str, Any]]], None],
     note: Note,
 ) -> Iterator[list[Measurement]]:
-    """The entries of each batch, as they come."""
+    """Entries as they are complete."""
     sensors = Sensors()
-    usual, total = rounds_of(prepared.plan.quick), prepared.seconds(pending)
+    batches = session(pending, prepared.plan.quick)
+    total = prepared.pace.seconds(batches)
     progress = Progress(0.0, total, len(pending))
     note(progress)
     first = sensors.read()
     if pending:
         append([_conditions("before", first, [])])
     begun = time.monotonic()
-    for batch in batches(pending):
+    visits: dict[str, list[Measurement]] = {}
+    for batch in batches:
         # Behind the time asked for, batches are gone over less often.
         late = time.monotonic() - begun > 60 * request.minutes * (progress.done_seconds + 1) / (total + 1)
-        rounds = Rounds(usual.least, usual.least, False) if late else usual
-        yield prepared.stopwatch.measure(batch, rounds)
-        progress.done_seconds += prepared.seconds(batch)
-        progress.done += len(batch)
+        rounds = Rounds(batch.rounds.least, batch.rounds.least, False) if late else batch.rounds
+        for m in prepared.stopwatch.measure(batch.probes, rounds):
+            visits.setdefault(m.key, []).append(m)
+        if batch.last:
+            yield [merged(visits[probe.key]) for probe in batch.probes]
+            progress.done += len(batch.probes)
+        progress.done_seconds += prepared.pace.seconds([batch])
         now = sensors.read()
         if news := [line for line in moved(first, now) if line not in progress.moved]:
             progress.moved += news
@@ -201,25 +206,6 @@ def _conclusion(path: Path, header: dict[str, Any], measured: list[Measurement])
     if faces is not None:
         yield {"what": "faces", "decode": faces.to_dict()}
     yield {"what": "validation", **validate(dataclasses.replace(table, faces=faces))}
-
-
-def batches(probes: Iterable[Probe]) -> Iterator[list[Probe]]:
-    """Probes whose models fit in memory together. Those that share models stay together; groups come in random order,
-    the same every time, so that drift falls on no axis."""
-    groups: dict[tuple[Architecture, ...], list[Probe]] = {}
-    for probe in probes:
-        groups.setdefault(probe.models, []).append(probe)
-    order = list(groups.values())
-    random.Random(0).shuffle(order)
-    batch: list[Probe] = []
-    for group in order:
-        size_bytes = 4 * sum(a.parameters for a in {a for p in [*batch, *group] for a in p.models})
-        if batch and (len(batch) + len(group) > BATCH_PROBES or size_bytes > BATCH_BYTES):
-            yield batch
-            batch = []
-        batch += group
-    if batch:
-        yield batch
 
 
 def _wanted(probe: Probe, only: str | None) -> bool:

@@ -16,11 +16,11 @@ from merino_edge.errors import MerinoError
 from merino_edge.jetson.backends import Backend
 from merino_edge.jetson.plan import LADDER, Detail, Plan
 from merino_edge.jetson.probe import Probe
-from merino_edge.jetson.stopwatch import BURST_SECONDS, BURST_STEPS, COLD_STEPS, LONG_SECONDS, WARM_UP_SECONDS, Rounds
+from merino_edge.jetson.session import Batch, session
+from merino_edge.jetson.stopwatch import BURST_SECONDS, BURST_STEPS, COLD_STEPS, LONG_SECONDS, WARM_UP_SECONDS
 
 QUICK_MINUTES, DEFAULT_MINUTES = 2.0, 30.0
 FULL_MINUTES = 8.0  # from here on 50 models are held out, and rounds go on until medians are steady
-QUICK_ROUNDS, FULL_ROUNDS = Rounds(3, 5, False), Rounds(5, 11, True)
 AGAIN = 1.5  # of all entries about half are measured once more
 RESERVE = 0.9  # of the time that a plan may fill by its estimate
 
@@ -71,13 +71,15 @@ class Pace:
             return COLD_STEPS * (step + self.sweep_s)
         return _burst(step, WARM_UP_SECONDS)
 
-    def seconds(self, probes: Iterable[Probe], rounds: Rounds) -> float:
-        """Opening every engine once and going over every probe as often as is usual."""
-        probes = list(probes)
-        often = rounds.most * (AGAIN if rounds.again else 1.0)
-        engines = {(a, probe.length) for probe in probes for a in probe.models}
+    def seconds(self, batches: Iterable[Batch]) -> float:
+        """Opening every batch's engines and going over its probes as often as is usual."""
+        return sum(map(self._batch_seconds, batches))
+
+    def _batch_seconds(self, batch: Batch) -> float:
+        often = batch.rounds.most * (AGAIN if batch.rounds.again else 1.0)
+        engines = {(a, probe.length) for probe in batch.probes for a in probe.models}
         opened = sum(self.open_seconds(a) for a, _ in engines)
-        return opened + often * sum(self.visit_seconds(probe, a) for probe in probes for a in probe.models)
+        return opened + often * sum(self.visit_seconds(probe, a) for probe in batch.probes for a in probe.models)
 
 
 def _burst(step: float, warm_up: float) -> float:
@@ -110,16 +112,12 @@ def _time(backend: Backend, a: Architecture, precision: str, threads: int, lengt
     return opened, spent[1], spent[3]
 
 
-def rounds_of(quick: bool) -> Rounds:
-    return QUICK_ROUNDS if quick else FULL_ROUNDS
-
-
 def choose(plan_of: Callable[[Detail], Plan], pace_of: Callable[[Plan], Pace], seconds: float) -> tuple[Plan, Pace]:
     """The finest plan whose estimate fits, or the coarsest there is."""
     coarsest = plan_of(LADDER[0])
     pace = pace_of(plan_of(LADDER[-1]))
     for detail in reversed(LADDER[1:]):
         plan = plan_of(detail)
-        if pace.seconds(plan.probes, rounds_of(plan.quick)) <= RESERVE * seconds:
+        if pace.seconds(session(plan.probes, plan.quick)) <= RESERVE * seconds:
             return plan, pace
     return coarsest, pace

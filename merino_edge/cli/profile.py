@@ -91,8 +91,13 @@ def profile(
 
             def note(progress: Progress) -> None:
                 nonlocal told
-                bar.update(task, completed=progress.done, total=progress.probes, note="; ".join(progress.moved))
-                percent = 100 * progress.done // max(1, progress.probes)
+                bar.update(
+                    task,
+                    completed=round(progress.done_seconds),
+                    total=max(1, round(progress.total_seconds)),
+                    note="; ".join(progress.moved),
+                )
+                percent = int(100 * progress.done_seconds / max(1.0, progress.total_seconds))
                 if not screen.is_terminal and percent >= told + TOLD_PERCENT:
                     told = percent
                     left = (progress.total_seconds - progress.done_seconds) / 60

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from merino_edge.architecture import Architecture, Block
-from merino_edge.jetson import schedule, stopwatch
+from merino_edge.jetson import session, stopwatch
 from merino_edge.search.space import Space, Vocabulary
 
 
@@ -39,4 +39,5 @@ def hasty_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopwatch, "SWEEPS", 1)
     monkeypatch.setattr(stopwatch, "BASELINE_VISITS", 1)
     monkeypatch.setattr(stopwatch, "PATIENCE", 0)
-    monkeypatch.setattr(schedule, "QUICK_ROUNDS", stopwatch.Rounds(2, 2, False))
+    monkeypatch.setattr(session, "QUICK_ROUNDS", stopwatch.Rounds(2, 2, False))
+    monkeypatch.setattr(session, "QUICK_WHOLE_ROUNDS", stopwatch.Rounds(1, 1, False))

@@ -11,15 +11,16 @@ import pytest
 
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, InputError, OutputError, UnsupportedError
-from merino_edge.jetson import profiler
+from merino_edge.jetson import profiler, session
 from merino_edge.jetson.backends import backend_named
 from merino_edge.jetson.plan import QUICK_HELD_OUT
 from merino_edge.jetson.profiler import Progress, Request
-from merino_edge.latency_table import LatencyTable, Step
-from merino_edge.measurement import MODES
+from merino_edge.latency_table import LatencyTable
+from merino_edge.measurement import MODES, Measurement
 from merino_edge.runtime.engine import Engine
 from merino_edge.search import space_file
 from merino_edge.search.space import Space
+from merino_edge.step import Step
 
 CPU = backend_named("onnxruntime-cpu")
 
@@ -78,7 +79,7 @@ def test_models_that_may_not_fit_the_caches_are_timed_cold_too(
 def test_an_interrupted_profile_goes_on_where_it_stopped(
     tmp_path: Path, tiny_space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profiler, "BATCH_PROBES", 5)
+    monkeypatch.setattr(session, "BATCH_PROBES", 5)
     path = tmp_path / "t.jsonl"
     with pytest.raises(KeyboardInterrupt):
         run(path, tiny_space, stop_after=10)
@@ -190,10 +191,28 @@ def test_an_unwritable_place_is_refused_before_measuring(tmp_path: Path, tiny_sp
 def test_batches_fit_in_memory_and_lose_nothing(monkeypatch: pytest.MonkeyPatch, tiny_space: Space) -> None:
     request = Request(tiny_space, {}, "fp32", 1, CPU, 1.0)
     probes = profiler.prepare(request).plan.probes
-    monkeypatch.setattr(profiler, "BATCH_BYTES", 700_000)
-    found = list(profiler.batches(probes))
-    assert sorted(p.key for batch in found for p in batch) == sorted(p.key for p in probes) and len(found) > 2
-    assert found == list(profiler.batches(probes))
+    monkeypatch.setattr(session, "BATCH_BYTES", 700_000)
+    found = session.session(probes, quick=True)
+    last = [p.key for batch in found if batch.last for p in batch.probes]
+    assert sorted(last) == sorted(p.key for p in probes) and len(found) > 2
+    assert found == session.session(probes, quick=True)
     for batch in found:
-        models = {a for p in batch for a in p.models}
-        assert len({p.models for p in batch}) == 1 or 4 * sum(a.parameters for a in models) <= 700_000
+        models = {a for p in batch.probes for a in p.models}
+        assert len({p.models for p in batch.probes}) == 1 or 4 * sum(a.parameters for a in models) <= 700_000
+
+
+def test_whole_models_come_in_every_part_of_the_session(tiny_space: Space) -> None:
+    probes = profiler.prepare(Request(tiny_space, {}, "fp32", 1, CPU, 1.0)).plan.probes
+    for quick, times in ((True, session.QUICK_TIMES), (False, session.FULL_TIMES)):
+        found = [p.key for batch in session.session(probes, quick) for p in batch.probes]
+        assert {found.count(p.key) for p in probes if p.what == "model"} == {times}
+        assert {found.count(p.key) for p in probes if p.what == "layer"} == {1}
+
+
+def test_visits_merge_into_one_entry() -> None:
+    first, second, broken = (
+        Measurement("model", "decode", 8, {"architecture": {}}, samples, energy_mj, "warm", failed)
+        for samples, energy_mj, failed in (((1.0, 2.0), 3.0, ""), ((4.0,), 5.0, ""), ((), None, "no memory"))
+    )
+    assert session.merged([first, second]) == dataclasses.replace(first, samples=(1.0, 2.0, 4.0), energy_mj=4.0)
+    assert session.merged([first, broken]) == broken

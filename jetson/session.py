@@ -1,0 +1,79 @@
+"""In which order a profile's probes are timed: batches, in random order, the same every time.
+
+Probes that share models stay together, and a batch's models fit in memory together. What one part costs is averaged
+with others' in every sum, but a whole model stands for itself, and how much of the caches other guests leave it changes
+within minutes. So batches of whole models come several times, in every part of the session, and are gone over less
+often each time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+
+from merino_edge.architecture import Architecture
+from merino_edge.jetson.probe import Probe
+from merino_edge.jetson.stopwatch import Rounds
+from merino_edge.measurement import WHOLE, Measurement
+
+BATCH_PROBES = 16
+BATCH_BYTES = 2**30  # of float32 weights; engines need about twice as much
+QUICK_ROUNDS, FULL_ROUNDS = Rounds(3, 5, False), Rounds(5, 11, True)  # of parts
+QUICK_WHOLE_ROUNDS, FULL_WHOLE_ROUNDS = Rounds(2, 3, False), Rounds(2, 4, False)  # of whole models, each time
+QUICK_TIMES, FULL_TIMES = 2, 3  # that a whole model's batch comes
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Probes that are timed side by side, so many rounds; `last`: they do not come again."""
+
+    probes: tuple[Probe, ...]
+    rounds: Rounds
+    last: bool = True
+
+
+def session(probes: Iterable[Probe], quick: bool) -> list[Batch]:
+    """The batches of a profile in order."""
+    probes = list(probes)
+    rounds, whole_rounds = (QUICK_ROUNDS, QUICK_WHOLE_ROUNDS) if quick else (FULL_ROUNDS, FULL_WHOLE_ROUNDS)
+    times = QUICK_TIMES if quick else FULL_TIMES
+    parts = [Batch(batch, rounds) for batch in _batches(p for p in probes if p.what not in WHOLE)]
+    wholes = list(_batches(p for p in probes if p.what in WHOLE))
+    order = []
+    for time in range(times):
+        between = [*parts[time::times], *(Batch(batch, whole_rounds, time == times - 1) for batch in wholes)]
+        random.Random(time).shuffle(between)
+        order += between
+    return order
+
+
+def merged(visits: Sequence[Measurement]) -> Measurement:
+    """One entry of all the times that its probe came."""
+    for visit in visits:
+        if visit.failed:
+            return visit
+    energies = [visit.energy_mj for visit in visits if visit.energy_mj is not None]
+    return dataclasses.replace(
+        visits[0],
+        samples=tuple(sample for visit in visits for sample in visit.samples),
+        energy_mj=statistics.fmean(energies) if energies else None,
+    )
+
+
+def _batches(probes: Iterable[Probe]) -> Iterator[tuple[Probe, ...]]:
+    groups: dict[tuple[Architecture, ...], list[Probe]] = {}
+    for probe in probes:
+        groups.setdefault(probe.models, []).append(probe)
+    order = list(groups.values())
+    random.Random(0).shuffle(order)
+    batch: list[Probe] = []
+    for group in order:
+        size_bytes = 4 * sum(a.parameters for a in {a for p in [*batch, *group] for a in p.models})
+        if batch and (len(batch) + len(group) > BATCH_PROBES or size_bytes > BATCH_BYTES):
+            yield tuple(batch)
+            batch = []
+        batch += group
+    if batch:
+        yield tuple(batch)
