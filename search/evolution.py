@@ -24,8 +24,8 @@ from typing import Any
 
 from merino_edge import limits
 from merino_edge.search.budget import Budget, Metric
-from merino_edge.search.exact import least
-from merino_edge.search.problem import Problem
+from merino_edge.search.least import least
+from merino_edge.search.problem import FrameProgram, Problem
 from merino_edge.search.space import Genome, Space
 
 SECOND_MUTATION = 0.5  # probability
@@ -50,7 +50,7 @@ class _Evaluator:
         self.problem = problem
         self.layers = [gene.layers for gene in problem.space.genes]
         self.width_of = problem.space.width_of
-        self._tables: dict[int, tuple[Any, ...]] = {}  # a frame's costs as nested lists, faster to index
+        self._tables: dict[int, list[tuple[FrameProgram, tuple[Any, ...]]]] = {}  # by frame
         self._scores: dict[tuple[int, int, int], list[float | None]] = {}
 
     def score(self, genome: Genome) -> float:
@@ -71,13 +71,14 @@ class _Evaluator:
 
     def excess(self, genome: Genome) -> float:
         """How far over the budgets, as a sum of fractions of each; 0 within."""
-        program = self.problem.program(genome.frame)
         if genome.frame not in self._tables:
-            ends = program.start.T, program.finish.T
-            arrays = (program.genes.T, program.changes.transpose(2, 0, 1), *ends, program.limits)
-            self._tables[genome.frame] = tuple(array.tolist() for array in arrays)
-        genes, changes, start, finish, most = self._tables[genome.frame]
-        over = 0.0
+            self._tables[genome.frame] = [(program, _lists(program)) for program in self.problem.programs(genome.frame)]
+        return min([self._over(genome, program, lists) for program, lists in self._tables[genome.frame]])
+
+    def _over(self, genome: Genome, program: FrameProgram, lists: tuple[Any, ...]) -> float:
+        """`excess` by one program: of a metric's sums the largest counts."""
+        genes, changes, start, finish, most = lists
+        over = [0.0] * len(most)
         for k, limit in enumerate(most):
             before = self.width_of[genome.genes[0]]
             total = start[k][before]
@@ -89,13 +90,20 @@ class _Evaluator:
             if k == program.peak:
                 total += max(program.end_activation, *(program.activations[gene] for gene in genome.genes))
             if total > limit:
-                over += total / limit - 1
-        return over
+                metric = program.metrics[k]
+                over[metric] = max(over[metric], total / limit - 1)
+        return sum(over)
 
     def rank(self, genome: Genome) -> tuple[bool, float]:
         """Within the budgets by score, outside below them by excess."""
         excess = self.excess(genome)
         return (False, -excess) if excess > 0 else (True, self.score(genome))
+
+
+def _lists(program: FrameProgram) -> tuple[Any, ...]:
+    """A program's costs as nested lists, faster to index."""
+    arrays = (program.genes.T, program.changes.transpose(2, 0, 1), program.start.T, program.finish.T, program.limits)
+    return tuple(array.tolist() for array in arrays)
 
 
 def evolve(

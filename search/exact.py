@@ -1,9 +1,10 @@
 """The exact solver: the best architecture of a space within the budgets, and the proof that none is better.
 
 The program separates: for a fixed frame (what all blocks share) and a fixed total depth, score and costs are sums over
-blocks, a chain (merino_edge.search.chain). So the solver goes over all pairs of frame and depth:
+blocks, a chain (merino_edge.search.chain). A latency that is the least of alternatives makes one program for each
+(merino_edge.search.problem). So the solver goes over all pairs of program and depth:
 
-1. A frame that costs no less than another in every part is left out: it could only tie.
+1. A program that costs no less than another in every part is left out: it could only tie.
 2. Every pair gets an upper bound (Lagrangian relaxation); a good architecture comes from a few beam searches.
 3. Pairs are solved by label setting (merino_edge.search.labels), highest bound first, until the best architecture found
    scores at least every bound that is left. That bound is the certificate.
@@ -28,10 +29,9 @@ from merino_edge import counts
 from merino_edge.errors import InputError
 from merino_edge.search.budget import Metric
 from merino_edge.search.chain import Chain, Floats, Relaxation, tighten
-from merino_edge.search.frames import useful_frames
+from merino_edge.search.frames import useful_programs
 from merino_edge.search.labels import TooManyLabels, solve
-from merino_edge.search.problem import Problem
-from merino_edge.search.score import Score
+from merino_edge.search.problem import FrameProgram, Problem
 from merino_edge.search.space import Genome
 
 BEAM = 30
@@ -51,7 +51,7 @@ class Certificate:
     genome: Genome | None
     score: float
     bound: float
-    tasks: int  # pairs of frame and depth
+    tasks: int  # pairs of program and depth
     solved: int  # of them, by label setting; the others by their bound
     labels: int
     seconds: float
@@ -71,9 +71,9 @@ class Certificate:
 
 @dataclass
 class _Task:
-    """One frame, one class of first widths (one cut), one depth."""
+    """One program, one class of first widths (one cut), one depth."""
 
-    frame: int
+    program: FrameProgram
     cut: int
     first: range
     depth: int
@@ -87,8 +87,9 @@ class _OutOfTime(Exception):
 
 class ExactSolver:
     """Solves one problem. After `seconds` the best so far is returned with the bound proven by then. With `minimise`, a
-    budgeted metric, its value is taken from the score: alone, where every score is 0 (`least`). Raises InputError for a
-    score that is not a sum over blocks."""
+    budgeted metric, its value is taken from the score: alone, where every score is 0 (merino_edge.search.least); of one
+    that is the greatest of several sums, one of them is: number `which`, counting round. Raises InputError for a score
+    that is not a sum over blocks."""
 
     def __init__(
         self,
@@ -96,6 +97,7 @@ class ExactSolver:
         seconds: float | None = None,
         note: Note = lambda *_: None,
         minimise: Metric | None = None,
+        which: int = 0,
     ) -> None:
         if problem.score.block is None:
             raise InputError(
@@ -109,17 +111,17 @@ class ExactSolver:
         self.met: Genome | None = None  # the best that bounding and beams came upon
         self.score = -math.inf  # of the better of the two, on the scores' grid
         self.labels = self.solved = 0
-        self._weights = np.array([float(metric == minimise) for metric in problem.budget.metrics])
+        self._minimised, self._which = minimise, which
         space = problem.space
         self._width, self._layers = np.array(space.width_of), np.array([gene.layers for gene in space.genes])
         self._order = np.lexsort((self._layers, self._width))  # genes by cell
         self._depths = range(space.blocks[0] * space.layers[0], space.blocks[-1] * space.layers[-1] + 1)
         self._scores: dict[tuple[object, ...], Floats] = {}
         self._useful: dict[tuple[object, ...], NDArray[np.bool_]] = {}
-        self._prices: dict[str, Floats] = {}  # by FFN kind: what the limits were worth last
+        self._prices: dict[tuple[object, ...], Floats] = {}  # by FFN kind: what the limits were worth last
 
     def solve(self) -> Certificate:
-        tasks = [task for frame in useful_frames(self.problem) for task in self._tasks(frame)]
+        tasks = [task for program in useful_programs(self.problem) for task in self._tasks(program)]
         given_up = -math.inf  # the highest bound of tasks that are not solved
         try:
             for task in tasks:
@@ -141,22 +143,22 @@ class ExactSolver:
         except _OutOfTime:
             given_up = max(given_up, *(task.bound for task in tasks))
         genome = self.met if self.best is None else self.best
-        score = self.score if genome is None or self._weights.any() else self.problem.total(genome)
+        score = self.score if genome is None or self._minimised else self.problem.total(genome)
         bound = score if given_up <= self.score else given_up
         return Certificate(genome, score, bound, len(tasks), self.solved, self.labels, time.monotonic() - self.began)
 
     # --- what there is to solve ---
 
-    def _tasks(self, frame: int) -> Iterator[_Task]:
-        space, widths = self.problem.space, self.problem.space.width_range(frame)
-        embedding = space.frames[frame].embedding_width
+    def _tasks(self, program: FrameProgram) -> Iterator[_Task]:
+        space, widths = self.problem.space, program.widths
+        embedding = space.frames[program.frame].embedding_width
         wide = next((w for w in widths if space.widths[w] >= embedding), widths.stop)
         classes = [(embedding, widths)]
         if self.problem.score.uses_cut:
             classes = [(space.widths[w], range(w, w + 1)) for w in range(widths.start, wide)]
             classes += [(embedding, range(wide, widths.stop))] if wide < widths.stop else []
         for (cut, first), depth in itertools.product(classes, self._depths):
-            yield _Task(frame, cut, first, depth)
+            yield _Task(program, cut, first, depth)
 
     def _hopeful(self, tasks: list[_Task]) -> list[_Task]:
         """The tasks that may still hold the optimum or a tie with it, highest bound first."""
@@ -165,7 +167,7 @@ class ExactSolver:
     # --- one task ---
 
     def _chain(self, task: _Task) -> Chain:
-        program, space = self.problem.program(task.frame), self.problem.space
+        program, space = task.program, self.problem.space
         genes = self._order[self._useful_genes(task)[task.depth - self._depths.start]]
         limits = program.limits.copy()
         if program.peak >= 0:
@@ -185,16 +187,25 @@ class ExactSolver:
             depth=task.depth,
             blocks=space.blocks,
             genes=genes,
-            weights=self._weights / program.scales,
+            weights=self._weights(program),
         )
+
+    def _weights(self, program: FrameProgram) -> Floats:
+        """[K]: by what each cost counts in what is minimised."""
+        weights, metrics = np.zeros(len(program.metrics)), self.problem.budget.metrics
+        if self._minimised is not None:
+            sums = [k for k, metric in enumerate(program.metrics) if metrics[metric] == self._minimised]
+            chosen = sums[self._which % len(sums)]
+            weights[chosen] = 1 / program.scales[chosen]
+        return weights
 
     def _block_scores(self, task: _Task) -> Floats:
         """[depths, G]: every gene's score at every depth, on a grid on which sums are exact."""
         problem = self.problem
-        score, shape = problem.score, problem.space.frames[task.frame]
-        key = (shape.ffn if score.frame_free else task.frame, task.cut if score.uses_cut else None)
+        score, frame = problem.score, task.program.frame
+        key = (problem.space.frames[frame].ffn if score.frame_free else frame, task.cut if score.uses_cut else None)
         if key not in self._scores:
-            model, genes = problem.space.models[task.frame], problem.space.genes
+            model, genes = problem.space.models[frame], problem.space.genes
             raw = np.array(
                 [[score.block_total(model, gene, depth, task.cut) for gene in genes] for depth in self._depths]
             )
@@ -205,13 +216,13 @@ class ExactSolver:
 
     def _useful_genes(self, task: _Task) -> NDArray[np.bool_]:
         """[depths, G in cell order]: the genes that no other of their width and layers replaces at no loss."""
-        program, scores = self.problem.program(task.frame), self._block_scores(task)
+        program, scores = task.program, self._block_scores(task)
         key = (id(program.genes), id(scores), program.end_activation)
         if key not in self._useful:
             space, order = self.problem.space, self._order
             useful = np.zeros((len(self._depths), len(order)), bool)
             costs = np.column_stack((program.genes, np.maximum(program.activations - program.end_activation, 0.0)))
-            parameters = np.array([counts.block_parameters(space.models[task.frame], gene) for gene in space.genes])
+            parameters = np.array([counts.block_parameters(space.models[program.frame], gene) for gene in space.genes])
             cells = self._width[order] * (self._layers.max() + 1) + self._layers[order]
             for cell in np.split(np.arange(len(order)), np.flatnonzero(np.diff(cells)) + 1):
                 if self._width[order[cell[0]]] in program.widths:
@@ -223,8 +234,8 @@ class ExactSolver:
     def _bound(self, task: _Task) -> None:
         """Lower the task's bound as far as it is above the best score."""
         self._tell("bounding", math.inf)
-        chain, ffn = self._chain(task), self.problem.space.frames[task.frame].ffn
-        usual = self._prices.get(ffn)
+        chain, alike = self._chain(task), (self.problem.space.frames[task.program.frame].ffn, task.program.metrics)
+        usual = self._prices.get(alike)
         if usual is None:
             usual = np.full(len(chain.limits), np.abs(chain.score).max() / max(1, len(chain.limits)))
         prices = task.prices[0] if task.prices else usual / chain.limits
@@ -236,7 +247,7 @@ class ExactSolver:
         lower = tightened.relaxations[:: max(1, len(tightened.relaxations) // RELAXATIONS)][:RELAXATIONS]
         task.prices = [relaxation.prices for relaxation in lower]
         if math.isfinite(task.bound):
-            self._prices[ffn] = task.prices[0] * chain.limits
+            self._prices[alike] = task.prices[0] * chain.limits
 
     def _label(self, task: _Task, beam: int | None = None) -> None:
         """Solve the task, or with `beam` look for a good architecture in it."""
@@ -266,9 +277,10 @@ class ExactSolver:
 
     def _key(self, genome: Genome) -> tuple[object, ...]:
         """What decides between equal scores."""
-        space, program = self.problem.space, self.problem.program(genome.frame)
-        costs = tuple(self.problem.units(genome) / program.scales)
-        return costs, -space.frames[genome.frame].context, space.architecture(genome).parameters, genome
+        problem, frame = self.problem, self.problem.space.frames[genome.frame]
+        a = problem.space.architecture(genome)
+        costs = tuple(problem.value(metric, a, genome.frame) for metric in problem.budget.metrics)
+        return costs, -frame.context, a.parameters, genome
 
     def _tell(self, doing: str, bound: float) -> None:
         if time.monotonic() > self.deadline:
@@ -287,18 +299,7 @@ def _lowest(chain: Chain) -> float:
 
 def _genome(task: _Task, chain: Chain, genes: list[int]) -> Genome:
     """Blocks of one width may stand in any order: the genes ascend."""
-    return Genome(task.frame, tuple(sorted(int(chain.genes[gene]) for gene in genes)))
-
-
-def least(problem: Problem, metric: Metric) -> tuple[float, Genome] | None:
-    """The least value of `metric` within the budgets of `problem`, its own limit aside, and a genome that has it; None
-    where nothing meets the others."""
-    budget = problem.budget.within(metric, UNBOUNDED)
-    nothing = Score("least", block=lambda model, block, depth, cut: 0.0, frame_free=True)
-    genome = ExactSolver(problem.limited(budget, nothing), minimise=metric).solve().genome
-    if genome is None:
-        return None
-    return problem.value(metric, problem.space.architecture(genome), genome.frame), genome
+    return Genome(task.program.frame, tuple(sorted(int(chain.genes[gene]) for gene in genes)))
 
 
 def _replaced(scores: Floats, costs: Floats, parameters: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -1,5 +1,5 @@
-"""Which frames may hold the optimum: none that is too dear before its blocks are chosen, and of two whose blocks score
-alike, not the one that costs as much in every part.
+"""Which frames' programs may hold the optimum: none that is too dear before its blocks are chosen, and of two whose
+blocks score alike, not the one that costs as much in every part.
 
 A larger vocabulary, say, costs something in most metrics and scores nothing, so the smallest undercuts it, unless a
 budget counts text instead of tokens.
@@ -10,14 +10,14 @@ from __future__ import annotations
 from merino_edge.search.problem import FrameProgram, Problem
 
 
-def useful_frames(problem: Problem) -> list[int]:
-    """The frames of the problem that fit its budgets at all and that no other undercuts."""
-    kept: list[int] = []
-    possible = [frame for frame in problem.frames if _affordable(problem, problem.program(frame))]
-    for frame in sorted(possible, key=lambda frame: _order(problem, frame)):
-        mine = problem.program(frame)
-        if not any(_undercuts(problem, problem.program(other), mine) for other in kept):
-            kept.append(frame)
+def useful_programs(problem: Problem) -> list[FrameProgram]:
+    """The programs of the problem's frames that fit its budgets at all and that no other undercuts."""
+    kept: list[FrameProgram] = []
+    programs = [program for frame in problem.frames for program in problem.programs(frame)]
+    possible = [program for program in programs if _affordable(problem, program)]
+    for mine in sorted(possible, key=lambda program: _order(problem, program)):
+        if not any(_undercuts(problem, other, mine) for other in kept):
+            kept.append(mine)
     return kept
 
 
@@ -29,18 +29,19 @@ def _affordable(problem: Problem, program: FrameProgram) -> bool:
     return bool((floor <= program.limits).all())
 
 
-def _order(problem: Problem, frame: int) -> tuple[float, int, int, int]:
+def _order(problem: Problem, program: FrameProgram) -> tuple[float, int, int, int]:
     """Cheap ones first, then long contexts, then few parameters: what undercuts comes before what is undercut."""
-    program, shape = problem.program(frame), problem.space.frames[frame]
+    shape = problem.space.frames[program.frame]
     least = (program.start[program.widths] / program.limits).sum(1).min()
-    return float(least), -shape.context, shape.vocabulary.size * shape.embedding_width, frame
+    return float(least), -shape.context, shape.vocabulary.size * shape.embedding_width, program.frame
 
 
 def _undercuts(problem: Problem, a: FrameProgram, b: FrameProgram) -> bool:
-    """Whether every chain of `b` is one of `a` that scores as much and costs no more. Only units alike compare."""
+    """Whether every chain of `b` is one of `a` that scores as much and costs no more. Only units alike compare, and as
+    many sums of each metric."""
     space, score = problem.space, problem.score
     mine, other = space.frames[a.frame], space.frames[b.frame]
-    if not score.frame_free or mine.ffn != other.ffn or (a.scales != b.scales).any():
+    if not score.frame_free or mine.ffn != other.ffn or a.metrics != b.metrics or (a.scales != b.scales).any():
         return False
     if score.uses_cut and mine.embedding_width < other.embedding_width:
         return False

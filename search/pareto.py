@@ -23,7 +23,8 @@ from dataclasses import dataclass
 
 from merino_edge.errors import InputError
 from merino_edge.search.budget import Metric
-from merino_edge.search.exact import UNBOUNDED, ExactSolver, least
+from merino_edge.search.exact import UNBOUNDED, ExactSolver
+from merino_edge.search.least import least
 from merino_edge.search.problem import Problem
 from merino_edge.search.refusal import refusal
 from merino_edge.search.space import Genome

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import InputError
-from merino_edge.latency_table import FAMILY, LatencyTable, Step
+from merino_edge.latency_table import FAMILY, LatencyTable
 from merino_edge.presets import preset
 from merino_edge.search.budget import Metric
 from merino_edge.search.prices import Prices
 from merino_edge.search.score import Score
 from merino_edge.search.space import Vocabulary
+from merino_edge.step import Step
 
 PUBLIC = ("opt-125m", "opt-350m", "gpt2", "pythia-70m", "pythia-160m", "cerebras-gpt-111m", "smollm2-135m")
 MOST_STRETCH = 1.5  # of a head beyond the measured ones, in elements
@@ -63,7 +64,7 @@ def value_of(a: Architecture, metric: Metric, prices: Prices) -> tuple[float | N
 def _latency(a: Architecture, step: Step, table: LatencyTable) -> tuple[float, tuple[str, ...]]:
     """The table's answer for the nearest model it covers, the head stretched by its size. Raises InputError."""
     near, notes = _nearest(a, step, table)
-    vocab_sizes, embedding_widths = table.axes("end", step)[1:]
+    vocab_sizes, embedding_widths = table.axes("end", step)[-2:]
     vocab_size = int(min(max(a.vocab_size, vocab_sizes[0]), vocab_sizes[-1]))
     width = int(min(max(a.embedding_width, embedding_widths[0]), embedding_widths[-1]))
     stretch = a.vocab_size * a.embedding_width / (vocab_size * width)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from merino_edge.errors import BudgetError
 from merino_edge.search.budget import Budget, Metric, spell_quantity
-from merino_edge.search.exact import least
+from merino_edge.search.least import least
 from merino_edge.search.problem import Problem
 
 STEPS = 12  # halvings of the factor by which all budgets must grow

@@ -8,7 +8,8 @@
                 "embedding_width": 512, "context": 1024},
     "solver": "exact" | "evolution", "solver_options": {...},       # evolution: iterations, population, parents, seed
     "space": {"name", "sha256", "form": {...}}                      # form: merino_edge.search.space_file
-    "table": null | {"name", "sha256", "estimated", "header": {...}, "entries": [...]}   # LatencyTable.to_compact
+    "table": null | {"name", "sha256", "header": {...}, "faces": {...}, "validation": {...}, "entries": [...]}
+                                                                                # LatencyTable.to_compact
 
 A result holds no times of the search itself: the same question gives the same file. It prints nothing.
 """

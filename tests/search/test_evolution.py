@@ -40,8 +40,19 @@ def test_what_is_found_meets_the_budgets_and_never_passes_the_optimum(
     write_table: WriteTable, space: Space, keys: set[str], spec: str, seed: int
 ) -> None:
     """Budgets are the costs of a random architecture: feasible, tight all at once, and met with equality."""
-    table = write_table(space)
-    free = problem(space, dict.fromkeys(sorted(keys), 1e18), spec, table)
+    check_evolution(space, sorted(keys), spec, seed, write_table(space))
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.sampled_from([SMALL, MIXED]), st.sampled_from(KEYS[:4]), st.integers(0, 2**32))
+def test_what_is_found_meets_a_budget_of_several_faces(
+    write_faced: WriteTable, space: Space, key: str, seed: int
+) -> None:
+    check_evolution(space, ["decode_ms@64", key], "effective", seed, write_faced(space, seed=seed))
+
+
+def check_evolution(space: Space, keys: list[str], spec: str, seed: int, table: LatencyTable) -> None:
+    free = problem(space, dict.fromkeys(keys, 1e18), spec, table)
     genome = space.sample(random.Random(seed))
     a = space.architecture(genome)
     limits = {metric.key: free.value(metric, a, genome.frame) for metric in free.budget.metrics}

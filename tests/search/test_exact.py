@@ -19,8 +19,9 @@ from merino_edge.latency_table import LatencyTable
 from merino_edge.presets import preset
 from merino_edge.search import labels
 from merino_edge.search.budget import Budget, Metric
-from merino_edge.search.exact import ExactSolver, least
+from merino_edge.search.exact import ExactSolver
 from merino_edge.search.labels import pareto_front
+from merino_edge.search.least import least
 from merino_edge.search.prices import Prices
 from merino_edge.search.problem import Problem
 from merino_edge.search.score import Score, effective, parse_score
@@ -69,16 +70,46 @@ def brute_force(problem: Problem, limits: dict[str, float]) -> tuple[float, set[
 def test_the_optimum_is_that_of_brute_force(
     write_table: WriteTable, space: Space, spec: str, keys: list[str], seed: int, factor: float
 ) -> None:
-    """Limits are the costs of random architectures, so that budgets bind, are met with equality, or cannot be met."""
-    rng = random.Random(seed)
     table = write_table(space, "int8", energy=True) if any(Metric.parse(k).kind.latency for k in keys) else None
-    prices = Prices("int8", table)
+    check_optimum(space, spec, keys, seed, factor, table)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    spaces(),
+    st.sampled_from(SCORES),
+    st.sampled_from((["decode_ms@64"], ["text_ms@64"], ["decode_ms@64", "decode_ms@30"], ["text_ms@20", "peak_mb@64"])),
+    st.lists(st.sampled_from(("parameters", "kv_mb", "prefill_ms@64", "energy_mj@64")), max_size=2, unique=True),
+    st.integers(0, 2**32),
+    st.sampled_from((1.0, 0.97, 1.2)),
+    st.sampled_from((None, 0, 64)),
+)
+def test_the_optimum_is_that_of_brute_force_where_a_step_has_several_faces(
+    write_faced: WriteTable,
+    space: Space,
+    spec: str,
+    keys: list[str],
+    more: list[str],
+    seed: int,
+    factor: float,
+    cache_buckets: int | None,
+) -> None:
+    table = write_faced(space, "int8", seed, energy=True, cache_buckets=cache_buckets)
+    check_optimum(space, spec, [*keys, *more], seed, factor, table)
+
+
+def check_optimum(
+    space: Space, spec: str, keys: list[str], seed: int, factor: float, table: LatencyTable | None
+) -> None:
+    """Limits are the costs of random architectures, so that budgets bind, are met with equality, or cannot be met."""
+    rng, prices = random.Random(seed), Prices("int8", table)
     limits = {}
     for key in keys:
         metric, genome = Metric.parse(key), space.sample(rng)
         if prices.positions(metric, space.frames[genome.frame].vocabulary) > space.frames[genome.frame].context:
             continue
         value = prices.parts(metric, space.frames[genome.frame].vocabulary).value(space.architecture(genome))
+        assume(value > 0)  # a face's constant may take more than there is
         limits[key] = value * factor
     problem = Problem(space, Budget.of(limits), parse_score(spec), prices)
     certificate = ExactSolver(problem).solve()
@@ -93,7 +124,8 @@ def test_the_optimum_is_that_of_brute_force(
     assert certificate.genome in {Genome(g.frame, tuple(sorted(g.genes))) for g in found}
     metrics = problem.budget.metrics
     if metrics:  # of equal scores the lowest costs, in the order of the budgets
-        costs = {g: tuple(problem.units(g) / problem.program(g.frame).scales) for g in {*found, certificate.genome}}
+        architectures = {genome: space.architecture(genome) for genome in {*found, certificate.genome}}
+        costs = {g: tuple(problem.value(metric, a, g.frame) for metric in metrics) for g, a in architectures.items()}
         assert costs[certificate.genome] == min(costs.values())
 
 
@@ -170,7 +202,24 @@ def test_the_cut_keeps_the_solver_from_a_narrow_first_block() -> None:
 def test_the_least_of_a_metric_is_the_minimum(
     write_table: WriteTable, space: Space, key: str, other: str, seed: int
 ) -> None:
-    table = write_table(space, "int8", energy=True)
+    check_least(space, key, other, seed, write_table(space, "int8", energy=True))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    spaces(),
+    st.sampled_from(("decode_ms@64", "decode_ms@30", "text_ms@64")),
+    st.sampled_from(("decode_ms@64", "parameters", "kv_mb", "energy_mj@20")),
+    st.sampled_from((0.01, 3.0)),
+    st.integers(0, 2**32),
+)
+def test_the_least_of_several_faces_is_the_minimum(
+    write_faced: WriteTable, space: Space, key: str, other: str, change_ms: float, seed: int
+) -> None:
+    check_least(space, key, other, seed, write_faced(space, "int8", seed, change_ms=change_ms, energy=True))
+
+
+def check_least(space: Space, key: str, other: str, seed: int, table: LatencyTable) -> None:
     prices, metric, second = Prices("int8", table), Metric.parse(key), Metric.parse(other)
     genome = space.sample(random.Random(seed))
 
@@ -180,6 +229,7 @@ def test_the_least_of_a_metric_is_the_minimum(
 
     assume(positions(genome) <= space.frames[genome.frame].context)
     limit = prices.parts(second, space.frames[genome.frame].vocabulary).value(space.architecture(genome))
+    assume(limit > 0)
     budget = Budget(((second, limit),)) if second != metric else Budget(((metric, 1.0),))
     problem = Problem(space, budget.within(metric, 1.0), effective(), prices)
     found = least(problem, metric)
@@ -188,6 +238,7 @@ def test_the_least_of_a_metric_is_the_minimum(
         a = space.architecture(g)
         if positions(g) <= a.max_positions and (second == metric or problem.value(second, a, g.frame) <= limit):
             values.append(problem.value(metric, a, g.frame))
+    assume(min(values, default=1) > 0)
     if not values:
         assert found is None
     else:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from small_spaces import MIXED, SMALL, spaces
 
 from merino_edge.errors import BudgetError, InputError
-from merino_edge.latency_table import LatencyTable, Step
+from merino_edge.latency_table import LatencyTable
 from merino_edge.presets import preset
 from merino_edge.search.budget import Budget, Metric
 from merino_edge.search.pareto import Front, pareto_front
@@ -21,6 +21,7 @@ from merino_edge.search.references import PUBLIC, references, value_of
 from merino_edge.search.score import effective, parse_score
 from merino_edge.search.space import Space
 from merino_edge.search.spaces import PAPER, vocabularies
+from merino_edge.step import Step
 
 WriteTable = Callable[..., LatencyTable]
 
@@ -37,9 +38,23 @@ def front(space: Space, key: str, count: int, limits: dict[str, float] | None = 
     st.sampled_from(["effective", "cut"]),
 )
 def test_the_whole_front_is_that_of_brute_force(space: Space, key: str, spec: str) -> None:
+    check_front(space, key, spec)
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@given(spaces(), st.sampled_from(["decode_ms@64", "text_ms@64"]), st.integers(0, 2**32))
+def test_the_whole_front_is_that_of_brute_force_where_a_step_has_several_faces(
+    write_faced: WriteTable, space: Space, key: str, seed: int
+) -> None:
+    check_front(space, key, "effective", write_faced(space, "int8", seed))
+
+
+def check_front(space: Space, key: str, spec: str, table: LatencyTable | None = None) -> None:
     small = replace(space, vocabularies=space.vocabularies[:1])
     assume(small.size <= 500)
-    found = front(small, key, 10_000, spec=spec)
+    asked = Problem(small, Budget(), parse_score(spec), Prices("int8", table))
+    assume(all(asked.value(Metric.parse(key), small.architecture(g), g.frame) > 0 for g in small.genomes()))
+    found = pareto_front(asked, Metric.parse(key), 10_000)
     assert found.complete
     problem, metric = found.problem, Metric.parse(key)
     best = -1e300

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from conftest import whole_cost
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ from merino_edge.search.problem import Problem
 from merino_edge.search.score import effective
 from merino_edge.search.space import Space, Vocabulary
 from merino_edge.search.spaces import DEMO, EDGE, PAPER
+from merino_edge.step import Step
 
 WriteTable = Callable[..., LatencyTable]
 COUNTED = ["parameters", "flops", "kv_mb", "kv_mb@64", "peak_mb@64", *(f"weight_mb@{p}" for p in PRECISIONS)]
@@ -37,8 +39,9 @@ def test_sums_equal_the_whole_architectures_counts(space: Space) -> None:
     asked, rng = problem(space, COUNTED), random.Random(0)
     for _ in range(50):
         genome = space.sample(rng)
-        a, program = space.architecture(genome), asked.program(genome.frame)
-        for units, scale, key in zip(asked.units(genome), program.scales, COUNTED, strict=True):
+        a, (program,) = space.architecture(genome), asked.programs(genome.frame)
+        units_of = program.units(genome.genes, [space.width_of[gene] for gene in genome.genes])
+        for units, scale, key in zip(units_of, program.scales, COUNTED, strict=True):
             half_a_byte = 0.5 / scale if key.startswith(("weight", "peak")) else 0.0  # weight_bytes() is rounded
             assert abs(units / scale - whole_cost(key, a, None, None)) <= half_a_byte
 
@@ -48,12 +51,36 @@ def test_sums_equal_the_tables_whole_models_exactly(write_table: WriteTable) -> 
     asked, rng = problem(MIXED, LATENCIES, table=table), random.Random(0)
     for _ in range(50):
         genome = MIXED.sample(rng)
-        a, program = MIXED.architecture(genome), asked.program(genome.frame)
+        a, (program,) = MIXED.architecture(genome), asked.programs(genome.frame)
         per_token = MIXED.frames[genome.frame].vocabulary.bytes_per_token
-        for units, scale, metric in zip(asked.units(genome), program.scales, asked.budget.metrics, strict=True):
+        units_of = program.units(genome.genes, [MIXED.width_of[gene] for gene in genome.genes])
+        for units, scale, metric in zip(units_of, program.scales, asked.budget.metrics, strict=True):
             value = whole_cost(metric.key, a, table, per_token)
             assert asked.value(metric, a, genome.frame) == pytest.approx(value, rel=1e-14)
             assert units / scale == asked.value(metric, a, genome.frame)
+
+
+@pytest.mark.parametrize(("seed", "cache_buckets"), [(0, None), (1, 0), (2, 64), (3, None), (4, 0), (5, 64)])
+def test_a_step_of_several_faces_costs_the_least_over_programs_of_the_greatest_sum(
+    write_faced: WriteTable, seed: int, cache_buckets: int | None
+) -> None:
+    table = write_faced(MIXED, "int8", seed, cache_buckets=cache_buckets)
+    asked, rng = problem(MIXED, ["decode_ms@64", "parameters", "text_ms@100"], table=table), random.Random(seed)
+    for _ in range(50):
+        genome = MIXED.sample(rng)
+        a, programs = MIXED.architecture(genome), asked.programs(genome.frame)
+        widths = [MIXED.width_of[gene] for gene in genome.genes]
+        found = []
+        for program in programs:
+            values = program.units(genome.genes, widths) / program.scales
+            found.append([values[np.array(program.metrics) == k].max() for k in range(3)])
+        costs = [asked.value(metric, a, genome.frame) for metric in asked.budget.metrics]
+        assert np.min(found, axis=0).tolist() == costs
+        assert costs[0] == table.model_cost(a, Step("decode", 64))
+        for values, within in ((costs, True), ([math.nextafter(costs[0], 0), *costs[1:]], False)):
+            limits = {metric.key: value for metric, value in zip(asked.budget.metrics, values, strict=True)}
+            assert all(value > 0 for value in values)
+            assert asked.limited(Budget.of(limits)).feasible(genome) is within
 
 
 @given(st.floats(1e-3, 1e12), st.sampled_from([1.0, 1e6, 0.04173, 3.0]))
@@ -126,6 +153,28 @@ def test_what_a_table_lacks_is_named_with_the_command_that_adds_it(
     assert gap in message and "\n" not in message
     command = f"merino-edge profile --continue --space small --lengths {length} --out {table.path}"
     assert message.endswith(f"add it: {command}")
+
+
+def test_a_table_must_cover_the_places_that_a_step_reads(write_table: WriteTable) -> None:
+    table, space = write_table(SMALL, cache_buckets=256), replace(SMALL, contexts=(1024,))
+    problem(space, ["decode_ms@200"], "fp32", table)
+    lacking = r"decode of layer .swiglu.: length 512 .measured 16 to 256.; add it: .* --lengths 512 "
+    with pytest.raises(InputError, match=lacking):
+        problem(space, ["decode_ms@300"], "fp32", table)
+    problem(replace(SMALL, contexts=(256,)), ["decode_ms@200"], "fp32", write_table(SMALL, cache_buckets=0))
+    with pytest.raises(InputError, match=r"length 1024 .* --lengths 1024 "):
+        problem(space, ["decode_ms@200"], "fp32", write_table(SMALL, cache_buckets=0))
+
+
+def test_every_face_must_be_covered(write_faced: WriteTable) -> None:
+    whole = write_faced(SMALL)
+    measured = [m for m in whole.measurements if m.cache == "warm" or m.shape["width"] < 256]
+    table = replace(whole, measurements=measured)
+    with pytest.raises(
+        InputError, match=r"space small: decode of layer .swiglu.: width 64 to 256 .measured 64 to 128.; add"
+    ):
+        problem(SMALL, ["decode_ms"], "fp32", table)
+    problem(replace(SMALL, widths=(64, 128)), ["decode_ms"], "fp32", table)
 
 
 def test_of_lengths_that_a_table_lacks_the_outer_ones_are_enough(write_table: WriteTable) -> None:

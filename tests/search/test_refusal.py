@@ -42,6 +42,17 @@ def test_an_impossible_budget_names_the_least_value_which_then_is_met() -> None:
         assert not met(PAPER, {**raised, key: raised[key] * 0.998})
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_least_of_a_step_of_several_faces_is_met(write_faced: WriteTable, seed: int) -> None:
+    """Dear width changes: the fastest is not the smallest."""
+    table = write_faced(SMALL, seed=seed, change_ms=1.0)
+    message = str(refusal(problem(SMALL, {"decode_ms@64": 0.01, "parameters": 2e6}, table)))
+    assert message.endswith("raise --decode-ms")
+    least = parse_quantity(message.split("possible is ")[1].split(")")[0])
+    assert met(SMALL, {"decode_ms@64": least, "parameters": 2e6}, table)
+    assert not met(SMALL, {"decode_ms@64": least * 0.998, "parameters": 2e6}, table)
+
+
 def test_budgets_that_exclude_each_other_each_have_a_way_out(write_table: WriteTable) -> None:
     """Dear width changes: a fast model must be as wide as the embedding, a small one must not."""
     table = write_table(SMALL, change_ms=5.0)

@@ -11,12 +11,13 @@ import pytest
 from small_spaces import MIXED, SMALL
 
 from merino_edge import architecture, artefact
-from merino_edge.latency_table import LatencyTable, Step
+from merino_edge.latency_table import LatencyTable
 from merino_edge.presets import preset
 from merino_edge.search import space_file
 from merino_edge.search.score import effective
 from merino_edge.search.space import Space
 from merino_edge.search.spaces import DEMO, PAPER
+from merino_edge.step import Step
 
 WriteTable = Callable[..., LatencyTable]
 
@@ -100,8 +101,12 @@ def test_a_result_reproduces_from_its_json_alone(tmp_path: Path, arguments: tupl
     assert again.read_bytes() == first.read_bytes()
 
 
-def test_a_result_carries_its_table_and_its_space(tmp_path: Path, write_table: WriteTable) -> None:
-    table, space = write_table(MIXED, "int4", energy=True), written(MIXED, tmp_path)
+@pytest.mark.parametrize("faced", [False, True])
+def test_a_result_carries_its_table_and_its_space(
+    tmp_path: Path, write_table: WriteTable, write_faced: WriteTable, faced: bool
+) -> None:
+    table = write_faced(MIXED, "int4", energy=True) if faced else write_table(MIXED, "int4", energy=True)
+    space = written(MIXED, tmp_path)
     first, again = tmp_path / "first.json", tmp_path / "again.json"
     limits = ("--text-ms", "60", "--energy-mj", "12@100", "--first-token-ms", "40@200", "--kv-mb", 3)
     merino("--space", space, "--table", table.path, *limits, "--out", first)
