@@ -241,7 +241,8 @@ TRAPS = (
     Trap(
         "GPU closed to this user",
         _closed_nodes,
-        "sudo usermod -aG video,render $USER and log in again; in a container: --group-add video --group-add render",
+        "sudo usermod -aG video,render $USER and log in again; in a container: "
+        "--group-add video --group-add $(getent group render | cut -d: -f3)",
         "https://github.com/dusty-nv/jetson-containers (docs/setup.md)",
     ),
     Trap(
