@@ -30,6 +30,7 @@ def test_every_command_runs_and_says_what_the_readme_promises(
     commands = readme_commands(repository)
     assert {shlex.split(c)[1] for c in commands if c.startswith("merino-edge")} == {
         "profile",
+        "estimate",
         "search",
         "pareto",
         "train",
@@ -55,7 +56,21 @@ def test_every_command_runs_and_says_what_the_readme_promises(
 
 @pytest.mark.parametrize(
     "verb",
-    ["", "profile", "search", "pareto", "train", "import", "export", "generate", "bench", "show", "doctor", "demo"],
+    [
+        "",
+        "profile",
+        "estimate",
+        "search",
+        "pareto",
+        "train",
+        "import",
+        "export",
+        "generate",
+        "bench",
+        "show",
+        "doctor",
+        "demo",
+    ],
 )
 def test_help_loads_no_heavy_library(verb: str) -> None:
     heavy = ["torch", "onnx", "onnx_ir", "onnxruntime", "numpy", "transformers", "tokenizers", "matplotlib"]

@@ -1,0 +1,86 @@
+"""Kill a profile at random moments (kill -9), finish it with --continue, and check that nothing is lost or torn.
+
+    python benchmarks/profile_killed.py [--times 20] [--seed 0] [--space demo]
+
+After every kill each line that is complete must carry its own hash; in the end the table must load, cover the plan of
+an undisturbed profile, and hold no entry twice and every entry that a kill had left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from merino_edge.latency_table import LatencyTable
+
+SECONDS = (0.5, 40.0)  # from the start of a run: from before its first entry on
+COMMAND = [sys.executable, "-m", "merino_edge.cli", "profile", "--quick"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--space", default="demo")
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        path, kills, kept = Path(folder) / "table.jsonl", 0, set[str]()
+        while kills < options.times:
+            process = subprocess.Popen(
+                _command(path, options.space), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            )
+            seconds = rng.uniform(*SECONDS)
+            try:
+                process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                kills += 1
+            else:
+                if process.returncode:
+                    raise SystemExit(f"a profile ended with {process.returncode}")
+                path.unlink()  # it was finished: begin again
+                kept.clear()
+                continue
+            kept |= _check(path, kept)
+            torn = path.exists() and not path.read_bytes().endswith(b"\n")
+            print(f"killed {kills} after {seconds:.1f} s: {len(kept)} entries kept{', a line torn' * torn}", flush=True)
+        started = time.perf_counter()
+        subprocess.run(_command(path, options.space), check=True, stdout=subprocess.DEVNULL)
+        table = LatencyTable.load(path)
+        keys = [m.key for m in table.measurements]
+        whole = Path(folder) / "undisturbed.jsonl"
+        subprocess.run([*COMMAND, "--space", options.space, "--out", str(whole)], check=True, stdout=subprocess.DEVNULL)
+        undisturbed = {m.key for m in LatencyTable.load(whole).measurements}
+        assert len(keys) == len(set(keys)), "an entry stands twice"
+        assert kept <= set(keys), "an entry was lost"
+        assert set(keys) == undisturbed, "the table covers something else than an undisturbed one"
+        print(
+            f"{kills} kills, finished in {time.perf_counter() - started:.0f} s with the check: {len(keys)} entries,"
+            f" none twice, none lost, the same as of an undisturbed profile; validation of"
+            f" {table.validation['decode']['models']} models"
+        )
+
+
+def _command(path: Path, space: str) -> list[str]:
+    return [*COMMAND, "--out", str(path), "--continue", *([] if path.exists() else ["--space", space])]
+
+
+def _check(path: Path, before: set[str]) -> set[str]:
+    """The entries that the file holds now."""
+    if not path.exists():
+        assert not before, "the table is gone"
+        return set()
+    keys = {m.key for m in LatencyTable.load(path, unfinished=True).measurements}
+    assert before <= keys, "an entry was lost"
+    return keys
+
+
+if __name__ == "__main__":
+    main()
