@@ -24,6 +24,7 @@ LONGEST = 1024  # measured unless asked for
 HELD_OUT, QUICK_HELD_OUT = 50, 10
 CALIBRATION, QUICK_CALIBRATION = 24, 8
 CANDIDATES = 4  # drawn for each calibration model
+SHARED = 64  # a part of the last cache that other guests of a machine leave alone
 SAMPLE = 101  # architectures drawn to see how large a space's models are
 
 Places = Callable[[int, int], int]  # (positions in use, context) -> places of the cache that a step reads
@@ -38,17 +39,19 @@ class Detail:
     lengths: int
     ends: int  # vocabularies, and embedding widths
     projections: int
+    rounds: int  # of measuring, at least: a finer plan is no use with fewer
 
 
 LADDER = (
-    Detail(2, 2, 1, 2, 2),
-    Detail(3, 2, 1, 2, 2),
-    Detail(3, 2, 2, 2, 2),
-    Detail(4, 2, 2, 2, 2),
-    Detail(5, 3, 2, 2, 3),
-    Detail(7, 3, 3, 3, 3),
-    Detail(9, 3, 3, 3, 4),
+    Detail(2, 2, 1, 2, 2, rounds=4),
+    Detail(3, 2, 1, 2, 2, rounds=6),
+    Detail(3, 2, 2, 2, 2, rounds=8),
+    Detail(4, 2, 2, 2, 2, rounds=8),
+    Detail(5, 3, 2, 2, 3, rounds=10),
+    Detail(7, 3, 2, 3, 3, rounds=16),
+    Detail(9, 3, 3, 3, 4, rounds=32),
 )
+MOST_ROUNDS = 160  # where time is left
 
 
 def thin(values: Sequence[Any], count: int) -> tuple[Any, ...]:
@@ -138,6 +141,7 @@ class Plan:
     default_length: int
     reference: Mapping[str, Any]  # of the star: {"ffn", "ratio", "decode", "prefill"}
     probes: tuple[Probe, ...]
+    rounds: int
 
     @property
     def grid(self) -> dict[str, Any]:
@@ -185,7 +189,7 @@ def make_plan(
     if "cold" in axes.caches:
         probes += _calibration(space, precision, counts[0], between, default)
     probes += probe.drawn(space, "model", counts[1], between, default, seed=0)
-    return Plan(axes, quick, default, reference, tuple({p.key: p for p in probes}.values()))
+    return Plan(axes, quick, default, reference, tuple({p.key: p for p in probes}.values()), detail.rounds)
 
 
 def _calibration(space: Space, precision: str, count: int, lengths: Sequence[int], default_length: int) -> list[Probe]:
@@ -202,7 +206,7 @@ def _caches(space: Space, precision: str, cache_bytes: int) -> tuple[Cache, ...]
     """How the space's models find the processor's caches: models well within them always warm, far larger ones cold."""
     rng = random.Random(0)
     sizes = sorted(_touched(space.architecture(space.sample(rng)), precision) for _ in range(SAMPLE))
-    if not cache_bytes or sizes[-1] < cache_bytes / 8:
+    if not cache_bytes or sizes[-1] < cache_bytes / SHARED:
         return ("warm",)
     return ("cold",) if sizes[0] > 2 * cache_bytes else ("cold", "warm")
 

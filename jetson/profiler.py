@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from merino_edge import artefact
-from merino_edge.architecture import Architecture
 from merino_edge.errors import InputError, OutputError
 from merino_edge.jetson import device
 from merino_edge.jetson.backends import Backend
 from merino_edge.jetson.energy import EnergyMeter
 from merino_edge.jetson.plan import Axes, Plan, make_plan
-from merino_edge.jetson.probe import TINY_VOCAB, Probe, Space, Stack
+from merino_edge.jetson.probe import Probe, Space
 from merino_edge.jetson.schedule import DEFAULT_MINUTES, FULL_MINUTES, Pace, choose
 from merino_edge.jetson.sensors import Reading, Sensors, moved
 from merino_edge.jetson.session import merged, session
@@ -81,7 +80,8 @@ class Prepared:
 
     def seconds(self, probes: Iterable[Probe] | None = None) -> float:
         """Of all, or of those that are left."""
-        return self.pace.seconds(session(self.plan.probes if probes is None else probes, self.plan.quick))
+        probes = self.plan.probes if probes is None else probes
+        return self.pace.seconds(session(probes, self.plan.quick, self.plan.rounds))
 
 
 def prepare(request: Request, begun: dict[str, Any] | None = None) -> Prepared:
@@ -99,19 +99,15 @@ def prepare(request: Request, begun: dict[str, Any] | None = None) -> Prepared:
         )
 
     sweep_bytes = 2 * cache_bytes
-    stopwatches: list[Stopwatch] = []
+    stopwatch = Stopwatch(request.backend, request.precision, request.threads, sweep_bytes, EnergyMeter.of())
 
     def pace_of(plan: Plan) -> Pace:
-        yardstick = _yardstick(request.space)
-        stopwatch = Stopwatch(
-            request.backend, request.precision, request.threads, sweep_bytes, yardstick, EnergyMeter.of()
-        )
-        stopwatches.append(stopwatch)
-        return Pace.measure(request.backend, plan, request.precision, request.threads, _sweep_seconds(stopwatch))
+        sweep_s = min(stopwatch.sweep() for _ in range(3))
+        return Pace.measure(request.backend, plan, request.precision, request.threads, sweep_s)
 
     with pinned(request.threads):
         plan, pace = choose(plan_of, pace_of, 60 * request.minutes)
-    return Prepared(plan, _header(request, plan, card, cache_bytes), pace, stopwatches[0])
+    return Prepared(plan, _header(request, plan, card, cache_bytes), pace, stopwatch)
 
 
 def profile(path: Path, request: Request, resume: bool = False, note: Note = lambda progress: None) -> LatencyTable:
@@ -150,7 +146,6 @@ def profile(path: Path, request: Request, resume: bool = False, note: Note = lam
             if {probe.key for probe in prepared.plan.probes} <= {m.key for m in measured}:
                 append(_conclusion(path, header, measured))
     finally:
-        prepared.stopwatch.close()
         if not measured:
             path.unlink(missing_ok=True)
     return LatencyTable.load(path, unfinished=True)
@@ -165,7 +160,7 @@ def _measure(
 ) -> Iterator[list[Measurement]]:
     """Entries as they are complete."""
     sensors = Sensors()
-    batches = session(pending, prepared.plan.quick)
+    batches = session(pending, prepared.plan.quick, prepared.plan.rounds)
     total = prepared.pace.seconds(batches)
     progress = Progress(0.0, total, len(pending))
     note(progress)
@@ -177,7 +172,7 @@ def _measure(
     for batch in batches:
         # Behind the time asked for, batches are gone over less often.
         late = time.monotonic() - begun > 60 * request.minutes * (progress.done_seconds + 1) / (total + 1)
-        rounds = Rounds(batch.rounds.least, batch.rounds.least, False) if late else batch.rounds
+        rounds = Rounds(batch.rounds.least, max(batch.rounds.least, batch.rounds.most // 2)) if late else batch.rounds
         for m in prepared.stopwatch.measure(batch.probes, rounds):
             visits.setdefault(m.key, []).append(m)
         if batch.last:
@@ -191,8 +186,7 @@ def _measure(
         note(progress)
     if pending:
         last = sensors.read()
-        slowest = 100 * (prepared.stopwatch.slowest - 1)
-        append([{**_conditions("after", last, moved(first, last)), "slowest_percent": round(slowest, 1)}])
+        append([_conditions("after", last, moved(first, last))])
 
 
 def _conditions(moment: str, reading: Reading, changes: list[str]) -> dict[str, Any]:
@@ -210,19 +204,6 @@ def _conclusion(path: Path, header: dict[str, Any], measured: list[Measurement])
 
 def _wanted(probe: Probe, only: str | None) -> bool:
     return only is None or bool(re.search(only, f"{probe.what} {probe.mode} {probe.cache}"))
-
-
-def _yardstick(space: Space) -> Architecture:
-    """A small model of the space's kind, the same for every plan."""
-    base, width = space.models[0], space.widths[len(space.widths) // 2]
-    return Stack(base, width, width).model(2, TINY_VOCAB, width)
-
-
-def _sweep_seconds(stopwatch: Stopwatch) -> float:
-    begun = time.perf_counter()
-    stopwatch.sweep.sum()
-    stopwatch.sweep.sum()
-    return (time.perf_counter() - begun) / 2
 
 
 # --- the file --------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ between by parameters and tokens. It counts on a batch being gone over as often 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,15 +16,14 @@ from dataclasses import dataclass
 from merino_edge.architecture import Architecture
 from merino_edge.errors import MerinoError
 from merino_edge.jetson.backends import Backend
-from merino_edge.jetson.plan import LADDER, Detail, Plan
+from merino_edge.jetson.plan import LADDER, MOST_ROUNDS, Detail, Plan
 from merino_edge.jetson.probe import Probe
 from merino_edge.jetson.session import Batch, session
-from merino_edge.jetson.stopwatch import BURST_SECONDS, BURST_STEPS, COLD_STEPS, LONG_SECONDS, WARM_UP_SECONDS
+from merino_edge.jetson.stopwatch import BURST_SECONDS, BURST_STEPS, COLD_STEPS, LONG_SECONDS, WARM_UP_STEPS
 
 QUICK_MINUTES, DEFAULT_MINUTES = 2.0, 30.0
 FULL_MINUTES = 8.0  # from here on 50 models are held out, and rounds go on until medians are steady
-AGAIN = 1.5  # of all entries about half are measured once more
-RESERVE = 0.9  # of the time that a plan may fill by its estimate
+RESERVE = 0.85  # of the time that a plan may fill by its estimate
 
 
 @dataclass(frozen=True)
@@ -65,28 +66,29 @@ class Pace:
         """One burst of steps."""
         if probe.mode == "prefill":
             step = self.step_s + self.prefill_s_per_token_parameter * probe.length * _busy(a)
-            return _burst(step, WARM_UP_SECONDS)
+            return _burst(step)
         step = self.step_s + self.step_s_per_parameter * a.parameters
         if probe.cache == "cold":
             return COLD_STEPS * (step + self.sweep_s)
-        return _burst(step, WARM_UP_SECONDS)
+        return _burst(step)
 
     def seconds(self, batches: Iterable[Batch]) -> float:
         """Opening every batch's engines and going over its probes as often as is usual."""
         return sum(map(self._batch_seconds, batches))
 
     def _batch_seconds(self, batch: Batch) -> float:
-        often = batch.rounds.most * (AGAIN if batch.rounds.again else 1.0)
         engines = {(a, probe.length) for probe in batch.probes for a in probe.models}
         opened = sum(self.open_seconds(a) for a, _ in engines)
-        return opened + often * sum(self.visit_seconds(probe, a) for probe in batch.probes for a in probe.models)
+        return opened + batch.rounds.most * sum(
+            self.visit_seconds(probe, a) for probe in batch.probes for a in probe.models
+        )
 
 
-def _burst(step: float, warm_up: float) -> float:
-    """Warming up, then steps until the burst is long enough."""
+def _burst(step: float) -> float:
+    """Seconds of a visit with such steps."""
     if step >= LONG_SECONDS:
-        return 2 * step
-    return max(warm_up, step) + min(max(BURST_SECONDS, BURST_STEPS[0] * step), BURST_STEPS[1] * step)
+        return step
+    return (WARM_UP_STEPS + min(BURST_STEPS, math.ceil(BURST_SECONDS / step))) * step
 
 
 def _busy(a: Architecture) -> int:
@@ -113,11 +115,16 @@ def _time(backend: Backend, a: Architecture, precision: str, threads: int, lengt
 
 
 def choose(plan_of: Callable[[Detail], Plan], pace_of: Callable[[Plan], Pace], seconds: float) -> tuple[Plan, Pace]:
-    """The finest plan whose estimate fits, or the coarsest there is."""
-    coarsest = plan_of(LADDER[0])
+    """The finest plan whose estimate fits, with as many rounds as fit, or the coarsest there is."""
     pace = pace_of(plan_of(LADDER[-1]))
-    for detail in reversed(LADDER[1:]):
+
+    def fits(plan: Plan) -> bool:
+        return pace.seconds(session(plan.probes, plan.quick, plan.rounds)) <= RESERVE * seconds
+
+    for detail in reversed(LADDER):
         plan = plan_of(detail)
-        if pace.seconds(session(plan.probes, plan.quick)) <= RESERVE * seconds:
+        if fits(plan):
+            while plan.rounds < MOST_ROUNDS and fits(more := dataclasses.replace(plan, rounds=plan.rounds + 2)):
+                plan = more
             return plan, pace
-    return coarsest, pace
+    return plan_of(LADDER[0]), pace

@@ -2,13 +2,14 @@
 
 Probes that share models stay together, and a batch's models fit in memory together. What one part costs is averaged
 with others' in every sum, but a whole model stands for itself, and how much of the caches other guests leave it changes
-within minutes. So batches of whole models come several times, in every part of the session, and are gone over less
-often each time.
+within minutes. So whole models are timed more often, and their batches come several times, in every part of the
+session.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,8 +21,8 @@ from merino_edge.measurement import WHOLE, Measurement
 
 BATCH_PROBES = 16
 BATCH_BYTES = 2**30  # of float32 weights; engines need about twice as much
-QUICK_ROUNDS, FULL_ROUNDS = Rounds(3, 5, False), Rounds(5, 11, True)  # of parts
-QUICK_WHOLE_ROUNDS, FULL_WHOLE_ROUNDS = Rounds(2, 3, False), Rounds(2, 4, False)  # of whole models, each time
+LEAST_ROUNDS = 6  # fewer look steady by chance
+WHOLE_SHARE = 3  # of rounds: a whole model for each of a part
 QUICK_TIMES, FULL_TIMES = 2, 3  # that a whole model's batch comes
 
 
@@ -34,11 +35,11 @@ class Batch:
     last: bool = True
 
 
-def session(probes: Iterable[Probe], quick: bool) -> list[Batch]:
-    """The batches of a profile in order."""
+def session(probes: Iterable[Probe], quick: bool, most: int) -> list[Batch]:
+    """The batches of a profile in order: of parts for at most `most` rounds."""
     probes = list(probes)
-    rounds, whole_rounds = (QUICK_ROUNDS, QUICK_WHOLE_ROUNDS) if quick else (FULL_ROUNDS, FULL_WHOLE_ROUNDS)
     times = QUICK_TIMES if quick else FULL_TIMES
+    rounds, whole_rounds = _rounds(most), _rounds(math.ceil(WHOLE_SHARE * most / times))
     parts = [Batch(batch, rounds) for batch in _batches(p for p in probes if p.what not in WHOLE)]
     wholes = list(_batches(p for p in probes if p.what in WHOLE))
     order = []
@@ -47,6 +48,10 @@ def session(probes: Iterable[Probe], quick: bool) -> list[Batch]:
         random.Random(time).shuffle(between)
         order += between
     return order
+
+
+def _rounds(most: int) -> Rounds:
+    return Rounds(max(min(most, LEAST_ROUNDS), most // 3), most)
 
 
 def merged(visits: Sequence[Measurement]) -> Measurement:

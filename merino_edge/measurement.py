@@ -25,7 +25,7 @@ import numpy as np
 from merino_edge import artefact, limits
 from merino_edge.errors import ArtefactError
 
-MAX_SPREAD_PERCENT = 2.5  # an entry that varies more between rounds is flagged unstable
+MAX_DOUBT_PERCENT = 2.5  # an entry whose median is known less well is flagged unstable
 RESAMPLES = 400  # of a bootstrap
 CONFIDENCE = 0.95
 
@@ -64,6 +64,13 @@ def bootstrap_interval(samples: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def doubt_percent(samples: Sequence[float]) -> float:
+    """Half of `bootstrap_interval`, in percent of the median."""
+    low, high = bootstrap_interval(samples)
+    median = statistics.median(samples)
+    return 50 * (high - low) / median if median > 0 else (0.0 if high == low else math.inf)
+
+
 def layer_point(length: int, width: int, heads: int, kv_heads: int, ffn_width: int) -> Point:
     """Where a layer stands on its grid: length, width squared (weights grow so), FFN width over width, and how far
     its key-value heads go from one (0) to one per query head (1), which a single head counts as."""
@@ -91,8 +98,8 @@ class Measurement:
 
     @property
     def unstable(self) -> bool:
-        """Whether rounds differ too much for a median to be trusted."""
-        return len(self.samples) > 1 and not spread_percent(self.samples) <= MAX_SPREAD_PERCENT
+        """Whether rounds differ too much, or are too few, for the median to be trusted."""
+        return len(self.samples) > 1 and not doubt_percent(self.samples) <= MAX_DOUBT_PERCENT
 
     @property
     def key(self) -> str:

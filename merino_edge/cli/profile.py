@@ -210,7 +210,7 @@ def _print_plan(screen: Console, grid: dict[str, Any], probes: int, eta_seconds:
 def _print_result(screen: Console, table: LatencyTable, seconds: float) -> None:
     unstable, failed = len(table.unstable), table.failed
     screen.print(
-        f"{len(table.measurements)} entries in {seconds:.0f} s, {unstable} unstable (over 2.5% between rounds)"
+        f"{len(table.measurements)} entries in {seconds:.0f} s, {unstable} unstable (median known to less than 2.5%)"
     )
     for m in failed[:3]:
         screen.print(f"failed: {m.mode} of {m.what} {dict(m.shape)}: {m.failed}", soft_wrap=True, markup=False)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from merino_edge.architecture import Architecture, Block
-from merino_edge.jetson import session, stopwatch
+from merino_edge.jetson import schedule, session, stopwatch
 from merino_edge.search.space import Space, Vocabulary
 
 
@@ -32,12 +34,10 @@ def tiny_space() -> Space:
 @pytest.fixture
 def hasty_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer rounds of shorter bursts: these tests judge what is written, not how steady it is."""
-    monkeypatch.setattr(stopwatch, "WARM_UP_SECONDS", 0.0)
-    monkeypatch.setattr(stopwatch, "BURST_SECONDS", 0.0)
-    monkeypatch.setattr(stopwatch, "BURST_STEPS", (1, 1))
+    monkeypatch.setattr(stopwatch, "WARM_UP_STEPS", 0)
+    monkeypatch.setattr(stopwatch, "BURST_STEPS", 1)
     monkeypatch.setattr(stopwatch, "COLD_STEPS", 1)
-    monkeypatch.setattr(stopwatch, "SWEEPS", 1)
-    monkeypatch.setattr(stopwatch, "BASELINE_VISITS", 1)
-    monkeypatch.setattr(stopwatch, "PATIENCE", 0)
-    monkeypatch.setattr(session, "QUICK_ROUNDS", stopwatch.Rounds(2, 2, False))
-    monkeypatch.setattr(session, "QUICK_WHOLE_ROUNDS", stopwatch.Rounds(1, 1, False))
+    ladder = tuple(dataclasses.replace(detail, rounds=2) for detail in schedule.LADDER)
+    monkeypatch.setattr(schedule, "LADDER", ladder)
+    monkeypatch.setattr(schedule, "MOST_ROUNDS", 2)
+    monkeypatch.setattr(session, "WHOLE_SHARE", 1)
