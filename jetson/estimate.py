@@ -2,14 +2,15 @@
 
 The table has the entries that `merino-edge profile` would measure there, one sample each, and the same validation line:
 its sums against the roofline's own whole models. That says how additive the estimate is, not how far it is from the
-board; for that, see `merino_edge.jetson.published`. The same arguments give the same file. No energy: what is published
-is the power of one rail of one board, which is not what a step costs.
+board; so the interval is that of published speeds (`merino_edge.jetson.published`), all within it. The same arguments
+give the same file. No energy: what is published is the power of one rail of one board, which is not what a step costs.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from merino_edge.errors import OutputError
 from merino_edge.jetson.device import device_card
 from merino_edge.jetson.plan import make_plan
 from merino_edge.jetson.probe import Probe, Space
+from merino_edge.jetson.published import unfitted_errors_percent
 from merino_edge.jetson.roofline import STAND_IN_CPU_MHZ, Roofline
 from merino_edge.jetson.validation import validate
 from merino_edge.latency_table import KIND, SCHEMA_VERSION, LatencyTable, family
-from merino_edge.measurement import Measurement, seal
+from merino_edge.measurement import MODES, Measurement, Mode, seal
 
 BACKEND = "roofline"
 
@@ -58,6 +60,8 @@ def estimate(
     header = artefact.stamp(KIND, fields, SCHEMA_VERSION)
     measured = [_entry(probe, precision, roofline) for probe in plan.probes]
     validation = validate(LatencyTable(path, header, measured, {}, ""))
+    for mode in MODES:
+        validation[mode] |= _published(roofline, mode)
     lines = [artefact.canonical_json(header), *(seal(m.to_line()) for m in measured)]
     artefact.write_text(path, "\n".join([*lines, seal({"what": "validation", **validation})]) + "\n")
     return LatencyTable.load(path)
@@ -66,6 +70,19 @@ def estimate(
 def _entry(probe: Probe, precision: str, roofline: Roofline) -> Measurement:
     times_ms = [roofline.model_ms(a, probe.mode, probe.length, precision) for a in probe.models]
     return Measurement(probe.what, probe.mode, probe.length, probe.shape, (probe.cost(times_ms),), cache=probe.cache)
+
+
+def _published(roofline: Roofline, mode: Mode) -> dict[str, Any]:
+    """Beside how additive the estimate is: how far such estimates are from published speeds, at most on either side."""
+    errors = unfitted_errors_percent(roofline.runtime.name, mode)
+    if not errors:
+        return {"published_models": 0, "low_percent": None, "high_percent": None}
+    return {
+        "published_models": len(errors),
+        "published_mape_percent": statistics.fmean(map(abs, errors)),
+        "low_percent": min(-abs(errors[0]), errors[0]),
+        "high_percent": max(abs(errors[-1]), errors[-1]),
+    }
 
 
 def card(roofline: Roofline) -> dict[str, Any]:

@@ -170,6 +170,14 @@ def rows() -> list[Row]:
     return sorted(found, key=lambda row: (row.framework, row.mode))
 
 
+def unfitted_errors_percent(runtime_name: str, mode: Mode) -> list[float]:
+    """How far published speeds that no constant was fitted to are from those predicted by a runtime's constants, in
+    percent, ascending; a measured time lies as far from its prediction. This tool's own runtime has Edge-LLM's."""
+    constants = "edge-llm" if runtime_name == "merino-edge" else runtime_name
+    chosen = [row for row in rows() if (row.runtime, row.mode, row.fitted) == (constants, mode, False)]
+    return sorted(100 * (row.predicted_tokens_per_s() / row.tokens_per_s - 1) for row in chosen)
+
+
 def summaries(compared: Sequence[Row]) -> list[dict[str, Any]]:
     """Per framework and mode, of all rows and of those that nothing was fitted to: {"framework", "mode", "rows": "all"
     or "tested", "models", "mape_percent", "max_percent", "bias_percent", "kendall_tau", ...} (`validation.figures`)."""

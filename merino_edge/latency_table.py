@@ -62,7 +62,8 @@ FAMILY = (
 
 
 class Interval(NamedTuple):
-    """A prediction, and between which bounds nine of ten held-out models' times lay around theirs."""
+    """A prediction, and between which bounds nine of ten held-out models' times lay around theirs; of an estimated
+    table, all published speeds that nothing was fitted to."""
 
     value: float
     low: float
@@ -191,12 +192,17 @@ class LatencyTable:
         """`model_cost` in milliseconds, at the table's default length if none is given."""
         return self.model_cost(a, Step(mode, self.default_length if length is None else length))
 
-    def model_interval(self, a: Architecture, step: Step) -> Interval | None:
-        """`model_cost` with its error bar; None where nothing was held out, or for energy. Raises InputError."""
-        value, known = self.model_cost(a, step), self.validation.get(step.mode, {})
-        if step.unit != "ms" or not {"low_percent", "high_percent"} <= set(known):
+    def interval(self, value: float, step: Step) -> Interval | None:
+        """The error bar of a predicted `value`; None where nothing was held out, or for energy."""
+        known = self.validation.get(step.mode, {})
+        low, high = known.get("low_percent"), known.get("high_percent")
+        if step.unit != "ms" or low is None or high is None:
             return None
-        return Interval(value, value * (1 + known["low_percent"] / 100), value * (1 + known["high_percent"] / 100))
+        return Interval(value, value * (1 + low / 100), value * (1 + high / 100))
+
+    def model_interval(self, a: Architecture, step: Step) -> Interval | None:
+        """`model_cost` with its error bar. Raises InputError."""
+        return self.interval(self.model_cost(a, step), step)
 
     def places(self, step: Step, max_positions: int) -> int:
         """Where on the axis of lengths a layer stands: a prompt's tokens, or the cache's capacity."""

@@ -186,6 +186,17 @@ class Problem:
         found |= {metric.key: self.value(metric, a, genome.frame) for metric in self.budget.metrics}
         return found
 
+    def intervals(self, genome: Genome) -> dict[str, tuple[float, float]]:
+        """Of the reported times: between which bounds the table's validation expects them."""
+        table, found = self.prices.table, {}
+        for key, value in self.costs(genome).items():
+            metric = Metric.parse(key)
+            if table is not None and metric.kind.latency:
+                step = self.prices.step(metric, self.space.frames[genome.frame].vocabulary)
+                if (interval := table.interval(value, step)) is not None:
+                    found[key] = interval[1:]
+        return found
+
     def value(self, metric: Metric, a: Architecture, frame: int) -> float:
         """One metric of a whole architecture."""
         value = self.parts(metric, frame).value(a)

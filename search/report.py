@@ -35,13 +35,14 @@ def summary(answer: Answer) -> RenderableType:
         layers = f"{block.layers}{' shared' if block.shared and block.layers > 1 else ''}"
         numbers = (block.heads, block.kv_heads, block.ffn_width)
         blocks.add_row(str(index), str(block.width), layers, *map(str, numbers))
-    costs = Table("cost", "found", "budget")
+    costs, intervals = Table("cost", "found", "budget", "9 of 10 within"), answer.problem.intervals(answer.genome)
     estimated = answer.question.table is not None and answer.question.table.estimated
     for key, value in answer.problem.costs(answer.genome).items():
         metric, limit = Metric.parse(key), budgets.get(key)
         note = " estimated" if estimated and metric.kind.latency else ""
-        shown = [f"{number / metric.kind.unit:.4g}" for number in (value, *([] if limit is None else [limit]))]
-        costs.add_row(metric.label + note, *shown)
+        shown = ["" if number is None else f"{number / metric.kind.unit:.4g}" for number in (value, limit)]
+        bounds = " to ".join(f"{bound / metric.kind.unit:.4g}" for bound in intervals.get(key, ()))
+        costs.add_row(metric.label + note, *shown, bounds)
     return Group(blocks, costs)
 
 

@@ -126,6 +126,7 @@ class Answer:
             "score": {"name": question.score.spec, "total": self.total, **question.score.details},
             "certificate": {"bound": _finite(bound), "gap_percent": _finite(gap), "architectures": space.size},
             "costs": problem.costs(self.genome),
+            "intervals": {key: list(bounds) for key, bounds in problem.intervals(self.genome).items()},
             "budgets": problem.budget.to_dict(),
             "precision": question.precision,
             "choices": {

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+UNKNOWN = "unknown"
+
 
 def stderr() -> Console:
     """The console for progress, tables and statistics."""
@@ -35,6 +37,16 @@ def check_line(check: dict[str, Any]) -> str:
     """One line of a parity report (merino_edge.export.parity): mark, name, figure, limit."""
     limit = "reported only" if check["limit"] is None else f"limit {check['limit']:g}"
     return f"{'✓' if check['passed'] else '✗'} {check['check']:<20} {check['value']:.6g}  ({limit})"
+
+
+def plain(value: Any, empty: str = UNKNOWN) -> str:
+    """A field of a device card or a reading as text; what is unknown inside it left out."""
+    if isinstance(value, dict):
+        shown = {key: item for key, item in value.items() if item != UNKNOWN}
+        return ", ".join(f"{key} {plain(item)}" for key, item in shown.items()) or empty
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or empty
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def demo(
         "profile",
         device="cpu",
         space="demo",
-        quick=True,
+        minutes=1.0,
         precision=PRECISION,
         threads=threads,
         out=table,

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-UNKNOWN = "unknown"
 SENSORS = {
     "power_source": "power source",
     "power_mw": "power [mW]",
@@ -36,8 +35,10 @@ def doctor(
 
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:
+    from merino_edge.cli.console import UNKNOWN, plain
+
     yield f"merino-edge {found['merino_edge']}, {found['python']}"
-    device = {name: _plain(value) for name, value in found["device"].items()}
+    device = {name: plain(value) for name, value in found["device"].items()}
     unread = [name.replace("_", " ") for name, text in device.items() if text == UNKNOWN]
     for name, text in device.items():
         if text != UNKNOWN:
@@ -46,7 +47,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         yield f"  {UNKNOWN:<16} {', '.join(unread)}"
     yield "sensors"
     for name, title in SENSORS.items():
-        yield f"  {title:<16} {_plain(found['sensors'][name], 'none can be read')}"
+        yield f"  {title:<16} {plain(found['sensors'][name], 'none can be read')}"
     yield "packages"
     yield "  " + ", ".join(f"{name} {version or '-'}" for name, version in found["packages"].items())
     for title in ("verbs", "optional"):
@@ -61,12 +62,3 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         yield f"  {trap['name']}: {trap['found']}"
         yield f"    {trap['advice']}"
         yield f"    ({trap['source']})"
-
-
-def _plain(value: Any, empty: str = UNKNOWN) -> str:
-    if isinstance(value, dict):
-        shown = {key: item for key, item in value.items() if item != UNKNOWN}
-        return ", ".join(f"{key} {_plain(item)}" for key, item in shown.items()) or empty
-    if isinstance(value, list):
-        return " ".join(map(str, value)) or empty
-    return f"{value:.10g}" if isinstance(value, float) else str(value)

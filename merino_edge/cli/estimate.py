@@ -123,7 +123,16 @@ def _print_table(screen: Console, table: LatencyTable) -> None:
         )
         if figures["mape_percent"] > UNLIKE:
             say(f"warning: in {mode} this estimate is not the sum of its parts")
-    say("how far estimates are from boards: merino-edge estimate --check")
+    for mode, figures in table.validation.items():
+        if figures["published_models"]:
+            say(
+                f"such estimates in {mode} against {figures['published_models']} published speeds that nothing was "
+                f"fitted to: MAPE {figures['published_mape_percent']:.1f}%, times {figures['low_percent']:+.1f} to "
+                f"{figures['high_percent']:+.1f}%"
+            )
+        else:
+            say(f"such estimates in {mode}: no published speed to compare with")
+    say("line by line: merino-edge estimate --check")
 
 
 # --- the boards ------------------------------------------------------------------------------------

@@ -202,24 +202,29 @@ def _print_artefact(screen: Console, document: Document) -> None:
 def _print_table(screen: Console, document: Document) -> None:
     from rich.table import Table
 
+    from merino_edge.cli.console import plain
+
     state = "estimated, not measured" if document["estimated"] else "measured"
     finished = "" if document["finished"] else f", unfinished: merino-edge profile --continue --out {document['path']}"
     screen.print(f"latency table {document['path']} ({state}{finished})")
     hidden = {"kind", "path", "schema_version", "entries", "unstable", "failed", "finished", "moved", "conditions",
               "faces", "validation", "estimated", "space", "sha256"}  # fmt: skip
-    _print_fields(screen, {name: value for name, value in document.items() if name not in hidden})
+    fields = {name: value for name, value in document.items() if name not in hidden}
+    _print_fields(screen, {**fields, "device": plain(fields["device"])})
     total = sum(document["entries"].values())
     counted = ", ".join(f"{count} {what}" for what, count in document["entries"].items())
     screen.print(f"{total} entries ({counted}), {document['unstable']} unstable, {document['failed']} failed")
     for line in document["moved"]:
         screen.print(f"warning: while it was measured, {line}")
     if document["validation"]:
-        figures = Table("whole models", "MAPE %", "p95 %", "max %", "bias %", "Kendall tau", "9 of 10 within")
+        compared = "whole models of the roofline, not of the board" if document["estimated"] else "whole models"
+        within_title = "published speeds within" if document["estimated"] else "9 of 10 within"
+        figures = Table(compared, "MAPE %", "p95 %", "max %", "bias %", "Kendall tau", within_title)
         for mode, found in filter(operator.itemgetter(1), document["validation"].items()):  # estimates have no figures
             names = ("mape_percent", "p95_percent", "max_percent", "bias_percent", "kendall_tau")
             numbers = ["-" if found[name] is None else f"{found[name]:.2f}" for name in names]
             within = "-"
-            if "low_percent" in found:
+            if found.get("low_percent") is not None:
                 within = f"{found['low_percent']:+.1f} to {found['high_percent']:+.1f} %"
             figures.add_row(f"{found['models']} in {mode}", *numbers, within)
         screen.print(figures)

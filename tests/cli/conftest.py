@@ -35,7 +35,17 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = train_tokenizer(iter([TEXT]), TINY.vocab_size).to_str()
     checkpoint.save(folder / "checkpoint", TINY, random_weights(TINY), tokenizer, chat_format(), {"source": "random"})
     assert run("export", folder / "checkpoint", "--threads", 1, "--out", folder / "bundle") == 0
-    measure = ("profile", "--space", folder / "space.json", "--quick", "--threads", 1, "--out", folder / "table.jsonl")
+    measure = (
+        "profile",
+        "--space",
+        folder / "space.json",
+        "--minutes",
+        0.01,
+        "--threads",
+        1,
+        "--out",
+        folder / "table.jsonl",
+    )
     assert run(*measure) == 0
     return folder
 

@@ -46,7 +46,7 @@ def commands(good: Path, folder: Path, out: Path) -> dict[str, list[tuple[object
         "space.json": [
             ("search", "--space", folder / "space.json", "--out", out),
             ("pareto", "--space", folder / "space.json", "--against", "flops", "--points", 3, "--out", out),
-            ("profile", "--space", folder / "space.json", "--threads", 1, "--quick", "--out", out),
+            ("profile", "--space", folder / "space.json", "--threads", 1, "--minutes", 0.01, "--out", out),
             ("show", folder / "space.json"),
         ],
         "table.jsonl": [

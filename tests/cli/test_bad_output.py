@@ -19,7 +19,7 @@ def writers(good: Path, out: Path) -> dict[str, tuple[object, ...]]:
     return {
         "search": ("search", "--space", good / "space.json", "--out", out),
         "pareto": ("pareto", "--space", good / "space.json", "--against", "flops", "--points", 3, "--out", out),
-        "profile": ("profile", "--space", good / "space.json", "--quick", "--threads", 1, "--out", out),
+        "profile": ("profile", "--space", good / "space.json", "--minutes", 0.01, "--threads", 1, "--out", out),
         "train": train(good / "a.json", good, out),
         "export": ("export", good / "checkpoint", "--threads", 1, "--out", out),
         "import": ("import", good / "llama", "--out", out),

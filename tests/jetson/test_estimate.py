@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -15,13 +16,14 @@ from merino_edge.errors import OutputError
 from merino_edge.jetson.boards import BOARDS, Board, board
 from merino_edge.jetson.device import device_card
 from merino_edge.jetson.estimate import card, estimate
-from merino_edge.jetson.published import SMOLHUB_MODES, rows
+from merino_edge.jetson.published import SMOLHUB_MODES, rows, unfitted_errors_percent
 from merino_edge.jetson.roofline import Roofline, runtime
 from merino_edge.latency_table import LatencyTable
 from merino_edge.measurement import MODES
 from merino_edge.presets import preset
 from merino_edge.search import space_file
 from merino_edge.search.spaces import DEMO, EDGE
+from merino_edge.step import Step
 
 PROGRAM = (sys.executable, "-c", "from merino_edge.cli.main import main; main()")
 NANO = board("orin-nano-8gb")
@@ -61,6 +63,10 @@ def test_a_table_holds_the_rooflines_own_times(tmp_path: Path) -> None:
             a = Architecture.from_dict(m.shape["architecture"])
             assert m.samples == (roofline.model_ms(a, m.mode, m.length, "int8"),)
     assert all(table.validation[mode]["mape_percent"] < 5 for mode in MODES)
+    a = DEMO.architecture(DEMO.sample(random.Random(0)))
+    errors = unfitted_errors_percent("merino-edge", "decode")  # the error bar is that of speeds on boards
+    value, low, high = table.model_interval(a, Step("decode", 64)) or (0, 0, 0)
+    assert low == value * (1 + errors[0] / 100) < value * 0.9 and high == value * (1 + errors[-1] / 100) > value * 1.1
     again = estimate(tmp_path / "again.jsonl", DEMO, space_file.to_dict(DEMO), "int8", roofline)
     assert again.path.read_bytes() == path.read_bytes()
     with pytest.raises(OutputError, match=r"exists; choose another --out"):

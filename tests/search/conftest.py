@@ -78,6 +78,7 @@ def write_table(tmp_path_factory: pytest.TempPathFactory) -> WriteTable:
         energy: bool = False,
         faces: Faces | None = None,
         cache_buckets: int | None = None,
+        decode: dict[str, float] | None = None,
     ) -> LatencyTable:
         path = tmp_path_factory.mktemp("latencies") / "table.jsonl"
         header = {"family": family(space.models[0]), "precision": precision, "default_length": 64, "estimated": True}
@@ -88,7 +89,7 @@ def write_table(tmp_path_factory: pytest.TempPathFactory) -> WriteTable:
         lines += [seal(m.to_line()) for m in entries(space, change_ms, energy, faces is not None)]
         if faces is not None:
             lines.append(seal({"what": "faces", "decode": faces.to_dict()}))
-        lines.append(seal({"what": "validation", "decode": {}, "prefill": {}}))
+        lines.append(seal({"what": "validation", "decode": decode or {}, "prefill": {}}))
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return LatencyTable.load(path)
 

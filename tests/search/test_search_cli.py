@@ -37,7 +37,7 @@ def written(space: Space, folder: Path) -> Path:
 
 
 def test_search_writes_what_it_prints_and_proves_it(tmp_path: Path, write_table: WriteTable) -> None:
-    table = write_table(DEMO, precision="int8")
+    table = write_table(DEMO, precision="int8", decode={"low_percent": -10.0, "high_percent": 20.0})
     out, png = tmp_path / "a.json", tmp_path / "a.png"
     budgets = ["--decode-ms", 3.0, "--decode-ms", "3.5@256", "--params", "2.5M", "--peak-mb", "9@128"]
     done = merino("--space", "demo", "--table", table.path, *budgets, "--plot", png, "--json", "--out", out)
@@ -49,6 +49,9 @@ def test_search_writes_what_it_prints_and_proves_it(tmp_path: Path, write_table:
     assert all(costs[key] <= limit for key, limit in document["budgets"].items())
     assert costs["parameters"] == a.parameters and costs["flops"] == a.flops()
     assert costs["decode_ms@256"] == table.model_cost(a, Step("decode", 256))
+    assert document["intervals"] == {
+        key: [costs[key] * 0.9, costs[key] * 1.2] for key in ("decode_ms@64", "decode_ms@256")
+    }
     assert costs["weight_mb@int8"] == pytest.approx(a.weight_bytes("int8") / 1e6) and document["precision"] == "int8"
     assert document["score"]["total"] == effective().total(a) == document["certificate"]["bound"]
     assert document["score"]["hyperparameters"]["alpha_mha"] == 0.57

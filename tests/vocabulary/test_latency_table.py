@@ -388,11 +388,12 @@ def test_lengths_and_modes_outside_are_refused(table: LatencyTable) -> None:
             table.model_ms(MODEL, mode, length)  # type: ignore[arg-type]
 
 
-def test_spread_ignores_one_outlier_and_flags_many() -> None:
+def test_one_outlier_is_ignored_and_many_are_flagged() -> None:
     assert spread_percent((1.0, 1.0, 1.0, 9.0, 1.0)) == 0
     assert spread_percent((1.0, 1.1, 0.9, 1.2, 0.8)) == pytest.approx(14.826)
     shape = {"before": 1, "after": 2}
-    assert not Measurement("width_change", "decode", 1, shape, (1.0, 1.0, 5.0)).unstable
+    assert not Measurement("width_change", "decode", 1, shape, (*[1.0] * 9, 5.0)).unstable
     assert Measurement("width_change", "decode", 1, shape, (1.0, 1.1, 0.9)).unstable
+    assert not Measurement("width_change", "decode", 1, shape, (1.0, 1.1, 0.9) * 40).unstable  # many know the median
     below_zero = Measurement("width_change", "decode", 1, shape, (-0.1, -0.2, 0.1))
     assert below_zero.unstable and below_zero.median_ms == 0 and below_zero.to_line()["spread_percent"] is None
