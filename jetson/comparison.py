@@ -12,7 +12,7 @@ from typing import Any
 from merino_edge.errors import InputError
 from merino_edge.jetson import device
 from merino_edge.latency_table import LatencyTable
-from merino_edge.measurement import Measurement, bootstrap_interval
+from merino_edge.measurement import Measurement
 
 CONDITIONS = ("backend", "precision", "threads", "libraries", "estimated")
 
@@ -55,7 +55,7 @@ def _apart_percent(pairs: list[tuple[Measurement, Measurement]]) -> float:
 
 
 def _separate(one: Measurement, other: Measurement) -> bool:
-    (low, high), (other_low, other_high) = bootstrap_interval(one.samples), bootstrap_interval(other.samples)
+    (low, high), (other_low, other_high) = one.interval_ms, other.interval_ms
     return high < other_low or other_high < low
 
 

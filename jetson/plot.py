@@ -12,7 +12,7 @@ from merino_edge import artefact
 from merino_edge.errors import require
 from merino_edge.jetson.validation import predictions
 from merino_edge.latency_table import LatencyTable
-from merino_edge.measurement import MODES, Measurement, Mode, bootstrap_interval
+from merino_edge.measurement import MODES, Measurement, Mode
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +45,7 @@ def _layer_curves(axes: Axes, table: LatencyTable, mode: Mode) -> None:
     for number, ((ffn, length, ratio, cache), line) in enumerate(sorted(lines.items())):
         line.sort(key=lambda m: int(m.shape["width"]))
         xs, ys = [m.shape["width"] for m in line], [m.median_ms for m in line]
-        bounds = [bootstrap_interval(m.samples) for m in line]
+        bounds = [m.interval_ms for m in line]
         spread = [[max(0.0, y - low) for y, (low, _) in zip(ys, bounds, strict=True)],
                   [max(0.0, high - y) for y, (_, high) in zip(ys, bounds, strict=True)]]  # fmt: skip
         label = f"{ffn} {ratio:g}x, length {length}{', cold' if cache == 'cold' else ''}"

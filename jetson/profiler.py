@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from merino_edge import artefact
+from merino_edge.architecture import Architecture
 from merino_edge.errors import InputError, OutputError
 from merino_edge.jetson import device
 from merino_edge.jetson.backends import Backend
 from merino_edge.jetson.energy import EnergyMeter
 from merino_edge.jetson.plan import Axes, Plan, make_plan
-from merino_edge.jetson.probe import Probe, Space
+from merino_edge.jetson.probe import TINY_VOCAB, Probe, Space, Stack
 from merino_edge.jetson.schedule import DEFAULT_MINUTES, FULL_MINUTES, Pace, choose
 from merino_edge.jetson.sensors import Reading, Sensors, moved
 from merino_edge.jetson.session import merged, session
@@ -99,7 +100,8 @@ def prepare(request: Request, begun: dict[str, Any] | None = None) -> Prepared:
         )
 
     sweep_bytes = 2 * cache_bytes
-    stopwatch = Stopwatch(request.backend, request.precision, request.threads, sweep_bytes, EnergyMeter.of())
+    yardstick = _yardstick(request.space)
+    stopwatch = Stopwatch(request.backend, request.precision, request.threads, sweep_bytes, yardstick, EnergyMeter.of())
 
     def pace_of(plan: Plan) -> Pace:
         sweep_s = min(stopwatch.sweep() for _ in range(3))
@@ -204,6 +206,12 @@ def _conclusion(path: Path, header: dict[str, Any], measured: list[Measurement])
 
 def _wanted(probe: Probe, only: str | None) -> bool:
     return only is None or bool(re.search(only, f"{probe.what} {probe.mode} {probe.cache}"))
+
+
+def _yardstick(space: Space) -> Architecture:
+    """A small model of the space's kind, the same for every plan."""
+    base, width = space.models[0], space.widths[len(space.widths) // 2]
+    return Stack(base, width, width).model(2, TINY_VOCAB, width)
 
 
 # --- the file --------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from merino_edge.jetson.stopwatch import BURST_SECONDS, BURST_STEPS, COLD_STEPS,
 
 QUICK_MINUTES, DEFAULT_MINUTES = 2.0, 30.0
 FULL_MINUTES = 8.0  # from here on 50 models are held out, and rounds go on until medians are steady
-RESERVE = 0.85  # of the time that a plan may fill by its estimate
+RESERVE = 0.82  # of the time that a plan may fill by its estimate
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from merino_edge.architecture import Architecture
 from merino_edge.jetson.probe import Probe
 from merino_edge.jetson.stopwatch import Rounds
-from merino_edge.measurement import WHOLE, Measurement
+from merino_edge.measurement import WHOLE, Measurement, even_out
 
 BATCH_PROBES = 16
 BATCH_BYTES = 2**30  # of float32 weights; engines need about twice as much
@@ -60,10 +60,14 @@ def merged(visits: Sequence[Measurement]) -> Measurement:
         if visit.failed:
             return visit
     energies = [visit.energy_mj for visit in visits if visit.energy_mj is not None]
+    visits = even_out(visits)  # the first may have been on a slower machine than the last
+    kinds = visits[0].yardsticks
     return dataclasses.replace(
         visits[0],
-        samples=tuple(sample for visit in visits for sample in visit.samples),
+        samples=tuple(sample / visit.slowness for visit in visits for sample in visit.samples),
         energy_mj=statistics.fmean(energies) if energies else None,
+        yardsticks={kind: statistics.median(visit.yardsticks[kind] for visit in visits) for kind in kinds},
+        slowness=1.0,
     )
 
 

@@ -3,11 +3,12 @@
 The exporter's own graphs run in the backend's own engine, with a fixed number of threads on fixed cores and garbage
 collection off. Rounds go over all models of the batch in turn: what other guests and clocks do to a machine changes
 within a quarter of a second, so a model is timed often and each time only a moment, and models that are subtracted from
-each other are timed in the same moment. A visit takes the lower quartile of a few steps, since what disturbs a step
-only makes it slower: warm, in a loop, as a model that fits the caches decodes; cold, after reading twice as much as the
-last cache holds. An entry is the median over rounds. Rounds go on until the bootstrap interval of the median is narrow
-or there were enough of them; entries whose interval then still exceeds 2.5% are flagged. Energy is metered afterwards,
-over steps of each model in a loop.
+each other are timed in the same moment. It also changes over minutes, for all models alike: so yardsticks, the same
+small model for every kind of step, are timed along with every batch and stand in its entries. A visit takes the lower
+quartile of a few steps, since what disturbs a step only makes it slower: warm, in a loop, as a model that fits the
+caches decodes; cold, after reading twice as much as the last cache holds. An entry is the median over rounds. Rounds go
+on until the bootstrap interval of the median is narrow or there were enough of them; entries whose interval then still
+exceeds 2.5% are flagged. Energy is metered afterwards, over steps of each model in a loop.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import math
 import os
+import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -27,7 +30,7 @@ from merino_edge.errors import MerinoError
 from merino_edge.jetson.backends import Backend
 from merino_edge.jetson.energy import EnergyMeter
 from merino_edge.jetson.probe import Probe
-from merino_edge.measurement import Cache, Measurement, Mode, doubt_percent
+from merino_edge.measurement import WHOLE, Cache, Measurement, Mode, doubt_percent
 from merino_edge.runtime.engine import Engine
 
 WARM_UP_STEPS = 2
@@ -36,6 +39,8 @@ COLD_STEPS = 2
 LONG_SECONDS = 0.01  # a step this long warms itself, and needs no company
 NARROW_PERCENT = 1.0  # half a bootstrap interval, of a median that is good enough
 LOOK_ROUNDS = 4  # between looks at whether it is
+YARDSTICKS_A_ROUND = 3
+YARDSTICK_TOKENS = 64  # of its prefill
 METERED_SECONDS = 0.4
 
 
@@ -60,9 +65,15 @@ class Stopwatch:
     """Times models at one precision with one number of threads. `sweep_bytes`: read before a cold step."""
 
     def __init__(
-        self, backend: Backend, precision: str, threads: int, sweep_bytes: int, meter: EnergyMeter | None = None
+        self,
+        backend: Backend,
+        precision: str,
+        threads: int,
+        sweep_bytes: int,
+        yardstick: Architecture,
+        meter: EnergyMeter | None = None,
     ) -> None:
-        self.meter = meter
+        self.yardstick, self.meter = yardstick, meter
         self.backend, self.precision, self.threads = backend, precision, threads
         self._swept = np.ones(sweep_bytes // 8, np.int64)  # zeros would all lie in one page
 
@@ -96,8 +107,14 @@ class Stopwatch:
                     failures.append(_measurement(probe, (), reason))
                 else:
                     running.append(probe)
+            yardsticks = self._yardsticks(running)
+            for visit in yardsticks.values():
+                if (visit.model, visit.capacity) not in engines:
+                    engine = self.backend.engine(visit.model, self.precision, self.threads)
+                    engines[visit.model, visit.capacity] = stack.enter_context(contextlib.closing(engine))
+                last_s[visit] = self._step(engines[visit.model, visit.capacity], visit)
             with no_garbage_collection():
-                entries = self._series(running, engines, last_s, rounds)
+                entries = self._series(running, yardsticks, engines, last_s, rounds)
             if self.meter is not None:
                 used = self._energies_mj(running, engines, self.meter)
                 entries = [dataclasses.replace(entry, energy_mj=used[entry.key]) for entry in entries]
@@ -106,15 +123,21 @@ class Stopwatch:
     def _series(
         self,
         probes: list[Probe],
+        yardsticks: Mapping[str, Visit],
         engines: Mapping[tuple[Architecture, int], Engine],
         last_s: dict[Visit, float],
         rounds: Rounds,
     ) -> list[Measurement]:
         samples: dict[str, list[float]] = {probe.key: [] for probe in probes}
+        seen_s: dict[str, list[float]] = {kind: [] for kind in yardsticks}
         pending = probes
         for done in range(1, rounds.most + 1):
             times_s: dict[Visit, float] = {}
-            for visit in dict.fromkeys(visit for probe in pending for visit in self._visits(probe)):
+            visits = list(dict.fromkeys(visit for probe in pending for visit in self._visits(probe)))
+            between = math.ceil(len(visits) / YARDSTICKS_A_ROUND)
+            for number, visit in enumerate(visits):
+                for kind, small in yardsticks.items() if number % between == 0 else ():
+                    seen_s[kind].append(self._burst(engines[small.model, small.capacity], small, last_s[small]))
                 times_s[visit] = self._burst(engines[visit.model, visit.capacity], visit, last_s[visit])
             last_s |= times_s
             for probe in pending:
@@ -123,7 +146,33 @@ class Stopwatch:
                 pending = [probe for probe in pending if not doubt_percent(samples[probe.key]) <= NARROW_PERCENT]
             if not pending:
                 break
-        return [_measurement(probe, tuple(samples[probe.key])) for probe in probes]
+        usual_ms = {kind: 1000 * statistics.median(values) for kind, values in seen_s.items()}
+        return [
+            dataclasses.replace(
+                _measurement(probe, tuple(samples[probe.key])),
+                yardsticks={kind: usual_ms[kind] for kind in self._kinds(probe)},
+            )
+            for probe in probes
+        ]
+
+    def _yardsticks(self, probes: list[Probe]) -> dict[str, Visit]:
+        """By kind of step: what is timed along with these probes."""
+        a = self.yardstick
+        steps: dict[str, tuple[Mode, int, Cache]] = {
+            "decode warm": ("decode", 1, "warm"),
+            "decode cold": ("decode", 1, "cold"),
+            "prefill": ("prefill", min(YARDSTICK_TOKENS, a.max_positions), "warm"),
+        }
+        kinds = dict.fromkeys(kind for probe in probes for kind in self._kinds(probe))
+        return {kind: Visit(a, *steps[kind], self.backend.capacity(a, steps[kind][1])) for kind in kinds}
+
+    def _kinds(self, probe: Probe) -> tuple[str, ...]:
+        """Which yardsticks tell how slow the machine is for it: a whole model finds part of itself in the caches."""
+        if probe.mode == "prefill":
+            return ("prefill",)
+        if probe.what in WHOLE and self._swept.size:
+            return ("decode warm", "decode cold")
+        return (f"decode {probe.cache}",)
 
     def _visits(self, probe: Probe) -> list[Visit]:
         return [

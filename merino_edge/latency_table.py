@@ -42,7 +42,7 @@ from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError, InputError
 from merino_edge.faces import COLD, WARM, Face, Faces, Sums, rounded, single
 from merino_edge.latency_grids import AGAIN, LatencyGrids
-from merino_edge.measurement import MODES, WHOLE, Measurement, Mode, Point, layer_point, unseal
+from merino_edge.measurement import MODES, WHOLE, Measurement, Mode, Point, even_out, layer_point, unseal
 from merino_edge.step import Step
 
 KIND = "latency_table"
@@ -89,6 +89,7 @@ class LatencyTable:
     _grids: LatencyGrids = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        self.measurements = even_out(self.measurements)
         self._grids = LatencyGrids(self.path, self.measurements, self.header.get("reference"))
         if self.faces is None:
             self.faces = single(COLD if self._grids.only_cold else WARM)

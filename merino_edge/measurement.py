@@ -2,13 +2,15 @@
 
     {"what": "layer", "mode": "decode", "length": 256, "ffn": "relu", "width": 64, "heads": 1, "kv_heads": 1,
      "ffn_width": 128, "cache": "cold", "unit": "ms", "median": 0.021, "interval": [0.020, 0.022],
-     "spread_percent": 1.2, "unstable": false, "samples": [...], "energy_mj": 0.08, "sha256": ...}
+     "spread_percent": 1.2, "unstable": false, "samples": [...], "yardsticks": {"decode cold": 0.31},
+     "energy_mj": 0.08, "sha256": ...}
 
 `length` of a decode step counts the places of the cache that it reads, of a prefill the prompt's tokens. `cache` says
 that the processor's caches were swept before each step; left out, the step ran in a loop. `interval` is a bootstrap
-interval of the median. `energy_mj` is left out where no power rail could be read. A shape that could not be run has
-`"failed": REASON` and no samples. Which kinds of line there are, and how they sum to a model, stands in
-`merino_edge.latency_table`; this module knows neither the sum nor the file.
+interval of the median. `yardsticks` [ms] are what fixed small models took beside it, by kind of step, so that a machine
+that was slower just then can be told from a slower part. `energy_mj` is left out where no power rail could be read. A
+shape that could not be run has `"failed": REASON` and no samples. Which kinds of line there are, and how they sum to a
+model, stands in `merino_edge.latency_table`; this module knows neither the sum nor the file.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -90,11 +92,20 @@ class Measurement:
     energy_mj: float | None = None
     cache: Cache = "warm"
     failed: str = ""  # why there are no samples
+    yardsticks: Mapping[str, float] = field(default_factory=dict)  # [ms], by kind of step
+    slowness: float = field(default=1.0, compare=False)  # of the machine while it was measured (`even_out`)
 
     @property
     def median_ms(self) -> float:
-        """The median round. A part too small for the clock can come out below zero, and then counts as free."""
-        return max(0.0, statistics.median(self.samples))
+        """The median round, the machine's slowness taken out. A part too small for the clock can come out below zero,
+        and then counts as free."""
+        return max(0.0, statistics.median(self.samples)) / self.slowness
+
+    @property
+    def interval_ms(self) -> tuple[float, float]:
+        """Of the median."""
+        low, high = bootstrap_interval(self.samples)
+        return low / self.slowness, high / self.slowness
 
     @property
     def unstable(self) -> bool:
@@ -126,12 +137,13 @@ class Measurement:
         spread = spread_percent(self.samples)
         line |= {
             "unit": "ms",
-            "median": self.median_ms,
+            "median": max(0.0, statistics.median(self.samples)),
             "interval": list(bootstrap_interval(self.samples)),
             "spread_percent": spread if math.isfinite(spread) else None,
             "unstable": self.unstable,
             "samples": list(self.samples),
         }
+        line |= {"yardsticks": dict(self.yardsticks)} if self.yardsticks else {}
         return line if self.energy_mj is None else {**line, "energy_mj": self.energy_mj}
 
     @staticmethod
@@ -144,6 +156,7 @@ class Measurement:
             shape = {name: line[name] for name in COLUMNS[what]}
             cache, energy_mj = line.get("cache", "warm"), line.get("energy_mj")
             samples = () if failed else tuple(float(sample) for sample in line["samples"])
+            yardsticks = {str(kind): float(ms) for kind, ms in line.get("yardsticks", {}).items()}
             numbers = [length, *(value for name, value in shape.items() if name not in NOT_NUMBERS)]
             if not (
                 mode in MODES
@@ -153,12 +166,29 @@ class Measurement:
                 and isinstance(shape.get("ffn", ""), str)
                 and all(type(n) is int and 0 < n <= limits.MAX_POSITIONS for n in numbers)
                 and all(map(math.isfinite, samples))
+                and all(0 < ms < math.inf for ms in yardsticks.values())
                 and (energy_mj is None or 0 <= float(energy_mj) < math.inf)
             ):
                 raise ValueError
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise ArtefactError(f"{where} is not a measurement", "measure again: merino-edge profile") from None
-        return Measurement(what, mode, length, shape, samples, energy_mj, cache, failed)
+        return Measurement(what, mode, length, shape, samples, energy_mj, cache, failed, yardsticks)
+
+
+def even_out(measurements: Iterable[Measurement]) -> list[Measurement]:
+    """The same, each with how many times slower than usual, over all of them, its yardsticks were."""
+    measurements = list(measurements)
+    seen: dict[str, list[float]] = {}
+    for m in measurements:
+        for kind, ms in m.yardsticks.items():
+            seen.setdefault(kind, []).append(ms)
+    usual = {kind: statistics.median(values) for kind, values in seen.items()}
+
+    def slowness(m: Measurement) -> float:
+        ratios = [ms / usual[kind] for kind, ms in m.yardsticks.items()]
+        return statistics.geometric_mean(ratios) if ratios else 1.0
+
+    return [replace(m, slowness=slowness(m)) for m in measurements]
 
 
 def entry_key(what: str, mode: str, length: int, shape: Mapping[str, Any], cache: str) -> str:
