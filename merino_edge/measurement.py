@@ -175,14 +175,19 @@ class Measurement:
         return Measurement(what, mode, length, shape, samples, energy_mj, cache, failed, yardsticks)
 
 
-def even_out(measurements: Iterable[Measurement]) -> list[Measurement]:
-    """The same, each with how many times slower than usual, over all of them, its yardsticks were."""
-    measurements = list(measurements)
+def usual_yardsticks_ms(measurements: Iterable[Measurement]) -> dict[str, float]:
+    """What each kind took in the middle of all the measuring."""
     seen: dict[str, list[float]] = {}
     for m in measurements:
         for kind, ms in m.yardsticks.items():
             seen.setdefault(kind, []).append(ms)
-    usual = {kind: statistics.median(values) for kind, values in seen.items()}
+    return {kind: statistics.median(values) for kind, values in seen.items()}
+
+
+def even_out(measurements: Iterable[Measurement]) -> list[Measurement]:
+    """The same, each with how many times slower than usual, over all of them, its yardsticks were."""
+    measurements = list(measurements)
+    usual = usual_yardsticks_ms(measurements)
 
     def slowness(m: Measurement) -> float:
         ratios = [ms / usual[kind] for kind, ms in m.yardsticks.items()]

@@ -246,6 +246,13 @@ def _print_comparison(screen: Console, found: Document, paths: tuple[Path, Path]
         f"median, {found['apart']} beyond their intervals",
         soft_wrap=True,
     )
+    if found["median_apart_from_yardsticks_percent"] is not None:
+        ratios = ", ".join(f"{kind} {ratio:.3f}" for kind, ratio in found["yardsticks"].items())
+        screen.print(
+            f"yardsticks, the second / the first: {ratios}; with that taken out "
+            f"{found['median_apart_from_yardsticks_percent']:.2f} % apart",
+            soft_wrap=True,
+        )
 
 
 def _print_front(screen: Console, document: Document) -> None:

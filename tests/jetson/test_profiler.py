@@ -16,7 +16,7 @@ from merino_edge.jetson.backends import backend_named
 from merino_edge.jetson.plan import QUICK_HELD_OUT
 from merino_edge.jetson.profiler import Progress, Request
 from merino_edge.latency_table import LatencyTable
-from merino_edge.measurement import MODES, Measurement
+from merino_edge.measurement import MODES, Measurement, even_out
 from merino_edge.runtime.engine import Engine
 from merino_edge.search import space_file
 from merino_edge.search.space import Space
@@ -50,6 +50,7 @@ def test_a_profile_prices_every_architecture_of_its_space(tmp_path: Path, tiny_s
     for genome in tiny_space.genomes():
         assert all(table.model_ms(tiny_space.architecture(genome), mode) >= 0 for mode in MODES)
     assert all(table.validation[mode]["models"] == QUICK_HELD_OUT for mode in MODES)
+    assert all(m.yardsticks for m in table.measurements)
     samples = {m.what: m.samples for m in table.measurements if m.mode == "prefill"}
     assert set(samples) == {"layer", "width_change", "end", "model"}
     assert all(len(rounds) == 2 for rounds in samples.values()) and min(samples["model"]) > 0
@@ -216,3 +217,13 @@ def test_visits_merge_into_one_entry() -> None:
     )
     assert session.merged([first, second]) == dataclasses.replace(first, samples=(1.0, 2.0, 4.0), energy_mj=4.0)
     assert session.merged([first, broken]) == broken
+
+
+def test_a_visit_to_a_slow_machine_counts_like_the_others() -> None:
+    usual, slow, quick = (
+        Measurement("model", "decode", 8, {"architecture": {}}, (2.0 * pace,), yardsticks={"decode warm": 0.1 * pace})
+        for pace in (1.0, 1.5, 0.8)
+    )
+    whole = session.merged([slow, usual, quick])
+    assert whole.samples == pytest.approx((2.0, 2.0, 2.0)) and whole.yardsticks == {"decode warm": 0.1}
+    assert [m.median_ms for m in even_out([slow, usual, quick])] == pytest.approx([2.0, 2.0, 2.0])
