@@ -42,6 +42,7 @@ LOOK_ROUNDS = 4  # between looks at whether it is
 YARDSTICKS_A_ROUND = 3
 YARDSTICK_TOKENS = 64  # of its prefill
 METERED_SECONDS = 0.4
+REFUSALS = (MerinoError, RuntimeError, MemoryError)  # of a shape that a backend cannot run
 
 
 class Visit(NamedTuple):
@@ -93,26 +94,30 @@ class Stopwatch:
             engines: dict[tuple[Architecture, int], Engine] = {}
             running: list[Probe] = []
             last_s: dict[Visit, float] = {}  # what each visit's step took
+
+            def open_and_step(visit: Visit) -> None:
+                """Which loads what is lazy, and shows what cannot run."""
+                key = visit.model, visit.capacity
+                if key not in engines:
+                    engine = self.backend.engine(visit.model, self.precision, self.threads)
+                    engines[key] = stack.enter_context(contextlib.closing(engine))
+                last_s[visit] = self._step(engines[key], visit)
+
             for probe in probes:
                 try:
                     for visit in self._visits(probe):
-                        key = visit.model, visit.capacity
-                        if key not in engines:
-                            engines[key] = stack.enter_context(
-                                contextlib.closing(self.backend.engine(visit.model, self.precision, self.threads))
-                            )
-                        last_s[visit] = self._step(engines[key], visit)  # loads what is lazy, shows what cannot run
-                except (MerinoError, RuntimeError, MemoryError) as error:
+                        open_and_step(visit)
+                except REFUSALS as error:
                     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                     failures.append(_measurement(probe, (), reason))
                 else:
                     running.append(probe)
             yardsticks = self._yardsticks(running)
-            for visit in yardsticks.values():
-                if (visit.model, visit.capacity) not in engines:
-                    engine = self.backend.engine(visit.model, self.precision, self.threads)
-                    engines[visit.model, visit.capacity] = stack.enter_context(contextlib.closing(engine))
-                last_s[visit] = self._step(engines[visit.model, visit.capacity], visit)
+            try:
+                for visit in yardsticks.values():
+                    open_and_step(visit)
+            except REFUSALS:  # then nothing tells drift from cost
+                yardsticks = {}
             with no_garbage_collection():
                 entries = self._series(running, yardsticks, engines, last_s, rounds)
             if self.meter is not None:
@@ -150,7 +155,7 @@ class Stopwatch:
         return [
             dataclasses.replace(
                 _measurement(probe, tuple(samples[probe.key])),
-                yardsticks={kind: usual_ms[kind] for kind in self._kinds(probe)},
+                yardsticks={kind: usual_ms[kind] for kind in self._kinds(probe) if kind in usual_ms},
             )
             for probe in probes
         ]

@@ -154,22 +154,23 @@ def test_only_some_entries_may_be_asked_for(tmp_path: Path, tiny_space: Space) -
 
 
 @pytest.mark.usefixtures("hasty_clock")
+@pytest.mark.parametrize("refused", [128, 64])  # 64 is the yardstick's
 def test_a_shape_that_the_backend_cannot_run_is_recorded_and_the_rest_goes_on(
-    tmp_path: Path, tiny_space: Space
+    tmp_path: Path, tiny_space: Space, refused: int
 ) -> None:
     def open_engine(a: Architecture, precision: str, threads: int) -> Engine:
-        if any(block.ffn_width == 128 for block in a.blocks):
-            raise UnsupportedError("no kernel for 128", "choose another width")
+        if any(block.ffn_width == refused for block in a.blocks):
+            raise UnsupportedError(f"no kernel for {refused}", "choose another width")
         return CPU.open(a, precision, threads)
 
     table = run(tmp_path / "t.jsonl", tiny_space, backend=dataclasses.replace(CPU, open=open_engine))
     assert table == LatencyTable.load(tmp_path / "t.jsonl") and table.finished
-    assert table.failed and all("no kernel for 128" in m.failed for m in table.failed)
+    assert table.failed and all(f"no kernel for {refused}" in m.failed for m in table.failed)
     assert all(m.samples or m.failed for m in table.measurements)
     narrow = next(a for g in tiny_space.genomes() if _widest_ffn(a := tiny_space.architecture(g)) == 32)
     assert table.model_ms(narrow, "decode") > 0
-    wide = next(a for g in tiny_space.genomes() if _widest_ffn(a := tiny_space.architecture(g)) == 128)
-    with pytest.raises(InputError, match="could not be measured: no kernel for 128"):
+    wide = next(a for g in tiny_space.genomes() if _widest_ffn(a := tiny_space.architecture(g)) == refused)
+    with pytest.raises(InputError, match=f"could not be measured: no kernel for {refused}"):
         table.model_ms(wide, "decode")
 
 
