@@ -51,7 +51,7 @@ LADDER = (
     Detail(7, 3, 2, 3, 3, rounds=16),
     Detail(9, 3, 3, 3, 4, rounds=32),
 )
-MOST_ROUNDS = 160  # where time is left
+MOST_ROUNDS = 240  # where time is left
 
 
 def thin(values: Sequence[Any], count: int) -> tuple[Any, ...]:

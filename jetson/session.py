@@ -2,8 +2,8 @@
 
 Probes that share models stay together, and a batch's models fit in memory together. What one part costs is averaged
 with others' in every sum, but a whole model stands for itself, and how much of the caches other guests leave it changes
-within minutes. So whole models are timed more often, and their batches come several times, in every part of the
-session.
+within minutes. So batches of whole models come several times, in every part of the session, and where they are few they
+are timed more often.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from merino_edge.measurement import WHOLE, Measurement, even_out
 BATCH_PROBES = 16
 BATCH_BYTES = 2**30  # of float32 weights; engines need about twice as much
 LEAST_ROUNDS = 6  # fewer look steady by chance
-WHOLE_SHARE = 3  # of rounds: a whole model for each of a part
 QUICK_TIMES, FULL_TIMES = 2, 3  # that a whole model's batch comes
+QUICK_SHARE, FULL_SHARE = 2.0, 1.0  # rounds of a whole model in all, for each of a part; few models count for more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Batch:
 def session(probes: Iterable[Probe], quick: bool, most: int) -> list[Batch]:
     """The batches of a profile in order: of parts for at most `most` rounds."""
     probes = list(probes)
-    times = QUICK_TIMES if quick else FULL_TIMES
-    rounds, whole_rounds = _rounds(most), _rounds(math.ceil(WHOLE_SHARE * most / times))
+    times, share = (QUICK_TIMES, QUICK_SHARE) if quick else (FULL_TIMES, FULL_SHARE)
+    rounds, whole_rounds = _rounds(most), _rounds(math.ceil(share * most / times))
     parts = [Batch(batch, rounds) for batch in _batches(p for p in probes if p.what not in WHOLE)]
     wholes = list(_batches(p for p in probes if p.what in WHOLE))
     order = []

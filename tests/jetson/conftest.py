@@ -40,4 +40,4 @@ def hasty_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     ladder = tuple(dataclasses.replace(detail, rounds=2) for detail in schedule.LADDER)
     monkeypatch.setattr(schedule, "LADDER", ladder)
     monkeypatch.setattr(schedule, "MOST_ROUNDS", 2)
-    monkeypatch.setattr(session, "WHOLE_SHARE", 1)
+    monkeypatch.setattr(session, "QUICK_SHARE", 1)
