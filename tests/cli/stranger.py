@@ -23,6 +23,7 @@ TINY = Architecture(
     bias="none",
 )
 
+ORIN_NANO = ("--board", "orin-nano-8gb", "--mode", "15W")
 Refused = Callable[..., str]
 
 
@@ -47,11 +48,13 @@ def commands(good: Path, folder: Path, out: Path) -> dict[str, list[tuple[object
             ("search", "--space", folder / "space.json", "--out", out),
             ("pareto", "--space", folder / "space.json", "--against", "flops", "--points", 3, "--out", out),
             ("profile", "--space", folder / "space.json", "--threads", 1, "--minutes", 0.01, "--out", out),
+            ("estimate", *ORIN_NANO, "--space", folder / "space.json", "--quick", "--out", out),
             ("show", folder / "space.json"),
         ],
         "table.jsonl": [
             ("search", "--space", good / "space.json", "--table", folder / "table.jsonl", "--out", out),
             ("show", folder / "table.jsonl"),
+            ("show", good / "table.jsonl", "--against", folder / "table.jsonl"),
             ("pareto", "--space", good / "space.json", "--table", folder / "table.jsonl", "--points", 3, "--out", out),
         ],
         "result.json": [("search", "--from", folder / "result.json", "--out", out), ("show", folder / "result.json")],

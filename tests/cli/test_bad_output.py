@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stranger import Refused, run, train
+from stranger import ORIN_NANO, Refused, run, train
 
 from merino_edge import artefact, bundle
 from merino_edge.latency_table import LatencyTable
@@ -20,6 +20,7 @@ def writers(good: Path, out: Path) -> dict[str, tuple[object, ...]]:
         "search": ("search", "--space", good / "space.json", "--out", out),
         "pareto": ("pareto", "--space", good / "space.json", "--against", "flops", "--points", 3, "--out", out),
         "profile": ("profile", "--space", good / "space.json", "--minutes", 0.01, "--threads", 1, "--out", out),
+        "estimate": ("estimate", *ORIN_NANO, "--space", good / "space.json", "--quick", "--out", out),
         "train": train(good / "a.json", good, out),
         "export": ("export", good / "checkpoint", "--threads", 1, "--out", out),
         "import": ("import", good / "llama", "--out", out),

@@ -26,6 +26,7 @@ REAL = {
     "train": ["--learning-rate"],
     "generate": ["--temperature", "--top-p", "--min-p", "--repetition-penalty"],
     "demo": ["--decode-ms", "--params"],
+    "profile": ["--minutes"],
     "search": [*BUDGETS, "--seconds"],
     "pareto": BUDGETS,
 }
