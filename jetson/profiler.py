@@ -13,7 +13,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -29,7 +29,7 @@ from merino_edge.jetson.plan import Axes, Plan, make_plan
 from merino_edge.jetson.probe import TINY_VOCAB, Probe, Space, Stack
 from merino_edge.jetson.schedule import DEFAULT_MINUTES, FULL_MINUTES, Pace, choose
 from merino_edge.jetson.sensors import Reading, Sensors, moved
-from merino_edge.jetson.session import merged, session
+from merino_edge.jetson.session import Batch, session
 from merino_edge.jetson.stopwatch import Rounds, Stopwatch, pinned
 from merino_edge.jetson.validation import fit_faces, validate
 from merino_edge.latency_table import KIND, SCHEMA_VERSION, LatencyTable, family
@@ -79,10 +79,15 @@ class Prepared:
     pace: Pace
     stopwatch: Stopwatch
 
-    def seconds(self, probes: Iterable[Probe] | None = None) -> float:
-        """Of all, or of those that are left."""
-        probes = self.plan.probes if probes is None else probes
-        return self.pace.seconds(session(probes, self.plan.quick, self.plan.rounds))
+    def session(
+        self, probes: Iterable[Probe] | None = None, known: Collection[tuple[str, int]] = frozenset()
+    ) -> list[Batch]:
+        """What is to be done of the plan, or of some of it."""
+        return session(self.plan.probes if probes is None else probes, self.plan.quick, self.plan.rounds, known)
+
+    @property
+    def seconds(self) -> float:
+        return self.pace.seconds(self.session())
 
 
 def prepare(request: Request, begun: dict[str, Any] | None = None) -> Prepared:
@@ -123,12 +128,13 @@ def profile(path: Path, request: Request, resume: bool = False, note: Note = lam
     if table is None and path.exists():
         raise OutputError(f"{path} exists", "finish it with --continue, or choose another --out")
     prepared = prepare(request, table.header if table else None)
-    header, measured = prepared.header, list(table.measurements) if table else []
-    known = {m.key for m in measured}
-    pending = [probe for probe in prepared.plan.probes if probe.key not in known and _wanted(probe, request.only)]
+    header, measured = prepared.header, list(table.lines) if table else []
+    known = {(m.key, m.visit) for m in measured}
+    wanted = [probe for probe in prepared.plan.probes if _wanted(probe, request.only)]
+    batches = prepared.session(wanted, known)
     if table:
         header = _continued(table, header)
-        if table.finished and not pending and header is table.header:
+        if table.finished and not batches and header is table.header:
             return table
         _rewrite(table, header)
     else:
@@ -142,10 +148,10 @@ def profile(path: Path, request: Request, resume: bool = False, note: Note = lam
                 os.fsync(file.fileno())
 
             with pinned(request.threads):
-                for fresh in _measure(prepared, request, pending, append, note):
+                for fresh in _measure(prepared, request, batches, append, note):
                     measured += fresh  # first: from here on an interruption must leave the file
                     append(m.to_line() for m in fresh)
-            if {probe.key for probe in prepared.plan.probes} <= {m.key for m in measured}:
+            if not prepared.session(known={(m.key, m.visit) for m in measured}):
                 append(_conclusion(path, header, measured))
     finally:
         if not measured:
@@ -156,37 +162,33 @@ def profile(path: Path, request: Request, resume: bool = False, note: Note = lam
 def _measure(
     prepared: Prepared,
     request: Request,
-    pending: Sequence[Probe],
+    batches: Sequence[Batch],
     append: Callable[[list[dict[str, Any]]], None],
     note: Note,
 ) -> Iterator[list[Measurement]]:
-    """Entries as they are complete."""
+    """The lines of each batch, as they come."""
     sensors = Sensors()
-    batches = session(pending, prepared.plan.quick, prepared.plan.rounds)
     total = prepared.pace.seconds(batches)
-    progress = Progress(0.0, total, len(pending))
+    progress = Progress(0.0, total, sum(len(batch.probes) for batch in batches if batch.last))
     note(progress)
     first = sensors.read()
-    if pending:
+    if batches:
         append([_conditions("before", first, [])])
     begun = time.monotonic()
-    visits: dict[str, list[Measurement]] = {}
     for batch in batches:
         # Behind the time asked for, batches are gone over less often.
         late = time.monotonic() - begun > 60 * request.minutes * (progress.done_seconds + 1) / (total + 1)
         rounds = Rounds(batch.rounds.least, max(batch.rounds.least, batch.rounds.most // 2)) if late else batch.rounds
-        for m in prepared.stopwatch.measure(batch.probes, rounds):
-            visits.setdefault(m.key, []).append(m)
-        if batch.last:
-            yield [merged(visits[probe.key]) for probe in batch.probes]
-            progress.done += len(batch.probes)
+        found = prepared.stopwatch.measure(batch.probes, rounds)
+        yield [dataclasses.replace(m, visit=batch.visit) for m in found]
+        progress.done += len(batch.probes) if batch.last else 0
         progress.done_seconds += prepared.pace.seconds([batch])
         now = sensors.read()
         if news := [line for line in moved(first, now) if line not in progress.moved]:
             progress.moved += news
             append([_conditions("during", now, news)])
         note(progress)
-    if pending:
+    if batches:
         last = sensors.read()
         append([_conditions("after", last, moved(first, last))])
 
@@ -266,5 +268,5 @@ def _rewrite(table: LatencyTable, header: dict[str, Any]) -> None:
     """The file with what it holds under this header; a last line cut short and a former conclusion are taken out."""
     lines = [artefact.canonical_json(header)]
     lines += [seal(line) for line in table.conditions]
-    lines += [seal(m.to_line()) for m in table.measurements]
+    lines += [seal(m.to_line()) for m in table.lines]
     artefact.write_text(table.path, "\n".join(lines) + "\n")

@@ -11,15 +11,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 
 from merino_edge.architecture import Architecture
 from merino_edge.jetson.probe import Probe
 from merino_edge.jetson.stopwatch import Rounds
-from merino_edge.measurement import WHOLE, Measurement, even_out
+from merino_edge.measurement import WHOLE
 
-BATCH_PROBES = 16
+BATCH_PROBES = 8  # what a kill can lose
 BATCH_BYTES = 2**30  # of float32 weights; engines need about twice as much
 LEAST_ROUNDS = 6  # fewer look steady by chance
 QUICK_TIMES, FULL_TIMES = 2, 3  # that a whole model's batch comes
@@ -28,15 +27,23 @@ QUICK_SHARE, FULL_SHARE = 2.0, 1.0  # rounds of a whole model in all, for each o
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Probes that are timed side by side, so many rounds; `last`: they do not come again."""
+    """Probes that are timed side by side, so many rounds; `visit`: how often they came before."""
 
     probes: tuple[Probe, ...]
     rounds: Rounds
+    visit: int = 0
     last: bool = True
 
+    @property
+    def keys(self) -> set[tuple[str, int]]:
+        """Of the lines that it makes."""
+        return {(probe.key, self.visit) for probe in self.probes}
 
-def session(probes: Iterable[Probe], quick: bool, most: int) -> list[Batch]:
-    """The batches of a profile in order: of parts for at most `most` rounds."""
+
+def session(
+    probes: Iterable[Probe], quick: bool, most: int, known: Collection[tuple[str, int]] = frozenset()
+) -> list[Batch]:
+    """The batches of a profile in order: of parts for at most `most` rounds. What is `known` is left out."""
     probes = list(probes)
     times, share = (QUICK_TIMES, QUICK_SHARE) if quick else (FULL_TIMES, FULL_SHARE)
     rounds, whole_rounds = _rounds(most), _rounds(math.ceil(share * most / times))
@@ -44,31 +51,18 @@ def session(probes: Iterable[Probe], quick: bool, most: int) -> list[Batch]:
     wholes = list(_batches(p for p in probes if p.what in WHOLE))
     order = []
     for time in range(times):
-        between = [*parts[time::times], *(Batch(batch, whole_rounds, time == times - 1) for batch in wholes)]
+        between = [*parts[time::times], *(Batch(batch, whole_rounds, time, time == times - 1) for batch in wholes)]
         random.Random(time).shuffle(between)
         order += between
-    return order
+    left = (
+        dataclasses.replace(batch, probes=tuple(p for p in batch.probes if (p.key, batch.visit) not in known))
+        for batch in order
+    )
+    return [batch for batch in left if batch.probes]
 
 
 def _rounds(most: int) -> Rounds:
     return Rounds(max(min(most, LEAST_ROUNDS), most // 3), most)
-
-
-def merged(visits: Sequence[Measurement]) -> Measurement:
-    """One entry of all the times that its probe came."""
-    for visit in visits:
-        if visit.failed:
-            return visit
-    energies = [visit.energy_mj for visit in visits if visit.energy_mj is not None]
-    visits = even_out(visits)  # the first may have been on a slower machine than the last
-    kinds = visits[0].yardsticks
-    return dataclasses.replace(
-        visits[0],
-        samples=tuple(sample / visit.slowness for visit in visits for sample in visit.samples),
-        energy_mj=statistics.fmean(energies) if energies else None,
-        yardsticks={kind: statistics.median(visit.yardsticks[kind] for visit in visits) for kind in kinds},
-        slowness=1.0,
-    )
 
 
 def _batches(probes: Iterable[Probe]) -> Iterator[tuple[Probe, ...]]:

@@ -42,7 +42,7 @@ from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError, InputError
 from merino_edge.faces import COLD, WARM, Face, Faces, Sums, rounded, single
 from merino_edge.latency_grids import AGAIN, LatencyGrids
-from merino_edge.measurement import MODES, WHOLE, Measurement, Mode, Point, even_out, layer_point, unseal
+from merino_edge.measurement import MODES, WHOLE, Measurement, Mode, Point, even_out, layer_point, merge_visits, unseal
 from merino_edge.step import Step
 
 KIND = "latency_table"
@@ -86,10 +86,12 @@ class LatencyTable:
     sha256: str
     faces: Faces | None = None  # of decode; None: as entries are, unfitted
     conditions: list[dict[str, Any]] = field(default_factory=list)  # clocks before, during and after
+    lines: list[Measurement] = field(init=False, repr=False, compare=False)  # as they stand in the file
     _grids: LatencyGrids = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self.measurements = even_out(self.measurements)
+        self.lines = list(self.measurements)
+        self.measurements = even_out(merge_visits(self.lines))
         self._grids = LatencyGrids(self.path, self.measurements, self.header.get("reference"))
         if self.faces is None:
             self.faces = single(COLD if self._grids.only_cold else WARM)
@@ -304,7 +306,7 @@ class LatencyTable:
             raise ArtefactError(f"{path} is empty", "measure it: merino-edge profile")
         header = artefact.check_header(artefact.parse_json(lines[0], f"{path} line 1"), KIND, SCHEMA_VERSION, str(path))
         _check_header_fields(header, f"{path} line 1")
-        measurements: dict[str, Measurement] = {}
+        measurements: dict[tuple[str, int], Measurement] = {}
         validation: dict[str, Any] = {}
         faces: Faces | None = None
         conditions: list[dict[str, Any]] = []
@@ -320,7 +322,7 @@ class LatencyTable:
                 faces = _faces(body, where)
             else:
                 measurement = Measurement.from_line(body, where, header["family"].get("ffn"))
-                if measurements.setdefault(measurement.key, measurement) is not measurement:
+                if measurements.setdefault((measurement.key, measurement.visit), measurement) is not measurement:
                     raise ArtefactError(
                         f"{where} measures the same as a line before it", "measure again: merino-edge profile"
                     )

@@ -93,6 +93,7 @@ class Measurement:
     cache: Cache = "warm"
     failed: str = ""  # why there are no samples
     yardsticks: Mapping[str, float] = field(default_factory=dict)  # [ms], by kind of step
+    visit: int = 0  # whole models are measured several times over a profile, each time a line
     slowness: float = field(default=1.0, compare=False)  # of the machine while it was measured (`even_out`)
 
     @property
@@ -130,6 +131,7 @@ class Measurement:
 
     def to_line(self) -> dict[str, Any]:
         line = {"what": self.what, "mode": self.mode, "length": self.length, **self.shape}
+        line |= {"visit": self.visit} if self.visit else {}
         if self.cache == "cold":
             line["cache"] = self.cache
         if self.failed:
@@ -152,6 +154,7 @@ class Measurement:
         of another type, or out of bounds."""
         try:
             what, mode, length, failed = line["what"], line["mode"], line["length"], line.get("failed", "")
+            visit = line.get("visit", 0)
             line = line if ffn is None else {"ffn": ffn, **line}
             shape = {name: line[name] for name in COLUMNS[what]}
             cache, energy_mj = line.get("cache", "warm"), line.get("energy_mj")
@@ -162,6 +165,7 @@ class Measurement:
                 mode in MODES
                 and cache in get_args(Cache)
                 and isinstance(failed, str)
+                and type(visit) is int
                 and (failed or (samples and line["unit"] == "ms"))
                 and isinstance(shape.get("ffn", ""), str)
                 and all(type(n) is int and 0 < n <= limits.MAX_POSITIONS for n in numbers)
@@ -172,7 +176,7 @@ class Measurement:
                 raise ValueError
         except (AttributeError, KeyError, TypeError, ValueError):
             raise ArtefactError(f"{where} is not a measurement", "measure again: merino-edge profile") from None
-        return Measurement(what, mode, length, shape, samples, energy_mj, cache, failed, yardsticks)
+        return Measurement(what, mode, length, shape, samples, energy_mj, cache, failed, yardsticks, visit)
 
 
 def usual_yardsticks_ms(measurements: Iterable[Measurement]) -> dict[str, float]:
@@ -182,6 +186,31 @@ def usual_yardsticks_ms(measurements: Iterable[Measurement]) -> dict[str, float]
         for kind, ms in m.yardsticks.items():
             seen.setdefault(kind, []).append(ms)
     return {kind: statistics.median(values) for kind, values in seen.items()}
+
+
+def merge_visits(lines: Iterable[Measurement]) -> list[Measurement]:
+    """One entry of all the times that something was measured, in the order of the first; failed if it failed once."""
+    visits: dict[str, list[Measurement]] = {}
+    for m in lines:
+        visits.setdefault(m.key, []).append(m)
+    return [_merged(found) if len(found) > 1 else found[0] for found in visits.values()]
+
+
+def _merged(visits: list[Measurement]) -> Measurement:
+    for m in visits:
+        if m.failed:
+            return m
+    energies = [m.energy_mj for m in visits if m.energy_mj is not None]
+    visits = even_out(visits)  # the first may have been on a slower machine than the last
+    usual = usual_yardsticks_ms(visits)
+    return replace(
+        visits[0],
+        samples=tuple(sample / m.slowness for m in visits for sample in m.samples),
+        energy_mj=statistics.fmean(energies) if energies else None,
+        yardsticks=usual,
+        visit=0,
+        slowness=1.0,
+    )
 
 
 def even_out(measurements: Iterable[Measurement]) -> list[Measurement]:

@@ -76,7 +76,7 @@ def profile(
     screen = console.stderr()
     if dry_run:
         prepared = profiler.prepare(request, begun or None)
-        eta_seconds = prepared.seconds()
+        eta_seconds = prepared.seconds
         _print_plan(screen, prepared.plan.grid, len(prepared.plan.probes), eta_seconds)
         if as_json:
             grid, probes = prepared.plan.grid, len(prepared.plan.probes)

@@ -16,7 +16,7 @@ from merino_edge.jetson.backends import backend_named
 from merino_edge.jetson.plan import QUICK_HELD_OUT
 from merino_edge.jetson.profiler import Progress, Request
 from merino_edge.latency_table import LatencyTable
-from merino_edge.measurement import MODES, Measurement, even_out
+from merino_edge.measurement import MODES, Measurement, even_out, merge_visits
 from merino_edge.runtime.engine import Engine
 from merino_edge.search import space_file
 from merino_edge.search.space import Space
@@ -216,8 +216,8 @@ def test_visits_merge_into_one_entry() -> None:
         Measurement("model", "decode", 8, {"architecture": {}}, samples, energy_mj, "warm", failed)
         for samples, energy_mj, failed in (((1.0, 2.0), 3.0, ""), ((4.0,), 5.0, ""), ((), None, "no memory"))
     )
-    assert session.merged([first, second]) == dataclasses.replace(first, samples=(1.0, 2.0, 4.0), energy_mj=4.0)
-    assert session.merged([first, broken]) == broken
+    assert merge_visits([first, second]) == [dataclasses.replace(first, samples=(1.0, 2.0, 4.0), energy_mj=4.0)]
+    assert merge_visits([first, broken]) == [broken]
 
 
 def test_a_visit_to_a_slow_machine_counts_like_the_others() -> None:
@@ -225,6 +225,6 @@ def test_a_visit_to_a_slow_machine_counts_like_the_others() -> None:
         Measurement("model", "decode", 8, {"architecture": {}}, (2.0 * pace,), yardsticks={"decode warm": 0.1 * pace})
         for pace in (1.0, 1.5, 0.8)
     )
-    whole = session.merged([slow, usual, quick])
+    (whole,) = merge_visits([slow, usual, quick])
     assert whole.samples == pytest.approx((2.0, 2.0, 2.0)) and whole.yardsticks == {"decode warm": 0.1}
     assert [m.median_ms for m in even_out([slow, usual, quick])] == pytest.approx([2.0, 2.0, 2.0])
