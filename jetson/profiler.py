@@ -25,7 +25,7 @@ from merino_edge.errors import InputError, OutputError
 from merino_edge.jetson import device
 from merino_edge.jetson.backends import Backend
 from merino_edge.jetson.energy import EnergyMeter
-from merino_edge.jetson.plan import Axes, Plan, make_plan
+from merino_edge.jetson.plan import LADDER, Axes, Detail, Plan, make_plan
 from merino_edge.jetson.probe import TINY_VOCAB, Probe, Space, Stack
 from merino_edge.jetson.schedule import DEFAULT_MINUTES, FULL_MINUTES, Pace, choose
 from merino_edge.jetson.sensors import Reading, Sensors, moved
@@ -99,7 +99,9 @@ def prepare(request: Request, begun: dict[str, Any] | None = None) -> Prepared:
         cache_bytes = begun.get("cache_bytes", cache_bytes)
     quick = request.minutes < FULL_MINUTES
 
-    def plan_of(detail: Any) -> Plan:
+    def plan_of(detail: Detail) -> Plan:
+        if begun is not None and begun.get("space") == request.space_document:
+            detail = dataclasses.replace(LADDER[0], rounds=detail.rounds)  # as finely as it was begun
         return make_plan(
             request.space, request.precision, quick, request.lengths, begun, detail, cache_bytes, request.backend.places
         )
