@@ -56,10 +56,10 @@ def test_profile_goes_on(good: Path, tmp_path: Path, merino: tuple[str, ...]) ->
     )
     assert (code, out) == (130, "") and f"merino-edge profile --continue --out {table}" in err
     assert err.endswith("merino-edge: interrupted\n")
-    begun = LatencyTable.load(table, unfinished=True).measurements
+    begun = LatencyTable.load(table, unfinished=True).lines
     assert begun and [path.name for path in tmp_path.iterdir()] == ["table.jsonl"]
     assert run("profile", "--continue", "--out", table) == 0
-    assert LatencyTable.load(table).measurements[: len(begun)] == begun
+    assert LatencyTable.load(table).lines[: len(begun)] == begun
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
