@@ -111,7 +111,7 @@ def write_faced(write_table: WriteTable) -> WriteTable:
         def through(face: Face, value: Face, a: Architecture) -> Face:
             return face._replace(offset_ms=rounded(cost(value, a) - cost(face, a)))
 
-        steep = through(Face(2.5, rounded(0.03), 0.0), WARM, space.architecture(space.sample(rng)))
+        steep = through(Face(2.5, rounded(0.001), 0.0), WARM, space.architecture(space.sample(rng)))
         cold = through(COLD, steep, space.architecture(space.sample(rng)))
         return write_table(space, precision, faces=Faces((WARM, steep, cold), rng.choice(ALTERNATIVES)), **options)
 

@@ -66,6 +66,7 @@ def test_a_step_of_several_faces_costs_the_least_over_programs_of_the_greatest_s
 ) -> None:
     table = write_faced(MIXED, "int8", seed, cache_buckets=cache_buckets)
     asked, rng = problem(MIXED, ["decode_ms@64", "parameters", "text_ms@100"], table=table), random.Random(seed)
+    checked = 0
     for _ in range(50):
         genome = MIXED.sample(rng)
         a, programs = MIXED.architecture(genome), asked.programs(genome.frame)
@@ -77,10 +78,13 @@ def test_a_step_of_several_faces_costs_the_least_over_programs_of_the_greatest_s
         costs = [asked.value(metric, a, genome.frame) for metric in asked.budget.metrics]
         assert np.min(found, axis=0).tolist() == costs
         assert costs[0] == table.model_cost(a, Step("decode", 64))
+        if min(costs) <= 0:  # a face's constant may take more than a small model has; no budget says so
+            continue
+        checked += 1
         for values, within in ((costs, True), ([math.nextafter(costs[0], 0), *costs[1:]], False)):
             limits = {metric.key: value for metric, value in zip(asked.budget.metrics, values, strict=True)}
-            assert all(value > 0 for value in values)
             assert asked.limited(Budget.of(limits)).feasible(genome) is within
+    assert checked >= 10
 
 
 @given(st.floats(1e-3, 1e12), st.sampled_from([1.0, 1e6, 0.04173, 3.0]))
