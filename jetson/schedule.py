@@ -6,6 +6,7 @@ between by parameters and tokens. It counts on a batch being gone over as often 
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import dataclasses
 import math
@@ -22,7 +23,7 @@ from merino_edge.jetson.session import Batch, session
 from merino_edge.jetson.stopwatch import BURST_SECONDS, BURST_STEPS, COLD_STEPS, LONG_SECONDS, WARM_UP_STEPS
 
 QUICK_MINUTES, DEFAULT_MINUTES = 2.0, 30.0
-FULL_MINUTES = 8.0  # from here on 50 models are held out, and rounds go on until medians are steady
+FULL_MINUTES = 8.0  # from here on 50 models are held out
 RESERVE = 0.82  # of the time that a plan may fill by its estimate
 
 
@@ -124,7 +125,7 @@ def choose(plan_of: Callable[[Detail], Plan], pace_of: Callable[[Plan], Pace], s
     for detail in reversed(LADDER):
         plan = plan_of(detail)
         if fits(plan):
-            while plan.rounds < MOST_ROUNDS and fits(more := dataclasses.replace(plan, rounds=plan.rounds + 2)):
-                plan = more
-            return plan, pace
+            more = [dataclasses.replace(plan, rounds=n) for n in range(plan.rounds + 2, MOST_ROUNDS + 1, 2)]
+            fitting = bisect.bisect_left(more, True, key=lambda longer: not fits(longer))
+            return more[fitting - 1] if fitting else plan, pace
     return plan_of(LADDER[0]), pace

@@ -54,6 +54,8 @@ def session(
         between = [*parts[time::times], *(Batch(batch, whole_rounds, time, time == times - 1) for batch in wholes)]
         random.Random(time).shuffle(between)
         order += between
+    if not known:
+        return order
     left = (
         dataclasses.replace(batch, probes=tuple(p for p in batch.probes if (p.key, batch.visit) not in known))
         for batch in order

@@ -71,8 +71,11 @@ def profile(
         raise OutputError(f"{out} exists", "finish it with --continue, or choose another --out")
     require("onnx_ir", "export")
     from merino_edge.jetson import profiler
+    from merino_edge.jetson.schedule import QUICK_MINUTES
 
-    request = _request(begun, backend, space, precision, threads, lengths, 2.0 if quick else minutes, only, out)
+    request = _request(
+        begun, backend, space, precision, threads, lengths, QUICK_MINUTES if quick else minutes, only, out
+    )
     screen = console.stderr()
     if dry_run:
         prepared = profiler.prepare(request, begun or None)
