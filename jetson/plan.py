@@ -23,7 +23,7 @@ DEFAULT_LENGTH = 256  # positions a cost is for when nobody says
 LONGEST = 1024  # measured unless asked for
 HELD_OUT, QUICK_HELD_OUT = 50, 10
 CALIBRATION, QUICK_CALIBRATION = 24, 8
-CANDIDATES = 4  # drawn for each calibration model
+CANDIDATES = 40  # drawn for each calibration model
 SHARED = 64  # a part of the last cache that other guests of a machine leave alone
 SAMPLE = 101  # architectures drawn to see how large a space's models are
 
@@ -50,6 +50,7 @@ LADDER = (
     Detail(5, 3, 2, 2, 3, rounds=10),
     Detail(7, 3, 2, 3, 3, rounds=16),
     Detail(9, 3, 3, 3, 4, rounds=32),
+    Detail(9, 3, 5, 3, 4, rounds=32),
 )
 MOST_ROUNDS = 240  # where time is left
 
@@ -169,7 +170,8 @@ def make_plan(
     if known is not None and lengths is None:
         lengths = [length for length in known.lengths if length <= positions] or None
     top = min(positions, DEFAULT_LENGTH if quick else LONGEST)
-    usual = lengths or [max(1, top // part) for part in ((4, 1) if quick else (16, 4, 1))][-max(2, detail.lengths) :]
+    parts = (4, 1) if quick or detail.lengths < 3 else thin((16, 8, 4, 2, 1), detail.lengths)
+    usual = lengths or [max(1, top // part) for part in parts]
     axes = Axes.of(space, detail, _caches(space, precision, cache_bytes), places, usual)
     default = min(DEFAULT_LENGTH, axes.lengths[-1]) if lengths is None else axes.lengths[len(axes.lengths) // 2]
     reference: Mapping[str, Any] = {

@@ -7,7 +7,8 @@ further byte also drives out others. So, with warm(a), cold(a) [ms] and mb(a) su
     t(a) = least over alternatives of the greatest over their faces of
            warm(a) + cold_share * (cold(a) - warm(a)) + ms_per_mb * mb(a) + offset_ms
 
-with the alternatives {warm, steep} and {far}. Every face is a sum over parts, so an exact search can still use it. The
+with the alternatives {warm, steep} and {far}. Where the last cache holds every model but the one before it does not,
+one face between warm and cold is enough. Every face is a sum over parts, so an exact search can still use it. The
 faces are fitted to whole models that are measured for it and for nothing else, by as few constants as will do (more of
 them fitted noise: docs/lab-notes.md); a device without a cold entry has one face, the warm sum.
 """
@@ -25,6 +26,8 @@ from numpy.typing import NDArray
 
 RESOLUTION = 2.0**-30  # of every answer, in ms or mJ
 FAR_SHARES = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05)  # cold shares tried, of large models
+# And of models that all fit the last cache but not the one before it: between warm and cold from the smallest on.
+NEAR_SHARES = (0.0, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6)
 STEEP = (1.0, 0.5)  # cold share of the piece in between, and what a byte costs beyond, as a share of its cold penalty
 WORTH = 0.003  # mean relative error that a third face must save
 LEAST_MODELS = 6  # to fit a third face to
@@ -98,7 +101,9 @@ def fit(models: Sequence[tuple[Sums, float]], warm: bool) -> Faces:
     far = [face for share in FAR_SHARES for face in _through(share, 0.0, sums, measured)]
     if not warm:
         return _best(map(single, far), sums, measured)
-    two = _best([single(WARM), *(Faces((WARM, face), ((0, 1),)) for face in far)], sums, measured)
+    near = [face for share in NEAR_SHARES for face in _through(share, 0.0, sums, measured)]
+    pairs = (Faces((WARM, face), ((0, 1),)) for face in (*near, *far))
+    two = _best([single(WARM), *map(single, near), *pairs], sums, measured)
     if len(models) < LEAST_MODELS:
         return two
     per_mb = float(np.median(np.maximum(sums[:, 1] - sums[:, 0], 0.0) / sums[:, 2]))  # ms

@@ -42,7 +42,7 @@ from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError, InputError
 from merino_edge.faces import COLD, WARM, Face, Faces, Sums, rounded, single
 from merino_edge.latency_grids import AGAIN, LatencyGrids
-from merino_edge.measurement import MODES, WHOLE, Measurement, Mode, Point, even_out, layer_point, merge_visits, unseal
+from merino_edge.measurement import MODES, WHOLE, Measurement, Mode, Point, layer_point, merge_visits, unseal
 from merino_edge.step import Step
 
 KIND = "latency_table"
@@ -91,7 +91,7 @@ class LatencyTable:
 
     def __post_init__(self) -> None:
         self.lines = list(self.measurements)
-        self.measurements = even_out(merge_visits(self.lines))
+        self.measurements = merge_visits(self.lines)
         self._grids = LatencyGrids(self.path, self.measurements, self.header.get("reference"))
         if self.faces is None:
             self.faces = single(COLD if self._grids.only_cold else WARM)

@@ -30,6 +30,7 @@ from merino_edge.errors import ArtefactError
 MAX_DOUBT_PERCENT = 2.5  # an entry whose median is known less well is flagged unstable
 RESAMPLES = 400  # of a bootstrap
 CONFIDENCE = 0.95
+SHARES = (0.5, 0.0, 0.25, 0.75, 1.0)  # of the cold yardstick in a whole model; the first where nothing tells
 
 Mode = Literal["decode", "prefill"]
 What = Literal["layer", "repeat", "width_change", "end", "calibration", "model"]
@@ -94,7 +95,7 @@ class Measurement:
     failed: str = ""  # why there are no samples
     yardsticks: Mapping[str, float] = field(default_factory=dict)  # [ms], by kind of step
     visit: int = 0  # whole models are measured several times over a profile, each time a line
-    slowness: float = field(default=1.0, compare=False)  # of the machine while it was measured (`even_out`)
+    slowness: float = field(default=1.0, compare=False)  # of the machine while it was measured (`Yardsticks`)
 
     @property
     def median_ms(self) -> float:
@@ -188,41 +189,66 @@ def usual_yardsticks_ms(measurements: Iterable[Measurement]) -> dict[str, float]
     return {kind: statistics.median(values) for kind, values in seen.items()}
 
 
+class Yardsticks:
+    """How many times slower than usual the machine was, as far as yardsticks tell.
+
+    A part is as slow as the yardstick of its kind. A whole model finds some of itself in the caches, and how much no
+    one knows beforehand: of the shares that a cold yardstick can have in it (`SHARES`), the one counts by which the
+    visits to the same models agree best.
+    """
+
+    def __init__(self, lines: Iterable[Measurement]) -> None:
+        lines = list(lines)
+        self.usual_ms = usual_yardsticks_ms(lines)
+        visits: dict[str, list[Measurement]] = {}
+        for m in lines:
+            if m.what in WHOLE and m.mode == "decode" and len(m.yardsticks) > 1 and not m.failed:
+                visits.setdefault(m.key, []).append(m)
+        repeated = [found for found in visits.values() if len(found) > 1]
+        self.cold_share = min(SHARES, key=lambda share: self._scatter(repeated, share)) if repeated else SHARES[0]
+
+    def slowness(self, m: Measurement) -> float:
+        return self._slowness(m, self.cold_share)
+
+    def _slowness(self, m: Measurement, cold_share: float) -> float:
+        ratios = {kind: ms / self.usual_ms[kind] for kind, ms in m.yardsticks.items()}
+        if len(ratios) == 2:
+            return math.prod(ratios[k] ** (cold_share if k == "decode cold" else 1 - cold_share) for k in ratios)
+        return math.prod(ratios.values())
+
+    def _scatter(self, repeated: Iterable[Sequence[Measurement]], cold_share: float) -> float:
+        """Mean difference of a visit from its model's others, as a ratio."""
+        differences: list[float] = []
+        for visits in repeated:
+            times = [math.log(max(1e-9, statistics.median(m.samples)) / self._slowness(m, cold_share)) for m in visits]
+            differences += [abs(time - statistics.median(times)) for time in times]
+        return statistics.fmean(differences)
+
+
 def merge_visits(lines: Iterable[Measurement]) -> list[Measurement]:
     """One entry of all the times that something was measured, in the order of the first; failed if it failed once."""
+    lines = list(lines)
+    yardsticks = Yardsticks(lines)
     visits: dict[str, list[Measurement]] = {}
     for m in lines:
-        visits.setdefault(m.key, []).append(m)
+        visits.setdefault(m.key, []).append(replace(m, slowness=yardsticks.slowness(m)))
     return [_merged(found) if len(found) > 1 else found[0] for found in visits.values()]
 
 
 def _merged(visits: list[Measurement]) -> Measurement:
+    """With the machine's slowness taken out of every sample: the first visit may have found it slower than the last."""
     for m in visits:
         if m.failed:
             return m
     energies = [m.energy_mj for m in visits if m.energy_mj is not None]
-    visits = even_out(visits)  # the first may have been on a slower machine than the last
-    usual = usual_yardsticks_ms(visits)
     return replace(
         visits[0],
         samples=tuple(sample / m.slowness for m in visits for sample in m.samples),
         energy_mj=statistics.fmean(energies) if energies else None,
-        yardsticks=usual,
+        yardsticks=usual_yardsticks_ms(visits),
         visit=0,
         slowness=1.0,
     )
-
-
-def even_out(measurements: Iterable[Measurement]) -> list[Measurement]:
-    """The same, each with how many times slower than usual, over all of them, its yardsticks were."""
-    measurements = list(measurements)
-    usual = usual_yardsticks_ms(measurements)
-
-    def slowness(m: Measurement) -> float:
-        ratios = [ms / usual[kind] for kind, ms in m.yardsticks.items()]
-        return statistics.geometric_mean(ratios) if ratios else 1.0
-
-    return [replace(m, slowness=slowness(m)) for m in measurements]
 
 
 def entry_key(what: str, mode: str, length: int, shape: Mapping[str, Any], cache: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from merino_edge.jetson.backends import backend_named
 from merino_edge.jetson.plan import QUICK_HELD_OUT
 from merino_edge.jetson.profiler import Progress, Request
 from merino_edge.latency_table import LatencyTable
-from merino_edge.measurement import MODES, Measurement, even_out, merge_visits
+from merino_edge.measurement import MODES, Measurement, merge_visits
 from merino_edge.runtime.engine import Engine
 from merino_edge.search import space_file
 from merino_edge.search.space import Space
@@ -227,4 +228,19 @@ def test_a_visit_to_a_slow_machine_counts_like_the_others() -> None:
     )
     (whole,) = merge_visits([slow, usual, quick])
     assert whole.samples == pytest.approx((2.0, 2.0, 2.0)) and whole.yardsticks == {"decode warm": 0.1}
-    assert [m.median_ms for m in even_out([slow, usual, quick])] == pytest.approx([2.0, 2.0, 2.0])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_visits_tell_how_much_a_cold_yardstick_says_of_whole_models(share: float) -> None:
+    """Both yardsticks wander, the models' own time follows them by some share each."""
+    rng = random.Random(0)
+    lines = []
+    for visit in range(3):
+        for length in range(8, 20):
+            warm, cold = (math.exp(rng.gauss(0, 0.1)) for _ in range(2))
+            shape, took = {"architecture": {}}, 0.1 * length * warm ** (1 - share) * cold**share
+            yardsticks = {"decode warm": 0.2 * warm, "decode cold": 0.8 * cold}
+            lines.append(Measurement("model", "decode", length, shape, (took,), yardsticks=yardsticks, visit=visit))
+    whole = merge_visits(lines)
+    paces = [m.median_ms / m.length for m in whole]
+    assert len(whole) == 12 and max(paces) == pytest.approx(min(paces))
