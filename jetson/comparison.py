@@ -14,7 +14,7 @@ from typing import Any
 from merino_edge.errors import InputError
 from merino_edge.jetson import device
 from merino_edge.latency_table import LatencyTable
-from merino_edge.measurement import Measurement, usual_yardsticks_ms
+from merino_edge.measurement import Measurement, Yardsticks, usual_yardsticks_ms
 
 Pairs = list[tuple[Measurement, Measurement]]
 
@@ -53,9 +53,11 @@ def _beside_yardsticks(first: LatencyTable, second: LatencyTable, pairs: Pairs) 
     if not ratios or _different(first, second):
         return {"yardsticks": ratios, "median_apart_from_yardsticks_percent": None}
 
+    yardsticks = Yardsticks([*first.lines, *second.lines])
+
     def evened(m: Measurement) -> Measurement:
-        slower = [ratios[kind] for kind in m.yardsticks if kind in ratios]
-        return replace(m, slowness=m.slowness * (statistics.geometric_mean(slower) if slower else 1.0))
+        slower = yardsticks.weigh({kind: ratios[kind] for kind in m.yardsticks if kind in ratios})
+        return replace(m, slowness=m.slowness * slower)
 
     found = _apart_percent([(one, evened(other)) for one, other in pairs])
     return {"yardsticks": ratios, "median_apart_from_yardsticks_percent": found}

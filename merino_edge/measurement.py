@@ -210,11 +210,12 @@ class Yardsticks:
     def slowness(self, m: Measurement) -> float:
         return self._slowness(m, self.cold_share)
 
+    def weigh(self, ratios: Mapping[str, float]) -> float:
+        """One figure of how many times slower each kind of yardstick was."""
+        return _weighed(ratios, self.cold_share)
+
     def _slowness(self, m: Measurement, cold_share: float) -> float:
-        ratios = {kind: ms / self.usual_ms[kind] for kind, ms in m.yardsticks.items()}
-        if len(ratios) == 2:
-            return math.prod(ratios[k] ** (cold_share if k == "decode cold" else 1 - cold_share) for k in ratios)
-        return math.prod(ratios.values())
+        return _weighed({kind: ms / self.usual_ms[kind] for kind, ms in m.yardsticks.items()}, cold_share)
 
     def _scatter(self, repeated: Iterable[Sequence[Measurement]], cold_share: float) -> float:
         """Mean difference of a visit from its model's others, as a ratio."""
@@ -223,6 +224,12 @@ class Yardsticks:
             times = [math.log(max(1e-9, statistics.median(m.samples)) / self._slowness(m, cold_share)) for m in visits]
             differences += [abs(time - statistics.median(times)) for time in times]
         return statistics.fmean(differences)
+
+
+def _weighed(ratios: Mapping[str, float], cold_share: float) -> float:
+    if len(ratios) < 2:
+        return math.prod(ratios.values())
+    return math.prod(r ** (cold_share if kind == "decode cold" else 1 - cold_share) for kind, r in ratios.items())
 
 
 def merge_visits(lines: Iterable[Measurement]) -> list[Measurement]:
