@@ -188,8 +188,7 @@ def make_plan(
     probes = [*_layers(base, axes, reference, precision, cache_bytes), *_ends(base, axes, reference)]
     between = sorted({*axes.lengths, default})
     counts = (QUICK_CALIBRATION, QUICK_HELD_OUT) if quick else (CALIBRATION, HELD_OUT)
-    if "cold" in axes.caches:
-        probes += _calibration(space, precision, counts[0], between, default)
+    probes += _calibration(space, precision, counts[0], between, default)
     probes += probe.drawn(space, "model", counts[1], between, default, seed=0)
     return Plan(axes, quick, default, reference, tuple({p.key: p for p in probes}.values()), detail.rounds)
 

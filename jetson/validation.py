@@ -32,17 +32,14 @@ def predictions(table: LatencyTable, mode: Mode) -> list[tuple[float, float]]:
 
 
 def fit_faces(table: LatencyTable) -> Faces | None:
-    """How the table's decode sums become times, from its calibration models; None where it has no cold entries or no
-    such model, and sums are times."""
-    models = _models(table, "calibration", "decode")
+    """How the table's decode sums become times, from its calibration models; None where it has no such model, and sums
+    are times."""
     caches = {m.cache for m in table.measurements if m.mode == "decode" and m.what == "layer"}
-    if not models or "cold" not in caches:
-        return None
     found = []
-    for m, a in models:
+    for m, a in _models(table, "calibration", "decode"):
         with contextlib.suppress(InputError):
             found.append((table.sums(a, m.length), m.median_ms))
-    return fit(found, warm="warm" in caches) if found else None
+    return fit(found, warm="warm" in caches, cold="cold" in caches) if found else None
 
 
 def _models(table: LatencyTable, what: What, mode: Mode) -> list[tuple[Measurement, Architecture]]:

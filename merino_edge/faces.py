@@ -10,7 +10,8 @@ further byte also drives out others. So, with warm(a), cold(a) [ms] and mb(a) su
 with the alternatives {warm, steep} and {far}. Where the last cache holds every model but the one before it does not,
 one face between warm and cold is enough. Every face is a sum over parts, so an exact search can still use it. The
 faces are fitted to whole models that are measured for it and for nothing else, by as few constants as will do (more of
-them fitted noise: docs/lab-notes.md); a device without a cold entry has one face, the warm sum.
+them fitted noise: docs/lab-notes.md). A device without a cold entry has one face, the warm sum and a constant: what a
+whole model costs beyond its parts, each of which is measured in smaller company.
 """
 
 from __future__ import annotations
@@ -93,15 +94,21 @@ def single(face: Face) -> Faces:
     return Faces((face,), ((0,),))
 
 
-def fit(models: Sequence[tuple[Sums, float]], warm: bool) -> Faces:
-    """The faces that come closest to whole models, each with its measured time [ms]. `warm`: whether there are warm
-    entries. Few models fit no third face."""
+def fit(models: Sequence[tuple[Sums, float]], warm: bool, cold: bool = True) -> Faces:
+    """The faces that come closest to whole models, each with its measured time [ms]. `warm`, `cold`: which entries there
+    are. Few models fit no third face."""
     sums = np.array([parts for parts, _ in models])  # [N, 3]
     measured = np.array([time for _, time in models])
-    far = [face for share in FAR_SHARES for face in _through(share, 0.0, sums, measured)]
+
+    def through(shares: Iterable[float]) -> list[Face]:
+        return [face for share in shares for face in _through(share, 0.0, sums, measured)]
+
+    if not cold:  # no sum is larger than another, but a whole model may cost more than all its parts
+        return _best(map(single, (WARM, *through((0.0,)))), sums, measured)
+    far = through(FAR_SHARES)
     if not warm:
         return _best(map(single, far), sums, measured)
-    near = [face for share in NEAR_SHARES for face in _through(share, 0.0, sums, measured)]
+    near = through(NEAR_SHARES)
     pairs = (Faces((WARM, face), ((0, 1),)) for face in (*near, *far))
     two = _best([single(WARM), *map(single, near), *pairs], sums, measured)
     if len(models) < LEAST_MODELS:

@@ -56,6 +56,11 @@ def test_without_warm_entries_cold_ones_get_a_constant() -> None:
     assert fit(models, warm=False).value(Sums(5.0, 5.0, 5.0)) == pytest.approx(4.7)
 
 
+def test_without_cold_entries_warm_ones_get_a_constant() -> None:
+    models = [(Sums(warm, warm, warm), warm + 0.04) for warm in (0.3, 0.5, 0.8)]
+    assert fit(models, warm=True, cold=False).value(Sums(0.6, 0.6, 0.6)) == pytest.approx(0.64)
+
+
 def test_few_models_fit_no_third_face() -> None:
     assert len(fit(drawn(LAW, 4), warm=True).faces) == 2
 
