@@ -32,6 +32,7 @@ NEAR_SHARES = (0.0, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6)
 STEEP = (1.0, 0.5)  # cold share of the piece in between, and what a byte costs beyond, as a share of its cold penalty
 WORTH = 0.003  # mean relative error that a third face must save
 LEAST_MODELS = 6  # to fit a third face to
+LEAST_OFFSET = -0.3  # of the smallest model's warm sum: a smaller one must not come out at nothing
 
 Floats = NDArray[np.float64]
 
@@ -103,12 +104,14 @@ def fit(models: Sequence[tuple[Sums, float]], warm: bool, cold: bool = True) -> 
     def through(shares: Iterable[float]) -> list[Face]:
         return [face for share in shares for face in _through(share, 0.0, sums, measured)]
 
+    least_ms = LEAST_OFFSET * float(sums[:, 0].min())
     if not cold:  # no sum is larger than another, but a whole model may cost more than all its parts
-        return _best(map(single, (WARM, *through((0.0,)))), sums, measured)
+        alone = [face for face in through((0.0,)) if face.offset_ms >= least_ms]
+        return _best(map(single, (WARM, *alone)), sums, measured)
     far = through(FAR_SHARES)
     if not warm:
         return _best(map(single, far), sums, measured)
-    near = through(NEAR_SHARES)
+    near = [face for face in through(NEAR_SHARES) if face.offset_ms >= least_ms]
     pairs = (Faces((WARM, face), ((0, 1),)) for face in (*near, *far))
     two = _best([single(WARM), *map(single, near), *pairs], sums, measured)
     if len(models) < LEAST_MODELS:

@@ -55,7 +55,7 @@ def test_a_profile_prices_every_architecture_of_its_space(tmp_path: Path, tiny_s
     samples = {m.what: m.samples for m in table.measurements if m.mode == "prefill"}
     assert set(samples) == {"layer", "width_change", "end", "model"}
     assert all(len(rounds) == 2 for rounds in samples.values()) and min(samples["model"]) > 0
-    assert {m.what for m in table.measurements if m.mode == "decode"} == {*samples, "repeat"}
+    assert {m.what for m in table.measurements if m.mode == "decode"} == {*samples, "repeat", "calibration"}
     moments = [reading["moment"] for reading in table.conditions]
     assert moments[0] == "before" and moments[-1] == "after" and "clock_mhz" in table.conditions[0]
 
