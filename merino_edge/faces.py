@@ -96,8 +96,8 @@ def single(face: Face) -> Faces:
 
 
 def fit(models: Sequence[tuple[Sums, float]], warm: bool, cold: bool = True) -> Faces:
-    """The faces that come closest to whole models, each with its measured time [ms]. `warm`, `cold`: which entries there
-    are. Few models fit no third face."""
+    """The faces that come closest to whole models, each with its measured time [ms]. `warm`, `cold`: which entries
+    there are. Few models fit no third face."""
     sums = np.array([parts for parts, _ in models])  # [N, 3]
     measured = np.array([time for _, time in models])
 
