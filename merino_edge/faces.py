@@ -32,7 +32,7 @@ NEAR_SHARES = (0.0, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6)
 STEEP = (1.0, 0.5)  # cold share of the piece in between, and what a byte costs beyond, as a share of its cold penalty
 WORTH = 0.003  # mean relative error that a third face must save
 LEAST_MODELS = 6  # to fit a third face to
-LEAST_OFFSET = -0.3  # of the smallest model's warm sum: a smaller one must not come out at nothing
+LEAST_OFFSET = -0.5  # of the smallest model's warm sum: a smaller one must not come out at nothing
 
 Floats = NDArray[np.float64]
 

@@ -81,16 +81,15 @@ class LatencyTable:
 
     path: Path
     header: dict[str, Any]
-    measurements: list[Measurement]
+    lines: list[Measurement]  # as they stand in the file, a line for every visit
     validation: dict[str, Any]  # {} while the table is unfinished
     sha256: str
     faces: Faces | None = None  # of decode; None: as entries are, unfitted
     conditions: list[dict[str, Any]] = field(default_factory=list)  # clocks before, during and after
-    lines: list[Measurement] = field(init=False, repr=False, compare=False)  # as they stand in the file
+    measurements: list[Measurement] = field(init=False, repr=False, compare=False)  # an entry each, evened
     _grids: LatencyGrids = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self.lines = list(self.measurements)
         self.measurements = merge_visits(self.lines)
         self._grids = LatencyGrids(self.path, self.measurements, self.header.get("reference"))
         if self.faces is None:

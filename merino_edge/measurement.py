@@ -239,10 +239,10 @@ def merge_visits(lines: Iterable[Measurement]) -> list[Measurement]:
     visits: dict[str, list[Measurement]] = {}
     for m in lines:
         visits.setdefault(m.key, []).append(replace(m, slowness=yardsticks.slowness(m)))
-    return [_merged(found) if len(found) > 1 else found[0] for found in visits.values()]
+    return [_merged(found, yardsticks.usual_ms) if len(found) > 1 else found[0] for found in visits.values()]
 
 
-def _merged(visits: list[Measurement]) -> Measurement:
+def _merged(visits: list[Measurement], usual_ms: Mapping[str, float]) -> Measurement:
     """With the machine's slowness taken out of every sample: the first visit may have found it slower than the last."""
     for m in visits:
         if m.failed:
@@ -252,7 +252,7 @@ def _merged(visits: list[Measurement]) -> Measurement:
         visits[0],
         samples=tuple(sample / m.slowness for m in visits for sample in m.samples),
         energy_mj=statistics.fmean(energies) if energies else None,
-        yardsticks=usual_yardsticks_ms(visits),
+        yardsticks={kind: usual_ms[kind] for kind in visits[0].yardsticks},
         visit=0,
         slowness=1.0,
     )

@@ -173,7 +173,7 @@ def test_a_table_must_cover_the_places_that_a_step_reads(write_table: WriteTable
 def test_every_face_must_be_covered(write_faced: WriteTable) -> None:
     whole = write_faced(SMALL)
     measured = [m for m in whole.measurements if m.cache == "warm" or m.shape["width"] < 256]
-    table = replace(whole, measurements=measured)
+    table = replace(whole, lines=measured)
     with pytest.raises(
         InputError, match=r"space small: decode of layer .swiglu.: width 64 to 256 .measured 64 to 128.; add"
     ):
