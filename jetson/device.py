@@ -98,9 +98,9 @@ def device_card(root: Path | str = "/") -> dict[str, Any]:
     }
 
 
-def cache_levels_bytes(card: dict[str, Any]) -> list[int]:
-    """The caches the card knows, smallest first."""
-    return sorted(card["cache_bytes"].values())
+def last_level_cache_bytes(card: dict[str, Any]) -> int:
+    """The largest cache the card knows, 0 when it knows none."""
+    return max(card["cache_bytes"].values(), default=0)
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

@@ -203,23 +203,10 @@ def _calibration(space: Space, precision: str, count: int, lengths: Sequence[int
     return [*thin(small, count - few), *thin(large, few)]
 
 
-def exceeded_cache_bytes(space: Space, precision: str, levels: Sequence[int]) -> int:
-    """Of a processor's caches, smallest first, the one that is swept before cold steps: the last, or where all models
-    are within other guests' leavings of it, the one before, if they exceed that: then they run out of the last one."""
-    largest = _sizes(space, precision)[-1]
-    *_, before, last = 0, *levels
-    return before if 0 < before < largest < last / SHARED else last
-
-
-def _sizes(space: Space, precision: str) -> list[float]:
-    """What decode steps of some of the space's models read [bytes], least first."""
-    rng = random.Random(0)
-    return sorted(_touched(space.architecture(space.sample(rng)), precision) for _ in range(SAMPLE))
-
-
 def _caches(space: Space, precision: str, cache_bytes: int) -> tuple[Cache, ...]:
     """How the space's models find the processor's caches: models well within them always warm, far larger ones cold."""
-    sizes = _sizes(space, precision)
+    rng = random.Random(0)
+    sizes = sorted(_touched(space.architecture(space.sample(rng)), precision) for _ in range(SAMPLE))
     if not cache_bytes or sizes[-1] < cache_bytes / SHARED:
         return ("warm",)
     return ("cold",) if sizes[0] > 2 * cache_bytes else ("cold", "warm")

@@ -25,7 +25,7 @@ from merino_edge.errors import InputError, OutputError
 from merino_edge.jetson import device
 from merino_edge.jetson.backends import Backend
 from merino_edge.jetson.energy import EnergyMeter
-from merino_edge.jetson.plan import LADDER, Axes, Detail, Plan, exceeded_cache_bytes, make_plan
+from merino_edge.jetson.plan import LADDER, Axes, Detail, Plan, make_plan
 from merino_edge.jetson.probe import TINY_VOCAB, Probe, Space, Stack
 from merino_edge.jetson.schedule import DEFAULT_MINUTES, FULL_MINUTES, Pace, choose
 from merino_edge.jetson.sensors import Reading, Sensors, moved
@@ -93,8 +93,7 @@ class Prepared:
 def prepare(request: Request, begun: dict[str, Any] | None = None) -> Prepared:
     """Choose the plan. `begun`: the header of a table that is to be finished or extended. Raises InputError."""
     card = device.device_card()
-    levels = device.cache_levels_bytes(card) or [UNKNOWN_CACHE_BYTES]
-    cache_bytes = exceeded_cache_bytes(request.space, request.precision, levels)
+    cache_bytes = device.last_level_cache_bytes(card) or UNKNOWN_CACHE_BYTES
     cache_bytes = cache_bytes if request.backend.device == "cpu" else 0  # nothing here sweeps a GPU's cache
     if begun is not None:
         cache_bytes = begun.get("cache_bytes", cache_bytes)

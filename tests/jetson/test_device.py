@@ -9,7 +9,7 @@ import pytest
 from recorded_boards import BOARDS, board_files, break_reading, expand, write
 
 from merino_edge import limits
-from merino_edge.jetson.device import UNKNOWN, cache_levels_bytes, clock_mhz, device_card, differences
+from merino_edge.jetson.device import UNKNOWN, clock_mhz, device_card, differences, last_level_cache_bytes
 from merino_edge.jetson.modules import sm_count
 
 NANO_SUPER = "jetpack7-orin-nano-super"
@@ -49,7 +49,7 @@ def test_a_board_is_read_as_it_says(orin: Path) -> None:
     assert card["cpu"] == "implementer 0x41 part 0xd42" and card["cpu_flags"] == ["asimd", "asimdhp", "asimddp"]
     assert (card["cores"], card["physical_cores"]) == (6, 6)
     assert (card["memory_bytes"], card["swap_bytes"]) == (7486 * 2**20, 0)
-    assert card["cache_bytes"] == {"l1d": 65536, "l3": 2 * 2**20} and cache_levels_bytes(card) == [65536, 2 * 2**20]
+    assert card["cache_bytes"] == {"l1d": 65536, "l3": 2 * 2**20} and last_level_cache_bytes(card) == 2 * 2**20
     assert (card["system"], card["kernel"]) == ("Ubuntu 24.04.4 LTS", "6.8.12-1021-tegra") and clock_mhz(orin) == 960.0
 
 
@@ -145,7 +145,7 @@ def test_what_no_file_says_stays_unknown(tmp_path: Path) -> None:
     gpu = dict.fromkeys(("tpc_pg_mask", "sm_count", "l2_bytes", "max_mhz"), UNKNOWN)
     others = dict.fromkeys(set(card) - set(empty) - {"gpu"}, UNKNOWN)
     assert card == {**others, **empty, "gpu": gpu}
-    assert cache_levels_bytes(card) == [] and clock_mhz(tmp_path) == UNKNOWN
+    assert last_level_cache_bytes(card) == 0 and clock_mhz(tmp_path) == UNKNOWN
 
 
 @pytest.mark.parametrize("name", FILES)

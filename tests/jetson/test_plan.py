@@ -12,17 +12,7 @@ import pytest
 from merino_edge.architecture import Architecture
 from merino_edge.errors import InputError
 from merino_edge.faces import COLD, single
-from merino_edge.jetson.plan import (
-    CALIBRATION,
-    HELD_OUT,
-    LADDER,
-    QUICK_HELD_OUT,
-    Axes,
-    Plan,
-    exceeded_cache_bytes,
-    make_plan,
-    thin,
-)
+from merino_edge.jetson.plan import CALIBRATION, HELD_OUT, LADDER, QUICK_HELD_OUT, Axes, Plan, make_plan, thin
 from merino_edge.jetson.validation import fit_faces, validate
 from merino_edge.latency_table import LatencyTable, family
 from merino_edge.measurement import MODES, Measurement
@@ -134,16 +124,6 @@ def test_caches_are_swept_only_where_models_may_not_fit() -> None:
 
     assert caches(DEMO, 2**33) == ("warm",) == caches(EDGE, 0)  # 0: this backend's caches cannot be swept
     assert caches(PAPER, 2**25) == ("cold",) and caches(EDGE, LARGE_CACHE) == ("cold", "warm")
-
-
-def test_the_cache_that_is_swept_is_the_one_that_models_exceed() -> None:
-    for levels, expected in (
-        ([2**21, 2**29], 2**21),  # int4 models of `demo` read 1 to 6 MB
-        ([2**21, 2**25], 2**25),  # of a last cache this small others leave too little
-        ([2**24, 2**29], 2**29),  # all fit the one before it
-        ([2**29], 2**29),
-    ):
-        assert exceeded_cache_bytes(DEMO, "int4", levels) == expected
 
 
 @pytest.mark.parametrize("detail", LADDER)

@@ -64,7 +64,7 @@ def test_a_profile_prices_every_architecture_of_its_space(tmp_path: Path, tiny_s
 def test_models_that_may_not_fit_the_caches_are_timed_cold_too(
     tmp_path: Path, tiny_space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profiler.device, "cache_levels_bytes", lambda card: [2**16])
+    monkeypatch.setattr(profiler.device, "last_level_cache_bytes", lambda card: 2**16)
     table = run(tmp_path / "t.jsonl", tiny_space)
     assert {m.cache for m in table.measurements if m.what == "end" and m.mode == "decode"} == {"warm", "cold"}
     assert any(m.what == "calibration" for m in table.measurements) and table.faces is not None
