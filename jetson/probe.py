@@ -25,7 +25,7 @@ from merino_edge.architecture import Architecture, Block
 from merino_edge.measurement import MODES, Cache, Mode, What, entry_key
 
 TINY_VOCAB = 2
-DEPTHS = (8, 4, 3, 2)  # of the deeper stack of a slope; the other has one layer
+DEPTHS = (4, 3, 2)  # of the deeper stack of a slope; the other has one layer
 DRAWS = 10  # tries per whole model: a tiny space may not have as many
 
 
