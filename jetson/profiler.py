@@ -106,7 +106,7 @@ def prepare(request: Request, begun: dict[str, Any] | None = None) -> Prepared:
             request.space, request.precision, quick, request.lengths, begun, detail, cache_bytes, request.backend.places
         )
 
-    sweep_bytes = 2 * cache_bytes
+    sweep_bytes = 2 * cache_bytes if "cold" in plan_of(LADDER[0]).axes.caches else 0
     yardstick = _yardstick(request.space)
     stopwatch = Stopwatch(request.backend, request.precision, request.threads, sweep_bytes, yardstick, EnergyMeter.of())
 
