@@ -19,8 +19,9 @@ chat: $(VENV)/workstation
 	test -d chat/bundle-int4 || $(BIN)/merino-edge export chat/checkpoint --out chat/bundle-int4 --precision int4
 	$(BIN)/merino-edge generate chat/bundle-int4
 
+# Two workers of one thread each: PyTorch's threads are many times slower on cores that others use.
 test: lint types
-	$(BIN)/pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n 2 --dist loadfile
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
