@@ -25,6 +25,7 @@ import onnxruntime
 from merino_edge import bundle, checkpoint
 from merino_edge.convert import import_model
 from merino_edge.export.bundle_writer import write_bundle
+from merino_edge.export.targets import Target
 from merino_edge.pretrained import fetch_smollm2
 from merino_edge.runtime.onnx_engine import OnnxEngine
 from merino_edge.tokenizer import Tokenizer
@@ -87,9 +88,8 @@ def main() -> None:
         write_bundle(
             source,
             Path(folder) / "bundle",
-            "int4",
+            Target.named("onnxruntime", "int4"),
             CONTEXT,
-            "onnxruntime",
             lambda graph, context: OnnxEngine(graph, source.architecture, context, options.threads),
         )
         prompt = Tokenizer.load(Path(folder) / "bundle").encode(TEXT)[: options.prompt_tokens]

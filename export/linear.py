@@ -1,17 +1,17 @@
 """How stored weights become initializers and products of the graph, per target and precision.
 
-| precision | onnxruntime | rtx |
+| precision | onnxruntime | TensorRT |
 |---|---|---|
-| fp32 | float32 | - |
+| fp32 | float32 | float32 |
 | fp16 | float16, cast to float32 when loaded | float16 |
 | int8 | int8, one float32 scale per 32 inputs | int8, one float16 scale per output |
 | int4 | int4, one float32 scale per 32 inputs; head int8 | int4, one float16 scale per 32 inputs; head int8 |
 
-ONNX Runtime fuses a blocked DequantizeLinear and its MatMul into one kernel that reads the codes (MatMulNBits), but
-only where the codes have one consumer and no Relu follows at once. Matrices that several layers share, and those right
-before a Relu, are therefore written as MatMulNBits for `onnxruntime`: unfused, a further layer of a shared int8 block
-took 1.40 ms instead of 0.15, and an int4 ReLU layer without biases 0.79 instead of 0.09 (docs/lab-notes.md). Version
-1.23 fuses int4 alone, so for `onnxruntime-1.23` all of them are.
+For ONNX Runtime the codes are those of MatMulNBits, one kernel that reads them. In the `native` lowering, which is of
+ONNX's operators alone where it can be, they are a blocked DequantizeLinear and a MatMul that ONNX Runtime fuses into
+that kernel, but only where the codes have one consumer and no Relu follows at once: matrices that several layers share,
+and those right before a Relu, are written as MatMulNBits there too. Unfused, a further layer of a shared int8 block
+took 1.40 ms instead of 0.15, and an int4 ReLU layer without biases 0.79 instead of 0.09 (docs/lab-notes.md).
 """
 
 from __future__ import annotations
@@ -44,17 +44,23 @@ class MatrixWriter:
         return self.values[name]
 
     def matmul(
-        self, x: ir.Value, names: Sequence[str], factors: Sequence[float] = (), unfused: bool = False
+        self,
+        x: ir.Value,
+        names: Sequence[str],
+        factors: Sequence[float] = (),
+        bias: ir.Value | None = None,
+        unfused: bool = False,
     ) -> ir.Value:
-        """x [.., K] times the weights `names` [N_i, K], stacked along N and each times its factor -> [.., sum N_i].
+        """x [.., K] times the weights `names` [N_i, K], stacked along N and each times its factor, plus a bias
+        [sum N_i] -> [.., sum N_i].
 
         `unfused`: ONNX Runtime would not fuse a DequantizeLinear here.
         """
         name = "+".join(names) + ".weight"
         factors = factors or [1.0] * len(names)
         quantized = f"{names[0]}.weight" in self.stored.quantized
-        if quantized and self.target.name != "rtx" and (unfused or not self.target.fuses_int8):
-            return self._matmul_nbits(x, name, self._stacked(names, factors))
+        if quantized and not self.target.on_tensorrt and (unfused or self.target.lowering != "native"):
+            return self._matmul_nbits(x, name, self._stacked(names, factors), bias)
         if name not in self.values:
             if quantized:
                 self.values[name] = self._dequantized(name, self._stacked(names, factors))
@@ -62,7 +68,8 @@ class MatrixWriter:
                 parts = [self.stored.arrays[f"{n}.weight"] * np.float32(f) for n, f in zip(names, factors, strict=True)]
                 weight = np.concatenate(parts).astype(self.stored.arrays[f"{names[0]}.weight"].dtype)
                 self.values[name] = self._computed(self.initializer(f"stored.{name}", weight.T))
-        return self.tape.op("MatMul", [x, self.values[name]])
+        product = self.tape.op("MatMul", [x, self.values[name]])
+        return product if bias is None else self.tape.op("Add", [product, bias])
 
     def _stacked(self, names: Sequence[str], factors: Sequence[float]) -> Quantized:
         """Quantised matrices of one bit width as one, along N; a factor is one of the scales."""
@@ -70,13 +77,15 @@ class MatrixWriter:
         scales = [part.scales * np.float32(factor) for part, factor in zip(parts, factors, strict=True)]
         return Quantized(np.concatenate([part.codes for part in parts]), np.concatenate(scales), parts[0].bits)
 
-    def _matmul_nbits(self, x: ir.Value, name: str, q: Quantized) -> ir.Value:
+    def _matmul_nbits(self, x: ir.Value, name: str, q: Quantized, bias: ir.Value | None) -> ir.Value:
         """com.microsoft.MatMulNBits: codes [N, G, B * bits / 8] uint8 with the middle as zero, scales [N, G]."""
         outputs, groups, block = q.codes.shape
         codes = (q.codes.astype(np.int16) + (1 << (q.bits - 1))).astype(np.uint8)
         if q.bits == 4:
             codes = np.bitwise_or(codes[..., 0::2], np.left_shift(codes[..., 1::2], 4, dtype=np.uint8))
-        inputs = [x, self.initializer(name, codes), self.initializer(f"{name}.scale", q.scales)]
+        scales = self.initializer(f"{name}.scale", q.scales)
+        inputs: list[ir.Value | None] = [x, self.initializer(name, codes), scales]
+        inputs += [None, None, bias] if bias is not None else []
         attributes = {"K": groups * block, "N": outputs, "bits": q.bits, "block_size": block, "accuracy_level": 4}
         return self.tape.op("MatMulNBits", inputs, attributes, domain=MICROSOFT)
 
@@ -100,11 +109,14 @@ class MatrixWriter:
         scales = q.scales.T  # [G, N]
         code_type = ml_dtypes.int4 if q.bits == 4 else np.int8
         inputs = [self.initializer(f"stored.{name}", codes.astype(code_type))]
-        blocked = len(scales) * INT4_BLOCK == len(codes)
+        blocked = q.bits == 4 or self.target.blocks_int8
         scale = scales if blocked else scales[0]
-        inputs.append(self.initializer(f"stored.{name}.scale", scale.astype(self.dtype.numpy())))
         attributes = {"axis": 0, "block_size": INT4_BLOCK} if blocked else {"axis": 1}
-        return self.tape.op("DequantizeLinear", inputs, attributes)
+        half_scales = self.target.opset >= 19  # before, DequantizeLinear knew float32 alone
+        dtype = self.dtype if half_scales else ir.DataType.FLOAT
+        inputs.append(self.initializer(f"stored.{name}.scale", scale.astype(dtype.numpy())))
+        matrix = self.tape.op("DequantizeLinear", inputs, attributes)
+        return matrix if dtype == self.dtype else self._cast(matrix, self.dtype)
 
     def _computed(self, stored: ir.Value) -> ir.Value:
         """A float weight in the type that matrices compute in."""

@@ -1,7 +1,7 @@
 """Proof that an exported bundle computes what its checkpoint computes: PyTorch fp32 against the bundle's engine.
 
-Every check is one figure against one limit (`LIMITS`, per precision); one failure fails the export. On
-real text, position by position through the cache (decode) and again as prompts (prefill):
+Every check is one figure against one limit (`LIMITS`, per precision); one failure fails the export. On real text, in
+windows at the start, in the middle and at the very end of the context, position by position through the cache:
 
     graph_kl               mean over positions of KL(PyTorch with the weights as stored || exported), nats: is the graph
                            right, whatever its precision costs
@@ -9,7 +9,7 @@ real text, position by position through the cache (decode) and again as prompts 
     max_logit_difference   max over positions and vocabulary of |exported - checkpoint|
     top1_agreement         share of positions with the same best token; a tie of the reference counts as agreement
     greedy_tokens_equal    of GREEDY_TOKENS greedily decoded, how many agree before the first difference (or tie)
-    prefill_difference     max |prompt run at once - run token by token|, both exported
+    prefill_difference     max |prompt run at once - run token by token| at the end of each window, both exported
 
 The only part of export that imports PyTorch. Report: a list of {check, value, limit, passed}.
 """
@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 
     from merino_edge.runtime.engine import Engine
 
-GREEDY_TOKENS = 64
-TEXT_TOKENS = 128
+GREEDY_TOKENS = 200
+FIRST_WINDOW, WINDOW = 96, 16  # positions compared at the start, and in each of the other two windows
+GREEDY_PROMPT = 32
+CHUNK = 512  # positions that PyTorch runs at once on its way to a window
 
 # exp(mean_kl) is how much the export raises the perplexity on text that the reference itself would write: at most
 # 0.1 % at fp16, 2 % at int8, 65 % at int4 (docs/lab-notes.md has what real models measure). What ONNX Runtime's kernels
@@ -79,30 +81,56 @@ class Check:
 def compare(
     checkpoint: Checkpoint, stored: StoredWeights, engine: Engine, precision: str, tokens: Sequence[int]
 ) -> list[Check]:
-    """All checks of `engine`, whose graph holds `stored`, against the checkpoint in PyTorch fp32, over `tokens`."""
-    text = np.asarray(tokens[: min(TEXT_TOKENS, engine.max_positions)], np.int64)  # [T]
+    """All checks of `engine`, whose graph holds `stored`, against the checkpoint in PyTorch fp32, over `tokens`, which
+    are repeated until they fill the context."""
+    text = np.resize(np.asarray(tokens, np.int64), engine.max_positions)  # [C]
+    places = windows(len(text))
     a = checkpoint.architecture
     as_stored = replace(a, tied_head=a.tied_head and not stored.own_head)
-    stored_logits = TorchReference(as_stored, stored.restore()).logits(text)  # [T, V]
+    stored_logits = TorchReference(as_stored, stored.restore()).windows(text, places)  # [P, V]
     reference = TorchReference(a, checkpoint.weights)
-    expected = reference.logits(text)  # [T, V]
-    got = np.stack([engine.forward(text[i : i + 1], i).copy() for i in range(len(text))])  # [T, V]
-    ends = sorted({1, (len(text) + 1) // 2, len(text)})
-    prompts = np.stack([engine.forward(text[:end], 0).copy() for end in ends])
-    greedy_start = text[: max(1, len(text) // 4)]
+    expected = reference.windows(text, places)  # [P, V]
+    got, prefill_difference = _run_windows(engine, text, places)
+    greedy_start = text[: max(1, min(GREEDY_PROMPT, len(text) // 4))]
     count = min(GREEDY_TOKENS, engine.max_positions - len(greedy_start))
     figures = {
         "graph_kl": mean_kl(stored_logits, got),
         "mean_kl": mean_kl(expected, got),
         "max_logit_difference": float(np.abs(got - expected).max()),
         "top1_agreement": top1_agreement(expected, got),
-        "greedy_tokens_equal": _greedy_agreement(reference, engine, greedy_start, count),
-        "prefill_difference": float(np.abs(prompts - got[[end - 1 for end in ends]]).max()),
+        "greedy_tokens_equal": greedy_agreement(reference, engine, greedy_start, count),
+        "prefill_difference": prefill_difference,
     }
     limits = dict(LIMITS[precision])
     if "greedy_tokens_equal" in limits:
         limits["greedy_tokens_equal"] = count  # all that a short context has room for
     return [_judge(name, value, limits.get(name)) for name, value in figures.items()]
+
+
+def windows(context: int) -> list[tuple[int, int]]:
+    """(first, end) of the positions that are compared: at the start, in the middle and at the end of the context."""
+    ends = sorted({min(FIRST_WINDOW, context), (context + 1) // 2, context})
+    found: list[tuple[int, int]] = []
+    done = 0
+    for end in ends:
+        first = max(done, 0 if not found else end - WINDOW)
+        if first < end:
+            found.append((first, end))
+            done = end
+    return found
+
+
+def _run_windows(
+    engine: Engine, text: NDArray[np.int64], places: Sequence[tuple[int, int]]
+) -> tuple[NDArray[np.float32], float]:
+    """Logits [P, V] of every window's positions, each through the cache, and how far a prompt run at once is off."""
+    got, difference = [], 0.0
+    for first, end in places:
+        if first:
+            engine.forward(text[:first], 0)
+        got += [engine.forward(text[i : i + 1], i).copy() for i in range(first, end)]
+        difference = max(difference, float(np.abs(engine.forward(text[:end], 0) - got[-1]).max()))
+    return np.stack(got), difference
 
 
 def require_passed(checks: Sequence[Check]) -> None:
@@ -144,7 +172,7 @@ def top1_agreement(expected: NDArray[np.float32], got: NDArray[np.float32]) -> f
     return float((expected.max(axis=-1) - chosen <= TIE).mean())
 
 
-def _greedy_agreement(reference: TorchReference, engine: Engine, start: NDArray[np.int64], count: int) -> int:
+def greedy_agreement(reference: TorchReference, engine: Engine, start: NDArray[np.int64], count: int) -> int:
     """How many tokens both decode alike from `start`: the export chooses, the reference is asked if it would too."""
     if count == 0:
         return 0
@@ -161,7 +189,7 @@ def _greedy_agreement(reference: TorchReference, engine: Engine, start: NDArray[
 
 
 class TorchReference:
-    """The model in PyTorch, float32, uncached."""
+    """The model in PyTorch, float32."""
 
     def __init__(self, a: Architecture, weights: Mapping[str, NDArray[np.floating]]) -> None:
         from merino_edge.model import Model
@@ -169,8 +197,24 @@ class TorchReference:
         self.model = Model.from_weights(a, weights).float().eval()
 
     def logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """tokens [T] -> logits [T, V]"""
+        """tokens [T] -> logits [T, V], uncached."""
         import torch
 
         with torch.inference_mode():
             return np.asarray(self.model(torch.from_numpy(tokens)[None])[0].float().numpy())
+
+    def windows(self, text: NDArray[np.int64], places: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
+        """Logits [P, V] of the positions of every window; what lies before them is run for its keys and values."""
+        import torch
+
+        from merino_edge.model import Cache
+
+        cache, done, found = Cache(self.model.architecture, 1, len(text)), 0, []
+        tokens = torch.from_numpy(text)[None]
+        with torch.inference_mode():
+            for first, end in places:
+                for start in range(done, first, CHUNK):
+                    self.model(tokens[:, start : min(start + CHUNK, first)], cache, start, last_only=True)
+                found.append(self.model(tokens[:, first:end], cache, first)[0].float().numpy())
+                done = end
+        return np.concatenate(found)

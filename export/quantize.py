@@ -17,12 +17,10 @@ import numpy as np
 from merino_edge.architecture import Architecture
 from merino_edge.counts import INT4_BLOCK
 from merino_edge.errors import UnsupportedError
+from merino_edge.export.gptq import gptq
+from merino_edge.export.rounding import nonzero, search_scales
 from merino_edge.export.targets import Target
 from merino_edge.weights import weight_shapes
-
-# How far below the largest magnitude a scale may clip; 1.0 is plain round-to-nearest.
-INT4_SHRINK = (np.arange(72, 112, 2) / 100).astype(np.float32)
-
 
 TABLES = ("embedding.weight", "positions.weight")  # read row by row, never multiplied by
 HEAD = "head.weight"
@@ -61,8 +59,14 @@ class StoredWeights:
         return arrays | {name: matrix.restore() for name, matrix in self.quantized.items()}
 
 
-def store(a: Architecture, weights: Mapping[str, np.ndarray], target: Target) -> StoredWeights:
-    """The checkpoint's weights in the form `target` stores them.
+def store(
+    a: Architecture,
+    weights: Mapping[str, np.ndarray],
+    target: Target,
+    moments: Mapping[str, np.ndarray] | None = None,
+) -> StoredWeights:
+    """The checkpoint's weights in the form `target` stores them. int4 matrices whose inputs' `moments` are given
+    (merino_edge.export.calibration) are rounded by GPTQ, others to the nearest code.
 
     Quantised models keep a float16 embedding (one row of it is read per step) and an int8 head (all of it is), so a
     tied table becomes two entries. Raises UnsupportedError where a matrix cannot be cut into blocks.
@@ -70,7 +74,7 @@ def store(a: Architecture, weights: Mapping[str, np.ndarray], target: Target) ->
     stored = StoredWeights({}, {})
     for name, weight in weights.items():
         if bits := _bits(name, weight.shape, target):
-            stored.quantized[name] = _quantize(name, weight, bits, target)
+            stored.quantized[name] = _quantize(name, weight, bits, target, (moments or {}).get(name))
         else:
             stored.arrays[name] = weight.astype(_float_type(weight.shape, target))
     if a.tied_head and _bits(HEAD, stored.arrays["embedding.weight"].shape, target):
@@ -115,18 +119,21 @@ def _float_type(shape: tuple[int, ...], target: Target) -> type:
 
 def _block(name: str, inputs: int, bits: int, target: Target) -> int:
     """Inputs that share a scale. Raises UnsupportedError where they do not divide the matrix."""
-    if bits == 8 and target.name == "rtx":
+    if bits == 8 and not target.blocks_int8:
         return inputs
     if inputs % INT4_BLOCK:
         raise UnsupportedError(f"{name} has {inputs} inputs, not a multiple of {INT4_BLOCK}", "export --precision fp16")
     return INT4_BLOCK
 
 
-def _quantize(name: str, weight: np.ndarray, bits: int, target: Target) -> Quantized:
+def _quantize(name: str, weight: np.ndarray, bits: int, target: Target, moments: np.ndarray | None = None) -> Quantized:
     block = _block(name, weight.shape[1], bits, target)
     # Through the type that scales are stored in; one that rounds to 0 is refused by TensorRT.
     dtype = target.compute_dtype.numpy()
-    quantized = int4_blocks(weight) if bits == 4 else int8_rows(weight, block)
+    if bits == 4 and moments is not None:
+        quantized = Quantized(*gptq(weight, moments, block), bits)
+    else:
+        quantized = int4_blocks(weight) if bits == 4 else int8_rows(weight, block)
     scales = np.maximum(quantized.scales.astype(dtype), np.finfo(dtype).smallest_subnormal)
     return Quantized(quantized.codes, scales.astype(np.float32), bits)
 
@@ -143,7 +150,7 @@ def _random_codes(rng: np.random.Generator, name: str, shape: tuple[int, ...], b
 def int8_rows(weight: np.ndarray, block: int | None = None) -> Quantized:
     """weight [N, K] with one scale per `block` inputs (default: per output), codes within -127..127."""
     groups = weight.astype(np.float32).reshape(len(weight), -1, block or weight.shape[1])  # [N, G, B]
-    scales = _nonzero(np.abs(groups).max(axis=-1) / 127)
+    scales = nonzero(np.abs(groups).max(axis=-1) / 127)
     codes = np.clip(np.rint(groups / scales[..., None]), -127, 127).astype(np.int8)
     return Quantized(codes, scales, bits=8)
 
@@ -156,26 +163,5 @@ def int4_blocks(weight: np.ndarray, block: int = INT4_BLOCK) -> Quantized:
     rows = max(1, (1 << 22) // (groups.shape[1] * block))  # bound the working set
     for start in range(0, len(groups), rows):
         part = slice(start, start + rows)
-        codes[part], scales[part] = _search_scales(groups[part])
+        codes[part], scales[part] = search_scales(groups[part])
     return Quantized(codes, scales, bits=4)
-
-
-def _search_scales(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of the scales `INT4_SHRINK` x max|w| / 7.5, the one with the least squared error, group by group."""
-    largest = np.abs(groups).max(axis=-1) / np.float32(7.5)
-    best_codes = np.zeros(groups.shape, np.int8)
-    best_scales = _nonzero(largest)
-    best_error = np.full(largest.shape, np.inf, np.float32)
-    for shrink in INT4_SHRINK:
-        scales = _nonzero(largest * shrink)
-        codes = np.clip(np.rint(groups / scales[..., None]), -8, 7)
-        error = np.square(groups - codes * scales[..., None]).sum(axis=-1)
-        better = error < best_error
-        best_error[better], best_scales[better] = error[better], scales[better]
-        best_codes[better] = codes[better].astype(np.int8)
-    return best_codes, best_scales
-
-
-def _nonzero(scales: np.ndarray) -> np.ndarray:
-    """A group of zeros gets scale 1, so that nothing divides by zero."""
-    return np.where(scales > np.finfo(np.float32).tiny, scales, np.float32(1.0)).astype(np.float32)

@@ -1,77 +1,171 @@
-"""NVIDIA's own parser and compiler over an exported graph: TensorRT for RTX, which needs no GPU to build.
+"""NVIDIA's own parser and compiler over an exported graph: from TensorRT 8.6 to 11, and TensorRT for RTX.
 
-Two builder settings make that possible: the target compute capability is named instead of read from a
-device. `compile_for` is how an export for the `rtx` target is proven to be accepted; it keeps no engine.
+An engine is built where it will run: it is tied to the release, the GPU and, since its kernels are timed, the clocks.
+TensorRT for RTX alone compiles for a compute capability that is named instead of read from a GPU, which is how exports
+are proven to compile on a machine without one. Two optimization profiles: one for decode, one for chunks of a prompt.
 """
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from merino_edge.errors import UnsupportedError, require
+from merino_edge import tensorrt_library
+from merino_edge.errors import UnsupportedError
+
+PREFILL_CHUNK = 512  # tokens run at once
+OnProgress = Callable[[str, float], None]  # (phase, share of it that is done)
 
 
 @dataclass(frozen=True)
-class Compiled:
-    """What the compiler made: `engine_bytes` for compute capability `capability`, in `seconds`."""
+class Engine:
+    """A serialized engine. `layers`: how many of each kind the parser made, `capability`: "" for the GPU at hand."""
 
-    capability: str
-    engine_bytes: int
-    seconds: float
+    plan: bytes = field(repr=False)
+    library: str
     version: str
+    capability: str
+    seconds: float
+    layers: Counter[str]
+    timing_cache: bytes = field(default=b"", repr=False)
 
 
-def compile_for(graph: Path, context: int, capability: str = "SM86") -> Compiled:
-    """Parse and compile `graph` (model.onnx with its data beside it) for a GPU that need not be here.
+def build_engine(
+    library: str,
+    graph: Path | bytes,
+    context: int,
+    capability: str = "",
+    workspace_bytes: int = 0,
+    timing_cache: bytes = b"",
+    on_progress: OnProgress | None = None,
+) -> Engine:
+    """Compile `graph` (model.onnx with its data beside it, or a serialized model) for steps of up to 512 tokens.
 
-    The profile covers one to `context` new tokens. Raises UnsupportedError with the parser's or the builder's
-    first message, MissingExtraError without the package.
+    `capability`, such as SM86, instead of the GPU at hand: TensorRT for RTX only. `workspace_bytes` bounds what a
+    kernel may use (0: the library's own limit). Raises MissingExtraError, UnsupportedError with the parser's or the
+    compiler's first message, KeyboardInterrupt when it was interrupted.
     """
-    require("tensorrt_rtx_bindings", "rtx")
-    import tensorrt_rtx_bindings as trt
-
-    log = _Log(trt)
-    builder = trt.Builder(log.logger)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, log.logger)
-    if not parser.parse_from_file(str(graph)):
+    trt, log = tensorrt_library.load(library)
+    builder = trt.Builder(log)
+    network = builder.create_network(_network_flags(trt))
+    parser = trt.OnnxParser(network, log)
+    parsed = parser.parse(graph) if isinstance(graph, bytes) else parser.parse_from_file(str(graph))
+    if not parsed:
         first = parser.get_error(0)
+        node = first.node_name() if hasattr(first, "node_name") else ""
         raise UnsupportedError(
-            f"TensorRT cannot parse {graph}: {first.desc()} (node {first.node_name()})",
-            "export with another --target or --precision",
+            f"TensorRT {trt.__version__} cannot parse the graph: {first.desc()}{f' (node {node})' if node else ''}",
+            "export it for this TensorRT: merino-edge targets lists them",
         )
     config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
-    profile = builder.create_optimization_profile()
-    for name in ("tokens", "positions"):
-        profile.set_shape(name, (1, 1), (1, 1), (1, context))
-    config.add_optimization_profile(profile)
+    if capability:
+        _compile_for(trt, config, capability)
+    if workspace_bytes:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
+    for name in _weak_precisions(trt, network):
+        config.set_flag(getattr(trt.BuilderFlag, name))
+    longest = min(context, PREFILL_CHUNK)
+    for optimum, most in ((1, min(2, longest)), (longest, longest)):  # 1..1 finds no fused kernel for attention
+        profile = builder.create_optimization_profile()
+        for name in ("tokens", "positions"):
+            profile.set_shape(name, (1, 1), (1, optimum), (1, most))
+        config.add_optimization_profile(profile)
+    cache = None
+    if library == tensorrt_library.TENSORRT:  # TensorRT for RTX times nothing
+        cache = config.create_timing_cache(timing_cache)
+        config.set_timing_cache(cache, False)
     started = time.perf_counter()
-    engine = builder.build_serialized_network(network, config)
-    if engine is None:
+    with _interruptible(trt, config, on_progress):
+        plan = builder.build_serialized_network(network, config)
+    if plan is None:
         raise UnsupportedError(
-            f"TensorRT cannot compile {graph} for {capability}: {log.first_error()}", "export with another --precision"
+            f"TensorRT {trt.__version__} cannot compile the graph: {log.first}",
+            "choose another --precision, or export with less --context",
         )
-    return Compiled(capability, int(engine.nbytes), time.perf_counter() - started, str(trt.__version__))
+    return Engine(
+        bytes(plan),
+        library,
+        str(trt.__version__),
+        capability,
+        time.perf_counter() - started,
+        layer_kinds(network),
+        bytes(cache.serialize()) if cache is not None else b"",
+    )
 
 
-class _Log:
-    """Collects the compiler's errors instead of printing them."""
+def layer_kinds(network: Any) -> Counter[str]:
+    """How many layers of each kind a parsed network has, as TensorRT names the kinds."""
+    return Counter(network.get_layer(index).type.name for index in range(network.num_layers))
 
-    def __init__(self, trt: Any) -> None:
-        errors: list[str] = []
 
-        class Collector(trt.ILogger):  # type: ignore[misc,name-defined]
-            def log(self, severity: Any, message: str) -> None:
-                if severity <= trt.ILogger.Severity.ERROR:
-                    errors.append(message)
+def _network_flags(trt: Any) -> int:
+    """Strongly typed where there is such a thing (from 9.0 on); an explicit batch dimension before."""
+    flags = trt.NetworkDefinitionCreationFlag
+    name = "STRONGLY_TYPED" if hasattr(flags, "STRONGLY_TYPED") else "EXPLICIT_BATCH"
+    return 1 << int(getattr(flags, name))
 
-        self.errors = errors
-        self.logger = Collector()
 
-    def first_error(self) -> str:
-        return self.errors[0] if self.errors else "no reason given"
+def _weak_precisions(trt: Any, network: Any) -> list[str]:
+    """Flags that let a network without strong typing (TensorRT 8.6) compute in the types its graph has."""
+    if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
+        return []
+    types = {network.get_input(index).dtype for index in range(network.num_inputs)}
+    return (["FP16"] if trt.DataType.HALF in types else []) + ["INT8"]
+
+
+def _compile_for(trt: Any, config: Any, capability: str) -> None:
+    known = getattr(trt, "ComputeCapability", None)
+    if known is None:
+        raise UnsupportedError("full TensorRT compiles for the GPU at hand only", "leave --capability out")
+    if not hasattr(known, capability):
+        names = ", ".join(sorted(name for name in known.__members__ if name.startswith("SM")))
+        raise UnsupportedError(f"TensorRT for RTX does not know {capability!r}", f"choose one of: {names}")
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(getattr(known, capability), 0)
+
+
+@contextmanager
+def _interruptible(trt: Any, config: Any, on_progress: OnProgress | None) -> Iterator[None]:
+    """Let Ctrl-C end a build between two of its steps: an exception cannot leave the compiler through C++."""
+    if not hasattr(trt, "IProgressMonitor"):
+        yield
+        return
+    stopped = threading.Event()
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.steps[phase_name] = num_steps
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.steps.pop(phase_name, None)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if on_progress is not None and self.steps.get(phase_name):
+                on_progress(phase_name, (step + 1) / self.steps[phase_name])
+            return not stopped.is_set()
+
+    config.progress_monitor = Monitor()
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in handlers:
+        signal.signal(number, lambda *_: stopped.set())
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if stopped.is_set():
+        raise KeyboardInterrupt

@@ -125,13 +125,15 @@ def _onnxruntime(device: str) -> Backend:
 
 def _tensorrt(name: str, distribution: str, module: str) -> Backend:
     def open_engine(a: Architecture, precision: str, threads: int) -> TimedEngine:
+        from merino_edge.export.tensorrt import build_engine
         from merino_edge.runtime.cuda import Cuda
-        from merino_edge.runtime.tensorrt_engine import EXTRAS, TensorRtEngine, build_engine
+        from merino_edge.runtime.tensorrt_engine import TensorRtEngine
+        from merino_edge.tensorrt_library import EXTRAS
 
         require(module, EXTRAS[module])
         Cuda().close()  # compiling takes long: first see whether there is a GPU
-        plan = build_engine(module, random_graph(a, precision, "rtx"), a.max_positions)
-        return TensorRtEngine(module, plan, a, a.max_positions)
+        built = build_engine(module, random_graph(a, precision, "rtx"), a.max_positions)
+        return TensorRtEngine(module, built.plan, a, a.max_positions)
 
     libraries = ("numpy", distribution, "cuda-bindings", "onnx-ir")
     precisions = tuple(p for p in PRECISIONS if p != "fp32")  # its fused attention has no float32

@@ -34,6 +34,8 @@ NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
     "train": (("torch", "safetensors"), "train"),
     "import": (("gguf", "safetensors"), "import"),
     "export": (("torch", "safetensors", "onnx", "onnx-ir"), "train,export"),
+    "build": (("tensorrt", "cuda-bindings", "onnx-ir"), "tensorrt,export"),
+    "targets": (("onnx-ir",), "export"),
     "generate": ((), ""),
     "bench": ((), ""),
     "show": ((), ""),

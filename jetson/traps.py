@@ -211,7 +211,7 @@ TRAPS = (
     Trap(
         "ONNX Runtime too old",
         _old_onnxruntime,
-        "export with --target onnxruntime-1.23, or with Python 3.11 or later: pip install 'onnxruntime>=1.25'",
+        "export with --lowering ort, or with Python 3.11 or later: pip install 'onnxruntime>=1.25'",
         "https://github.com/microsoft/onnxruntime/blob/main/docs/OperatorKernels.md",
     ),
     Trap(

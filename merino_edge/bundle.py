@@ -1,15 +1,18 @@
 """A bundle: the folder that `export` writes and the runtime reads. Needs no ONNX library and no PyTorch.
 
     BUNDLE/manifest.json     kind "bundle", schema 1: architecture, precision, target, context length, graph
-                             inputs and outputs, sha256 of every other file, parity report, checkpoint hash
+                             inputs and outputs, sha256 of every other file, parity report, checkpoint hash, engines
            model.onnx        model.onnx.data (weights)      tokenizer.json      chat.json
+           engine-HASH.plan  compiled by TensorRT on the machine that `engines` says (merino-edge build)
 
 Only plain files named in the manifest are used: no links, no folders, no `..`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -27,13 +30,18 @@ class Bundle:
     path: Path
     architecture: Architecture
     precision: str  # fp32 | fp16 | int8 | int4
-    target: str  # onnxruntime | rtx
+    target: str  # where it runs, one of merino_edge.export.targets
     context: int  # positions the cache holds
     manifest: dict[str, Any]
 
     @property
     def graph(self) -> Path:
         return self.path / "model.onnx"
+
+    @property
+    def engines(self) -> list[dict[str, Any]]:
+        """What was compiled from it: {"file", "library", "version", "capability", "machine", ...} each."""
+        return list(self.manifest.get("engines", []))
 
     def card(self) -> dict[str, Any]:
         """What a result says of the bundle it came from."""
@@ -56,6 +64,28 @@ def write_manifest(folder: Path, a: Architecture, precision: str, target: str, c
     artefact.write_json(folder / "manifest.json", KIND, {**head, "files": files, **more}, SCHEMA_VERSION)
 
 
+def add_engine(
+    bundle: Bundle, plan: bytes, entry: dict[str, Any], replaces: Callable[[dict[str, Any]], bool]
+) -> Bundle:
+    """Write a compiled engine beside the graph and name it in the manifest; those that it `replaces` are deleted.
+
+    The file is complete before the manifest names it, and what it replaces goes only afterwards. Raises OutputError.
+    """
+    name = f"engine-{hashlib.sha256(plan).hexdigest()[:12]}.plan"
+    artefact.write_bytes(bundle.path / name, plan)
+    gone = [old["file"] for old in bundle.engines if replaces(old) and old["file"] != name]
+    kept = [old for old in bundle.engines if old["file"] not in (name, *gone)]
+    files = {key: value for key, value in bundle.manifest["files"].items() if key not in gone}
+    files[name] = {"sha256": artefact.sha256_file(bundle.path / name), "bytes": len(plan)}
+    own = ("kind", "schema_version", "tool_version", "sha256")
+    payload = {key: value for key, value in bundle.manifest.items() if key not in own}
+    payload |= {"files": files, "engines": [*kept, {"file": name, **entry}]}
+    document = artefact.write_json(bundle.path / "manifest.json", KIND, payload, SCHEMA_VERSION)
+    for old in gone:
+        (bundle.path / old).unlink(missing_ok=True)
+    return replace(bundle, manifest=document)
+
+
 def load(path: Path | str, verify: bool = True) -> Bundle:
     """Read a bundle and check every file's name, size and (with `verify`) sha256. Raises ArtefactError."""
     path = Path(path)
@@ -71,6 +101,9 @@ def load(path: Path | str, verify: bool = True) -> Bundle:
     context = document.get("context")
     if not isinstance(context, int) or not 1 <= context <= a.max_positions:
         raise ArtefactError(f"{path}: context {context!r} does not fit the architecture", "export the bundle again")
+    engines = document.get("engines", [])
+    if not isinstance(engines, list) or not all(isinstance(e, dict) and e.get("file") in files for e in engines):
+        raise ArtefactError(f"{path}: its engines are not those of its files", "build them again: merino-edge build")
     return Bundle(path, a, str(document.get("precision")), str(document.get("target")), context, document)
 
 

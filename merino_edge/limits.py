@@ -36,6 +36,7 @@ MAX_STOP_STRINGS = 64
 MAX_THREADS = 1_024
 MAX_REPETITIONS = 10_000
 MAX_MINUTES = 10_080  # of a profile: a week
+MAX_WORKSPACE_MB = 1_048_576  # of a TensorRT build
 
 
 def check_range(name: str, value: int, low: int, high: int, error: type = InputError) -> int:

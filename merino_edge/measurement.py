@@ -229,7 +229,8 @@ class Yardsticks:
 def _weighed(ratios: Mapping[str, float], cold_share: float) -> float:
     if len(ratios) < 2:
         return math.prod(ratios.values())
-    return math.prod(r ** (cold_share if kind == "decode cold" else 1 - cold_share) for kind, r in ratios.items())
+    shares = {kind: cold_share if kind == "decode cold" else 1 - cold_share for kind in ratios}
+    return math.exp(sum(shares[kind] * math.log(ratio) for kind, ratio in ratios.items()))
 
 
 def merge_visits(lines: Iterable[Measurement]) -> list[Measurement]:

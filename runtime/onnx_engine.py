@@ -1,8 +1,9 @@
 """The engine for ONNX Runtime: one sequence on the CPU or a CUDA GPU, its key/value cache updated in place.
 
-`new_key_L` is bound to the memory of `key_L`, so a step copies no cache. Attention reads the whole bound
-cache, so the engine binds the smallest bucket that holds the sequence (256 positions, doubling up to the
-bundle's context) and copies the written part over when a sequence outgrows it. Knows no tokenizer.
+`new_key_L` is bound to the memory of `key_L`, so a step copies no cache; of a `primitive` graph the new rows are copied
+into it (CPU only). The `native` graph's attention reads the whole bound cache, so the engine binds the smallest bucket
+that holds the sequence (256 positions, doubling up to the bundle's context) and copies the written part over when a
+sequence outgrows it. Knows no tokenizer.
 
 On a GPU the cache lies in its memory, and ONNX Runtime leaves to the CPU every node that it has no CUDA kernel for,
 with copies there and back: `cpu_nodes` says which. Its CUDA build 1.31.1 has a kernel for TensorScatter. Not run on a
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from merino_edge.bundle import Bundle
 
 OLDEST_ONNX_RUNTIME = (1, 23)  # the first with CPU kernels for the operators of opset 23
-FIRST_WITH_TENSOR_SCATTER = (1, 25)  # older ones run what `--target onnxruntime-1.23` writes
+FIRST_WITH_TENSOR_SCATTER = (1, 25)  # which only the `native` lowering needs
 CUDA_PROVIDER = "CUDAExecutionProvider"
 FIRST_BUCKET = 256  # positions
 PREFILL_CHUNK = 512  # tokens run at once: bounds the memory of attention scores over long prompts
@@ -47,13 +48,8 @@ def installed_version() -> tuple[int, ...]:
     return tuple(map(int, ort.__version__.split(".")[:2]))
 
 
-def graph_target() -> str:
-    """The export target of what the installed ONNX Runtime runs."""
-    return "onnxruntime" if installed_version() >= FIRST_WITH_TENSOR_SCATTER else "onnxruntime-1.23"
-
-
 class OnnxEngine:
-    """Runs a `native` graph (see merino_edge.export.graph). Implements merino_edge.runtime.engine.Engine."""
+    """Runs a graph of any lowering (merino_edge.export.graph). Implements merino_edge.runtime.engine.Engine."""
 
     def __init__(
         self, graph: Path | bytes, a: Architecture, context: int, threads: int | None = None, device: str = "cpu"
@@ -94,7 +90,7 @@ class OnnxEngine:
                 raise UnsupportedError(
                     f"{where} needs ONNX Runtime {'.'.join(map(str, FIRST_WITH_TENSOR_SCATTER))} (Python 3.11),"
                     f" {ort.__version__} is installed",
-                    "export it for this one: merino-edge export CKPT --target onnxruntime-1.23",
+                    "export it for this one: merino-edge export CKPT --lowering ort",
                 ) from None
             reason = str(error).splitlines()[0]
             raise ArtefactError(f"ONNX Runtime cannot load {where} ({reason})", "export the bundle again") from None
@@ -114,7 +110,12 @@ class OnnxEngine:
         self._shapes = [(1, value.shape[1], value.shape[3]) for value in caches]
         self._dtype = np.float16 if caches[0].type == "tensor(float16)" else np.float32
         self._static = isinstance(caches[0].shape[2], int)  # the graph fixes the cache's capacity
+        self._row_names = [value.name for value in self._session.get_outputs() if value.name.startswith("row_")]
+        if self._row_names and device != "cpu":
+            raise UnsupportedError("the primitive lowering runs on the CPU only", "export with --lowering ort")
+        self._rows: list[NDArray[Any]] = []  # [1, Hkv, T, D] each, bound for steps of T tokens
         self._caches: list[Any] = []  # OrtValue, on the device
+        self._arrays: list[NDArray[Any]] = []  # what they hold, on the CPU
         self._length = 0
         self._logits: NDArray[np.float32] = np.zeros((1, a.vocab_size), np.float32)
         self._binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self._logits))
@@ -168,7 +169,7 @@ class OnnxEngine:
 
     def close(self) -> None:
         """Free the session and the cache. May be called twice."""
-        self._caches = []
+        self._caches, self._arrays, self._rows = [], [], []
         self._length = 0
         self._binding = self._session = None
 
@@ -176,6 +177,7 @@ class OnnxEngine:
         positions = np.arange(start, start + len(tokens), dtype=np.int64)
         self._binding.bind_cpu_input("tokens", tokens[None])
         self._binding.bind_cpu_input("positions", positions[None])
+        self._bind_rows(len(tokens))
         try:
             self._session.run_with_iobinding(self._binding)
             if self.device == "cuda":
@@ -186,15 +188,28 @@ class OnnxEngine:
                 f"ONNX Runtime cannot run the graph ({reason})", "export it again, or with less --context"
             ) from None
 
+        for cache, rows in zip(self._arrays, self._rows, strict=False):  # no rows: the caches were written in place
+            cache[:, :, start : start + len(tokens)] = rows
+
+    def _bind_rows(self, tokens: int) -> None:
+        """Of a `primitive` graph: make room for the keys and values of a step of so many tokens."""
+        if not self._row_names or (self._rows and self._rows[0].shape[2] == tokens):
+            return
+        self._rows = [np.empty((1, heads, tokens, head_dim), self._dtype) for _, heads, head_dim in self._shapes]
+        for name, rows in zip(self._row_names, self._rows, strict=True):
+            self._binding.bind_ortvalue_output(name, self._ort.OrtValue.ortvalue_from_numpy(rows))
+
     def _reserve(self, positions: int) -> None:
         """Bind a cache of the smallest bucket that holds `positions`, keeping what was written."""
         places = self.max_positions if self._static else bucket(positions, self.max_positions)
-        old, self._caches = self._caches, []
+        old, self._caches, self._arrays = self._caches, [], []
         for index, (batch, heads, head_dim) in enumerate(self._shapes):
             cache = np.zeros((batch, heads, places, head_dim), self._dtype)  # [1, Hkv, C, D]
             if old:
                 cache[:, :, : self._length] = old[index].numpy()[:, :, : self._length]
             value = self._ort.OrtValue.ortvalue_from_numpy(cache, self.device, 0)  # on the CPU it keeps `cache` itself
             self._caches.append(value)
+            self._arrays.append(cache)
             self._binding.bind_ortvalue_input(self._names[index], value)
-            self._binding.bind_ortvalue_output(f"new_{self._names[index]}", value)
+            if not self._row_names:
+                self._binding.bind_ortvalue_output(f"new_{self._names[index]}", value)

@@ -1,9 +1,10 @@
 """The engine for TensorRT and TensorRT for RTX: one sequence on a GPU, its key/value cache updated in place.
 
-It runs a serialized engine made from a graph exported for `rtx`, which TensorRT parses from 10.15 on; the calls are
-those of 10.3 and later. The cache has the whole context's capacity, and `new_key_L` is bound to the address of `key_L`.
-Two optimization profiles: one for decode, one for chunks of a prompt. Tokens go up and logits come down with every
-step, and no CUDA graph is captured.
+It runs a serialized engine (merino_edge.export.tensorrt) of a `native` or a `primitive` graph; the calls are those of
+8.6 and later. The cache has the whole context's capacity. A native engine updates it in place: `new_key_L` is bound to
+the address of `key_L`. A primitive one puts out the new rows, which are copied into it on the same stream. Two
+optimization profiles: one for decode, one for chunks of a prompt. Tokens go up and logits come down with every step,
+and no CUDA graph is captured.
 
 Nothing here was run on a GPU yet. What was tested without: NVIDIA's compiler builds such engines, its parser finds the
 very inputs and outputs that are bound here, and its bindings have every name that is called.
@@ -13,18 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from merino_edge import tensorrt_library
 from merino_edge.architecture import Architecture
-from merino_edge.errors import ArtefactError, InputError, UnsupportedError, require
+from merino_edge.errors import ArtefactError, InputError, UnsupportedError
 from merino_edge.runtime.cuda import Cuda
 
-PREFILL_CHUNK = 512  # tokens run at once
-EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx_bindings": "rtx"}  # of the library's module
+ROWS = "row_"  # prefix of a primitive graph's new keys and values
 
 
 class Tensor(NamedTuple):
@@ -35,13 +35,13 @@ class Tensor(NamedTuple):
     dtype: str  # as numpy spells it
 
 
-def bound_tensors(a: Architecture, context: int) -> list[Tensor]:
-    """Every input and output of the `rtx` graph of `a`."""
+def bound_tensors(a: Architecture, context: int, prefix: str = "new_", dtype: str = "float16") -> list[Tensor]:
+    """Every input and output of the graph of `a`; `prefix` of the caches' outputs: new_ (native), row_ (primitive)."""
     caches = [
-        Tensor(f"{new}{kind}_{layer}", (1, block.kv_heads, context, a.head_dim), "float16")
+        Tensor(f"{output}{kind}_{layer}", (1, block.kv_heads, places, a.head_dim), dtype)
         for layer, block in enumerate(a.layer_blocks())
         for kind in ("key", "value")
-        for new in ("", "new_")
+        for output, places in (("", context), (prefix, -1 if prefix == ROWS else context))
     ]
     ends = [Tensor("tokens", (1, -1), "int64"), Tensor("positions", (1, -1), "int64")]
     return [*ends, *caches, Tensor("logits", (1, a.vocab_size), "float32")]
@@ -60,59 +60,29 @@ def buffer_bytes(tensors: Iterable[Tensor], longest: int) -> dict[str, int]:
     }
 
 
-def build_engine(library: str, graph: bytes, context: int, capability: str = "") -> bytes:
-    """Compile a serialized model for the GPU at hand; TensorRT for RTX also for another `capability`, such as SM86.
-
-    Raises MissingExtraError, and UnsupportedError with the parser's or the compiler's first message.
-    """
-    trt, log = _load(library)
-    builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse(graph):
-        raise UnsupportedError(
-            f"TensorRT {trt.__version__} cannot parse the graph: {parser.get_error(0).desc()}",
-            "TensorRT 10.15 (JetPack 7.2) or newer parses it",
-        )
-    config = builder.create_builder_config()
-    if capability:
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
-    longest = min(context, PREFILL_CHUNK)
-    for optimum, most in ((1, min(2, longest)), (longest, longest)):  # 1..1 finds no fused kernel for attention
-        profile = builder.create_optimization_profile()
-        for name in ("tokens", "positions"):
-            profile.set_shape(name, (1, 1), (1, optimum), (1, most))
-        config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise UnsupportedError(
-            f"TensorRT {trt.__version__} cannot compile the graph: {log.first}", "choose another --precision"
-        )
-    return bytes(plan)
-
-
 class TensorRtEngine:
     """Runs a serialized engine. Implements merino_edge.runtime.engine.Engine."""
 
     def __init__(self, library: str, plan: bytes, a: Architecture, context: int) -> None:
-        """`library`: a module named in EXTRAS, of the version that built `plan`.
+        """`library`: a module named in tensorrt_library.EXTRAS, of the version that built `plan`.
 
         Raises UnsupportedError (no GPU, too little memory), MissingExtraError, ArtefactError (another model's plan).
         """
         self.vocab_size, self.max_positions = a.vocab_size, context
-        self._trt, self._log = _load(library)
+        self._trt, self._log = tensorrt_library.load(library)
         self._logits: NDArray[np.float32] = np.zeros((1, a.vocab_size), np.float32)
         self._length = 0
+        self._heads: dict[str, int] = {}  # of a primitive engine's rows
+        self._row_bytes = 0  # of one position of one head
         self._contexts: list[tuple[int, Any]] = []  # (most tokens, execution context), shortest first
         self._cuda = Cuda()
         try:
-            self._open(plan, bound_tensors(a, context))
+            self._open(plan, a)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, plan: bytes, tensors: list[Tensor]) -> None:
+    def _open(self, plan: bytes, a: Architecture) -> None:
         trt = self._trt
         engine = trt.Runtime(self._log).deserialize_cuda_engine(plan)
         if engine is None:
@@ -124,6 +94,10 @@ class TensorRtEngine:
             Tensor(n, tuple(engine.get_tensor_shape(n)), np.dtype(trt.nptype(engine.get_tensor_dtype(n))).name)
             for n in names
         ]
+        by_name = {tensor.name: tensor for tensor in found}
+        prefix = ROWS if f"{ROWS}key_0" in by_name else "new_"
+        dtype = by_name["key_0"].dtype if "key_0" in by_name else "float16"
+        tensors = bound_tensors(a, self.max_positions, prefix, dtype)
         if sorted(found) != sorted(tensors):
             raise ArtefactError("the engine was built from another model, or for another context", "build it again")
         most = [engine.get_tensor_profile_shape("tokens", i)[2][1] for i in range(engine.num_optimization_profiles)]
@@ -137,6 +111,9 @@ class TensorRtEngine:
             context.set_optimization_profile_async(index, self._cuda.stream)
             for name in names:
                 context.set_tensor_address(name, self._addresses[owner(name)])
+        if prefix == ROWS:
+            self._row_bytes = a.head_dim * np.dtype(dtype).itemsize
+            self._heads = {t.name: t.shape[1] for t in tensors if t.name.startswith(ROWS)}
         self._cuda.synchronize()
 
     def forward(self, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
@@ -176,20 +153,9 @@ class TensorRtEngine:
             self._cuda.to_device(values, self._addresses[name])
         if not context.execute_async_v3(self._cuda.stream):
             raise ArtefactError(f"TensorRT cannot run the engine: {self._log.first}", "build it again")
+        for name, heads in self._heads.items():
+            cache = self._addresses[name.removeprefix(ROWS)] + start * self._row_bytes
+            width, pitch = len(tokens) * self._row_bytes, self.max_positions * self._row_bytes
+            self._cuda.copy_rows(self._addresses[name], width, cache, pitch, width, heads)
         self._cuda.to_host(self._addresses["logits"], self._logits)
         self._cuda.synchronize()
-
-
-def _load(library: str) -> tuple[Any, Any]:
-    """The library's module, and a logger that keeps errors (`first`) instead of printing them."""
-    require(library, EXTRAS[library])
-    trt = import_module(library)
-
-    class Log(trt.ILogger):  # type: ignore[misc,name-defined]
-        first = "no reason given"
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.ERROR and self.first == Log.first:
-                self.first = message.splitlines()[0]
-
-    return trt, Log()

@@ -21,8 +21,13 @@ def export(
         int | None, typer.Option(help="Positions the cache holds [default: 1024, or the model's].")
     ] = None,
     target: Annotated[
-        str, typer.Option(help="onnxruntime (any CPU) or rtx (TensorRT with native attention).")
+        str,
+        typer.Option(help="Where it will run: onnxruntime, or a board's TensorRT (merino-edge targets lists them)."),
     ] = "onnxruntime",
+    lowering: Annotated[str, typer.Option(help="native, primitive or ort, instead of the target's own choice.")] = "",
+    rounding: Annotated[
+        str, typer.Option(help="Of int4: nearest, or gptq, on text that the model draws itself (a minute more).")
+    ] = "nearest",
     threads: Annotated[int | None, typer.Option(help="Threads for the comparison.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
 ) -> None:
@@ -30,14 +35,16 @@ def export(
     from merino_edge import checkpoint as checkpoints
     from merino_edge import limits
     from merino_edge.cli.console import check_line, print_json, print_line, stderr
-    from merino_edge.errors import ParityError, require
+    from merino_edge.errors import InputError, ParityError, require
 
     require("onnx_ir", "export")
     require("torch", "train")
     from merino_edge.export.bundle_writer import write_bundle
     from merino_edge.export.targets import Target
 
-    Target.named(target, precision)  # refuse before minutes of work
+    chosen = Target.named(target, precision, lowering)  # refuse before minutes of work
+    if rounding not in ("gptq", "nearest"):
+        raise InputError(f"unknown rounding {rounding!r}", "choose one of: gptq, nearest")
     if threads is not None:
         limits.check_range("threads", threads, 1, limits.MAX_THREADS)
     console = stderr()
@@ -47,7 +54,7 @@ def export(
         positions = min(1024, a.max_positions) if context is None else context
         engine = partial(_open_engine, a, threads)
         try:
-            bundle = write_bundle(source, out, precision, positions, target, engine, status.update)
+            bundle = write_bundle(source, out, chosen, positions, engine, status.update, rounding)
         except ParityError as error:
             for check in error.checks:
                 console.print(check_line(check), highlight=False)

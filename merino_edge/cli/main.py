@@ -16,7 +16,21 @@ from typing import Annotated, Any
 import typer
 
 from merino_edge import __version__
-from merino_edge.cli import bench, demo, doctor, estimate, export, generate, pareto, profile, search, show, train
+from merino_edge.cli import (
+    bench,
+    build,
+    demo,
+    doctor,
+    estimate,
+    export,
+    generate,
+    pareto,
+    profile,
+    search,
+    show,
+    targets,
+    train,
+)
 from merino_edge.cli import import_ as import_verb
 from merino_edge.errors import Interrupted, MerinoError
 
@@ -36,6 +50,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "train": train.train,
     "import": import_verb.import_model,
     "export": export.export,
+    "build": build.build,
+    "targets": targets.targets,
     "generate": generate.generate,
     "bench": bench.bench,
     "show": show.show,

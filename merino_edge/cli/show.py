@@ -179,7 +179,7 @@ def _print_artefact(screen: Console, document: Document) -> None:
     )
     _print_model(screen, document)
     told = {"kind", "path", "schema_version", "id", "architecture", "counts", "tool_version", "sha256",
-            "files", "parity", "graph", "history"}  # fmt: skip
+            "files", "parity", "graph", "history", "engines"}  # fmt: skip
     rest = {name: value for name, value in document.items() if name not in told}
     if isinstance(
         space := rest.get("space"), dict
@@ -193,8 +193,17 @@ def _print_artefact(screen: Console, document: Document) -> None:
     if rest:
         screen.print("how it was made:")
         _print_fields(screen, rest)
+    if graph := document.get("graph"):
+        screen.print(f"graph: {graph.get('lowering')} lowering, opset {graph.get('opset')}; compared with PyTorch:")
     for check in document.get("parity", ()):
         screen.print("  " + check_line(check))
+    for engine in document.get("engines", ()):
+        machine = engine.get("machine", {})
+        screen.print(
+            f"engine {engine['file']}: {engine.get('library')} {engine.get('version')} for {engine.get('capability')}, "
+            f"{engine.get('bytes', 0) / 1e6:.1f} MB, built on {machine.get('name')}, "
+            f"power mode {machine.get('power_mode')}"
+        )
     if files := document.get("files"):
         screen.print(f"files, each with its sha256 checked: {', '.join(sorted(files))}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from pathlib import Path
@@ -17,9 +18,10 @@ from merino_edge.architecture import Architecture, Bias, Block, Ffn
 from merino_edge.counts import PRECISIONS
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.graph import build_model, to_bytes
+from merino_edge.export.targets import LOWERINGS
 from merino_edge.model import Model
 from merino_edge.presets import PRESETS, preset
-from merino_edge.runtime.onnx_engine import OnnxEngine, graph_target
+from merino_edge.runtime.onnx_engine import OnnxEngine
 from merino_edge.weights import weight_shapes
 
 CONTEXT = 600  # beyond the engine's first and second cache bucket
@@ -37,7 +39,7 @@ FAMILIES = {
         tied_head=False,
         ffn="gelu",
         positions="rotary",
-        rotary_dim=8,
+        rotary_dim=16,
         parallel_residual=True,
     ),
     "llama": Architecture(96, CONTEXT, 96, 32, (Block(96, 2, 3, 1, 128),), rotary_dim=32, **LLAMA),
@@ -48,18 +50,24 @@ FAMILIES = {
 }
 
 
+# By how much sums may differ in their order: after MatMulNBits has rounded its inputs to int8, by a step of that.
+QUANTUM = {"fp32": 2e-4, "fp16": 2e-4, "int8": 0.1, "int4": 0.1}
+
+
 def reference_logits(a: Architecture, weights: dict[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         return Model.from_weights(a, weights)(torch.from_numpy(tokens)[None])[0].numpy()  # [T, V]
 
 
+@pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_graph_equals_pytorch_for_any_split_of_the_sequence(family: str) -> None:
+def test_graph_equals_pytorch_for_any_split_of_the_sequence(family: str, lowering: str) -> None:
     a = FAMILIES[family]
     weights = random_model(a)
     tokens = np.random.default_rng(1).integers(0, a.vocab_size, CONTEXT)
     expected = reference_logits(a, weights, tokens)
-    engine = OnnxEngine(to_bytes(build_model(a, weights, "fp32", CONTEXT)), a, CONTEXT, threads=1)
+    model = build_model(a, weights, "fp32", CONTEXT, lowering=lowering)
+    engine = OnnxEngine(to_bytes(model), a, CONTEXT, threads=1)
     start = 0
     for length in (1, 1, 5, 1, 200, 1, 90, 1, 299, 1):  # crosses the buckets at 256 and 512, ends at the context
         got = engine.forward(tokens[start : start + length], start)
@@ -68,10 +76,11 @@ def test_graph_equals_pytorch_for_any_split_of_the_sequence(family: str) -> None
     assert start == CONTEXT
 
 
+@pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rewinding_gives_what_a_fresh_engine_gives(family: str) -> None:
+def test_rewinding_gives_what_a_fresh_engine_gives(family: str, lowering: str) -> None:
     a = FAMILIES[family]
-    graph = to_bytes(build_model(a, random_model(a), "fp32", CONTEXT))
+    graph = to_bytes(build_model(a, random_model(a), "fp32", CONTEXT, lowering=lowering))
     tokens = np.random.default_rng(2).integers(0, a.vocab_size, 40)
     used, fresh = (OnnxEngine(graph, a, CONTEXT, threads=1) for _ in range(2))
     used.forward(tokens[::-1].copy(), 0)  # another sequence, then back to position 10 of it
@@ -80,34 +89,55 @@ def test_rewinding_gives_what_a_fresh_engine_gives(family: str) -> None:
     np.testing.assert_array_equal(used.forward(tokens[20:], 20), fresh.forward(tokens[20:], 20))
 
 
+@pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_graph_for_onnx_runtime_1_23_is_of_opset_23_and_computes_the_very_same(family: str, precision: str) -> None:
+def test_lowerings_are_valid_onnx_of_the_opset_they_name(family: str, precision: str, lowering: str) -> None:
+    a = FAMILIES[family]
+    model = build_model(a, random_model(a), precision, CONTEXT, lowering=lowering)
+    kinds = Counter(node.op_type for node in model.graph)
+    if lowering != "ort":  # the checker takes ONNX Runtime's SimplifiedLayerNormalization for ONNX's
+        onnx.checker.check_model(to_bytes(model), full_check="MatMulNBits" not in kinds)
+    assert model.opset_imports[""] == (24 if lowering == "native" else 21 if lowering == "ort" else 19)
+    assert kinds["TensorScatter"] == (2 * a.layers if lowering == "native" else 0)
+    assert kinds["GroupQueryAttention"] == (a.layers if lowering == "ort" else 0)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lowerings_multiply_by_the_very_same_weights(family: str, precision: str) -> None:
+    """In double the rounding of float32 sums, which alone differs."""
     a = FAMILIES[family]
     weights = random_model(a)
-    native, older = (build_model(a, weights, precision, CONTEXT, t) for t in ("onnxruntime", "onnxruntime-1.23"))
-    onnx.checker.check_model(to_bytes(older))  # refuses TensorScatter, which opset 23 has not
-    kinds = Counter(node.op_type for node in older.graph)
-    assert older.opset_imports[""] == 23 and kinds["ScatterElements"] == 2 * a.layers
-    assert kinds["DequantizeLinear"] == 0  # 1.23 would multiply by an int8 matrix dequantised anew in every step
-    tokens = np.random.default_rng(3).integers(0, a.vocab_size, 300)
-    engines = [OnnxEngine(to_bytes(model), a, CONTEXT, threads=1) for model in (native, older)]
-    for start, end in ((0, 1), (1, 40), (40, 41), (41, 290), (290, 291), (30, 300)):  # past a bucket, and rewound
-        expected, got = (engine.forward(tokens[start:end], start) for engine in engines)
-        np.testing.assert_array_equal(got, expected)
+    tokens = np.random.default_rng(3).integers(0, a.vocab_size, 40)
+    native, *others = (
+        OnnxEngine(to_bytes(build_model(a, weights, precision, CONTEXT, lowering=name)), a, CONTEXT, threads=1)
+        for name in LOWERINGS
+    )
+    for engine in others:
+        for start, end in ((0, 1), (1, 30), (30, 31), (9, 40)):
+            expected = native.forward(tokens[start:end], start).copy()
+            np.testing.assert_allclose(engine.forward(tokens[start:end], start), expected, atol=QUANTUM[precision])
+
+
+def test_a_rotation_that_onnx_runtime_has_no_kernel_for_is_refused() -> None:
+    a = dataclasses.replace(FAMILIES["neox"], rotary_dim=8)
+    with pytest.raises(UnsupportedError, match="multiples of 16, not 8") as refusal:
+        build_model(a, random_model(a), "fp32", CONTEXT, lowering="ort")
+    assert "--lowering native" in refusal.value.hint
 
 
 def test_older_onnx_runtime_names_the_target_to_export_for(monkeypatch: pytest.MonkeyPatch) -> None:
     a = FAMILIES["llama"]
-    model = build_model(a, random_model(a), "fp32", CONTEXT)
+    model = build_model(a, random_model(a), "fp32", CONTEXT, lowering="native")
     model.graph.opset_imports[""] = 23  # unknown here now, as opset 24 is to 1.23
     monkeypatch.setattr(ort, "__version__", "1.23.2")
     with pytest.raises(UnsupportedError, match=r"1\.23\.2 is installed") as refusal:
         OnnxEngine(to_bytes(model), a, CONTEXT)
-    assert f"--target {graph_target()}" in refusal.value.hint and "\n" not in str(refusal.value)
+    assert "--lowering ort" in refusal.value.hint and "\n" not in str(refusal.value)
     monkeypatch.setattr(ort, "__version__", "1.22.0")
     with pytest.raises(UnsupportedError, match=r"need ONNX Runtime 1\.23"):
-        OnnxEngine(to_bytes(build_model(a, random_model(a), "fp32", CONTEXT, "onnxruntime-1.23")), a, CONTEXT)
+        OnnxEngine(to_bytes(build_model(a, random_model(a), "fp32", CONTEXT)), a, CONTEXT)
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -19,23 +19,28 @@ from merino_edge.export import bundle_writer, parity
 from merino_edge.export.bundle_writer import write_bundle
 from merino_edge.export.graph import build_stored
 from merino_edge.export.quantize import StoredWeights, store
-from merino_edge.export.targets import Target
+from merino_edge.export.targets import LOWERINGS, Target
 from merino_edge.runtime.onnx_engine import OnnxEngine
 
 
 def export(
-    source: Checkpoint, out: Path, precision: str = "fp32", context: int = 160, target: str = "onnxruntime"
+    source: Checkpoint,
+    out: Path,
+    precision: str = "fp32",
+    context: int = 160,
+    target: str = "onnxruntime",
+    lowering: str = "",
 ) -> bundle.Bundle:
-    a = source.architecture
-    return write_bundle(source, out, precision, context, target, lambda graph, n: OnnxEngine(graph, a, n, threads=1))
+    a, chosen = source.architecture, Target.named(target, precision, lowering)
+    return write_bundle(source, out, chosen, context, lambda graph, n: OnnxEngine(graph, a, n, threads=1))
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "onnxruntime-1.23"])
+@pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_faithful_export_passes_and_loads(
-    tiny_checkpoint: Checkpoint, tmp_path: Path, precision: str, target: str
+    tiny_checkpoint: Checkpoint, tmp_path: Path, precision: str, lowering: str
 ) -> None:
-    made = export(tiny_checkpoint, tmp_path / "b", precision, target=target)
+    made = export(tiny_checkpoint, tmp_path / "b", precision, lowering=lowering)
     opened = bundle.load(tmp_path / "b")
     assert opened.manifest == made.manifest
     assert {c["check"] for c in opened.manifest["parity"]} >= set(parity.LIMITS[precision])
@@ -67,7 +72,7 @@ def test_weights_too_coarse_for_their_precision_fail(
     tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The graph is right, but what it holds is int4 under the name of int8."""
-    monkeypatch.setattr(bundle_writer, "store", lambda a, w, target: store(a, w, Target.named("onnxruntime", "int4")))
+    monkeypatch.setattr(bundle_writer, "store", lambda a, w, *_: store(a, w, Target.named("onnxruntime", "int4")))
     with pytest.raises(ParityError, match="mean_kl"):
         export(tiny_checkpoint, tmp_path / "b", "int8")
     assert os.listdir(tmp_path) == []
@@ -96,7 +101,11 @@ def test_figures_are_zero_for_equal_logits_and_grow_with_the_difference() -> Non
         ({"context": 193}, InputError),
         ({"precision": "fp8"}, UnsupportedError),
         ({"target": "jetpack-9"}, UnsupportedError),
-        ({"target": "rtx", "precision": "fp32"}, UnsupportedError),
+        ({"target": "rtx", "precision": "fp32", "lowering": "native"}, UnsupportedError),
+        ({"target": "jetpack-6.2", "lowering": "native"}, UnsupportedError),
+        ({"target": "jetpack-6.0", "precision": "int4"}, UnsupportedError),
+        ({"target": "jetpack-7.2", "lowering": "ort"}, UnsupportedError),
+        ({"lowering": "traced"}, UnsupportedError),
     ],
 )
 def test_impossible_requests_are_refused_in_one_line(

@@ -13,6 +13,7 @@ from smollm2_prompts import PROMPTS
 from merino_edge.bundle import Bundle
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.export.bundle_writer import write_bundle
+from merino_edge.export.targets import Target
 from merino_edge.runtime.generation import Session, generate
 from merino_edge.runtime.onnx_engine import OnnxEngine
 from merino_edge.runtime.sampling import Sampling
@@ -23,7 +24,9 @@ NEW_TOKENS = 64
 
 def export(smollm2: Checkpoint, out: Path, precision: str) -> Bundle:
     a = smollm2.architecture
-    return write_bundle(smollm2, out, precision, 512, "onnxruntime", lambda graph, n: OnnxEngine(graph, a, n))
+    return write_bundle(
+        smollm2, out, Target.named("onnxruntime", precision), 512, lambda graph, n: OnnxEngine(graph, a, n, threads=1)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -1,39 +1,102 @@
-"""NVIDIA's own compiler accepts what `--target rtx` writes: for a pretrained model and for a MeRino one. No GPU."""
+"""NVIDIA's own parser and compiler accept what is exported for TensorRT: every preset, lowering, precision. No GPU."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import onnx_ir as ir
 import pytest
 
+from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.errors import UnsupportedError
-from merino_edge.export.graph import build_model
-from merino_edge.export.tensorrt import compile_for
-from merino_edge.presets import preset
-from merino_edge.weights import random_weights
+from merino_edge.export.graph import build_model, build_stored, to_bytes
+from merino_edge.export.operators import lacking
+from merino_edge.export.quantize import random_stored
+from merino_edge.export.targets import PLATFORMS, Target
+from merino_edge.export.tensorrt import build_engine
+from merino_edge.presets import PRESETS, preset
+from merino_edge.tensorrt_library import RTX
 
-pytest.importorskip("tensorrt_rtx_bindings", reason="the extra [rtx] has no package for this machine")
+FORMS = [
+    (lowering, precision)
+    for lowering in ("native", "primitive")
+    for precision in PLATFORMS["rtx"].precisions
+    if (lowering, precision) != ("native", "fp32")
+]
 
 
+@pytest.fixture
+def rtx() -> None:
+    pytest.importorskip(RTX, reason="the extra [rtx] has no package for this machine")
+
+
+@pytest.mark.usefixtures("rtx")
 @pytest.mark.parametrize("precision", ["fp16", "int4"])
-@pytest.mark.parametrize("model", ["smollm2", "merino-52m"])
-def test_graph_compiles_for_sm86(request: pytest.FixtureRequest, tmp_path: Path, model: str, precision: str) -> None:
-    if model == "smollm2":
-        checkpoint: Checkpoint = request.getfixturevalue("smollm2")
-        a, weights = checkpoint.architecture, checkpoint.weights
-    else:
-        a = preset(model)
-        weights = random_weights(a)
-    graph = tmp_path / "model.onnx"
-    ir.save(build_model(a, weights, precision, 256, "rtx"), graph, external_data="model.onnx.data")
-    compiled = compile_for(graph, 256)
-    assert compiled.capability == "SM86"
+def test_a_pretrained_model_compiles_for_sm86(smollm2: Checkpoint, tmp_path: Path, precision: str) -> None:
+    a, graph = smollm2.architecture, tmp_path / "model.onnx"
+    ir.save(build_model(a, smollm2.weights, precision, 256, "rtx"), graph, external_data="model.onnx.data")
+    engine = build_engine(RTX, graph, 256, "SM86")
     # The engine holds the weights at their precision: neither dropped nor widened.
-    assert 0.9 * a.weight_bytes(precision) < compiled.engine_bytes < 1.6 * a.weight_bytes(precision)
+    assert 0.9 * a.weight_bytes(precision) < len(engine.plan) < 1.6 * a.weight_bytes(precision)
+    assert engine.layers["KV_CACHE_UPDATE"] == 2 * a.layers and engine.layers["ATTENTION_INPUT"] == a.layers
 
 
+def shrunk(name: str) -> Architecture:
+    """The preset `name` with a small vocabulary and at most two layers a block: every kind of node that it has."""
+    a = preset(name)
+    blocks = tuple(dataclasses.replace(block, layers=min(2, block.layers)) for block in a.blocks)
+    return dataclasses.replace(a, vocab_size=512, max_positions=256, blocks=blocks)
+
+
+@pytest.mark.usefixtures("rtx")
+@pytest.mark.parametrize(("lowering", "precision"), FORMS)
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_compiles(name: str, lowering: str, precision: str) -> None:
+    a, target = shrunk(name), Target.named("rtx", precision, lowering)
+    graph = to_bytes(build_stored(a, random_stored(a, target), target, 128))
+    engine = build_engine(RTX, graph, 128, "SM86")
+    native = lowering == "native"
+    assert engine.layers["KV_CACHE_UPDATE"] == (2 * a.layers if native else 0)
+    assert engine.layers["ATTENTION_INPUT"] == (a.layers if native else 0)
+
+
+@pytest.mark.parametrize("target", [name for name, platform in PLATFORMS.items() if platform.tensorrt])
+@pytest.mark.parametrize("name", PRESETS)
+def test_no_graph_has_an_operator_that_its_targets_parser_lacks(name: str, target: str) -> None:
+    a, platform = shrunk(name), PLATFORMS[target]
+    assert platform.tensorrt is not None
+    for precision in platform.precisions:
+        for lowering in platform.lowerings:
+            if (lowering, precision) == ("native", "fp32"):
+                continue
+            chosen = Target.named(target, precision, lowering)
+            model = build_stored(a, random_stored(a, chosen), chosen, 128)
+            assert lacking(model, platform.tensorrt) == []
+            assert platform.opsets[0] <= model.opset_imports[""] <= platform.opsets[1]
+
+
+@pytest.mark.parametrize(
+    ("lowering", "tensorrt", "said"),
+    [
+        ("native", (10, 3), "TensorScatter (from TensorRT 10.15)"),
+        ("native", (10, 14), "RotaryEmbedding (from TensorRT 10.15)"),
+        ("native", (10, 3), "Attention (from TensorRT 10.14)"),
+        ("ort", (11, 0), "com.microsoft.GroupQueryAttention (no TensorRT has it)"),
+    ],
+)
+def test_what_an_older_parser_lacks_is_named_with_the_release_that_has_it(
+    lowering: str, tensorrt: tuple[int, int], said: str
+) -> None:
+    a = shrunk("smollm2-135m")
+    target = Target.named("onnxruntime", "fp32", lowering)
+    model = build_stored(a, random_stored(a, target), target, 128)
+    assert said in map(str, lacking(model, tensorrt))
+
+
+@pytest.mark.usefixtures("rtx")
+@pytest.mark.filterwarnings("ignore")
 def test_a_graph_the_parser_does_not_know_is_one_line(tmp_path: Path) -> None:
     x = ir.val("tokens", ir.DataType.FLOAT, [1])
     node = ir.Node("com.example", "Mystery", [x], num_outputs=1)
@@ -41,5 +104,15 @@ def test_a_graph_the_parser_does_not_know_is_one_line(tmp_path: Path) -> None:
     graph = ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 24, "com.example": 1})
     ir.save(ir.Model(graph, ir_version=11), tmp_path / "model.onnx")
     with pytest.raises(UnsupportedError, match="cannot parse") as refusal:
-        compile_for(tmp_path / "model.onnx", 8)
+        build_engine(RTX, tmp_path / "model.onnx", 8, "SM86")
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.usefixtures("rtx")
+def test_an_unknown_capability_is_refused_with_those_there_are() -> None:
+    a = shrunk("merino-52m")
+    target = Target.named("rtx", "fp16")
+    graph = to_bytes(build_stored(a, random_stored(a, target), target, 128))
+    with pytest.raises(UnsupportedError, match="does not know 'SM87'") as refusal:
+        build_engine(RTX, graph, 128, "SM87")
+    assert "SM86" in refusal.value.hint

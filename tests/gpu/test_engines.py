@@ -10,11 +10,13 @@ import pytest
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError, InputError
 from merino_edge.export.graph import build_model, to_bytes
+from merino_edge.export.tensorrt import build_engine
 from merino_edge.jetson.backends import BACKENDS, backend_named
 from merino_edge.runtime.cuda import Cuda
 from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.onnx_engine import OnnxEngine
-from merino_edge.runtime.tensorrt_engine import EXTRAS, TensorRtEngine, build_engine
+from merino_edge.runtime.tensorrt_engine import TensorRtEngine
+from merino_edge.tensorrt_library import EXTRAS
 from merino_edge.weights import random_weights
 
 CONTEXT = 1100  # more than two chunks of a prompt, and more than two buckets
@@ -46,12 +48,15 @@ def strong_weights() -> dict[str, np.ndarray]:
     return {name: 4 * w if w.ndim > 1 else w for name, w in random_weights(A).items()}
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+FORMS = [(lowering, precision) for lowering in ("native", "primitive") for precision in ("fp16", "int8", "int4")]
+
+
+@pytest.mark.parametrize(("lowering", "precision"), [*FORMS, ("primitive", "fp32")])
 @pytest.mark.parametrize("library", EXTRAS)
-def test_tensorrt_computes_what_onnxruntime_computes(library: str, precision: str) -> None:
+def test_tensorrt_computes_what_onnxruntime_computes(library: str, lowering: str, precision: str) -> None:
     pytest.importorskip(library)
-    graph = to_bytes(build_model(A, strong_weights(), precision, CONTEXT, "rtx"))
-    plan = build_engine(library, graph, CONTEXT)
+    graph = to_bytes(build_model(A, strong_weights(), precision, CONTEXT, "rtx", lowering))
+    plan = build_engine(library, graph, CONTEXT).plan
     with contextlib.closing(TensorRtEngine(library, plan, A, CONTEXT)) as engine:
         with contextlib.closing(OnnxEngine(graph, A, CONTEXT, 1)) as reference:
             assert_equal_steps(engine, reference, HALF)

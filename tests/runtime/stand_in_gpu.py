@@ -36,6 +36,10 @@ class HostMemory:
     def to_host(self, address: int, array: np.ndarray) -> None:
         ctypes.memmove(array.ctypes.data, address, array.nbytes)
 
+    def copy_rows(self, source: int, source_pitch: int, target: int, target_pitch: int, width: int, rows: int) -> None:
+        for row in range(rows):
+            ctypes.memmove(target + row * target_pitch, source + row * source_pitch, width)
+
     def synchronize(self) -> None:
         pass
 
@@ -66,7 +70,7 @@ class Context:
         return stream == HostMemory.stream
 
     def at_address(self, value: Any) -> np.ndarray:
-        shape = [self.lengths[value.name] if isinstance(extent, str) else extent for extent in value.shape]
+        shape = [self.lengths["tokens"] if isinstance(extent, str) else extent for extent in value.shape]
         dtype = np.dtype(TYPES[value.type])
         memory = (ctypes.c_uint8 * (int(np.prod(shape)) * dtype.itemsize)).from_address(self.addresses[value.name])
         return np.frombuffer(memory, dtype).reshape(shape)

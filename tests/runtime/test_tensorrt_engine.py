@@ -17,23 +17,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stand_in_gpu import HostMemory, OnnxInPlaceOfTensorRt
 
+from merino_edge import tensorrt_library
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError, InputError, MerinoError, UnsupportedError
+from merino_edge.export import tensorrt as engine_builder
 from merino_edge.export.graph import build_model, cache_names, to_bytes
+from merino_edge.export.tensorrt import build_engine
 from merino_edge.runtime import tensorrt_engine
 from merino_edge.runtime.onnx_engine import OnnxEngine
 from merino_edge.runtime.tensorrt_engine import (
-    EXTRAS,
     Tensor,
     TensorRtEngine,
     bound_tensors,
     buffer_bytes,
-    build_engine,
     owner,
 )
+from merino_edge.tensorrt_library import EXTRAS, RTX
 from merino_edge.weights import random_weights
 
-RTX = "tensorrt_rtx_bindings"
+LOWERINGS = [("native", "fp16"), ("primitive", "fp16"), ("primitive", "fp32")]
 A = Architecture(40, 64, 128, 64, (Block(128, 2, 2, 1, 96, True), Block(192, 1, 3, 3, 64)))
 
 
@@ -47,7 +49,9 @@ def graph() -> bytes:
     return to_bytes(build_model(A, random_weights(A), "fp16", 48, "rtx"))
 
 
-def test_the_parser_finds_the_tensors_that_are_bound(rtx: Any, graph: bytes) -> None:
+@pytest.mark.parametrize(("lowering", "precision"), LOWERINGS)
+def test_the_parser_finds_the_tensors_that_are_bound(rtx: Any, lowering: str, precision: str) -> None:
+    graph = to_bytes(build_model(A, random_weights(A), precision, 48, "rtx", lowering))
     log = rtx.Logger(rtx.Logger.ERROR)
     network = rtx.Builder(log).create_network(0)
     parser = rtx.OnnxParser(network, log)
@@ -55,7 +59,8 @@ def test_the_parser_finds_the_tensors_that_are_bound(rtx: Any, graph: bytes) -> 
     found = [network.get_input(i) for i in range(network.num_inputs)]
     found += [network.get_output(i) for i in range(network.num_outputs)]
     tensors = [Tensor(t.name, tuple(t.shape), np.dtype(rtx.nptype(t.dtype)).name) for t in found]
-    assert sorted(tensors) == sorted(bound_tensors(A, 48))
+    prefix, dtype = ("new_" if lowering == "native" else "row_"), ("float32" if precision == "fp32" else "float16")
+    assert sorted(tensors) == sorted(bound_tensors(A, 48, prefix, dtype))
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=3), st.integers(1, 99), st.integers(1, 64))
@@ -74,7 +79,7 @@ def test_an_updated_cache_lies_where_the_cache_lies(layers: list[int], context: 
 @pytest.mark.parametrize("context", [1, 48])
 def test_nvidias_compiler_builds_it(rtx: Any, precision: str, context: int) -> None:
     graph = to_bytes(build_model(A, random_weights(A), precision, context, "rtx"))
-    assert len(build_engine(RTX, graph, context, "SM86")) > A.weight_bytes(precision)
+    assert len(build_engine(RTX, graph, context, "SM86").plan) > A.weight_bytes(precision)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -97,13 +102,15 @@ def test_without_a_gpu_it_is_refused_in_one_line(rtx: Any) -> None:
 @pytest.fixture
 def host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_engine, "Cuda", HostMemory)
-    monkeypatch.setattr(tensorrt_engine, "_load", lambda library: (OnnxInPlaceOfTensorRt, SimpleNamespace(first="")))
+    stand_in = (OnnxInPlaceOfTensorRt, SimpleNamespace(first=""))
+    monkeypatch.setattr(tensorrt_library, "load", lambda library: stand_in)
 
 
-def test_steps_chunks_and_rewinds_over_bound_addresses(host_memory: None) -> None:
+@pytest.mark.parametrize(("lowering", "precision"), LOWERINGS)
+def test_steps_chunks_and_rewinds_over_bound_addresses(host_memory: None, lowering: str, precision: str) -> None:
     context = 1100
     a = Architecture(60, context, 64, 64, (Block(64, 2, 1, 1, 64, True),))
-    graph = to_bytes(build_model(a, random_weights(a), "fp16", context, "rtx"))
+    graph = to_bytes(build_model(a, random_weights(a), precision, context, "rtx", lowering))
     tokens = np.random.default_rng(0).integers(0, a.vocab_size, context)
     engine, reference = TensorRtEngine("any", graph, a, context), OnnxEngine(graph, a, context, 1)
     with contextlib.closing(engine), contextlib.closing(reference):
@@ -143,7 +150,8 @@ OBJECTS = {
 def test_every_name_it_uses_exists_in_the_bindings(rtx: Any) -> None:
     used = {
         (node.value.id, node.attr)
-        for node in ast.walk(ast.parse(Path(tensorrt_engine.__file__).read_text()))
+        for module in (tensorrt_engine, engine_builder)
+        for node in ast.walk(ast.parse(Path(module.__file__).read_text()))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
     }
     ours = {(variable, name) for variable, name in used if variable in OBJECTS or variable == "trt"}

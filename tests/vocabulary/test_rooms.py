@@ -20,6 +20,7 @@ PYTORCH_WING = {
     "merino_edge/training.py",
     "merino_edge/training_state.py",
     "merino_edge/torch_engine.py",
+    "export/calibration.py",
     "export/parity.py",
 }
 ROOMS = {"search", "export", "runtime", "jetson", "cli"}

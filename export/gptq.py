@@ -1,0 +1,47 @@
+"""GPTQ (Frantar et al. 2023): round a matrix column by column, and let the columns still to come make up for it.
+
+What is minimised is the error of the matrix's outputs over the inputs of calibration text, |(W - Q) X|^2, not that of
+its entries. Scales are symmetric, one per block of inputs, searched when the block is reached. Knows no graph and no
+text: the inputs' second moments come from `merino_edge.export.calibration`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from merino_edge.export.rounding import search_scales
+
+DAMP = 0.01  # of the mean second moment, added to each: inputs that text never showed
+
+
+def inverse_factor(moments: np.ndarray) -> np.ndarray:
+    """Upper Cholesky factor U [K, K] of the inverse of the damped moments [K, K]: inverse = U^T U, float32."""
+    h = moments.astype(np.float64)
+    unseen = np.diag(h) == 0
+    h[unseen, unseen] = 1.0
+    h[np.diag_indices_from(h)] += DAMP * np.diag(h).mean()
+    return np.linalg.cholesky(np.linalg.inv(h)).T.astype(np.float32)
+
+
+def gptq(weight: np.ndarray, moments: np.ndarray, block: int, bits: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """weight [N, K] -> codes int8 [N, K / block, block], scales float32 [N, K / block].
+
+    `moments` [K, K]: sum of x x^T over inputs x.
+    """
+    least, most = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    w = np.array(weight, np.float32, order="F")  # columns are contiguous
+    factor = inverse_factor(moments)
+    outputs, inputs = w.shape
+    codes = np.empty((outputs, inputs // block, block), np.int8)
+    scales = np.empty((outputs, inputs // block), np.float32)
+    for group in range(inputs // block):
+        first, end = group * block, (group + 1) * block
+        scale = scales[:, group] = search_scales(w[:, None, first:end], bits)[1][:, 0]
+        errors = np.empty((outputs, block), np.float32, order="F")
+        for j in range(first, end):
+            code = np.clip(np.rint(w[:, j] / scale), least, most)
+            error = (w[:, j] - code * scale) / factor[j, j]
+            w[:, j + 1 : end] -= np.outer(error, factor[j, j + 1 : end])
+            codes[:, group, j - first], errors[:, j - first] = code, error
+        w[:, end:] -= errors @ factor[first:end, end:]
+    return codes, scales

@@ -1,0 +1,118 @@
+"""What the ONNX parser of each TensorRT takes: operators and element types, and the release that brought them.
+
+From onnx-tensorrt's `docs/operators.md` at the branches and commits of 8.5, 8.6, 10.1, 10.14, 10.15, 10.16 and 11.1,
+and TensorRT's CHANGELOG between them. The table of 10.3 (JetPack 6.1 and 6.2) could not be had: what 10.1 takes, and
+the CHANGELOG up to 10.3, stand for it. An operator that is not listed here is one that no lowering writes; it is
+refused as unknown rather than guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+Version = tuple[int, int]
+OLDEST: Version = (8, 5)  # "8.5 or older": the first of the tables
+NEVER: Version = (99, 0)
+
+# The first TensorRT whose parser takes an operator of ONNX's own domain.
+SINCE: dict[str, Version] = {
+    **dict.fromkeys(
+        [
+            "Add",
+            "Cast",
+            "Concat",
+            "DequantizeLinear",
+            "Div",
+            "Equal",
+            "Erf",
+            "Expand",
+            "Gather",
+            "Gemm",
+            "Identity",
+            "Less",
+            "LessOrEqual",
+            "MatMul",
+            "Mul",
+            "Pow",
+            "Reciprocal",
+            "ReduceMean",
+            "Relu",
+            "Reshape",
+            "ScatterElements",
+            "ScatterND",
+            "Shape",
+            "Sigmoid",
+            "Slice",
+            "Softmax",
+            "Split",
+            "Sqrt",
+            "Sub",
+            "Tanh",
+            "Tile",
+            "Transpose",
+            "Trilu",
+            "Unsqueeze",
+            "Where",
+        ],
+        OLDEST,
+    ),
+    "LayerNormalization": (8, 6),
+    "Gelu": (10, 0),
+    "Attention": (10, 14),
+    "RMSNormalization": (10, 15),
+    "RotaryEmbedding": (10, 15),
+    "TensorScatter": (10, 15),
+    "Swish": (11, 0),
+}
+
+# The first TensorRT that has an element type, as a weight or between operators.
+TYPES_SINCE: dict[ir.DataType, Version] = {
+    **dict.fromkeys((ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT32, ir.DataType.BOOL), OLDEST),
+    # 8.x reads INT64 too and makes INT32 of it, with a warning; positions fit.
+    **dict.fromkeys((ir.DataType.INT64, ir.DataType.INT8), OLDEST),
+    ir.DataType.BFLOAT16: (9, 0),
+    ir.DataType.INT4: (10, 0),
+    ir.DataType.UINT8: NEVER,  # as input or output of a network only
+}
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """What a parser does not take, and the release that does (None: none of them)."""
+
+    what: str
+    since: Version | None
+
+    def __str__(self) -> str:
+        return f"{self.what} ({'no TensorRT has it' if self.since is None else f'from TensorRT {spell(self.since)}'})"
+
+
+def spell(version: Version) -> str:
+    return ".".join(map(str, version))
+
+
+def lacking(model: ir.Model, tensorrt: Version) -> list[Lacking]:
+    """Every operator and element type of `model` that the parser of release `tensorrt` does not take, each once."""
+    found = {**{_operator(node): None for node in model.graph}, **{_type(v): None for v in _typed(model)}}
+    return [thing for thing in found if thing.since is None or thing.since > tensorrt]
+
+
+def _operator(node: ir.Node) -> Lacking:
+    name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+    return Lacking(name, None if node.domain else SINCE.get(node.op_type))
+
+
+def _type(value: ir.Value) -> Lacking:
+    assert value.dtype is not None
+    since = TYPES_SINCE.get(value.dtype, NEVER)
+    return Lacking(value.dtype.name, None if since == NEVER else since)
+
+
+def _typed(model: ir.Model) -> Iterator[ir.Value]:
+    graph = model.graph
+    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
+        if value.dtype is not None:
+            yield value

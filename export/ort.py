@@ -1,0 +1,68 @@
+"""The `ort` lowering: ONNX Runtime's own operators, each several of ONNX's in one kernel. ONNX Runtime only, from 1.23.
+
+GroupQueryAttention rotates, writes the cache in place (its outputs are bound to its inputs' memory) and attends over
+the positions in use, however large the cache; SkipLayerNormalization adds and norms; MatMulNBits
+(merino_edge.export.linear) multiplies by int8 and int4 codes and adds the bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from merino_edge.architecture import Block
+from merino_edge.errors import UnsupportedError
+from merino_edge.export.graph import GraphBuilder
+from merino_edge.export.linear import MICROSOFT
+
+ROTATED_TOGETHER = 16  # numbers of a head
+
+
+class OrtBuilder(GraphBuilder):
+    """See merino_edge.export.graph."""
+
+    def prepare(self, caches: Sequence[ir.Value]) -> None:
+        end = self.constant("slice_end", np.array([2**31 - 1]))
+        last = self.op("Slice", self.positions, self.shape(-1), end, self.shape(1))  # [1, 1]
+        last = self.op("Cast", self.op("Reshape", last, self.shape(1)), to=ir.DataType.INT32.value)
+        self.last_position = last  # int32 [1]
+        self.length = self.op("Add", last, self.constant("one", np.array([1], np.int32)))  # int32 [1]
+
+    def attend(self, packed: ir.Value, block: Block, cache: Sequence[ir.Value]) -> tuple[ir.Value, list[ir.Value]]:
+        inputs = [packed, None, None, *cache, self.last_position, self.length]
+        rotary = self.a.positions == "rotary"
+        if rotary:
+            if self.a.rotary_dim % ROTATED_TOGETHER:
+                raise UnsupportedError(
+                    f"ONNX Runtime's attention rotates multiples of {ROTATED_TOGETHER}, not {self.a.rotary_dim}",
+                    "export with --lowering native",
+                )
+            inputs += [self.computed(f"rotary.{n}", t) for n, t in zip(("cos", "sin"), self.angles(), strict=True)]
+        attributes = {"num_heads": block.heads, "kv_num_heads": block.kv_heads, "scale": 1.0, "do_rotary": int(rotary)}
+        y = ir.Value()
+        outputs = [y, *(self.output(past, block, self.capacity) for past in cache)]
+        self.tape.op_multi_out("GroupQueryAttention", inputs, attributes, outputs=outputs, domain=MICROSOFT)
+        return y, outputs[1:]
+
+    def norm(self, x: ir.Value, name: str) -> ir.Value:
+        kind = "SimplifiedLayerNormalization" if self.a.norm == "rmsnorm" else "LayerNormalization"
+        return self.op(kind, x, *self.norm_weights(name), epsilon=self.a.norm_epsilon, axis=-1)
+
+    def add_norm(self, x: ir.Value, y: ir.Value | None, name: str) -> tuple[ir.Value, ir.Value]:
+        if y is None:
+            return x, self.norm(x, name)
+        kind = "SkipSimplifiedLayerNormalization" if self.a.norm == "rmsnorm" else "SkipLayerNormalization"
+        inputs = [x, y, *self.norm_weights(name)]
+        normed, _, _, total = self.tape.op_multi_out(
+            kind, inputs, {"epsilon": self.a.norm_epsilon}, num_outputs=4, domain=MICROSOFT
+        )
+        return total, normed
+
+    def activation(self, x: ir.Value) -> ir.Value:
+        if self.a.gated:
+            return self.op("QuickGelu", x, domain=MICROSOFT, alpha=1.0)  # x * sigmoid(x)
+        if self.a.ffn == "relu":
+            return self.op("Relu", x)
+        return self.op("FastGelu" if self.a.ffn == "gelu_tanh" else "Gelu", x, domain=MICROSOFT)

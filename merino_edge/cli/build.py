@@ -1,0 +1,124 @@
+"""`merino-edge build BUNDLE`: compile a bundle's graph with the TensorRT of the machine that will run it.
+
+`--json` prints {"out", "file", "library", "version", "capability", "machine", "precision", "context", "onnx_sha256",
+"seconds", "bytes", "peak_memory_bytes", "layers": {kind: count}}.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+WORKSPACE_SHARE = 0.25  # of the memory that is free, for kernels to try themselves out in
+# Peak memory of a build over the graph's bytes, without the workspace (docs/export.md).
+PEAK_OVER_GRAPH = 3.0
+
+
+def build(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder, exported for a TensorRT target.")],
+    capability: Annotated[
+        str, typer.Option(help="Compile for this one, such as SM86, instead of the GPU here (TensorRT for RTX only).")
+    ] = "",
+    workspace_mb: Annotated[
+        int | None, typer.Option(help="Most memory that a kernel may use. [default: a quarter of what is free]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Compile BUNDLE into a TensorRT engine for the GPU of this machine."""
+    from merino_edge import bundle as bundles
+    from merino_edge import limits, tensorrt_library
+    from merino_edge.cli import console
+    from merino_edge.errors import UnsupportedError, require
+
+    require("onnx_ir", "export")
+    from merino_edge.export.targets import PLATFORMS, TARGETS
+    from merino_edge.export.tensorrt import build_engine
+    from merino_edge.jetson.device import device_card
+
+    opened = bundles.load(bundle)
+    platform = PLATFORMS.get(opened.target)
+    if platform is None or platform.tensorrt is None:
+        able = ", ".join(name for name in TARGETS if PLATFORMS[name].tensorrt)
+        raise UnsupportedError(
+            f"{bundle} was exported for {opened.target}, which TensorRT does not parse",
+            f"export it with --target, one of {able}",
+        )
+    library = tensorrt_library.RTX if capability else tensorrt_library.installed()
+    if not capability:
+        _require_gpu()
+    graph_bytes = sum(file["bytes"] for name, file in opened.manifest["files"].items() if name.startswith("model.onnx"))
+    free = _available_bytes()
+    if workspace_mb is not None:
+        limits.check_range("workspace-mb", workspace_mb, 1, limits.MAX_WORKSPACE_MB)
+    workspace = (workspace_mb or max(64, int(WORKSPACE_SHARE * free / 1e6))) * 1_000_000
+    needed = int(PEAK_OVER_GRAPH * graph_bytes)
+    screen = console.stderr()
+    screen.print(
+        f"needs about {needed / 1e6:,.0f} MB and up to {workspace / 1e6:,.0f} MB of workspace; "
+        f"{free / 1e6:,.0f} MB are free",
+        highlight=False,
+    )
+    if needed > free:
+        raise UnsupportedError(
+            f"building needs about {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free",
+            "close programs, add swap (merino-edge doctor says how), or export at a lower --precision",
+        )
+    with screen.status("parsing the graph") as status:
+        made = build_engine(
+            library,
+            opened.graph,
+            opened.context,
+            capability,
+            workspace,
+            on_progress=lambda phase, share: status.update(f"{phase}: {share:.0%}"),
+        )
+    card = device_card()
+    entry: dict[str, Any] = {
+        "library": made.library,
+        "version": made.version,
+        "capability": made.capability or "of this machine",
+        "machine": card,
+        "precision": opened.precision,
+        "context": opened.context,
+        "onnx_sha256": opened.manifest["files"]["model.onnx"]["sha256"],
+        "seconds": round(made.seconds, 1),
+        "bytes": len(made.plan),
+        "peak_memory_bytes": _peak_bytes(),
+        "layers": dict(sorted(made.layers.items())),
+    }
+    same = ("library", "capability")
+    stored = bundles.add_engine(opened, made.plan, entry, lambda old: all(old.get(k) == entry[k] for k in same))
+    if as_json:
+        console.print_json({"out": str(bundle), **stored.engines[-1]})
+        return
+    console.print_line(
+        f"{bundle / stored.engines[-1]['file']}: TensorRT {'for RTX ' if library == tensorrt_library.RTX else ''}"
+        f"{made.version}, {entry['capability']}, {opened.precision}, {len(made.plan) / 1e6:.1f} MB, "
+        f"{made.seconds:.1f} s"
+    )
+    fused = {kind: made.layers[kind] for kind in ("ATTENTION_INPUT", "KV_CACHE_UPDATE") if made.layers[kind]}
+    if fused:
+        console.print_line(", ".join(f"{count} {kind.lower()}" for kind, count in fused.items()) + " layers")
+
+
+def _require_gpu() -> None:
+    """Compiling takes minutes: first see whether there is a GPU. Raises MissingExtraError, UnsupportedError."""
+    from merino_edge.runtime.cuda import Cuda
+
+    Cuda().close()
+
+
+def _available_bytes() -> int:
+    """Memory that programs may still take, swap included."""
+    from merino_edge.jetson.system_files import read_text
+
+    fields = dict(line.split(":", 1) for line in read_text(Path("/proc/meminfo")).splitlines() if ":" in line)
+    return sum(1024 * int(fields[name].split()[0]) for name in ("MemAvailable", "SwapFree") if name in fields)
+
+
+def _peak_bytes() -> int:
+    import resource
+
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,56 @@
+"""`merino-edge targets`: where a bundle can run, and what is written for each place.
+
+`--json` prints {"targets": [{"name", "boards", "system", "python", "library", "opsets": [oldest, newest], "lowerings":
+[...], "precisions": [...], "strongly_typed", "fused_attention", "known": [...]}], "operators": {name: release}}.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def targets(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """List the targets of export: boards, their TensorRT, the graph each gets, known bugs."""
+    from merino_edge.errors import require
+
+    require("onnx_ir", "export")
+    from rich.console import Console
+    from rich.table import Table
+
+    from merino_edge.cli import console
+    from merino_edge.export.operators import SINCE, spell
+    from merino_edge.export.targets import PLATFORMS
+
+    if as_json:
+        rows = [
+            {
+                "name": p.name,
+                "boards": p.boards,
+                "system": p.system,
+                "python": p.python,
+                "library": p.library,
+                "opsets": list(p.opsets),
+                "lowerings": list(p.lowerings),
+                "precisions": list(p.precisions),
+                "strongly_typed": p.strongly_typed,
+                "fused_attention": p.fused_attention,
+                "known": list(p.known),
+            }
+            for p in PLATFORMS.values()
+        ]
+        console.print_json({"targets": rows, "operators": {name: spell(since) for name, since in SINCE.items()}})
+        return
+    screen = Console(highlight=False, markup=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("target", "boards", "system", "parsed by", "opsets", "lowering", "precisions"):
+        table.add_column(heading, overflow="fold")
+    for p in PLATFORMS.values():
+        opsets = f"{p.opsets[0]}-{p.opsets[1]}"
+        able = ", ".join(p.lowerings)
+        table.add_row(p.name, p.boards, p.system, p.library, opsets, able, " ".join(p.precisions))
+    screen.print(table)
+    for p in PLATFORMS.values():
+        for line in p.known:
+            screen.print(f"{p.name}: {line}", soft_wrap=True)

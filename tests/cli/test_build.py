@@ -1,0 +1,92 @@
+"""`targets` and `build` as a user meets them: the table, an engine without a GPU, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from stranger import Refused, run
+
+from merino_edge import bundle
+from merino_edge.export.targets import PLATFORMS
+from merino_edge.tensorrt_library import RTX
+
+
+@pytest.fixture(scope="module")
+def rtx_bundle(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip(RTX, reason="the extra [rtx] has no package for this machine")
+    out = tmp_path_factory.mktemp("rtx") / "bundle"
+    options = ("--target", "rtx", "--precision", "fp16", "--context", 32, "--threads", 1)
+    assert run("export", good / "checkpoint", *options, "--out", out) == 0
+    return out
+
+
+def test_targets_are_listed_with_what_breaks_on_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("targets") == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in PLATFORMS)
+    assert all(line in shown for platform in PLATFORMS.values() for line in platform.known)
+    assert run("targets", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in found["targets"]] == list(PLATFORMS)
+    assert found["operators"]["TensorScatter"] == "10.15"
+
+
+def test_an_engine_is_stored_in_the_bundle_and_replaces_the_one_before(
+    rtx_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = shutil.copytree(rtx_bundle, tmp_path / "bundle")
+    files = {path.name for path in mine.iterdir()}
+    for _ in range(2):
+        assert run("build", mine, "--capability", "SM86", "--json") == 0
+    assert run("build", mine, "--capability", "SM89") == 0
+    said = json.loads(capsys.readouterr().out.split("\n}\n")[0] + "}")
+    opened = bundle.load(mine)
+    assert [engine["capability"] for engine in opened.engines] == ["SM86", "SM89"]
+    assert {path.name for path in mine.iterdir()} == files | {engine["file"] for engine in opened.engines}
+    engine = opened.engines[0]
+    assert engine["onnx_sha256"] == opened.manifest["files"]["model.onnx"]["sha256"]
+    assert engine["layers"]["KV_CACHE_UPDATE"] == 2 * opened.architecture.layers
+    assert said["library"] == RTX and engine["bytes"] == (mine / engine["file"]).stat().st_size
+    (mine / engine["file"]).write_bytes(b"something else")
+    assert run("show", mine) == 3
+
+
+def test_what_cannot_be_built_is_refused(good: Path, rtx_bundle: Path, refused: Refused, tmp_path: Path) -> None:
+    assert "which TensorRT does not parse" in refused("build", good / "bundle")
+    assert "does not know 'SM87'" in refused("build", rtx_bundle, "--capability", "SM87")
+    assert "workspace-mb" in refused("build", rtx_bundle, "--capability", "SM86", "--workspace-mb", 0)
+    assert not bundle.load(rtx_bundle).engines
+
+
+def test_an_interrupted_build_leaves_the_bundle_as_it_was(
+    rtx_bundle: Path, tmp_path: Path, merino: tuple[str, ...]
+) -> None:
+    mine = shutil.copytree(rtx_bundle, tmp_path / "bundle")
+    before = {path.name: path.read_bytes() for path in mine.iterdir()}
+    process = subprocess.Popen(
+        [*merino, "build", str(mine), "--capability", "SM86"], stdout=-1, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    process.stderr.readline()  # what it will need: the compiler starts next
+    process.terminate()
+    rest = process.communicate(timeout=120)[1]
+    assert process.returncode == 130 and "Traceback" not in rest and rest.endswith("merino-edge: interrupted\n")
+    assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
+
+
+def test_the_commands_of_the_documentation(repository: Path, rtx_bundle: Path, tmp_path: Path) -> None:
+    text = (repository / "docs/export.md").read_text()
+    commands = [shlex.split(line, comments=True)[1:] for line in text.splitlines() if line.startswith("merino-edge ")]
+    assert [command[0] for command in commands] == ["targets", "targets", "build", "build"]
+    mine = shutil.copytree(rtx_bundle, tmp_path / "bundle")
+    for command in commands:
+        code = run(*[mine if word == "BUNDLE" else word for word in command])
+        assert code == 0 or (command == ["build", "BUNDLE"] and code in (7, 8))  # without a GPU it is refused
+    named = set(re.findall(r"`((?:jetpack|tensorrt|rtx|onnxruntime)[-.0-9]*)`", text))
+    assert named == set(PLATFORMS)

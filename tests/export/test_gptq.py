@@ -1,0 +1,106 @@
+"""GPTQ rounds as well as nearest rounding where inputs say nothing, and better where they do."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from merino_edge.export.calibration import input_moments
+from merino_edge.export.gptq import gptq, inverse_factor
+from merino_edge.export.quantize import int4_blocks, store
+from merino_edge.export.targets import Target
+from merino_edge.model import Model
+from merino_edge.presets import preset
+from merino_edge.weights import random_weights
+
+
+def restored(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    return (codes * scales[..., None]).reshape(len(codes), -1)
+
+
+def correlated(rng: np.random.Generator, inputs: int, count: int = 400) -> np.ndarray:
+    """[count, inputs] of a few directions and some noise, as activations are."""
+    directions = np.random.default_rng(inputs).standard_normal((8, inputs))  # always the same
+    return rng.standard_normal((count, 8)) @ directions + 0.3 * rng.standard_normal((count, inputs))
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from((32, 64)), st.integers(1, 3))
+@settings(max_examples=20, deadline=None)
+def test_with_uncorrelated_inputs_it_is_rounding_to_the_nearest(seed: int, block: int, groups: int) -> None:
+    weight = np.random.default_rng(seed).standard_normal((5, block * groups)).astype(np.float32)
+    codes, scales = gptq(weight, 3.0 * np.eye(block * groups, dtype=np.float32), block)
+    nearest = int4_blocks(weight, block)
+    np.testing.assert_array_equal(codes, nearest.codes)
+    np.testing.assert_array_equal(scales, nearest.scales)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_outputs_on_correlated_inputs_are_closer_than_by_rounding_to_the_nearest(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    weight, x = rng.standard_normal((48, 96)).astype(np.float32), correlated(rng, 96).astype(np.float32)
+    found, nearest = restored(*gptq(weight, x.T @ x, 32)), int4_blocks(weight).restore()
+    unseen = correlated(rng, 96)
+    error, plain = (np.square(unseen @ (weight - q).T).sum() for q in (found, nearest))
+    assert error < 0.7 * plain
+
+
+def test_the_factor_is_that_of_the_damped_inverse() -> None:
+    x = correlated(np.random.default_rng(0), 32)
+    moments = x.T @ x
+    factor = inverse_factor(moments)
+    damped = moments + 0.01 * np.diag(moments).mean() * np.eye(32)
+    np.testing.assert_allclose(factor.T @ factor @ damped, np.eye(32), atol=2e-3)
+    assert np.allclose(factor, np.triu(factor))
+
+
+def test_inputs_that_text_never_shows_do_no_harm() -> None:
+    rng = np.random.default_rng(1)
+    x = correlated(rng, 64)
+    x[:, 10:20] = 0
+    weight = rng.standard_normal((8, 64)).astype(np.float32)
+    codes, scales = gptq(weight, (x.T @ x).astype(np.float32), 32)
+    assert np.isfinite(scales).all()
+    np.testing.assert_allclose(restored(codes, scales), weight, atol=1.5)
+
+
+def test_moments_are_those_of_the_inputs_that_the_model_sees() -> None:
+    a = preset("merino-52m")
+    blocks = tuple(dataclasses.replace(b, width=64, heads=1, kv_heads=1, ffn_width=96) for b in a.blocks[:2])
+    a = dataclasses.replace(a, vocab_size=80, embedding_width=64, blocks=blocks, max_positions=32)
+    weights = {name: 3 * w for name, w in random_weights(a).items()}
+    found = input_moments(a, weights, sequences=3, length=20)
+    matrices = {
+        name for name, w in weights.items() if w.ndim == 2 and name not in ("embedding.weight", "positions.weight")
+    }
+    assert set(found) == matrices
+    assert found["blocks.0.layers.0.attention.key.weight"] is found["blocks.0.layers.0.attention.query.weight"]
+    for name, moment in found.items():
+        assert moment.shape == (weights[name].shape[1],) * 2
+        assert np.linalg.eigvalsh(moment.astype(np.float64)).min() > -1e-2 * np.trace(moment)
+    again = input_moments(a, weights, sequences=3, length=20)
+    assert all(np.array_equal(found[name], again[name]) for name in found)
+    # The first matrix of a block of two shared layers saw 3 sequences of 20 positions twice.
+    model, seen = Model.from_weights(a, weights), []
+    model.blocks[0].layers[0].attention.query.register_forward_pre_hook(lambda _, x: seen.append(x[0].flatten(0, -2)))
+    model(torch.randint(80, (3, 20)))
+    assert sum(map(len, seen)) == 3 * 20 * a.blocks[0].layers
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "rtx"])
+def test_store_rounds_by_gptq_what_has_moments_and_the_rest_to_the_nearest(target: str) -> None:
+    a = preset("merino-52m")
+    blocks = (dataclasses.replace(a.blocks[0], width=64, heads=1, kv_heads=1, ffn_width=96, layers=1),)
+    a = dataclasses.replace(a, vocab_size=80, embedding_width=64, blocks=blocks, max_positions=32)
+    weights = random_weights(a)
+    x = correlated(np.random.default_rng(0), 64)
+    name, other = (f"blocks.0.layers.0.{part}.weight" for part in ("attention.query", "ffn.up"))
+    chosen = Target.named(target, "int4")
+    plain, found = store(a, weights, chosen), store(a, weights, chosen, {name: (x.T @ x).astype(np.float32)})
+    assert not np.array_equal(plain.quantized[name].codes, found.quantized[name].codes)
+    np.testing.assert_array_equal(plain.quantized[other].codes, found.quantized[other].codes)
