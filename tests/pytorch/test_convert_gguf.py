@@ -48,8 +48,8 @@ def test_smollm2_computes_as_transformers_does(
     assert loaded.training["source"]["files"] == {
         smollm2_gguf.name: hashlib.sha256(smollm2_gguf.read_bytes()).hexdigest()
     }
-    # In double: how far two float32 sums of one model are apart depends on the processor (0.0013 with AMX). What is left
-    # is the angles of the rotation, which both compute in float32.
+    # In double: how far two float32 sums of one model are apart depends on the processor (0.0013 with AMX). What is
+    # left is the angles of the rotation, which both compute in float32.
     ours = Model.from_weights(loaded.architecture, loaded.weights).double()
     theirs = copy.deepcopy(smollm2_reference).double()
     encode = tokenizer.Tokenizer.load(smollm2_checkpoint).encode
