@@ -23,7 +23,7 @@ LOWERINGS: tuple[str, ...] = get_args(Lowering)
 
 @dataclass(frozen=True)
 class Platform:
-    """One place a bundle can run. `tensorrt`: of its parser; None where ONNX Runtime runs the graph."""
+    """One place a bundle can run. `tensorrt`: whose operators its parser has; None: ONNX Runtime runs the graph."""
 
     name: str
     boards: str
@@ -38,7 +38,9 @@ class Platform:
 
     @property
     def library(self) -> str:
-        return f"TensorRT {spell(self.tensorrt)}" if self.tensorrt else "ONNX Runtime 1.23"
+        if self.tensorrt is None:
+            return "ONNX Runtime from 1.23"
+        return "TensorRT for RTX" if self.name == "rtx" else f"TensorRT {spell(self.tensorrt)}"
 
     @property
     def fused_attention(self) -> bool:
