@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -76,7 +77,9 @@ def test_an_interrupted_build_leaves_the_bundle_as_it_was(
     process.stderr.readline()  # what it will need: the compiler starts next
     process.terminate()
     rest = process.communicate(timeout=120)[1]
-    assert process.returncode == 130 and "Traceback" not in rest and rest.endswith("merino-edge: interrupted\n")
+    # Interrupted while the library is being imported, Python ends itself by SIGINT afterwards: 130 too, to a shell.
+    assert process.returncode in (130, -signal.SIGINT)
+    assert "Traceback" not in rest and rest.endswith("merino-edge: interrupted\n")
     assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
 
 
