@@ -14,10 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-import onnx_ir as ir
-
 from merino_edge.errors import MerinoError
-from merino_edge.export.graph import build_stored
+from merino_edge.export.graph import build_stored, save
 from merino_edge.export.quantize import random_stored
 from merino_edge.export.targets import PLATFORMS, Target
 from merino_edge.export.tensorrt import build_engine
@@ -31,8 +29,7 @@ def main() -> None:
     parser.add_argument("--capability", nargs="+", default=["SM86"])
     parser.add_argument("--context", type=int, default=512)
     options = parser.parse_args()
-    forms = [(low, p) for low in PLATFORMS["rtx"].lowerings for p in PLATFORMS["rtx"].precisions]
-    forms.remove(("native", "fp32"))
+    forms = [(low, p) for p in PLATFORMS["rtx"].precisions for low in PLATFORMS["rtx"].able(p)]
     done = tried = 0
     for name in options.preset:
         for lowering, precision in forms:
@@ -40,7 +37,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 graph = Path(folder) / "model.onnx"
                 model = build_stored(a, random_stored(a, target), target, options.context)
-                ir.save(model, graph, external_data="model.onnx.data", size_threshold_bytes=1024)
+                save(model, graph)
                 for capability in options.capability:
                     tried += 1
                     form = f"{name:<18} {lowering:<9} {precision:<5} {capability:<6}"

@@ -15,10 +15,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
 from merino_edge.export import parity
-from merino_edge.export.graph import build_model
+from merino_edge.export.graph import build_model, save
 from merino_edge.export.targets import LOWERINGS
 from merino_edge.presets import PRESETS, preset
 from merino_edge.runtime.onnx_engine import OnnxEngine
@@ -41,7 +40,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 graph = Path(folder) / "model.onnx"
                 model = build_model(a, weights, "fp32", PROMPT + NEW, lowering=lowering)
-                ir.save(model, graph, external_data="model.onnx.data", size_threshold_bytes=1024)
+                save(model, graph)
                 del model
                 engine = OnnxEngine(graph, a, PROMPT + NEW)
                 equal = parity.greedy_agreement(reference, engine, start, NEW)

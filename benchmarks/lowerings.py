@@ -16,10 +16,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
 from merino_edge.counts import PRECISIONS
-from merino_edge.export.graph import build_stored
+from merino_edge.export.graph import build_stored, save
 from merino_edge.export.quantize import random_stored
 from merino_edge.export.targets import LOWERINGS, Target
 from merino_edge.measurement import spread_percent
@@ -48,7 +47,7 @@ def main() -> None:
             target = Target.named("onnxruntime", options.precision, lowering)
             graph = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model.onnx"
             model = build_stored(a, random_stored(a, target), target, options.context)
-            ir.save(model, graph, external_data="model.onnx.data", size_threshold_bytes=1024)
+            save(model, graph)
             engines[lowering] = stack.enter_context(
                 contextlib.closing(OnnxEngine(graph, a, options.context, options.threads))
             )

@@ -48,11 +48,9 @@ def perplexity(a: Architecture, weights: dict[str, np.ndarray], tokens: np.ndarr
     return math.exp(total / count)
 
 
-def megabytes(stored: StoredWeights, half_scales: bool = False) -> float:
+def megabytes(stored: StoredWeights) -> float:
     plain = sum(array.nbytes for array in stored.arrays.values())
-    codes = sum(
-        q.codes.size * q.bits / 8 + q.scales.size * (2 if half_scales else 4) for q in stored.quantized.values()
-    )
+    codes = sum(q.codes.size * q.bits / 8 + q.scales.nbytes for q in stored.quantized.values())
     return (plain + codes) / 1e6
 
 

@@ -12,21 +12,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from merino_edge import artefact, bundle, tensorrt_library
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.errors import ArtefactError, InputError
 from merino_edge.export import parity
 from merino_edge.export.calibration import input_moments
-from merino_edge.export.graph import build_stored, cache_names, lowering
+from merino_edge.export.graph import build_stored, cache_names, lowering, save
 from merino_edge.export.quantize import store
 from merino_edge.export.targets import Target, require_parsed
 from merino_edge.export.tensorrt import build_engine
 from merino_edge.tokenizer import Tokenizer
 
 COMPILED_FOR = "SM86"  # what an export for `rtx` is compiled for, to see that it can be
-MIN_EXTERNAL_BYTES = 1024  # smaller tensors stay inside model.onnx
 
 OpenEngine = Callable[[Path, int], Any]  # (path of model.onnx, context) -> Engine
 
@@ -62,7 +59,7 @@ def write_bundle(
         stored = store(a, checkpoint.weights, target, moments)
         model = build_stored(a, stored, target, context)
         require_parsed(model, target)
-        ir.save(model, graph, external_data="model.onnx.data", size_threshold_bytes=MIN_EXTERNAL_BYTES)
+        save(model, graph)
         for name in ("tokenizer.json", "chat.json"):
             artefact.write_bytes(folder / name, (checkpoint.path / name).read_bytes())
         on_step("comparing with PyTorch fp32")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from merino_edge.export.rounding import search_scales
+from merino_edge.export.rounding import int4_codes, search_scales
 
 DAMP = 0.01  # of the mean second moment, added to each: inputs that text never showed
 
@@ -23,12 +23,11 @@ def inverse_factor(moments: np.ndarray) -> np.ndarray:
     return np.linalg.cholesky(np.linalg.inv(h)).T.astype(np.float32)
 
 
-def gptq(weight: np.ndarray, moments: np.ndarray, block: int, bits: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """weight [N, K] -> codes int8 [N, K / block, block], scales float32 [N, K / block].
+def gptq(weight: np.ndarray, moments: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """weight [N, K] -> int4 codes int8 [N, K / block, block], scales float32 [N, K / block].
 
     `moments` [K, K]: sum of x x^T over inputs x.
     """
-    least, most = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     w = np.array(weight, np.float32, order="F")  # columns are contiguous
     factor = inverse_factor(moments)
     outputs, inputs = w.shape
@@ -36,10 +35,10 @@ def gptq(weight: np.ndarray, moments: np.ndarray, block: int, bits: int = 4) -> 
     scales = np.empty((outputs, inputs // block), np.float32)
     for group in range(inputs // block):
         first, end = group * block, (group + 1) * block
-        scale = scales[:, group] = search_scales(w[:, None, first:end], bits)[1][:, 0]
+        scale = scales[:, group] = search_scales(w[:, None, first:end])[1][:, 0]
         errors = np.empty((outputs, block), np.float32, order="F")
         for j in range(first, end):
-            code = np.clip(np.rint(w[:, j] / scale), least, most)
+            code = int4_codes(w[:, j] / scale)
             error = (w[:, j] - code * scale) / factor[j, j]
             w[:, j + 1 : end] -= np.outer(error, factor[j, j + 1 : end])
             codes[:, group, j - first], errors[:, j - first] = code, error

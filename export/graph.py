@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ from merino_edge.export.quantize import StoredWeights, store
 from merino_edge.export.targets import Target
 
 IR_VERSION = 11
+LAST = 2**31 - 1  # end of a slice up to the end
+MIN_EXTERNAL_BYTES = 1024  # smaller tensors stay inside model.onnx
 
 
 def build_model(
@@ -75,6 +78,11 @@ def to_bytes(model: ir.Model) -> bytes:
     return bytes(ir.to_proto(model).SerializeToString())
 
 
+def save(model: ir.Model, path: Path) -> None:
+    """The model as `path`, and its weights beside it (`model.onnx.data`)."""
+    ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=MIN_EXTERNAL_BYTES)
+
+
 def cache_names(a: Architecture, prefix: str = "new_") -> list[tuple[str, str]]:
     """(input, output) names of the caches: key and value of every computed layer, in order."""
     names = [f"{kind}_{layer}" for layer in range(a.layers) for kind in ("key", "value")]
@@ -106,12 +114,16 @@ class GraphBuilder(ABC):
         """Query, key and value [1, T, (H + 2 Hkv) D], packed, to the attended heads [1, T, H D], and both outputs."""
 
     @abstractmethod
-    def norm(self, x: ir.Value, name: str) -> ir.Value:
-        """x [1, T, W] normed by the weights `name`."""
+    def rms_norm(self, x: ir.Value, scale: ir.Value) -> ir.Value:
+        """x [1, T, W] over its root mean square, times scale [W]."""
 
     @abstractmethod
-    def activation(self, x: ir.Value) -> ir.Value:
-        """x [1, T, F] through the FFN's nonlinearity (of SwiGLU: Swish)."""
+    def gelu(self, x: ir.Value, tanh: bool) -> ir.Value:
+        """x [1, T, F] through GELU, or its approximation by tanh."""
+
+    def swish(self, x: ir.Value) -> ir.Value:
+        """x * sigmoid(x); as one operator it came with TensorRT 11.0."""
+        return self.op("Mul", x, self.op("Sigmoid", x))
 
     def add_norm(self, x: ir.Value, y: ir.Value | None, name: str) -> tuple[ir.Value, ir.Value]:
         """x + y (y may be missing), and that normed."""
@@ -119,6 +131,21 @@ class GraphBuilder(ABC):
         return total, self.norm(total, name)
 
     # --- small helpers ---
+
+    def norm(self, x: ir.Value, name: str) -> ir.Value:
+        """x [1, T, W] normed by the weights `name`."""
+        if self.a.norm == "rmsnorm":
+            return self.rms_norm(x, *self.norm_weights(name))
+        return self.op("LayerNormalization", x, *self.norm_weights(name), epsilon=self.a.norm_epsilon, axis=-1)
+
+    def activation(self, x: ir.Value) -> ir.Value:
+        """x [1, T, F] through the FFN's nonlinearity."""
+        if self.a.gated:
+            return self.swish(x)
+        return self.op("Relu", x) if self.a.ffn == "relu" else self.gelu(x, tanh=self.a.ffn == "gelu_tanh")
+
+    def slice(self, x: ir.Value, axis: int, start: int, end: int = LAST) -> ir.Value:
+        return self.op("Slice", x, self.shape(start), self.shape(end), self.shape(axis))
 
     def op(self, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
         return self.tape.op(kind, inputs, attributes, domain=domain)
@@ -275,7 +302,7 @@ class GraphBuilder(ABC):
     def head(self, x: ir.Value) -> ir.Value:
         """Logits [1, V] float32 of the last of the T positions."""
         a = self.a
-        x = self.op("Slice", x, self.shape(-1), self.constant("slice_end", np.array([2**31 - 1])), self.shape(1))
+        x = self.slice(x, 1, -1)
         if a.norm_placement == "pre":
             x = self.norm(x, "final_norm")
         if a.embedding_width != a.blocks[-1].width:

@@ -22,7 +22,7 @@ class NativeBuilder(GraphBuilder):
 
     def prepare(self, caches: Sequence[ir.Value]) -> None:
         rows = self.op("Reshape", self.positions, self.shape(1, 1, -1, 1))  # [1, 1, T, 1]
-        first = self.op("Slice", self.positions, self.shape(0), self.shape(1), self.shape(1))  # [1, 1]
+        first = self.slice(self.positions, 1, 0, 1)  # [1, 1]
         self.write_index = self.op("Reshape", first, self.shape(1))  # [1]
         columns = self.constant("cache_positions", np.arange(self.context, dtype=np.int64))
         if not self.target.static_cache:  # the runtime may bind a cache smaller than the context
@@ -54,13 +54,8 @@ class NativeBuilder(GraphBuilder):
             partial = {"rotary_embedding_dim": self.a.rotary_dim, "num_heads": heads}
         return self.op("RotaryEmbedding", x, cos, sin, self.positions, **partial)
 
-    def norm(self, x: ir.Value, name: str) -> ir.Value:
-        kind = "RMSNormalization" if self.a.norm == "rmsnorm" else "LayerNormalization"
-        return self.op(kind, x, *self.norm_weights(name), epsilon=self.a.norm_epsilon, axis=-1)
+    def rms_norm(self, x: ir.Value, scale: ir.Value) -> ir.Value:
+        return self.op("RMSNormalization", x, scale, epsilon=self.a.norm_epsilon, axis=-1)
 
-    def activation(self, x: ir.Value) -> ir.Value:
-        if self.a.gated:
-            return self.op("Mul", x, self.op("Sigmoid", x))  # Swish came with TensorRT 11.0
-        if self.a.ffn == "relu":
-            return self.op("Relu", x)
-        return self.op("Gelu", x, approximate="tanh" if self.a.ffn == "gelu_tanh" else "none")
+    def gelu(self, x: ir.Value, tanh: bool) -> ir.Value:
+        return self.op("Gelu", x, approximate="tanh" if tanh else "none")

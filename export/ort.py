@@ -24,8 +24,7 @@ class OrtBuilder(GraphBuilder):
     """See merino_edge.export.graph."""
 
     def prepare(self, caches: Sequence[ir.Value]) -> None:
-        end = self.constant("slice_end", np.array([2**31 - 1]))
-        last = self.op("Slice", self.positions, self.shape(-1), end, self.shape(1))  # [1, 1]
+        last = self.slice(self.positions, 1, -1)  # [1, 1]
         last = self.op("Cast", self.op("Reshape", last, self.shape(1)), to=ir.DataType.INT32.value)
         self.last_position = last  # int32 [1]
         self.length = self.op("Add", last, self.constant("one", np.array([1], np.int32)))  # int32 [1]
@@ -46,9 +45,8 @@ class OrtBuilder(GraphBuilder):
         self.tape.op_multi_out("GroupQueryAttention", inputs, attributes, outputs=outputs, domain=MICROSOFT)
         return y, outputs[1:]
 
-    def norm(self, x: ir.Value, name: str) -> ir.Value:
-        kind = "SimplifiedLayerNormalization" if self.a.norm == "rmsnorm" else "LayerNormalization"
-        return self.op(kind, x, *self.norm_weights(name), epsilon=self.a.norm_epsilon, axis=-1)
+    def rms_norm(self, x: ir.Value, scale: ir.Value) -> ir.Value:
+        return self.op("SimplifiedLayerNormalization", x, scale, epsilon=self.a.norm_epsilon, axis=-1)
 
     def add_norm(self, x: ir.Value, y: ir.Value | None, name: str) -> tuple[ir.Value, ir.Value]:
         if y is None:
@@ -60,9 +58,8 @@ class OrtBuilder(GraphBuilder):
         )
         return total, normed
 
-    def activation(self, x: ir.Value) -> ir.Value:
-        if self.a.gated:
-            return self.op("QuickGelu", x, domain=MICROSOFT, alpha=1.0)  # x * sigmoid(x)
-        if self.a.ffn == "relu":
-            return self.op("Relu", x)
-        return self.op("FastGelu" if self.a.ffn == "gelu_tanh" else "Gelu", x, domain=MICROSOFT)
+    def swish(self, x: ir.Value) -> ir.Value:
+        return self.op("QuickGelu", x, domain=MICROSOFT, alpha=1.0)
+
+    def gelu(self, x: ir.Value, tanh: bool) -> ir.Value:
+        return self.op("FastGelu" if tanh else "Gelu", x, domain=MICROSOFT)

@@ -26,7 +26,7 @@ class PrimitiveBuilder(GraphBuilder):
     output_prefix = "row_"
 
     def prepare(self, caches: Sequence[ir.Value]) -> None:
-        first = self.op("Slice", self.positions, self.shape(0), self.shape(1), self.shape(1))  # [1, 1]
+        first = self.slice(self.positions, 1, 0, 1)  # [1, 1]
         columns = self.constant("cache_positions", np.arange(self.context, dtype=np.int64))
         zero, masked = (self.constant(n, np.array(v, np.float32)) for n, v in (("zero", 0), ("masked", MASKED)))
         self.past_bias = self.op("Where", self.op("Less", columns, first), zero, masked)  # [1, C]
@@ -67,9 +67,7 @@ class PrimitiveBuilder(GraphBuilder):
         q = self.op("Reshape", q, self.shape(1, block.kv_heads, -1, d))  # [1, Hkv, G * T, D]
         past, new = self.scores(q, cache[0], self.past_bias), self.scores(q, k, self.new_bias[group])
         shares = self.op("Softmax", self.op("Concat", past, new, axis=-1), axis=-1)  # [1, Hkv, G * T, C + T]
-        end = self.constant("slice_end", np.array([2**31 - 1]))
-        seen = self.op("Slice", shares, self.shape(0), self.shape(self.context), self.shape(3))
-        fresh = self.op("Slice", shares, self.shape(self.context), end, self.shape(3))
+        seen, fresh = self.slice(shares, 3, 0, self.context), self.slice(shares, 3, self.context)
         y = self.op(
             "Add",
             self.op("MatMul", self.cast(seen, self.half), cache[1]),
@@ -87,9 +85,7 @@ class PrimitiveBuilder(GraphBuilder):
     def row(self, past: ir.Value, new: ir.Value, block: Block) -> ir.Value:
         return self.tape.op("Identity", [new], output=self.output(past, block, "T"))
 
-    def norm(self, x: ir.Value, name: str) -> ir.Value:
-        if self.a.norm == "layernorm":
-            return self.op("LayerNormalization", x, *self.norm_weights(name), epsilon=self.a.norm_epsilon, axis=-1)
+    def rms_norm(self, x: ir.Value, scale: ir.Value) -> ir.Value:
         square = self.op("Mul", x, x)
         if self.target.opset < 18:
             mean = self.op("ReduceMean", square, axes=[-1], keepdims=1)
@@ -97,25 +93,21 @@ class PrimitiveBuilder(GraphBuilder):
             mean = self.op("ReduceMean", square, self.shape(-1), keepdims=1)
         epsilon = self.constant("epsilon", np.array(self.a.norm_epsilon, np.float32))
         root = self.op("Sqrt", self.op("Add", mean, epsilon))
-        return self.op("Mul", self.op("Div", x, root), *self.norm_weights(name))
+        return self.op("Mul", self.op("Div", x, root), scale)
 
-    def activation(self, x: ir.Value) -> ir.Value:
-        if self.a.gated:
-            return self.op("Mul", x, self.op("Sigmoid", x))
-        if self.a.ffn == "relu":
-            return self.op("Relu", x)
+    def gelu(self, x: ir.Value, tanh: bool) -> ir.Value:
         # In float32: an overflow of the cube is in reach of float16.
         wide = self.cast(x, ir.DataType.FLOAT)
         half, one = (self.constant(n, np.array(v, np.float32)) for n, v in (("half", 0.5), ("unit", 1.0)))
-        if self.a.ffn == "gelu":
-            root = self.constant("sqrt_half", np.array(math.sqrt(0.5), np.float32))
-            inner = self.op("Erf", self.op("Mul", wide, root))
-        else:
+        if tanh:
             cubed, root = (
                 self.constant(n, np.array(v, np.float32))
                 for n, v in (("cubed", 0.044715), ("root", math.sqrt(2 / math.pi)))
             )
             cube = self.op("Mul", self.op("Mul", self.op("Mul", wide, wide), wide), cubed)
             inner = self.op("Tanh", self.op("Mul", self.op("Add", wide, cube), root))
+        else:
+            root = self.constant("sqrt_half", np.array(math.sqrt(0.5), np.float32))
+            inner = self.op("Erf", self.op("Mul", wide, root))
         y = self.op("Mul", self.op("Mul", wide, half), self.op("Add", inner, one))
         return self.cast(y, self.half)

@@ -42,6 +42,10 @@ class Platform:
             return "ONNX Runtime from 1.23"
         return "TensorRT for RTX" if self.name == "rtx" else f"TensorRT {spell(self.tensorrt)}"
 
+    def able(self, precision: str) -> tuple[Lowering, ...]:
+        """The lowerings that it can run at `precision`: TensorRT's fused attention has no fp32."""
+        return tuple(low for low in self.lowerings if not (self.tensorrt and low == "native" and precision == "fp32"))
+
     @property
     def fused_attention(self) -> bool:
         """Whether ONNX's Attention and TensorScatter become one layer each, the cache updated in place."""
@@ -159,9 +163,7 @@ class Target:
             raise UnsupportedError(
                 f"{name} ({platform.library}) has no {precision}", f"choose one of: {', '.join(platform.precisions)}"
             )
-        able = [
-            able for able in platform.lowerings if not (platform.tensorrt and able == "native" and precision == "fp32")
-        ]
+        able = platform.able(precision)
         chosen = lowering or able[0]
         if chosen not in LOWERINGS:
             raise UnsupportedError(f"unknown lowering {chosen!r}", f"choose one of: {', '.join(LOWERINGS)}")

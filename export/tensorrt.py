@@ -34,7 +34,6 @@ class Engine:
     capability: str
     seconds: float
     layers: Counter[str]
-    timing_cache: bytes = field(default=b"", repr=False)
 
 
 def build_engine(
@@ -43,7 +42,6 @@ def build_engine(
     context: int,
     capability: str = "",
     workspace_bytes: int = 0,
-    timing_cache: bytes = b"",
     on_progress: OnProgress | None = None,
 ) -> Engine:
     """Compile `graph` (model.onnx with its data beside it, or a serialized model) for steps of up to 512 tokens.
@@ -77,10 +75,6 @@ def build_engine(
         for name in ("tokens", "positions"):
             profile.set_shape(name, (1, 1), (1, optimum), (1, most))
         config.add_optimization_profile(profile)
-    cache = None
-    if library == tensorrt_library.TENSORRT:  # TensorRT for RTX times nothing
-        cache = config.create_timing_cache(timing_cache)
-        config.set_timing_cache(cache, False)
     started = time.perf_counter()
     with _interruptible(trt, config, on_progress):
         plan = builder.build_serialized_network(network, config)
@@ -96,7 +90,6 @@ def build_engine(
         capability,
         time.perf_counter() - started,
         layer_kinds(network),
-        bytes(cache.serialize()) if cache is not None else b"",
     )
 
 

@@ -145,6 +145,8 @@ def drawn(
         length = default_length if draw % 2 == 0 else rng.randint(lengths[0], lengths[-1])
         a = space.architecture(space.sample(rng))
         length = min(length, a.max_positions)
-        if len(known) < count and length >= lengths[0] and (a, length) not in known:
+        if length >= lengths[0] and (a, length) not in known:
             known.add((a, length))
             yield from (whole(what, mode, length, a) for mode in MODES)
+        if len(known) == count:
+            return

@@ -16,6 +16,10 @@ from merino_edge import bundle, limits
 from merino_edge.bundle import Bundle
 from merino_edge.tokenizer import Tokenizer
 
+ROWS = (
+    "row_"  # prefix of the outputs of a `primitive` graph: new keys and values, which the engine copies into the cache
+)
+
 TokenIds = NDArray[np.int64]
 Logits = NDArray[np.float32]
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, InputError, UnsupportedError
+from merino_edge.runtime.engine import ROWS
 
 if TYPE_CHECKING:
     from merino_edge.bundle import Bundle
@@ -110,7 +111,7 @@ class OnnxEngine:
         self._shapes = [(1, value.shape[1], value.shape[3]) for value in caches]
         self._dtype = np.float16 if caches[0].type == "tensor(float16)" else np.float32
         self._static = isinstance(caches[0].shape[2], int)  # the graph fixes the cache's capacity
-        self._row_names = [value.name for value in self._session.get_outputs() if value.name.startswith("row_")]
+        self._row_names = [value.name for value in self._session.get_outputs() if value.name.startswith(ROWS)]
         if self._row_names and device != "cpu":
             raise UnsupportedError("the primitive lowering runs on the CPU only", "export with --lowering ort")
         self._rows: list[NDArray[Any]] = []  # [1, Hkv, T, D] each, bound for steps of T tokens

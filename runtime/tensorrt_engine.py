@@ -23,8 +23,7 @@ from merino_edge import tensorrt_library
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, InputError, UnsupportedError
 from merino_edge.runtime.cuda import Cuda
-
-ROWS = "row_"  # prefix of a primitive graph's new keys and values
+from merino_edge.runtime.engine import ROWS
 
 
 class Tensor(NamedTuple):

@@ -36,6 +36,7 @@ def build(
     from merino_edge.export.targets import PLATFORMS, TARGETS
     from merino_edge.export.tensorrt import build_engine
     from merino_edge.jetson.device import device_card
+    from merino_edge.runtime.bench import peak_memory_mb
 
     opened = bundles.load(bundle)
     platform = PLATFORMS.get(opened.target)
@@ -85,7 +86,7 @@ def build(
         "onnx_sha256": opened.manifest["files"]["model.onnx"]["sha256"],
         "seconds": round(made.seconds, 1),
         "bytes": len(made.plan),
-        "peak_memory_bytes": _peak_bytes(),
+        "peak_memory_bytes": round(1e6 * peak_memory_mb()),
         "layers": dict(sorted(made.layers.items())),
     }
     same = ("library", "capability")
@@ -116,9 +117,3 @@ def _available_bytes() -> int:
 
     fields = dict(line.split(":", 1) for line in read_text(Path("/proc/meminfo")).splitlines() if ":" in line)
     return sum(1024 * int(fields[name].split()[0]) for name in ("MemAvailable", "SwapFree") if name in fields)
-
-
-def _peak_bytes() -> int:
-    import resource
-
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -11,7 +11,7 @@ import pytest
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.errors import UnsupportedError
-from merino_edge.export.graph import build_model, build_stored, to_bytes
+from merino_edge.export.graph import build_model, build_stored, save, to_bytes
 from merino_edge.export.operators import lacking
 from merino_edge.export.quantize import random_stored
 from merino_edge.export.targets import PLATFORMS, Target
@@ -19,12 +19,7 @@ from merino_edge.export.tensorrt import build_engine
 from merino_edge.presets import PRESETS, preset
 from merino_edge.tensorrt_library import RTX
 
-FORMS = [
-    (lowering, precision)
-    for lowering in ("native", "primitive")
-    for precision in PLATFORMS["rtx"].precisions
-    if (lowering, precision) != ("native", "fp32")
-]
+FORMS = [(lowering, p) for p in PLATFORMS["rtx"].precisions for lowering in PLATFORMS["rtx"].able(p)]
 
 
 @pytest.fixture
@@ -36,7 +31,7 @@ def rtx() -> None:
 @pytest.mark.parametrize("precision", ["fp16", "int4"])
 def test_a_pretrained_model_compiles_for_sm86(smollm2: Checkpoint, tmp_path: Path, precision: str) -> None:
     a, graph = smollm2.architecture, tmp_path / "model.onnx"
-    ir.save(build_model(a, smollm2.weights, precision, 256, "rtx"), graph, external_data="model.onnx.data")
+    save(build_model(a, smollm2.weights, precision, 256, "rtx"), graph)
     engine = build_engine(RTX, graph, 256, "SM86")
     # The engine holds the weights at their precision: neither dropped nor widened.
     assert 0.9 * a.weight_bytes(precision) < len(engine.plan) < 1.6 * a.weight_bytes(precision)
@@ -68,9 +63,7 @@ def test_no_graph_has_an_operator_that_its_targets_parser_lacks(name: str, targe
     a, platform = shrunk(name), PLATFORMS[target]
     assert platform.tensorrt is not None
     for precision in platform.precisions:
-        for lowering in platform.lowerings:
-            if (lowering, precision) == ("native", "fp32"):
-                continue
+        for lowering in platform.able(precision):
             chosen = Target.named(target, precision, lowering)
             model = build_stored(a, random_stored(a, chosen), chosen, 128)
             assert lacking(model, platform.tensorrt) == []
