@@ -62,7 +62,7 @@ PLATFORMS: dict[str, Platform] = {
             python="3.10 and later",
             tensorrt=None,
             opsets=(7, 24),
-            lowerings=("native", "ort", "primitive"),
+            lowerings=("ort", "native", "primitive"),
             known=("the native lowering needs 1.25: TensorScatter (ONNX Runtime's release notes)",),
         ),
         Platform(

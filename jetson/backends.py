@@ -2,7 +2,7 @@
 
 | backend | runs | attention of a step reads |
 |---|---|---|
-| onnxruntime-cpu, -cuda | the graph exported for `onnxruntime` (fp16 is how it is stored) | the cache's bucket |
+| onnxruntime-cpu, -cuda | the graph exported for `onnxruntime` (fp16 is how it is stored) | the positions in use |
 | tensorrt, tensorrt-rtx | the graph exported for `rtx`, compiled for the GPU at hand | the whole context's cache |
 | torch-cpu, -cuda | the module of `merino_edge.model`, eager | the positions in use |
 
@@ -49,7 +49,8 @@ class Backend:
     libraries: tuple[str, ...]  # distributions that decide how fast it is
     precisions: tuple[str, ...]  # that it can time
     open: Callable[[Architecture, str, int], TimedEngine] = field(repr=False)
-    places: Callable[[int, int], int] = field(repr=False)
+    places: Callable[[int, int], int] = field(repr=False)  # of the cache that a step reads: (positions in use, context)
+    lowering: str = ""  # of its graphs
 
     def engine(self, a: Architecture, precision: str, threads: int) -> TimedEngine:
         """`a` with random weights and a context of all its positions; `forward` returns with the logits on the host.
@@ -66,10 +67,6 @@ class Backend:
         """Run one token through a tiny model, so that what is missing is refused before anything is measured."""
         with contextlib.closing(self.engine(TINY, precision, 1)) as engine:
             engine.forward(np.zeros(1, np.int64), 0)
-
-    def capacity(self, a: Architecture, positions: int) -> int:
-        """Places of the cache that a step reads while `positions` of the model's are in use."""
-        return self.places(positions, a.max_positions)
 
     def versions(self) -> dict[str, str]:
         """Of the libraries; `unknown` where one is no Python distribution here."""
@@ -90,13 +87,13 @@ def _version(distribution: str) -> str:
         return "unknown"
 
 
-def random_graph(a: Architecture, precision: str, target: str) -> bytes:
+def random_graph(a: Architecture, precision: str, target: str, lowering: str) -> bytes:
     """The graph that export writes of `a` for `target`, with random weights. Raises UnsupportedError."""
     from merino_edge.export.graph import build_stored, to_bytes
     from merino_edge.export.quantize import random_stored
     from merino_edge.export.targets import Target
 
-    chosen = Target.named(target, precision)
+    chosen = Target.named(target, precision, lowering)
     if a.weight_bytes(precision) > MAX_GRAPH_BYTES:
         raise UnsupportedError(
             f"{a.parameters:,} parameters at {precision} are more than one graph of 2 GB holds",
@@ -112,15 +109,15 @@ def _onnxruntime(device: str) -> Backend:
     def open_engine(a: Architecture, precision: str, threads: int) -> TimedEngine:
         from merino_edge.runtime.onnx_engine import OnnxEngine
 
-        return OnnxEngine(random_graph(a, precision, "onnxruntime"), a, a.max_positions, threads, device)
-
-    def places(positions: int, context: int) -> int:
-        from merino_edge.runtime.onnx_engine import bucket
-
-        return bucket(positions, context)
+        return OnnxEngine(random_graph(a, precision, "onnxruntime", "ort"), a, a.max_positions, threads, device)
 
     library = "onnxruntime" if device == "cpu" else "onnxruntime-gpu"
-    return Backend(f"onnxruntime-{device}", device, ("numpy", library, "onnx-ir"), PRECISIONS, open_engine, places)
+    libraries = ("numpy", library, "onnx-ir")
+    return Backend(f"onnxruntime-{device}", device, libraries, PRECISIONS, open_engine, _in_use, "ort")
+
+
+def _in_use(positions: int, context: int) -> int:
+    return positions
 
 
 def _tensorrt(name: str, distribution: str, module: str) -> Backend:
@@ -132,12 +129,12 @@ def _tensorrt(name: str, distribution: str, module: str) -> Backend:
 
         require(module, EXTRAS[module])
         Cuda().close()  # compiling takes long: first see whether there is a GPU
-        built = build_engine(module, random_graph(a, precision, "rtx"), a.max_positions)
+        built = build_engine(module, random_graph(a, precision, "rtx", "native"), a.max_positions)
         return TensorRtEngine(module, built.plan, a, a.max_positions)
 
     libraries = ("numpy", distribution, "cuda-bindings", "onnx-ir")
     precisions = tuple(p for p in PRECISIONS if p != "fp32")  # its fused attention has no float32
-    return Backend(name, "cuda", libraries, precisions, open_engine, lambda positions, context: context)
+    return Backend(name, "cuda", libraries, precisions, open_engine, lambda positions, context: context, "native")
 
 
 def _torch(device: str) -> Backend:
@@ -150,7 +147,7 @@ def _torch(device: str) -> Backend:
 
     # No weight-only int8 or int4: PyTorch itself has no kernel that every device runs.
     libraries, precisions = ("numpy", "torch"), ("fp32", "fp16")
-    return Backend(f"torch-{device}", device, libraries, precisions, open_engine, lambda positions, context: positions)
+    return Backend(f"torch-{device}", device, libraries, precisions, open_engine, _in_use)
 
 
 BACKENDS = {

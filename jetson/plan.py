@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from merino_edge import counts
 from merino_edge.architecture import Architecture, Ffn
 from merino_edge.errors import InputError
 from merino_edge.jetson import probe
@@ -21,6 +22,7 @@ from merino_edge.measurement import Cache, Mode
 
 DEFAULT_LENGTH = 256  # positions a cost is for when nobody says
 LONGEST = 1024  # measured unless asked for
+DECODE_LENGTHS = 3  # at most: what a step costs grows by as much with every position
 HELD_OUT, QUICK_HELD_OUT = 50, 10
 CALIBRATION, QUICK_CALIBRATION = 24, 8
 CANDIDATES = 40  # drawn for each calibration model
@@ -64,6 +66,10 @@ def thin(values: Sequence[Any], count: int) -> tuple[Any, ...]:
     return tuple(values[round(i * (len(values) - 1) / (count - 1))] for i in range(count))
 
 
+def nearest(values: Sequence[int], wanted: int) -> int:
+    return min(values, key=lambda value: abs(value - wanted))
+
+
 @dataclass(frozen=True)
 class Axes:
     """What is measured of layers, width changes and ends. In a table's header."""
@@ -98,7 +104,7 @@ class Axes:
         capacities = {places(min(length, context), context) for length in lengths for context in contexts}
         return Axes(
             tuple(sorted(set(lengths))),
-            tuple(sorted(capacities)),
+            thin(sorted(capacities), DECODE_LENGTHS),
             thin(space.widths, detail.widths),
             thin(space.ffn_ratios, detail.ffn_ratios),
             tuple(sorted({model.ffn for model in space.models})),
@@ -177,8 +183,8 @@ def make_plan(
     reference: Mapping[str, Any] = {
         "ffn": axes.ffn[0],
         "ratio": axes.ffn_ratios[0],
-        "decode": places(default, max(axes.lengths)),
-        "prefill": min(axes.lengths, key=lambda length: abs(length - default)),
+        "decode": nearest(axes.capacities, places(default, max(axes.lengths))),
+        "prefill": nearest(axes.lengths, default),
     }
     if known is not None and begun is not None:
         axes, default, quick = axes.union(known), begun["default_length"], begun["quick"]
@@ -206,16 +212,10 @@ def _calibration(space: Space, precision: str, count: int, lengths: Sequence[int
 def _caches(space: Space, precision: str, cache_bytes: int) -> tuple[Cache, ...]:
     """How the space's models find the processor's caches: models well within them always warm, far larger ones cold."""
     rng = random.Random(0)
-    sizes = sorted(_touched(space.architecture(space.sample(rng)), precision) for _ in range(SAMPLE))
+    sizes = sorted(counts.step_bytes(space.architecture(space.sample(rng)), precision, 0) for _ in range(SAMPLE))
     if not cache_bytes or sizes[-1] < cache_bytes / SHARED:
         return ("warm",)
     return ("cold",) if sizes[0] > 2 * cache_bytes else ("cold", "warm")
-
-
-def _touched(a: Architecture, precision: str) -> float:
-    """Bytes that a decode step reads: all weights but the table of embeddings, where the head has its own."""
-    table = a.vocab_size * a.embedding_width
-    return a.weight_bytes(precision) - (4 * table if precision != "fp32" and a.tied_head else 0)
 
 
 def _layers(

@@ -226,6 +226,7 @@ def _header(request: Request, plan: Plan, card: dict[str, Any], cache_bytes: int
     fields = {
         "device": card,
         "backend": request.backend.name,
+        "lowering": request.backend.lowering,
         "precision": request.precision,
         "threads": request.threads,
         "family": family(space.architecture(space.sample(random.Random(0)))),

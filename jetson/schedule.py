@@ -78,8 +78,7 @@ class Pace:
         return sum(map(self._batch_seconds, batches))
 
     def _batch_seconds(self, batch: Batch) -> float:
-        engines = {(a, probe.length) for probe in batch.probes for a in probe.models}
-        opened = sum(self.open_seconds(a) for a, _ in engines)
+        opened = sum(map(self.open_seconds, {a for probe in batch.probes for a in probe.models}))
         return opened + batch.rounds.most * sum(
             self.visit_seconds(probe, a) for probe in batch.probes for a in probe.models
         )

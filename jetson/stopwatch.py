@@ -46,13 +46,12 @@ REFUSALS = (MerinoError, RuntimeError, MemoryError)  # of a shape that a backend
 
 
 class Visit(NamedTuple):
-    """One model in one mode. Lengths of one capacity share an engine, whose cache never shrinks again."""
+    """One model in one mode at one length. All visits of a model share its engine."""
 
     model: Architecture
     mode: Mode
     length: int
     cache: Cache
-    capacity: int
 
 
 class Rounds(NamedTuple):
@@ -91,17 +90,16 @@ class Stopwatch:
         with the reason."""
         failures: list[Measurement] = []
         with contextlib.ExitStack() as stack:
-            engines: dict[tuple[Architecture, int], Engine] = {}
+            engines: dict[Architecture, Engine] = {}
             running: list[Probe] = []
             last_s: dict[Visit, float] = {}  # what each visit's step took
 
             def open_and_step(visit: Visit) -> None:
                 """Which loads what is lazy, and shows what cannot run."""
-                key = visit.model, visit.capacity
-                if key not in engines:
+                if visit.model not in engines:
                     engine = self.backend.engine(visit.model, self.precision, self.threads)
-                    engines[key] = stack.enter_context(contextlib.closing(engine))
-                last_s[visit] = self._step(engines[key], visit)
+                    engines[visit.model] = stack.enter_context(contextlib.closing(engine))
+                last_s[visit] = self._step(engines[visit.model], visit)
 
             for probe in probes:
                 try:
@@ -129,7 +127,7 @@ class Stopwatch:
         self,
         probes: list[Probe],
         yardsticks: Mapping[str, Visit],
-        engines: Mapping[tuple[Architecture, int], Engine],
+        engines: Mapping[Architecture, Engine],
         last_s: dict[Visit, float],
         rounds: Rounds,
     ) -> list[Measurement]:
@@ -142,8 +140,8 @@ class Stopwatch:
             between = math.ceil(len(visits) / YARDSTICKS_A_ROUND)
             for number, visit in enumerate(visits):
                 for kind, small in yardsticks.items() if number % between == 0 else ():
-                    seen_s[kind].append(self._burst(engines[small.model, small.capacity], small, last_s[small]))
-                times_s[visit] = self._burst(engines[visit.model, visit.capacity], visit, last_s[visit])
+                    seen_s[kind].append(self._burst(engines[small.model], small, last_s[small]))
+                times_s[visit] = self._burst(engines[visit.model], visit, last_s[visit])
             last_s |= times_s
             for probe in pending:
                 samples[probe.key].append(probe.cost([1000 * times_s[visit] for visit in self._visits(probe)]))
@@ -169,7 +167,7 @@ class Stopwatch:
             "prefill": ("prefill", min(YARDSTICK_TOKENS, a.max_positions), "warm"),
         }
         kinds = dict.fromkeys(kind for probe in probes for kind in self._kinds(probe))
-        return {kind: Visit(a, *steps[kind], self.backend.capacity(a, steps[kind][1])) for kind in kinds}
+        return {kind: Visit(a, *steps[kind]) for kind in kinds}
 
     def _kinds(self, probe: Probe) -> tuple[str, ...]:
         """Which yardsticks tell how slow the machine is for it: a whole model finds part of itself in the caches."""
@@ -180,10 +178,7 @@ class Stopwatch:
         return (f"decode {probe.cache}",)
 
     def _visits(self, probe: Probe) -> list[Visit]:
-        return [
-            Visit(a, probe.mode, probe.length, probe.cache, self.backend.capacity(a, probe.length))
-            for a in probe.models
-        ]
+        return [Visit(a, probe.mode, probe.length, probe.cache) for a in probe.models]
 
     # --- a visit ---
 
@@ -211,12 +206,12 @@ class Stopwatch:
         return time.perf_counter() - begun
 
     def _energies_mj(
-        self, probes: list[Probe], engines: Mapping[tuple[Architecture, int], Engine], meter: EnergyMeter
+        self, probes: list[Probe], engines: Mapping[Architecture, Engine], meter: EnergyMeter
     ) -> dict[str, float | None]:
         """Every entry's energy by its key; None where no sample of the meter fell on one of its models."""
         spent: dict[Visit, float | None] = {}
         for visit in dict.fromkeys(visit for probe in probes for visit in self._visits(probe)):
-            engine, steps, begun = engines[visit.model, visit.capacity], 0, time.perf_counter()
+            engine, steps, begun = engines[visit.model], 0, time.perf_counter()
             with meter.measuring() as used:
                 while steps == 0 or time.perf_counter() - begun < METERED_SECONDS:
                     self._step(engine, visit)

@@ -18,7 +18,7 @@ from merino_edge.jetson.surroundings import Surroundings
 from merino_edge.jetson.system_files import UNKNOWN
 
 OLDEST_TENSORRT = (10, 3)
-TENSOR_SCATTER_SINCE = (1, 25)  # of ONNX Runtime
+OLDEST_ONNX_RUNTIME = (1, 23)
 CAPPED_MHZ = 624.75  # an Orin Nano's GPU without Super
 TOLERANCE = 0.02
 
@@ -129,9 +129,9 @@ def _old_tensorrt(here: Surroundings) -> str | None:
 
 def _old_onnxruntime(here: Surroundings) -> str | None:
     found = _version(here.onnxruntime)
-    if not found or found >= TENSOR_SCATTER_SINCE:
+    if not found or found >= OLDEST_ONNX_RUNTIME:
         return None
-    return f"ONNX Runtime {here.onnxruntime} under Python {here.python} lacks TensorScatter"
+    return f"ONNX Runtime {here.onnxruntime}"
 
 
 def _no_swap(here: Surroundings) -> str | None:
@@ -211,7 +211,7 @@ TRAPS = (
     Trap(
         "ONNX Runtime too old",
         _old_onnxruntime,
-        "export with --lowering ort, or with Python 3.11 or later: pip install 'onnxruntime>=1.25'",
+        "bundles need 1.23, which is there for Python 3.10 too: pip install -U 'onnxruntime>=1.23'",
         "https://github.com/microsoft/onnxruntime/blob/main/docs/OperatorKernels.md",
     ),
     Trap(
