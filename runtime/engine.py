@@ -47,15 +47,22 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(path: Path | str, threads: int | None = None) -> tuple[Engine, Tokenizer, Bundle]:
-    """Verify a bundle and load it; `threads` None leaves the number to the backend.
+def open_engine(path: Path | str, threads: int | None = None, cpu: bool = False) -> tuple[Engine, Tokenizer, Bundle]:
+    """Verify a bundle and load it: by the engine that TensorRT built last, where there is one, else its graph on the
+    CPU, or always that with `cpu`. `threads` None leaves their number to the backend.
 
-    Raises ArtefactError (missing, altered), InputError (threads), UnsupportedError (foreign target).
+    Raises ArtefactError (missing, altered), InputError (threads), UnsupportedError, MissingExtraError (the engine's
+    TensorRT or GPU is not here).
     """
     if threads is not None:
         limits.check_range("threads", threads, 1, limits.MAX_THREADS)
     loaded = bundle.load(path)
     tokenizer = Tokenizer.load(path)
-    from merino_edge.runtime.onnx_engine import OnnxEngine  # the backend's library loads only when a bundle opens
+    # The backend's library loads only when a bundle opens.
+    if loaded.engines and not cpu:
+        from merino_edge.runtime.tensorrt_engine import TensorRtEngine
+
+        return TensorRtEngine.from_bundle(loaded), tokenizer, loaded
+    from merino_edge.runtime.onnx_engine import OnnxEngine
 
     return OnnxEngine.from_bundle(loaded, threads), tokenizer, loaded

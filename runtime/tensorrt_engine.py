@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, InputError, UnsupportedError
 from merino_edge.runtime.cuda import Cuda
 from merino_edge.runtime.engine import ROWS
+
+if TYPE_CHECKING:
+    from merino_edge.bundle import Bundle
 
 
 class Tensor(NamedTuple):
@@ -80,6 +83,24 @@ class TensorRtEngine:
         except BaseException:
             self.close()
             raise
+
+    @staticmethod
+    def from_bundle(bundle: Bundle) -> TensorRtEngine:
+        """The engine that was built last. Raises UnsupportedError where another release built it, and as __init__."""
+        entry, again = bundle.engines[-1], f"build it again: merino-edge build {bundle.path}"
+        library = str(entry.get("library"))
+        if library not in tensorrt_library.EXTRAS:
+            raise ArtefactError(f"{bundle.path}: its engine is of the unknown library {library!r}", again)
+        trt, _ = tensorrt_library.load(library)
+        if trt.__version__ != entry.get("version"):
+            raise UnsupportedError(
+                f"{bundle.path / entry['file']} was built by TensorRT {entry.get('version')}, not {trt.__version__}",
+                again,
+            )
+        if entry.get("onnx_sha256") != bundle.manifest["files"]["model.onnx"]["sha256"]:
+            raise ArtefactError(f"{bundle.path / entry['file']} was built from another graph", again)
+        plan = (bundle.path / entry["file"]).read_bytes()
+        return TensorRtEngine(library, plan, bundle.architecture, bundle.context)
 
     def _open(self, plan: bytes, a: Architecture) -> None:
         trt = self._trt

@@ -28,16 +28,17 @@ def bench(
     new_tokens: Annotated[int, typer.Option(help="Tokens to decode after it.")] = 128,
     repetitions: Annotated[int, typer.Option(help="Measured runs, after one warm-up.")] = 5,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Run the graph on the CPU, whatever engines there are.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure time to first token, prefill and decode speed, and memory of a bundle."""
     from contextlib import closing
 
     from merino_edge.cli.console import print_json, progress
+    from merino_edge.cli.opening import open_bundle
     from merino_edge.runtime.bench import bench as measure
-    from merino_edge.runtime.engine import open_engine
 
-    engine, _, opened = open_engine(bundle, threads)
+    engine, _, opened = open_bundle(bundle, threads, cpu)
     with closing(engine), progress() as bar:
         task = bar.add_task("measuring", total=repetitions, note="")
         result = measure(engine, prompt_tokens, new_tokens, repetitions, lambda: bar.advance(task))

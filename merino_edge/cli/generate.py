@@ -42,13 +42,14 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Same seed, same answer.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be repeated.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Run the graph on the CPU, whatever engines there are.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Statistics in four lines.")] = False,
 ) -> None:
     """Generate text, or chat in the terminal."""
+    from merino_edge.cli.opening import open_bundle
     from merino_edge.cli.terminal import Terminal, print_statistics, run_turn
     from merino_edge.runtime.chat import Chat
-    from merino_edge.runtime.engine import open_engine
     from merino_edge.runtime.sampling import Sampling
 
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, greedy)
@@ -60,7 +61,7 @@ def generate(
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
 
     began = perf_counter()
-    engine, tokenizer, opened = open_engine(bundle, threads)
+    engine, tokenizer, opened = open_bundle(bundle, threads, cpu)
     with closing(engine):
         talk = Chat(engine, tokenizer, sampling, max_tokens, stop or (), system, None if chat is None else not chat)
         load_ms = (perf_counter() - began) * 1e3

@@ -65,6 +65,34 @@ def test_what_cannot_be_built_is_refused(good: Path, rtx_bundle: Path, refused: 
     assert not bundle.load(rtx_bundle).engines
 
 
+def test_a_bundle_runs_on_the_engine_in_it_and_says_why_it_cannot(
+    rtx_bundle: Path, refused: Refused, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mine = shutil.copytree(rtx_bundle, tmp_path / "bundle")
+    ask = ("generate", mine, "--raw", "--prompt", "Once", "--max-tokens", 2, "--greedy")
+    again = f"merino-edge build {mine}"
+    assert run(*ask) == 0  # no engine yet
+    assert f"running on the CPU; on the board: {again}" in " ".join(capfd.readouterr().err.split())
+    assert run("build", mine, "--capability", "SM86") == 0
+    entry = {key: value for key, value in bundle.load(mine).engines[-1].items() if key != "file"}
+    capfd.readouterr()
+    assert run(*ask, "--cpu") == 0
+    assert "engine" not in capfd.readouterr().err
+    for change, reason in (
+        ({"version": "1.0.0"}, "was built by TensorRT 1.0.0, not "),
+        ({"onnx_sha256": "0" * 64}, "was built from another graph"),
+        ({"library": "sys"}, "is of the unknown library 'sys'"),
+    ):
+        loaded = bundle.load(mine)
+        bundle.add_engine(loaded, b"a plan", {**entry, **change}, lambda old: True)
+        assert reason in (said := refused(*ask)) and said.endswith(again)
+    elsewhere = {**entry, "machine": {**entry["machine"], "module": "p3767-0005"}}
+    bundle.add_engine(bundle.load(mine), b"no plan", elsewhere, lambda old: True)
+    assert run(*ask) != 0  # no GPU, or no plan
+    said = " ".join(capfd.readouterr().err.split())
+    assert "warning: engine built on module p3767-0005, here unknown; build it again: " + again in said
+
+
 def test_an_interrupted_build_leaves_the_bundle_as_it_was(
     rtx_bundle: Path, tmp_path: Path, merino: tuple[str, ...]
 ) -> None:

@@ -1,0 +1,33 @@
+"""How `generate` and `bench` open a bundle, and what they say of the engine in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from merino_edge.bundle import Bundle
+    from merino_edge.runtime.engine import Engine
+    from merino_edge.tokenizer import Tokenizer
+
+
+def open_bundle(path: Path, threads: int | None, cpu: bool) -> tuple[Engine, Tokenizer, Bundle]:
+    """See merino_edge.runtime.engine.open_engine. An engine that was built on another board, under another release or
+    power mode, is named on stderr before it is opened; so is a graph for TensorRT that was not compiled yet."""
+    from merino_edge import bundle
+    from merino_edge.cli.console import stderr
+    from merino_edge.runtime.engine import open_engine
+
+    loaded = bundle.load(path, verify=False)  # opening verifies it
+    note = ""
+    if loaded.engines and not cpu:
+        from merino_edge.jetson.device import device_card
+        from merino_edge.jetson.traps import engine_traps
+
+        found = engine_traps(loaded.engines[-1].get("machine", {}), device_card())
+        note = f"warning: {found[0]['found']}; build it again: merino-edge build {path}" if found else ""
+    elif loaded.target != "onnxruntime" and not cpu:
+        note = f"no engine in {path} yet: running on the CPU; on the board: merino-edge build {path}"
+    if note:
+        stderr().print(note, highlight=False, soft_wrap=True, markup=False)
+    return open_engine(path, threads, cpu)
