@@ -34,6 +34,7 @@ from merino_edge.pretrained import fetch_smollm2
 from merino_edge.tokenizer import Tokenizer
 
 WINDOW = 1024
+MAX_CHARACTERS = 1_000_000  # more than a tokenizer takes at once is refused
 
 
 def perplexity(a: Architecture, weights: dict[str, np.ndarray], tokens: np.ndarray) -> float:
@@ -50,7 +51,7 @@ def perplexity(a: Architecture, weights: dict[str, np.ndarray], tokens: np.ndarr
 
 def megabytes(stored: StoredWeights) -> float:
     plain = sum(array.nbytes for array in stored.arrays.values())
-    codes = sum(q.codes.size * q.bits / 8 + q.scales.nbytes for q in stored.quantized.values())
+    codes = sum(q.codes.size * q.bits / 8 + 2 * q.scales.size for q in stored.quantized.values())
     return (plain + codes) / 1e6
 
 
@@ -65,7 +66,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         import_model(fetch_smollm2(), Path(folder) / "checkpoint")
         source = checkpoint.load(Path(folder) / "checkpoint")
-        tokens = np.array(Tokenizer.load(source.path).encode(text)[: options.tokens // WINDOW * WINDOW], np.int64)
+        tokens = np.array(
+            Tokenizer.load(source.path).encode(text[:MAX_CHARACTERS])[: options.tokens // WINDOW * WINDOW], np.int64
+        )
         a, weights = source.architecture, source.weights
         base = perplexity(a, dict(weights), tokens)
         print(f"{len(tokens)} tokens; fp32 perplexity {base:.3f}", flush=True)

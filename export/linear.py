@@ -4,10 +4,12 @@
 |---|---|---|
 | fp32 | float32 | float32 |
 | fp16 | float16, cast to float32 when loaded | float16 |
-| int8 | int8, one float32 scale per 32 inputs | int8, one float16 scale per output |
-| int4 | int4, one float32 scale per 32 inputs; head int8 | int4, one float16 scale per 32 inputs; head int8 |
+| int8 | int8, one scale per 32 inputs | int8, one scale per output |
+| int4 | int4, one scale per 32 inputs | the same |
+| the table of embeddings and head, int8 and int4 | int8, one scale per token, one table if tied | int8, float16 |
 
-For ONNX Runtime the codes are those of MatMulNBits, one kernel that reads them. In the `native` lowering, which is of
+Scales are float16. For ONNX Runtime, which wants them float32 and makes them so when it loads the graph, the codes are
+those of MatMulNBits and GatherBlockQuantized, kernels that read them. In the `native` lowering, which is of
 ONNX's operators alone where it can be, they are a blocked DequantizeLinear and a MatMul that ONNX Runtime fuses into
 that kernel, but only where the codes have one consumer and no Relu follows at once: matrices that several layers share,
 and those right before a Relu, are written as MatMulNBits there too. Unfused, a further layer of a shared int8 block
@@ -24,10 +26,11 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from merino_edge.counts import INT4_BLOCK
-from merino_edge.export.quantize import Quantized, StoredWeights
+from merino_edge.export.quantize import EMBEDDING, HEAD, Quantized, StoredWeights
 from merino_edge.export.targets import Target
 
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
+LARGEST_BLOCK = 256  # inputs with one scale, of MatMulNBits
 
 
 class MatrixWriter:
@@ -59,8 +62,10 @@ class MatrixWriter:
         name = "+".join(names) + ".weight"
         factors = factors or [1.0] * len(names)
         quantized = f"{names[0]}.weight" in self.stored.quantized
-        if quantized and not self.target.on_tensorrt and (unfused or self.target.lowering != "native"):
-            return self._matmul_nbits(x, name, self._stacked(names, factors), bias)
+        if quantized and not self.target.on_tensorrt:
+            q = self._stacked(names, factors)
+            if unfused or self.target.lowering != "native" or q.codes.shape[1] == 1:
+                return self._matmul_nbits(x, name, q, bias)
         if name not in self.values:
             if quantized:
                 self.values[name] = self._dequantized(name, self._stacked(names, factors))
@@ -79,32 +84,61 @@ class MatrixWriter:
 
     def _matmul_nbits(self, x: ir.Value, name: str, q: Quantized, bias: ir.Value | None) -> ir.Value:
         """com.microsoft.MatMulNBits: codes [N, G, B * bits / 8] uint8 with the middle as zero, scales [N, G]."""
+        codes, scales, block = self._kernel_form(name, q)
+        inputs: list[ir.Value | None] = [x, codes, scales]
+        inputs += [None, None, bias] if bias is not None else []
+        shape = {"K": q.codes[0].size, "N": len(q.codes), "bits": q.bits, "block_size": block, "accuracy_level": 4}
+        return self.tape.op("MatMulNBits", inputs, shape, domain=MICROSOFT)
+
+    def _kernel_form(self, name: str, q: Quantized) -> tuple[ir.Value, ir.Value, int]:
+        """Codes and scales as ONNX Runtime's kernels read them, and how many inputs share a scale there: of a row that
+        has one scale, the largest power of two that divides it."""
         outputs, groups, block = q.codes.shape
-        codes = (q.codes.astype(np.int16) + (1 << (q.bits - 1))).astype(np.uint8)
+        if groups == 1:
+            block = min(block & -block, LARGEST_BLOCK)
+        codes = (q.codes.astype(np.int16) + (1 << (q.bits - 1))).astype(np.uint8).reshape(outputs, -1, block)
         if q.bits == 4:
             codes = np.bitwise_or(codes[..., 0::2], np.left_shift(codes[..., 1::2], 4, dtype=np.uint8))
-        scales = self.initializer(f"{name}.scale", q.scales)
-        inputs: list[ir.Value | None] = [x, self.initializer(name, codes), scales]
-        inputs += [None, None, bias] if bias is not None else []
-        attributes = {"K": groups * block, "N": outputs, "bits": q.bits, "block_size": block, "accuracy_level": 4}
-        return self.tape.op("MatMulNBits", inputs, attributes, domain=MICROSOFT)
+        scale = self.initializer(f"{name}.scale", q.scales.astype(np.float16))
+        key = f"{name}.scale as FLOAT"
+        if key not in self.values:
+            self.values[key] = self._cast(scale, ir.DataType.FLOAT)
+            if groups == 1:
+                shape = self.initializer(f"{name}.scales", np.array(codes.shape[:2], np.int64))
+                self.values[key] = self.tape.op("Expand", [self.values[key], shape])
+        return self.initializer(name, codes), self.values[key], block
 
     def head(self, x: ir.Value, tied: bool) -> ir.Value:
-        """x [1, E] -> [1, V]. Unquantised, the matrix stays [V, E], so that a tied table is stored once."""
+        """x [1, E] -> [1, V]. A tied table is stored once; unquantised, the matrix stays [V, E]."""
         if self.stored.own_head:
             return self.matmul(x, ["head"])
-        name = "embedding.weight" if tied else "head.weight"
+        name = EMBEDDING if tied else HEAD
+        if name in self.stored.quantized:
+            return self._matmul_nbits(x, name, self.stored.quantized[name], None)
         table = self._computed(self.initializer(name, self.stored.arrays[name]))
         return self.tape.op("Gemm", [x, table], {"transB": 1})
 
     def gather_rows(self, name: str, rows: ir.Value) -> ir.Value:
         """Rows of the table `name` [V, E] as float32: [1, T, E]."""
+        if name in self.stored.quantized:
+            q = self.stored.quantized[name]
+            codes, scales, block = self._kernel_form(name, q)
+            shape = self.initializer(f"{name}.blocks", np.array([len(q.codes), -1, 1], np.int64))
+            inputs = [codes, rows, self.tape.op("Reshape", [scales, shape])]
+            attributes = {"bits": q.bits, "block_size": block, "gather_axis": 0, "quantize_axis": 2}
+            taken = self.tape.op("GatherBlockQuantized", inputs, attributes, domain=MICROSOFT)  # [1, T, G, B]
+            whole = self.initializer(f"{name}.row", np.array([1, -1, q.codes[0].size], np.int64))
+            return self.tape.op("Reshape", [taken, whole])
         table = self.stored.arrays[name]
         taken = self.tape.op("Gather", [self.initializer(name, table), rows])
         return taken if table.dtype == np.float32 else self._cast(taken, ir.DataType.FLOAT)
 
     def _dequantized(self, name: str, q: Quantized) -> ir.Value:
-        """The matrix [N, K] as the right-hand operand [K, N] of a MatMul."""
+        """The matrix [N, K] as the right-hand operand [K, N] of a MatMul.
+
+        Scales have the type of the product. ONNX Runtime gets them by a cast, which it does once; TensorRT wants them
+        as they are, and before opset 19 float32.
+        """
         codes = q.codes.reshape(len(q.codes), -1).T  # [K, N]
         scales = q.scales.T  # [G, N]
         code_type = ml_dtypes.int4 if q.bits == 4 else np.int8
@@ -112,9 +146,10 @@ class MatrixWriter:
         blocked = q.bits == 4 or self.target.blocks_int8
         scale = scales if blocked else scales[0]
         attributes = {"axis": 0, "block_size": INT4_BLOCK} if blocked else {"axis": 1}
-        half_scales = self.target.opset >= 19  # before, DequantizeLinear knew float32 alone
-        dtype = self.dtype if half_scales else ir.DataType.FLOAT
-        inputs.append(self.initializer(f"stored.{name}.scale", scale.astype(dtype.numpy())))
+        dtype = self.dtype if self.target.opset >= 19 else ir.DataType.FLOAT
+        stored = dtype if self.target.on_tensorrt else ir.DataType.FLOAT16
+        kept = self.initializer(f"stored.{name}.scale", scale.astype(stored.numpy()))
+        inputs.append(kept if stored == dtype else self._cast(kept, dtype))
         matrix = self.tape.op("DequantizeLinear", inputs, attributes)
         return matrix if dtype == self.dtype else self._cast(matrix, self.dtype)
 

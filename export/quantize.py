@@ -1,9 +1,9 @@
 """Weights as a bundle stores them: rounded to the precision, or quantised with a searched scale.
 
 Weight-only and symmetric, because TensorRT's DequantizeLinear accepts no other zero point than 0. `int4` has one
-scale per 32 neighbouring inputs of an output, `int8` as many, or one per output for `rtx` (TensorRT knows blocks for
-int4 only). No calibration data is used. Knows no graph; `restore` gives back what the stored weights stand for,
-so that a graph can be compared with exactly what it holds.
+scale per 32 neighbouring inputs of an output, `int8` as many, or one per output for TensorRT (which knows blocks for
+int4 only), embedding and head one per token. Scales are float16. No calibration data is used. Knows no graph; `restore`
+gives back what the stored weights stand for, so that a graph can be compared with exactly what it holds.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ from merino_edge.export.rounding import nonzero, search_scales
 from merino_edge.export.targets import Target
 from merino_edge.weights import weight_shapes
 
-TABLES = ("embedding.weight", "positions.weight")  # read row by row, never multiplied by
-HEAD = "head.weight"
+EMBEDDING, POSITIONS, HEAD = "embedding.weight", "positions.weight", "head.weight"
 RANDOM_STD = 0.02
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """codes int8 [N, G, B], scales float32 [N, G]; the weight [N, G * B] is codes * scales."""
+    """codes int8 [N, G, B], scales float32 [N, G], each a float16; the weight [N, G * B] is codes * scales."""
 
     codes: np.ndarray
     scales: np.ndarray
@@ -50,7 +49,7 @@ class StoredWeights:
 
     @property
     def own_head(self) -> bool:
-        """Whether the head is quantised, so that a tied embedding cannot serve as it."""
+        """Whether the head is a matrix of its own, of a tied embedding in another form too."""
         return HEAD in self.quantized
 
     def restore(self) -> dict[str, np.ndarray]:
@@ -68,18 +67,32 @@ def store(
     """The checkpoint's weights in the form `target` stores them. int4 matrices whose inputs' `moments` are given
     (merino_edge.export.calibration) are rounded by GPTQ, others to the nearest code.
 
-    Quantised models keep a float16 embedding (one row of it is read per step) and an int8 head (all of it is), so a
-    tied table becomes two entries. Raises UnsupportedError where a matrix cannot be cut into blocks.
+    Quantised models keep embedding and head at int8, one scale per token; a tied table stays one. TensorRT looks up
+    floating point only: there the embedding is float16, and a tied table two. Raises UnsupportedError where a matrix
+    cannot be cut into blocks, or float16 is too small for it.
     """
     stored = StoredWeights({}, {})
     for name, weight in weights.items():
         if bits := _bits(name, weight.shape, target):
             stored.quantized[name] = _quantize(name, weight, bits, target, (moments or {}).get(name))
         else:
-            stored.arrays[name] = weight.astype(_float_type(weight.shape, target))
-    if a.tied_head and _bits(HEAD, stored.arrays["embedding.weight"].shape, target):
-        stored.quantized[HEAD] = _quantize(HEAD, weights["embedding.weight"], 8, target)
+            stored.arrays[name] = _rounded(name, weight, _float_type(weight.shape, target))
+    if a.tied_head and _quantizes(target) and EMBEDDING in stored.arrays:
+        stored.quantized[HEAD] = _quantize(HEAD, weights[EMBEDDING], 8, target)
     return stored
+
+
+def _rounded(name: str, values: np.ndarray, dtype: type) -> np.ndarray:
+    """As `dtype`. Raises UnsupportedError where that makes a finite number infinite."""
+    with np.errstate(over="ignore"):
+        found: np.ndarray = np.asarray(values).astype(dtype)
+    if not np.isfinite(found).all():
+        largest = float(np.abs(values).max())
+        raise UnsupportedError(
+            f"{name} reaches {largest:.3g}, {np.dtype(dtype).name} ends at {np.finfo(dtype).max:.0f}",
+            "export --precision fp32",
+        )
+    return found
 
 
 def random_stored(a: Architecture, target: Target, seed: int = 0) -> StoredWeights:
@@ -90,8 +103,8 @@ def random_stored(a: Architecture, target: Target, seed: int = 0) -> StoredWeigh
     rng = np.random.default_rng(seed)
     stored = StoredWeights({}, {})
     shapes = weight_shapes(a)
-    if a.tied_head and _bits(HEAD, shapes["embedding.weight"], target):
-        shapes[HEAD] = shapes["embedding.weight"]
+    if a.tied_head and _quantizes(target) and not _bits(EMBEDDING, shapes[EMBEDDING], target):
+        shapes[HEAD] = shapes[EMBEDDING]
     for name, shape in shapes.items():
         if bits := _bits(name, shape, target):
             stored.quantized[name] = _random_codes(rng, name, shape, bits, target)
@@ -105,12 +118,16 @@ def random_stored(a: Architecture, target: Target, seed: int = 0) -> StoredWeigh
     return stored
 
 
+def _quantizes(target: Target) -> bool:
+    return target.precision in ("int8", "int4")
+
+
 def _bits(name: str, shape: tuple[int, ...], target: Target) -> int:
     """Of the codes a weight is stored as; 0 where it stays floating point."""
-    if len(shape) == 1 or name in TABLES or target.precision not in ("int8", "int4"):
+    if len(shape) == 1 or name == POSITIONS or (name == EMBEDDING and target.on_tensorrt) or not _quantizes(target):
         return 0
     # At int4 the head would cost more accuracy than any ten layers.
-    return 4 if target.precision == "int4" and name != HEAD else 8
+    return 4 if target.precision == "int4" and name not in (EMBEDDING, HEAD) else 8
 
 
 def _float_type(shape: tuple[int, ...], target: Target) -> type:
@@ -119,22 +136,19 @@ def _float_type(shape: tuple[int, ...], target: Target) -> type:
 
 def _block(name: str, inputs: int, bits: int, target: Target) -> int:
     """Inputs that share a scale. Raises UnsupportedError where they do not divide the matrix."""
-    if bits == 8 and not target.blocks_int8:
-        return inputs
-    if inputs % INT4_BLOCK:
+    if inputs % INT4_BLOCK and not (bits == 8 and target.on_tensorrt):
         raise UnsupportedError(f"{name} has {inputs} inputs, not a multiple of {INT4_BLOCK}", "export --precision fp16")
-    return INT4_BLOCK
+    return inputs if bits == 8 and (name in (EMBEDDING, HEAD) or not target.blocks_int8) else INT4_BLOCK
 
 
 def _quantize(name: str, weight: np.ndarray, bits: int, target: Target, moments: np.ndarray | None = None) -> Quantized:
     block = _block(name, weight.shape[1], bits, target)
     # Through the type that scales are stored in; one that rounds to 0 is refused by TensorRT.
-    dtype = target.compute_dtype.numpy()
     if bits == 4 and moments is not None:
         quantized = Quantized(*gptq(weight, moments, block), bits)
     else:
         quantized = int4_blocks(weight) if bits == 4 else int8_rows(weight, block)
-    scales = np.maximum(quantized.scales.astype(dtype), np.finfo(dtype).smallest_subnormal)
+    scales = np.maximum(_rounded(name, quantized.scales, np.float16), np.finfo(np.float16).smallest_subnormal)
     return Quantized(quantized.codes, scales.astype(np.float32), bits)
 
 
@@ -143,7 +157,7 @@ def _random_codes(rng: np.random.Generator, name: str, shape: tuple[int, ...], b
     block = _block(name, inputs, bits, target)
     largest = (1 << (bits - 1)) - 1
     codes = rng.integers(-largest, largest + 1, (outputs, inputs // block, block), np.int8)  # [N, G, B]
-    scale = np.array(RANDOM_STD / math.sqrt(largest * (largest + 1) / 3), target.compute_dtype.numpy())
+    scale = np.float16(RANDOM_STD / math.sqrt(largest * (largest + 1) / 3))
     return Quantized(codes, np.full(codes.shape[:2], scale, np.float32), bits)
 
 

@@ -95,13 +95,18 @@ def flops(a: Architecture, sequence: int = 1024, head: bool = False) -> int:
 
 # --- bytes -----------------------------------------------------------------------------------------
 
-# Bytes per element as stored for the target `onnxruntime`; `rtx` stores scales and biases in float16. int8 and
-# int4 keep one float32 scale per INT4_BLOCK elements; an int4 model keeps its head at int8, where most of the
-# quantisation error would come from.
-MATRIX_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0 + 4 / INT4_BLOCK, "int4": 0.5 + 4 / INT4_BLOCK}
-HEAD_BYTES = {**MATRIX_BYTES, "int4": MATRIX_BYTES["int8"]}
+# Bytes per element as stored for the target `onnxruntime`; for TensorRT biases are float16, and so is a quantised
+# model's table of embeddings, tied or not. int8 and int4 keep one float16 scale per INT4_BLOCK elements; both keep
+# embeddings and head at int8, one scale per token, where most of int4's error would come from.
+SCALE_BYTES = 2
+MATRIX_BYTES = {
+    "fp32": 4.0,
+    "fp16": 2.0,
+    "int8": 1.0 + SCALE_BYTES / INT4_BLOCK,
+    "int4": 0.5 + SCALE_BYTES / INT4_BLOCK,
+}
 VECTOR_BYTES = 4  # norms and biases
-TABLE_BYTES = {"fp32": 4, "fp16": 2, "int8": 2, "int4": 2}  # the tables that tokens and positions look up
+POSITION_BYTES = {"fp32": 4, "fp16": 2, "int8": 2, "int4": 2}
 
 
 def check_precision(precision: str) -> None:
@@ -114,14 +119,19 @@ def block_weight_bytes(a: Architecture, block: Block, precision: str) -> float:
     return block.weight_layers * (matrices * MATRIX_BYTES[precision] + vectors * VECTOR_BYTES)
 
 
+def table_bytes(a: Architecture, precision: str) -> int:
+    """The embeddings of all tokens, or a head."""
+    if precision in ("int8", "int4"):
+        return a.vocab_size * (a.embedding_width + SCALE_BYTES)
+    return a.vocab_size * a.embedding_width * (4 if precision == "fp32" else 2)
+
+
 def end_weight_bytes(a: Architecture, precision: str) -> float:
-    """Embedding, positions, final norm and head. A quantised head cannot serve as the embedding too."""
+    """Embedding, positions, final norm and head."""
     first, last, width = a.blocks[0].width, a.blocks[-1].width, a.embedding_width
-    table = a.vocab_size * width
-    one_table = a.tied_head and precision in ("fp32", "fp16")
     projections = width_change_parameters(width, first) + width_change_parameters(last, width)
-    total = (table + a.position_rows * first) * TABLE_BYTES[precision] + projections * MATRIX_BYTES[precision]
-    total += 0 if one_table else table * HEAD_BYTES[precision]
+    total = a.position_rows * first * POSITION_BYTES[precision] + projections * MATRIX_BYTES[precision]
+    total += (1 if a.tied_head else 2) * table_bytes(a, precision)
     return total + (_norm_parameters(a, last) * VECTOR_BYTES if a.norm_placement == "pre" else 0)
 
 
@@ -158,13 +168,8 @@ def block_step_bytes(a: Architecture, block: Block, precision: str, places: int)
     return block_weight_bytes(a, block, precision) + cache
 
 
-def head_step_bytes(a: Architecture, precision: str) -> float:
-    """What a decode step reads of the head; of the table of embeddings it reads a row."""
-    return a.vocab_size * a.embedding_width * HEAD_BYTES[precision]
-
-
 def step_bytes(a: Architecture, precision: str, places: int) -> float:
-    """What a decode step of the whole model reads."""
+    """What a decode step of the whole model reads; of the table of embeddings it is a row."""
     blocks = sum(block_step_bytes(a, block, precision, places) for block in a.blocks)
     changes = _inner_change_parameters(a)
     changes += sum(
@@ -172,7 +177,7 @@ def step_bytes(a: Architecture, precision: str, places: int) -> float:
         for width in (a.blocks[0].width, a.blocks[-1].width)
         if width != a.embedding_width
     )
-    return head_step_bytes(a, precision) + changes * MATRIX_BYTES[precision] + blocks
+    return table_bytes(a, precision) + changes * MATRIX_BYTES[precision] + blocks
 
 
 def layer_activation_bytes(a: Architecture, block: Block, tokens: int) -> int:

@@ -3,7 +3,7 @@
 Artefact `NAME.jsonl`, kind "latency_table", schema 3, one JSON object a line, append-only:
 
     {"kind": "latency_table", "schema_version": 3, "tool_version": ..., "device": {...}, "backend": "onnxruntime-cpu",
-     "precision": "fp32", "threads": 1, "family": {"head_dim": 64, ...}, "default_length": 256, "cache_buckets": 256,
+     "precision": "fp32", "threads": 1, "family": {"head_dim": 64, ...}, "default_length": 256, "lowering": "ort",
      "reference": {"ffn": "relu", "ratio": 1, "decode": 256, "prefill": 256}, "estimated": false, ..., "sha256": ...}
     {"what": "conditions", "moment": "before", "clock_mhz": {...}, ...}
     {"what": "layer", "mode": "decode", "length": 256, ...}      (merino_edge.measurement)
@@ -20,9 +20,9 @@ Artefact `NAME.jsonl`, kind "latency_table", schema 3, one JSON object a line, a
 | calibration | a whole model, to fit the faces to | - |
 | model | a whole model that no other line was made from: checks the sum, is not part of it | - |
 
-`mode` decode is one token; its layers' length is the capacity of the cache, since a step reads all of it:
-`cache_buckets` is the smallest the engine binds, doubled until the sequence fits (0: the whole context). `mode` prefill
-is `length` tokens into an empty cache. Between measured points cost is interpolated; outside them it is refused. Every
+`mode` decode is one token; its layers' length is how many places of the cache a step reads: the positions in use, or
+where there are `cache_buckets`, the smallest of them, doubled until the sequence fits (0: the whole context). `mode`
+prefill is `length` tokens into an empty cache. Between measured points cost is interpolated, outside refused. Every
 answer is a multiple of 2^-30 ms (a picosecond) or mJ, so that sums are exact in any order: a search that adds parts
 compares with a budget exactly what the whole model's sum would. Older schemas are read: schema 2 knew no cold entries
 and one length for all, schema 1 one FFN kind, in its header. The table knows no clock and no device:
@@ -159,7 +159,7 @@ class LatencyTable:
         # only the last position reaches the head, in prefill too
         out = step._replace(mode="decode")
         if per_mb := self._ms_per_mb(step):
-            cost += _reading_ms(per_mb, counts.head_step_bytes(a, self.precision))
+            cost += _reading_ms(per_mb, counts.table_bytes(a, self.precision))
         if step.fitted:
             cost += rounded(self._face(step).offset_ms)
         return cost + self.width_change_cost(width, first, step) + self.width_change_cost(last, width, out)
@@ -207,7 +207,7 @@ class LatencyTable:
         return self.interval(self.model_cost(a, step), step)
 
     def places(self, step: Step, max_positions: int) -> int:
-        """Where on the axis of lengths a layer stands: a prompt's tokens, or the cache's capacity."""
+        """Where on the axis of lengths a layer stands: a prompt's tokens, or the places of the cache that are read."""
         bucket = self.header.get("cache_buckets")
         if step.mode == "prefill" or bucket is None:
             return step.length

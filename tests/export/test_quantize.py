@@ -102,20 +102,35 @@ def multiply(x: np.ndarray, weight: np.ndarray, target: Target, fused: bool, unf
 def test_graph_multiplies_the_dequantized_matrix(target: str, precision: str) -> None:
     rng = np.random.default_rng(3)
     x, weight = rng.standard_normal((3, 128)).astype(np.float32), rng.standard_normal((40, 128)).astype(np.float32)
-    block = None if target == "rtx" else 32
-    stored = (int4_blocks(weight) if precision == "int4" else int8_rows(weight, block)).restore()
-    exact = multiply(x, weight, Target.named(target, precision), fused=False)
+    chosen = Target.named(target, precision, "native")
+    stored = _quantize("m.weight", weight, 4 if precision == "int4" else 8, chosen).restore()
+    exact = multiply(x, weight, chosen, fused=False)
     half_rounding = 0.15 if target == "rtx" else 1e-4  # sums of 128 products of float16 numbers of order 10
     np.testing.assert_allclose(exact, x @ stored.T, atol=half_rounding)
-    fused = multiply(x, weight, Target.named(target, precision), fused=True)  # also rounds x to int8
+    fused = multiply(x, weight, chosen, fused=True)  # also rounds x to int8
     assert np.abs(fused - x @ stored.T).max() <= 0.02 * np.abs(x @ stored.T).max()
     if target == "onnxruntime":  # the unfused form is the very kernel that fusing makes
-        np.testing.assert_array_equal(multiply(x, weight, Target.named(target, precision), True, unfused=True), fused)
+        np.testing.assert_array_equal(multiply(x, weight, chosen, fused=True, unfused=True), fused)
 
 
 def test_width_that_blocks_do_not_divide_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="multiple of 32"):
         multiply(np.ones((1, 40), np.float32), np.ones((8, 40), np.float32), Target.named("onnxruntime", "int4"), True)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+def test_weights_beyond_float16_are_refused(precision: str) -> None:
+    a = Architecture(40, 16, 32, 32, (Block(32, 1, 1, 1, 32),))
+    name = "blocks.0.layers.0.ffn.up.weight"
+    chosen = Target.named("onnxruntime", precision)
+    for large in (6e4, 1e8):
+        weights = random_weights(a)
+        weights[name] = weights[name] * 0 + np.float32(large)
+        if large < 65504:
+            assert all(np.isfinite(array).all() for array in store(a, weights, chosen).restore().values())
+        else:
+            with pytest.raises(UnsupportedError, match="float16 ends at 65504; export --precision fp32"):
+                store(a, weights, chosen)
 
 
 def structure(model: ir.Model) -> list[object]:
@@ -142,7 +157,7 @@ def test_random_storage_makes_the_graph_that_quantising_makes(
     for name, quantized in random.quantized.items():
         assert quantized.codes.dtype == np.int8 and quantized.codes.shape == real.quantized[name].codes.shape
         assert np.abs(quantized.codes).max() == (1 << (quantized.bits - 1)) - 1
-        np.testing.assert_array_equal(quantized.scales, quantized.scales.astype(chosen.compute_dtype.numpy()))
+        np.testing.assert_array_equal(quantized.scales, quantized.scales.astype(np.float16))
     drawn = build_stored(a, random, chosen, a.max_positions)
     assert structure(drawn) == structure(build_stored(a, real, chosen, a.max_positions))
     assert len(to_bytes(drawn)) == len(to_bytes(build_stored(a, real, chosen, a.max_positions)))

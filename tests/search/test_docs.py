@@ -45,7 +45,7 @@ def test_the_space_file_is_one(repository: Path, tmp_path: Path) -> None:
 
 def test_the_refusal_is_the_one_that_is_printed(repository: Path, tmp_path: Path) -> None:
     (line,) = re.findall(r"^    (merino-edge: .*)$", (repository / "docs/search.md").read_text(), re.MULTILINE)
-    words = ["search", "--space", "edge", "--precision", "int4", "--flops", "3G", "--weight-mb", "3", "--out", "a.json"]
+    words = ["search", "--space", "edge", "--precision", "int4", "--flops", "3G", "--weight-mb", "1", "--out", "a.json"]
     done = subprocess.run(
         [sys.executable, "-m", "merino_edge.cli", *words], capture_output=True, text=True, cwd=tmp_path
     )

@@ -185,7 +185,7 @@ def test_equal_scores_go_to_the_longer_context_where_that_costs_nothing() -> Non
 
 def test_the_cut_keeps_the_solver_from_a_narrow_first_block() -> None:
     """Under a tight weight budget the plain score starts with a 64-wide block (paper section 9)."""
-    budget = Budget.of({"weight_mb@int4": 130.0})
+    budget = Budget.of({"weight_mb@int4": 48.0})
     firsts = {}
     for spec in ("effective", "cut"):
         genome = ExactSolver(Problem(PAPER, budget, parse_score(spec), Prices("int4"))).solve().genome

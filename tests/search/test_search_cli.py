@@ -158,9 +158,9 @@ def test_a_public_models_name_is_its_own_cost(tmp_path: Path, write_table: Write
 
 
 def test_a_narrow_first_block_is_warned_of(tmp_path: Path) -> None:
-    done = merino("--weight-mb", "130@int4", "--out", tmp_path / "a.json")
+    done = merino("--weight-mb", "48@int4", "--out", tmp_path / "a.json")
     assert "everything passes through 64 of 768 numbers" in " ".join(done.stderr.split())
-    done = merino("--weight-mb", "130@int4", "--score", "cut", "--out", tmp_path / "a.json")
+    done = merino("--weight-mb", "48@int4", "--score", "cut", "--out", tmp_path / "a.json")
     assert "everything passes through" not in done.stderr
 
 

@@ -61,14 +61,12 @@ def check_against_weights(a: Architecture) -> None:
             elements = math.prod(shape)
             if len(shape) == 1:
                 total += elements * counts.VECTOR_BYTES
-            elif name in ("embedding.weight", "positions.weight"):
-                total += elements * counts.TABLE_BYTES[precision]
-            elif name == "head.weight":
-                total += elements * counts.HEAD_BYTES[precision]
+            elif name == "positions.weight":
+                total += elements * (4 if precision == "fp32" else 2)
+            elif name in ("embedding.weight", "head.weight") and precision in ("int8", "int4"):
+                total += elements + 2 * shape[0]  # a scale per token
             else:
                 total += elements * counts.MATRIX_BYTES[precision]
-        if a.tied_head and precision in ("int8", "int4"):  # then the head is stored beside the embedding
-            total += a.vocab_size * a.embedding_width * counts.HEAD_BYTES[precision]
         assert a.weight_bytes(precision) == round(total)
 
 
