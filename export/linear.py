@@ -40,6 +40,7 @@ class MatrixWriter:
         self.tape, self.target, self.stored = tape, target, stored
         self.dtype = target.compute_dtype
         self.values: dict[str, ir.Value] = {}
+        self.kernel_forms: dict[str, tuple[ir.Value, ir.Value, int]] = {}
 
     def initializer(self, name: str, array: np.ndarray) -> ir.Value:
         if name not in self.values:
@@ -93,20 +94,20 @@ class MatrixWriter:
     def _kernel_form(self, name: str, q: Quantized) -> tuple[ir.Value, ir.Value, int]:
         """Codes and scales as ONNX Runtime's kernels read them, and how many inputs share a scale there: of a row that
         has one scale, the largest power of two that divides it."""
+        if name in self.kernel_forms:
+            return self.kernel_forms[name]
         outputs, groups, block = q.codes.shape
         if groups == 1:
             block = min(block & -block, LARGEST_BLOCK)
         codes = (q.codes.astype(np.int16) + (1 << (q.bits - 1))).astype(np.uint8).reshape(outputs, -1, block)
         if q.bits == 4:
             codes = np.bitwise_or(codes[..., 0::2], np.left_shift(codes[..., 1::2], 4, dtype=np.uint8))
-        scale = self.initializer(f"{name}.scale", q.scales.astype(np.float16))
-        key = f"{name}.scale as FLOAT"
-        if key not in self.values:
-            self.values[key] = self._cast(scale, ir.DataType.FLOAT)
-            if groups == 1:
-                shape = self.initializer(f"{name}.scales", np.array(codes.shape[:2], np.int64))
-                self.values[key] = self.tape.op("Expand", [self.values[key], shape])
-        return self.initializer(name, codes), self.values[key], block
+        scales = self._computed(self.initializer(f"{name}.scale", q.scales.astype(np.float16)))
+        if groups == 1:
+            shape = self.initializer(f"{name}.scales", np.array([outputs, codes.shape[1]], np.int64))
+            scales = self.tape.op("Expand", [scales, shape])
+        self.kernel_forms[name] = self.initializer(name, codes), scales, block
+        return self.kernel_forms[name]
 
     def head(self, x: ir.Value, tied: bool) -> ir.Value:
         """x [1, E] -> [1, V]. A tied table is stored once; unquantised, the matrix stays [V, E]."""

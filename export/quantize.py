@@ -77,7 +77,7 @@ def store(
             stored.quantized[name] = _quantize(name, weight, bits, target, (moments or {}).get(name))
         else:
             stored.arrays[name] = _rounded(name, weight, _float_type(weight.shape, target))
-    if a.tied_head and _quantizes(target) and EMBEDDING in stored.arrays:
+    if _splits_table(a, target):
         stored.quantized[HEAD] = _quantize(HEAD, weights[EMBEDDING], 8, target)
     return stored
 
@@ -86,7 +86,7 @@ def _rounded(name: str, values: np.ndarray, dtype: type) -> np.ndarray:
     """As `dtype`. Raises UnsupportedError where that makes a finite number infinite."""
     with np.errstate(over="ignore"):
         found: np.ndarray = np.asarray(values).astype(dtype)
-    if not np.isfinite(found).all():
+    if (np.isinf(found) & np.isfinite(values)).any():
         largest = float(np.abs(values).max())
         raise UnsupportedError(
             f"{name} reaches {largest:.3g}, {np.dtype(dtype).name} ends at {np.finfo(dtype).max:.0f}",
@@ -103,7 +103,7 @@ def random_stored(a: Architecture, target: Target, seed: int = 0) -> StoredWeigh
     rng = np.random.default_rng(seed)
     stored = StoredWeights({}, {})
     shapes = weight_shapes(a)
-    if a.tied_head and _quantizes(target) and not _bits(EMBEDDING, shapes[EMBEDDING], target):
+    if _splits_table(a, target):
         shapes[HEAD] = shapes[EMBEDDING]
     for name, shape in shapes.items():
         if bits := _bits(name, shape, target):
@@ -122,6 +122,11 @@ def _quantizes(target: Target) -> bool:
     return target.precision in ("int8", "int4")
 
 
+def _splits_table(a: Architecture, target: Target) -> bool:
+    """Whether a tied table becomes an embedding and a head."""
+    return a.tied_head and _quantizes(target) and target.on_tensorrt
+
+
 def _bits(name: str, shape: tuple[int, ...], target: Target) -> int:
     """Of the codes a weight is stored as; 0 where it stays floating point."""
     if len(shape) == 1 or name == POSITIONS or (name == EMBEDDING and target.on_tensorrt) or not _quantizes(target):
@@ -136,9 +141,11 @@ def _float_type(shape: tuple[int, ...], target: Target) -> type:
 
 def _block(name: str, inputs: int, bits: int, target: Target) -> int:
     """Inputs that share a scale. Raises UnsupportedError where they do not divide the matrix."""
-    if inputs % INT4_BLOCK and not (bits == 8 and target.on_tensorrt):
+    if bits == 8 and not target.blocks_int8:
+        return inputs
+    if inputs % INT4_BLOCK:
         raise UnsupportedError(f"{name} has {inputs} inputs, not a multiple of {INT4_BLOCK}", "export --precision fp16")
-    return inputs if bits == 8 and (name in (EMBEDDING, HEAD) or not target.blocks_int8) else INT4_BLOCK
+    return inputs if name in (EMBEDDING, HEAD) else INT4_BLOCK
 
 
 def _quantize(name: str, weight: np.ndarray, bits: int, target: Target, moments: np.ndarray | None = None) -> Quantized:

@@ -21,7 +21,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from merino_edge.architecture import Architecture, Block
-from merino_edge.counts import INT4_BLOCK, cache_element_bytes, check_precision, layer_matrix_parameters
+from merino_edge.counts import MATRIX_BYTES, cache_element_bytes, check_precision, layer_matrix_parameters
 from merino_edge.errors import InputError
 from merino_edge.jetson.boards import Board, PowerMode
 from merino_edge.measurement import Mode
@@ -48,8 +48,8 @@ class Storage:
     half: bool = True  # whether matrices are multiplied in FP16
 
 
-# As the exporter stores matrices for TensorRT: int8 with an FP16 scale per output, int4 with one per INT4_BLOCK inputs.
-TENSORRT_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0, "int4": 0.5 + 2 / INT4_BLOCK}
+# As the exporter stores matrices for TensorRT: int8 with an FP16 scale per output instead of per block of inputs.
+TENSORRT_BYTES = {**MATRIX_BYTES, "int8": 1.0}
 
 
 def tool_storage(precision: str) -> Storage:

@@ -16,9 +16,9 @@ from typing import Any
 from merino_edge.jetson.nvpmodel import Mode
 from merino_edge.jetson.surroundings import Surroundings
 from merino_edge.jetson.system_files import UNKNOWN
+from merino_edge.runtime.onnx_engine import OLDEST_ONNX_RUNTIME
 
 OLDEST_TENSORRT = (10, 3)
-OLDEST_ONNX_RUNTIME = (1, 23)
 CAPPED_MHZ = 624.75  # an Orin Nano's GPU without Super
 TOLERANCE = 0.02
 

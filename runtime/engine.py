@@ -6,6 +6,7 @@ and knows no backend. Prefill, decode, rewind and prefix reuse are all `forward`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -16,9 +17,8 @@ from merino_edge import bundle, limits
 from merino_edge.bundle import Bundle
 from merino_edge.tokenizer import Tokenizer
 
-ROWS = (
-    "row_"  # prefix of the outputs of a `primitive` graph: new keys and values, which the engine copies into the cache
-)
+# Prefix of the outputs of a `primitive` graph: new keys and values, which the engine copies into the cache.
+ROWS = "row_"
 
 TokenIds = NDArray[np.int64]
 Logits = NDArray[np.float32]
@@ -47,9 +47,15 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(path: Path | str, threads: int | None = None, cpu: bool = False) -> tuple[Engine, Tokenizer, Bundle]:
+def open_engine(
+    path: Path | str,
+    threads: int | None = None,
+    cpu: bool = False,
+    on_bundle: Callable[[Bundle], None] = lambda loaded: None,
+) -> tuple[Engine, Tokenizer, Bundle]:
     """Verify a bundle and load it: by the engine that TensorRT built last, where there is one, else its graph on the
-    CPU, or always that with `cpu`. `threads` None leaves their number to the backend.
+    CPU, or always that with `cpu`. `threads` None leaves their number to the backend. `on_bundle` is told what was
+    verified before a backend opens it.
 
     Raises ArtefactError (missing, altered), InputError (threads), UnsupportedError, MissingExtraError (the engine's
     TensorRT or GPU is not here).
@@ -58,6 +64,7 @@ def open_engine(path: Path | str, threads: int | None = None, cpu: bool = False)
         limits.check_range("threads", threads, 1, limits.MAX_THREADS)
     loaded = bundle.load(path)
     tokenizer = Tokenizer.load(path)
+    on_bundle(loaded)
     # The backend's library loads only when a bundle opens.
     if loaded.engines and not cpu:
         from merino_edge.runtime.tensorrt_engine import TensorRtEngine

@@ -14,20 +14,23 @@ if TYPE_CHECKING:
 def open_bundle(path: Path, threads: int | None, cpu: bool) -> tuple[Engine, Tokenizer, Bundle]:
     """See merino_edge.runtime.engine.open_engine. An engine that was built on another board, under another release or
     power mode, is named on stderr before it is opened; so is a graph for TensorRT that was not compiled yet."""
-    from merino_edge import bundle
-    from merino_edge.cli.console import stderr
     from merino_edge.runtime.engine import open_engine
 
-    loaded = bundle.load(path, verify=False)  # opening verifies it
+    return open_engine(path, threads, cpu, on_bundle=lambda loaded: None if cpu else _tell(loaded))
+
+
+def _tell(loaded: Bundle) -> None:
+    from merino_edge.cli.console import stderr
+
+    again = f"merino-edge build {loaded.path}"
     note = ""
-    if loaded.engines and not cpu:
+    if loaded.engines:
         from merino_edge.jetson.device import device_card
         from merino_edge.jetson.traps import engine_traps
 
         found = engine_traps(loaded.engines[-1].get("machine", {}), device_card())
-        note = f"warning: {found[0]['found']}; build it again: merino-edge build {path}" if found else ""
-    elif loaded.target != "onnxruntime" and not cpu:
-        note = f"no engine in {path} yet: running on the CPU; on the board: merino-edge build {path}"
+        note = f"warning: {found[0]['found']}; build it again: {again}" if found else ""
+    elif loaded.target != "onnxruntime":
+        note = f"no engine in {loaded.path} yet: running on the CPU; on the board: {again}"
     if note:
         stderr().print(note, highlight=False, soft_wrap=True, markup=False)
-    return open_engine(path, threads, cpu)
