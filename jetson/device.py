@@ -98,6 +98,12 @@ def device_card(root: Path | str = "/") -> dict[str, Any]:
     }
 
 
+def inner_cache_bytes(card: dict[str, Any]) -> int:
+    """The cache before the last, which a core has to itself; 0 where the card knows no third level."""
+    levels = card["cache_bytes"]
+    return int(levels.get("l2", 0)) if "l3" in levels else 0
+
+
 def last_level_cache_bytes(card: dict[str, Any]) -> int:
     """The largest cache the card knows, 0 when it knows none."""
     return max(card["cache_bytes"].values(), default=0)

@@ -15,6 +15,7 @@ from typing import Any
 
 from merino_edge import counts
 from merino_edge.architecture import Architecture, Ffn
+from merino_edge.counts import table_bytes
 from merino_edge.errors import InputError
 from merino_edge.jetson import probe
 from merino_edge.jetson.probe import Probe, Space, Stack
@@ -24,7 +25,7 @@ DEFAULT_LENGTH = 256  # positions a cost is for when nobody says
 LONGEST = 1024  # measured unless asked for
 DECODE_LENGTHS = 3  # at most: what a step costs grows by as much with every position
 HELD_OUT, QUICK_HELD_OUT = 50, 10
-CALIBRATION, QUICK_CALIBRATION = 24, 8
+CALIBRATION, QUICK_CALIBRATION = 48, 8
 CANDIDATES = 40  # drawn for each calibration model
 SHARED = 64  # a part of the last cache that other guests of a machine leave alone
 SAMPLE = 101  # architectures drawn to see how large a space's models are
@@ -164,11 +165,13 @@ def make_plan(
     begun: Mapping[str, Any] | None = None,
     detail: Detail = LADDER[-1],
     cache_bytes: int = 0,
+    company_bytes: int = 0,
     places: Places = lambda positions, context: positions,
 ) -> Plan:
     """The probes that cover `space`, and whole models to calibrate and to check them with. `lengths`: instead of the
     usual ones; `begun`: the header of a table that is to be extended; `cache_bytes`: of the processor's last cache, 0
-    where no step is to be timed with cold caches. Raises InputError."""
+    where no step is to be timed with cold caches; `company_bytes`: of a head in whose company warm layers are timed, as
+    far as every model of the space has one as large. Raises InputError."""
     known = None if begun is None else Axes.from_header(begun)
     if begun is not None and known is None:
         raise InputError("the table was begun by an older version and cannot be continued", "choose another --out")
@@ -191,7 +194,9 @@ def make_plan(
         reference = begun["reference"]
     # What is measured depends on the axes alone; the positions only have to hold the longest.
     base = dataclasses.replace(space.models[0], max_positions=max(axes.lengths[-1], axes.capacities[-1]))
-    probes = [*_layers(base, axes, reference, precision, cache_bytes), *_ends(base, axes, reference)]
+    company_bytes = min(company_bytes, *(table_bytes(model, precision) for model in space.models))
+    layers = _layers(base, axes, reference, precision, cache_bytes, company_bytes)
+    probes = [*layers, *_ends(base, axes, reference)]
     between = sorted({*axes.lengths, default})
     counts = (QUICK_CALIBRATION, QUICK_HELD_OUT) if quick else (CALIBRATION, HELD_OUT)
     probes += _calibration(space, precision, counts[0], between, default)
@@ -219,7 +224,12 @@ def _caches(space: Space, precision: str, cache_bytes: int) -> tuple[Cache, ...]
 
 
 def _layers(
-    base: Architecture, axes: Axes, reference: Mapping[str, Any], precision: str, cache_bytes: int
+    base: Architecture,
+    axes: Axes,
+    reference: Mapping[str, Any],
+    precision: str,
+    cache_bytes: int,
+    company_bytes: int,
 ) -> Iterator[Probe]:
     """The star: every FFN at the reference's place and with all key-value heads; the reference's FFN at every place and
     share of key-value heads. A prefill has every FFN at every length, and repeats nothing."""
@@ -239,7 +249,8 @@ def _layers(
                 continue
             for capacity, cache in itertools.product(axes.capacities, axes.caches):
                 if central or capacity == reference["decode"]:
-                    yield probe.layer(stack, "decode", capacity, cache, depth)
+                    vocab_size = stack.company(precision, company_bytes if cache == "warm" else 0)
+                    yield probe.layer(stack, "decode", capacity, cache, depth, vocab_size)
             if not repeats:
                 for length in axes.lengths:
                     yield probe.layer(stack, "prefill", length, "warm", min(depth, 3))

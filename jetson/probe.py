@@ -1,7 +1,8 @@
 """What a profile times: probes, small models whose times combine into one entry of the latency table.
 
 Every probe is made of whole models that the exporter builds as it would any other, with a vocabulary of two tokens
-so that the ends are small, except where the ends are what is measured:
+so that the ends are small, except where the ends are what is measured, and where a stack would find itself in caches
+that a whole model's head sweeps every step: there it has a head as large ("company").
 
 | entry | models | cost |
 |---|---|---|
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from merino_edge.architecture import Architecture, Block
+from merino_edge.counts import table_bytes
 from merino_edge.measurement import MODES, Cache, Mode, What, entry_key
 
 TINY_VOCAB = 2
@@ -89,15 +91,20 @@ class Stack:
             self.base, vocab_size=vocab_size, embedding_width=embedding_width, blocks=(self.block(layers),)
         )
 
+    def company(self, precision: str, byte_count: float) -> int:
+        """The vocabulary whose head has so many bytes."""
+        row = table_bytes(self.model(1, 1, self.width), precision)
+        return max(TINY_VOCAB, round(byte_count / row))
+
     def bare(self, layers: int, precision: str) -> float:
         """Bytes of the layers' weights."""
         tall, low = (self.model(n, TINY_VOCAB, self.width).weight_bytes(precision) for n in (layers + 1, 1))
         return tall - low
 
 
-def layer(stack: Stack, mode: Mode, length: int, cache: Cache, depth: int) -> Probe:
+def layer(stack: Stack, mode: Mode, length: int, cache: Cache, depth: int, vocab_size: int = TINY_VOCAB) -> Probe:
     """The marginal layer of a stack of `depth`."""
-    models = tuple(stack.model(layers, TINY_VOCAB, stack.width) for layers in (1, depth))
+    models = tuple(stack.model(layers, vocab_size, stack.width) for layers in (1, depth))
     block, slope = stack.block(1), 1 / (depth - 1)
     names = ("width", "heads", "kv_heads", "ffn_width")
     shape = {"ffn": stack.base.ffn, **{name: getattr(block, name) for name in names}}

@@ -35,6 +35,7 @@ from merino_edge.jetson.validation import fit_faces, validate
 from merino_edge.latency_table import KIND, SCHEMA_VERSION, LatencyTable, family
 from merino_edge.measurement import Measurement, seal
 
+COMPANY = 1.5  # times the cache before the last, of what warm layers are timed beside: it drives them out of there
 UNKNOWN_CACHE_BYTES = 32 * 2**20  # taken for the last cache's size where no file says it
 WIDE_CONTEXT = 2**20  # longer than any bucket of a cache
 # Header fields in which a table and what continues it may differ: when it was made, and what it covers.
@@ -95,15 +96,24 @@ def prepare(request: Request, begun: dict[str, Any] | None = None) -> Prepared:
     card = device.device_card()
     cache_bytes = device.last_level_cache_bytes(card) or UNKNOWN_CACHE_BYTES
     cache_bytes = cache_bytes if request.backend.device == "cpu" else 0  # nothing here sweeps a GPU's cache
+    company_bytes = round(COMPANY * device.inner_cache_bytes(card)) if cache_bytes else 0
     if begun is not None:
-        cache_bytes = begun.get("cache_bytes", cache_bytes)
+        cache_bytes, company_bytes = begun.get("cache_bytes", cache_bytes), begun.get("company_bytes", 0)
     quick = request.minutes < FULL_MINUTES
 
     def plan_of(detail: Detail) -> Plan:
         if begun is not None and begun.get("space") == request.space_document:
             detail = dataclasses.replace(LADDER[0], rounds=detail.rounds)  # as finely as it was begun
         return make_plan(
-            request.space, request.precision, quick, request.lengths, begun, detail, cache_bytes, request.backend.places
+            request.space,
+            request.precision,
+            quick,
+            request.lengths,
+            begun,
+            detail,
+            cache_bytes,
+            company_bytes,
+            request.backend.places,
         )
 
     sweep_bytes = 2 * cache_bytes if "cold" in plan_of(LADDER[0]).axes.caches else 0
@@ -116,7 +126,7 @@ def prepare(request: Request, begun: dict[str, Any] | None = None) -> Prepared:
 
     with pinned(request.threads):
         plan, pace = choose(plan_of, pace_of, 60 * request.minutes)
-    return Prepared(plan, _header(request, plan, card, cache_bytes), pace, stopwatch)
+    return Prepared(plan, _header(request, plan, card, cache_bytes, company_bytes), pace, stopwatch)
 
 
 def profile(path: Path, request: Request, resume: bool = False, note: Note = lambda progress: None) -> LatencyTable:
@@ -221,7 +231,7 @@ def _yardstick(space: Space) -> Architecture:
 # --- the file --------------------------------------------------------------------------------------
 
 
-def _header(request: Request, plan: Plan, card: dict[str, Any], cache_bytes: int) -> dict[str, Any]:
+def _header(request: Request, plan: Plan, card: dict[str, Any], cache_bytes: int, company_bytes: int) -> dict[str, Any]:
     space = request.space
     fields = {
         "device": card,
@@ -233,6 +243,7 @@ def _header(request: Request, plan: Plan, card: dict[str, Any], cache_bytes: int
         **plan.grid,
         **_buckets(request.backend),
         "cache_bytes": cache_bytes,
+        "company_bytes": company_bytes,
         "minutes": request.minutes,
         "space": request.space_document,
         "estimated": False,

@@ -1,17 +1,17 @@
 """How a step's time comes of sums over a model's parts: of warm entries, of cold ones, and of bytes.
 
 A model whose weights fit the processor's caches costs the sum of its warm entries. A far larger one costs nearly the
-sum of its cold entries. In between the caches fail faster than that: as soon as what a step reads exceeds them, every
-further byte also drives out others. So, with warm(a), cold(a) [ms] and mb(a) summed over the parts,
+sum of its cold entries. In between every further byte costs more than the last: first some of it, then all of it, and
+then what it drives out as well comes from memory. So, with warm(a), cold(a) [ms] and mb(a) summed over the parts,
 
     t(a) = least over alternatives of the greatest over their faces of
            warm(a) + cold_share * (cold(a) - warm(a)) + ms_per_mb * mb(a) + offset_ms
 
-with the alternatives {warm, steep} and {far}. Where the last cache holds every model but the one before it does not,
-one face between warm and cold is enough. Every face is a sum over parts, so an exact search can still use it. The
-faces are fitted to whole models that are measured for it and for nothing else, by as few constants as will do (more of
-them fitted noise: docs/lab-notes.md). A device without a cold entry has one face, the warm sum and a constant: what a
-whole model costs beyond its parts, each of which is measured in smaller company.
+with the alternatives {bent} and {far}: the warm sum and a convex function of the bytes and the cold penalty, of up to
+BENDS bends, and at most what cold entries say. Every face is a sum over parts, so an exact search can still use it.
+The faces are fitted to whole models that are measured for it and for nothing else; a constant more must be worth it.
+A device without a cold entry has one face, the warm sum and a constant: what a whole model costs beyond its parts,
+each of which is measured in smaller company.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ from numpy.typing import NDArray
 
 RESOLUTION = 2.0**-30  # of every answer, in ms or mJ
 FAR_SHARES = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05)  # cold shares tried, of large models
-# And of models that all fit the last cache but not the one before it: between warm and cold from the smallest on.
-NEAR_SHARES = (0.0, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6)
-STEEP = (1.0, 0.5)  # cold share of the piece in between, and what a byte costs beyond, as a share of its cold penalty
-WORTH = 0.003  # mean relative error that a third face must save
-LEAST_MODELS = 6  # to fit a third face to
+BENDS = 2
+PENALTY_SHARE = 1 / 3
+PLACES = 16  # tried for a bend
+NEAR = 0.99  # of a cold sum: what takes longer is beyond the reach of bends
+LEAST_BEYOND = 4  # models behind a bend
+WORTH = 0.002  # mean relative error that each further constant must save
+MODELS_PER_BEND = 8
+STEPS = 6  # of reweighting: least absolute errors by least squares
 LEAST_OFFSET = -0.5  # of the smallest model's warm sum: a smaller one must not come out at nothing
 
 Floats = NDArray[np.float64]
@@ -102,7 +105,7 @@ def fit(models: Sequence[tuple[Sums, float]], warm: bool, cold: bool = True) -> 
     measured = np.array([time for _, time in models])
 
     def through(shares: Iterable[float]) -> list[Face]:
-        return [face for share in shares for face in _through(share, 0.0, sums, measured)]
+        return [face for share in shares for face in _through(share, sums, measured)]
 
     least_ms = LEAST_OFFSET * float(sums[:, 0].min())
     if not cold:  # no sum is larger than another, but a whole model may cost more than all its parts
@@ -111,25 +114,81 @@ def fit(models: Sequence[tuple[Sums, float]], warm: bool, cold: bool = True) -> 
     far = through(FAR_SHARES)
     if not warm:
         return _best(map(single, far), sums, measured)
-    near = [face for face in through(NEAR_SHARES) if face.offset_ms >= least_ms]
-    pairs = (Faces((WARM, face), ((0, 1),)) for face in (*near, *far))
-    two = _best([single(WARM), *map(single, near), *pairs], sums, measured)
-    if len(models) < LEAST_MODELS:
-        return two
-    per_mb = float(np.median(np.maximum(sums[:, 1] - sums[:, 0], 0.0) / sums[:, 2]))  # ms
-    steep = _through(STEEP[0], rounded(STEEP[1] * per_mb), sums, measured)
-    three = (
-        Faces((WARM, face, Face(share, 0.0, 0.0)), ((0, 1), (2,)))
-        for share, face in itertools.product(FAR_SHARES, steep)
-    )
-    best = _best(three, sums, measured)
-    return best if _error(best, sums, measured) < _error(two, sums, measured) - WORTH else two
+    levels: list[list[Faces]] = [[single(WARM)]]  # by number of constants
+    for bends in range(min(BENDS, len(models) // MODELS_PER_BEND) + 1):
+        everything = np.ones(len(models), bool)
+        bent = _bent(bends, sums, measured, everything, least_ms)
+        levels.append([Faces(faces, (tuple(range(len(faces))),)) for faces in bent])
+        capped: list[Faces] = []
+        for share in FAR_SHARES if bends else ():
+            far_ms = single(Face(share, 0.0, 0.0)).values(sums)
+            bent = _bent(bends, sums, measured, measured < NEAR * far_ms, least_ms)
+            capped += [_capped(faces, share) for faces in bent]
+        levels.append(capped)
+    chosen = levels[0][0]
+    for constants, level in enumerate(levels[1:], 1):
+        if level:
+            better = _best(level, sums, measured)
+            gain = _error(chosen, sums, measured) - _error(better, sums, measured)
+            chosen = better if gain > WORTH * (constants if chosen == levels[0][0] else 1) else chosen
+    return chosen
 
 
-def _through(share: float, ms_per_mb: float, sums: Floats, measured: Floats) -> list[Face]:
-    """The faces of this slope that meet one of the models exactly."""
-    at = single(Face(share, ms_per_mb, 0.0)).values(sums)
-    return [Face(share, ms_per_mb, rounded(float(offset))) for offset in np.unique(measured - at)]
+def _capped(faces: tuple[Face, ...], share: float) -> Faces:
+    return Faces((*faces, Face(share, 0.0, 0.0)), (tuple(range(len(faces))), (len(faces),)))
+
+
+def _bent(
+    bends: int, sums: Floats, measured: Floats, within: NDArray[np.bool_], least_ms: float
+) -> list[tuple[Face, ...]]:
+    """The warm sum and a convex function of the burden with so many bends, for every choice of their places; each as
+    its faces, with the least relative errors of the models `within` its reach."""
+    if within.sum() < LEAST_BEYOND + 2:
+        return []
+    (warm, cold, mb), measured = sums[within].T, measured[within]
+    penalty = np.maximum(cold - warm, 0.0)
+    # What is bent: megabytes, and PENALTY_SHARE as much of what cold entries cost more, as a typical model has both.
+    typical_ms = float(np.median(penalty))
+    mb_per_ms = PENALTY_SHARE * float(np.median(mb)) / typical_ms if typical_ms > 0 else 0.0
+    burden = mb + mb_per_ms * penalty  # MB
+    # The first is a slope from the start on; behind the last stand some models, lest one slow one make a slope.
+    places = np.unique(np.quantile(np.sort(burden)[:-LEAST_BEYOND], np.linspace(0, 1, PLACES)) if bends else [])
+    found = []
+    for chosen in itertools.combinations(places, bends):
+        beyond = [np.maximum(burden - place, 0.0) for place in chosen]
+        columns = np.stack([np.ones_like(burden), *beyond], axis=1)  # [N, P]
+        weights = 1 / measured
+        for _ in range(STEPS):
+            solved = _rising(columns * weights[:, None], (measured - warm) * weights)
+            error = np.abs(columns @ solved + warm - measured) / measured
+            weights = 1 / measured / np.sqrt(np.maximum(error, 0.002))
+        offset, slope = max(least_ms, float(solved[0])), 0.0
+        faces = [Face(0.0, 0.0, rounded(offset))]
+        for place, steeper in zip(chosen, solved[1:], strict=True):
+            slope, offset = slope + float(steeper), offset - float(steeper) * float(place)
+            faces.append(Face(slope * mb_per_ms, rounded(slope), rounded(offset)))
+        found.append(tuple(faces))
+    return found
+
+
+def _rising(columns: Floats, values: Floats) -> Floats:
+    """Least squares with no negative coefficient but the first, by trying which of them are 0."""
+    count = columns.shape[1]
+    best, least = np.zeros(count), math.inf
+    for kept in itertools.product((False, True), repeat=count - 1):
+        chosen = np.array([True, *kept])
+        solved = np.zeros(count)
+        solved[chosen] = np.linalg.lstsq(columns[:, chosen], values, rcond=None)[0]
+        error = float(np.square(columns @ solved - values).sum())
+        if (solved[1:] >= 0).all() and error < least:
+            best, least = solved, error
+    return best
+
+
+def _through(share: float, sums: Floats, measured: Floats) -> list[Face]:
+    """The faces of this share that meet one of the models exactly."""
+    at = single(Face(share, 0.0, 0.0)).values(sums)
+    return [Face(share, 0.0, rounded(float(offset))) for offset in np.unique(measured - at)]
 
 
 def rounded(value: float) -> float:

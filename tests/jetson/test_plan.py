@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from merino_edge import counts
 from merino_edge.architecture import Architecture
 from merino_edge.errors import InputError
 from merino_edge.faces import COLD, single
 from merino_edge.jetson.plan import CALIBRATION, HELD_OUT, LADDER, QUICK_HELD_OUT, Axes, Plan, make_plan, thin
+from merino_edge.jetson.probe import TINY_VOCAB
 from merino_edge.jetson.validation import fit_faces, validate
 from merino_edge.latency_table import LatencyTable, family
 from merino_edge.measurement import MODES, Measurement
@@ -79,11 +81,12 @@ UNSHARED = dataclasses.replace(OPEN, name="unshared", shared=(False,))
 SPACES = [PAPER, DEMO, dataclasses.replace(DEMO, shared=(True,)), OPEN]
 
 
+@pytest.mark.parametrize("company_bytes", [0, 2**20])
 @pytest.mark.parametrize("space", SPACES, ids=["paper", "demo", "shared", "open"])
-def test_an_additive_device_is_predicted_exactly(space: Space) -> None:
+def test_an_additive_device_is_predicted_exactly(space: Space, company_bytes: int) -> None:
     """From a star of entries. Left over are the tiny vocabulary's own head in a width change, and the one token that
     leaves by the way out in a prefill's."""
-    table, rng = table_of(space), random.Random(5)
+    table, rng = table_of(space, company_bytes=company_bytes), random.Random(5)
     for _ in range(20):
         a = space.architecture(space.sample(rng))
         for mode, length in (("decode", 256), ("prefill", 256), ("decode", 700), ("prefill", space.contexts[0] // 8)):
@@ -116,6 +119,20 @@ def test_calibration_finds_which_caches_the_models_meet() -> None:
     calibrations = [m for m in table.measurements if m.what == "calibration"]
     held_out = {m.key for m in table.measurements if m.what == "model"}
     assert len(calibrations) == CALIBRATION and not held_out & {m.key for m in calibrations}
+
+
+def test_warm_layers_are_timed_beside_a_head_that_every_model_has() -> None:
+    for company_bytes in (0, 2**20, 2**30):
+        plan = make_plan(EDGE, "int4", cache_bytes=2**25, company_bytes=company_bytes)
+        smallest = min(counts.table_bytes(a, "int4") for a in EDGE.models)
+        for probe in (p for p in plan.probes if p.what in ("layer", "repeat")):
+            least, deeper = probe.models
+            assert least.vocab_size == deeper.vocab_size
+            head = counts.table_bytes(least, "int4")
+            if probe.mode == "prefill" or probe.cache == "cold" or company_bytes == 0:
+                assert least.vocab_size == TINY_VOCAB
+            else:
+                assert head == pytest.approx(min(company_bytes, smallest), abs=least.embedding_width)
 
 
 def test_caches_are_swept_only_where_models_may_not_fit() -> None:
