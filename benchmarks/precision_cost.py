@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from merino_edge import checkpoint
 from merino_edge.architecture import Architecture
 from merino_edge.convert import import_model
-from merino_edge.counts import SCALE_BYTES
 from merino_edge.export.calibration import input_moments
 from merino_edge.export.quantize import StoredWeights, store
 from merino_edge.export.targets import Target
@@ -52,7 +51,7 @@ def perplexity(a: Architecture, weights: dict[str, np.ndarray], tokens: np.ndarr
 
 def megabytes(stored: StoredWeights) -> float:
     plain = sum(array.nbytes for array in stored.arrays.values())
-    codes = sum(q.codes.size * q.bits / 8 + SCALE_BYTES * q.scales.size for q in stored.quantized.values())
+    codes = sum(q.stored_bytes for q in stored.quantized.values())
     return (plain + codes) / 1e6
 
 

@@ -6,24 +6,34 @@ nothing. Knows which engine runs the graph only through `open_engine`, so that e
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from merino_edge import artefact, bundle, tensorrt_library
+import numpy as np
+import onnx_ir as ir
+
+from merino_edge import artefact, bundle, data, tensorrt_library
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.errors import ArtefactError, InputError
-from merino_edge.export import parity
+from merino_edge.export import mixed, parity
 from merino_edge.export.calibration import input_moments
 from merino_edge.export.graph import build_stored, cache_names, lowering, save
+from merino_edge.export.overflow import wide_ffns
 from merino_edge.export.quantize import store
 from merino_edge.export.targets import Target, require_parsed
 from merino_edge.export.tensorrt import build_engine
-from merino_edge.tokenizer import Tokenizer
+from merino_edge.export.vocabulary import kept_tokens
+from merino_edge.tokenizer import Tokenizer, compact
 
 COMPILED_FOR = "SM86"  # what an export for `rtx` is compiled for, to see that it can be
+
+TIMED_STEPS = 31
+MANIFEST_BYTES = 1 << 14  # about, of the file that comes last
 
 OpenEngine = Callable[[Path, int], Any]  # (path of model.onnx, context) -> Engine
 
@@ -36,15 +46,22 @@ def write_bundle(
     open_engine: OpenEngine,
     on_step: Callable[[str], None] = lambda step: None,
     rounding: str = "nearest",
+    max_kl: float | None = None,
+    max_bytes: int | None = None,
+    keep_vocab: Path | None = None,
 ) -> bundle.Bundle:
     """Export `checkpoint` to the folder `out`; its manifest holds the parity report.
 
     A graph for TensorRT is refused where its parser is known not to take an operator, and compiled where TensorRT for
     RTX is installed and the target is `rtx`.
-    `rounding` of int4: nearest, or gptq, on text that the model draws itself. `on_step` is told what happens now.
-    Raises ParityError, OutputError, UnsupportedError, InputError.
+    `rounding` of int4: nearest, or gptq, on text that the model draws itself. At int4, the matrices that matter most
+    are int8: as few as keep `mean_kl` within `max_kl`, or as many as a bundle of `max_bytes` has room for. Of a text
+    `keep_vocab` (a file, or a folder of them), the head keeps the tokens, others are never said.
+    `on_step` is told what happens now. Raises ParityError, OutputError, UnsupportedError, InputError.
     """
     a = checkpoint.architecture
+    if target.precision != "int4" and (max_kl is not None or max_bytes is not None):
+        raise InputError(f"only int4 can be mixed with a higher precision, not {target.precision}", "use int4")
     if not 1 <= context <= a.max_positions:
         raise InputError(
             f"context {context} is outside 1 to the model's {a.max_positions} positions", "change --context"
@@ -54,24 +71,53 @@ def write_bundle(
         if target.precision == "int4" and rounding == "gptq":
             on_step("drawing calibration text")
             moments = input_moments(a, checkpoint.weights)
-        on_step(f"writing the {target.precision} graph")
-        graph = folder / "model.onnx"
-        stored = store(a, checkpoint.weights, target, moments)
-        model = build_stored(a, stored, target, context)
-        require_parsed(model, target)
-        save(model, graph)
-        for name in ("tokenizer.json", "chat.json"):
-            artefact.write_bytes(folder / name, (checkpoint.path / name).read_bytes())
-        on_step("comparing with PyTorch fp32")
-        engine = open_engine(graph, context)
+        Tokenizer.load(checkpoint.path)  # is one, before it is rewritten
+        tokenizer, chat = checkpoint.path / "tokenizer.json", checkpoint.path / "chat.json"
+        artefact.write_text(folder / tokenizer.name, compact(artefact.read_text(tokenizer), str(tokenizer)))
+        artefact.write_bytes(folder / chat.name, chat.read_bytes())
         tokens = Tokenizer.load(folder).encode(parity.TEXT)
         if max(tokens, default=0) >= a.vocab_size:
             raise ArtefactError(
                 f"the tokenizer gives id {max(tokens)}, the model has {a.vocab_size} tokens", "import the model again"
             )
-        checks = parity.compare(checkpoint, stored, engine, target.precision, tokens)
-        engine.close()
+        kept = None
+        if keep_vocab is not None:
+            on_step("reading the text to keep the vocabulary of")
+            kept = kept_tokens(Tokenizer.load(folder), data.pieces(keep_vocab), a.vocab_size)
+        on_step(f"rounding to {target.precision}")
+        half = target.compute_dtype == ir.DataType.FLOAT16
+        wide = wide_ffns(a, checkpoint.weights, np.asarray(tokens)) if half else frozenset[str]()
+        stored = store(a, checkpoint.weights, target, moments, kept=kept, wide=wide)
+        graph = folder / "model.onnx"
+        model = build_stored(a, stored, target, context)
+        require_parsed(model, target)
+        save(model, graph)
+        raised: frozenset[str] = frozenset()
+        if max_kl is not None or max_bytes is not None:
+            on_step("looking which matrices matter most")
+            spare = None if max_bytes is None else max_bytes - MANIFEST_BYTES - _size_bytes(folder)
+            raised = mixed.raised_matrices(checkpoint, stored, target, tokens, context, max_kl, spare, on_step)
+            stored = store(a, checkpoint.weights, target, moments, raised, kept, wide)
+            for name in (graph.name, f"{graph.name}.data"):
+                (folder / name).unlink(missing_ok=True)
+            save(build_stored(a, stored, target, context), graph)
+        on_step("comparing with PyTorch fp32")
+        engine = open_engine(graph, context)
+        checks = parity.compare(checkpoint, stored, engine, target.precision, tokens, max_kl)
         parity.require_passed(checks)
+        vocabulary = None
+        if kept is not None:
+            on_step("timing the whole vocabulary")
+            whole = folder / "whole.onnx"
+            every_token = store(a, checkpoint.weights, target, moments, raised, wide=wide)
+            save(build_stored(a, every_token, target, context), whole)
+            both = open_engine(whole, context)
+            kept_ms, whole_ms = _decode_ms(engine, both)
+            both.close()
+            for file in folder.glob(f"{whole.name}*"):
+                file.unlink()
+            vocabulary = {"kept": len(kept), "of": a.vocab_size, "decode_ms": kept_ms, "whole_decode_ms": whole_ms}
+        engine.close()
         compiled = None
         if target.name == "rtx" and find_spec(tensorrt_library.RTX):
             on_step("compiling with TensorRT for RTX")
@@ -99,9 +145,28 @@ def write_bundle(
             target.name,
             context,
             graph=graph_facts,
+            raised_to_int8=sorted(raised),
+            vocabulary=vocabulary,
+            float32_ffns=sorted(wide),
             made_from=made_from,
             parity=parity.report(checks),
             compiled=compiled,
         )
         written = bundle.load(folder, verify=False)  # once it stands at `out`, another export may replace it
     return replace(written, path=Path(out))
+
+
+def _decode_ms(*engines: Any) -> list[float]:
+    """Of a step at a quarter of the context, each engine's median over steps in turn."""
+    times: list[list[float]] = [[] for _ in engines]
+    for _ in range(TIMED_STEPS):
+        for engine, found in zip(engines, times, strict=True):
+            engine.assume(start := engine.max_positions // 4)
+            begun = time.perf_counter()
+            engine.forward(np.zeros(1, np.int64), start)
+            found.append(1000 * (time.perf_counter() - begun))
+    return [statistics.median(found) for found in times]
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())

@@ -1,15 +1,15 @@
 """GPTQ (Frantar et al. 2023): round a matrix column by column, and let the columns still to come make up for it.
 
 What is minimised is the error of the matrix's outputs over the inputs of calibration text, |(W - Q) X|^2, not that of
-its entries. Scales are symmetric, one per block of inputs, searched when the block is reached. Knows no graph and no
-text: the inputs' second moments come from `merino_edge.export.calibration`.
+its entries. Scales are given. Knows no graph and no text: the inputs' second moments come from
+`merino_edge.export.calibration`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from merino_edge.export.rounding import int4_codes, search_scales
+from merino_edge.export.rounding import int4_codes
 
 DAMP = 0.01  # of the mean second moment, added to each: inputs that text never showed
 
@@ -23,19 +23,18 @@ def inverse_factor(moments: np.ndarray) -> np.ndarray:
     return np.linalg.cholesky(np.linalg.inv(h)).T.astype(np.float32)
 
 
-def gptq(weight: np.ndarray, moments: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """weight [N, K] -> int4 codes int8 [N, K / block, block], scales float32 [N, K / block].
+def gptq(groups: np.ndarray, scales: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """int4 codes int8 [N, G, B] of weights `groups` [N, G, B] in steps of `scales` [N, G].
 
-    `moments` [K, K]: sum of x x^T over inputs x.
+    `moments` [G * B, G * B]: sum of x x^T over inputs x.
     """
-    w = np.array(weight, np.float32, order="F")  # columns are contiguous
+    outputs, blocks, block = groups.shape
+    w = np.array(groups.reshape(outputs, -1), np.float32, order="F")  # columns are contiguous
     factor = inverse_factor(moments)
-    outputs, inputs = w.shape
-    codes = np.empty((outputs, inputs // block, block), np.int8)
-    scales = np.empty((outputs, inputs // block), np.float32)
-    for group in range(inputs // block):
+    codes = np.empty(groups.shape, np.int8)
+    for group in range(blocks):
         first, end = group * block, (group + 1) * block
-        scale = scales[:, group] = search_scales(w[:, None, first:end])[1][:, 0]
+        scale = scales[:, group]
         errors = np.empty((outputs, block), np.float32, order="F")
         for j in range(first, end):
             code = int4_codes(w[:, j] / scale)
@@ -43,4 +42,4 @@ def gptq(weight: np.ndarray, moments: np.ndarray, block: int) -> tuple[np.ndarra
             w[:, j + 1 : end] -= np.outer(error, factor[j, j + 1 : end])
             codes[:, group, j - first], errors[:, j - first] = code, error
         w[:, end:] -= errors @ factor[first:end, end:]
-    return codes, scales
+    return codes

@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -289,7 +290,20 @@ class GraphBuilder(ABC):
         y, updated = self.attend(packed, block, cache)
         return self.cast(self.linear(y, [f"{name}output"]), ir.DataType.FLOAT), updated
 
+    @contextmanager
+    def computing(self, dtype: ir.DataType) -> Iterator[None]:
+        """Matrices, and what lies between them, in another type for a while."""
+        usual, self.half, self.matrices.dtype = self.half, dtype, dtype
+        try:
+            yield
+        finally:
+            self.half = self.matrices.dtype = usual
+
     def ffn(self, x: ir.Value, block: Block, name: str) -> ir.Value:
+        with self.computing(ir.DataType.FLOAT if name in self.stored.wide else self.half):
+            return self.ffn_products(x, block, name)
+
+    def ffn_products(self, x: ir.Value, block: Block, name: str) -> ir.Value:
         x = self.cast(x, self.half)
         if self.a.gated:
             packed = self.linear(x, [f"{name}gate", f"{name}up"])
@@ -298,6 +312,13 @@ class GraphBuilder(ABC):
         else:
             x = self.activation(self.linear(x, [f"{name}up"], before_relu=self.a.ffn == "relu"))
         return self.cast(self.linear(x, [f"{name}down"]), ir.DataType.FLOAT)
+
+    def spread(self, logits: ir.Value) -> ir.Value:
+        """Logits [1, V'] of the tokens kept to [1, V]; all others are never drawn."""
+        nothing = ir.tensor(np.array([-np.inf], np.float32))
+        everywhere = self.op("ConstantOfShape", self.shape(1, self.a.vocab_size), value=nothing)
+        places = self.op("Unsqueeze", self.matrices.kept(), self.shape(0))  # [1, V']
+        return self.op("ScatterElements", everywhere, places, logits, axis=1)
 
     def head(self, x: ir.Value) -> ir.Value:
         """Logits [1, V] float32 of the last of the T positions."""
@@ -309,6 +330,6 @@ class GraphBuilder(ABC):
             x = self.widen(x, "projection_out")
         x = self.cast(self.op("Reshape", x, self.shape(1, a.embedding_width)), self.half)
         logits = self.cast(self.matrices.head(x, a.tied_head), ir.DataType.FLOAT)
-        logits = self.op("Identity", logits)
+        logits = self.op("Identity", logits) if self.stored.kept is None else self.spread(logits)
         logits.name, logits.dtype, logits.shape = "logits", ir.DataType.FLOAT, ir.Shape([1, a.vocab_size])
         return logits

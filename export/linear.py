@@ -5,14 +5,16 @@
 | fp32 | float32 | float32 |
 | fp16 | float16, cast to float32 when loaded | float16 |
 | int8 | int8, one scale per 32 inputs | int8, one scale per output |
-| int4 | int4, one scale per 32 inputs | the same |
+| int4 | int4, one scale and perhaps one offset per 32 inputs | the same |
 | the table of embeddings and head, int8 and int4 | int8, one scale per token, one table if tied | int8, float16 |
 
-Scales are float16. For ONNX Runtime, which wants them float32 and makes them so when it loads the graph, the codes are
-those of MatMulNBits and GatherBlockQuantized, kernels that read them. In the `native` lowering, which is of
-ONNX's operators alone where it can be, they are a blocked DequantizeLinear and a MatMul that ONNX Runtime fuses into
-that kernel, but only where the codes have one consumer and no Relu follows at once: matrices that several layers share,
-and those right before a Relu, are written as MatMulNBits there too. Unfused, a further layer of a shared int8 block
+Scales are float16; those of matrices with offsets are bytes times a float16 per row for ONNX Runtime, which pays for
+the offsets' room. An offset is one more input of the matrix, the sum of its block's (merino_edge.export.quantized). For
+ONNX Runtime, which wants scales float32 and makes them so when it loads the graph, the codes are those of MatMulNBits
+and GatherBlockQuantized, kernels that read them. In the `native` lowering, which is of ONNX's operators alone where it
+can be, they are a blocked DequantizeLinear and a MatMul that ONNX Runtime fuses into that kernel, but only where the
+codes have one consumer and no Relu follows at once: matrices that several layers share, those right before a Relu and
+those with offsets are written as MatMulNBits there too. Unfused, a further layer of a shared int8 block
 took 1.40 ms instead of 0.15, and an int4 ReLU layer without biases 0.79 instead of 0.09 (docs/lab-notes.md).
 """
 
@@ -26,11 +28,14 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from merino_edge.counts import INT4_BLOCK
-from merino_edge.export.quantize import EMBEDDING, HEAD, Quantized, StoredWeights
+from merino_edge.export.quantize import EMBEDDING, HEAD, StoredWeights
+from merino_edge.export.quantized import Quantized, stacked
+from merino_edge.export.rounding import byte_scales
 from merino_edge.export.targets import Target
 
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
 LARGEST_BLOCK = 256  # inputs with one scale, of MatMulNBits
+BYTE = np.array(1 / 255, np.float32)
 
 
 class MatrixWriter:
@@ -62,33 +67,50 @@ class MatrixWriter:
         """
         name = "+".join(names) + ".weight"
         factors = factors or [1.0] * len(names)
-        quantized = f"{names[0]}.weight" in self.stored.quantized
-        if quantized and not self.target.on_tensorrt:
-            q = self._stacked(names, factors)
-            if unfused or self.target.lowering != "native" or q.codes.shape[1] == 1:
-                return self._matmul_nbits(x, name, q, bias)
+        if f"{names[0]}.weight" in self.stored.quantized:
+            parts = [self.stored.quantized[f"{n}.weight"].scaled(f) for n, f in zip(names, factors, strict=True)]
+            return self._quantized_product(x, name, stacked(parts), bias, unfused)
         if name not in self.values:
-            if quantized:
-                self.values[name] = self._dequantized(name, self._stacked(names, factors))
-            else:
-                parts = [self.stored.arrays[f"{n}.weight"] * np.float32(f) for n, f in zip(names, factors, strict=True)]
-                weight = np.concatenate(parts).astype(self.stored.arrays[f"{names[0]}.weight"].dtype)
-                self.values[name] = self._computed(self.initializer(f"stored.{name}", weight.T))
-        product = self.tape.op("MatMul", [x, self.values[name]])
+            arrays = [self.stored.arrays[f"{n}.weight"] * np.float32(f) for n, f in zip(names, factors, strict=True)]
+            weight = np.concatenate(arrays).astype(self.stored.arrays[f"{names[0]}.weight"].dtype)
+            self.values[name] = self._computed(self.initializer(f"stored.{name}", weight.T))
+        return self._product(x, self.values[name], bias)
+
+    def _product(self, x: ir.Value, matrix: ir.Value, bias: ir.Value | None) -> ir.Value:
+        product = self.tape.op("MatMul", [x, matrix])
         return product if bias is None else self.tape.op("Add", [product, bias])
 
-    def _stacked(self, names: Sequence[str], factors: Sequence[float]) -> Quantized:
-        """Quantised matrices of one bit width as one, along N; a factor is one of the scales."""
-        parts = [self.stored.quantized[f"{name}.weight"] for name in names]
-        scales = [part.scales * np.float32(factor) for part, factor in zip(parts, factors, strict=True)]
-        return Quantized(np.concatenate([part.codes for part in parts]), np.concatenate(scales), parts[0].bits)
+    def _quantized_product(
+        self, x: ir.Value, name: str, q: Quantized, bias: ir.Value | None, unfused: bool
+    ) -> ir.Value:
+        if q.offsets is not None:
+            x = self._with_block_sums(x, q)
+        by_kernel = unfused or self.target.lowering != "native" or q.codes.shape[1] == 1 or q.offsets is not None
+        if by_kernel and not self.target.on_tensorrt:
+            return self._matmul_nbits(x, name, q, bias)
+        if name not in self.values:
+            self.values[name] = self._dequantized(name, q.extended())
+        return self._product(x, self.values[name], bias)
+
+    def _with_block_sums(self, x: ir.Value, q: Quantized) -> ir.Value:
+        """x [1, T, K] followed by the sums of its G blocks: [1, T, K + G]. For TensorRT, zeros up to whole blocks."""
+        _, groups, block = q.codes.shape
+        blocks = self.tape.op("Reshape", [x, self._shape(1, -1, groups, block)])
+        sums = self.tape.op("ReduceSum", [blocks, self._shape(-1)], {"keepdims": 0})  # [1, T, G]
+        whole = self.tape.op("Concat", [x, sums], {"axis": -1})
+        if not self.target.on_tensorrt or groups % block == 0:
+            return whole
+        return self.tape.op("Pad", [whole, self._shape(0, 0, 0, 0, 0, -groups % block)])
+
+    def _shape(self, *sizes: int) -> ir.Value:
+        return self.initializer(f"shape.{'x'.join(map(str, sizes))}", np.array(sizes, np.int64))
 
     def _matmul_nbits(self, x: ir.Value, name: str, q: Quantized, bias: ir.Value | None) -> ir.Value:
         """com.microsoft.MatMulNBits: codes [N, G, B * bits / 8] uint8 with the middle as zero, scales [N, G]."""
         codes, scales, block = self._kernel_form(name, q)
         inputs: list[ir.Value | None] = [x, codes, scales]
         inputs += [None, None, bias] if bias is not None else []
-        shape = {"K": q.codes[0].size, "N": len(q.codes), "bits": q.bits, "block_size": block, "accuracy_level": 4}
+        shape = {"K": q.multiplied, "N": len(q.codes), "bits": q.bits, "block_size": block, "accuracy_level": 4}
         return self.tape.op("MatMulNBits", inputs, shape, domain=MICROSOFT)
 
     def _kernel_form(self, name: str, q: Quantized) -> tuple[ir.Value, ir.Value, int]:
@@ -96,12 +118,17 @@ class MatrixWriter:
         has one scale, the largest power of two that divides it."""
         if name in self.kernel_forms:
             return self.kernel_forms[name]
-        outputs, groups, block = q.codes.shape
+        whole = q.extended()
+        outputs, groups, block = whole.codes.shape
         if groups == 1:
             block = min(block & -block, LARGEST_BLOCK)
-        codes = (q.codes.astype(np.int16) + (1 << (q.bits - 1))).astype(np.uint8).reshape(outputs, -1, block)
+        codes = (whole.codes.astype(np.int16) + (1 << (q.bits - 1))).astype(np.uint8).reshape(outputs, -1, block)
         if q.bits == 4:
             codes = np.bitwise_or(codes[..., 0::2], np.left_shift(codes[..., 1::2], 4, dtype=np.uint8))
+        if q.offsets is not None:
+            scales = self._byte_scales(name, whole.scales)
+            self.kernel_forms[name] = self._short_codes(name, codes, q), scales, block
+            return self.kernel_forms[name]
         scales = self._computed(self.initializer(f"{name}.scale", q.scales.astype(np.float16)))
         if groups == 1:
             shape = self.initializer(f"{name}.scales", np.array([outputs, codes.shape[1]], np.int64))
@@ -109,15 +136,55 @@ class MatrixWriter:
         self.kernel_forms[name] = self.initializer(name, codes), scales, block
         return self.kernel_forms[name]
 
+    def _short_codes(self, name: str, codes: np.ndarray, q: Quantized) -> ir.Value:
+        """codes [N, G, B / 2] stored without those of inputs that there are not, filled up when the graph is loaded."""
+        rows = codes.reshape(len(codes), -1)
+        used = q.stored_row_bytes
+        if used == rows.shape[1]:
+            return self.initializer(name, codes)
+        missing = self._shape(0, 0, 0, rows.shape[1] - used)
+        filled = self.tape.op("Pad", [self.initializer(name, rows[:, :used]), missing])
+        return self.tape.op("Reshape", [filled, self._shape(*codes.shape)])
+
+    def _byte_scales(self, name: str, scales: np.ndarray) -> ir.Value:
+        """scales [N, G] float32, stored as bytes of each row's largest."""
+        codes, most = byte_scales(scales)
+        most_read, codes_read = (
+            self._computed(self.initializer(f"{name}.scale{part}", array))
+            for part, array in (("", most), (".codes", codes))
+        )
+        unit = self.tape.op("Mul", [most_read, self.initializer("byte", BYTE)])
+        return self.tape.op("Mul", [codes_read, unit])
+
     def head(self, x: ir.Value, tied: bool) -> ir.Value:
-        """x [1, E] -> [1, V]. A tied table is stored once; unquantised, the matrix stays [V, E]."""
+        """x [1, E] -> [1, V], or [1, V'] of the tokens kept. A tied table is stored once, the rows that are kept are
+        taken of it when the graph is loaded; unquantised, the matrix stays [V, E]."""
         if self.stored.own_head:
             return self.matmul(x, ["head"])
         name = EMBEDDING if tied else HEAD
+        kept = self.stored.kept if tied else None
         if name in self.stored.quantized:
-            return self._matmul_nbits(x, name, self.stored.quantized[name], None)
-        table = self._computed(self.initializer(name, self.stored.arrays[name]))
+            q = self.stored.quantized[name]
+            if kept is not None:
+                codes, scales, block = self._kernel_form(name, q)
+                self.kernel_forms[HEAD] = self._rows(codes), self._rows(scales), block
+                name, q = HEAD, Quantized(q.codes[kept], q.scales[kept], q.bits)
+            return self._matmul_nbits(x, name, q, None)
+        table = self.initializer(name, self.stored.arrays[name])
+        table = self._computed(table if kept is None else self._rows(table))
         return self.tape.op("Gemm", [x, table], {"transB": 1})
+
+    def kept(self) -> ir.Value:
+        """Ids of the tokens that the head knows [V']."""
+        assert self.stored.kept is not None
+        return self.initializer("kept", self.stored.kept.astype(np.int64))
+
+    def _rows(self, table: ir.Value) -> ir.Value:
+        """Of the tokens kept."""
+        rows = self.tape.op("Gather", [table, self.kept()])
+        if table.dtype is not None:
+            rows.dtype = table.dtype
+        return rows
 
     def gather_rows(self, name: str, rows: ir.Value) -> ir.Value:
         """Rows of the table `name` [V, E] as float32: [1, T, E]."""

@@ -8,6 +8,8 @@ windows at the start, in the middle and at the very end of the context, position
     mean_kl                the same against the checkpoint's own weights: what the precision costs
     max_logit_difference   max over positions and vocabulary of |exported - checkpoint|
     top1_agreement         share of positions with the same best token; a tie of the reference counts as agreement
+    left_out_kl            where the head keeps some tokens only: what forbidding the others costs, nats; the other
+                           checks are over those kept
     greedy_tokens_equal    of GREEDY_TOKENS greedily decoded, how many agree before the first difference (or tie)
     prefill_difference     max |prompt run at once - run token by token| at the end of each window, both exported
 
@@ -79,18 +81,29 @@ class Check:
 
 
 def compare(
-    checkpoint: Checkpoint, stored: StoredWeights, engine: Engine, precision: str, tokens: Sequence[int]
+    checkpoint: Checkpoint,
+    stored: StoredWeights,
+    engine: Engine,
+    precision: str,
+    tokens: Sequence[int],
+    max_kl: float | None = None,
 ) -> list[Check]:
     """All checks of `engine`, whose graph holds `stored`, against the checkpoint in PyTorch fp32, over `tokens`, which
-    are repeated until they fill the context."""
+    are repeated until they fill the context. `max_kl` is the limit of `mean_kl` instead of the precision's."""
     text = np.resize(np.asarray(tokens, np.int64), engine.max_positions)  # [C]
     places = windows(len(text))
     a = checkpoint.architecture
-    as_stored = replace(a, tied_head=a.tied_head and not stored.own_head)
-    stored_logits = TorchReference(as_stored, stored.restore()).windows(text, places)  # [P, V]
+    stored_logits = stored_reference(a, stored).windows(text, places)  # [P, V]
     reference = TorchReference(a, checkpoint.weights)
     expected = reference.windows(text, places)  # [P, V]
+    left_out_kl = None
+    if stored.kept is not None:
+        reference.kept = stored.kept
+        left_out_kl = float(-np.log(np.exp(_log_softmax(expected))[:, stored.kept].sum(axis=-1)).mean())
+        stored_logits, expected = stored_logits[:, stored.kept], expected[:, stored.kept]  # [P, V']
     got, prefill_difference = _run_windows(engine, text, places)
+    if stored.kept is not None:
+        got = got[:, stored.kept]
     greedy_start = text[: max(1, min(GREEDY_PROMPT, len(text) // 4))]
     count = min(GREEDY_TOKENS, engine.max_positions - len(greedy_start))
     figures = {
@@ -98,13 +111,21 @@ def compare(
         "mean_kl": mean_kl(expected, got),
         "max_logit_difference": float(np.abs(got - expected).max()),
         "top1_agreement": top1_agreement(expected, got),
+        **({} if left_out_kl is None else {"left_out_kl": left_out_kl}),
         "greedy_tokens_equal": greedy_agreement(reference, engine, greedy_start, count),
         "prefill_difference": prefill_difference,
     }
     limits = dict(LIMITS[precision])
+    if max_kl is not None:
+        limits["mean_kl"] = max_kl
     if "greedy_tokens_equal" in limits:
         limits["greedy_tokens_equal"] = count  # all that a short context has room for
     return [_judge(name, value, limits.get(name)) for name, value in figures.items()]
+
+
+def stored_reference(a: Architecture, stored: StoredWeights) -> TorchReference:
+    """The model of the weights that are stored."""
+    return TorchReference(replace(a, tied_head=a.tied_head and not stored.own_head), stored.restore())
 
 
 def windows(context: int) -> list[tuple[int, int]]:
@@ -129,7 +150,9 @@ def _run_windows(
         if first:
             engine.forward(text[:first], 0)
         got += [engine.forward(text[i : i + 1], i).copy() for i in range(first, end)]
-        difference = max(difference, float(np.abs(engine.forward(text[:end], 0) - got[-1]).max()))
+        at_once = engine.forward(text[:end], 0)
+        known = np.isfinite(at_once)
+        difference = max(difference, float(np.abs(at_once[known] - got[-1][known]).max()))
     return np.stack(got), difference
 
 
@@ -189,7 +212,9 @@ def greedy_agreement(reference: TorchReference, engine: Engine, start: NDArray[n
 
 
 class TorchReference:
-    """The model in PyTorch, float32."""
+    """The model in PyTorch, float32. `kept`: tokens that it may say, all if None."""
+
+    kept: np.ndarray | None = None
 
     def __init__(self, a: Architecture, weights: Mapping[str, NDArray[np.floating]]) -> None:
         from merino_edge.model import Model
@@ -201,7 +226,10 @@ class TorchReference:
         import torch
 
         with torch.inference_mode():
-            return np.asarray(self.model(torch.from_numpy(tokens)[None])[0].float().numpy())
+            logits = np.asarray(self.model(torch.from_numpy(tokens)[None])[0].float().numpy())
+        if self.kept is not None:
+            logits[:, np.delete(np.arange(logits.shape[1]), self.kept)] = -np.inf
+        return logits
 
     def windows(self, text: NDArray[np.int64], places: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
         """Logits [P, V] of the positions of every window; what lies before them is run for its keys and values."""

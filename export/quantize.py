@@ -2,14 +2,14 @@
 
 Weight-only and symmetric, because TensorRT's DequantizeLinear accepts no other zero point than 0. `int4` has one
 scale per 32 neighbouring inputs of an output, `int8` as many, or one per output for TensorRT (which knows blocks for
-int4 only), embedding and head one per token. Scales are float16. No calibration data is used. Knows no graph; `restore`
-gives back what the stored weights stand for, so that a graph can be compared with exactly what it holds.
+int4 only), embedding and head one per token. int4 matrices whose blocks lie between two ends rather than around zero
+(of a Q4_1 file, for one) get an offset per block as well (merino_edge.export.quantized). Knows no graph.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,26 +18,17 @@ from merino_edge.architecture import Architecture
 from merino_edge.counts import INT4_BLOCK
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.gptq import gptq
-from merino_edge.export.rounding import nonzero, search_scales
+from merino_edge.export.quantized import Quantized
+from merino_edge.export.rounding import byte_scales, centres, from_bytes, int4_codes, nonzero, search_scales
 from merino_edge.export.targets import Target
 from merino_edge.weights import weight_shapes
 
 EMBEDDING, POSITIONS, HEAD = "embedding.weight", "positions.weight", "head.weight"
 RANDOM_STD = 0.02
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """codes int8 [N, G, B], scales float32 [N, G], each a float16; the weight [N, G * B] is codes * scales."""
-
-    codes: np.ndarray
-    scales: np.ndarray
-    bits: int
-
-    def restore(self) -> np.ndarray:
-        """float32 [N, G * B]"""
-        values = self.codes.astype(np.float32) * self.scales[..., None]
-        return np.asarray(values.reshape(len(self.codes), -1))
+# Offsets are kept where they leave less than this of the squared error: they cost a little time. Of normally
+# distributed weights they leave 0.8, of a Q4_1 file's 0.1.
+WORTH_OFFSETS = 0.5
+LOOKED_AT = 64  # rows of a matrix, to see whether it wants them
 
 
 @dataclass(frozen=True)
@@ -46,6 +37,8 @@ class StoredWeights:
 
     arrays: dict[str, np.ndarray]
     quantized: dict[str, Quantized]
+    wide: frozenset[str] = frozenset()  # prefixes of the FFNs that compute in float32 (merino_edge.export.overflow)
+    kept: np.ndarray | None = None  # ids of the tokens that the head gives logits of [V'], rising; None: all
 
     @property
     def own_head(self) -> bool:
@@ -55,7 +48,12 @@ class StoredWeights:
     def restore(self) -> dict[str, np.ndarray]:
         """What the stored weights stand for, float32."""
         arrays = {name: array.astype(np.float32) for name, array in self.arrays.items()}
-        return arrays | {name: matrix.restore() for name, matrix in self.quantized.items()}
+        arrays |= {name: matrix.restore() for name, matrix in self.quantized.items()}
+        if self.kept is not None and HEAD in arrays:
+            whole = np.zeros_like(arrays[EMBEDDING])  # what it says of other tokens is not asked
+            whole[self.kept] = arrays[HEAD]
+            arrays[HEAD] = whole
+        return arrays
 
 
 def store(
@@ -63,23 +61,55 @@ def store(
     weights: Mapping[str, np.ndarray],
     target: Target,
     moments: Mapping[str, np.ndarray] | None = None,
+    raised: Collection[str] = (),
+    kept: np.ndarray | None = None,
+    wide: frozenset[str] = frozenset(),
 ) -> StoredWeights:
     """The checkpoint's weights in the form `target` stores them. int4 matrices whose inputs' `moments` are given
-    (merino_edge.export.calibration) are rounded by GPTQ, others to the nearest code.
+    (merino_edge.export.calibration) are rounded by GPTQ, others to the nearest code; those named in `raised`
+    (merino_edge.export.mixed) are int8. Of a head of its own, only the rows of the tokens `kept` are stored.
 
     Quantised models keep embedding and head at int8, one scale per token; a tied table stays one. TensorRT looks up
     floating point only: there the embedding is float16, and a tied table two. Raises UnsupportedError where a matrix
     cannot be cut into blocks, or float16 is too small for it.
     """
-    stored = StoredWeights({}, {})
+    stored = StoredWeights({}, {}, wide, kept)
+    rows = slice(None) if kept is None else kept
     for name, weight in weights.items():
-        if bits := _bits(name, weight.shape, target):
-            stored.quantized[name] = _quantize(name, weight, bits, target, (moments or {}).get(name))
+        if name == HEAD:
+            weight = weight[rows]
+        if bits := 8 if name in raised else _bits(name, weight.shape, target):
+            stored.quantized[name] = quantize_matrix(name, weight, bits, target, (moments or {}).get(name))
         else:
             stored.arrays[name] = _rounded(name, weight, _float_type(weight.shape, target))
     if _splits_table(a, target):
-        stored.quantized[HEAD] = _quantize(HEAD, weights[EMBEDDING], 8, target)
+        stored.quantized[HEAD] = quantize_matrix(HEAD, weights[EMBEDDING][rows], 8, target)
     return stored
+
+
+def quantize_matrix(
+    name: str, weight: np.ndarray, bits: int, target: Target, moments: np.ndarray | None = None
+) -> Quantized:
+    """weight [N, K] as codes of 8 or 4 bits, these by GPTQ where `moments` of its inputs are given."""
+    block = _block(name, weight.shape[1], bits, target)
+    groups = weight.astype(np.float32).reshape(len(weight), -1, block)  # [N, G, B]
+    if bits == 8:
+        scales = _half_scales(name, nonzero(np.abs(groups).max(axis=-1) / 127))
+        return Quantized(np.clip(np.rint(groups / scales[..., None]), -127, 127).astype(np.int8), scales, bits)
+    offsets = None
+    if _wants_offsets(groups):
+        between = np.ascontiguousarray(centres(groups))  # [N, G]
+        scales = search_scales(groups - between[..., None])
+        offset_groups = _whole_blocks(between, block)
+        both = np.concatenate([scales, search_scales(offset_groups)], axis=1)  # [N, G + O]
+        both = _half_scales(name, both) if target.on_tensorrt else from_bytes(*byte_scales(both))
+        scales, offset_scales = np.split(both, [scales.shape[1]], axis=1)
+        offsets = Quantized(_nearest(offset_groups, offset_scales), offset_scales, bits)
+        groups = groups - offsets.restore()[:, : between.shape[1], None]
+    else:
+        scales = _half_scales(name, search_scales(groups))
+    codes = _nearest(groups, scales) if moments is None else gptq(groups, scales, moments)
+    return Quantized(codes, scales, bits, offsets)
 
 
 def _rounded(name: str, values: np.ndarray, dtype: type) -> np.ndarray:
@@ -148,15 +178,34 @@ def _block(name: str, inputs: int, bits: int, target: Target) -> int:
     return inputs if name in (EMBEDDING, HEAD) else INT4_BLOCK
 
 
-def _quantize(name: str, weight: np.ndarray, bits: int, target: Target, moments: np.ndarray | None = None) -> Quantized:
-    block = _block(name, weight.shape[1], bits, target)
-    # Through the type that scales are stored in; one that rounds to 0 is refused by TensorRT.
-    if bits == 4 and moments is not None:
-        quantized = Quantized(*gptq(weight, moments, block), bits)
-    else:
-        quantized = int4_blocks(weight) if bits == 4 else int8_rows(weight, block)
-    scales = np.maximum(_rounded(name, quantized.scales, np.float16), np.finfo(np.float16).smallest_subnormal)
-    return Quantized(quantized.codes, scales.astype(np.float32), bits)
+def _wants_offsets(groups: np.ndarray) -> bool:
+    """Whether int4 groups [N, G, B] are much closer to 16 steps from end to end than to 16 around zero."""
+    some = groups[:: -(-len(groups) // LOOKED_AT)]
+    between = centres(some)
+    stored = _whole_blocks(between, some.shape[2])
+    scales = search_scales(stored)
+    rounded = (_nearest(stored, scales) * scales[..., None]).reshape(len(some), -1)[:, : between.shape[1], None]
+    plain, offset = (
+        np.square(seen - _nearest(seen, steps) * steps[..., None]).sum()
+        for seen, steps in ((some, search_scales(some)), (some - rounded, search_scales(some - between[..., None])))
+    )
+    return bool(offset < WORTH_OFFSETS * plain)
+
+
+def _whole_blocks(values: np.ndarray, block: int) -> np.ndarray:
+    """values [N, G] with zeros up to whole blocks: [N, ceil(G / block), block]."""
+    padded = np.pad(values, ((0, 0), (0, -values.shape[1] % block)))
+    return np.asarray(padded.reshape(len(values), -1, block))
+
+
+def _nearest(groups: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    return int4_codes(groups / scales[..., None]).astype(np.int8)
+
+
+def _half_scales(name: str, scales: np.ndarray) -> np.ndarray:
+    """As float16 stores them. One that rounds to 0 is refused by TensorRT."""
+    stored = np.maximum(_rounded(name, scales, np.float16), np.finfo(np.float16).smallest_subnormal)
+    return np.asarray(stored, np.float32)
 
 
 def _random_codes(rng: np.random.Generator, name: str, shape: tuple[int, ...], bits: int, target: Target) -> Quantized:
@@ -166,23 +215,3 @@ def _random_codes(rng: np.random.Generator, name: str, shape: tuple[int, ...], b
     codes = rng.integers(-largest, largest + 1, (outputs, inputs // block, block), np.int8)  # [N, G, B]
     scale = np.float16(RANDOM_STD / math.sqrt(largest * (largest + 1) / 3))
     return Quantized(codes, np.full(codes.shape[:2], scale, np.float32), bits)
-
-
-def int8_rows(weight: np.ndarray, block: int | None = None) -> Quantized:
-    """weight [N, K] with one scale per `block` inputs (default: per output), codes within -127..127."""
-    groups = weight.astype(np.float32).reshape(len(weight), -1, block or weight.shape[1])  # [N, G, B]
-    scales = nonzero(np.abs(groups).max(axis=-1) / 127)
-    codes = np.clip(np.rint(groups / scales[..., None]), -127, 127).astype(np.int8)
-    return Quantized(codes, scales, bits=8)
-
-
-def int4_blocks(weight: np.ndarray, block: int = INT4_BLOCK) -> Quantized:
-    """weight [N, K] (K a multiple of `block`) with one scale per block, codes within -8..7."""
-    groups = weight.astype(np.float32).reshape(len(weight), -1, block)  # [N, G, B]
-    codes = np.empty(groups.shape, np.int8)
-    scales = np.empty(groups.shape[:2], np.float32)
-    rows = max(1, (1 << 22) // (groups.shape[1] * block))  # bound the working set
-    for start in range(0, len(groups), rows):
-        part = slice(start, start + rows)
-        codes[part], scales[part] = search_scales(groups[part])
-    return Quantized(codes, scales, bits=4)

@@ -1,4 +1,4 @@
-"""Symmetric scales for blocks of int4 weights: the one with the least squared error of those tried."""
+"""Scales and offsets for blocks of int4 weights, the ones with the least squared error of those tried."""
 
 from __future__ import annotations
 
@@ -6,28 +6,55 @@ import numpy as np
 
 # How far below the largest magnitude a scale may clip; 1.0 is plain round-to-nearest.
 SHRINK = (np.arange(72, 112, 2) / 100).astype(np.float32)
+SEARCHED_AT_ONCE = 1 << 22  # weights, to bound the working set
 
 
-def search_scales(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Codes [N, G, B] and scales [N, G] of groups [N, G, B]: of the scales `SHRINK` x max|w| / 7.5, the one with the
-    least squared error, group by group."""
-    largest = np.abs(groups).max(axis=-1) / np.float32(7.5)
-    best_codes = np.zeros(groups.shape, np.int8)
-    best_scales = nonzero(largest)
-    best_error = np.full(largest.shape, np.inf, np.float32)
+def search_scales(groups: np.ndarray) -> np.ndarray:
+    """Scales [N, G] of int4 groups [N, G, B]: of `SHRINK` x max|w| / 7.5 the one with the least squared error, group by
+    group, and then the best for the codes that it gives."""
+    scales = np.empty(groups.shape[:2], np.float32)
+    rows = max(1, SEARCHED_AT_ONCE // max(1, groups[0].size))
+    for start in range(0, len(groups), rows):
+        part = slice(start, start + rows)
+        scales[part] = _search(groups[part])
+    return scales
+
+
+def _search(groups: np.ndarray) -> np.ndarray:
+    largest = np.abs(groups).max(axis=-1) / np.float32(7.5)  # [N, G]
+    best, least = nonzero(largest), np.full(largest.shape, np.inf, np.float32)
     for shrink in SHRINK:
         scales = nonzero(largest * shrink)
-        codes = int4_codes(groups / scales[..., None])
-        error = np.square(groups - codes * scales[..., None]).sum(axis=-1)
-        better = error < best_error
-        best_error[better], best_scales[better] = error[better], scales[better]
-        best_codes[better] = codes[better].astype(np.int8)
-    return best_codes, best_scales
+        error = np.square(groups - int4_codes(groups / scales[..., None]) * scales[..., None]).sum(axis=-1)
+        better = error < least
+        least[better], best[better] = error[better], scales[better]
+    codes = int4_codes(groups / best[..., None])
+    fitted = (codes * groups).sum(axis=-1) / np.maximum(np.square(codes).sum(axis=-1), 1)  # least squares
+    return np.where(fitted > 0, nonzero(fitted), best)
 
 
 def int4_codes(values: np.ndarray) -> np.ndarray:
     """To the nearest of -8..7, still in floating point."""
     return np.asarray(np.clip(np.rint(values), -8, 7))
+
+
+def centres(groups: np.ndarray) -> np.ndarray:
+    """What the int4 code 0 stands for [N, G], where -8 and 7 stand for the ends of each of `groups` [N, G, B]."""
+    least, most = groups.min(axis=-1), groups.max(axis=-1)
+    return np.asarray(least + 8 * (most - least) / 15)
+
+
+def byte_scales(scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """scales [N, G] as codes uint8 [N, G], from 1 on, and the largest of every row, float16 [N, 1]."""
+    most = np.maximum(scales.max(axis=-1, keepdims=True).astype(np.float16), np.finfo(np.float16).smallest_subnormal)
+    codes = np.clip(np.rint(scales * (np.float32(255) / most.astype(np.float32))), 1, 255)
+    codes[scales == scales.max(axis=-1, keepdims=True)] = 255  # also where `most` was rounded up by more than a code
+    return codes.astype(np.uint8), most
+
+
+def from_bytes(codes: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """The scales [N, G] float32 that `byte_scales` wrote; written again they come out the same."""
+    return np.asarray(codes * (most.astype(np.float32) * np.float32(1 / 255)))
 
 
 def nonzero(scales: np.ndarray) -> np.ndarray:

@@ -117,6 +117,11 @@ def prepare(sources: Sequence[Path | str], vocab_size: int, folder: Path | str) 
     return load(folder)
 
 
+def pieces(source: Path | str) -> Iterator[str]:
+    """The text of a source, cut where documents end or lines do. Raises InputError."""
+    return _pieces(_text_files([source]))
+
+
 def fingerprint(sources: Sequence[Path | str]) -> str:
     """One sha256 over the sources' hashes, in order; names do not count. Raises InputError."""
     return artefact.sha256_text(artefact.canonical_json([artefact.sha256_file(f) for f in _text_files(sources)]))

@@ -118,3 +118,13 @@ class Tokenizer:
 
     def _token(self, token_id: int | None) -> str:
         return "" if token_id is None else (self.backend.id_to_token(token_id) or "")
+
+
+def compact(tokenizer_json: str, where: str) -> str:
+    """The text of a `tokenizer.json`, `where` it is from, in as few bytes as it can be read from, 60 % fewer for
+    GPT-2's kind: no spaces between values, and merges "a b" instead of ["a", "b"], which `tokenizers` reads too."""
+    value = artefact.parse_json(tokenizer_json, where)
+    merges = value.get("model", {}).get("merges")
+    if merges and all(isinstance(merge, list) and not any(" " in part for part in merge) for merge in merges):
+        value["model"]["merges"] = [" ".join(merge) for merge in merges]
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

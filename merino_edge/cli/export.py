@@ -28,6 +28,19 @@ def export(
     rounding: Annotated[
         str, typer.Option(help="Of int4: nearest, or gptq, on text that the model draws itself (a minute more).")
     ] = "nearest",
+    max_kl: Annotated[
+        float | None,
+        typer.Option(metavar="NATS", help="At int4, as many matrices at int8 as keep mean_kl within this."),
+    ] = None,
+    max_mb: Annotated[
+        float | None, typer.Option(metavar="MB", help="At int4, as many matrices at int8 as fit a bundle of this size.")
+    ] = None,
+    keep_vocab: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="TEXT", help="Give the head the tokens of this text only (a file, .xz or a folder), and bytes."
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads for the comparison.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
 ) -> None:
@@ -45,6 +58,12 @@ def export(
     chosen = Target.named(target, precision, lowering)  # refuse before minutes of work
     if rounding not in ("gptq", "nearest"):
         raise InputError(f"unknown rounding {rounding!r}", "choose one of: gptq, nearest")
+    for name, value in (("--max-kl", max_kl), ("--max-mb", max_mb)):
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(f"{name} is {value}", "give a positive number")
+        if value is not None and precision != "int4":
+            message = f"{name} chooses between int4 and int8, the precision is {precision}"
+            raise InputError(message, "use --precision int4")
     if threads is not None:
         limits.check_range("threads", threads, 1, limits.MAX_THREADS)
     console = stderr()
@@ -54,7 +73,10 @@ def export(
         positions = min(1024, a.max_positions) if context is None else context
         engine = partial(_open_engine, a, threads)
         try:
-            bundle = write_bundle(source, out, chosen, positions, engine, status.update, rounding)
+            max_bytes = None if max_mb is None else round(1e6 * max_mb)
+            bundle = write_bundle(
+                source, out, chosen, positions, engine, status.update, rounding, max_kl, max_bytes, keep_vocab
+            )
         except ParityError as error:
             for check in error.checks:
                 console.print(check_line(check), highlight=False)
@@ -62,19 +84,21 @@ def export(
     manifest = bundle.manifest
     size_mb = sum(file["bytes"] for file in manifest["files"].values()) / 1e6
     if json:
-        print_json(
-            {
-                "out": str(out),
-                "size_mb": round(size_mb, 1),
-                **{key: manifest[key] for key in ("id", "precision", "target", "context", "parity", "compiled")},
-            }
-        )
+        told = ("id", "precision", "target", "context", "raised_to_int8", "vocabulary", "parity", "compiled")
+        print_json({"out": str(out), "size_mb": round(size_mb, 1), **{key: manifest[key] for key in told}})
         return
     for check in manifest["parity"]:
         print_line(check_line(check))
     if compiled := manifest["compiled"]:
         print_line(f"✓ {'TensorRT for RTX':<20} compiles for {compiled['capability']} in {compiled['seconds']:.1f} s")
-    print_line(f"{out}: {precision}, {positions} positions, {size_mb:.1f} MB")
+    if vocabulary := manifest["vocabulary"]:
+        saved_ms = vocabulary["whole_decode_ms"] - vocabulary["decode_ms"]
+        print_line(
+            f"head: {vocabulary['kept']} of {vocabulary['of']} tokens, which saves {saved_ms:.2f} of "
+            f"{vocabulary['whole_decode_ms']:.2f} ms a token here"
+        )
+    mixed = f" with {count} matrices at int8" if (count := len(manifest["raised_to_int8"])) else ""
+    print_line(f"{out}: {precision}{mixed}, {positions} positions, {size_mb:.1f} MB")
     if target == "onnxruntime":
         console.print(f"next: merino-edge generate {out}", style="dim", soft_wrap=True)
 

@@ -23,6 +23,7 @@ WHOLE = {
 BUDGETS = ["--decode-ms", "--text-ms", "--prefill-ms", "--first-token-ms", "--params", "--flops"]
 BUDGETS += ["--weight-mb", "--kv-mb", "--peak-mb"]
 REAL = {
+    "export": ["--max-kl", "--max-mb"],
     "train": ["--learning-rate"],
     "generate": ["--temperature", "--top-p", "--min-p", "--repetition-penalty"],
     "demo": ["--decode-ms", "--params"],
@@ -103,3 +104,29 @@ def test_a_corpus_without_text(
     corpus = file.parent if "/" in name else file
     arguments = ("--steps", 2, "--batch", 1, "--sequence", 8, "--threads", 1, "--out", tmp_path / "out")
     assert says in refused("train", good / "a.json", "--corpus", corpus, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("empty.txt", b"", "is empty"),
+        ("binary.txt", bytes(range(256)) * 9, "is not "),
+        ("folder/notes.md", b"text", "holds no .txt or .txt.xz file"),
+        ("missing.txt", None, "does not exist"),
+    ],
+)
+def test_a_text_that_names_no_vocabulary(
+    good: Path, tmp_path: Path, refused: Refused, name: str, content: bytes | None, says: str
+) -> None:
+    file = tmp_path / "in" / name
+    file.parent.mkdir(parents=True)
+    if content is not None:
+        file.write_bytes(content)
+    text = file.parent if "/" in name else file
+    assert says in refused("export", good / "checkpoint", "--keep-vocab", text, "--out", tmp_path / "out")
+
+
+def test_a_mixture_of_precisions_that_is_none(good: Path, tmp_path: Path, refused: Refused) -> None:
+    for option in ("--max-kl", "--max-mb"):
+        said = refused("export", good / "checkpoint", option, 1, "--precision", "fp16", "--out", tmp_path / "out")
+        assert f"{option} chooses between int4 and int8, the precision is fp16" in said

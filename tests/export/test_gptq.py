@@ -12,15 +12,25 @@ from hypothesis import strategies as st
 
 from merino_edge.export.calibration import input_moments
 from merino_edge.export.gptq import gptq, inverse_factor
-from merino_edge.export.quantize import int4_blocks, store
+from merino_edge.export.quantize import store
+from merino_edge.export.rounding import int4_codes, search_scales
 from merino_edge.export.targets import Target
 from merino_edge.model import Model
 from merino_edge.presets import preset
 from merino_edge.weights import random_weights
 
 
-def restored(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    return (codes * scales[..., None]).reshape(len(codes), -1)
+def by_gptq(weight: np.ndarray, moments: np.ndarray, block: int = 32) -> np.ndarray:
+    """What weight [N, K] is rounded to."""
+    groups = weight.reshape(len(weight), -1, block)
+    scales = search_scales(groups)
+    return (gptq(groups, scales, moments) * scales[..., None]).reshape(weight.shape)
+
+
+def to_the_nearest(weight: np.ndarray, block: int = 32) -> np.ndarray:
+    groups = weight.reshape(len(weight), -1, block)
+    scales = search_scales(groups)[..., None]
+    return (int4_codes(groups / scales) * scales).reshape(weight.shape)
 
 
 def correlated(rng: np.random.Generator, inputs: int, count: int = 400) -> np.ndarray:
@@ -33,10 +43,8 @@ def correlated(rng: np.random.Generator, inputs: int, count: int = 400) -> np.nd
 @settings(max_examples=20, deadline=None)
 def test_with_uncorrelated_inputs_it_is_rounding_to_the_nearest(seed: int, block: int, groups: int) -> None:
     weight = np.random.default_rng(seed).standard_normal((5, block * groups)).astype(np.float32)
-    codes, scales = gptq(weight, 3.0 * np.eye(block * groups, dtype=np.float32), block)
-    nearest = int4_blocks(weight, block)
-    np.testing.assert_array_equal(codes, nearest.codes)
-    np.testing.assert_array_equal(scales, nearest.scales)
+    found = by_gptq(weight, 3.0 * np.eye(block * groups, dtype=np.float32), block)
+    np.testing.assert_array_equal(found, to_the_nearest(weight, block))
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -44,7 +52,7 @@ def test_with_uncorrelated_inputs_it_is_rounding_to_the_nearest(seed: int, block
 def test_outputs_on_correlated_inputs_are_closer_than_by_rounding_to_the_nearest(seed: int) -> None:
     rng = np.random.default_rng(seed)
     weight, x = rng.standard_normal((48, 96)).astype(np.float32), correlated(rng, 96).astype(np.float32)
-    found, nearest = restored(*gptq(weight, x.T @ x, 32)), int4_blocks(weight).restore()
+    found, nearest = by_gptq(weight, x.T @ x), to_the_nearest(weight)
     unseen = correlated(rng, 96)
     error, plain = (np.square(unseen @ (weight - q).T).sum() for q in (found, nearest))
     assert error < 0.7 * plain
@@ -64,9 +72,7 @@ def test_inputs_that_text_never_shows_do_no_harm() -> None:
     x = correlated(rng, 64)
     x[:, 10:20] = 0
     weight = rng.standard_normal((8, 64)).astype(np.float32)
-    codes, scales = gptq(weight, (x.T @ x).astype(np.float32), 32)
-    assert np.isfinite(scales).all()
-    np.testing.assert_allclose(restored(codes, scales), weight, atol=1.5)
+    np.testing.assert_allclose(by_gptq(weight, (x.T @ x).astype(np.float32)), weight, atol=1.5)
 
 
 def test_moments_are_those_of_the_inputs_that_the_model_sees() -> None:

@@ -17,10 +17,13 @@ from merino_edge.counts import PRECISIONS
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.graph import build_stored, to_bytes
 from merino_edge.export.linear import MatrixWriter
-from merino_edge.export.quantize import StoredWeights, _quantize, int4_blocks, int8_rows, random_stored, store
+from merino_edge.export.quantize import StoredWeights, quantize_matrix, random_stored, store
+from merino_edge.export.quantized import Quantized, stacked
+from merino_edge.export.rounding import byte_scales, from_bytes, int4_codes, search_scales
 from merino_edge.export.targets import Target
 from merino_edge.weights import random_weights
 
+INT4, INT8 = (Target.named("onnxruntime", precision) for precision in ("int4", "int8"))
 FORMS = [("onnxruntime", precision) for precision in PRECISIONS] + [("rtx", p) for p in PRECISIONS if p != "fp32"]
 
 
@@ -54,38 +57,85 @@ def test_int4_search_is_no_worse_than_rounding(seed: int, rows: int, blocks: int
     rng = np.random.default_rng(seed)
     weight = (rng.standard_t(4, (rows, 32 * blocks)) * 10**spread).astype(np.float32)
     groups = weight.reshape(rows, blocks, 32)
-    scales = np.abs(groups).max(axis=-1) / 7.5
-    rounded = np.clip(np.rint(groups / scales[..., None]), -8, 7) * scales[..., None]
-    found = int4_blocks(weight)
-    assert found.codes.min() >= -8 and found.codes.max() <= 7
-    error = np.square(weight - found.restore()).reshape(groups.shape).sum(axis=-1)
-    plain = np.square(groups - rounded).sum(axis=-1)
-    assert (error <= plain * 1.0001).all()
+    plain, found = np.abs(groups).max(axis=-1) / 7.5, search_scales(groups)
+    errors = [
+        np.square(groups - int4_codes(groups / scales[..., None]) * scales[..., None]).sum(axis=-1)
+        for scales in (found, plain)
+    ]
+    assert (errors[0] <= errors[1] * 1.0001).all()
 
 
 def test_groups_of_zeros_stay_zero() -> None:
     weight = np.zeros((2, 64), np.float32)
     weight[1, 40] = 1.0
-    for quantized in (int4_blocks(weight), int8_rows(weight)):
+    for quantized in (quantize_matrix("m", weight, 4, INT4), quantize_matrix("m", weight, 8, INT8)):
         assert (quantized.scales > 0).all()
         np.testing.assert_allclose(quantized.restore(), weight, atol=0.02)
 
 
 def test_int8_error_is_at_most_half_a_step() -> None:
     weight = np.random.default_rng(0).standard_normal((8, 96)).astype(np.float32)
-    quantized = int8_rows(weight)
-    assert (np.abs(weight - quantized.restore()) <= quantized.scales[:, :1] * 0.5001).all()
+    quantized = quantize_matrix("m", weight, 8, INT8)
+    steps = np.repeat(quantized.scales, 32, axis=1)
+    # A scale is rounded to float16, so the largest weight may lie a little beyond 127 steps.
+    assert (np.abs(weight - quantized.restore()) <= steps * (0.5 + 127 / 2048)).all()
+
+
+def between_two_ends(seed: int, rows: int, blocks: int) -> np.ndarray:
+    """[rows, 32 * blocks] of 16 steps between the ends of each block, as a Q4_1 file has."""
+    rng = np.random.default_rng(seed)
+    normal = rng.standard_normal((rows, blocks, 32))
+    least, most = normal.min(axis=-1, keepdims=True), normal.max(axis=-1, keepdims=True)
+    step = (most - least) / 15
+    return np.asarray((np.rint((normal - least) / step) * step + least).reshape(rows, -1), np.float32)
+
+
+@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(8, 70), blocks=st.integers(2, 40))
+@settings(max_examples=20, deadline=None)
+def test_blocks_between_two_ends_keep_their_steps(seed: int, rows: int, blocks: int) -> None:
+    weight = between_two_ends(seed, rows, blocks)
+    for target in ("onnxruntime", "rtx"):
+        found = quantize_matrix("m", weight, 4, Target.named(target, "int4"))
+        assert found.offsets is not None and found.multiplied == 33 * blocks
+        groups = weight.reshape(rows, blocks, 32)
+        scales = search_scales(groups)
+        plain = np.square(groups - int4_codes(groups / scales[..., None]) * scales[..., None]).sum()
+        assert np.square(weight - found.restore()).sum() < 0.25 * plain
+
+
+def test_normal_weights_need_no_offsets() -> None:
+    weight = np.random.default_rng(0).standard_normal((200, 256)).astype(np.float32)
+    assert quantize_matrix("m", weight, 4, INT4).offsets is None
+
+
+@given(seed=st.integers(0, 2**32 - 1), spread=st.floats(-5, 3))
+@settings(max_examples=40, deadline=None)
+def test_scales_in_bytes_stay_what_they_are(seed: int, spread: float) -> None:
+    scales = (np.random.default_rng(seed).random((5, 19)) * 10**spread).astype(np.float32)
+    found = from_bytes(*byte_scales(scales))
+    assert (np.abs(found - scales) <= scales.max(axis=1, keepdims=True) / 250 + 2.0**-24).all() and (found > 0).all()
+    np.testing.assert_allclose(from_bytes(*byte_scales(found)), found, rtol=1e-6)
+
+
+def test_matrices_are_stacked_and_scaled_with_their_offsets() -> None:
+    with_offsets = quantize_matrix("m", between_two_ends(0, 20, 3), 4, INT4)
+    without = quantize_matrix("m", np.random.default_rng(0).standard_normal((30, 96)).astype(np.float32), 4, INT4)
+    assert without.offsets is None
+    whole = stacked([without, with_offsets.scaled(0.5)])
+    np.testing.assert_array_equal(whole.restore(), np.concatenate([without.restore(), with_offsets.restore() / 2]))
+    assert isinstance(whole.extended(), Quantized) and whole.extended().codes.shape == (50, 4, 32)
+    assert stacked([without, without]).offsets is None
 
 
 def multiply(x: np.ndarray, weight: np.ndarray, target: Target, fused: bool, unfused: bool = False) -> np.ndarray:
-    """x [T, K] times weight [N, K] through the graph that the writer writes."""
+    """x [.., K] times weight [N, K] through the graph that the writer writes."""
     tape = Tape()
     dtype = target.compute_dtype
     value = ir.val("x", dtype, list(x.shape))
     bits = 4 if target.precision == "int4" else 8
-    stored = StoredWeights({}, {"m.weight": _quantize("m.weight", weight, bits, target)})
+    stored = StoredWeights({}, {"m.weight": quantize_matrix("m.weight", weight, bits, target)})
     y = MatrixWriter(tape, target, stored).matmul(value, ["m"], unfused=unfused)
-    y.name, y.dtype, y.shape = "y", dtype, ir.Shape([len(x), len(weight)])
+    y.name, y.dtype, y.shape = "y", dtype, ir.Shape([*x.shape[:-1], len(weight)])
     graph = ir.Graph(
         [value], [y], nodes=tape.nodes, initializers=tape.initializers, opset_imports={"": 24, "com.microsoft": 1}
     )
@@ -98,12 +148,27 @@ def multiply(x: np.ndarray, weight: np.ndarray, target: Target, fused: bool, unf
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "rtx"])
+@pytest.mark.parametrize("blocks", [2, 32, 33])
+def test_graph_multiplies_offsets(target: str, blocks: int) -> None:
+    chosen = Target.named(target, "int4", "native")
+    weight = between_two_ends(1, 40, blocks) + np.repeat(np.linspace(-3, 3, blocks, dtype=np.float32), 32)
+    x = np.random.default_rng(3).standard_normal((1, 3, weight.shape[1])).astype(np.float32)
+    quantized = quantize_matrix("m.weight", weight, 4, chosen)
+    assert quantized.offsets is not None
+    expected = x @ quantized.restore().T
+    got = multiply(x, weight, chosen, fused=True)
+    assert np.abs(got - expected).max() <= 0.01 * np.abs(expected).max()
+    without = x @ Quantized(quantized.codes, quantized.scales, 4).restore().T
+    assert np.abs(got - without).max() > 0.1 * np.abs(expected).max()  # the check would see them missing
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "rtx"])
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_graph_multiplies_the_dequantized_matrix(target: str, precision: str) -> None:
     rng = np.random.default_rng(3)
     x, weight = rng.standard_normal((3, 128)).astype(np.float32), rng.standard_normal((40, 128)).astype(np.float32)
     chosen = Target.named(target, precision, "native")
-    stored = _quantize("m.weight", weight, 4 if precision == "int4" else 8, chosen).restore()
+    stored = quantize_matrix("m.weight", weight, 4 if precision == "int4" else 8, chosen).restore()
     exact = multiply(x, weight, chosen, fused=False)
     half_rounding = 0.15 if target == "rtx" else 1e-4  # sums of 128 products of float16 numbers of order 10
     np.testing.assert_allclose(exact, x @ stored.T, atol=half_rounding)

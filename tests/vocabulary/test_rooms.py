@@ -21,7 +21,9 @@ PYTORCH_WING = {
     "merino_edge/training_state.py",
     "merino_edge/torch_engine.py",
     "export/calibration.py",
+    "export/overflow.py",
     "export/parity.py",
+    "export/sensitivity.py",
 }
 ROOMS = {"search", "export", "runtime", "jetson", "cli"}
 
