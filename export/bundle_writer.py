@@ -86,7 +86,7 @@ def write_bundle(
             kept = kept_tokens(Tokenizer.load(folder), data.pieces(keep_vocab), a.vocab_size)
         on_step(f"rounding to {target.precision}")
         half = target.compute_dtype == ir.DataType.FLOAT16
-        wide = wide_ffns(a, checkpoint.weights, np.asarray(tokens)) if half else frozenset[str]()
+        wide = wide_ffns(a, checkpoint.weights, np.asarray(tokens)[: a.max_positions]) if half else frozenset[str]()
         stored = store(a, checkpoint.weights, target, moments, kept=kept, wide=wide)
         graph = folder / "model.onnx"
         model = build_stored(a, stored, target, context)

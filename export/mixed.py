@@ -47,7 +47,9 @@ def raised_matrices(
         raise UnsupportedError(
             f"the bundle is {-spare_bytes / 1e6:.1f} MB over --max-mb with all matrices at int4", "ask for more"
         )
-    candidates = raises(checkpoint, plain, target, np.asarray(tokens)[:LOOKED_AT])
+    candidates = raises(
+        checkpoint, plain, target, np.asarray(tokens)[: min(LOOKED_AT, checkpoint.architecture.max_positions)]
+    )
     if max_kl is None:
         assert spare_bytes is not None
         return _names(within_bytes(candidates, spare_bytes))

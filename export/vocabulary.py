@@ -28,9 +28,11 @@ def kept_tokens(tokenizer: Tokenizer, text: Iterable[str], vocab_size: int) -> n
     while some := list(islice(pieces, PIECES_AT_ONCE)):
         for encoding in tokenizer.backend.encode_batch(some, add_special_tokens=False):
             seen[encoding.ids] = True
+    special = list(_special(tokenizer))
+    seen[special] = False  # that a document ends is no text
     if not seen.any():
         raise InputError("the text to keep the vocabulary of is empty", "give --keep-vocab a text with words in it")
-    seen[[*_special(tokenizer), *_bytes(tokenizer)]] = True
+    seen[[*special, *_bytes(tokenizer)]] = True
     found = np.flatnonzero(seen)
     return found[found < vocab_size]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_model import random_model
 
+from merino_edge import checkpoint as checkpoints
 from merino_edge.checkpoint import Checkpoint
+from merino_edge.data import chat_format, train_tokenizer
 from merino_edge.errors import InputError, UnsupportedError
 from merino_edge.export import mixed, parity
 from merino_edge.export.bundle_writer import write_bundle
@@ -140,6 +143,18 @@ def test_bundles_keep_within_bytes_and_nats(tiny_checkpoint: Checkpoint, tmp_pat
     with pytest.raises(UnsupportedError, match="all matrices at int8"):
         export(tiny_checkpoint, tmp_path / "none", max_kl=1e-9)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_model_of_few_positions_is_mixed_too(tmp_path: Path) -> None:
+    a = dataclasses.replace(TINY, max_positions=20)
+    path = tmp_path / "checkpoint"
+    tokenizer = train_tokenizer(iter([parity.TEXT]), a.vocab_size)
+    checkpoints.save(path, a, random_model(a), tokenizer.to_str(), chat_format(), {"source": "random"})
+    for target, out in ((INT4, tmp_path / "ort"), (Target.named("jetpack-6.2", "int4"), tmp_path / "board")):
+        made = write_bundle(
+            checkpoints.load(path), out, target, 20, lambda graph, n: OnnxEngine(graph, a, n, 1), max_bytes=10**7
+        )
+        assert made.manifest["raised_to_int8"]
 
 
 def test_only_int4_is_mixed(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
