@@ -25,6 +25,7 @@ from merino_edge.export.calibration import input_moments
 from merino_edge.export.graph import build_stored, cache_names, lowering, save
 from merino_edge.export.overflow import wide_ffns
 from merino_edge.export.quantize import store
+from merino_edge.export.quantized import Quantized
 from merino_edge.export.targets import Target, require_parsed
 from merino_edge.export.tensorrt import build_engine
 from merino_edge.export.vocabulary import kept_tokens
@@ -72,10 +73,11 @@ def write_bundle(
             on_step("drawing calibration text")
             moments = input_moments(a, checkpoint.weights)
         Tokenizer.load(checkpoint.path)  # is one, before it is rewritten
-        tokenizer, chat = checkpoint.path / "tokenizer.json", checkpoint.path / "chat.json"
-        artefact.write_text(folder / tokenizer.name, compact(artefact.read_text(tokenizer), str(tokenizer)))
+        source, chat = checkpoint.path / "tokenizer.json", checkpoint.path / "chat.json"
+        artefact.write_text(folder / source.name, compact(artefact.read_text(source), str(source)))
         artefact.write_bytes(folder / chat.name, chat.read_bytes())
-        tokens = Tokenizer.load(folder).encode(parity.TEXT)
+        tokenizer = Tokenizer.load(folder)
+        tokens = tokenizer.encode(parity.TEXT)
         if max(tokens, default=0) >= a.vocab_size:
             raise ArtefactError(
                 f"the tokenizer gives id {max(tokens)}, the model has {a.vocab_size} tokens", "import the model again"
@@ -83,23 +85,23 @@ def write_bundle(
         kept = None
         if keep_vocab is not None:
             on_step("reading the text to keep the vocabulary of")
-            kept = kept_tokens(Tokenizer.load(folder), data.pieces(keep_vocab), a.vocab_size)
-        on_step(f"rounding to {target.precision}")
+            kept = kept_tokens(tokenizer, data.pieces(keep_vocab), a.vocab_size)
         half = target.compute_dtype == ir.DataType.FLOAT16
         wide = wide_ffns(a, checkpoint.weights, np.asarray(tokens)[: a.max_positions]) if half else frozenset[str]()
-        stored = store(a, checkpoint.weights, target, moments, kept=kept, wide=wide)
+        on_step(f"rounding to {target.precision}")
+        whole = replace(store(a, checkpoint.weights, target, moments), wide=wide)
+        stored = whole if kept is None else whole.keeping(kept)
         graph = folder / "model.onnx"
         model = build_stored(a, stored, target, context)
         require_parsed(model, target)
         save(model, graph)
-        raised: frozenset[str] = frozenset()
+        raised: dict[str, Quantized] = {}
         if max_kl is not None or max_bytes is not None:
             on_step("looking which matrices matter most")
             spare = None if max_bytes is None else max_bytes - MANIFEST_BYTES - _size_bytes(folder)
             raised = mixed.raised_matrices(checkpoint, stored, target, tokens, context, max_kl, spare, on_step)
-            stored = store(a, checkpoint.weights, target, moments, raised, kept, wide)
-            for name in (graph.name, f"{graph.name}.data"):
-                (folder / name).unlink(missing_ok=True)
+            whole, stored = (replace(part, quantized=part.quantized | raised) for part in (whole, stored))
+            _remove(graph)
             save(build_stored(a, stored, target, context), graph)
         on_step("comparing with PyTorch fp32")
         engine = open_engine(graph, context)
@@ -108,14 +110,12 @@ def write_bundle(
         vocabulary = None
         if kept is not None:
             on_step("timing the whole vocabulary")
-            whole = folder / "whole.onnx"
-            every_token = store(a, checkpoint.weights, target, moments, raised, wide=wide)
-            save(build_stored(a, every_token, target, context), whole)
-            both = open_engine(whole, context)
-            kept_ms, whole_ms = _decode_ms(engine, both)
-            both.close()
-            for file in folder.glob(f"{whole.name}*"):
-                file.unlink()
+            with_all = folder / "whole.onnx"
+            save(build_stored(a, whole, target, context), with_all)
+            other = open_engine(with_all, context)
+            kept_ms, whole_ms = _decode_ms(engine, other)
+            other.close()
+            _remove(with_all)
             vocabulary = {"kept": len(kept), "of": a.vocab_size, "decode_ms": kept_ms, "whole_decode_ms": whole_ms}
         engine.close()
         compiled = None
@@ -166,6 +166,12 @@ def _decode_ms(*engines: Any) -> list[float]:
             engine.forward(np.zeros(1, np.int64), start)
             found.append(1000 * (time.perf_counter() - begun))
     return [statistics.median(found) for found in times]
+
+
+def _remove(graph: Path) -> None:
+    """With its weights."""
+    for file in graph.parent.glob(f"{graph.name}*"):
+        file.unlink()
 
 
 def _size_bytes(folder: Path) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from merino_edge.architecture import Architecture
+from merino_edge.weights import with_shared_inputs
 
 SEQUENCES, LENGTH = 16, 192  # drawn, and positions of each
 
@@ -35,13 +36,8 @@ def input_moments(
     model = Model.from_weights(a, weights).eval()
     length = min(length, a.max_positions)
     moments: dict[str, torch.Tensor] = {}
-    first_of: dict[str, str] = {}  # name of a matrix -> the one whose input it shares
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    for name in linears:
-        stem, _, last = name.rpartition(".")
-        first_of[name] = {"key": f"{stem}.query", "value": f"{stem}.query", "up": f"{stem}.gate"}.get(last, name)
-        if first_of[name] not in linears:  # no gate
-            first_of[name] = name
+    linears = model.linears()
+    together = with_shared_inputs(name for name in linears if name != "head.weight")
 
     def watch(name: str) -> None:
         def add(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -52,8 +48,8 @@ def input_moments(
 
         linears[name].register_forward_pre_hook(add)
 
-    for name in set(first_of.values()) - {"head"}:
-        watch(name)
+    for names in together:
+        watch(names[0])
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(a.vocab_size, (sequences, 1), generator=generator)
     cache = Cache(a, sequences, length)
@@ -62,4 +58,4 @@ def input_moments(
             logits = model(tokens, cache, position, last_only=True)[:, 0]  # [B, V]
             tokens = torch.multinomial(logits.softmax(-1), 1, generator=generator)
     found = {name: moment.numpy() for name, moment in moments.items()}
-    return {f"{name}.weight": found[first] for name, first in first_of.items() if first in found}
+    return {name: found[names[0]] for names in together for name in names}

@@ -98,11 +98,15 @@ class GraphBuilder(ABC):
     def __init__(self, a: Architecture, stored: StoredWeights, target: Target, context: int) -> None:
         self.a, self.stored, self.target, self.context = a, stored, target, context
         self.tape = Tape()
-        self.half = target.compute_dtype
         self.capacity: int | str = context if target.static_cache else "C"  # of the caches
         self.matrices = MatrixWriter(self.tape, target, stored)
         self.layer = 0
         self.shared = False  # whether the layers being written use one set of weights
+
+    @property
+    def half(self) -> ir.DataType:
+        """What matrices compute in."""
+        return self.matrices.dtype
 
     # --- what a lowering decides ---
 
@@ -152,7 +156,7 @@ class GraphBuilder(ABC):
         return self.tape.op(kind, inputs, attributes, domain=domain)
 
     def shape(self, *dims: int) -> ir.Value:
-        return self.constant(f"shape.{'x'.join(map(str, dims))}", np.array(dims, np.int64))
+        return self.matrices.shape(*dims)
 
     def constant(self, name: str, value: np.ndarray) -> ir.Value:
         return self.matrices.initializer(name, value)
@@ -293,11 +297,11 @@ class GraphBuilder(ABC):
     @contextmanager
     def computing(self, dtype: ir.DataType) -> Iterator[None]:
         """Matrices, and what lies between them, in another type for a while."""
-        usual, self.half, self.matrices.dtype = self.half, dtype, dtype
+        usual, self.matrices.dtype = self.half, dtype
         try:
             yield
         finally:
-            self.half = self.matrices.dtype = usual
+            self.matrices.dtype = usual
 
     def ffn(self, x: ir.Value, block: Block, name: str) -> ir.Value:
         with self.computing(ir.DataType.FLOAT if name in self.stored.wide else self.half):

@@ -95,14 +95,15 @@ class MatrixWriter:
     def _with_block_sums(self, x: ir.Value, q: Quantized) -> ir.Value:
         """x [1, T, K] followed by the sums of its G blocks: [1, T, K + G]. For TensorRT, zeros up to whole blocks."""
         _, groups, block = q.codes.shape
-        blocks = self.tape.op("Reshape", [x, self._shape(1, -1, groups, block)])
-        sums = self.tape.op("ReduceSum", [blocks, self._shape(-1)], {"keepdims": 0})  # [1, T, G]
+        blocks = self.tape.op("Reshape", [x, self.shape(1, -1, groups, block)])
+        sums = self.tape.op("ReduceSum", [blocks, self.shape(-1)], {"keepdims": 0})  # [1, T, G]
         whole = self.tape.op("Concat", [x, sums], {"axis": -1})
         if not self.target.on_tensorrt or groups % block == 0:
             return whole
-        return self.tape.op("Pad", [whole, self._shape(0, 0, 0, 0, 0, -groups % block)])
+        return self.tape.op("Pad", [whole, self.shape(0, 0, 0, 0, 0, -groups % block)])
 
-    def _shape(self, *sizes: int) -> ir.Value:
+    def shape(self, *sizes: int) -> ir.Value:
+        """Of a tensor, or other whole numbers [len(sizes)]."""
         return self.initializer(f"shape.{'x'.join(map(str, sizes))}", np.array(sizes, np.int64))
 
     def _matmul_nbits(self, x: ir.Value, name: str, q: Quantized, bias: ir.Value | None) -> ir.Value:
@@ -142,9 +143,9 @@ class MatrixWriter:
         used = q.stored_row_bytes
         if used == rows.shape[1]:
             return self.initializer(name, codes)
-        missing = self._shape(0, 0, 0, rows.shape[1] - used)
+        missing = self.shape(0, 0, 0, rows.shape[1] - used)
         filled = self.tape.op("Pad", [self.initializer(name, rows[:, :used]), missing])
-        return self.tape.op("Reshape", [filled, self._shape(*codes.shape)])
+        return self.tape.op("Reshape", [filled, self.shape(*codes.shape)])
 
     def _byte_scales(self, name: str, scales: np.ndarray) -> ir.Value:
         """scales [N, G] float32, stored as bytes of each row's largest."""
@@ -168,7 +169,7 @@ class MatrixWriter:
             if kept is not None:
                 codes, scales, block = self._kernel_form(name, q)
                 self.kernel_forms[HEAD] = self._rows(codes), self._rows(scales), block
-                name, q = HEAD, Quantized(q.codes[kept], q.scales[kept], q.bits)
+                name, q = HEAD, q.rows(kept)
             return self._matmul_nbits(x, name, q, None)
         table = self.initializer(name, self.stored.arrays[name])
         table = self._computed(table if kept is None else self._rows(table))

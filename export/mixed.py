@@ -12,8 +12,9 @@ from merino_edge.errors import UnsupportedError
 from merino_edge.export import parity
 from merino_edge.export.quantize import StoredWeights, quantize_matrix
 from merino_edge.export.quantized import Quantized
-from merino_edge.export.sensitivity import Unit, rounding_costs
+from merino_edge.export.sensitivity import rounding_costs
 from merino_edge.export.targets import Target
+from merino_edge.weights import with_shared_inputs
 
 LOOKED_AT = 192  # positions of the text
 MARGIN = 0.85  # of the nats asked for; the rest is for what the graph itself rounds
@@ -37,8 +38,8 @@ def raised_matrices(
     max_kl: float | None,
     spare_bytes: int | None,
     on_step: Callable[[str], None],
-) -> frozenset[str]:
-    """Names of the int4 matrices of `plain` that become int8: as many as `spare_bytes` has room for, or as few as keep
+) -> dict[str, Quantized]:
+    """The int4 matrices of `plain` that become int8, so: as many as `spare_bytes` has room for, or as few as keep
     the KL on `tokens`, over the windows that parity looks at, within `max_kl`; with both, as few, if there is room.
 
     Raises UnsupportedError where neither is possible.
@@ -47,31 +48,29 @@ def raised_matrices(
         raise UnsupportedError(
             f"the bundle is {-spare_bytes / 1e6:.1f} MB over --max-mb with all matrices at int4", "ask for more"
         )
-    candidates = raises(
-        checkpoint, plain, target, np.asarray(tokens)[: min(LOOKED_AT, checkpoint.architecture.max_positions)]
-    )
+    a = checkpoint.architecture
+    candidates = raises(checkpoint, plain, target, np.asarray(tokens)[: min(LOOKED_AT, a.max_positions)])
     if max_kl is None:
         assert spare_bytes is not None
-        return _names(within_bytes(candidates, spare_bytes))
+        return _together(within_bytes(candidates, spare_bytes))
     text = np.resize(np.asarray(tokens, np.int64), context)
     places = parity.windows(context)
     columns = slice(None) if plain.kept is None else plain.kept
-    expected = parity.TorchReference(checkpoint.architecture, checkpoint.weights).windows(text, places)[:, columns]
+    expected = parity.TorchReference(a, checkpoint.weights).windows(text, places)[:, columns]
 
     def measured(chosen: Sequence[Raise]) -> float:
-        quantized = plain.quantized | {n: m for r in chosen for n, m in r.high.items()}
-        stored = replace(plain, quantized=quantized)
-        got = parity.stored_reference(checkpoint.architecture, stored).windows(text, places)[:, columns]
+        stored = replace(plain, quantized=plain.quantized | _together(chosen))
+        got = parity.stored_reference(a, stored).windows(text, places)[:, columns]
         return parity.mean_kl(expected, got)
 
     chosen = fitting_kl(candidates, max_kl, measured, on_step)
     if spare_bytes is not None and (over := sum(r.added_bytes for r in chosen) - spare_bytes) > 0:
         raise UnsupportedError(f"--max-kl {max_kl} takes {over / 1e6:.1f} MB more than --max-mb", "give up one of them")
-    return _names(chosen)
+    return _together(chosen)
 
 
-def _names(chosen: Iterable[Raise]) -> frozenset[str]:
-    return frozenset(name for r in chosen for name in r.high)
+def _together(chosen: Iterable[Raise]) -> dict[str, Quantized]:
+    return {name: matrix for r in chosen for name, matrix in r.high.items()}
 
 
 def raises(checkpoint: Checkpoint, plain: StoredWeights, target: Target, tokens: np.ndarray) -> list[Raise]:
@@ -79,7 +78,7 @@ def raises(checkpoint: Checkpoint, plain: StoredWeights, target: Target, tokens:
     weights = checkpoint.weights
     low = {name: matrix for name, matrix in plain.quantized.items() if matrix.bits == 4}
     high = {name: quantize_matrix(name, weights[name], 8, target) for name in low}
-    forms = {unit: [{name: kind[name] for name in unit} for kind in (low, high)] for unit in units(low)}
+    forms = {unit: [{name: kind[name] for name in unit} for kind in (low, high)] for unit in with_shared_inputs(low)}
     costs = rounding_costs(checkpoint.architecture, weights, forms, tokens)
     found = []
     for unit, (before, after) in forms.items():
@@ -135,16 +134,3 @@ def saving_kl(raises: Iterable[Raise], kl: float) -> list[Raise]:
         chosen.append(candidate)
         kl -= candidate.saved_kl
     return chosen
-
-
-def units(names: Iterable[str]) -> list[Unit]:
-    """Names of matrices, those that the graph writes as one together: query, key, value; gate, up."""
-    written: dict[str, Unit] = {}
-    heads: Mapping[str, str] = {"key": "query", "value": "query", "up": "gate"}
-    names = list(names)
-    for name in names:
-        stem, _, rest = name.rpartition(".weight")[0].rpartition(".")
-        first = f"{stem}.{heads.get(rest, rest)}.weight"
-        first = first if first in names else name
-        written[first] = (*written.get(first, ()), name)
-    return list(written.values())

@@ -2,7 +2,8 @@
 
 Trained models keep a few numbers of thousands and more between gate and down projection, and float16 ends at 65504.
 Targets that compute in float16 compute those networks in float32 instead, as they do norms, softmax and residual
-stream everywhere. What attention multiplies by comes from a norm and stays small; there an overflow is refused.
+stream everywhere. What attention multiplies by comes from a norm and stays small; there an overflow is refused. It
+imports PyTorch, as parity does.
 """
 
 from __future__ import annotations
@@ -38,9 +39,8 @@ def wide_ffns(a: Architecture, weights: Mapping[str, np.ndarray], tokens: np.nda
 
         module.register_forward_hook(see)
 
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            watch(name, module)
+    for name, module in model.linears().items():
+        watch(name.removesuffix(".weight"), module)
     with torch.inference_mode():
         model(torch.from_numpy(np.asarray(tokens, np.int64))[None])
     found = {name: value for name, value in largest.items() if not value < SAFE}

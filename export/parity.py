@@ -13,7 +13,7 @@ windows at the start, in the middle and at the very end of the context, position
     greedy_tokens_equal    of GREEDY_TOKENS greedily decoded, how many agree before the first difference (or tie)
     prefill_difference     max |prompt run at once - run token by token| at the end of each window, both exported
 
-The only part of export that imports PyTorch. Report: a list of {check, value, limit, passed}.
+It imports PyTorch, as do calibration, sensitivity and overflow. Report: a list of {check, value, limit, passed}.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ int4 only), embedding and head one per token. int4 matrices whose blocks lie bet
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from merino_edge.counts import INT4_BLOCK
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.gptq import gptq
 from merino_edge.export.quantized import Quantized
-from merino_edge.export.rounding import byte_scales, centres, from_bytes, int4_codes, nonzero, search_scales
+from merino_edge.export.rounding import byte_scales, centres, from_bytes, nearest, nonzero, search_scales
 from merino_edge.export.targets import Target
 from merino_edge.weights import weight_shapes
 
@@ -29,6 +30,8 @@ RANDOM_STD = 0.02
 # distributed weights they leave 0.8, of a Q4_1 file's 0.1.
 WORTH_OFFSETS = 0.5
 LOOKED_AT = 64  # rows of a matrix, to see whether it wants them
+
+Scales = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,12 @@ class StoredWeights:
     def own_head(self) -> bool:
         """Whether the head is a matrix of its own, of a tied embedding in another form too."""
         return HEAD in self.quantized
+
+    def keeping(self, kept: np.ndarray) -> StoredWeights:
+        """These, with a head for the tokens `kept` [V'] alone; a tied table stays whole, its rows are taken later."""
+        arrays = self.arrays | {HEAD: self.arrays[HEAD][kept]} if HEAD in self.arrays else self.arrays
+        quantized = self.quantized | {HEAD: self.quantized[HEAD].rows(kept)} if self.own_head else self.quantized
+        return replace(self, arrays=arrays, quantized=quantized, kept=kept)
 
     def restore(self) -> dict[str, np.ndarray]:
         """What the stored weights stand for, float32."""
@@ -61,29 +70,22 @@ def store(
     weights: Mapping[str, np.ndarray],
     target: Target,
     moments: Mapping[str, np.ndarray] | None = None,
-    raised: Collection[str] = (),
-    kept: np.ndarray | None = None,
-    wide: frozenset[str] = frozenset(),
 ) -> StoredWeights:
     """The checkpoint's weights in the form `target` stores them. int4 matrices whose inputs' `moments` are given
-    (merino_edge.export.calibration) are rounded by GPTQ, others to the nearest code; those named in `raised`
-    (merino_edge.export.mixed) are int8. Of a head of its own, only the rows of the tokens `kept` are stored.
+    (merino_edge.export.calibration) are rounded by GPTQ, others to the nearest code.
 
     Quantised models keep embedding and head at int8, one scale per token; a tied table stays one. TensorRT looks up
     floating point only: there the embedding is float16, and a tied table two. Raises UnsupportedError where a matrix
     cannot be cut into blocks, or float16 is too small for it.
     """
-    stored = StoredWeights({}, {}, wide, kept)
-    rows = slice(None) if kept is None else kept
+    stored = StoredWeights({}, {})
     for name, weight in weights.items():
-        if name == HEAD:
-            weight = weight[rows]
-        if bits := 8 if name in raised else _bits(name, weight.shape, target):
+        if bits := _bits(name, weight.shape, target):
             stored.quantized[name] = quantize_matrix(name, weight, bits, target, (moments or {}).get(name))
         else:
             stored.arrays[name] = _rounded(name, weight, _float_type(weight.shape, target))
     if _splits_table(a, target):
-        stored.quantized[HEAD] = quantize_matrix(HEAD, weights[EMBEDDING][rows], 8, target)
+        stored.quantized[HEAD] = quantize_matrix(HEAD, weights[EMBEDDING], 8, target)
     return stored
 
 
@@ -96,20 +98,25 @@ def quantize_matrix(
     if bits == 8:
         scales = _half_scales(name, nonzero(np.abs(groups).max(axis=-1) / 127))
         return Quantized(np.clip(np.rint(groups / scales[..., None]), -127, 127).astype(np.int8), scales, bits)
-    offsets = None
-    if _wants_offsets(groups):
-        between = np.ascontiguousarray(centres(groups))  # [N, G]
-        scales = search_scales(groups - between[..., None])
-        offset_groups = _whole_blocks(between, block)
-        both = np.concatenate([scales, search_scales(offset_groups)], axis=1)  # [N, G + O]
-        both = _half_scales(name, both) if target.on_tensorrt else from_bytes(*byte_scales(both))
-        scales, offset_scales = np.split(both, [scales.shape[1]], axis=1)
-        offsets = Quantized(_nearest(offset_groups, offset_scales), offset_scales, bits)
-        groups = groups - offsets.restore()[:, : between.shape[1], None]
+    offsets = _wants_offsets(groups)
+    in_bytes = offsets and not target.on_tensorrt
+    return _int4(groups, offsets, _byte_scales if in_bytes else partial(_half_scales, name), moments)
+
+
+def _int4(groups: np.ndarray, offsets: bool, as_stored: Scales, moments: np.ndarray | None = None) -> Quantized:
+    """groups [N, G, B], with or without offsets; `as_stored`: scales [N, G] as they will be read."""
+    found = None
+    if offsets:
+        between = centres(groups)  # [N, G]
+        offset_groups = _whole_blocks(between, groups.shape[2])
+        both = [search_scales(groups - between[..., None]), search_scales(offset_groups)]
+        scales, offset_scales = np.split(as_stored(np.concatenate(both, axis=1)), [groups.shape[1]], axis=1)
+        found = Quantized(nearest(offset_groups, offset_scales), offset_scales, 4)
+        groups = groups - found.restore()[:, : groups.shape[1], None]
     else:
-        scales = _half_scales(name, search_scales(groups))
-    codes = _nearest(groups, scales) if moments is None else gptq(groups, scales, moments)
-    return Quantized(codes, scales, bits, offsets)
+        scales = as_stored(search_scales(groups))
+    codes = nearest(groups, scales) if moments is None else gptq(groups, scales, moments)
+    return Quantized(codes, scales, 4, found)
 
 
 def _rounded(name: str, values: np.ndarray, dtype: type) -> np.ndarray:
@@ -181,13 +188,9 @@ def _block(name: str, inputs: int, bits: int, target: Target) -> int:
 def _wants_offsets(groups: np.ndarray) -> bool:
     """Whether int4 groups [N, G, B] are much closer to 16 steps from end to end than to 16 around zero."""
     some = groups[:: -(-len(groups) // LOOKED_AT)]
-    between = centres(some)
-    stored = _whole_blocks(between, some.shape[2])
-    scales = search_scales(stored)
-    rounded = (_nearest(stored, scales) * scales[..., None]).reshape(len(some), -1)[:, : between.shape[1], None]
     plain, offset = (
-        np.square(seen - _nearest(seen, steps) * steps[..., None]).sum()
-        for seen, steps in ((some, search_scales(some)), (some - rounded, search_scales(some - between[..., None])))
+        np.square(some.reshape(len(some), -1) - _int4(some, offsets, lambda scales: scales).restore()).sum()
+        for offsets in (False, True)
     )
     return bool(offset < WORTH_OFFSETS * plain)
 
@@ -198,8 +201,9 @@ def _whole_blocks(values: np.ndarray, block: int) -> np.ndarray:
     return np.asarray(padded.reshape(len(values), -1, block))
 
 
-def _nearest(groups: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    return int4_codes(groups / scales[..., None]).astype(np.int8)
+def _byte_scales(scales: np.ndarray) -> np.ndarray:
+    """As bytes of each row's largest store them."""
+    return from_bytes(*byte_scales(scales))
 
 
 def _half_scales(name: str, scales: np.ndarray) -> np.ndarray:

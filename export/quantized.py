@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from merino_edge.counts import SCALE_BYTES
+
 
 @dataclass(frozen=True)
 class Quantized:
@@ -35,8 +37,8 @@ class Quantized:
     def stored_bytes(self) -> int:
         """Codes and scales as ONNX Runtime's bundles hold them: bytes and a float16 per row with offsets."""
         if self.offsets is None:
-            return int(self.codes.size * self.bits // 8 + 2 * self.scales.size)
-        return int(len(self.codes) * (self.stored_row_bytes + self.extended().scales.shape[1] + 2))
+            return int(self.codes.size * self.bits // 8 + SCALE_BYTES * self.scales.size)
+        return int(len(self.codes) * (self.stored_row_bytes + self.extended().scales.shape[1] + SCALE_BYTES))
 
     @property
     def stored_row_bytes(self) -> int:
@@ -56,6 +58,11 @@ class Quantized:
             return self
         codes = np.concatenate([self.codes, self.offsets.codes], axis=1)
         return Quantized(codes, np.concatenate([self.scales, self.offsets.scales], axis=1), self.bits)
+
+    def rows(self, which: np.ndarray) -> Quantized:
+        """The matrix of these outputs alone."""
+        offsets = self.offsets and self.offsets.rows(which)
+        return replace(self, codes=self.codes[which], scales=self.scales[which], offsets=offsets)
 
     def scaled(self, factor: float) -> Quantized:
         """This matrix times a positive number."""

@@ -25,10 +25,10 @@ def _search(groups: np.ndarray) -> np.ndarray:
     best, least = nonzero(largest), np.full(largest.shape, np.inf, np.float32)
     for shrink in SHRINK:
         scales = nonzero(largest * shrink)
-        error = np.square(groups - int4_codes(groups / scales[..., None]) * scales[..., None]).sum(axis=-1)
+        error = np.square(groups - nearest(groups, scales) * scales[..., None]).sum(axis=-1)
         better = error < least
         least[better], best[better] = error[better], scales[better]
-    codes = int4_codes(groups / best[..., None])
+    codes = nearest(groups, best).astype(np.float32)
     fitted = (codes * groups).sum(axis=-1) / np.maximum(np.square(codes).sum(axis=-1), 1)  # least squares
     return np.where(fitted > 0, nonzero(fitted), best)
 
@@ -36,6 +36,11 @@ def _search(groups: np.ndarray) -> np.ndarray:
 def int4_codes(values: np.ndarray) -> np.ndarray:
     """To the nearest of -8..7, still in floating point."""
     return np.asarray(np.clip(np.rint(values), -8, 7))
+
+
+def nearest(groups: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """int4 codes int8 [N, G, B] of groups [N, G, B] in steps of scales [N, G]."""
+    return int4_codes(groups / scales[..., None]).astype(np.int8)
 
 
 def centres(groups: np.ndarray) -> np.ndarray:

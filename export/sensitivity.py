@@ -4,7 +4,7 @@ A matrix rounded by E changes what the model says at a position by KL ~ 1/2 (g .
 there and g the gradient of -log p(token) by its output, for a token drawn from the model itself (the Fisher
 information, as in Optimal Brain Surgeon, Hassibi and Stork 1993; positions are taken for independent). So one forward
 and backward pass tells it for every matrix and every way to round it, where measuring would take a pass for each.
-The only part of export besides parity and calibration that imports PyTorch.
+It imports PyTorch, as parity does.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def rounding_costs(
     from merino_edge.model import Model
 
     model = Model.from_weights(a, weights).eval()
-    linears = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linears = model.linears()
     watched = [name for unit in forms for name in unit]
     inputs: dict[str, list[Tensor]] = {name: [] for name in watched}  # of each application [T, K]
     gradients: dict[str, list[Tensor]] = {name: [] for name in watched}  # of each draw and application [T, N]

@@ -21,7 +21,7 @@ PIECES_AT_ONCE = 64
 def kept_tokens(tokenizer: Tokenizer, text: Iterable[str], vocab_size: int) -> np.ndarray:
     """Ids, rising, int64: of everything that the pieces of `text` are made of, of special tokens and of bytes.
 
-    Raises InputError where the text is empty, or has ids beyond `vocab_size`.
+    Ids from `vocab_size` on, which the model does not have, are left out. Raises InputError where the text is empty.
     """
     seen = np.zeros(max(vocab_size, tokenizer.vocab_size), bool)
     pieces = iter(text)

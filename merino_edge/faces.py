@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 RESOLUTION = 2.0**-30  # of every answer, in ms or mJ
 FAR_SHARES = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05)  # cold shares tried, of large models
 BENDS = 2
-PENALTY_SHARE = 1 / 3
+PENALTY_SHARE = 1 / 3  # of the bytes' part in what is bent; see _bent
 PLACES = 16  # tried for a bend
 NEAR = 0.99  # of a cold sum: what takes longer is beyond the reach of bends
 LEAST_BEYOND = 4  # models behind a bend
-WORTH = 0.002  # mean relative error that each further constant must save
-MODELS_PER_BEND = 8
+WORTH = 0.002  # mean relative error that a level with more constants must save; the first taken, for each level so far
+MODELS_PER_BEND = 8  # at least
 STEPS = 6  # of reweighting: least absolute errors by least squares
 LEAST_OFFSET = -0.5  # of the smallest model's warm sum: a smaller one must not come out at nothing
 
@@ -114,9 +114,9 @@ def fit(models: Sequence[tuple[Sums, float]], warm: bool, cold: bool = True) -> 
     far = through(FAR_SHARES)
     if not warm:
         return _best(map(single, far), sums, measured)
-    levels: list[list[Faces]] = [[single(WARM)]]  # by number of constants
+    everything = np.ones(len(models), bool)
+    levels: list[list[Faces]] = []  # from few constants to many
     for bends in range(min(BENDS, len(models) // MODELS_PER_BEND) + 1):
-        everything = np.ones(len(models), bool)
         bent = _bent(bends, sums, measured, everything, least_ms)
         levels.append([Faces(faces, (tuple(range(len(faces))),)) for faces in bent])
         capped: list[Faces] = []
@@ -125,12 +125,12 @@ def fit(models: Sequence[tuple[Sums, float]], warm: bool, cold: bool = True) -> 
             bent = _bent(bends, sums, measured, measured < NEAR * far_ms, least_ms)
             capped += [_capped(faces, share) for faces in bent]
         levels.append(capped)
-    chosen = levels[0][0]
-    for constants, level in enumerate(levels[1:], 1):
+    plain = chosen = single(WARM)
+    for number, level in enumerate(levels, 1):
         if level:
             better = _best(level, sums, measured)
             gain = _error(chosen, sums, measured) - _error(better, sums, measured)
-            chosen = better if gain > WORTH * (constants if chosen == levels[0][0] else 1) else chosen
+            chosen = better if gain > WORTH * (number if chosen == plain else 1) else chosen
     return chosen
 
 

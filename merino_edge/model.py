@@ -202,6 +202,10 @@ class Model(nn.Module):
         model.load_state_dict(state, assign=True)
         return model
 
+    def linears(self) -> dict[str, nn.Linear]:
+        """Every linear layer by the name of its matrix."""
+        return {f"{name}.weight": module for name, module in self.named_modules() if isinstance(module, nn.Linear)}
+
     def to_weights(self) -> dict[str, np.ndarray]:
         """The weights as float32 arrays, by the names of `merino_edge.weights`."""
         return {name: value.float().numpy(force=True).copy() for name, value in self.state_dict().items()}

@@ -13,13 +13,27 @@ One rule for the PyTorch module, the importers, the exporter and the profiler. L
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from merino_edge.architecture import Architecture, Block
 
 Shape = tuple[int, ...]
+
+
+SHARES_INPUT_OF = {"key": "query", "value": "query", "up": "gate"}  # where there is such a one
+
+
+def with_shared_inputs(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Names of matrices, together where they multiply the same input: query, key and value; gate and up."""
+    names, found = list(names), dict[str, tuple[str, ...]]()
+    for name in names:
+        stem, _, last = name.removesuffix(".weight").rpartition(".")
+        first = f"{stem}.{SHARES_INPUT_OF.get(last, last)}.weight"
+        first = first if first in names else name
+        found[first] = (*found.get(first, ()), name)
+    return list(found.values())
 
 
 def _norm(name: str, width: int, a: Architecture) -> Iterator[tuple[str, Shape]]:

@@ -30,7 +30,7 @@ def export(
     ] = "nearest",
     max_kl: Annotated[
         float | None,
-        typer.Option(metavar="NATS", help="At int4, as many matrices at int8 as keep mean_kl within this."),
+        typer.Option(metavar="NATS", help="At int4, as few matrices at int8 as keep mean_kl within this."),
     ] = None,
     max_mb: Annotated[
         float | None, typer.Option(metavar="MB", help="At int4, as many matrices at int8 as fit a bundle of this size.")

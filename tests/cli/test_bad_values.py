@@ -80,6 +80,15 @@ def test_what_does_not_fit_the_context(good: Path, tmp_path: Path, refused: Refu
     assert "longer than the model's 64 positions" in line
 
 
+def source(folder: Path, name: str, content: bytes | None) -> Path:
+    """A text file in `folder`, a folder of one where `name` says so, or the path of none."""
+    file = folder / "in" / name
+    file.parent.mkdir(parents=True)
+    if content is not None:
+        file.write_bytes(content)
+    return file.parent if "/" in name else file
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
@@ -97,11 +106,7 @@ def test_what_does_not_fit_the_context(good: Path, tmp_path: Path, refused: Refu
 def test_a_corpus_without_text(
     good: Path, tmp_path: Path, refused: Refused, name: str, content: bytes | None, says: str
 ) -> None:
-    file = tmp_path / "in" / name
-    file.parent.mkdir(parents=True)
-    if content is not None:
-        file.write_bytes(content)
-    corpus = file.parent if "/" in name else file
+    corpus = source(tmp_path, name, content)
     arguments = ("--steps", 2, "--batch", 1, "--sequence", 8, "--threads", 1, "--out", tmp_path / "out")
     assert says in refused("train", good / "a.json", "--corpus", corpus, *arguments)
 
@@ -118,11 +123,7 @@ def test_a_corpus_without_text(
 def test_a_text_that_names_no_vocabulary(
     good: Path, tmp_path: Path, refused: Refused, name: str, content: bytes | None, says: str
 ) -> None:
-    file = tmp_path / "in" / name
-    file.parent.mkdir(parents=True)
-    if content is not None:
-        file.write_bytes(content)
-    text = file.parent if "/" in name else file
+    text = source(tmp_path, name, content)
     assert says in refused("export", good / "checkpoint", "--keep-vocab", text, "--out", tmp_path / "out")
 
 

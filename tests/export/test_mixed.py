@@ -19,11 +19,12 @@ from merino_edge.data import chat_format, train_tokenizer
 from merino_edge.errors import InputError, UnsupportedError
 from merino_edge.export import mixed, parity
 from merino_edge.export.bundle_writer import write_bundle
-from merino_edge.export.mixed import MARGIN, Raise, fitting_kl, units, within_bytes
+from merino_edge.export.mixed import MARGIN, Raise, fitting_kl, within_bytes
 from merino_edge.export.quantize import StoredWeights, store
 from merino_edge.export.sensitivity import rounding_costs
 from merino_edge.export.targets import Target
 from merino_edge.runtime.onnx_engine import OnnxEngine
+from merino_edge.weights import with_shared_inputs
 
 INT4 = Target.named("onnxruntime", "int4")
 
@@ -40,7 +41,7 @@ def test_costs_of_one_position_are_its_divergences() -> None:
     """With one position nothing is left of the method's assumptions but that roundings are small."""
     weights = random_model(TINY, strength=0.7)
     stored, tokens = store(TINY, weights, INT4), np.array([7])
-    chosen = units(matrices(stored))
+    chosen = with_shared_inputs(matrices(stored))
     # A tenth of the way to int4, so that second order is all there is.
     near = {name: weights[name] + 0.1 * (stored.quantized[name].restore() - weights[name]) for name in matrices(stored)}
 
@@ -63,7 +64,7 @@ def test_costs_of_one_position_are_its_divergences() -> None:
 def test_costs_rank_matrices_as_measuring_each_does() -> None:
     weights = random_model(TINY, strength=1.0)
     stored, tokens = store(TINY, weights, INT4), np.random.default_rng(0).integers(0, TINY.vocab_size, 150)
-    chosen = units(matrices(stored))
+    chosen = with_shared_inputs(matrices(stored))
     forms = {unit: [{name: stored.quantized[name] for name in unit}] for unit in chosen}
     costs = rounding_costs(TINY, weights, forms, tokens)
     expected = parity.TorchReference(TINY, weights).logits(tokens)
@@ -81,7 +82,7 @@ def test_costs_rank_matrices_as_measuring_each_does() -> None:
 def test_units_are_what_the_graph_writes_as_one() -> None:
     stored = store(TINY, random_model(TINY), INT4)
     names = matrices(stored)
-    found = units(names)
+    found = with_shared_inputs(names)
     assert sorted(name for unit in found for name in unit) == sorted(names)
     layer = "blocks.0.layers.0."
     assert tuple(f"{layer}attention.{n}.weight" for n in ("query", "key", "value")) in found

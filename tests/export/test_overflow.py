@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -64,7 +65,7 @@ def test_the_network_computes_in_float32(precision: str, lowering: str) -> None:
     target, weights = Target.named("rtx", precision, lowering), loud_model()
     outcomes = []
     for wide in (frozenset({LOUD}), frozenset[str]()):
-        stored = store(TINY, weights, target, wide=wide)
+        stored = replace(store(TINY, weights, target), wide=wide)
         expected = stored_reference(TINY, stored).logits(TOKENS)[-1:]  # [1, V]
         got = run_in_float16(build_stored(TINY, stored, target, 64))
         outcomes.append(mean_kl(expected, got))
@@ -76,5 +77,5 @@ def test_the_network_computes_in_float32(precision: str, lowering: str) -> None:
 def test_it_compiles(precision: str, lowering: str) -> None:
     pytest.importorskip(tensorrt_library.RTX)
     target = Target.named("rtx", precision, lowering)
-    stored = store(TINY, loud_model(), target, wide=frozenset({LOUD}))
+    stored = replace(store(TINY, loud_model(), target), wide=frozenset({LOUD}))
     assert build_engine(tensorrt_library.RTX, to_bytes(build_stored(TINY, stored, target, 64)), 64, "SM86").plan

@@ -72,7 +72,7 @@ def test_weights_too_coarse_for_their_precision_fail(
     tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The graph is right, but what it holds is int4 under the name of int8."""
-    monkeypatch.setattr(bundle_writer, "store", lambda a, w, *_, **__: store(a, w, Target.named("onnxruntime", "int4")))
+    monkeypatch.setattr(bundle_writer, "store", lambda a, w, *_: store(a, w, Target.named("onnxruntime", "int4")))
     with pytest.raises(ParityError, match="mean_kl"):
         export(tiny_checkpoint, tmp_path / "b", "int8")
     assert os.listdir(tmp_path) == []

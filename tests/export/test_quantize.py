@@ -78,7 +78,8 @@ def test_int8_error_is_at_most_half_a_step() -> None:
     quantized = quantize_matrix("m", weight, 8, INT8)
     steps = np.repeat(quantized.scales, 32, axis=1)
     # A scale is rounded to float16, so the largest weight may lie a little beyond 127 steps.
-    assert (np.abs(weight - quantized.restore()) <= steps * (0.5 + 127 / 2048)).all()
+    allowed = np.where(np.abs(quantized.codes.reshape(weight.shape)) == 127, 0.5 + 127 / 2048, 0.5001)
+    assert (np.abs(weight - quantized.restore()) <= steps * allowed).all()
 
 
 def between_two_ends(seed: int, rows: int, blocks: int) -> np.ndarray:
@@ -114,7 +115,7 @@ def test_scales_in_bytes_stay_what_they_are(seed: int, spread: float) -> None:
     scales = (np.random.default_rng(seed).random((5, 19)) * 10**spread).astype(np.float32)
     found = from_bytes(*byte_scales(scales))
     assert (np.abs(found - scales) <= scales.max(axis=1, keepdims=True) / 250 + 2.0**-24).all() and (found > 0).all()
-    np.testing.assert_allclose(from_bytes(*byte_scales(found)), found, rtol=1e-6)
+    np.testing.assert_array_equal(from_bytes(*byte_scales(found)), found)
 
 
 def test_matrices_are_stacked_and_scaled_with_their_offsets() -> None:

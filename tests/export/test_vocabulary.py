@@ -61,11 +61,10 @@ def test_a_text_without_text_is_refused(tiny_checkpoint: Checkpoint) -> None:
 def test_kept_logits_are_those_of_the_whole_head(a: Architecture, precision: str, lowering: str) -> None:
     target, weights = Target.named("onnxruntime", precision, lowering), random_model(a)
     tokens = np.array([5, 200, 7, 8])
+    stored = store(a, weights, target)
     whole, some = (
-        OnnxEngine(to_bytes(build_stored(a, store(a, weights, target, kept=kept), target, 32)), a, 32, 1).forward(
-            tokens, 0
-        )
-        for kept in (None, KEPT)
+        OnnxEngine(to_bytes(build_stored(a, form, target, 32)), a, 32, 1).forward(tokens, 0)
+        for form in (stored, stored.keeping(KEPT))
     )
     assert some.shape == whole.shape and (np.delete(some, KEPT) == -np.inf).all()
     np.testing.assert_allclose(some[KEPT], whole[KEPT], rtol=1e-5, atol=1e-5)
@@ -76,7 +75,7 @@ def test_kept_logits_are_those_of_the_whole_head(a: Architecture, precision: str
 def test_it_compiles(a: Architecture, precision: str) -> None:
     pytest.importorskip(tensorrt_library.RTX)
     target = Target.named("rtx", precision)
-    model = build_stored(a, store(a, random_model(a), target, kept=KEPT), target, 32)
+    model = build_stored(a, store(a, random_model(a), target).keeping(KEPT), target, 32)
     assert build_engine(tensorrt_library.RTX, to_bytes(model), 32, "SM86").plan
 
 
