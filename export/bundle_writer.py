@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +22,7 @@ from merino_edge.checkpoint import Checkpoint
 from merino_edge.errors import ArtefactError, InputError
 from merino_edge.export import mixed, parity
 from merino_edge.export.calibration import input_moments
-from merino_edge.export.graph import build_stored, cache_names, lowering, save
+from merino_edge.export.graph import build_stored, cache_names, lowering, save, save_beside
 from merino_edge.export.overflow import wide_ffns
 from merino_edge.export.quantize import store
 from merino_edge.export.quantized import Quantized
@@ -50,6 +50,7 @@ def write_bundle(
     max_kl: float | None = None,
     max_bytes: int | None = None,
     keep_vocab: Path | None = None,
+    smaller: Sequence[int] = (),
 ) -> bundle.Bundle:
     """Export `checkpoint` to the folder `out`; its manifest holds the parity report.
 
@@ -57,7 +58,8 @@ def write_bundle(
     RTX is installed and the target is `rtx`.
     `rounding` of int4: nearest, or gptq, on text that the model draws itself. At int4, the matrices that matter most
     are int8: as few as keep `mean_kl` within `max_kl`, or as many as a bundle of `max_bytes` has room for. Of a text
-    `keep_vocab` (a file, or a folder of them), the head keeps the tokens, others are never said.
+    `keep_vocab` (a file, or a folder of them), the head keeps the tokens, others are never said. Where a graph fixes
+    its cache's capacity, there is one more for each of `smaller`, over the same weights.
     `on_step` is told what happens now. Raises ParityError, OutputError, UnsupportedError, InputError.
     """
     a = checkpoint.architecture
@@ -67,6 +69,10 @@ def write_bundle(
         raise InputError(
             f"context {context} is outside 1 to the model's {a.max_positions} positions", "change --context"
         )
+    smaller = sorted(set(smaller))
+    if smaller and not (target.on_tensorrt and smaller[0] >= 1 and smaller[-1] < context):
+        reason = "fixes no capacity" if not target.on_tensorrt else f"cannot have {smaller} below {context}"
+        raise InputError(f"a graph for {target.name} {reason}", "give one --context, or rising ones for TensorRT")
     with artefact.new_folder(out) as folder:
         moments = None
         if target.precision == "int4" and rounding == "gptq":
@@ -106,6 +112,13 @@ def write_bundle(
         on_step("comparing with PyTorch fp32")
         engine = open_engine(graph, context)
         checks = parity.compare(checkpoint, stored, engine, target.precision, tokens, max_kl)
+        for places in smaller:
+            on_step(f"comparing the cache of {places} places")
+            beside = folder / bundle.smaller_graph(places)
+            save_beside(build_stored(a, stored, target, context, places), beside, graph)
+            other = open_engine(beside, places)
+            checks.append(parity.compare_smaller(other, engine, target.precision, tokens))
+            other.close()
         parity.require_passed(checks)
         vocabulary = None
         if kept is not None:
@@ -144,6 +157,7 @@ def write_bundle(
             target.precision,
             target.name,
             context,
+            contexts=[*smaller, context],
             graph=graph_facts,
             raised_to_int8=sorted(raised),
             vocabulary=vocabulary,

@@ -60,9 +60,15 @@ def build_model(
     return build_stored(a, store(a, weights, chosen), chosen, context)
 
 
-def build_stored(a: Architecture, stored: StoredWeights, target: Target, context: int) -> ir.Model:
-    """The graph over weights that are already in the form `target` stores."""
-    return lowering(target.lowering)(a, stored, target, context).build()
+def build_stored(
+    a: Architecture, stored: StoredWeights, target: Target, context: int, capacity: int | None = None
+) -> ir.Model:
+    """The graph over weights that are already in the form `target` stores.
+
+    `capacity`: places C of the cache where the graph fixes them, at most `context`. Its weights are those of any other
+    capacity, so that one file serves graphs of several.
+    """
+    return lowering(target.lowering)(a, stored, target, context, capacity).build()
 
 
 def lowering(name: str) -> type[GraphBuilder]:
@@ -84,6 +90,14 @@ def save(model: ir.Model, path: Path) -> None:
     ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=MIN_EXTERNAL_BYTES)
 
 
+def save_beside(model: ir.Model, path: Path, saved: Path) -> None:
+    """The model as `path`, over the weights of `saved` in the same folder: those by the same names are the same."""
+    for name, value in ir.load(saved).graph.initializers.items():
+        if name in model.graph.initializers and isinstance(value.const_value, ir.ExternalTensor):
+            model.graph.initializers[name].const_value = value.const_value
+    ir.save(model, path)
+
+
 def cache_names(a: Architecture, prefix: str = "new_") -> list[tuple[str, str]]:
     """(input, output) names of the caches: key and value of every computed layer, in order."""
     names = [f"{kind}_{layer}" for layer in range(a.layers) for kind in ("key", "value")]
@@ -95,10 +109,13 @@ class GraphBuilder(ABC):
 
     output_prefix = "new_"  # of the caches' outputs
 
-    def __init__(self, a: Architecture, stored: StoredWeights, target: Target, context: int) -> None:
+    def __init__(
+        self, a: Architecture, stored: StoredWeights, target: Target, context: int, capacity: int | None = None
+    ) -> None:
         self.a, self.stored, self.target, self.context = a, stored, target, context
         self.tape = Tape()
-        self.capacity: int | str = context if target.static_cache else "C"  # of the caches
+        self.places = capacity or context  # that the cache may have
+        self.capacity: int | str = self.places if target.static_cache else "C"  # of the caches
         self.matrices = MatrixWriter(self.tape, target, stored)
         self.layer = 0
         self.shared = False  # whether the layers being written use one set of weights

@@ -4,8 +4,8 @@
 |---|---|---|
 | fp32 | float32 | float32 |
 | fp16 | float16, cast to float32 when loaded | float16 |
-| int8 | int8, one scale per 32 inputs | int8, one scale per output |
-| int4 | int4, one scale and perhaps one offset per 32 inputs | the same |
+| int8 | int8, one scale per block of inputs | int8, one scale per output |
+| int4 | int4, one scale and perhaps one offset per block of inputs | the same |
 | the table of embeddings and head, int8 and int4 | int8, one scale per token, one table if tied | int8, float16 |
 
 Scales are float16; those of matrices with offsets are bytes times a float16 per row for ONNX Runtime, which pays for
@@ -27,7 +27,6 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from merino_edge.counts import INT4_BLOCK
 from merino_edge.export.quantize import EMBEDDING, HEAD, StoredWeights
 from merino_edge.export.quantized import Quantized, stacked
 from merino_edge.export.rounding import byte_scales
@@ -214,7 +213,7 @@ class MatrixWriter:
         inputs = [self.initializer(f"stored.{name}", codes.astype(code_type))]
         blocked = q.bits == 4 or self.target.blocks_int8
         scale = scales if blocked else scales[0]
-        attributes = {"axis": 0, "block_size": INT4_BLOCK} if blocked else {"axis": 1}
+        attributes = {"axis": 0, "block_size": q.codes.shape[2]} if blocked else {"axis": 1}
         dtype = self.dtype if self.target.opset >= 19 else ir.DataType.FLOAT
         stored = dtype if self.target.on_tensorrt else ir.DataType.FLOAT16
         kept = self.initializer(f"stored.{name}.scale", scale.astype(stored.numpy()))

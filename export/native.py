@@ -24,7 +24,7 @@ class NativeBuilder(GraphBuilder):
         rows = self.op("Reshape", self.positions, self.shape(1, 1, -1, 1))  # [1, 1, T, 1]
         first = self.slice(self.positions, 1, 0, 1)  # [1, 1]
         self.write_index = self.op("Reshape", first, self.shape(1))  # [1]
-        columns = self.constant("cache_positions", np.arange(self.context, dtype=np.int64))
+        columns = self.constant(f"cache_positions.{self.places}", np.arange(self.places, dtype=np.int64))
         if not self.target.static_cache:  # the runtime may bind a cache smaller than the context
             capacity = self.op("Shape", caches[0], start=2, end=3)
             columns = self.op("Slice", columns, self.shape(0), capacity)

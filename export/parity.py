@@ -12,6 +12,7 @@ windows at the start, in the middle and at the very end of the context, position
                            checks are over those kept
     greedy_tokens_equal    of GREEDY_TOKENS greedily decoded, how many agree before the first difference (or tie)
     prefill_difference     max |prompt run at once - run token by token| at the end of each window, both exported
+    graph_kl_C             KL of the graph with a cache of C places from the largest, both exported
 
 It imports PyTorch, as do calibration, sensitivity and overflow. Report: a list of {check, value, limit, passed}.
 """
@@ -121,6 +122,15 @@ def compare(
     if "greedy_tokens_equal" in limits:
         limits["greedy_tokens_equal"] = count  # all that a short context has room for
     return [_judge(name, value, limits.get(name)) for name, value in figures.items()]
+
+
+def compare_smaller(engine: Engine, whole: Engine, precision: str, tokens: Sequence[int]) -> Check:
+    """Of a graph with fewer places for the cache: its KL from the `whole` one, over windows that fill it."""
+    text = np.resize(np.asarray(tokens, np.int64), engine.max_positions)  # [C]
+    (expected, _), (got, _) = (_run_windows(e, text, windows(len(text))) for e in (whole, engine))
+    kept = np.isfinite(expected[0])
+    name = f"graph_kl_{engine.max_positions}"
+    return _judge(name, mean_kl(expected[:, kept], got[:, kept]), LIMITS[precision]["graph_kl"])
 
 
 def stored_reference(a: Architecture, stored: StoredWeights) -> TorchReference:

@@ -27,7 +27,7 @@ class PrimitiveBuilder(GraphBuilder):
 
     def prepare(self, caches: Sequence[ir.Value]) -> None:
         first = self.slice(self.positions, 1, 0, 1)  # [1, 1]
-        columns = self.constant("cache_positions", np.arange(self.context, dtype=np.int64))
+        columns = self.constant(f"cache_positions.{self.places}", np.arange(self.places, dtype=np.int64))
         zero, masked = (self.constant(n, np.array(v, np.float32)) for n, v in (("zero", 0), ("masked", MASKED)))
         self.past_bias = self.op("Where", self.op("Less", columns, first), zero, masked)  # [1, C]
         rows = self.op("Reshape", self.positions, self.shape(1, 1, -1, 1))
@@ -67,7 +67,7 @@ class PrimitiveBuilder(GraphBuilder):
         q = self.op("Reshape", q, self.shape(1, block.kv_heads, -1, d))  # [1, Hkv, G * T, D]
         past, new = self.scores(q, cache[0], self.past_bias), self.scores(q, k, self.new_bias[group])
         shares = self.op("Softmax", self.op("Concat", past, new, axis=-1), axis=-1)  # [1, Hkv, G * T, C + T]
-        seen, fresh = self.slice(shares, 3, 0, self.context), self.slice(shares, 3, self.context)
+        seen, fresh = self.slice(shares, 3, 0, self.places), self.slice(shares, 3, self.places)
         y = self.op(
             "Add",
             self.op("MatMul", self.cast(seen, self.half), cache[1]),

@@ -1,9 +1,10 @@
 """Weights as a bundle stores them: rounded to the precision, or quantised with a searched scale.
 
 Weight-only and symmetric, because TensorRT's DequantizeLinear accepts no other zero point than 0. `int4` has one
-scale per 32 neighbouring inputs of an output, `int8` as many, or one per output for TensorRT (which knows blocks for
-int4 only), embedding and head one per token. int4 matrices whose blocks lie between two ends rather than around zero
-(of a Q4_1 file, for one) get an offset per block as well (merino_edge.export.quantized). Knows no graph.
+scale per block of 32, 64 or 128 neighbouring inputs of an output, `int8` as many, or one per output for TensorRT (which
+knows blocks for int4 only), embedding and head one per token. int4 matrices whose blocks lie between two ends rather
+than around zero (of a Q4_1 file, for one) get an offset per block as well (merino_edge.export.quantized). Knows no
+graph.
 """
 
 from __future__ import annotations
@@ -177,12 +178,15 @@ def _float_type(shape: tuple[int, ...], target: Target) -> type:
 
 
 def _block(name: str, inputs: int, bits: int, target: Target) -> int:
-    """Inputs that share a scale. Raises UnsupportedError where they do not divide the matrix."""
+    """Inputs that share a scale: the target's block, or the largest part of it that divides the matrix.
+
+    Raises UnsupportedError where none from INT4_BLOCK on does.
+    """
     if bits == 8 and not target.blocks_int8:
         return inputs
     if inputs % INT4_BLOCK:
         raise UnsupportedError(f"{name} has {inputs} inputs, not a multiple of {INT4_BLOCK}", "export --precision fp16")
-    return inputs if name in (EMBEDDING, HEAD) else INT4_BLOCK
+    return inputs if name in (EMBEDDING, HEAD) else math.gcd(inputs, target.block)
 
 
 def _wants_offsets(groups: np.ndarray) -> bool:

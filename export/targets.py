@@ -13,12 +13,13 @@ from typing import Literal, get_args
 
 import onnx_ir as ir
 
-from merino_edge.counts import PRECISIONS
+from merino_edge.counts import INT4_BLOCK, PRECISIONS
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.operators import Version, lacking, spell
 
 Lowering = Literal["native", "primitive", "ort"]
 LOWERINGS: tuple[str, ...] = get_args(Lowering)
+BLOCKS = (INT4_BLOCK, 64, 128)  # inputs that share a scale
 
 
 @dataclass(frozen=True)
@@ -142,14 +143,15 @@ TARGETS: tuple[str, ...] = tuple(PLATFORMS)
 
 @dataclass(frozen=True)
 class Target:
-    """A platform at one precision, by one lowering."""
+    """A platform at one precision, by one lowering. `block`: most inputs that share a scale, where not all do."""
 
     platform: Platform
     precision: str
     lowering: Lowering
+    block: int = INT4_BLOCK
 
     @staticmethod
-    def named(name: str, precision: str, lowering: str = "") -> Target:
+    def named(name: str, precision: str, lowering: str = "", block: int = INT4_BLOCK) -> Target:
         """The target `name` at `precision`; `lowering` other than the platform's own choice where it runs that too.
 
         Raises UnsupportedError for an unknown name, or what the platform cannot run.
@@ -158,7 +160,11 @@ class Target:
             raise UnsupportedError(f"unknown target {name!r}", f"choose one of: {', '.join(TARGETS)}")
         if precision not in PRECISIONS:
             raise UnsupportedError(f"unknown precision {precision!r}", f"choose one of: {', '.join(PRECISIONS)}")
+        if block not in BLOCKS:
+            raise UnsupportedError(f"no target has blocks of {block}", f"choose one of: {', '.join(map(str, BLOCKS))}")
         platform = PLATFORMS[name]
+        if block != INT4_BLOCK and not (precision == "int4" or (precision == "int8" and platform.tensorrt is None)):
+            raise UnsupportedError(f"{name} at {precision} has no blocks of inputs", "leave --block out")
         if precision not in platform.precisions:
             raise UnsupportedError(
                 f"{name} ({platform.library}) has no {precision}", f"choose one of: {', '.join(platform.precisions)}"
@@ -175,7 +181,7 @@ class Target:
                 f"{name} ({platform.library}) cannot run the {chosen} lowering at {precision}: {reason}",
                 f"choose --lowering {' or '.join(able)}",
             )
-        return Target(platform, precision, chosen)  # type: ignore[arg-type]
+        return Target(platform, precision, chosen, block)  # type: ignore[arg-type]
 
     @property
     def name(self) -> str:

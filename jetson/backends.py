@@ -130,7 +130,7 @@ def _tensorrt(name: str, distribution: str, module: str) -> Backend:
         require(module, EXTRAS[module])
         Cuda().close()  # compiling takes long: first see whether there is a GPU
         built = build_engine(module, random_graph(a, precision, "rtx", "native"), a.max_positions)
-        return TensorRtEngine(module, built.plan, a, a.max_positions)
+        return TensorRtEngine(module, {a.max_positions: built.plan}, a)
 
     libraries = ("numpy", distribution, "cuda-bindings", "onnx-ir")
     precisions = tuple(p for p in PRECISIONS if p != "fp32")  # its fused attention has no float32

@@ -3,6 +3,7 @@
     BUNDLE/manifest.json     kind "bundle", schema 1: architecture, precision, target, context length, graph
                              inputs and outputs, sha256 of every other file, parity report, checkpoint hash, engines
            model.onnx        model.onnx.data (weights)      tokenizer.json      chat.json
+           model-C.onnx      over the same weights, with a cache of C places: one for each of `contexts` but the last
            engine-HASH.plan  compiled by TensorRT on the machine that `engines` says (merino-edge build)
 
 Only plain files named in the manifest are used: no links, no folders, no `..`.
@@ -31,12 +32,21 @@ class Bundle:
     architecture: Architecture
     precision: str  # fp32 | fp16 | int8 | int4
     target: str  # where it runs, one of merino_edge.export.targets
-    context: int  # positions the cache holds
+    context: int  # positions the cache holds at most
     manifest: dict[str, Any]
 
     @property
     def graph(self) -> Path:
         return self.path / "model.onnx"
+
+    @property
+    def contexts(self) -> list[int]:
+        """The capacities of the caches of its graphs, rising; the last is `context`."""
+        return list(self.manifest.get("contexts", [self.context]))
+
+    def graph_of(self, context: int) -> Path:
+        """The graph whose cache has `context` places, one of `contexts`."""
+        return self.graph if context == self.context else self.path / smaller_graph(context)
 
     @property
     def engines(self) -> list[dict[str, Any]]:
@@ -52,6 +62,11 @@ class Bundle:
             "context": self.context,
         }
         return {**known, "sha256": self.manifest.get("sha256")}
+
+
+def smaller_graph(context: int) -> str:
+    """The file of a graph that is not the bundle's largest."""
+    return f"model-{context}.onnx"
 
 
 def write_manifest(folder: Path, a: Architecture, precision: str, target: str, context: int, **more: Any) -> None:
@@ -101,6 +116,13 @@ def load(path: Path | str, verify: bool = True) -> Bundle:
     context = document.get("context")
     if not isinstance(context, int) or not 1 <= context <= a.max_positions:
         raise ArtefactError(f"{path}: context {context!r} does not fit the architecture", "export the bundle again")
+    contexts = document.get("contexts", [context])
+    if not isinstance(contexts, list) or any(type(c) is not int or c < 1 for c in contexts):
+        raise ArtefactError(f"{path}: contexts {contexts!r} are no numbers of places", "export the bundle again")
+    if contexts[-1:] != [context] or contexts != sorted(set(contexts)):
+        raise ArtefactError(f"{path}: contexts {contexts!r} do not end at {context}", "export the bundle again")
+    if missing := [smaller_graph(c) for c in contexts[:-1] if smaller_graph(c) not in files]:
+        raise ArtefactError(f"{path / 'manifest.json'} lists no {missing[0]}", "export the bundle again")
     engines = document.get("engines", [])
     if not isinstance(engines, list) or not all(isinstance(e, dict) and e.get("file") in files for e in engines):
         raise ArtefactError(f"{path}: its engines are not those of its files", "build them again: merino-edge build")

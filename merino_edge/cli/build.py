@@ -1,11 +1,12 @@
 """`merino-edge build BUNDLE`: compile a bundle's graph with the TensorRT of the machine that will run it.
 
-`--json` prints {"out", "file", "library", "version", "capability", "machine", "precision", "context", "onnx_sha256",
-"seconds", "bytes", "peak_memory_bytes", "layers": {kind: count}}.
+`--json` prints {"out", "engines": [{"file", "library", "version", "capability", "machine", "precision", "context",
+"onnx_sha256", "seconds", "bytes", "peak_memory_bytes", "layers": {kind: count}}]}, one for each of its contexts.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,7 @@ def build(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Compile BUNDLE into a TensorRT engine for the GPU of this machine."""
+    """Compile BUNDLE into TensorRT engines for the GPU of this machine."""
     from merino_edge import bundle as bundles
     from merino_edge import limits, tensorrt_library
     from merino_edge.cli import console
@@ -66,42 +67,50 @@ def build(
             f"building needs about {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free",
             "close programs, add swap (merino-edge doctor says how), or export at a lower --precision",
         )
-    with screen.status("parsing the graph") as status:
-        made = build_engine(
-            library,
-            opened.graph,
-            opened.context,
-            capability,
-            workspace,
-            on_progress=lambda phase, share: status.update(f"{phase}: {share:.0%}"),
-        )
     card = device_card()
-    entry: dict[str, Any] = {
-        "library": made.library,
-        "version": made.version,
-        "capability": made.capability or "of this machine",
-        "machine": card,
-        "precision": opened.precision,
-        "context": opened.context,
-        "onnx_sha256": opened.manifest["files"]["model.onnx"]["sha256"],
-        "seconds": round(made.seconds, 1),
-        "bytes": len(made.plan),
-        "peak_memory_bytes": round(1e6 * peak_memory_mb()),
-        "layers": dict(sorted(made.layers.items())),
-    }
-    same = ("library", "capability")
-    stored = bundles.add_engine(opened, made.plan, entry, lambda old: all(old.get(k) == entry[k] for k in same))
+    made = []
+    for context in reversed(opened.contexts):  # the largest first: without it there is no engine for every length
+        graph = opened.graph_of(context)
+        with screen.status(f"parsing {graph.name}") as status:
+            engine = build_engine(
+                library,
+                graph,
+                context,
+                capability,
+                workspace,
+                on_progress=lambda phase, share: status.update(f"{phase}: {share:.0%}"),
+            )
+        entry: dict[str, Any] = {
+            "library": engine.library,
+            "version": engine.version,
+            "capability": engine.capability or "of this machine",
+            "machine": card,
+            "precision": opened.precision,
+            "context": context,
+            "onnx_sha256": opened.manifest["files"][graph.name]["sha256"],
+            "seconds": round(engine.seconds, 1),
+            "bytes": len(engine.plan),
+            "peak_memory_bytes": round(1e6 * peak_memory_mb()),
+            "layers": dict(sorted(engine.layers.items())),
+        }
+        opened = bundles.add_engine(opened, engine.plan, entry, partial(_is_replaced_by, entry))
+        made.append(opened.engines[-1])
+        if as_json:
+            continue
+        console.print_line(
+            f"{bundle / made[-1]['file']}: TensorRT {'for RTX ' if library == tensorrt_library.RTX else ''}"
+            f"{engine.version}, {entry['capability']}, {opened.precision}, {context} positions, "
+            f"{len(engine.plan) / 1e6:.1f} MB, {engine.seconds:.1f} s"
+        )
+        fused = {kind: engine.layers[kind] for kind in ("ATTENTION_INPUT", "KV_CACHE_UPDATE") if engine.layers[kind]}
+        if fused:
+            console.print_line(", ".join(f"{count} {kind.lower()}" for kind, count in fused.items()) + " layers")
     if as_json:
-        console.print_json({"out": str(bundle), **stored.engines[-1]})
-        return
-    console.print_line(
-        f"{bundle / stored.engines[-1]['file']}: TensorRT {'for RTX ' if library == tensorrt_library.RTX else ''}"
-        f"{made.version}, {entry['capability']}, {opened.precision}, {len(made.plan) / 1e6:.1f} MB, "
-        f"{made.seconds:.1f} s"
-    )
-    fused = {kind: made.layers[kind] for kind in ("ATTENTION_INPUT", "KV_CACHE_UPDATE") if made.layers[kind]}
-    if fused:
-        console.print_line(", ".join(f"{count} {kind.lower()}" for kind, count in fused.items()) + " layers")
+        console.print_json({"out": str(bundle), "engines": made})
+
+
+def _is_replaced_by(entry: dict[str, Any], old: dict[str, Any]) -> bool:
+    return all(old.get(key) == entry[key] for key in ("library", "capability", "context"))
 
 
 def _require_gpu() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +19,12 @@ def export(
     out: Annotated[Path, typer.Option(help="Bundle folder to write.")],
     precision: Annotated[str, typer.Option(help="fp32, fp16, int8 or int4 weights.")] = "fp32",
     context: Annotated[
-        int | None, typer.Option(help="Positions the cache holds [default: 1024, or the model's].")
+        str | None,
+        typer.Option(
+            metavar="N[,N...]",
+            help="Positions the cache holds [default: 1024, or the model's]. For TensorRT several, as 256,512,1024: "
+            "a step costs what its graph's cache holds, and the smallest that is enough runs.",
+        ),
     ] = None,
     target: Annotated[
         str,
@@ -28,6 +34,7 @@ def export(
     rounding: Annotated[
         str, typer.Option(help="Of int4: nearest, or gptq, on text that the model draws itself (a minute more).")
     ] = "nearest",
+    block: Annotated[int, typer.Option(help="Inputs that share a scale at int4 and int8: 32, 64 or 128.")] = 32,
     max_kl: Annotated[
         float | None,
         typer.Option(metavar="NATS", help="At int4, as few matrices at int8 as keep mean_kl within this."),
@@ -55,7 +62,7 @@ def export(
     from merino_edge.export.bundle_writer import write_bundle
     from merino_edge.export.targets import Target
 
-    chosen = Target.named(target, precision, lowering)  # refuse before minutes of work
+    chosen = Target.named(target, precision, lowering, block)  # refuse before minutes of work
     if rounding not in ("gptq", "nearest"):
         raise InputError(f"unknown rounding {rounding!r}", "choose one of: gptq, nearest")
     for name, value in (("--max-kl", max_kl), ("--max-mb", max_mb)):
@@ -64,18 +71,19 @@ def export(
         if value is not None and precision != "int4":
             message = f"{name} chooses between int4 and int8, the precision is {precision}"
             raise InputError(message, "use --precision int4")
+    contexts = None if context is None else _contexts(context)
     if threads is not None:
         limits.check_range("threads", threads, 1, limits.MAX_THREADS)
     console = stderr()
     with console.status("reading the checkpoint") as status:
         source = checkpoints.load(checkpoint)
         a = source.architecture
-        positions = min(1024, a.max_positions) if context is None else context
+        *smaller, positions = contexts or [min(1024, a.max_positions)]
         engine = partial(_open_engine, a, threads)
         try:
             max_bytes = None if max_mb is None else round(1e6 * max_mb)
             bundle = write_bundle(
-                source, out, chosen, positions, engine, status.update, rounding, max_kl, max_bytes, keep_vocab
+                source, out, chosen, positions, engine, status.update, rounding, max_kl, max_bytes, keep_vocab, smaller
             )
         except ParityError as error:
             for check in error.checks:
@@ -84,7 +92,7 @@ def export(
     manifest = bundle.manifest
     size_mb = sum(file["bytes"] for file in manifest["files"].values()) / 1e6
     if json:
-        told = ("id", "precision", "target", "context", "raised_to_int8", "vocabulary", "parity", "compiled")
+        told = ("id", "precision", "target", "contexts", "raised_to_int8", "vocabulary", "parity", "compiled")
         print_json({"out": str(out), "size_mb": round(size_mb, 1), **{key: manifest[key] for key in told}})
         return
     for check in manifest["parity"]:
@@ -98,9 +106,19 @@ def export(
             f"{vocabulary['whole_decode_ms']:.2f} ms a token here"
         )
     mixed = f" with {count} matrices at int8" if (count := len(manifest["raised_to_int8"])) else ""
-    print_line(f"{out}: {precision}{mixed}, {positions} positions, {size_mb:.1f} MB")
+    places = ", ".join(map(str, bundle.contexts))
+    print_line(f"{out}: {precision}{mixed}, {places} positions, {size_mb:.1f} MB")
     if target == "onnxruntime":
         console.print(f"next: merino-edge generate {out}", style="dim", soft_wrap=True)
+
+
+def _contexts(text: str) -> list[int]:
+    """256,512,1024 -> [256, 512, 1024]"""
+    from merino_edge.errors import InputError
+
+    if not re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", text):
+        raise InputError(f"--context is {text[:40]!r}", "give a number of positions, or several as 256,512,1024")
+    return sorted(set(map(int, text.split(","))))
 
 
 def _open_engine(a: Architecture, threads: int | None, graph: Path, context: int) -> OnnxEngine:

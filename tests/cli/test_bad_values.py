@@ -12,7 +12,7 @@ NO_NUMBERS = ["nan", "inf", "-inf", "1e309", "abc", "", "0x10", "-1"]
 NO_WHOLE_NUMBERS = [*NO_NUMBERS, "1.5", "1e9", str(2**63), "9" * 5000]
 WHOLE = {
     "train": ["--steps", "--batch", "--sequence", "--micro-batch", "--warmup", "--seed", "--threads", "--save-every"],
-    "export": ["--context", "--threads"],
+    "export": ["--context", "--threads", "--block"],
     "generate": ["--max-tokens", "--top-k", "--seed", "--threads"],
     "bench": ["--prompt-tokens", "--new-tokens", "--repetitions", "--threads"],
     "search": ["--iterations", "--population", "--parents", "--seed"],

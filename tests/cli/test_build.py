@@ -22,7 +22,7 @@ from merino_edge.tensorrt_library import RTX
 def rtx_bundle(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip(RTX, reason="the extra [rtx] has no package for this machine")
     out = tmp_path_factory.mktemp("rtx") / "bundle"
-    options = ("--target", "rtx", "--precision", "fp16", "--context", 32, "--threads", 1)
+    options = ("--target", "rtx", "--precision", "fp16", "--context", "32,16", "--threads", 1)
     assert run("export", good / "checkpoint", *options, "--out", out) == 0
     return out
 
@@ -38,7 +38,7 @@ def test_targets_are_listed_with_what_breaks_on_them(capsys: pytest.CaptureFixtu
     assert found["operators"]["TensorScatter"] == "10.15"
 
 
-def test_an_engine_is_stored_in_the_bundle_and_replaces_the_one_before(
+def test_engines_are_stored_in_the_bundle_and_replace_those_before(
     rtx_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine = shutil.copytree(rtx_bundle, tmp_path / "bundle")
@@ -46,14 +46,17 @@ def test_an_engine_is_stored_in_the_bundle_and_replaces_the_one_before(
     for _ in range(2):
         assert run("build", mine, "--capability", "SM86", "--json") == 0
     assert run("build", mine, "--capability", "SM89") == 0
-    said = json.loads(capsys.readouterr().out.split("\n}\n")[0] + "}")
+    said = json.loads(capsys.readouterr().out.split("\n}\n")[1] + "}")
     opened = bundle.load(mine)
-    assert [engine["capability"] for engine in opened.engines] == ["SM86", "SM89"]
+    assert opened.contexts == [16, 32]
+    found = [(engine["capability"], engine["context"]) for engine in opened.engines]
+    assert found == [("SM86", 32), ("SM86", 16), ("SM89", 32), ("SM89", 16)]
     assert {path.name for path in mine.iterdir()} == files | {engine["file"] for engine in opened.engines}
-    engine = opened.engines[0]
-    assert engine["onnx_sha256"] == opened.manifest["files"]["model.onnx"]["sha256"]
-    assert engine["layers"]["KV_CACHE_UPDATE"] == 2 * opened.architecture.layers
-    assert said["library"] == RTX and engine["bytes"] == (mine / engine["file"]).stat().st_size
+    assert said["engines"] == opened.engines[:2]
+    for engine, graph in zip(opened.engines[:2], ("model.onnx", "model-16.onnx"), strict=True):
+        assert engine["onnx_sha256"] == opened.manifest["files"][graph]["sha256"]
+        assert engine["layers"]["KV_CACHE_UPDATE"] == 2 * opened.architecture.layers
+        assert engine["library"] == RTX and engine["bytes"] == (mine / engine["file"]).stat().st_size
     (mine / engine["file"]).write_bytes(b"something else")
     assert run("show", mine) == 3
 
@@ -81,6 +84,7 @@ def test_a_bundle_runs_on_the_engine_in_it_and_says_why_it_cannot(
     for change, reason in (
         ({"version": "1.0.0"}, "was built by TensorRT 1.0.0, not "),
         ({"onnx_sha256": "0" * 64}, "was built from another graph"),
+        ({"context": 31}, "has the unknown context 31"),
         ({"library": "sys"}, "is of the unknown library 'sys'"),
     ):
         loaded = bundle.load(mine)

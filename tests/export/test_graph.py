@@ -17,8 +17,10 @@ from random_model import random_model
 from merino_edge.architecture import Architecture, Bias, Block, Ffn
 from merino_edge.counts import PRECISIONS
 from merino_edge.errors import UnsupportedError
-from merino_edge.export.graph import build_model, to_bytes
-from merino_edge.export.targets import LOWERINGS
+from merino_edge.export.graph import build_model, build_stored, to_bytes
+from merino_edge.export.parity import LIMITS, mean_kl
+from merino_edge.export.quantize import store
+from merino_edge.export.targets import LOWERINGS, Target
 from merino_edge.model import Model
 from merino_edge.presets import PRESETS, preset
 from merino_edge.runtime.onnx_engine import OnnxEngine
@@ -118,6 +120,24 @@ def test_lowerings_multiply_by_the_very_same_weights(family: str, precision: str
         for start, end in ((0, 1), (1, 30), (30, 31), (9, 40)):
             expected = native.forward(tokens[start:end], start).copy()
             np.testing.assert_allclose(engine.forward(tokens[start:end], start), expected, atol=QUANTUM[precision])
+
+
+WIDE = Architecture(96, 64, 128, 64, (Block(128, 2, 2, 1, 192, True), Block(192, 1, 3, 3, 256)))
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("block", [64, 128])
+def test_blocks_are_as_wide_as_asked_for_if_they_divide_the_inputs(lowering: str, precision: str, block: int) -> None:
+    target = Target.named("onnxruntime", precision, lowering, block)
+    stored = store(WIDE, random_model(WIDE), target)
+    tokens = np.random.default_rng(3).integers(0, 96, 40)
+    found = {q.codes[0].size: q.codes.shape[2] for name, q in stored.quantized.items() if name != "embedding.weight"}
+    assert found == {128: block, 192: 64, 256: block}
+    expected = reference_logits(WIDE, stored.restore(), tokens)
+    engine = OnnxEngine(to_bytes(build_stored(WIDE, stored, target, 64)), WIDE, 64, threads=1)
+    got = np.stack([engine.forward(tokens[i : i + 1], i).copy() for i in range(40)])
+    assert mean_kl(expected, got) < LIMITS[precision]["graph_kl"]
 
 
 def test_a_rotation_that_onnx_runtime_has_no_kernel_for_is_refused() -> None:

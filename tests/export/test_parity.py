@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from merino_edge.data import train_tokenizer
 from merino_edge.errors import ArtefactError, InputError, MerinoError, OutputError, ParityError, UnsupportedError
 from merino_edge.export import bundle_writer, parity
 from merino_edge.export.bundle_writer import write_bundle
-from merino_edge.export.graph import build_stored
+from merino_edge.export.graph import build_stored, save
 from merino_edge.export.quantize import StoredWeights, store
 from merino_edge.export.targets import LOWERINGS, Target
 from merino_edge.runtime.onnx_engine import OnnxEngine
@@ -30,9 +32,15 @@ def export(
     context: int = 160,
     target: str = "onnxruntime",
     lowering: str = "",
+    smaller: Sequence[int] = (),
+    block: int = 32,
 ) -> bundle.Bundle:
-    a, chosen = source.architecture, Target.named(target, precision, lowering)
-    return write_bundle(source, out, chosen, context, lambda graph, n: OnnxEngine(graph, a, n, threads=1))
+    a, chosen = source.architecture, Target.named(target, precision, lowering, block)
+
+    def open_engine(graph: Path, places: int) -> OnnxEngine:
+        return OnnxEngine(graph, a, places, threads=1)
+
+    return write_bundle(source, out, chosen, context, open_engine, smaller=smaller)
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)
@@ -84,6 +92,42 @@ def test_every_context_from_one_on_is_compared(tiny_checkpoint: Checkpoint, tmp_
         assert made.context == context and all(c["passed"] for c in made.manifest["parity"])
 
 
+@pytest.mark.parametrize("lowering", ["native", "primitive"])
+@pytest.mark.parametrize("precision", ["fp16", "int4"])
+def test_graphs_of_smaller_caches_share_one_file_of_weights(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, precision: str, lowering: str
+) -> None:
+    one = export(tiny_checkpoint, tmp_path / "one", precision, 160, "rtx", lowering)
+    made = export(tiny_checkpoint, tmp_path / "b", precision, 160, "rtx", lowering, (100, 1))
+    assert made.contexts == [1, 100, 160] and one.contexts == [160]
+    assert {c["check"] for c in made.manifest["parity"]} >= {"graph_kl_1", "graph_kl_100"}
+    data = "model.onnx.data"
+    assert made.manifest["files"][data] == one.manifest["files"][data]
+    assert set(made.manifest["files"]) == {*one.manifest["files"], "model-1.onnx", "model-100.onnx"}
+    for places in made.contexts:
+        graph = ir.load(made.graph_of(places)).graph
+        caches = [v.shape[2] for v in graph.inputs if v.name.startswith(("key_", "value_"))]
+        assert caches == [places] * 2 * made.architecture.layers
+        size = made.manifest["files"][made.graph_of(places).name]["bytes"]
+        assert size < made.manifest["files"][data]["bytes"] / 4  # no weights in it
+
+
+def test_a_smaller_graph_that_differs_leaves_nothing(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def foreign(
+        a: Architecture, stored: StoredWeights, target: Target, context: int, places: int | None = None
+    ) -> ir.Model:
+        norms = {name: 3 * array for name, array in stored.arrays.items() if "ffn_norm" in name and places}
+        return build_stored(a, replace(stored, arrays=stored.arrays | norms), target, context, places)
+
+    monkeypatch.setattr(bundle_writer, "build_stored", foreign)
+    monkeypatch.setattr(bundle_writer, "save_beside", lambda model, path, saved: save(model, path))
+    with pytest.raises(ParityError, match="graph_kl_64"):
+        export(tiny_checkpoint, tmp_path / "b", "fp16", 160, "rtx", "", (64,))
+    assert os.listdir(tmp_path) == []
+
+
 def test_figures_are_zero_for_equal_logits_and_grow_with_the_difference() -> None:
     rng = np.random.default_rng(0)
     expected = rng.standard_normal((20, 50)).astype(np.float32)
@@ -106,6 +150,12 @@ def test_figures_are_zero_for_equal_logits_and_grow_with_the_difference() -> Non
         ({"target": "jetpack-6.0", "precision": "int4"}, UnsupportedError),
         ({"target": "jetpack-7.2", "lowering": "ort"}, UnsupportedError),
         ({"lowering": "traced"}, UnsupportedError),
+        ({"precision": "int4", "block": 48}, UnsupportedError),
+        ({"precision": "fp16", "block": 64}, UnsupportedError),
+        ({"target": "rtx", "precision": "int8", "block": 64}, UnsupportedError),
+        ({"smaller": (32, 64)}, InputError),  # ONNX Runtime binds any capacity
+        ({"target": "rtx", "precision": "fp16", "smaller": (64, 160)}, InputError),
+        ({"target": "rtx", "precision": "fp16", "smaller": (0,)}, InputError),
     ],
 )
 def test_impossible_requests_are_refused_in_one_line(

@@ -14,7 +14,7 @@ from merino_edge.errors import UnsupportedError
 from merino_edge.export.graph import build_model, build_stored, save, to_bytes
 from merino_edge.export.operators import lacking
 from merino_edge.export.quantize import random_stored
-from merino_edge.export.targets import PLATFORMS, Target
+from merino_edge.export.targets import BLOCKS, PLATFORMS, Target
 from merino_edge.export.tensorrt import build_engine
 from merino_edge.presets import PRESETS, preset
 from merino_edge.tensorrt_library import RTX
@@ -56,6 +56,16 @@ def test_every_preset_compiles(name: str, lowering: str, precision: str) -> None
     native = lowering == "native"
     assert engine.layers["KV_CACHE_UPDATE"] == (2 * a.layers if native else 0)
     assert engine.layers["ATTENTION_INPUT"] == (a.layers if native else 0)
+
+
+@pytest.mark.usefixtures("rtx")
+@pytest.mark.parametrize("lowering", PLATFORMS["rtx"].able("int4"))
+@pytest.mark.parametrize("block", BLOCKS)
+def test_every_block_of_int4_compiles(lowering: str, block: int) -> None:
+    a, target = shrunk("cerebras-gpt-111m"), Target.named("rtx", "int4", lowering, block)  # widths of 768 and 3072
+    stored = random_stored(a, target)
+    assert {q.codes.shape[2] for q in stored.quantized.values() if q.bits == 4} == {block}
+    assert build_engine(RTX, to_bytes(build_stored(a, stored, target, 128)), 128, "SM86").plan
 
 
 @pytest.mark.parametrize("target", [name for name, platform in PLATFORMS.items() if platform.tensorrt])

@@ -57,14 +57,14 @@ def test_tensorrt_computes_what_onnxruntime_computes(library: str, lowering: str
     pytest.importorskip(library)
     graph = to_bytes(build_model(A, strong_weights(), precision, CONTEXT, "rtx", lowering))
     plan = build_engine(library, graph, CONTEXT).plan
-    with contextlib.closing(TensorRtEngine(library, plan, A, CONTEXT)) as engine:
+    with contextlib.closing(TensorRtEngine(library, {CONTEXT: plan}, A)) as engine:
         with contextlib.closing(OnnxEngine(graph, A, CONTEXT, 1)) as reference:
             assert_equal_steps(engine, reference, HALF)
         for tokens, start in ((np.arange(1), 1099), (np.arange(0), 0), (np.arange(1101), 0)):
             with pytest.raises(InputError):
                 engine.forward(tokens, start)
     with pytest.raises(ArtefactError, match="another context"):
-        TensorRtEngine(library, plan, A, CONTEXT - 1)
+        TensorRtEngine(library, {CONTEXT - 1: plan}, A)
 
 
 def test_onnxruntime_on_the_gpu_computes_what_it_computes_on_the_cpu() -> None:

@@ -21,17 +21,14 @@ from merino_edge import tensorrt_library
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError, InputError, MerinoError, UnsupportedError
 from merino_edge.export import tensorrt as engine_builder
-from merino_edge.export.graph import build_model, cache_names, to_bytes
+from merino_edge.export.graph import build_model, build_stored, cache_names, to_bytes
+from merino_edge.export.quantize import store
+from merino_edge.export.targets import Target
 from merino_edge.export.tensorrt import build_engine
-from merino_edge.runtime import tensorrt_engine
+from merino_edge.runtime import tensorrt_plan
 from merino_edge.runtime.onnx_engine import OnnxEngine
-from merino_edge.runtime.tensorrt_engine import (
-    Tensor,
-    TensorRtEngine,
-    bound_tensors,
-    buffer_bytes,
-    owner,
-)
+from merino_edge.runtime.tensorrt_engine import TensorRtEngine
+from merino_edge.runtime.tensorrt_plan import Tensor, bound_tensors, buffer_bytes, owner
 from merino_edge.tensorrt_library import EXTRAS, RTX
 from merino_edge.weights import random_weights
 
@@ -95,13 +92,13 @@ def test_what_it_cannot_build_is_one_line(rtx: Any, capfd: pytest.CaptureFixture
 
 def test_without_a_gpu_it_is_refused_in_one_line(rtx: Any) -> None:
     with pytest.raises(MerinoError, match=r"cuda-bindings|CUDA|cannot load the engine") as refusal:
-        TensorRtEngine(RTX, b"", A, 48)  # where there is a GPU: no engine
+        TensorRtEngine(RTX, {48: b""}, A)  # where there is a GPU: no engine
     assert "\n" not in str(refusal.value)
 
 
 @pytest.fixture
 def host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt_engine, "Cuda", HostMemory)
+    monkeypatch.setattr(tensorrt_plan, "Cuda", HostMemory)
     stand_in = (OnnxInPlaceOfTensorRt, SimpleNamespace(first=""))
     monkeypatch.setattr(tensorrt_library, "load", lambda library: stand_in)
 
@@ -112,7 +109,7 @@ def test_steps_chunks_and_rewinds_over_bound_addresses(host_memory: None, loweri
     a = Architecture(60, context, 64, 64, (Block(64, 2, 1, 1, 64, True),))
     graph = to_bytes(build_model(a, random_weights(a), precision, context, "rtx", lowering))
     tokens = np.random.default_rng(0).integers(0, a.vocab_size, context)
-    engine, reference = TensorRtEngine("any", graph, a, context), OnnxEngine(graph, a, context, 1)
+    engine, reference = TensorRtEngine("any", {context: graph}, a), OnnxEngine(graph, a, context, 1)
     with contextlib.closing(engine), contextlib.closing(reference):
         for start, end in ((0, 1), (1, 2), (2, 4), (4, 1090), (1090, 1091), (700, 703), (703, 1100), (0, 1100)):
             expected = reference.forward(tokens[start:end], start)
@@ -128,11 +125,37 @@ def test_steps_chunks_and_rewinds_over_bound_addresses(host_memory: None, loweri
     assert HostMemory.live == 0
 
 
+@pytest.mark.parametrize(("lowering", "precision"), LOWERINGS)
+def test_a_sequence_outgrows_one_plan_after_the_other(host_memory: None, lowering: str, precision: str) -> None:
+    a = Architecture(60, 96, 64, 64, (Block(64, 2, 1, 1, 64, True), Block(192, 1, 3, 3, 64)))
+    target = Target.named("rtx", precision, lowering)
+    stored = store(a, random_weights(a), target)
+    graphs = {places: to_bytes(build_stored(a, stored, target, 96, places)) for places in (8, 32, 96)}
+    tokens = np.random.default_rng(0).integers(0, a.vocab_size, 96)
+    steps = ((0, 5), (5, 8), (8, 9), (9, 32), (4, 6), (6, 33), (33, 96), (0, 3))
+    with contextlib.closing(TensorRtEngine("any", graphs, a)) as engine:
+        with contextlib.closing(OnnxEngine(graphs[96], a, 96, 1)) as reference:
+            assert engine.max_positions == 96
+            for start, end in steps:
+                expected = reference.forward(tokens[start:end], start)
+                got = engine.forward(tokens[start:end], start)
+                np.testing.assert_allclose(got, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
+        one_plan = HostMemory.live
+        with pytest.raises(InputError):
+            engine.forward(tokens[:1], 97)
+    assert (
+        HostMemory.live
+        == 0
+        < one_plan
+        == len(buffer_bytes(bound_tensors(a, 96), 1)) + (2 * a.layers if lowering == "primitive" else 0)
+    )
+
+
 def test_an_engine_of_another_model_is_refused_and_leaves_no_memory(host_memory: None, graph: bytes) -> None:
     for a, context in ((A, 64), (replace(A, vocab_size=41), 48), (replace(A, blocks=A.blocks[:1]), 48)):
         with pytest.raises(ArtefactError, match="built from another model, or for another context"):
-            TensorRtEngine("any", graph, a, context)
-    TensorRtEngine("any", graph, A, 48).close()
+            TensorRtEngine("any", {context: graph}, a)
+    TensorRtEngine("any", {48: graph}, A).close()
     assert HostMemory.live == 0
 
 
@@ -150,7 +173,7 @@ OBJECTS = {
 def test_every_name_it_uses_exists_in_the_bindings(rtx: Any) -> None:
     used = {
         (node.value.id, node.attr)
-        for module in (tensorrt_engine, engine_builder)
+        for module in (tensorrt_plan, engine_builder)
         for node in ast.walk(ast.parse(Path(module.__file__).read_text()))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
     }
