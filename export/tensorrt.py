@@ -26,7 +26,8 @@ OnProgress = Callable[[str, float], None]  # (phase, share of it that is done)
 
 @dataclass(frozen=True)
 class Engine:
-    """A serialized engine. `layers`: how many of each kind the parser made, `capability`: "" for the GPU at hand."""
+    """A serialized engine. `layers`: how many of each kind the parser made, `capability`: "" for the GPU at hand,
+    `timings`: of kernels, for the next build."""
 
     plan: bytes = field(repr=False)
     library: str
@@ -34,6 +35,7 @@ class Engine:
     capability: str
     seconds: float
     layers: Counter[str]
+    timings: bytes = field(repr=False)
 
 
 def build_engine(
@@ -43,12 +45,14 @@ def build_engine(
     capability: str = "",
     workspace_bytes: int = 0,
     on_progress: OnProgress | None = None,
+    timings: bytes = b"",
 ) -> Engine:
     """Compile `graph` (model.onnx with its data beside it, or a serialized model) for steps of up to 512 tokens.
 
     `capability`, such as SM86, instead of the GPU at hand: TensorRT for RTX only. `workspace_bytes` bounds what a
-    kernel may use (0: the library's own limit). Raises MissingExtraError, UnsupportedError with the parser's or the
-    compiler's first message, KeyboardInterrupt when it was interrupted.
+    kernel may use (0: the library's own limit). `timings` of an earlier build spare those of the same kernels; what
+    another release or GPU left, or anything else, is not used. Raises MissingExtraError, UnsupportedError with the
+    parser's or the compiler's first message, KeyboardInterrupt when it was interrupted.
     """
     trt, log = tensorrt_library.load(library)
     builder = trt.Builder(log)
@@ -69,6 +73,9 @@ def build_engine(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
     for name in _weak_precisions(trt, network):
         config.set_flag(getattr(trt.BuilderFlag, name))
+    times_kernels = library != tensorrt_library.RTX  # whose calls for it do nothing
+    if times_kernels:
+        _use_timings(config, timings)
     longest = min(context, PREFILL_CHUNK)
     for optimum, most in ((1, min(2, longest)), (longest, longest)):  # 1..1 finds no fused kernel for attention
         profile = builder.create_optimization_profile()
@@ -90,7 +97,13 @@ def build_engine(
         capability,
         time.perf_counter() - started,
         layer_kinds(network),
+        bytes(config.get_timing_cache().serialize()) if times_kernels else b"",
     )
+
+
+def _use_timings(config: Any, timings: bytes) -> None:
+    if not config.set_timing_cache(config.create_timing_cache(timings), False):
+        config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
 def layer_kinds(network: Any) -> Counter[str]:

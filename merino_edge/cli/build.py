@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,10 +30,10 @@ def build(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Compile BUNDLE into TensorRT engines for the GPU of this machine."""
+    from merino_edge import artefact, limits, tensorrt_library
     from merino_edge import bundle as bundles
-    from merino_edge import limits, tensorrt_library
     from merino_edge.cli import console
-    from merino_edge.errors import UnsupportedError, require
+    from merino_edge.errors import OutputError, UnsupportedError, require
 
     require("onnx_ir", "export")
     from merino_edge.export.targets import PLATFORMS, TARGETS
@@ -69,6 +71,7 @@ def build(
         )
     card = device_card()
     made = []
+    kept = _timings_file(library, card)
     for context in reversed(opened.contexts):  # the largest first: without it there is no engine for every length
         graph = opened.graph_of(context)
         with screen.status(f"parsing {graph.name}") as status:
@@ -79,6 +82,7 @@ def build(
                 capability,
                 workspace,
                 on_progress=lambda phase, share: status.update(f"{phase}: {share:.0%}"),
+                timings=kept.read_bytes() if kept.is_file() else b"",
             )
         entry: dict[str, Any] = {
             "library": engine.library,
@@ -95,6 +99,11 @@ def build(
         }
         opened = bundles.add_engine(opened, engine.plan, entry, partial(_is_replaced_by, entry))
         made.append(opened.engines[-1])
+        if engine.timings:
+            try:
+                artefact.write_bytes(kept, engine.timings)
+            except OutputError as error:  # the engine is there all the same
+                screen.print(f"warning: the next build will take as long: {error}", highlight=False, markup=False)
         if as_json:
             continue
         console.print_line(
@@ -107,6 +116,15 @@ def build(
             console.print_line(", ".join(f"{count} {kind.lower()}" for kind, count in fused.items()) + " layers")
     if as_json:
         console.print_json({"out": str(bundle), "engines": made})
+
+
+def _timings_file(library: str, card: dict[str, Any]) -> Path:
+    """Where the timings of kernels are kept: those of this library, on this board, at its clocks."""
+    from merino_edge import artefact, tensorrt_library
+
+    trt, _ = tensorrt_library.load(library)
+    here = json.dumps([library, trt.__version__, *(card[key] for key in ("module", "power_mode", "gpu"))])
+    return artefact.user_cache() / f"timings-{hashlib.sha256(here.encode()).hexdigest()[:12]}.bin"
 
 
 def _is_replaced_by(entry: dict[str, Any], old: dict[str, Any]) -> bool:

@@ -24,7 +24,7 @@ from merino_edge.export import tensorrt as engine_builder
 from merino_edge.export.graph import build_model, build_stored, cache_names, to_bytes
 from merino_edge.export.quantize import store
 from merino_edge.export.targets import Target
-from merino_edge.export.tensorrt import build_engine
+from merino_edge.export.tensorrt import _use_timings, build_engine
 from merino_edge.runtime import tensorrt_plan
 from merino_edge.runtime.onnx_engine import OnnxEngine
 from merino_edge.runtime.tensorrt_engine import TensorRtEngine
@@ -77,6 +77,16 @@ def test_an_updated_cache_lies_where_the_cache_lies(layers: list[int], context: 
 def test_nvidias_compiler_builds_it(rtx: Any, precision: str, context: int) -> None:
     graph = to_bytes(build_model(A, random_weights(A), precision, context, "rtx"))
     assert len(build_engine(RTX, graph, context, "SM86").plan) > A.weight_bytes(precision)
+
+
+@pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")
+def test_timings_of_kernels_that_do_not_fit_are_left_unused(rtx: Any) -> None:
+    builder = rtx.Builder(rtx.Logger(rtx.Logger.INTERNAL_ERROR))
+    fresh = bytes(builder.create_builder_config().create_timing_cache(b"").serialize())
+    for timings in (b"", b"something else", fresh):
+        config = builder.create_builder_config()
+        _use_timings(config, timings)
+        assert config.get_timing_cache() is not None
 
 
 @pytest.mark.filterwarnings("ignore")
