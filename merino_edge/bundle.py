@@ -6,12 +6,13 @@
            model-C.onnx      over the same weights, with a cache of C places: one for each of `contexts` but the last
            engine-HASH.plan  compiled by TensorRT on the machine that `engines` says (merino-edge build)
 
-Only plain files named in the manifest are used: no links, no folders, no `..`.
+Only plain files named in the manifest are used: no links, no folders, no `..`; and no graph reads weights elsewhere.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -23,6 +24,9 @@ from merino_edge.errors import ArtefactError
 
 KIND = "bundle"
 SCHEMA_VERSION = 1
+WEIGHTS = "model.onnx.data"
+# Of an ONNX tensor that lies in another file: the entry {1: "location", 2: that file}, and the length of its name.
+LOCATION = re.compile(rb"\x0a\x08location\x12(.)", re.DOTALL)
 REQUIRED_FILES = ("model.onnx", "tokenizer.json", "chat.json")
 
 
@@ -112,6 +116,8 @@ def load(path: Path | str, verify: bool = True) -> Bundle:
         raise ArtefactError(f"{path / 'manifest.json'} lists no {', '.join(REQUIRED_FILES)}", "export the bundle again")
     for name, entry in files.items():
         _check_file(path, name, entry, verify)
+        if name.endswith(".onnx"):
+            _check_locations(path / name)
     a = Architecture.from_dict(document.get("architecture"))
     context = document.get("context")
     if not isinstance(context, int) or not 1 <= context <= a.max_positions:
@@ -137,9 +143,20 @@ def _check_file(folder: Path, name: str, entry: Any, verify: bool) -> None:
         )
     if file.is_symlink() or not file.is_file():
         raise ArtefactError(f"{file} is missing or not a plain file", "export or copy the bundle again")
+    if file.stat().st_nlink > 1:
+        raise ArtefactError(f"{file} is linked to a file elsewhere", "copy the bundle, without hard links")
     if file.stat().st_size != entry.get("bytes"):
         raise ArtefactError(
             f"{file} has {file.stat().st_size} bytes, not {entry.get('bytes')}", "copy the bundle again"
         )
     if verify and artefact.sha256_file(file) != entry.get("sha256"):
         raise ArtefactError(f"{file} does not match its sha256", "it was altered; export or copy the bundle again")
+
+
+def _check_locations(graph: Path) -> None:
+    """Refuse a graph whose weights are anywhere but in the bundle's own file of them."""
+    content = graph.read_bytes()
+    for found in LOCATION.finditer(content):
+        location = content[found.end() : found.end() + found[1][0]]
+        if location != WEIGHTS.encode():
+            raise ArtefactError(f"{graph} reads weights from {location.decode(errors='replace')!r}", "do not use it")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from stranger import TINY, Refused, commands, run, train
@@ -136,6 +137,29 @@ def test_files_that_the_manifest_vouches_for_are_still_checked(
         file.write_bytes(damage(data))
         vouch(file)
         refused(*commands(good, tmp_path, tmp_path / "out")[name.split("/")[0]][0])
+
+
+@pytest.mark.parametrize(
+    "location", ["../secret", "/etc/passwd", "chat.json", "x" * 200, "model.onnx.data/../chat.json"]
+)
+def test_a_graph_that_reads_weights_elsewhere_is_refused(
+    good: Path, tmp_path: Path, refused: Refused, location: str
+) -> None:
+    graph = copied(good, "bundle/model.onnx", tmp_path)
+    model = onnx.load(graph, load_external_data=False)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.external_data)
+    next(entry for entry in tensor.external_data if entry.key == "location").value = location
+    graph.write_bytes(model.SerializeToString())
+    vouch(graph)
+    for arguments in commands(good, tmp_path, tmp_path / "out")["bundle"]:
+        assert "reads weights from" in refused(*arguments)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("bundle/")][1:])
+def test_hard_links_into_a_bundle_are_refused(good: Path, tmp_path: Path, refused: Refused, name: str) -> None:
+    file = copied(good, name, tmp_path)
+    os.link(file, tmp_path / "elsewhere")
+    assert "linked to a file elsewhere" in refused("show", tmp_path / "bundle")
 
 
 def test_pickled_weights_are_refused(good: Path, tmp_path: Path, refused: Refused) -> None:
