@@ -1,10 +1,11 @@
 """What each precision costs SmolLM2-135M-Instruct: perplexity on WikiText-2's test text, and megabytes.
 
-    MERINO_DATA=DIR python benchmarks/precision_cost.py --tokens 20480
+    MERINO_DATA=DIR python benchmarks/precision_cost.py --tokens 20480 [--checkpoint DIR] [--spare-mb 1]
 
-Windows of 1024 tokens, every one scored but each window's first; word-level text as it is in the file. Perplexity is
-PyTorch's with the weights as the bundle stores them; what the exported graph adds to that is `graph_kl` of every
-export. The source is a Q4_1 file: fp32 here means its weights as they are.
+Windows of the context, 1024 tokens at most, every one scored but each window's first; word-level text as it is in the
+file. Perplexity is PyTorch's with the weights as the bundle stores them; what the exported graph adds to that is
+`graph_kl` of every export. SmolLM2's source is a Q4_1 file: fp32 here means its weights as they are. "mixed" is int4
+with as many matrices at int8 as `--spare-mb` has room for (merino-edge export --max-mb).
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ import torch.nn.functional as F
 from merino_edge import checkpoint
 from merino_edge.architecture import Architecture
 from merino_edge.convert import import_model
+from merino_edge.export import parity
 from merino_edge.export.calibration import input_moments
+from merino_edge.export.mixed import raised_matrices
 from merino_edge.export.quantize import StoredWeights, store
 from merino_edge.export.targets import Target
 from merino_edge.model import Model
@@ -38,12 +41,12 @@ MAX_CHARACTERS = 1_000_000  # more than a tokenizer takes at once is refused
 
 
 def perplexity(a: Architecture, weights: dict[str, np.ndarray], tokens: np.ndarray) -> float:
-    """Of tokens [N * WINDOW]."""
+    """Of tokens [N, W]."""
     model = Model.from_weights(a, weights).eval()
     total = count = 0.0
     with torch.inference_mode():
-        for window in torch.from_numpy(tokens).view(-1, WINDOW):
-            logits = model(window[None])[0, :-1]  # [WINDOW - 1, V]
+        for window in torch.from_numpy(tokens):
+            logits = model(window[None])[0, :-1]  # [W - 1, V]
             total += float(F.cross_entropy(logits, window[1:], reduction="sum"))
             count += len(window) - 1
     return math.exp(total / count)
@@ -58,32 +61,39 @@ def megabytes(stored: StoredWeights) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=20 * WINDOW)
+    parser.add_argument("--checkpoint", type=Path, help="another model's")
+    parser.add_argument("--spare-mb", type=float, default=1.0)
     options = parser.parse_args()
     if "MERINO_DATA" not in os.environ:
         sys.exit("set MERINO_DATA to the folder of corpora")
     packed = (Path(os.environ["MERINO_DATA"]) / "lm/wikitext2_test.txt.xz").read_bytes()
     text = lzma.decompress(packed).decode()
     with tempfile.TemporaryDirectory() as folder:
-        import_model(fetch_smollm2(), Path(folder) / "checkpoint")
-        source = checkpoint.load(Path(folder) / "checkpoint")
-        tokens = np.array(
-            Tokenizer.load(source.path).encode(text[:MAX_CHARACTERS])[: options.tokens // WINDOW * WINDOW], np.int64
-        )
+        path = options.checkpoint or Path(folder) / "checkpoint"
+        if options.checkpoint is None:
+            import_model(fetch_smollm2(), path)
+        source = checkpoint.load(path)
         a, weights = source.architecture, source.weights
+        window, tokenizer = min(WINDOW, a.max_positions), Tokenizer.load(path)
+        ids = tokenizer.encode(text[:MAX_CHARACTERS])
+        tokens = np.array(ids[: min(options.tokens, len(ids)) // window * window], np.int64).reshape(-1, window)
         base = perplexity(a, dict(weights), tokens)
-        print(f"{len(tokens)} tokens; fp32 perplexity {base:.3f}", flush=True)
-        begun = time.perf_counter()
+        print(f"{tokens.size} tokens; fp32 perplexity {base:.3f}", flush=True)
         moments = input_moments(a, weights)
-        print(f"calibration text drawn in {time.perf_counter() - begun:.1f} s", flush=True)
-        for precision, rounding in (("fp16", ""), ("int8", ""), ("int4", "nearest"), ("int4", "gptq")):
+        for precision, how in (("fp16", ""), ("int8", ""), ("int4", "nearest"), ("int4", "mixed"), ("int4", "gptq")):
             target = Target.named("onnxruntime", precision)
             begun = time.perf_counter()
-            stored = store(a, weights, target, moments if rounding == "gptq" else None)
+            stored = store(a, weights, target, moments if how == "gptq" else None)
+            if how == "mixed":
+                seen = tokenizer.encode(parity.TEXT)
+                spare_bytes = round(1e6 * options.spare_mb)
+                raised = raised_matrices(source, stored, target, seen, window, None, spare_bytes, lambda step: None)
+                stored = replace(stored, quantized=stored.quantized | raised)
             spent = time.perf_counter() - begun
             as_stored = replace(a, tied_head=a.tied_head and not stored.own_head)
             found = perplexity(as_stored, stored.restore(), tokens)
             print(
-                f"{precision} {rounding:<8} perplexity {found:.3f} ({100 * (found / base - 1):+.2f} %), "
+                f"{precision} {how:<8} perplexity {found:.3f} ({100 * (found / base - 1):+.2f} %), "
                 f"weights {megabytes(stored):.1f} MB, rounded in {spent:.1f} s",
                 flush=True,
             )

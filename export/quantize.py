@@ -28,7 +28,7 @@ from merino_edge.weights import weight_shapes
 EMBEDDING, POSITIONS, HEAD = "embedding.weight", "positions.weight", "head.weight"
 RANDOM_STD = 0.02
 # Offsets are kept where they leave less than this of the squared error: they cost a little time. Of normally
-# distributed weights they leave 0.8, of a Q4_1 file's 0.1.
+# distributed weights they leave 0.80, of the matrices of SmolLM2's Q4_1 file 0.13 to 0.31 (docs/lab-notes.md).
 WORTH_OFFSETS = 0.5
 LOOKED_AT = 64  # rows of a matrix, to see whether it wants them
 
