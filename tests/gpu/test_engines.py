@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError, InputError
-from merino_edge.export.graph import build_model, to_bytes
+from merino_edge.export.graph import build_model, build_stored, to_bytes
+from merino_edge.export.quantize import store
+from merino_edge.export.targets import Target
 from merino_edge.export.tensorrt import build_engine
 from merino_edge.jetson.backends import BACKENDS, backend_named
 from merino_edge.runtime.cuda import Cuda
@@ -36,9 +39,11 @@ STEPS = ((0, 1050), (1050, 1051), (1051, 1052), (20, 21), (21, 30), (0, 3))  # t
 HALF = 0.03  # of the largest logit: float16 rounding through a few layers
 
 
-def assert_equal_steps(mine: Engine, theirs: Engine, tolerance: float) -> None:
+def assert_equal_steps(
+    mine: Engine, theirs: Engine, tolerance: float, steps: Sequence[tuple[int, int]] = STEPS
+) -> None:
     tokens = np.random.default_rng(0).integers(0, A.vocab_size, CONTEXT)
-    for start, end in STEPS:
+    for start, end in steps:
         expected = theirs.forward(tokens[start:end], start)
         got = mine.forward(tokens[start:end], start)
         np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * np.abs(expected).max())
@@ -65,6 +70,19 @@ def test_tensorrt_computes_what_onnxruntime_computes(library: str, lowering: str
                 engine.forward(tokens, start)
     with pytest.raises(ArtefactError, match="another context"):
         TensorRtEngine(library, {CONTEXT - 1: plan}, A)
+
+
+@pytest.mark.parametrize("lowering", ["native", "primitive"])
+@pytest.mark.parametrize("library", EXTRAS)
+def test_a_sequence_outgrows_one_plan_after_the_other(library: str, lowering: str) -> None:
+    pytest.importorskip(library)
+    target = Target.named("rtx", "fp16", lowering)
+    stored = store(A, strong_weights(), target)
+    graphs = {places: to_bytes(build_stored(A, stored, target, CONTEXT, places)) for places in (64, 256, CONTEXT)}
+    plans = {places: build_engine(library, graph, places).plan for places, graph in graphs.items()}
+    engine, reference = TensorRtEngine(library, plans, A), OnnxEngine(graphs[CONTEXT], A, CONTEXT, 1)
+    with contextlib.closing(engine), contextlib.closing(reference):
+        assert_equal_steps(engine, reference, HALF, ((0, 60), (60, 64), (64, 65), (65, 300), (300, 301), (9, 12)))
 
 
 def test_onnxruntime_on_the_gpu_computes_what_it_computes_on_the_cpu() -> None:
