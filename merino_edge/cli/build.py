@@ -58,20 +58,9 @@ def build(
     if workspace_mb is not None:
         limits.check_range("workspace-mb", workspace_mb, 1, limits.MAX_WORKSPACE_MB)
     workspace = (workspace_mb or max(64, int(WORKSPACE_SHARE * free / 1e6))) * 1_000_000
-    needed = LIBRARY_BYTES + PEAK_OVER_GRAPH * graph_bytes
     screen = console.stderr()
-    screen.print(
-        f"needs about {needed / 1e6:,.0f} MB and up to {workspace / 1e6:,.0f} MB of workspace; "
-        f"{free / 1e6:,.0f} MB are free",
-        highlight=False,
-    )
-    if needed > free:
-        raise UnsupportedError(
-            f"building needs about {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free",
-            "close programs, add swap (merino-edge doctor says how), or export at a lower --precision",
-        )
-    card = device_card()
-    made = []
+    screen.print(_memory_needed(graph_bytes, workspace, free), highlight=False)
+    card, made = device_card(), []
     kept = _timings_file(library, card)
     for context in reversed(opened.contexts):  # the largest first: without it there is no engine for every length
         graph = opened.graph_of(context)
@@ -117,6 +106,20 @@ def build(
             console.print_line(", ".join(f"{count} {kind.lower()}" for kind, count in fused.items()) + " layers")
     if as_json:
         console.print_json({"out": str(bundle), "engines": made})
+
+
+def _memory_needed(graph_bytes: int, workspace_bytes: int, free_bytes: int) -> str:
+    """A line that says it. Raises UnsupportedError where it is more than is free."""
+    from merino_edge.errors import UnsupportedError
+
+    needed_mb = (LIBRARY_BYTES + PEAK_OVER_GRAPH * graph_bytes) / 1e6
+    workspace_mb, free_mb = workspace_bytes / 1e6, free_bytes / 1e6
+    if needed_mb > free_mb:
+        raise UnsupportedError(
+            f"building needs about {needed_mb:,.0f} MB, {free_mb:,.0f} MB are free",
+            "close programs, add swap (merino-edge doctor says how), or export at a lower --precision",
+        )
+    return f"needs about {needed_mb:,.0f} MB and up to {workspace_mb:,.0f} MB of workspace; {free_mb:,.0f} MB are free"
 
 
 def _timings_file(library: str, card: dict[str, Any]) -> Path:

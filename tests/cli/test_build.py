@@ -14,6 +14,7 @@ import pytest
 from stranger import Refused, run
 
 from merino_edge import bundle
+from merino_edge.cli import build
 from merino_edge.export.targets import PLATFORMS
 from merino_edge.tensorrt_library import RTX
 
@@ -65,6 +66,15 @@ def test_what_cannot_be_built_is_refused(good: Path, rtx_bundle: Path, refused: 
     assert "which TensorRT does not parse" in refused("build", good / "bundle")
     assert "does not know 'SM87'" in refused("build", rtx_bundle, "--capability", "SM87")
     assert "workspace-mb" in refused("build", rtx_bundle, "--capability", "SM86", "--workspace-mb", 0)
+    assert not bundle.load(rtx_bundle).engines
+
+
+def test_a_build_that_would_not_fit_into_memory_does_not_start(
+    rtx_bundle: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "_available_bytes", lambda: 400_000_000)
+    said = refused("build", rtx_bundle, "--capability", "SM86")
+    assert re.search(r"building needs about 50\d MB, 400 MB are free; .*add swap", said)
     assert not bundle.load(rtx_bundle).engines
 
 
