@@ -4,8 +4,8 @@
     python benchmarks/compile_engines.py --capability SM75 SM86 SM89 SM120 --preset smollm2-135m merino-61m
 
 Prints one line each (engine bytes, seconds, the process's largest memory over the graph's, fused layers) and the count
-of those that compiled; exit code 1 if one did not. Weights are random: they do not change what is compiled. SM75 is
-left out where it has no kernel: "FP32 GEMM is not supported", int4 is "HW-specific".
+of those that compiled; exit code 1 if one did not. Weights are random: they do not change what is compiled. What a
+capability has no kernel for is left out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from merino_edge.errors import MerinoError
 from merino_edge.export.graph import build_stored, save
 from merino_edge.export.quantize import random_stored
 from merino_edge.export.targets import PLATFORMS, Target
-from merino_edge.export.tensorrt import build_engine
+from merino_edge.export.tensorrt import NO_KERNEL, build_engine
 from merino_edge.presets import PRESETS, preset
 from merino_edge.runtime.bench import peak_memory_mb
 from merino_edge.tensorrt_library import RTX
@@ -37,9 +37,6 @@ def compiled(graph: Path, context: int, capability: str) -> str:
         f"{len(engine.plan) / 1e6:8.1f} MB {engine.seconds:5.1f} s, graph {graph_bytes / 1e6:.1f} MB, "
         f"peak {peak_bytes / 1e6:.0f} MB ({peak_bytes / graph_bytes:.1f}), {fused}"
     )
-
-
-NO_KERNEL = {("SM75", "fp32"), ("SM75", "int4")}
 
 
 def main() -> None:

@@ -21,6 +21,8 @@ from merino_edge import tensorrt_library
 from merino_edge.errors import UnsupportedError
 
 PREFILL_CHUNK = 512  # tokens run at once
+# Capability and precision that TensorRT for RTX 1.7 refuses: "FP32 GEMM is not supported", "HW-specific datatypes".
+NO_KERNEL = {("SM75", "fp32"), ("SM75", "int4")}
 OnProgress = Callable[[str, float], None]  # (phase, share of it that is done)
 
 
