@@ -59,7 +59,7 @@ def write_bundle(
     `rounding` of int4: nearest, or gptq, on text that the model draws itself. At int4, the matrices that matter most
     are int8: as few as keep `mean_kl` within `max_kl`, or as many as a bundle of `max_bytes` has room for. Of a text
     `keep_vocab` (a file, or a folder of them), the head keeps the tokens, others are never said. Where a graph fixes
-    its cache's capacity, there is one more for each of `smaller`, over the same weights.
+    its cache's capacity, which is for TensorRT, there is one more for each of `smaller`, over the same weights.
     `on_step` is told what happens now. Raises ParityError, OutputError, UnsupportedError, InputError.
     """
     a = checkpoint.architecture
@@ -70,9 +70,10 @@ def write_bundle(
             f"context {context} is outside 1 to the model's {a.max_positions} positions", "change --context"
         )
     smaller = sorted(set(smaller))
-    if smaller and not (target.on_tensorrt and smaller[0] >= 1 and smaller[-1] < context):
-        reason = "fixes no capacity" if not target.on_tensorrt else f"cannot have {smaller} below {context}"
-        raise InputError(f"a graph for {target.name} {reason}", "give one --context, or rising ones for TensorRT")
+    if smaller and not target.on_tensorrt:
+        raise InputError(f"a bundle for {target.name} has one context", "give the largest --context alone")
+    if smaller and not 1 <= smaller[0] <= smaller[-1] < context:
+        raise InputError(f"contexts {smaller} are outside 1 to {context - 1}", "change --context")
     with artefact.new_folder(out) as folder:
         moments = None
         if target.precision == "int4" and rounding == "gptq":

@@ -201,8 +201,8 @@ def _print_artefact(screen: Console, document: Document) -> None:
         machine = engine.get("machine", {})
         screen.print(
             f"engine {engine['file']}: {engine.get('library')} {engine.get('version')} for {engine.get('capability')}, "
-            f"{engine.get('bytes', 0) / 1e6:.1f} MB, built on {machine.get('name')}, "
-            f"power mode {machine.get('power_mode')}"
+            f"{engine.get('context')} positions, {engine.get('bytes', 0) / 1e6:.1f} MB, "
+            f"built on {machine.get('name')}, power mode {machine.get('power_mode')}"
         )
     if files := document.get("files"):
         screen.print(f"files, each with its sha256 checked: {', '.join(sorted(files))}")
