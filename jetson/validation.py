@@ -1,7 +1,8 @@
 """How far a latency table's sums are from whole models measured on the same device.
 
 The models are drawn from the space and no entry was made from them. Errors are relative to what was measured,
-in percent; Kendall's tau (tau-b) says whether the table ranks models as the device does.
+in percent; Kendall's tau (tau-b) says whether the table ranks models as the device does. How far the visits to one
+model are apart says what of an error is the machine's: no table follows a model that does not repeat itself.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from merino_edge.architecture import Architecture
 from merino_edge.errors import InputError
 from merino_edge.faces import Faces, fit
 from merino_edge.latency_table import LatencyTable
-from merino_edge.measurement import MODES, Measurement, Mode, What
+from merino_edge.measurement import MODES, Measurement, Mode, What, Yardsticks
 
 INTERVAL = 0.9  # of the held-out models lie within the table's interval
 
@@ -48,9 +49,26 @@ def _models(table: LatencyTable, what: What, mode: Mode) -> list[tuple[Measureme
 
 
 def validate(table: LatencyTable) -> dict[str, dict[str, Any]]:
-    """The figures of the table's validation line, for decode and prefill; none of a mode with no model to compare."""
+    """The figures of the table's validation line, for decode and prefill, and "visits_apart_percent"; none of a mode
+    with no model to compare."""
     pairs = {mode: predictions(table, mode) for mode in MODES}
-    return {mode: figures(found) if found else {} for mode, found in pairs.items()}
+    return {
+        mode: {**figures(found), "visits_apart_percent": visits_apart_percent(table.lines, mode)} if found else {}
+        for mode, found in pairs.items()
+    }
+
+
+def visits_apart_percent(lines: Sequence[Measurement], mode: Mode) -> float | None:
+    """Mean distance of a visit to a whole model from the median of its visits, the machine's slowness taken out of
+    each; None where no model was visited twice."""
+    yardsticks = Yardsticks(lines)
+    visits: dict[str, list[float]] = {}
+    for m in lines:
+        if m.what == "model" and m.mode == mode and not m.failed:
+            visits.setdefault(m.key, []).append(statistics.median(m.samples) / yardsticks.slowness(m))
+    repeated = [times for times in visits.values() if len(times) > 1]
+    apart = [abs(ms / statistics.median(times) - 1) for times in repeated for ms in times]
+    return 100 * statistics.fmean(apart) if apart else None
 
 
 def figures(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:

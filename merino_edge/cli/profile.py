@@ -2,8 +2,8 @@
 
 `--json` prints {"table", "device", "backend", "precision", "threads", "entries", "unstable", "failed", "seconds",
 "finished", "moved": [...], "estimated", "validation": {"decode": {"mape_percent", "p95_percent", "max_percent",
-"bias_percent", "kendall_tau", "low_percent", "high_percent", "models"}, "prefill": {...}}}; with `--dry-run`
-{"probes", "grid", "eta_seconds"}.
+"bias_percent", "kendall_tau", "low_percent", "high_percent", "visits_apart_percent", "models"}, "prefill": {...}}};
+with `--dry-run` {"probes", "grid", "eta_seconds"}.
 """
 
 from __future__ import annotations
@@ -232,5 +232,7 @@ def _print_result(screen: Console, table: LatencyTable, seconds: float) -> None:
             f"max {figures['max_percent']:.1f}%, Kendall tau {'-' if tau is None else f'{tau:.2f}'}",
             soft_wrap=True,
         )
+        if (apart := figures.get("visits_apart_percent")) is not None:
+            screen.print(f"        visits to one model are {apart:.1f}% from their median: that much is the machine")
     if not table.finished:
         screen.print(f"unfinished; go on with: merino-edge profile --continue --out {table.path}", soft_wrap=True)

@@ -228,10 +228,11 @@ def _print_table(screen: Console, document: Document) -> None:
     if document["validation"]:
         compared = "whole models of the roofline, not of the board" if document["estimated"] else "whole models"
         within_title = "published speeds within" if document["estimated"] else "9 of 10 within"
-        figures = Table(compared, "MAPE %", "p95 %", "max %", "bias %", "Kendall tau", within_title)
+        figures = Table(compared, "MAPE %", "p95 %", "max %", "bias %", "Kendall tau", "visits apart %", within_title)
         for mode, found in filter(operator.itemgetter(1), document["validation"].items()):  # estimates have no figures
-            names = ("mape_percent", "p95_percent", "max_percent", "bias_percent", "kendall_tau")
-            numbers = ["-" if found[name] is None else f"{found[name]:.2f}" for name in names]
+            names = [f"{name}_percent" for name in ("mape", "p95", "max", "bias")]
+            names += ["kendall_tau", "visits_apart_percent"]
+            numbers = ["-" if found.get(name) is None else f"{found[name]:.2f}" for name in names]
             within = "-"
             if found.get("low_percent") is not None:
                 within = f"{found['low_percent']:+.1f} to {found['high_percent']:+.1f} %"

@@ -78,7 +78,7 @@ def test_profile_writes_a_table_that_show_explains(space_file: Path, tmp_path: P
     done = json.loads(merino(*arguments, "--plot", png, "--json", "--out", out).stdout)
     table = LatencyTable.load(out)
     assert done["validation"] == table.validation and done["entries"] == planned["probes"] == len(table.measurements)
-    assert {"mape_percent", "p95_percent", "max_percent", "kendall_tau"} <= set(done["validation"]["decode"])
+    assert {"mape_percent", "p95_percent", "kendall_tau", "visits_apart_percent"} <= set(done["validation"]["decode"])
     assert png.read_bytes().startswith(b"\x89PNG")
 
     shown = json.loads(merino("show", out, "--json").stdout)
