@@ -123,12 +123,12 @@ def _in_use(positions: int, context: int) -> int:
 def _tensorrt(name: str, distribution: str, module: str) -> Backend:
     def open_engine(a: Architecture, precision: str, threads: int) -> TimedEngine:
         from merino_edge.export.tensorrt import build_engine
-        from merino_edge.runtime.cuda import Cuda
+        from merino_edge.runtime.cuda import capability_here
         from merino_edge.runtime.tensorrt_engine import TensorRtEngine
         from merino_edge.tensorrt_library import EXTRAS
 
         require(module, EXTRAS[module])
-        Cuda().close()  # compiling takes long: first see whether there is a GPU
+        capability_here()  # compiling takes long: first see whether there is a GPU
         built = build_engine(module, random_graph(a, precision, "rtx", "native"), a.max_positions)
         return TensorRtEngine(module, {a.max_positions: built.plan}, a)
 

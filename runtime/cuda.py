@@ -15,6 +15,15 @@ from numpy.typing import NDArray
 from merino_edge.errors import MissingExtraError, UnsupportedError
 
 
+def capability_here() -> str:
+    """The first GPU's. Raises as the module says."""
+    cuda = Cuda()
+    try:
+        return cuda.capability
+    finally:
+        cuda.close()
+
+
 class Cuda:
     """A stream of its own, and what was allocated; addresses are plain numbers. Raises as the module says."""
 
@@ -31,6 +40,14 @@ class Cuda:
         if self._call("cudaGetDeviceCount") == 0:
             raise UnsupportedError("CUDA finds no GPU (cudaGetDeviceCount is 0)", "use a backend for the CPU")
         self.stream = int(self._call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking))
+
+    @property
+    def capability(self) -> str:
+        """The first GPU's, as in SM87."""
+        kinds = self._runtime.cudaDeviceAttr
+        major = self._call("cudaDeviceGetAttribute", kinds.cudaDevAttrComputeCapabilityMajor, 0)
+        minor = self._call("cudaDeviceGetAttribute", kinds.cudaDevAttrComputeCapabilityMinor, 0)
+        return f"SM{major}{minor}"
 
     def allocate(self, size_bytes: int) -> int:
         """The address of so many zero bytes, aligned to 256 as TensorRT asks for."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from merino_edge import tensorrt_library
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, InputError, UnsupportedError
+from merino_edge.runtime.cuda import capability_here
 from merino_edge.runtime.tensorrt_plan import Plan
 
 if TYPE_CHECKING:
@@ -39,7 +40,10 @@ class TensorRtEngine:
 
     @staticmethod
     def from_bundle(bundle: Bundle) -> TensorRtEngine:
-        """The engines built last. Raises UnsupportedError where another release built them, and as __init__."""
+        """The engines for this GPU that the library which built last has built.
+
+        Raises UnsupportedError where another release built them, or for another GPU, and as __init__.
+        """
         last, again = bundle.engines[-1], f"build it again: merino-edge build {bundle.path}"
         library = str(last.get("library"))
         if library not in tensorrt_library.EXTRAS:
@@ -50,17 +54,20 @@ class TensorRtEngine:
                 f"{bundle.path / last['file']} was built by TensorRT {last.get('version')}, not {trt.__version__}",
                 again,
             )
-        plans: dict[int, bytes | Path] = {}
+        plans: dict[str, dict[int, bytes | Path]] = {}  # by the capability of the GPU
         for entry in bundle.engines:
-            if any(entry.get(key) != last.get(key) for key in ("library", "version", "capability")):
+            if any(entry.get(key) != last.get(key) for key in ("library", "version")):
                 continue
             context = entry.get("context")
             if context not in bundle.contexts:
                 raise ArtefactError(f"{bundle.path / entry['file']} has the unknown context {context!r}", again)
             if entry.get("onnx_sha256") != bundle.manifest["files"][bundle.graph_of(context).name]["sha256"]:
                 raise ArtefactError(f"{bundle.path / entry['file']} was built from another graph", again)
-            plans[context] = bundle.path / entry["file"]
-        return TensorRtEngine(library, plans, bundle.architecture)
+            plans.setdefault(str(entry.get("capability")), {})[context] = bundle.path / entry["file"]
+        here = capability_here()
+        if here not in plans:
+            raise UnsupportedError(f"{bundle.path} has engines for {', '.join(plans)}, this GPU is {here}", again)
+        return TensorRtEngine(library, plans[here], bundle.architecture)
 
     def forward(self, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
         """Run tokens [T] at positions start.., return the last one's logits [V], valid until the next call.

@@ -41,6 +41,7 @@ def build(
     from merino_edge.export.tensorrt import build_engine
     from merino_edge.jetson.device import device_card
     from merino_edge.runtime.bench import peak_memory_mb
+    from merino_edge.runtime.cuda import capability_here
 
     opened = bundles.load(bundle)
     platform = PLATFORMS.get(opened.target)
@@ -51,8 +52,7 @@ def build(
             f"export it with --target, one of {able}",
         )
     library = tensorrt_library.RTX if capability else tensorrt_library.installed()
-    if not capability:
-        _require_gpu()
+    here = "" if capability else capability_here()  # compiling takes minutes: first see whether there is a GPU
     graph_bytes = sum(file["bytes"] for name, file in opened.manifest["files"].items() if name.startswith("model.onnx"))
     free = _available_bytes()
     if workspace_mb is not None:
@@ -77,7 +77,7 @@ def build(
         entry: dict[str, Any] = {
             "library": engine.library,
             "version": engine.version,
-            "capability": engine.capability or "of this machine",
+            "capability": capability or here,
             "machine": card,
             "precision": opened.precision,
             "context": context,
@@ -133,13 +133,6 @@ def _timings_file(library: str, card: dict[str, Any]) -> Path:
 
 def _is_replaced_by(entry: dict[str, Any], old: dict[str, Any]) -> bool:
     return all(old.get(key) == entry[key] for key in ("library", "capability", "context"))
-
-
-def _require_gpu() -> None:
-    """Compiling takes minutes: first see whether there is a GPU. Raises MissingExtraError, UnsupportedError."""
-    from merino_edge.runtime.cuda import Cuda
-
-    Cuda().close()
 
 
 def _available_bytes() -> int:

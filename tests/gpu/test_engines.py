@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -121,6 +122,7 @@ def test_a_backend_runs_a_tiny_model(name: str) -> None:
 
 def test_memory_comes_back_as_it_was_sent() -> None:
     with contextlib.closing(Cuda()) as cuda:
+        assert re.fullmatch(r"SM\d{2,3}", cuda.capability)
         sent, back = np.arange(1000, dtype=np.float32), np.ones(1000, np.float32)
         address = cuda.allocate(sent.nbytes)
         cuda.to_host(address, back)

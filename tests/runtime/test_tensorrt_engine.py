@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stand_in_gpu import HostMemory, OnnxInPlaceOfTensorRt
 
-from merino_edge import tensorrt_library
+from merino_edge import bundle, tensorrt_library
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError, InputError, MerinoError, UnsupportedError
 from merino_edge.export import tensorrt as engine_builder
@@ -25,7 +25,7 @@ from merino_edge.export.graph import build_model, build_stored, cache_names, to_
 from merino_edge.export.quantize import store
 from merino_edge.export.targets import Target
 from merino_edge.export.tensorrt import _use_timings, build_engine
-from merino_edge.runtime import tensorrt_plan
+from merino_edge.runtime import tensorrt_engine, tensorrt_plan
 from merino_edge.runtime.onnx_engine import OnnxEngine
 from merino_edge.runtime.tensorrt_engine import TensorRtEngine
 from merino_edge.runtime.tensorrt_plan import Tensor, bound_tensors, buffer_bytes, owner
@@ -161,6 +161,39 @@ def test_a_sequence_outgrows_one_plan_after_the_other(host_memory: None, lowerin
     )
 
 
+def test_a_bundle_runs_on_its_engines_for_this_gpu(
+    host_memory: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = Architecture(60, 32, 64, 64, (Block(64, 2, 1, 1, 64, True),))
+    target = Target.named("rtx", "fp16")
+    stored = store(a, random_weights(a), target)
+    graphs = {places: to_bytes(build_stored(a, stored, target, 32, places)) for places in (8, 32)}
+    for name, content in (("model.onnx", graphs[32]), ("model-8.onnx", graphs[8])):
+        (tmp_path / name).write_bytes(content)
+    for name in ("tokenizer.json", "chat.json"):
+        (tmp_path / name).write_text(name)
+    bundle.write_manifest(tmp_path, a, "fp16", "rtx", 32, contexts=[8, 32])
+    made = bundle.load(tmp_path)
+    for capability, places in (("SM86", 32), ("SM86", 8), ("SM89", 32)):
+        files = made.manifest["files"]
+        entry = {"library": RTX, "version": "0", "capability": capability, "context": places}
+        entry["onnx_sha256"] = files[made.graph_of(places).name]["sha256"]
+        plan = graphs[places] if capability == "SM86" else b"no plan"
+        made = bundle.add_engine(made, plan, entry, lambda old: False)
+    monkeypatch.setattr(tensorrt_engine, "capability_here", lambda: "SM86")
+    tokens = np.arange(32)
+    engine, reference = TensorRtEngine.from_bundle(made), OnnxEngine(graphs[32], a, 32, 1)
+    with contextlib.closing(engine), contextlib.closing(reference):
+        for start, end in ((0, 7), (7, 8), (8, 32)):
+            expected = reference.forward(tokens[start:end], start)
+            np.testing.assert_allclose(engine.forward(tokens[start:end], start), expected, atol=2e-3)
+    monkeypatch.setattr(tensorrt_engine, "capability_here", lambda: "SM87")
+    with pytest.raises(UnsupportedError, match="has engines for SM86, SM89, this GPU is SM87") as refusal:
+        TensorRtEngine.from_bundle(made)
+    assert refusal.value.hint == f"build it again: merino-edge build {tmp_path}"
+    assert HostMemory.live == 0
+
+
 def test_an_engine_of_another_model_is_refused_and_leaves_no_memory(host_memory: None, graph: bytes) -> None:
     for a, context in ((A, 64), (replace(A, vocab_size=41), 48), (replace(A, blocks=A.blocks[:1]), 48)):
         with pytest.raises(ArtefactError, match="built from another model, or for another context"):
@@ -215,4 +248,5 @@ def test_every_call_to_cuda_exists_in_its_bindings() -> None:
     assert all(callable(getattr(runtime, str(name))) for name in calls)
     statuses = ("cudaSuccess", "cudaErrorInsufficientDriver", "cudaErrorMemoryAllocation")
     assert all(hasattr(runtime.cudaError_t, name) for name in statuses)
+    assert all(hasattr(runtime.cudaDeviceAttr, f"cudaDevAttrComputeCapability{part}") for part in ("Major", "Minor"))
     assert hasattr(runtime, "cudaStreamNonBlocking") and hasattr(runtime.cudaMemcpyKind, "cudaMemcpyHostToDevice")
