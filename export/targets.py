@@ -163,8 +163,6 @@ class Target:
         if block not in BLOCKS:
             raise UnsupportedError(f"no target has blocks of {block}", f"choose one of: {', '.join(map(str, BLOCKS))}")
         platform = PLATFORMS[name]
-        if block != INT4_BLOCK and not (precision == "int4" or (precision == "int8" and platform.tensorrt is None)):
-            raise UnsupportedError(f"{name} at {precision} has no blocks of inputs", "leave --block out")
         if precision not in platform.precisions:
             raise UnsupportedError(
                 f"{name} ({platform.library}) has no {precision}", f"choose one of: {', '.join(platform.precisions)}"
@@ -181,7 +179,10 @@ class Target:
                 f"{name} ({platform.library}) cannot run the {chosen} lowering at {precision}: {reason}",
                 f"choose --lowering {' or '.join(able)}",
             )
-        return Target(platform, precision, chosen, block)  # type: ignore[arg-type]
+        target = Target(platform, precision, chosen, block)  # type: ignore[arg-type]
+        if block != INT4_BLOCK and not (precision == "int4" or (precision == "int8" and target.blocks_int8)):
+            raise UnsupportedError(f"{name} at {precision} has no blocks of inputs", "leave --block out")
+        return target
 
     @property
     def name(self) -> str:

@@ -18,7 +18,7 @@ from merino_edge.architecture import Architecture
 from merino_edge.errors import InputError
 from merino_edge.faces import Faces, fit
 from merino_edge.latency_table import LatencyTable
-from merino_edge.measurement import MODES, Measurement, Mode, What, Yardsticks
+from merino_edge.measurement import MODES, Measurement, Mode, What, Yardsticks, visits_by_key
 
 INTERVAL = 0.9  # of the held-out models lie within the table's interval
 
@@ -62,12 +62,12 @@ def visits_apart_percent(lines: Sequence[Measurement], mode: Mode) -> float | No
     """Mean distance of a visit to a whole model from the median of its visits, the machine's slowness taken out of
     each; None where no model was visited twice."""
     yardsticks = Yardsticks(lines)
-    visits: dict[str, list[float]] = {}
-    for m in lines:
-        if m.what == "model" and m.mode == mode and not m.failed:
-            visits.setdefault(m.key, []).append(statistics.median(m.samples) / yardsticks.slowness(m))
-    repeated = [times for times in visits.values() if len(times) > 1]
-    apart = [abs(ms / statistics.median(times) - 1) for times in repeated for ms in times]
+    models = (m for m in lines if m.what == "model" and m.mode == mode and not m.failed)
+    apart: list[float] = []
+    for visits in visits_by_key(models).values():
+        if len(visits) > 1:
+            times = [statistics.median(m.samples) / yardsticks.slowness(m) for m in visits]
+            apart += [abs(ms / statistics.median(times) - 1) for ms in times]
     return 100 * statistics.fmean(apart) if apart else None
 
 

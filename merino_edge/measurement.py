@@ -180,6 +180,14 @@ class Measurement:
         return Measurement(what, mode, length, shape, samples, energy_mj, cache, failed, yardsticks, visit)
 
 
+def visits_by_key(lines: Iterable[Measurement]) -> dict[str, list[Measurement]]:
+    """Lines that measured the same, together, in the order of the first."""
+    found: dict[str, list[Measurement]] = {}
+    for m in lines:
+        found.setdefault(m.key, []).append(m)
+    return found
+
+
 def usual_yardsticks_ms(measurements: Iterable[Measurement]) -> dict[str, float]:
     """What each kind took in the middle of all the measuring."""
     seen: dict[str, list[float]] = {}
@@ -200,11 +208,8 @@ class Yardsticks:
     def __init__(self, lines: Iterable[Measurement]) -> None:
         lines = list(lines)
         self.usual_ms = usual_yardsticks_ms(lines)
-        visits: dict[str, list[Measurement]] = {}
-        for m in lines:
-            if m.what in WHOLE and m.mode == "decode" and len(m.yardsticks) > 1 and not m.failed:
-                visits.setdefault(m.key, []).append(m)
-        repeated = [found for found in visits.values() if len(found) > 1]
+        wholes = (m for m in lines if m.what in WHOLE and m.mode == "decode" and len(m.yardsticks) > 1 and not m.failed)
+        repeated = [visits for visits in visits_by_key(wholes).values() if len(visits) > 1]
         self.cold_share = min(SHARES, key=lambda share: self._scatter(repeated, share)) if repeated else SHARES[0]
 
     def slowness(self, m: Measurement) -> float:
@@ -237,9 +242,7 @@ def merge_visits(lines: Iterable[Measurement]) -> list[Measurement]:
     """One entry of all the times that something was measured, in the order of the first; failed if it failed once."""
     lines = list(lines)
     yardsticks = Yardsticks(lines)
-    visits: dict[str, list[Measurement]] = {}
-    for m in lines:
-        visits.setdefault(m.key, []).append(replace(m, slowness=yardsticks.slowness(m)))
+    visits = visits_by_key(replace(m, slowness=yardsticks.slowness(m)) for m in lines)
     return [_merged(found, yardsticks.usual_ms) if len(found) > 1 else found[0] for found in visits.values()]
 
 

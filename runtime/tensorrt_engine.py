@@ -89,7 +89,7 @@ class TensorRtEngine:
 
     def assume(self, positions: int) -> None:
         """Take so many positions for written, whatever they hold: to time a step at any length without the prompt."""
-        self._reserve(positions)
+        self._reserve(min(positions, self.max_positions))
         self._length = positions
 
     def close(self) -> None:

@@ -135,39 +135,37 @@ def test_steps_chunks_and_rewinds_over_bound_addresses(host_memory: None, loweri
     assert HostMemory.live == 0
 
 
+def graphs_of(a: Architecture, target: Target, *places: int) -> dict[int, bytes]:
+    """One of each capacity, over the same weights."""
+    stored = store(a, random_weights(a), target)
+    return {count: to_bytes(build_stored(a, stored, target, max(places), count)) for count in places}
+
+
 @pytest.mark.parametrize(("lowering", "precision"), LOWERINGS)
 def test_a_sequence_outgrows_one_plan_after_the_other(host_memory: None, lowering: str, precision: str) -> None:
     a = Architecture(60, 96, 64, 64, (Block(64, 2, 1, 1, 64, True), Block(192, 1, 3, 3, 64)))
-    target = Target.named("rtx", precision, lowering)
-    stored = store(a, random_weights(a), target)
-    graphs = {places: to_bytes(build_stored(a, stored, target, 96, places)) for places in (8, 32, 96)}
+    graphs = graphs_of(a, Target.named("rtx", precision, lowering), 8, 32, 96)
     tokens = np.random.default_rng(0).integers(0, a.vocab_size, 96)
     steps = ((0, 5), (5, 8), (8, 9), (9, 32), (4, 6), (6, 33), (33, 96), (0, 3))
-    with contextlib.closing(TensorRtEngine("any", graphs, a)) as engine:
-        with contextlib.closing(OnnxEngine(graphs[96], a, 96, 1)) as reference:
-            assert engine.max_positions == 96
-            for start, end in steps:
-                expected = reference.forward(tokens[start:end], start)
-                got = engine.forward(tokens[start:end], start)
-                np.testing.assert_allclose(got, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
-        one_plan = HostMemory.live
+    engine, reference = TensorRtEngine("any", graphs, a), OnnxEngine(graphs[96], a, 96, 1)
+    with contextlib.closing(engine), contextlib.closing(reference):
+        assert engine.max_positions == 96
+        for start, end in steps:
+            expected = reference.forward(tokens[start:end], start)
+            got = engine.forward(tokens[start:end], start)
+            np.testing.assert_allclose(got, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
+        rows = 2 * a.layers if lowering == "primitive" else 0
+        assert 0 < HostMemory.live == len(buffer_bytes(bound_tensors(a, 96), 1)) + rows  # of one plan
         with pytest.raises(InputError):
             engine.forward(tokens[:1], 97)
-    assert (
-        HostMemory.live
-        == 0
-        < one_plan
-        == len(buffer_bytes(bound_tensors(a, 96), 1)) + (2 * a.layers if lowering == "primitive" else 0)
-    )
+    assert HostMemory.live == 0
 
 
 def test_a_bundle_runs_on_its_engines_for_this_gpu(
     host_memory: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a = Architecture(60, 32, 64, 64, (Block(64, 2, 1, 1, 64, True),))
-    target = Target.named("rtx", "fp16")
-    stored = store(a, random_weights(a), target)
-    graphs = {places: to_bytes(build_stored(a, stored, target, 32, places)) for places in (8, 32)}
+    graphs = graphs_of(a, Target.named("rtx", "fp16"), 8, 32)
     for name, content in (("model.onnx", graphs[32]), ("model-8.onnx", graphs[8])):
         (tmp_path / name).write_bytes(content)
     for name in ("tokenizer.json", "chat.json"):
