@@ -29,7 +29,7 @@ OnProgress = Callable[[str, float], None]  # (phase, share of it that is done)
 @dataclass(frozen=True)
 class Engine:
     """A serialized engine. `layers`: how many of each kind the parser made, `capability`: "" for the GPU at hand,
-    `timings`: of kernels, for the next build."""
+    `profiles`: (least, optimum, most) tokens of a step in each, `timings`: of kernels, for the next build."""
 
     plan: bytes = field(repr=False)
     library: str
@@ -37,6 +37,7 @@ class Engine:
     capability: str
     seconds: float
     layers: Counter[str]
+    profiles: list[tuple[int, int, int]]
     timings: bytes = field(repr=False)
 
 
@@ -79,10 +80,11 @@ def build_engine(
     if times_kernels:
         _use_timings(config, timings)
     longest = min(context, PREFILL_CHUNK)
-    for optimum, most in ((1, min(2, longest)), (longest, longest)):  # 1..1 finds no fused kernel for attention
+    profiles = [(1, 1, min(2, longest)), (1, longest, longest)]  # 1..1 finds no fused kernel for attention
+    for tokens in profiles:
         profile = builder.create_optimization_profile()
         for name in ("tokens", "positions"):
-            profile.set_shape(name, (1, 1), (1, optimum), (1, most))
+            profile.set_shape(name, *((1, count) for count in tokens))
         config.add_optimization_profile(profile)
     started = time.perf_counter()
     with _interruptible(trt, config, on_progress):
@@ -99,6 +101,7 @@ def build_engine(
         capability,
         time.perf_counter() - started,
         layer_kinds(network),
+        profiles,
         bytes(config.get_timing_cache().serialize()) if times_kernels else b"",
     )
 

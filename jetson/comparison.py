@@ -18,7 +18,7 @@ from merino_edge.measurement import Measurement, Yardsticks, usual_yardsticks_ms
 
 Pairs = list[tuple[Measurement, Measurement]]
 
-CONDITIONS = ("backend", "precision", "threads", "libraries", "estimated")
+CONDITIONS = ("backend", "precision", "threads", "contention_share", "libraries", "estimated")
 
 
 def compare(first: LatencyTable, second: LatencyTable) -> dict[str, Any]:

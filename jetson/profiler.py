@@ -24,13 +24,14 @@ from merino_edge.architecture import Architecture
 from merino_edge.errors import InputError, OutputError
 from merino_edge.jetson import device
 from merino_edge.jetson.backends import Backend
+from merino_edge.jetson.contention import STEP_SHARE
 from merino_edge.jetson.energy import EnergyMeter
 from merino_edge.jetson.plan import LADDER, Axes, Detail, Plan, make_plan
 from merino_edge.jetson.probe import TINY_VOCAB, Probe, Space, Stack
 from merino_edge.jetson.schedule import DEFAULT_MINUTES, FULL_MINUTES, Pace, choose
 from merino_edge.jetson.sensors import Reading, Sensors, moved
 from merino_edge.jetson.session import Batch, session
-from merino_edge.jetson.stopwatch import Rounds, Stopwatch, pinned
+from merino_edge.jetson.stopwatch import Rounds, Stopwatch, feels_contention, pinned
 from merino_edge.jetson.validation import fit_faces, validate
 from merino_edge.latency_table import KIND, SCHEMA_VERSION, LatencyTable, family
 from merino_edge.measurement import Measurement, seal
@@ -122,7 +123,9 @@ def prepare(request: Request, begun: dict[str, Any] | None = None) -> Prepared:
 
     def pace_of(plan: Plan) -> Pace:
         sweep_s = min(stopwatch.sweep() for _ in range(3))
-        return Pace.measure(request.backend, plan, request.precision, request.threads, sweep_s)
+        return Pace.measure(
+            request.backend, plan, request.precision, request.threads, sweep_s, stopwatch.feel_seconds()
+        )
 
     with pinned(request.threads):
         plan, pace = choose(plan_of, pace_of, 60 * request.minutes)
@@ -244,6 +247,7 @@ def _header(request: Request, plan: Plan, card: dict[str, Any], cache_bytes: int
         **_buckets(request.backend),
         "cache_bytes": cache_bytes,
         "company_bytes": company_bytes,
+        "contention_share": STEP_SHARE if feels_contention(request.backend, request.threads) else 0.0,
         "minutes": request.minutes,
         "space": request.space_document,
         "estimated": False,

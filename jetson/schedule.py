@@ -29,7 +29,8 @@ RESERVE = 0.82  # of the time that a plan may fill by its estimate
 
 @dataclass(frozen=True)
 class Pace:
-    """What an engine's opening, a decode step and a prefill take here [s], and what sweeping the caches takes."""
+    """What an engine's opening, a decode step and a prefill take here [s], and beside them sweeping the caches and
+    feeling the core."""
 
     open_s: float
     open_s_per_parameter: float
@@ -37,9 +38,10 @@ class Pace:
     step_s_per_parameter: float
     prefill_s_per_token_parameter: float
     sweep_s: float
+    feel_s: float
 
     @staticmethod
-    def measure(backend: Backend, plan: Plan, precision: str, threads: int, sweep_s: float) -> Pace:
+    def measure(backend: Backend, plan: Plan, precision: str, threads: int, sweep_s: float, feel_s: float) -> Pace:
         """Raises what the backend raises for its smallest model: then it runs none."""
         models = sorted({a for probe in plan.probes for a in probe.models}, key=lambda a: a.parameters)
         length = min(plan.axes.lengths[0], 64)
@@ -58,6 +60,7 @@ class Pace:
             max(0.0, large[1] - small[1]) / more,
             large[2] / (length * _busy(largest)),
             sweep_s,
+            feel_s,
         )
 
     def open_seconds(self, a: Architecture) -> float:
@@ -67,11 +70,11 @@ class Pace:
         """One burst of steps."""
         if probe.mode == "prefill":
             step = self.step_s + self.prefill_s_per_token_parameter * probe.length * _busy(a)
-            return _burst(step)
+            return _burst(step, self.feel_s)
         step = self.step_s + self.step_s_per_parameter * a.parameters
         if probe.cache == "cold":
-            return COLD_STEPS * (step + self.sweep_s)
-        return _burst(step)
+            return COLD_STEPS * (step + self.sweep_s + self.feel_s)
+        return _burst(step, self.feel_s)
 
     def seconds(self, batches: Iterable[Batch]) -> float:
         """Opening every batch's engines and going over its probes as often as is usual."""
@@ -84,11 +87,11 @@ class Pace:
         )
 
 
-def _burst(step: float) -> float:
+def _burst(step: float, feel: float) -> float:
     """Seconds of a visit with such steps."""
     if step >= LONG_SECONDS:
-        return step
-    return (WARM_UP_STEPS + min(BURST_STEPS, math.ceil(BURST_SECONDS / step))) * step
+        return step + feel
+    return WARM_UP_STEPS * step + min(BURST_STEPS, math.ceil(BURST_SECONDS / step)) * (step + feel)
 
 
 def _busy(a: Architecture) -> int:

@@ -4,7 +4,9 @@ The exporter's own graphs run in the backend's own engine, with a fixed number o
 collection off. Rounds go over all models of the batch in turn: what other guests and clocks do to a machine changes
 within a quarter of a second, so a model is timed often and each time only a moment, and models that are subtracted from
 each other are timed in the same moment. It also changes over minutes, for all models alike: so yardsticks, the same
-small model for every kind of step, are timed along with every batch and stand in its entries. A visit takes the lower
+small model for every kind of step, are timed along with every batch and stand in its entries. And it changes within a
+millisecond where another guest's thread shares the core: that is felt beside every step and taken out of it
+(`merino_edge.jetson.contention`), where one thread of a CPU runs the step. A visit takes the lower
 quartile of a few steps, since what disturbs a step only makes it slower: warm, in a loop, as a model that fits the
 caches decodes; cold, after reading twice as much as the last cache holds. An entry is the median over rounds. Rounds go
 on until the bootstrap interval of the median is narrow or there were enough of them; entries whose interval then still
@@ -28,6 +30,7 @@ import numpy as np
 from merino_edge.architecture import Architecture
 from merino_edge.errors import MerinoError
 from merino_edge.jetson.backends import Backend
+from merino_edge.jetson.contention import Contention, loop_seconds, undisturbed
 from merino_edge.jetson.energy import EnergyMeter
 from merino_edge.jetson.probe import Probe
 from merino_edge.measurement import WHOLE, Cache, Measurement, Mode, doubt_percent
@@ -75,6 +78,7 @@ class Stopwatch:
     ) -> None:
         self.yardstick, self.meter = yardstick, meter
         self.backend, self.precision, self.threads = backend, precision, threads
+        self._contention: Contention | None = None  # until the thread is where it will stay
         self._swept = np.ones(sweep_bytes // 8, np.int64)  # zeros would all lie in one page
 
     def sweep(self) -> float:
@@ -82,6 +86,10 @@ class Stopwatch:
         begun = time.perf_counter()
         self._swept.sum()
         return time.perf_counter() - begun
+
+    def feel_seconds(self) -> float:
+        """Of feeling the core before and after a step; 0 where that is not done."""
+        return 2 * loop_seconds() if feels_contention(self.backend, self.threads) else 0.0
 
     # --- a batch ---
 
@@ -116,6 +124,8 @@ class Stopwatch:
                     open_and_step(visit)
             except REFUSALS:  # then nothing tells drift from cost
                 yardsticks = {}
+            if self._contention is None and feels_contention(self.backend, self.threads):
+                self._contention = Contention()
             with no_garbage_collection():
                 entries = self._series(running, yardsticks, engines, last_s, rounds)
             if self.meter is not None:
@@ -188,13 +198,21 @@ class Stopwatch:
         if visit.cache == "cold":
             while len(steps) < COLD_STEPS and sum(steps) < LONG_SECONDS:
                 self.sweep()
-                steps.append(self._step(engine, visit))
+                steps.append(self._undisturbed_step(engine, visit))
         else:
             for _ in range(WARM_UP_STEPS if last_s < LONG_SECONDS else 0):
                 self._step(engine, visit)
             while not steps or (len(steps) < BURST_STEPS and sum(steps) < BURST_SECONDS):
-                steps.append(self._step(engine, visit))
+                steps.append(self._undisturbed_step(engine, visit))
         return float(np.quantile(steps, 0.25))
+
+    def _undisturbed_step(self, engine: Engine, visit: Visit) -> float:
+        """Seconds of one step, without what a neighbour on the core added."""
+        if self._contention is None:
+            return self._step(engine, visit)
+        before = self._contention.slowness()
+        seconds = self._step(engine, visit)
+        return undisturbed(seconds, before, self._contention.slowness())
 
     def _step(self, engine: Engine, visit: Visit) -> float:
         """Seconds of one step: `length` tokens into an empty cache, or one token that reads `length` places."""
@@ -222,6 +240,11 @@ class Stopwatch:
             values = [value for visit in self._visits(probe) if (value := spent[visit]) is not None]
             found[probe.key] = max(0.0, probe.cost(values)) if len(values) == len(probe.models) else None
         return found
+
+
+def feels_contention(backend: Backend, threads: int) -> bool:
+    """Whether a step runs on this thread's core alone, so that a loop there meets what the step meets."""
+    return backend.device == "cpu" and threads == 1
 
 
 def _measurement(probe: Probe, samples: tuple[float, ...], failed: str = "") -> Measurement:

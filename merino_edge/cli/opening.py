@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def open_bundle(path: Path, threads: int | None, cpu: bool) -> tuple[Engine, Tokenizer, Bundle]:
-    """See merino_edge.runtime.engine.open_engine. An engine that was built on another board, under another release or
-    power mode, is named on stderr before it is opened; so is a graph for TensorRT that was not compiled yet."""
+    """See merino_edge.runtime.engine.open_engine. Where every engine was built on another board, under another release
+    or power mode, the last is named on stderr before it is opened; so is a graph for TensorRT that was not compiled yet."""
     from merino_edge.runtime.engine import open_engine
 
     return open_engine(path, threads, cpu, on_bundle=lambda loaded: None if cpu else _tell(loaded))
@@ -28,8 +28,9 @@ def _tell(loaded: Bundle) -> None:
         from merino_edge.jetson.device import device_card
         from merino_edge.jetson.traps import engine_traps
 
-        found = engine_traps(loaded.engines[-1].get("machine", {}), device_card())
-        note = f"warning: {found[0]['found']}; build it again: {again}" if found else ""
+        here = device_card()
+        found = [engine_traps(entry.get("machine", {}), here) for entry in loaded.engines]
+        note = f"warning: {found[-1][0]['found']}; build it again: {again}" if all(found) else ""
     elif loaded.target != "onnxruntime":
         note = f"no engine in {loaded.path} yet: running on the CPU; on the board: {again}"
     if note:

@@ -54,7 +54,8 @@ def test_engines_are_stored_in_the_bundle_and_replace_those_before(
     assert found == [("SM86", 32), ("SM86", 16), ("SM89", 32), ("SM89", 16)]
     assert {path.name for path in mine.iterdir()} == files | {engine["file"] for engine in opened.engines}
     assert said["engines"] == opened.engines[:2]
-    for engine, graph in zip(opened.engines[:2], ("model.onnx", "model-16.onnx"), strict=True):
+    for engine, graph, longest in zip(opened.engines[:2], ("model.onnx", "model-16.onnx"), (32, 16), strict=True):
+        assert engine["profiles"] == [[1, 1, 2], [1, longest, longest]]
         assert engine["onnx_sha256"] == opened.manifest["files"][graph]["sha256"]
         assert engine["layers"]["KV_CACHE_UPDATE"] == 2 * opened.architecture.layers
         assert engine["library"] == RTX and engine["bytes"] == (mine / engine["file"]).stat().st_size
@@ -105,6 +106,10 @@ def test_a_bundle_runs_on_the_engine_in_it_and_says_why_it_cannot(
     assert run(*ask) != 0  # no GPU, or no plan
     said = " ".join(capfd.readouterr().err.split())
     assert "warning: engine built on module p3767-0005, here unknown; build it again: " + again in said
+    bundle.add_engine(bundle.load(mine), b"ours", entry, lambda old: False)
+    bundle.add_engine(bundle.load(mine), b"no plan", elsewhere, lambda old: False)
+    assert run(*ask) != 0
+    assert "warning" not in capfd.readouterr().err  # one was built here
 
 
 def test_an_interrupted_build_leaves_the_bundle_as_it_was(

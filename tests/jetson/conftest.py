@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from merino_edge.architecture import Architecture, Block
-from merino_edge.jetson import schedule, session, stopwatch
+from merino_edge.jetson import contention, schedule, session, stopwatch
 from merino_edge.search.space import Space, Vocabulary
 
 
@@ -37,6 +37,7 @@ def hasty_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopwatch, "WARM_UP_STEPS", 0)
     monkeypatch.setattr(stopwatch, "BURST_STEPS", 1)
     monkeypatch.setattr(stopwatch, "COLD_STEPS", 1)
+    monkeypatch.setattr(contention, "QUIET_LOOPS", 100)
     ladder = tuple(dataclasses.replace(detail, rounds=2) for detail in schedule.LADDER)
     monkeypatch.setattr(schedule, "LADDER", ladder)
     monkeypatch.setattr(schedule, "MOST_ROUNDS", 2)
