@@ -17,7 +17,7 @@ import time
 import numpy as np
 
 TURNS = 800  # of the loop: about 20 us, where a neighbour stays for some hundred
-QUIET_LOOPS, QUIET_SHARE = 20_000, 0.02  # half a second, and which quantile of it is undisturbed
+QUIET_LOOPS = 20_000  # half a second, in which it is undisturbed for a moment, as a rule
 STEP_SHARE = 0.6  # of the loop's slowness that a step shares; 0.5 to 0.8 repeat alike, in all three kinds of step
 MOST = 3.0  # times slower: beyond, the loop itself was interrupted
 
@@ -26,11 +26,13 @@ class Contention:
     """Feels the core that this thread is on. Taking it out needs a step that runs on the same core alone."""
 
     def __init__(self) -> None:
-        self.quiet_s = float(np.quantile([_loop() for _ in range(QUIET_LOOPS)], QUIET_SHARE))
+        self.quiet_s = min(_loop() for _ in range(QUIET_LOOPS))
 
     def slowness(self) -> float:
         """How many times longer than undisturbed the loop takes now."""
-        return min(MOST, _loop() / self.quiet_s)
+        took_s = _loop()
+        self.quiet_s = min(self.quiet_s, took_s)
+        return min(MOST, took_s / self.quiet_s)
 
 
 def undisturbed(seconds: float, before: float, after: float) -> float:

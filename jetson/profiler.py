@@ -31,12 +31,14 @@ from merino_edge.jetson.probe import TINY_VOCAB, Probe, Space, Stack
 from merino_edge.jetson.schedule import DEFAULT_MINUTES, FULL_MINUTES, Pace, choose
 from merino_edge.jetson.sensors import Reading, Sensors, moved
 from merino_edge.jetson.session import Batch, session
-from merino_edge.jetson.stopwatch import Rounds, Stopwatch, feels_contention, pinned
+from merino_edge.jetson.stopwatch import Stopwatch, feels_contention, pinned
 from merino_edge.jetson.validation import fit_faces, validate
 from merino_edge.latency_table import KIND, SCHEMA_VERSION, LatencyTable, family
 from merino_edge.measurement import Measurement, seal
 
 COMPANY = 1.5  # times the cache before the last, of what warm layers are timed beside: it drives them out of there
+FILLED = 0.97  # of the time asked for
+STEADY_SECONDS = 10.0  # after which it counts how long batches took
 UNKNOWN_CACHE_BYTES = 32 * 2**20  # taken for the last cache's size where no file says it
 WIDE_CONTEXT = 2**20  # longer than any bucket of a cache
 # Header fields in which a table and what continues it may differ: when it was made, and what it covers.
@@ -139,6 +141,7 @@ def profile(path: Path, request: Request, resume: bool = False, note: Note = lam
     Raises OutputError where `path` exists and is not resumed or cannot be written, InputError where it was
     begun otherwise, ArtefactError where it is altered.
     """
+    begun = time.monotonic()
     table = LatencyTable.load(path, unfinished=True) if resume and path.exists() else None
     if table is None and path.exists():
         raise OutputError(f"{path} exists", "finish it with --continue, or choose another --out")
@@ -163,7 +166,7 @@ def profile(path: Path, request: Request, resume: bool = False, note: Note = lam
                 os.fsync(file.fileno())
 
             with pinned(request.threads):
-                for fresh in _measure(prepared, request, batches, append, note):
+                for fresh in _measure(prepared, request, batches, append, note, begun):
                     measured += fresh  # first: from here on an interruption must leave the file
                     append(m.to_line() for m in fresh)
             if not prepared.session(known={(m.key, m.visit) for m in measured}):
@@ -180,8 +183,9 @@ def _measure(
     batches: Sequence[Batch],
     append: Callable[[list[dict[str, Any]]], None],
     note: Note,
+    begun: float,
 ) -> Iterator[list[Measurement]]:
-    """The lines of each batch, as they come."""
+    """The lines of each batch, as they come. Where time runs out, batches are gone over less often."""
     sensors = Sensors()
     total = prepared.pace.seconds(batches)
     progress = Progress(0.0, total, sum(len(batch.probes) for batch in batches if batch.last))
@@ -189,12 +193,12 @@ def _measure(
     first = sensors.read()
     if batches:
         append([_conditions("before", first, [])])
-    begun = time.monotonic()
+    started = time.monotonic()
     for batch in batches:
-        # Behind the time asked for, batches are gone over less often.
-        late = time.monotonic() - begun > 60 * request.minutes * (progress.done_seconds + 1) / (total + 1)
-        rounds = Rounds(batch.rounds.least, max(batch.rounds.least, batch.rounds.most // 2)) if late else batch.rounds
-        found = prepared.stopwatch.measure(batch.probes, rounds)
+        now_s = time.monotonic()
+        slower = max(1.0, (now_s - started + STEADY_SECONDS) / (progress.done_seconds + STEADY_SECONDS))
+        share = (begun + FILLED * 60 * request.minutes - now_s) / (slower * (total - progress.done_seconds + 1))
+        found = prepared.stopwatch.measure(batch.probes, batch.rounds.fewer(share))
         yield [dataclasses.replace(m, visit=batch.visit) for m in found]
         progress.done += len(batch.probes) if batch.last else 0
         progress.done_seconds += prepared.pace.seconds([batch])

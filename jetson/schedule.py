@@ -20,7 +20,8 @@ from merino_edge.jetson.backends import Backend
 from merino_edge.jetson.plan import LADDER, MOST_ROUNDS, Detail, Plan
 from merino_edge.jetson.probe import Probe
 from merino_edge.jetson.session import Batch, session
-from merino_edge.jetson.stopwatch import BURST_SECONDS, BURST_STEPS, COLD_STEPS, LONG_SECONDS, WARM_UP_STEPS
+from merino_edge.jetson.stopwatch import BURST_SECONDS, BURST_STEPS, COLD_STEPS, LONG_SECONDS, warm_up_steps
+from merino_edge.measurement import Mode
 
 QUICK_MINUTES, DEFAULT_MINUTES = 2.0, 30.0
 FULL_MINUTES = 8.0  # from here on 50 models are held out
@@ -70,11 +71,11 @@ class Pace:
         """One burst of steps."""
         if probe.mode == "prefill":
             step = self.step_s + self.prefill_s_per_token_parameter * probe.length * _busy(a)
-            return _burst(step, self.feel_s)
+            return _burst("prefill", step, self.feel_s)
         step = self.step_s + self.step_s_per_parameter * a.parameters
         if probe.cache == "cold":
             return COLD_STEPS * (step + self.sweep_s + self.feel_s)
-        return _burst(step, self.feel_s)
+        return _burst("decode", step, self.feel_s)
 
     def seconds(self, batches: Iterable[Batch]) -> float:
         """Opening every batch's engines and going over its probes as often as is usual."""
@@ -87,11 +88,10 @@ class Pace:
         )
 
 
-def _burst(step: float, feel: float) -> float:
+def _burst(mode: Mode, step: float, feel: float) -> float:
     """Seconds of a visit with such steps."""
-    if step >= LONG_SECONDS:
-        return step + feel
-    return WARM_UP_STEPS * step + min(BURST_STEPS, math.ceil(BURST_SECONDS / step)) * (step + feel)
+    counted = 1 if step >= LONG_SECONDS else min(BURST_STEPS, math.ceil(BURST_SECONDS / step))
+    return warm_up_steps(mode, step) * step + counted * (step + feel)
 
 
 def _busy(a: Architecture) -> int:

@@ -34,7 +34,7 @@ def tiny_space() -> Space:
 @pytest.fixture
 def hasty_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer rounds of shorter bursts: these tests judge what is written, not how steady it is."""
-    monkeypatch.setattr(stopwatch, "WARM_UP_STEPS", 0)
+    monkeypatch.setattr(stopwatch, "warm_up_steps", lambda mode, step_s: 0)
     monkeypatch.setattr(stopwatch, "BURST_STEPS", 1)
     monkeypatch.setattr(stopwatch, "COLD_STEPS", 1)
     monkeypatch.setattr(contention, "QUIET_LOOPS", 100)
