@@ -6,11 +6,12 @@ within a quarter of a second, so a model is timed often and each time only a mom
 each other are timed in the same moment. It also changes over minutes, for all models alike: so yardsticks, the same
 small model for every kind of step, are timed along with every batch and stand in its entries. And it changes within a
 millisecond where another guest's thread shares the core: that is felt beside every step and taken out of it
-(`merino_edge.jetson.contention`), where one thread of a CPU runs the step. A visit takes the lower
-quartile of a few steps, since what disturbs a step only makes it slower: warm, in a loop, as a model that fits the
-caches decodes; cold, after reading twice as much as the last cache holds. An entry is the median over rounds. Rounds go
-on until the bootstrap interval of the median is narrow or there were enough of them; entries whose interval then still
-exceeds 2.5% are flagged. Energy is metered afterwards, over steps of each model in a loop.
+(`merino_edge.jetson.contention`), where one thread of a CPU runs the step. A visit takes the lower quartile of a few
+steps, since what disturbs a step only makes it slower: warm, in a loop that has run until the caches hold what they
+will, as a model that fits them decodes; cold, after reading twice as much as the last cache holds. An entry is the
+median over rounds. Rounds go on until the bootstrap interval of the median is narrow or there were enough of them;
+entries whose interval then still exceeds 2.5% are flagged. Energy is metered afterwards, over steps of each model in a
+loop.
 """
 
 from __future__ import annotations
