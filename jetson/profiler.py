@@ -272,7 +272,7 @@ def _buckets(backend: Backend) -> dict[str, int]:
 def _continued(table: LatencyTable, header: dict[str, Any]) -> dict[str, Any]:
     """The header of what the table will cover: its own, where that is nothing more. Raises InputError."""
     path = table.path
-    for name in sorted(set(header) - VARYING):
+    for name in sorted(set(header) - VARYING, key=lambda name: (name == "contention_share", name)):  # follows threads
         if name == "device":
             changed = "; ".join(device.differences(table.header["device"], header["device"]))
             if changed:
