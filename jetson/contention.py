@@ -12,9 +12,8 @@ a neighbour taken out 4.5 - 6.4, 2.9 and 2.1 %. Where the loop is even, nothing 
 
 from __future__ import annotations
 
+import statistics
 import time
-
-import numpy as np
 
 TURNS = 800  # of the loop: about 20 us, where a neighbour stays for some hundred
 QUIET_LOOPS = 20_000  # half a second, in which it is undisturbed for a moment, as a rule
@@ -41,8 +40,8 @@ def undisturbed(seconds: float, before: float, after: float) -> float:
 
 
 def loop_seconds() -> float:
-    """As a rule."""
-    return float(np.median([_loop() for _ in range(100)]))
+    """Of feeling the core once, as a rule."""
+    return statistics.median(_loop() for _ in range(100))
 
 
 def _loop() -> float:

@@ -141,7 +141,7 @@ def profile(path: Path, request: Request, resume: bool = False, note: Note = lam
     Raises OutputError where `path` exists and is not resumed or cannot be written, InputError where it was
     begun otherwise, ArtefactError where it is altered.
     """
-    begun = time.monotonic()
+    deadline_s = time.monotonic() + FILLED * 60 * request.minutes
     table = LatencyTable.load(path, unfinished=True) if resume and path.exists() else None
     if table is None and path.exists():
         raise OutputError(f"{path} exists", "finish it with --continue, or choose another --out")
@@ -166,7 +166,7 @@ def profile(path: Path, request: Request, resume: bool = False, note: Note = lam
                 os.fsync(file.fileno())
 
             with pinned(request.threads):
-                for fresh in _measure(prepared, request, batches, append, note, begun):
+                for fresh in _measure(prepared, batches, append, note, deadline_s):
                     measured += fresh  # first: from here on an interruption must leave the file
                     append(m.to_line() for m in fresh)
             if not prepared.session(known={(m.key, m.visit) for m in measured}):
@@ -179,11 +179,10 @@ def profile(path: Path, request: Request, resume: bool = False, note: Note = lam
 
 def _measure(
     prepared: Prepared,
-    request: Request,
     batches: Sequence[Batch],
     append: Callable[[list[dict[str, Any]]], None],
     note: Note,
-    begun: float,
+    deadline_s: float,
 ) -> Iterator[list[Measurement]]:
     """The lines of each batch, as they come. Where time runs out, batches are gone over less often."""
     sensors = Sensors()
@@ -193,11 +192,11 @@ def _measure(
     first = sensors.read()
     if batches:
         append([_conditions("before", first, [])])
-    started = time.monotonic()
+    started_s = time.monotonic()
     for batch in batches:
         now_s = time.monotonic()
-        slower = max(1.0, (now_s - started + STEADY_SECONDS) / (progress.done_seconds + STEADY_SECONDS))
-        share = (begun + FILLED * 60 * request.minutes - now_s) / (slower * (total - progress.done_seconds + 1))
+        slower = max(1.0, (now_s - started_s + STEADY_SECONDS) / (progress.done_seconds + STEADY_SECONDS))
+        share = (deadline_s - now_s) / (slower * (total - progress.done_seconds + 1))
         found = prepared.stopwatch.measure(batch.probes, batch.rounds.fewer(share))
         yield [dataclasses.replace(m, visit=batch.visit) for m in found]
         progress.done += len(batch.probes) if batch.last else 0
@@ -272,7 +271,7 @@ def _buckets(backend: Backend) -> dict[str, int]:
 def _continued(table: LatencyTable, header: dict[str, Any]) -> dict[str, Any]:
     """The header of what the table will cover: its own, where that is nothing more. Raises InputError."""
     path = table.path
-    for name in sorted(set(header) - VARYING, key=lambda name: (name == "contention_share", name)):  # follows threads
+    for name in (name for name in header if name not in VARYING):  # causes first, as the header has them
         if name == "device":
             changed = "; ".join(device.differences(table.header["device"], header["device"]))
             if changed:
