@@ -23,6 +23,7 @@ MODULES = {
     "onnx-ir": "onnx_ir",
     "tensorrt-rtx-cu12-bindings": "tensorrt_rtx_bindings",
     "cuda-bindings": "cuda.bindings",
+    "prometheus-client": "prometheus_client",
 }
 BASE = ("numpy", "typer", "rich", "tokenizers", "onnxruntime", "jinja2")
 # verb: (packages beyond the base, extras that bring them)
@@ -37,6 +38,7 @@ NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
     "build": (("tensorrt", "cuda-bindings", "onnx-ir"), "tensorrt,export"),
     "targets": (("onnx-ir",), "export"),
     "generate": ((), ""),
+    "serve": (("starlette", "uvicorn", "pydantic", "prometheus-client"), "serve"),
     "bench": ((), ""),
     "show": ((), ""),
     "demo": (("torch", "safetensors", "onnx", "onnx-ir"), "train,export"),

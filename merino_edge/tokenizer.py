@@ -92,6 +92,11 @@ class Tokenizer:
         ids = list(self.backend.encode(text, add_special_tokens=False).ids)
         return ids if self.chat.bos_token_id is None else [self.chat.bos_token_id, *ids]
 
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation, ending where the assistant starts. Raises as `apply_template` and `encode`."""
+        ids, bos = self.encode(self.apply_template(messages)), self.chat.bos_token_id
+        return ids[1:] if ids[:2] == [bos, bos] else ids  # some templates write the BOS that `encode` adds
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
 

@@ -56,7 +56,7 @@ class Chat:
             raise InputError("the prompt is empty", "give at least one character")
         before: list[Message] = [] if self.raw else self.messages
         asked = [*before, {"role": "user", "content": text}]
-        ids = self.tokenizer.encode(text) if self.raw else self._encode(asked)
+        ids = self.tokenizer.encode(text) if self.raw else self.tokenizer.encode_chat(asked)
         context = self._session.engine.max_positions
         if len(ids) > context and len(before) > len(self.system):
             raise InputError(
@@ -66,8 +66,3 @@ class Chat:
         self.turn = generate(self._session, self.tokenizer, ids, self.sampling, self.max_tokens, self.stop, cancel)
         self._asked = asked
         return self.turn
-
-    def _encode(self, messages: list[Message]) -> list[int]:
-        ids = self.tokenizer.encode(self.tokenizer.apply_template(messages))
-        bos = self.tokenizer.chat.bos_token_id
-        return ids[1:] if ids[:2] == [bos, bos] else ids  # some templates write the BOS that `encode` adds

@@ -163,7 +163,8 @@ class Generation(Iterator[str]):
 
     def _sample(self, logits: Logits) -> int:
         began = perf_counter()
-        token = self._sampler(logits, self._session.ids)  # at this point: the prompt and every token so far
+        # At this point the session holds the prompt and every token so far.
+        token = self._sampler(logits, self._session.ids, self.tokens)
         statistics, elapsed_ms = self.statistics, _since_ms(began)
         if statistics.first_token_ms is None:
             statistics.first_token_ms = statistics.prompt_ms + elapsed_ms

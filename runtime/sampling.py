@@ -1,14 +1,15 @@
 """From logits to the next token. Knows no engine, no tokenizer and no text.
 
-The filters, their order and their treatment of ties are those of Hugging Face `generate`: repetition
-penalty, temperature, top-k, top-p, min-p. A filter at its neutral value (1, 1, 0, 1, 0) is not run.
+The filters, their order and their treatment of ties are those of Hugging Face `generate`: bias, repetition penalty,
+temperature, top-k, top-p, min-p, typical-p. Frequency and presence penalties are OpenAI's, over the answer alone. A
+filter at its neutral value is not run.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from merino_edge import limits
 from merino_edge.errors import ArtefactError, InputError
 from merino_edge.runtime.engine import Logits, TokenIds
+
+Floats = NDArray[np.float64]
 
 
 def _check_real(name: str, value: float, low: float, high: float) -> None:
@@ -31,16 +34,26 @@ class Sampling:
     top_k: int = 40  # keep the k likeliest and their ties; 0: all
     top_p: float = 0.95  # keep the fewest that together hold this probability; 1: all
     min_p: float = 0.0  # keep those at least this likely relative to the likeliest; 0: all
+    typical_p: float = 1.0  # keep those nearest to the expected surprise that hold this probability; 1: all
     repetition_penalty: float = 1.0  # divides positive and multiplies negative logits of tokens already seen
+    frequency_penalty: float = 0.0  # taken off a token's logit for each time that the answer has it
+    presence_penalty: float = 0.0  # taken off it once if the answer has it
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # added, by token id; -100 forbids
     seed: int | None = None  # None: a fresh one, see Sampler.seed
-    greedy: bool = False  # the likeliest token, after the repetition penalty; the rest is not looked at
+    greedy: bool = False  # the likeliest token, after bias and penalties; the rest is not looked at
 
     def __post_init__(self) -> None:
         _check_real("temperature", self.temperature, 0.0, 100.0)
         limits.check_range("top_k", self.top_k, 0, limits.MAX_VOCAB_SIZE)
         _check_real("top_p", self.top_p, 0.0, 1.0)
         _check_real("min_p", self.min_p, 0.0, 1.0)
+        _check_real("typical_p", self.typical_p, 0.0, 1.0)
         _check_real("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
+        _check_real("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _check_real("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        for token, bias in self.logit_bias.items():
+            limits.check_range("logit_bias's token", token, 0, limits.MAX_VOCAB_SIZE - 1)
+            _check_real(f"logit_bias of token {token}", bias, -100.0, 100.0)
         if self.seed is not None:
             limits.check_range("seed", self.seed, 0, limits.MAX_SEED)
 
@@ -53,10 +66,12 @@ class Sampler:
         self.seed = int(np.random.default_rng().integers(2**32)) if sampling.seed is None else sampling.seed
         self._random = np.random.default_rng(self.seed)
 
-    def __call__(self, logits: Logits, history: Sequence[int]) -> int:
-        """The next token id. `logits` [V] are not changed; `history` is every id so far, prompt included."""
-        if self.sampling.repetition_penalty != 1:
-            logits = penalise(logits, history, self.sampling.repetition_penalty)
+    def __call__(self, logits: Logits, history: Sequence[int], answer: Sequence[int] = ()) -> int:
+        """The next token id. `logits` [V] are not changed; `history`: all ids so far, `answer`: those after the prompt.
+
+        Raises InputError (a bias for a token that is not there), ArtefactError (logits that are not finite).
+        """
+        logits = adjusted(logits, history, answer, self.sampling)
         best = int(logits.argmax())  # NaN and +infinity come out first
         if not math.isfinite(logits[best]):
             raise ArtefactError(f"the model returned logits of {logits[best]}", "export again with --precision fp32")
@@ -69,16 +84,32 @@ class Sampler:
         return int(ids[min(index, ids.size - 1)])
 
 
-def penalise(logits: Logits, history: Sequence[int], penalty: float) -> Logits:
-    """A copy of `logits` [V] with every id of `history` made less likely, once however often it occurs."""
-    seen = np.asarray(history, np.int64)
-    values = logits[seen]
+def adjusted(logits: Logits, history: Sequence[int], answer: Sequence[int], sampling: Sampling) -> Logits:
+    """`logits` [V] with bias and penalties; a copy where there are any."""
+    repetition, frequency, presence = (
+        sampling.repetition_penalty,
+        sampling.frequency_penalty,
+        sampling.presence_penalty,
+    )
+    if repetition == 1 and not (frequency or presence or sampling.logit_bias):
+        return logits
     logits = logits.copy()
-    logits[seen] = np.where(values < 0, values * penalty, values / penalty)
+    if sampling.logit_bias:
+        biased = np.fromiter(sampling.logit_bias, np.int64)
+        if biased.max() >= logits.size:
+            raise InputError(f"logit_bias has token {biased.max()}", f"give ids of 0 to {logits.size - 1}")
+        logits[biased] += np.fromiter(sampling.logit_bias.values(), np.float32)
+    if repetition != 1:  # once however often a token occurs
+        seen = np.asarray(history, np.int64)
+        values = logits[seen]
+        logits[seen] = np.where(values < 0, values * repetition, values / repetition)
+    if (frequency or presence) and answer:
+        said, times = np.unique(np.asarray(answer, np.int64), return_counts=True)
+        logits[said] -= (presence + frequency * times).astype(np.float32)
     return logits
 
 
-def distribution(logits: Logits, sampling: Sampling) -> tuple[TokenIds, NDArray[np.float64]]:
+def distribution(logits: Logits, sampling: Sampling) -> tuple[TokenIds, Floats]:
     """The candidate ids [N] and their probabilities [N], summing to 1, after the filters.
 
     Top-k goes first, on the float32 logits: it does not depend on the temperature, and what follows
@@ -103,8 +134,22 @@ def distribution(logits: Logits, sampling: Sampling) -> tuple[TokenIds, NDArray[
     if sampling.min_p > 0:
         keep = likely >= sampling.min_p * likely.max()
         ids, likely = ids[keep], likely[keep]
+    if sampling.typical_p < 1:
+        ids, likely = _typical(ids, _normal(likely), sampling.typical_p)
     return ids, _normal(likely)
 
 
-def _normal(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+def _typical(ids: TokenIds, likely: Floats, mass: float) -> tuple[TokenIds, Floats]:
+    """Those whose surprise is nearest to the expected one, until they hold `mass` (Meister et al., TACL 2023)."""
+    possible = likely > 0
+    ids, likely = ids[possible], likely[possible]
+    surprise = -np.log(likely)
+    apart = np.abs(surprise - (likely * surprise).sum())
+    order = apart.argsort(kind="stable")
+    last = min(int((likely[order].cumsum() < mass).sum()), order.size - 1)
+    keep = apart <= apart[order[last]]
+    return ids[keep], likely[keep]
+
+
+def _normal(weights: Floats) -> Floats:
     return weights / np.float64(weights.sum())

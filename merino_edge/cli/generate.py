@@ -38,7 +38,10 @@ def generate(
     top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = 40,
     top_p: Annotated[float, typer.Option(help="Keep the fewest tokens with this probability; 1 keeps all.")] = 0.95,
     min_p: Annotated[float, typer.Option(help="Drop tokens less likely than this share of the likeliest.")] = 0.0,
+    typical_p: Annotated[float, typer.Option(help="Keep those as surprising as expected, up to this.")] = 1.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: make tokens already seen less likely.")] = 1.0,
+    frequency_penalty: Annotated[float, typer.Option(help="Per time that the answer has a token.")] = 0.0,
+    presence_penalty: Annotated[float, typer.Option(help="Once if the answer has a token.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Same seed, same answer.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be repeated.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
@@ -52,7 +55,8 @@ def generate(
     from merino_edge.runtime.chat import Chat
     from merino_edge.runtime.sampling import Sampling
 
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed, greedy)
+    penalties = (repetition_penalty, frequency_penalty, presence_penalty)
+    sampling = Sampling(temperature, top_k, top_p, min_p, typical_p, *penalties, seed=seed, greedy=greedy)
     if prompt is None and not sys.stdin.isatty():
         prompt = _read_stdin()
     if prompt is None and as_json:

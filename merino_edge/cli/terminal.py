@@ -99,7 +99,8 @@ class Terminal:
 
     def __init__(self, talk: Chat, load_ms: float, verbose: bool) -> None:
         self.talk, self.load_ms, self.verbose = talk, load_ms, verbose
-        self.keys = [field.name for field in dataclasses.fields(talk.sampling)] + ["max_tokens"]
+        fields = dataclasses.fields(talk.sampling)
+        self.keys = [field.name for field in fields if field.name != "logit_bias"] + ["max_tokens"]
 
     def run(self) -> None:
         """Until /exit, Ctrl-D, or Ctrl-C at the prompt (KeyboardInterrupt). A refused turn is one line."""

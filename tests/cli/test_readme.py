@@ -43,9 +43,19 @@ def test_every_command_runs_and_says_what_the_readme_promises(
     assert {"table.png", "search.png"} <= {file.name for file in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize("verb", ["", *sorted(VERBS), "demo", "build", "targets"])
+@pytest.mark.parametrize("verb", ["", *sorted(VERBS), "demo", "build", "targets", "serve"])
 def test_help_loads_no_heavy_library(verb: str) -> None:
-    heavy = ["torch", "onnx", "onnx_ir", "onnxruntime", "numpy", "transformers", "tokenizers", "matplotlib"]
+    heavy = [
+        "torch",
+        "onnx",
+        "onnx_ir",
+        "onnxruntime",
+        "numpy",
+        "transformers",
+        "tokenizers",
+        "matplotlib",
+        "starlette",
+    ]
     code = (
         "import sys; sys.path = [p for p in sys.path if p]\n"
         f"sys.argv = ['merino-edge', *{[verb] if verb else []}, '--help']\n"

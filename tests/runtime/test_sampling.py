@@ -14,13 +14,15 @@ from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from merino_edge.errors import ArtefactError, InputError
-from merino_edge.runtime.sampling import Sampler, Sampling, distribution, penalise
+from merino_edge.runtime.sampling import Sampler, Sampling, adjusted, distribution
 
 SAMPLINGS = st.builds(
     Sampling,
@@ -28,13 +30,18 @@ SAMPLINGS = st.builds(
     top_k=st.integers(0, 60),
     top_p=st.one_of(st.just(1.0), st.floats(0, 1)),
     min_p=st.one_of(st.just(0.0), st.floats(0, 1)),
+    typical_p=st.one_of(st.just(1.0), st.floats(0.01, 0.99)),
     repetition_penalty=st.one_of(st.just(1.0), st.floats(0.5, 3)),
+    logit_bias=st.dictionaries(st.integers(0, 1), st.floats(-100, 100)),
 )
 
 
 def reference(logits: np.ndarray, history: list[int], sampling: Sampling) -> np.ndarray:
-    """Probabilities [V] by transformers: the penalty in the model's float32, the rest in float64."""
+    """Probabilities [V] by transformers: bias and penalty in the model's float32, the rest in float64."""
     ids, scores = torch.tensor([history], dtype=torch.long), torch.from_numpy(logits)[None]
+    if sampling.logit_bias:
+        biased = [[[token], float(bias)] for token, bias in sampling.logit_bias.items()]
+        scores = SequenceBiasLogitsProcessor(biased)(ids, scores)
     if sampling.repetition_penalty != 1:
         scores = RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty))(ids, scores)
     processors = LogitsProcessorList([TemperatureLogitsWarper(float(sampling.temperature))])
@@ -44,13 +51,13 @@ def reference(logits: np.ndarray, history: list[int], sampling: Sampling) -> np.
         processors.append(TopPLogitsWarper(sampling.top_p))
     if sampling.min_p > 0:
         processors.append(MinPLogitsWarper(sampling.min_p))
+    if sampling.typical_p < 1:
+        processors.append(TypicalLogitsWarper(sampling.typical_p))
     return processors(ids, scores.double()).softmax(-1)[0].numpy()
 
 
 def dense(logits: np.ndarray, history: list[int], sampling: Sampling) -> np.ndarray:
-    if sampling.repetition_penalty != 1:
-        logits = penalise(logits, history, sampling.repetition_penalty)
-    ids, likely = distribution(logits, sampling)
+    ids, likely = distribution(adjusted(logits, history, (), sampling), sampling)
     result = np.zeros(logits.size)
     result[ids] = likely
     return result
@@ -125,6 +132,24 @@ def test_infinitely_unlikely_tokens_are_never_drawn() -> None:
     assert {sampler(logits, []) for _ in range(200)} == {4, 9}
 
 
+@settings(max_examples=50, deadline=None)
+@given(frequency=st.floats(-2, 2), presence=st.floats(-2, 2), answer=st.lists(st.integers(0, 19), max_size=40))
+def test_frequency_and_presence_are_taken_off_what_the_answer_has(
+    frequency: float, presence: float, answer: list[int]
+) -> None:
+    logits = np.random.default_rng(0).standard_normal(20).astype(np.float32)
+    sampling = Sampling(frequency_penalty=frequency, presence_penalty=presence)
+    got = adjusted(logits, [1, 2, 3, *answer], answer, sampling)
+    # https://platform.openai.com/docs/api-reference/chat/create: logit - count * frequency - (count > 0) * presence
+    expected = [logits[t] - answer.count(t) * frequency - (answer.count(t) > 0) * presence for t in range(20)]
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_bias_for_a_token_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InputError, match="token 8"):
+        Sampler(Sampling(logit_bias={8: 1.0}))(np.zeros(8, np.float32), [])
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("greedy", [True, False])
 def test_a_broken_model_is_refused(bad: float, greedy: bool) -> None:
@@ -148,6 +173,11 @@ def test_a_broken_model_is_refused(bad: float, greedy: bool) -> None:
         ("top_p", "0.5"),
         ("min_p", -0.01),
         ("repetition_penalty", 0.0),
+        ("typical_p", -0.1),
+        ("frequency_penalty", 2.1),
+        ("presence_penalty", math.nan),
+        ("logit_bias", {-1: 0.0}),
+        ("logit_bias", {3: math.inf}),
         ("seed", -1),
     ],
 )

@@ -1,0 +1,83 @@
+"""`merino-edge serve BUNDLE`: a bundle behind OpenAI's API, until Ctrl-C. Says on stderr where."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from merino_edge.errors import InputError
+
+GRACE_SECONDS = 2  # for answers that end as the server does
+
+
+def serve(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")],
+    host: Annotated[str, typer.Option(help="Address; any but this machine's own needs a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8080,
+    api_key: Annotated[
+        str | None, typer.Option(help="What clients must send.", envvar="MERINO_EDGE_API_KEY", show_envvar=True)
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name for clients; default: the folder's.")] = None,
+    waiting: Annotated[int, typer.Option(help="Answers that may wait; more are refused with 429.")] = 8,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Run the graph on the CPU, whatever engines there are.")] = False,
+) -> None:
+    """Serve a bundle over HTTP, for any client of OpenAI's API."""
+    from merino_edge import limits
+    from merino_edge.cli.console import stderr
+    from merino_edge.cli.opening import open_bundle
+    from merino_edge.errors import require
+
+    for package in ("starlette", "uvicorn", "pydantic", "prometheus_client"):
+        require(package, "serve")
+    limits.check_range("port", port, 0, 65535)
+    limits.check_range("waiting", waiting, 0, limits.MAX_WAITING)
+    if api_key == "":
+        raise InputError("the API key is empty", "give --api-key TEXT, or unset MERINO_EDGE_API_KEY")
+    if api_key is None and not _is_local(host):
+        raise InputError(f"{host} can be reached from elsewhere", "give --api-key TEXT, or --host 127.0.0.1")
+
+    import uvicorn
+
+    from merino_edge.runtime.server.app import Service
+
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(_listen(host, port))
+        engine, tokenizer, opened = open_bundle(bundle, threads, cpu)
+        stack.enter_context(contextlib.closing(engine))
+        service = Service(engine, tokenizer, name or opened.path.resolve().name, waiting, api_key)
+        stack.callback(service.close)
+
+        class Server(uvicorn.Server):
+            def handle_exit(self, sig: int, frame: object) -> None:
+                service.cancel_all()  # or their streams would hold the server until they end
+                super().handle_exit(sig, frame)  # type: ignore[arg-type]
+
+        config = uvicorn.Config(
+            service.application(), log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_SECONDS
+        )
+        where, bound = f"[{host}]" if ":" in host else host, listening.getsockname()[1]
+        stderr().print(f"{service.name} on http://{where}:{bound}/v1; Ctrl-C ends", highlight=False, markup=False)
+        Server(config).run(sockets=[listening])
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Raises InputError where the address is not this machine's, or taken."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"cannot listen on {host} port {port} ({reason})", "choose another --host or --port") from None

@@ -1,0 +1,155 @@
+"""What a client may ask: the two requests of OpenAI's API, checked, as a prompt, a sampling and where to stop.
+
+Source: https://platform.openai.com/docs/api-reference. Beside its fields, `top_k`, `min_p`, `typical_p` and
+`repetition_penalty` are understood. A field that would change the answer and is not served here is refused by name
+where it asks for something; one that says who asks, or where answers are kept, is read and not used. What is left out
+has `Sampling`'s default: OpenAI's temperature of 1 is too much for models this small.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from merino_edge import limits
+from merino_edge.errors import InputError
+from merino_edge.runtime.sampling import Sampling
+from merino_edge.tokenizer import Message, Tokenizer
+
+UNUSED = ("user", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier", "seed_source")
+NEUTRAL: dict[str, tuple[Any, ...]] = {  # by field that is not served: values that ask for nothing
+    "n": (1,),
+    "best_of": (1,),
+    "logprobs": (False, 0),
+    "top_logprobs": (0,),
+    "echo": (False,),
+    "suffix": ("",),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class TextPart(_Strict):
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(_Strict):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None  # not in any template here
+
+    def to_message(self) -> Message:
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class StreamOptions(_Strict):
+    include_usage: bool = False
+    include_obfuscation: bool = False  # padding against eavesdroppers: none is made
+
+
+class Request(_Strict):
+    """What both have in common."""
+
+    model: str
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_asks_for_nothing(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        for name in NEUTRAL.keys() & value.keys():
+            if value[name] is not None and value[name] not in NEUTRAL[name]:
+                raise ValueError(f"{name} is not served here")
+        return {name: given for name, given in value.items() if name not in NEUTRAL and name not in UNUSED}
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def most_tokens(self) -> int:
+        """Of the answer; as many as the context has room for where nobody says."""
+        return limits.MAX_NEW_TOKENS if self.max_tokens is None else self.max_tokens
+
+    def sampling(self) -> Sampling:
+        """Raises InputError for a value out of range."""
+        names = ("temperature", "top_p", "top_k", "min_p", "typical_p", "seed")
+        names += ("repetition_penalty", "frequency_penalty", "presence_penalty")
+        given: dict[str, Any] = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if self.logit_bias:
+            if not all(token.isdecimal() for token in self.logit_bias):
+                raise InputError("logit_bias has a key that is no token id", "give whole numbers as keys")
+            given["logit_bias"] = {int(token): bias for token, bias in self.logit_bias.items()}
+        return Sampling(**given)
+
+    def stop_strings(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+
+class ChatRequest(Request):
+    """Of /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=limits.MAX_MESSAGES)]
+    max_completion_tokens: int | None = None
+
+    @property
+    def most_tokens(self) -> int:
+        return super().most_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    def prompt_ids(self, tokenizer: Tokenizer) -> list[int]:
+        """Raises InputError (no template, too long), ArtefactError (a template that fails)."""
+        return tokenizer.encode_chat([message.to_message() for message in self.messages])
+
+
+class TextRequest(Request):
+    """Of /v1/completions."""
+
+    prompt: str | list[str] | list[int]
+
+    def prompt_ids(self, tokenizer: Tokenizer) -> list[int]:
+        """Raises InputError."""
+        if isinstance(self.prompt, str):
+            return tokenizer.encode(self.prompt)
+        if self.prompt and isinstance(self.prompt[0], int):
+            return [token for token in self.prompt if isinstance(token, int)]
+        if len(self.prompt) != 1:
+            raise InputError(f"prompt is a list of {len(self.prompt)} texts", "ask for one at a time")
+        return tokenizer.encode(str(self.prompt[0]))
+
+
+def parse(kind: type[Request], body: bytes) -> Request:
+    """Raises InputError that names the field."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        # Of a value that may be of two kinds the deepest complaint says what it lacks of the likelier one.
+        worst = max(error.errors(include_url=False, include_input=False), key=lambda found: len(found["loc"]))
+        where = ".".join(map(str, worst["loc"]))
+        said = worst["msg"].removeprefix("Value error, ")
+        raise InputError(f"{where}: {said}" if where else said, "see docs/runtime.md") from None
