@@ -38,13 +38,14 @@ NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
     "build": (("tensorrt", "cuda-bindings", "onnx-ir"), "tensorrt,export"),
     "targets": (("onnx-ir",), "export"),
     "generate": ((), ""),
-    "serve": (("starlette", "uvicorn", "pydantic", "prometheus-client"), "serve"),
+    "serve": (("starlette", "uvicorn", "pydantic", "prometheus-client", "llguidance"), "serve"),
     "bench": ((), ""),
     "show": ((), ""),
     "demo": (("torch", "safetensors", "onnx", "onnx-ir"), "train,export"),
 }
 # What makes a verb do more, and the extra that brings it.
 OPTIONAL = {
+    "answers of a given form (generate --json-schema, --regex)": (("llguidance",), "grammar"),
     "plots (profile, search, pareto --plot)": (("matplotlib",), "plot"),
     "reading an export back by TensorRT for RTX": (("tensorrt-rtx-cu12-bindings",), "rtx"),
     "TensorRT on a board": (("tensorrt", "cuda-bindings"), "tensorrt"),

@@ -31,6 +31,7 @@ MAX_SYSTEM_FILE_BYTES = 32 * 2**20  # of procfs, sysfs, the package database
 MAX_LINE_BYTES = 64 * 2**10  # of tegrastats
 MAX_PROMPT_BYTES = 1 * 2**20
 MAX_REQUEST_BYTES = 4 * 2**20  # to the server; JSON escapes what a prompt has
+MAX_GRAMMAR_CHARACTERS = 64 * 2**10  # of a JSON schema or a regular expression
 MAX_MESSAGES = 1_024  # of a conversation sent to it
 MAX_WAITING = 10_000  # answers in its queue
 MAX_TEMPLATE_BYTES = 128 * 2**10

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from merino_edge.errors import InputError
 from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.generation import Generation, Session, generate
+from merino_edge.runtime.grammar import Grammar
 from merino_edge.runtime.sampling import Sampling
 from merino_edge.tokenizer import Message, Tokenizer
 
 
 class Chat:
-    """`sampling`, `max_tokens` and `stop` may be changed between turns."""
+    """`sampling`, `max_tokens`, `stop` and `grammar` may be changed between turns."""
 
     def __init__(
         self,
@@ -29,9 +30,11 @@ class Chat:
         stop: Sequence[str] = (),
         system: str | None = None,
         raw: bool | None = None,
+        grammar: Grammar | None = None,
     ) -> None:
         """`raw` True bypasses the template, False insists on one, None uses one if there is one."""
         self.tokenizer, self.sampling, self.max_tokens, self.stop = tokenizer, sampling, max_tokens, stop
+        self.grammar = grammar
         self.raw = tokenizer.chat.chat_template is None if raw is None else raw
         if self.raw and system is not None:
             raise InputError("a system message needs a chat template", "leave --system and --raw out")
@@ -63,6 +66,8 @@ class Chat:
                 f"the conversation has {len(ids)} tokens, the context of this bundle is {context}",
                 "/reset starts a new one; export with a larger --context for longer ones",
             )
-        self.turn = generate(self._session, self.tokenizer, ids, self.sampling, self.max_tokens, self.stop, cancel)
+        self.turn = generate(
+            self._session, self.tokenizer, ids, self.sampling, self.max_tokens, self.stop, cancel, self.grammar
+        )
         self._asked = asked
         return self.turn

@@ -22,6 +22,7 @@ import numpy as np
 from merino_edge import limits
 from merino_edge.errors import InputError
 from merino_edge.runtime.engine import Engine, Logits
+from merino_edge.runtime.grammar import Constraint, Grammar
 from merino_edge.runtime.sampling import Sampler, Sampling
 from merino_edge.runtime.text_stream import TextStream
 from merino_edge.tokenizer import Tokenizer
@@ -107,6 +108,7 @@ class Generation(Iterator[str]):
         max_tokens: int,
         stop: Sequence[str],
         cancel: threading.Event,
+        constraint: Constraint | None,
     ) -> None:
         self.tokens: list[int] = []  # sampled ids; the end token is not among them, those of a stop string are
         self.finish_reason: FinishReason | None = None  # None while running, and after an error
@@ -114,7 +116,7 @@ class Generation(Iterator[str]):
         self.seed = sampler.seed
         self._session, self._prompt_ids, self._sampler = session, prompt_ids, sampler
         self._eos, self._max_tokens, self._cancel = set(tokenizer.chat.eos_token_ids), max_tokens, cancel
-        self._stream = TextStream(tokenizer, stop)
+        self._stream, self._constraint = TextStream(tokenizer, stop), constraint
         self._pieces = self._run()
 
     @property
@@ -139,7 +141,8 @@ class Generation(Iterator[str]):
                 break
             self.tokens.append(token)
             piece = self._stream.push(token)
-            if self._stream.stopped:
+            complete = self._constraint is not None and self._constraint.push(token)
+            if complete or self._stream.stopped:
                 self.finish_reason = "stop"
             elif len(self.tokens) == self._max_tokens:
                 self.finish_reason = "length"
@@ -163,6 +166,8 @@ class Generation(Iterator[str]):
 
     def _sample(self, logits: Logits) -> int:
         began = perf_counter()
+        if self._constraint is not None:
+            logits = self._constraint.masked(logits)
         # At this point the session holds the prompt and every token so far.
         token = self._sampler(logits, self._session.ids, self.tokens)
         statistics, elapsed_ms = self.statistics, _since_ms(began)
@@ -194,8 +199,9 @@ def generate(
     max_tokens: int = 256,
     stop: Sequence[str] = (),
     cancel: threading.Event | None = None,
+    grammar: Grammar | None = None,
 ) -> Generation:
-    """Start an answer to `prompt_ids`; nothing runs before the first `next`.
+    """Start an answer to `prompt_ids`, of the form that `grammar` has; nothing runs before the first `next`.
 
     Raises InputError for a prompt that is empty, longer than the context or not of this vocabulary, and
     for `max_tokens` or `stop` out of their limits.
@@ -211,4 +217,6 @@ def generate(
     if not 0 <= min(prompt_ids) <= max(prompt_ids) < engine.vocab_size:
         raise InputError(f"the prompt has token ids outside 0 to {engine.vocab_size - 1}", "use the bundle's tokenizer")
     limits.check_range("max_tokens", max_tokens, 1, limits.MAX_NEW_TOKENS)
-    return Generation(session, tokenizer, prompt_ids, Sampler(sampling), max_tokens, stop, cancel or threading.Event())
+    constraint = None if grammar is None else grammar.begin()
+    sampler, cancel = Sampler(sampling), cancel or threading.Event()
+    return Generation(session, tokenizer, prompt_ids, sampler, max_tokens, stop, cancel, constraint)

@@ -21,6 +21,8 @@ from merino_edge.errors import InputError
 if TYPE_CHECKING:
     from merino_edge.runtime.chat import Chat
     from merino_edge.runtime.generation import Generation
+    from merino_edge.runtime.grammar import Grammar
+    from merino_edge.tokenizer import Tokenizer
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells count it
 
@@ -44,6 +46,10 @@ def generate(
     presence_penalty: Annotated[float, typer.Option(help="Once if the answer has a token.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Same seed, same answer.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be repeated.")] = None,
+    json_schema: Annotated[
+        str | None, typer.Option(help="Answers are JSON of this schema: a file, or the schema itself.")
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="Answers match this regular expression as a whole.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Run the graph on the CPU, whatever engines there are.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -57,6 +63,8 @@ def generate(
 
     penalties = (repetition_penalty, frequency_penalty, presence_penalty)
     sampling = Sampling(temperature, top_k, top_p, min_p, typical_p, *penalties, seed=seed, greedy=greedy)
+    if json_schema is not None and regex is not None:
+        raise InputError("--json-schema and --regex ask for two forms", "give one")
     if prompt is None and not sys.stdin.isatty():
         prompt = _read_stdin()
     if prompt is None and as_json:
@@ -67,7 +75,9 @@ def generate(
     began = perf_counter()
     engine, tokenizer, opened = open_bundle(bundle, threads, cpu)
     with closing(engine):
-        talk = Chat(engine, tokenizer, sampling, max_tokens, stop or (), system, None if chat is None else not chat)
+        grammar = _grammar(tokenizer, engine.vocab_size, json_schema, regex)
+        raw = None if chat is None else not chat
+        talk = Chat(engine, tokenizer, sampling, max_tokens, stop or (), system, raw, grammar)
         load_ms = (perf_counter() - began) * 1e3
         if prompt is None:
             Terminal(talk, load_ms, verbose).run()
@@ -81,6 +91,20 @@ def generate(
             print_statistics(answer.statistics, load_ms, verbose)
     if answer.finish_reason == "cancelled":
         raise typer.Exit(INTERRUPTED)
+
+
+def _grammar(tokenizer: Tokenizer, vocab_size: int, json_schema: str | None, regex: str | None) -> Grammar | None:
+    if json_schema is None and regex is None:
+        return None
+    from merino_edge import artefact
+    from merino_edge.runtime.grammar import Grammars
+
+    grammars = Grammars(tokenizer, vocab_size)
+    if regex is not None:
+        return grammars.regex(regex)
+    assert json_schema is not None
+    is_schema = json_schema.lstrip().startswith("{")
+    return grammars.json_schema(json_schema if is_schema else artefact.read_text(Path(json_schema)))
 
 
 def _read_stdin() -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import threading
 import time
@@ -25,9 +26,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from merino_edge import limits
-from merino_edge.errors import InputError, MerinoError
+from merino_edge.errors import InputError, MerinoError, MissingExtraError
 from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.generation import Generation, Session, generate
+from merino_edge.runtime.grammar import Grammars
 from merino_edge.runtime.server import requests
 from merino_edge.runtime.server.metrics import Metrics
 from merino_edge.runtime.server.replies import Reply, error_document, error_event
@@ -50,6 +52,7 @@ class Service:
         self._session, self._worker = Session(engine), Worker(waiting)
         self._metrics = Metrics(lambda: self._worker.pending)
         self._begun = int(time.time())
+        self._grammars = functools.cache(lambda: Grammars(tokenizer, engine.vocab_size))
 
     def cancel_all(self) -> None:
         """End every answer within a token, and take no more."""
@@ -110,7 +113,8 @@ class Service:
 
     def _generation(self, asked: requests.Request, cancel: threading.Event) -> Generation:
         ids, stop = asked.prompt_ids(self._tokenizer), asked.stop_strings()
-        return generate(self._session, self._tokenizer, ids, asked.sampling(), asked.most_tokens, stop, cancel)
+        sampling, grammar = asked.sampling(), asked.grammar(self._grammars)
+        return generate(self._session, self._tokenizer, ids, sampling, asked.most_tokens, stop, cancel, grammar)
 
     async def _whole(self, answer: _Answer, reply: Reply, request: Request) -> Response:
         made, gone = asyncio.ensure_future(answer.text()), asyncio.ensure_future(_gone(request))
@@ -160,7 +164,7 @@ class Service:
         status, headers = 500, {}
         if isinstance(error, Busy):
             status, headers = 429, {"Retry-After": str(RETRY_AFTER_SECONDS)}
-        elif isinstance(error, InputError):
+        elif isinstance(error, (InputError, MissingExtraError)):
             status = 400
         self._metrics.answered(request.url.path, status)
         return JSONResponse(_document_of(error), status, headers=headers)
@@ -203,7 +207,7 @@ class _Answer:
 def _document_of(error: Exception) -> dict[str, Any]:
     if isinstance(error, Busy):
         return error_document(str(error), "rate_limit_error", "queue_full")
-    if isinstance(error, InputError):
+    if isinstance(error, (InputError, MissingExtraError)):
         return error_document(str(error), "invalid_request_error")
     said = str(error) if isinstance(error, MerinoError) else f"the engine failed ({type(error).__name__})"
     return error_document(said, "server_error")

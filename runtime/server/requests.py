@@ -1,19 +1,21 @@
 """What a client may ask: the two requests of OpenAI's API, checked, as a prompt, a sampling and where to stop.
 
-Source: https://platform.openai.com/docs/api-reference. Beside its fields, `top_k`, `min_p`, `typical_p` and
-`repetition_penalty` are understood. A field that would change the answer and is not served here is refused by name
-where it asks for something; one that says who asks, or where answers are kept, is read and not used. What is left out
-has `Sampling`'s default: OpenAI's temperature of 1 is too much for models this small.
+Source: https://platform.openai.com/docs/api-reference. Beside its fields, `top_k`, `min_p`, `typical_p`,
+`repetition_penalty` and `regex` are understood. A field that would change the answer and is not served here is refused
+by name where it asks for something; one that says who asks, or where answers are kept, is read and not used. What is
+left out has `Sampling`'s default: OpenAI's temperature of 1 is too much for models this small.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from merino_edge import limits
 from merino_edge.errors import InputError
+from merino_edge.runtime.grammar import ANY_OBJECT, Grammar, Grammars
 from merino_edge.runtime.sampling import Sampling
 from merino_edge.tokenizer import Message, Tokenizer
 
@@ -30,7 +32,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {  # by field that is not served: values t
     "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
 }
 
@@ -59,6 +60,18 @@ class StreamOptions(_Strict):
     include_obfuscation: bool = False  # padding against eavesdroppers: none is made
 
 
+class NamedSchema(_Strict):
+    name: str = ""
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None  # an answer is always as the schema says
+
+
+class ResponseFormat(_Strict):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+
 class Request(_Strict):
     """What both have in common."""
 
@@ -77,6 +90,8 @@ class Request(_Strict):
     stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    regex: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -107,6 +122,19 @@ class Request(_Strict):
                 raise InputError("logit_bias has a key that is no token id", "give whole numbers as keys")
             given["logit_bias"] = {int(token): bias for token, bias in self.logit_bias.items()}
         return Sampling(**given)
+
+    def grammar(self, grammars: Callable[[], Grammars]) -> Grammar | None:
+        """The form asked for. Raises InputError, MissingExtraError."""
+        asked = self.response_format or ResponseFormat(type="text")
+        if self.regex is not None:
+            if asked.type != "text":
+                raise InputError("regex and response_format ask for two forms", "give one")
+            return grammars().regex(self.regex)
+        if asked.type == "json_schema":
+            if asked.json_schema is None:
+                raise InputError("response_format.json_schema is missing", "give the schema")
+            return grammars().json_schema(asked.json_schema.schema_)
+        return grammars().json_schema(ANY_OBJECT) if asked.type == "json_object" else None
 
     def stop_strings(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else self.stop or []

@@ -150,6 +150,21 @@ def test_parts_stop_strings_bias_and_seed_reach_the_answer(client: openai.OpenAI
     assert said[0] == said[1] != said[2]
 
 
+def test_an_answer_has_the_form_that_was_asked_for(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}},
+        "required": ["n"],
+    }
+    schema["additionalProperties"] = False
+    form = {"type": "json_schema", "json_schema": {"name": "count", "schema": schema, "strict": True}}
+    asked = {"model": "small", "messages": HELLO, "temperature": 1.5, "max_tokens": 60}
+    done = client.chat.completions.create(**asked, response_format=form, seed=3).choices[0]
+    assert done.finish_reason == "stop" and set(json.loads(done.message.content)) == {"n"}
+    done = client.chat.completions.create(**asked, extra_body={"regex": "(yes|no)"}).choices[0]
+    assert done.finish_reason == "stop" and done.message.content in ("yes", "no")
+
+
 def test_without_a_limit_an_answer_ends_at_the_context(client: openai.OpenAI, gated: Gated) -> None:
     done = client.completions.create(model="small", prompt="fox", temperature=0)
     assert done.choices[0].finish_reason == "length" and done.usage is not None
@@ -257,7 +272,15 @@ GOOD = {"model": "small", "messages": HELLO, "max_tokens": 2}
         ({"stop": ["a"] * 65}, "65 stop strings"),
         ({"n": 2}, "n is not served"),
         ({"tools": [{"type": "function"}]}, "tools is not served"),
-        ({"response_format": {"type": "json_object"}}, "response_format is not served"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "json_schema is missing"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "wings"}}}},
+            "this JSON schema cannot be used",
+        ),
+        ({"regex": "((("}, "this regular expression cannot be used"),
+        ({"regex": "a", "response_format": {"type": "json_object"}}, "two forms"),
+        ({"regex": "a" * (limits.MAX_GRAMMAR_CHARACTERS + 1)}, "characters"),
         ({"wings": True}, "wings"),
         ({"messages": [{"role": "user", "content": ""}], "model": 5}, "model"),
     ],
