@@ -23,6 +23,7 @@ from merino_edge.errors import ArtefactError, InputError
 from merino_edge.export import mixed, parity
 from merino_edge.export.calibration import input_moments
 from merino_edge.export.graph import build_stored, cache_names, lowering, save, save_beside
+from merino_edge.export.ort import WANTED
 from merino_edge.export.overflow import wide_ffns
 from merino_edge.export.quantize import store
 from merino_edge.export.quantized import Quantized
@@ -147,7 +148,7 @@ def write_bundle(
         graph_facts = {
             "opset": target.opset,
             "lowering": target.lowering,
-            "inputs": ["tokens", "positions"],
+            "inputs": ["tokens", "positions", *([WANTED] if target.lowering == "ort" else [])],
             "output": "logits",
             "caches": cache_names(a, lowering(target.lowering).output_prefix),
         }

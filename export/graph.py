@@ -5,6 +5,8 @@ One step of one sequence with a static, preallocated cache:
     tokens int64 [1, T]    positions int64 [1, T] (consecutive)    key_L, value_L  [1, Hkv, C, D]  per layer
     -> logits float32 [1, V] of the last position                  what becomes of the caches, per layer
 
+The `ort` lowering has one more input, `wanted` int64 [1]: of how many of the last positions the logits leave, [N, V].
+
 A lowering says how attention and the cache are written, and what the caches' outputs are:
 
 | lowering | module | outputs | the runtime |
@@ -108,6 +110,7 @@ class GraphBuilder(ABC):
     """Writes one model. Values are float32 unless said otherwise; `half` is what matrices compute in."""
 
     output_prefix = "new_"  # of the caches' outputs
+    rows: int | str = 1  # of the logits
 
     def __init__(
         self, a: Architecture, stored: StoredWeights, target: Target, context: int, capacity: int | None = None
@@ -117,6 +120,7 @@ class GraphBuilder(ABC):
         self.places = capacity or context  # that the cache may have
         self.capacity: int | str = self.places if target.static_cache else "C"  # of the caches
         self.matrices = MatrixWriter(self.tape, target, stored)
+        self.asked: list[ir.Value] = []  # inputs that a lowering has beyond the others
         self.layer = 0
         self.shared = False  # whether the layers being written use one set of weights
 
@@ -250,7 +254,7 @@ class GraphBuilder(ABC):
                 self.layer += 1
             self.shared = False
         logits = self.head(self.total(x, added))
-        return self.model([self.tokens, self.positions, *caches], [logits, *outputs])
+        return self.model([self.tokens, self.positions, *self.asked, *caches], [logits, *outputs])
 
     def model(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
         domains = {node.domain for node in self.tape.nodes}
@@ -334,23 +338,30 @@ class GraphBuilder(ABC):
             x = self.activation(self.linear(x, [f"{name}up"], before_relu=self.a.ffn == "relu"))
         return self.cast(self.linear(x, [f"{name}down"]), ir.DataType.FLOAT)
 
+    def last_positions(self, x: ir.Value) -> ir.Value:
+        """Of x [1, T, W] those whose logits leave the graph: [1, N, W]."""
+        return self.slice(x, 1, -1)
+
     def spread(self, logits: ir.Value) -> ir.Value:
-        """Logits [1, V'] of the tokens kept to [1, V]; all others are never drawn."""
+        """Logits [N, V'] of the tokens kept to [N, V]; all others are never drawn."""
         nothing = ir.tensor(np.array([-np.inf], np.float32))
-        everywhere = self.op("ConstantOfShape", self.shape(1, self.a.vocab_size), value=nothing)
-        places = self.op("Unsqueeze", self.matrices.kept(), self.shape(0))  # [1, V']
+        shape, places = self.shape(1, self.a.vocab_size), self.op("Unsqueeze", self.matrices.kept(), self.shape(0))
+        if self.rows != 1:
+            shape = self.op("Concat", self.op("Shape", logits, end=1), self.shape(self.a.vocab_size), axis=0)
+            places = self.op("Expand", places, self.op("Shape", logits))  # [N, V']
+        everywhere = self.op("ConstantOfShape", shape, value=nothing)
         return self.op("ScatterElements", everywhere, places, logits, axis=1)
 
     def head(self, x: ir.Value) -> ir.Value:
-        """Logits [1, V] float32 of the last of the T positions."""
+        """Logits [N, V] float32 of the last of the T positions, of one as a rule."""
         a = self.a
-        x = self.slice(x, 1, -1)
+        x = self.last_positions(x)
         if a.norm_placement == "pre":
             x = self.norm(x, "final_norm")
         if a.embedding_width != a.blocks[-1].width:
             x = self.widen(x, "projection_out")
-        x = self.cast(self.op("Reshape", x, self.shape(1, a.embedding_width)), self.half)
+        x = self.cast(self.op("Reshape", x, self.shape(1 if self.rows == 1 else -1, a.embedding_width)), self.half)
         logits = self.cast(self.matrices.head(x, a.tied_head), ir.DataType.FLOAT)
         logits = self.op("Identity", logits) if self.stored.kept is None else self.spread(logits)
-        logits.name, logits.dtype, logits.shape = "logits", ir.DataType.FLOAT, ir.Shape([1, a.vocab_size])
+        logits.name, logits.dtype, logits.shape = "logits", ir.DataType.FLOAT, ir.Shape([self.rows, a.vocab_size])
         return logits

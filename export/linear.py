@@ -157,7 +157,7 @@ class MatrixWriter:
         return self.tape.op("Mul", [codes_read, unit])
 
     def head(self, x: ir.Value, tied: bool) -> ir.Value:
-        """x [1, E] -> [1, V], or [1, V'] of the tokens kept. A tied table is stored once, the rows that are kept are
+        """x [N, E] -> [N, V], or [N, V'] of the tokens kept. A tied table is stored once, the rows that are kept are
         taken of it when the graph is loaded; unquantised, the matrix stays [V, E]."""
         if self.stored.own_head:
             return self.matmul(x, ["head"])

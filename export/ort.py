@@ -14,14 +14,22 @@ import onnx_ir as ir
 
 from merino_edge.architecture import Block
 from merino_edge.errors import UnsupportedError
-from merino_edge.export.graph import GraphBuilder
+from merino_edge.export.graph import LAST, GraphBuilder
 from merino_edge.export.linear import MICROSOFT
 
+WANTED = "wanted"  # the input that says of how many of the last positions the logits leave
 ROTATED_TOGETHER = 16  # numbers of a head
 
 
 class OrtBuilder(GraphBuilder):
     """See merino_edge.export.graph."""
+
+    rows = "N"
+
+    def last_positions(self, x: ir.Value) -> ir.Value:
+        wanted = ir.val(WANTED, ir.DataType.INT64, [1])
+        self.asked.append(wanted)
+        return self.op("Slice", x, self.op("Neg", wanted), self.shape(LAST), self.shape(1))
 
     def prepare(self, caches: Sequence[ir.Value]) -> None:
         last = self.slice(self.positions, 1, -1)  # [1, 1]

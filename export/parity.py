@@ -154,7 +154,8 @@ def windows(context: int) -> list[tuple[int, int]]:
 def _run_windows(
     engine: Engine, text: NDArray[np.int64], places: Sequence[tuple[int, int]]
 ) -> tuple[NDArray[np.float32], float]:
-    """Logits [P, V] of every window's positions, each through the cache, and how far a prompt run at once is off."""
+    """Logits [P, V] of every window's positions, each through the cache, and how far a prompt run at once, or
+    several tokens with a row of logits for each, are off."""
     got, difference = [], 0.0
     for first, end in places:
         if first:
@@ -163,6 +164,9 @@ def _run_windows(
         at_once = engine.forward(text[:end], 0)
         known = np.isfinite(at_once)
         difference = max(difference, float(np.abs(at_once[known] - got[-1][known]).max()))
+        rows = min(engine.max_rows, end - first)  # as a guess is run
+        several = engine.forward_rows(text[end - rows : end], end - rows, rows)
+        difference = max(difference, float(np.abs(several[:, known] - np.stack(got[-rows:])[:, known]).max()))
     return np.stack(got), difference
 
 

@@ -32,7 +32,7 @@ class TorchEngine:
         if threads is not None:
             torch.set_num_threads(threads)
         a = model.architecture
-        self.vocab_size, self.max_positions = a.vocab_size, a.max_positions
+        self.vocab_size, self.max_positions, self.max_rows = a.vocab_size, a.max_positions, a.max_positions
         self._device, self._length = torch.device(device), 0
         self._model: Model | None = model.eval().to(self._device, DTYPES[precision])
         self._cache: Cache | None = Cache(a, dtype=DTYPES[precision], device=self._device)
@@ -42,15 +42,19 @@ class TorchEngine:
 
         `start` may go back (rewind) but not past what was written. Raises InputError.
         """
+        return self.forward_rows(tokens, start, 1)[0]
+
+    def forward_rows(self, tokens: NDArray[np.int64], start: int, rows: int) -> NDArray[np.float32]:
+        """As `forward`, the last `rows` positions' logits [rows, V]."""
         if self._model is None:
             raise InputError("this engine is closed", "open the model again")
         if start > self._length:
             raise InputError(f"cannot run tokens at position {start} of {self._length}", "start lower")
         with torch.inference_mode():
             ids = torch.tensor(tokens, dtype=torch.int64, device=self._device)
-            logits = self._model(ids[None], self._cache, start, last_only=True)  # [1, 1, V]
+            logits = self._model(ids[None], self._cache, start, last_only=rows == 1)  # [1, T or 1, V]
         self._length = start + len(tokens)
-        return logits[0, 0].float().numpy(force=True)  # type: ignore[no-any-return]
+        return logits[0, -rows:].float().numpy(force=True)  # type: ignore[no-any-return]
 
     def assume(self, positions: int) -> None:
         """Take so many positions for written, whatever they hold: to time a step at any length without the prompt."""

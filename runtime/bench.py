@@ -87,7 +87,7 @@ def _measure(engine: Engine, prompt: list[int], steps: int) -> tuple[float, floa
     token = int(logits.argmax())
     first = perf_counter()
     for _ in range(steps):
-        token = int(session.step(token).argmax())
+        token = int(session.step(token)[0].argmax())
     return first - began, perf_counter() - first
 
 

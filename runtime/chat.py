@@ -19,7 +19,7 @@ from merino_edge.tokenizer import Message, Tokenizer
 
 
 class Chat:
-    """`sampling`, `max_tokens`, `stop` and `grammar` may be changed between turns."""
+    """`sampling`, `max_tokens`, `stop`, `grammar` and `lookup` may be changed between turns."""
 
     def __init__(
         self,
@@ -31,10 +31,11 @@ class Chat:
         system: str | None = None,
         raw: bool | None = None,
         grammar: Grammar | None = None,
+        lookup: bool = True,
     ) -> None:
         """`raw` True bypasses the template, False insists on one, None uses one if there is one."""
         self.tokenizer, self.sampling, self.max_tokens, self.stop = tokenizer, sampling, max_tokens, stop
-        self.grammar = grammar
+        self.grammar, self.lookup = grammar, lookup
         self.raw = tokenizer.chat.chat_template is None if raw is None else raw
         if self.raw and system is not None:
             raise InputError("a system message needs a chat template", "leave --system and --raw out")
@@ -67,7 +68,15 @@ class Chat:
                 "/reset starts a new one; export with a larger --context for longer ones",
             )
         self.turn = generate(
-            self._session, self.tokenizer, ids, self.sampling, self.max_tokens, self.stop, cancel, self.grammar
+            self._session,
+            self.tokenizer,
+            ids,
+            self.sampling,
+            self.max_tokens,
+            self.stop,
+            cancel,
+            self.grammar,
+            self.lookup,
         )
         self._asked = asked
         return self.turn

@@ -19,6 +19,7 @@ from merino_edge.tokenizer import Tokenizer
 
 # Prefix of the outputs of a `primitive` graph: new keys and values, which the engine copies into the cache.
 ROWS = "row_"
+WANTED = "wanted"  # the input of an `ort` graph that says of how many of the last positions the logits leave
 
 TokenIds = NDArray[np.int64]
 Logits = NDArray[np.float32]
@@ -29,6 +30,7 @@ class Engine(Protocol):
 
     vocab_size: int
     max_positions: int
+    max_rows: int  # of the last positions of a step, whose logits it can return at once
 
     def forward(self, tokens: TokenIds, start: int) -> Logits:
         """Run `tokens` [T] at positions start..start+T-1 and return the last one's logits [V].
@@ -36,6 +38,10 @@ class Engine(Protocol):
         Every position before `start` must have been written; those from `start` on are overwritten.
         The returned array is valid only until the next call.
         """
+        ...
+
+    def forward_rows(self, tokens: TokenIds, start: int, rows: int) -> Logits:
+        """As `forward`, the last `rows` positions' logits [rows, V]; 1 to `max_rows` of them, at most T."""
         ...
 
     def assume(self, positions: int) -> None:

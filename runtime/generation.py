@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from time import perf_counter
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from merino_edge import limits
 from merino_edge.errors import InputError
 from merino_edge.runtime.engine import Engine, Logits
 from merino_edge.runtime.grammar import Constraint, Grammar
+from merino_edge.runtime.lookup import Drafter
 from merino_edge.runtime.sampling import Sampler, Sampling
 from merino_edge.runtime.text_stream import TextStream
 from merino_edge.tokenizer import Tokenizer
@@ -57,11 +59,19 @@ class Session:
             self.ids.extend(chunk)
         return logits
 
-    def step(self, token: int) -> Logits:
-        """Append one token and return the logits [V] after it."""
-        logits = self.engine.forward(np.asarray([token], np.int64), len(self.ids))
+    def step(self, token: int, guess: Sequence[int] = ()) -> Logits:
+        """Append one token and return the logits after it, and after each of a `guess` at what follows: [1 + N, V].
+
+        The guess is not appended: `keep` does that, for as much of it as turned out right.
+        """
+        tokens = np.asarray([token, *guess], np.int64)
+        logits = self.engine.forward_rows(tokens, len(self.ids), len(tokens))
         self.ids.append(token)
         return logits
+
+    def keep(self, token: int) -> None:
+        """Append the next token of the guess, whose keys and values are in the cache already."""
+        self.ids.append(token)
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -75,6 +85,8 @@ class Statistics:
     prompt_tokens: int = 0
     reused_tokens: int = 0  # of the prompt, found in the cache
     generated_tokens: int = 0  # sampled, the end token included
+    guessed_tokens: int = 0  # run before they were sampled
+    right_guesses: int = 0  # of those
     prompt_ms: float = 0.0
     first_token_ms: float | None = None  # from the start to the first sampled token
     decode_ms: float = 0.0  # every token after the first
@@ -109,6 +121,7 @@ class Generation(Iterator[str]):
         stop: Sequence[str],
         cancel: threading.Event,
         constraint: Constraint | None,
+        drafter: Drafter | None,
     ) -> None:
         self.tokens: list[int] = []  # sampled ids; the end token is not among them, those of a stop string are
         self.finish_reason: FinishReason | None = None  # None while running, and after an error
@@ -116,7 +129,7 @@ class Generation(Iterator[str]):
         self.seed = sampler.seed
         self._session, self._prompt_ids, self._sampler = session, prompt_ids, sampler
         self._eos, self._max_tokens, self._cancel = set(tokenizer.chat.eos_token_ids), max_tokens, cancel
-        self._stream, self._constraint = TextStream(tokenizer, stop), constraint
+        self._stream, self._constraint, self._drafter = TextStream(tokenizer, stop), constraint, drafter
         self._pieces = self._run()
 
     @property
@@ -133,29 +146,42 @@ class Generation(Iterator[str]):
         self._pieces.close()
 
     def _run(self) -> Generator[str, None, None]:
-        logits = self._prefill()
-        while logits is not None:
-            token = self._sample(logits)
-            if token in self._eos:
-                self.finish_reason = "stop"
-                break
-            self.tokens.append(token)
-            piece = self._stream.push(token)
-            complete = self._constraint is not None and self._constraint.push(token)
-            if complete or self._stream.stopped:
-                self.finish_reason = "stop"
-            elif len(self.tokens) == self._max_tokens:
-                self.finish_reason = "length"
-            elif len(self._session.ids) == self._session.engine.max_positions:
-                self.finish_reason = "context"
-            if piece:
-                yield piece
+        first = self._prefill()
+        rows, guess = None if first is None else first[None], []  # [1 + len(guess), V]
+        while rows is not None:
+            # Each row is after one more token of the guess, and counts as long as those before it were right.
+            for row, guessed in zip_longest(rows, guess):
+                token = self._sample(row)
+                if piece := self._take(token):
+                    yield piece
+                if self.finish_reason or token != guessed or self._cancel.is_set():
+                    break
+                self._session.keep(token)
+                self.statistics.right_guesses += 1
             if self.finish_reason:
                 break
-            logits = self._step(token)
+            rows, guess = self._step(token)
         self.finish_reason = self.finish_reason or "cancelled"
         if rest := self._stream.finish():
             yield rest
+
+    def _take(self, token: int) -> str:
+        """The text that a sampled token makes certain; sets the reason where it ends the answer."""
+        if token in self._eos:
+            self.finish_reason = "stop"
+            return ""
+        self.tokens.append(token)
+        if self._drafter is not None:
+            self._drafter.push(token)
+        piece = self._stream.push(token)
+        complete = self._constraint is not None and self._constraint.push(token)
+        if complete or self._stream.stopped:
+            self.finish_reason = "stop"
+        elif len(self.tokens) == self._max_tokens:
+            self.finish_reason = "length"
+        elif len(self._session.ids) == self._session.engine.max_positions:
+            self.finish_reason = "context"
+        return piece
 
     def _prefill(self) -> Logits | None:
         began, before = perf_counter(), _common_prefix(self._session.ids, self._prompt_ids)
@@ -178,13 +204,25 @@ class Generation(Iterator[str]):
         statistics.generated_tokens += 1
         return token
 
-    def _step(self, token: int) -> Logits | None:
+    def _step(self, token: int) -> tuple[Logits | None, list[int]]:
+        """Run it, and a guess at what follows: the logits after each, and the guess."""
         if self._cancel.is_set():
-            return None
+            return None, []
+        guess: list[int] = []
         began = perf_counter()
-        logits = self._session.step(token)
+        if self._drafter is not None:
+            engine = self._session.engine
+            room = min(
+                engine.max_positions - len(self._session.ids), engine.max_rows, self._max_tokens - len(self.tokens)
+            )
+            guess = self._drafter.draft(room - 1)
+        began_step = perf_counter()
+        rows = self._session.step(token, guess)
+        if self._drafter is not None:
+            self._drafter.ran(1 + len(guess), perf_counter() - began_step)
+        self.statistics.guessed_tokens += len(guess)
         self.statistics.decode_ms += _since_ms(began)
-        return logits
+        return rows, guess
 
 
 def _since_ms(began: float) -> float:
@@ -200,8 +238,12 @@ def generate(
     stop: Sequence[str] = (),
     cancel: threading.Event | None = None,
     grammar: Grammar | None = None,
+    lookup: bool = True,
 ) -> Generation:
     """Start an answer to `prompt_ids`, of the form that `grammar` has; nothing runs before the first `next`.
+
+    `lookup`: run guesses along where that pays (merino_edge.runtime.lookup). Every token is sampled all the same, so an
+    answer is what it would be without, to the rounding of logits.
 
     Raises InputError for a prompt that is empty, longer than the context or not of this vocabulary, and
     for `max_tokens` or `stop` out of their limits.
@@ -219,4 +261,5 @@ def generate(
     limits.check_range("max_tokens", max_tokens, 1, limits.MAX_NEW_TOKENS)
     constraint = None if grammar is None else grammar.begin()
     sampler, cancel = Sampler(sampling), cancel or threading.Event()
-    return Generation(session, tokenizer, prompt_ids, sampler, max_tokens, stop, cancel, constraint)
+    drafter = Drafter(prompt_ids) if lookup and engine.max_rows > 1 else None
+    return Generation(session, tokenizer, prompt_ids, sampler, max_tokens, stop, cancel, constraint, drafter)

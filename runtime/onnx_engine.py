@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, InputError, UnsupportedError
-from merino_edge.runtime.engine import ROWS
+from merino_edge.runtime.engine import ROWS, WANTED
 
 if TYPE_CHECKING:
     from merino_edge.bundle import Bundle
@@ -32,6 +32,7 @@ FIRST_WITH_TENSOR_SCATTER = (1, 25)  # which only the `native` lowering needs
 CUDA_PROVIDER = "CUDAExecutionProvider"
 FIRST_BUCKET = 256  # positions
 PREFILL_CHUNK = 512  # tokens run at once: bounds the memory of attention scores over long prompts
+MAX_ROWS = 16  # of logits at once, where the graph gives more than one
 
 
 def bucket(positions: int, context: int) -> int:
@@ -106,7 +107,9 @@ class OnnxEngine:
         self.threads = int(options.intra_op_num_threads)
         self._ort = ort
         self._binding = self._session.io_binding()
-        caches = [value for value in self._session.get_inputs() if value.name not in ("tokens", "positions")]
+        inputs = {value.name: value for value in self._session.get_inputs()}
+        caches = [value for name, value in inputs.items() if name not in ("tokens", "positions", WANTED)]
+        self.max_rows = MAX_ROWS if WANTED in inputs else 1  # graphs of older bundles give one
         self._names = [value.name for value in caches]
         self._shapes = [(1, value.shape[1], value.shape[3]) for value in caches]
         self._dtype = np.float16 if caches[0].type == "tensor(float16)" else np.float32
@@ -118,8 +121,8 @@ class OnnxEngine:
         self._caches: list[Any] = []  # OrtValue, on the device
         self._arrays: list[NDArray[Any]] = []  # what they hold, on the CPU
         self._length = 0
-        self._logits: NDArray[np.float32] = np.zeros((1, a.vocab_size), np.float32)
-        self._binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self._logits))
+        self._most_logits = self._logits = np.zeros((0, a.vocab_size), np.float32)
+        self._bind_logits(1)
         self._reserve(1)
 
     @staticmethod
@@ -144,6 +147,10 @@ class OnnxEngine:
 
         `start` may go back (rewind) but not past what was written. Raises InputError.
         """
+        return np.asarray(self.forward_rows(tokens, start, 1)[0])
+
+    def forward_rows(self, tokens: NDArray[np.int64], start: int, rows: int) -> NDArray[np.float32]:
+        """As `forward`, the last `rows` positions' logits [rows, V]."""
         end = start + len(tokens)
         if len(tokens) == 0 or not 0 <= start <= self._length:
             raise InputError(f"cannot run {len(tokens)} tokens at position {start} of {self._length}", "start lower")
@@ -154,13 +161,17 @@ class OnnxEngine:
             )
         if not self._caches:
             raise InputError("this engine is closed", "open the bundle again")
+        if not 1 <= rows <= min(self.max_rows, len(tokens)) or (rows > 1 and len(tokens) > PREFILL_CHUNK):
+            raise InputError(f"cannot give {rows} rows of logits of {len(tokens)} tokens", "ask for one")
         if end > self.capacity:
             self._reserve(end)
+        if rows != len(self._logits):
+            self._bind_logits(rows)
         for first in range(start, end, PREFILL_CHUNK):
             last = min(first + PREFILL_CHUNK, end)
             self._run(np.asarray(tokens[first - start : last - start], np.int64), first)
             self._length = last
-        return np.asarray(self._logits[0])
+        return self._logits
 
     def assume(self, positions: int) -> None:
         """Take so many positions for written, whatever they hold: to time a step at any length without the prompt."""
@@ -191,6 +202,16 @@ class OnnxEngine:
 
         for cache, rows in zip(self._arrays, self._rows, strict=False):  # no rows: the caches were written in place
             cache[:, :, start : start + len(tokens)] = rows
+
+    def _bind_logits(self, rows: int) -> None:
+        """Make room for so many rows [rows, V], and ask the graph for them."""
+        if len(self._most_logits) < rows:
+            self._most_logits = np.zeros((rows, self.vocab_size), np.float32)
+        self._logits = self._most_logits[:rows]
+        self._binding.bind_ortvalue_output("logits", self._ort.OrtValue.ortvalue_from_numpy(self._logits))
+        if self.max_rows > 1:
+            self._wanted = np.array([rows], np.int64)
+            self._binding.bind_cpu_input(WANTED, self._wanted)
 
     def _bind_rows(self, tokens: int) -> None:
         """Of a `primitive` graph: make room for the keys and values of a step of so many tokens."""

@@ -32,7 +32,7 @@ class TensorRtEngine:
 
         Raises UnsupportedError (no GPU, too little memory), MissingExtraError, ArtefactError (another model's plan).
         """
-        self.vocab_size, self.max_positions = a.vocab_size, max(plans)
+        self.vocab_size, self.max_positions, self.max_rows = a.vocab_size, max(plans), 1
         self._library, self._plans, self._architecture = library, dict(sorted(plans.items())), a
         self._logits: NDArray[np.float32] = np.zeros((1, a.vocab_size), np.float32)
         self._length = 0
@@ -86,6 +86,12 @@ class TensorRtEngine:
             plan.run(np.ascontiguousarray(chunk, np.int64), first, self._logits)
             self._length = first + len(chunk)
         return np.asarray(self._logits[0])
+
+    def forward_rows(self, tokens: NDArray[np.int64], start: int, rows: int) -> NDArray[np.float32]:
+        """As `forward`, as [1, V]: its graph returns one row."""
+        if rows != 1:
+            raise InputError(f"this engine returns one row of logits, not {rows}", "run the tokens one by one")
+        return self.forward(tokens, start)[None]
 
     def assume(self, positions: int) -> None:
         """Take so many positions for written, whatever they hold: to time a step at any length without the prompt."""

@@ -50,6 +50,9 @@ def generate(
         str | None, typer.Option(help="Answers are JSON of this schema: a file, or the schema itself.")
     ] = None,
     regex: Annotated[str | None, typer.Option(help="Answers match this regular expression as a whole.")] = None,
+    lookup: Annotated[
+        bool, typer.Option("--lookup/--no-lookup", help="Run guesses from the text so far along where that pays.")
+    ] = True,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Run the graph on the CPU, whatever engines there are.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -77,7 +80,7 @@ def generate(
     with closing(engine):
         grammar = _grammar(tokenizer, engine.vocab_size, json_schema, regex)
         raw = None if chat is None else not chat
-        talk = Chat(engine, tokenizer, sampling, max_tokens, stop or (), system, raw, grammar)
+        talk = Chat(engine, tokenizer, sampling, max_tokens, stop or (), system, raw, grammar, lookup)
         load_ms = (perf_counter() - began) * 1e3
         if prompt is None:
             Terminal(talk, load_ms, verbose).run()

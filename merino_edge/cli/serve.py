@@ -24,6 +24,9 @@ def serve(
     ] = None,
     name: Annotated[str | None, typer.Option(help="The model's name for clients; default: the folder's.")] = None,
     waiting: Annotated[int, typer.Option(help="Answers that may wait; more are refused with 429.")] = 8,
+    lookup: Annotated[
+        bool, typer.Option("--lookup/--no-lookup", help="Run guesses from the text so far along where that pays.")
+    ] = True,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Run the graph on the CPU, whatever engines there are.")] = False,
 ) -> None:
@@ -50,7 +53,7 @@ def serve(
         listening = stack.enter_context(_listen(host, port))
         engine, tokenizer, opened = open_bundle(bundle, threads, cpu)
         stack.enter_context(contextlib.closing(engine))
-        service = Service(engine, tokenizer, name or opened.path.resolve().name, waiting, api_key)
+        service = Service(engine, tokenizer, name or opened.path.resolve().name, waiting, api_key, lookup)
         stack.callback(service.close)
 
         class Server(uvicorn.Server):

@@ -47,8 +47,10 @@ KINDS: dict[str, type[requests.Request]] = {
 class Service:
     """One engine behind HTTP. `name`: the model's, as clients ask for it."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, name: str, waiting: int, key: str | None) -> None:
-        self.name, self._key, self._tokenizer = name, key, tokenizer
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, name: str, waiting: int, key: str | None, lookup: bool = True
+    ) -> None:
+        self.name, self._key, self._tokenizer, self._lookup = name, key, tokenizer, lookup
         self._session, self._worker = Session(engine), Worker(waiting)
         self._metrics = Metrics(lambda: self._worker.pending)
         self._begun = int(time.time())
@@ -114,7 +116,8 @@ class Service:
     def _generation(self, asked: requests.Request, cancel: threading.Event) -> Generation:
         ids, stop = asked.prompt_ids(self._tokenizer), asked.stop_strings()
         sampling, grammar = asked.sampling(), asked.grammar(self._grammars)
-        return generate(self._session, self._tokenizer, ids, sampling, asked.most_tokens, stop, cancel, grammar)
+        most, lookup = asked.most_tokens, self._lookup
+        return generate(self._session, self._tokenizer, ids, sampling, most, stop, cancel, grammar, lookup)
 
     async def _whole(self, answer: _Answer, reply: Reply, request: Request) -> Response:
         made, gone = asyncio.ensure_future(answer.text()), asyncio.ensure_future(_gone(request))

@@ -35,17 +35,21 @@ class Gated:
     """A real engine whose steps wait for a gate, so that a test can look at an answer that is being made."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine, self.vocab_size, self.max_positions = engine, engine.vocab_size, engine.max_positions
+        self._engine, self.vocab_size = engine, engine.vocab_size
+        self.max_positions, self.max_rows = engine.max_positions, engine.max_rows
         self.gate, self.steps, self.delay_s, self.failure = threading.Event(), 0, 0.0, None
         self.gate.set()
 
     def forward(self, tokens: np.ndarray, start: int) -> np.ndarray:
+        return self.forward_rows(tokens, start, 1)[0]
+
+    def forward_rows(self, tokens: np.ndarray, start: int, rows: int) -> np.ndarray:
         self.steps += 1
         assert self.gate.wait(PATIENCE_SECONDS)
         time.sleep(self.delay_s)
         if self.failure is not None:
             raise self.failure
-        return self._engine.forward(tokens, start)
+        return self._engine.forward_rows(tokens, start, rows)
 
     def assume(self, positions: int) -> None:
         self._engine.assume(positions)
