@@ -15,12 +15,11 @@ from collections.abc import Collection, Iterable, Iterator
 
 from merino_edge.architecture import Architecture
 from merino_edge.jetson.probe import Probe
-from merino_edge.jetson.stopwatch import Rounds
+from merino_edge.jetson.stopwatch import LEAST_ROUNDS, Rounds
 from merino_edge.measurement import WHOLE
 
 BATCH_PROBES = 8  # what a kill can lose
 BATCH_BYTES = 2**30  # of float32 weights; engines need about twice as much
-LEAST_ROUNDS = 6  # fewer look steady by chance
 QUICK_TIMES, FULL_TIMES = 2, 5  # that a whole model's batch comes
 QUICK_SHARE, FULL_SHARE = 2.0, 1.0  # rounds of a whole model in all, for each of a part; few models count for more
 

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from merino_edge.jetson import contention, stopwatch
 from merino_edge.jetson.backends import BACKENDS, TINY
 from merino_edge.jetson.contention import Contention
-from merino_edge.jetson.stopwatch import LONG_SECONDS, Rounds, Stopwatch, Visit, feels_contention, warm_up_steps
+from merino_edge.jetson.stopwatch import (
+    LEAST_ROUNDS,
+    LONG_SECONDS,
+    Rounds,
+    Stopwatch,
+    Visit,
+    feels_contention,
+    warm_up_steps,
+)
 
 CPU = BACKENDS["onnxruntime-cpu"]
 
@@ -104,5 +112,6 @@ def test_only_short_steps_warm_up_and_not_for_long(step_s: float) -> None:
 def test_rounds_follow_the_time_that_is_left(least: int, more: int, share: float) -> None:
     rounds = Rounds(least, least + more)
     fewer = rounds.fewer(share)
-    assert fewer.least == least <= fewer.most <= rounds.most
-    assert fewer == rounds if share >= 1 else fewer.most <= max(least, share * rounds.most)
+    assert fewer.least == min(least, fewer.most) and fewer.most <= rounds.most
+    assert fewer.most >= min(LEAST_ROUNDS, rounds.most)
+    assert fewer == rounds if share >= 1 else fewer.most <= max(LEAST_ROUNDS, share * rounds.most)
