@@ -42,7 +42,7 @@ class Chat:
         self.system: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         self.turn: Generation | None = None  # the last answer, perhaps still running
         self._asked = self.system  # the conversation up to and including the last question
-        self._session = Session(engine)
+        self.session = Session(engine)
 
     @property
     def messages(self) -> list[Message]:
@@ -61,14 +61,14 @@ class Chat:
         before: list[Message] = [] if self.raw else self.messages
         asked = [*before, {"role": "user", "content": text}]
         ids = self.tokenizer.encode(text) if self.raw else self.tokenizer.encode_chat(asked)
-        context = self._session.engine.max_positions
+        context = self.session.engine.max_positions
         if len(ids) > context and len(before) > len(self.system):
             raise InputError(
                 f"the conversation has {len(ids)} tokens, the context of this bundle is {context}",
                 "/reset starts a new one; export with a larger --context for longer ones",
             )
         self.turn = generate(
-            self._session,
+            self.session,
             self.tokenizer,
             ids,
             self.sampling,

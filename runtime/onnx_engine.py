@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +179,25 @@ class OnnxEngine:
         if positions > self.capacity:
             self._reserve(positions)
         self._length = positions
+
+    @property
+    def cache_dtype(self) -> np.dtype[Any]:
+        return np.dtype(self._dtype)
+
+    def cache_shapes(self, positions: int) -> list[tuple[int, int, int]]:
+        """Of every cache's first positions: (Hkv, P, D)."""
+        return [(heads, positions, head_dim) for _, heads, head_dim in self._shapes]
+
+    def read_cache(self, positions: int) -> list[NDArray[Any]]:
+        """Keys and values of the first positions, as `cache_shapes` says. On the CPU only."""
+        return [cache[0, :, :positions].copy() for cache in self._arrays]
+
+    def write_cache(self, arrays: Sequence[NDArray[Any]]) -> None:
+        """Take what `read_cache` gave for the first positions. On the CPU only."""
+        positions = arrays[0].shape[1]
+        self.assume(positions)
+        for cache, array in zip(self._arrays, arrays, strict=True):
+            cache[0, :, :positions] = array
 
     def close(self) -> None:
         """Free the session and the cache. May be called twice."""

@@ -19,6 +19,9 @@ import typer
 from merino_edge.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from merino_edge.bundle import Bundle
     from merino_edge.runtime.chat import Chat
     from merino_edge.runtime.generation import Generation
     from merino_edge.runtime.grammar import Grammar
@@ -53,6 +56,9 @@ def generate(
     lookup: Annotated[
         bool, typer.Option("--lookup/--no-lookup", help="Run guesses from the text so far along where that pays.")
     ] = True,
+    prompt_cache: Annotated[
+        Path | None, typer.Option(help="Keys and values of a prompt: read from this file, or kept there.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Run the graph on the CPU, whatever engines there are.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -81,9 +87,11 @@ def generate(
         grammar = _grammar(tokenizer, engine.vocab_size, json_schema, regex)
         raw = None if chat is None else not chat
         talk = Chat(engine, tokenizer, sampling, max_tokens, stop or (), system, raw, grammar, lookup)
+        keep = _read_cache(prompt_cache, talk, opened)
         load_ms = (perf_counter() - began) * 1e3
         if prompt is None:
             Terminal(talk, load_ms, verbose).run()
+            keep()
             return
         answer = run_turn(talk, prompt, quiet=as_json)
         if as_json:
@@ -92,8 +100,27 @@ def generate(
             print_json(_document(talk, answer, load_ms) | {"bundle": opened.card()})
         else:
             print_statistics(answer.statistics, load_ms, verbose)
+        keep()
     if answer.finish_reason == "cancelled":
         raise typer.Exit(INTERRUPTED)
+
+
+def _read_cache(path: Path | None, talk: Chat, opened: Bundle) -> Callable[[], None]:
+    """What keeps the last prompt, where there is a path and nothing stands there yet."""
+    if path is None:
+        return lambda: None
+    from merino_edge.runtime import prompt_cache
+
+    if path.exists():
+        prompt_cache.load(path, talk.session, opened)
+        return lambda: None
+
+    def keep() -> None:
+        asked = talk.turn.statistics.prompt_tokens if talk.turn else 0
+        if positions := min(asked, len(talk.session.ids)):
+            prompt_cache.save(path, talk.session, positions, opened)
+
+    return keep
 
 
 def _grammar(tokenizer: Tokenizer, vocab_size: int, json_schema: str | None, regex: str | None) -> Grammar | None:

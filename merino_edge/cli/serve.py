@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import socket
 from pathlib import Path
 from typing import Annotated
@@ -42,12 +41,13 @@ def serve(
     limits.check_range("waiting", waiting, 0, limits.MAX_WAITING)
     if api_key == "":
         raise InputError("the API key is empty", "give --api-key TEXT, or unset MERINO_EDGE_API_KEY")
-    if api_key is None and not _is_local(host):
-        raise InputError(f"{host} can be reached from elsewhere", "give --api-key TEXT, or --host 127.0.0.1")
 
     import uvicorn
 
-    from merino_edge.runtime.server.app import Service
+    from merino_edge.runtime.server.app import LOCAL_NAMES, Service
+
+    if api_key is None and host not in LOCAL_NAMES:
+        raise InputError(f"{host} can be reached from elsewhere", "give --api-key TEXT, or --host 127.0.0.1")
 
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(_listen(host, port))
@@ -67,13 +67,6 @@ def serve(
         where, bound = f"[{host}]" if ":" in host else host, listening.getsockname()[1]
         stderr().print(f"{service.name} on http://{where}:{bound}/v1; Ctrl-C ends", highlight=False, markup=False)
         Server(config).run(sockets=[listening])
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -36,7 +36,7 @@ from merino_edge.runtime.server.replies import Reply, error_document, error_even
 from merino_edge.runtime.server.worker import Busy, Job, Worker
 from merino_edge.tokenizer import Tokenizer
 
-LOCAL_NAMES = ["localhost", "127.0.0.1", "[::1]"]
+LOCAL_NAMES = ["localhost", "127.0.0.1", "::1", "[::1]"]
 RETRY_AFTER_SECONDS = 1
 KINDS: dict[str, type[requests.Request]] = {
     "/v1/chat/completions": requests.ChatRequest,

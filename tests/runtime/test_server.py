@@ -328,6 +328,9 @@ def test_a_web_page_cannot_ask(url: str) -> None:
     assert httpx.post(url + TEXT, content=body, headers={"Content-Type": "text/plain"}).status_code == 415
     named = {"Content-Type": "application/json", "Host": "evil.example"}
     assert httpx.post(url + TEXT, content=body, headers=named).status_code == 400
+    port = url.rpartition(":")[2]
+    for host in (f"localhost:{port}", f"[::1]:{port}", "127.0.0.1"):
+        assert httpx.get(f"{url}/health", headers={"Host": host}).status_code == 200
     assert httpx.get(url + TEXT).status_code == 405
     assert httpx.get(f"{url}/etc/passwd").status_code == 404
 

@@ -1,0 +1,104 @@
+"""The keys and values of a prompt, in a file: what a later prompt that begins alike need not run again.
+
+One line of JSON, then the arrays one after the other, each [Hkv, P, D]:
+
+    {"kind": "prompt_cache", "schema_version": 1, "tool_version", "model": hash of the graph's files, "tokens": [P ids],
+     "dtype": "float32", "shapes": [[Hkv, D], ...], "arrays_sha256", "sha256" of all this}
+
+A session that loads it holds its tokens, and a prompt is compared with those as with any others
+(merino_edge.runtime.generation.Session), so a file of another prompt costs nothing but its reading. Only the engine of
+ONNX Runtime on a CPU keeps its cache where it can be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from merino_edge import artefact, limits
+from merino_edge.errors import ArtefactError, UnsupportedError
+from merino_edge.runtime.generation import Session
+from merino_edge.runtime.onnx_engine import OnnxEngine
+
+if TYPE_CHECKING:
+    from merino_edge.bundle import Bundle
+
+KIND = "prompt_cache"
+AGAIN = "delete it, and it is written anew"
+
+
+def model_hash(bundle: Bundle) -> str:
+    """Of the graph and its weights: what keys and values depend on."""
+    files = {name: entry["sha256"] for name, entry in bundle.manifest["files"].items() if ".onnx" in name}
+    return artefact.sha256_text(artefact.canonical_json(files))
+
+
+def save(path: Path, session: Session, positions: int, bundle: Bundle) -> None:
+    """Write the first `positions` of what the session holds. Raises UnsupportedError, OutputError."""
+    arrays = _engine(session).read_cache(positions)
+    data = b"".join(array.tobytes() for array in arrays)
+    header = {
+        "model": model_hash(bundle),
+        "tokens": session.ids[:positions],
+        "dtype": arrays[0].dtype.name,
+        "shapes": [[array.shape[0], array.shape[2]] for array in arrays],
+        "arrays_sha256": hashlib.sha256(data).hexdigest(),
+    }
+    line = artefact.canonical_json(artefact.stamp(KIND, header)) + "\n"
+    artefact.write_bytes(path, line.encode() + data)
+
+
+def load(path: Path, session: Session, bundle: Bundle) -> int:
+    """Put the file's tokens into a session that holds none: how many. Raises ArtefactError (another model's, altered,
+    longer than the context), UnsupportedError."""
+    engine = _engine(session)
+    try:
+        with open(path, "rb") as file:
+            header = _header(file.readline(limits.MAX_JSON_BYTES), str(path))
+            tokens = header["tokens"]
+            if header["model"] != model_hash(bundle):
+                raise ArtefactError(f"{path} is of another model than {bundle.path}", AGAIN)
+            if not 0 < len(tokens) <= engine.max_positions:
+                raise ArtefactError(f"{path} has {len(tokens)} positions of {engine.max_positions}", AGAIN)
+            shapes = [(heads, len(tokens), width) for heads, width in header["shapes"]]
+            if header["dtype"] != engine.cache_dtype.name or shapes != engine.cache_shapes(len(tokens)):
+                raise ArtefactError(f"{path} has caches of another shape", AGAIN)
+            size = sum(map(int, map(np.prod, shapes))) * engine.cache_dtype.itemsize
+            data = file.read(size + 1)
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read ({error.strerror})", "check the path") from None
+    if len(data) != size or hashlib.sha256(data).hexdigest() != header["arrays_sha256"]:
+        raise ArtefactError(f"{path} is truncated or altered", AGAIN)
+    arrays, at = [], 0
+    for shape in shapes:
+        count = int(np.prod(shape))
+        arrays.append(np.frombuffer(data, engine.cache_dtype, count, at).reshape(shape))
+        at += count * engine.cache_dtype.itemsize
+    engine.write_cache(arrays)
+    session.ids = list(tokens)
+    return len(tokens)
+
+
+def _header(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        document = json.loads(line)
+    except (ValueError, RecursionError):
+        document = None
+    header = artefact.check_header(document, KIND, 1, where)
+    tokens, shapes = header.get("tokens"), header.get("shapes")
+    whole = isinstance(tokens, list) and all(type(token) is int for token in tokens)
+    pairs = isinstance(shapes, list) and all(isinstance(s, list) and [*map(type, s)] == [int, int] for s in shapes)
+    if not (whole and pairs and {"model", "dtype", "arrays_sha256"} <= header.keys()):
+        raise ArtefactError(f"{where} is no prompt cache of merino-edge", AGAIN)
+    return header
+
+
+def _engine(session: Session) -> OnnxEngine:
+    engine = session.engine
+    if not isinstance(engine, OnnxEngine) or engine.device != "cpu":
+        raise UnsupportedError("only ONNX Runtime's engine on a CPU keeps a prompt's cache", "leave --prompt-cache out")
+    return engine

@@ -1,0 +1,117 @@
+"""A prompt's cache in a file: loaded it is as good as run, and nothing but itself is taken for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from merino_edge import artefact, bundle
+from merino_edge.cli.main import main
+from merino_edge.errors import ArtefactError
+from merino_edge.runtime import prompt_cache
+from merino_edge.runtime.engine import Engine, open_engine
+from merino_edge.runtime.generation import Session, generate
+from merino_edge.runtime.sampling import Sampling
+from merino_edge.tokenizer import Tokenizer
+
+TEXT = "The quick brown fox jumps over the lazy dog, and then the lazy dog"
+
+
+@pytest.fixture
+def kept(engine: Engine, tokenizer: Tokenizer, bundle_path: Path, tmp_path: Path) -> Path:
+    session = Session(engine)
+    session.prefill(tokenizer.encode(TEXT))
+    prompt_cache.save(tmp_path / "kept", session, len(session.ids), bundle.load(bundle_path))
+    return tmp_path / "kept"
+
+
+@pytest.fixture
+def other(bundle_path: Path) -> Iterator[Session]:
+    """Of another engine, whose cache holds nothing."""
+    opened, _, _ = open_engine(bundle_path, threads=1)
+    yield Session(opened)
+    opened.close()
+
+
+@pytest.mark.parametrize("more", ["", " sleeps"])
+def test_an_answer_from_a_loaded_cache_is_the_one_from_a_run_prompt(
+    kept: Path, other: Session, engine: Engine, tokenizer: Tokenizer, bundle_path: Path, more: str
+) -> None:
+    ids, greedy = tokenizer.encode(TEXT + more), Sampling(greedy=True)
+    expected = generate(Session(engine), tokenizer, ids, greedy, 30)
+    text = "".join(expected)
+    assert prompt_cache.load(kept, other, bundle.load(bundle_path)) == len(tokenizer.encode(TEXT))
+    made = generate(other, tokenizer, ids, greedy, 30)
+    assert "".join(made) == text and made.tokens == expected.tokens
+    assert made.statistics.reused_tokens >= len(tokenizer.encode(TEXT)) - 2
+
+
+def test_a_longer_cache_than_the_first_bucket_is_kept_too(
+    other: Session, engine: Engine, bundle_path: Path, tmp_path: Path
+) -> None:
+    ids = np.random.default_rng(0).integers(engine.vocab_size, size=300).tolist()
+    session, opened = Session(engine), bundle.load(bundle_path)
+    expected = session.prefill(ids)
+    assert expected is not None
+    expected = expected.copy()
+    prompt_cache.save(tmp_path / "long", session, 300, opened)
+    assert prompt_cache.load(tmp_path / "long", other, opened) == 300
+    got = other.prefill(ids)
+    assert got is not None
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def altered(path: Path, **changes: object) -> None:
+    """Another header, with a true hash."""
+    line, _, data = path.read_bytes().partition(b"\n")
+    own = ("kind", "schema_version", "tool_version", "sha256")
+    header = {name: value for name, value in json.loads(line).items() if name not in own} | changes
+    stamped = artefact.stamp(prompt_cache.KIND, {k: v for k, v in header.items() if v is not None})
+    path.write_bytes(artefact.canonical_json(stamped).encode() + b"\n" + data)
+
+
+HARM: dict[str, Callable[[Path], object]] = {
+    "truncated or altered": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "truncated": lambda path: path.write_bytes(path.read_bytes() + b"x"),
+    "altered": lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\x7f"),
+    "is not a prompt_cache artefact": lambda path: path.write_bytes(b"hello"),
+    "not a prompt_cache": lambda path: path.write_bytes(b"\xff" * 5000),
+    "another model": lambda path: altered(path, model="0"),
+    "another shape": lambda path: altered(path, shapes=[[1, 32]]),
+    "caches of another": lambda path: altered(path, dtype="float16"),
+    "positions of 320": lambda path: altered(path, tokens=list(range(321))),
+    "0 positions": lambda path: altered(path, tokens=[]),
+    "no prompt cache": lambda path: altered(path, tokens="abc"),
+    "is no prompt": lambda path: altered(path, shapes=None),
+}
+
+
+@pytest.mark.parametrize("said", HARM)
+def test_whatever_is_not_its_cache_is_refused_and_leaves_the_session_alone(
+    kept: Path, other: Session, bundle_path: Path, said: str
+) -> None:
+    HARM[said](kept)
+    with pytest.raises(ArtefactError, match=said) as refusal:
+        prompt_cache.load(kept, other, bundle.load(bundle_path))
+    assert "\n" not in str(refusal.value) and other.ids == []
+
+
+def test_the_verb_keeps_a_prompt_and_finds_it(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents = []
+    for _ in "12":
+        options = ["--prompt", "hi there", "--greedy", "--max-tokens", "5", "--threads", "1", "--json"]
+        command = ["merino-edge", "generate", str(bundle_path), *options, "--prompt-cache", str(tmp_path / "kept")]
+        monkeypatch.setattr("sys.argv", command)
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert not end.value.code
+        documents.append(json.loads(capsys.readouterr().out))
+    assert documents[0]["text"] == documents[1]["text"]
+    reused = [document["statistics"]["reused_tokens"] for document in documents]
+    assert reused == [0, documents[0]["prompt_tokens"] - 1]
