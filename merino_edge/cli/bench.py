@@ -1,90 +1,208 @@
-"""`merino-edge bench BUNDLE`: how fast a bundle runs on this machine. A table or one JSON object on stdout.
+"""`merino-edge bench BUNDLE`: how fast a bundle runs on this machine, with llama-bench's cases and options.
 
-JSON: the medians `decode_tokens_per_second`, `prefill_tokens_per_second`, `first_token_ms`; `peak_memory_mb`;
-`spread` (min, max, sd) and `samples` of each; the settings, the bundle and the versions.
+`--output`: a table, Markdown, CSV or one JSON object a line. `--json`: one object with `results`, one for each case
+(`test`, `tokens_per_second`, `mean`, `sd`, `min`, `max`; `p50_ms`, `p95_ms`, `p99_ms` of a step, or a whole prompt up
+to the first token; `energy_mj_per_token`; `gb_per_second` of weights and cache; `samples`), `comparison` with
+`--against`, `load_ms`, `peak_memory_mb`, `notes`, the settings, the bundles and the versions.
 """
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from enum import Enum
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from merino_edge.bundle import Bundle
-    from merino_edge.runtime.bench import Bench
+    from merino_edge.runtime.bench import Case, Result
+    from merino_edge.runtime.engine import Engine
 
-QUANTITIES = {
-    "first_token_ms": ("time to first token", "ms"),
-    "prefill_tokens_per_second": ("prefill", "tok/s"),
-    "decode_tokens_per_second": ("decode", "tok/s"),
+COLUMNS = {  # of every form but JSON: heading, digits
+    "bundle": ("bundle", None),
+    "test": ("test", None),
+    "tokens_per_second": ("tok/s", 1),
+    "sd": ("sd", 1),
+    "p50_ms": ("p50 ms", 3),
+    "p95_ms": ("p95 ms", 3),
+    "p99_ms": ("p99 ms", 3),
+    "energy_mj_per_token": ("mJ/token", 2),
+    "gb_per_second": ("GB/s read", 2),
 }
+BUSY_LOAD = 0.5  # runnable processes, by the kernel's mean over the last minute, beside which a note is made
+
+
+class Form(str, Enum):
+    table = "table"
+    md = "md"
+    csv = "csv"
+    jsonl = "jsonl"
 
 
 def bench(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")],
-    prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 64,
-    new_tokens: Annotated[int, typer.Option(help="Tokens to decode after it.")] = 128,
-    repetitions: Annotated[int, typer.Option(help="Measured runs, after one warm-up.")] = 5,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    prompt_tokens: Annotated[
+        str, typer.Option("--prompt-tokens", "-p", help="Prompts of so many tokens: 64,512; 0: none.")
+    ] = "64",
+    new_tokens: Annotated[str, typer.Option("--new-tokens", "-n", help="Steps to decode; 0: none.")] = "128",
+    depth: Annotated[str, typer.Option("--depth", "-d", help="Positions in the cache before: 0,512")] = "0",
+    repetitions: Annotated[int, typer.Option("--repetitions", "-r", help="Measured runs, after one warm-up.")] = 5,
+    against: Annotated[Path | None, typer.Option(help="Another bundle, measured in turns and compared.")] = None,
+    threads: Annotated[int, typer.Option("--threads", "-t", help="CPU threads.")] = 2,
     cpu: Annotated[bool, typer.Option("--cpu", help="Run the graph on the CPU, whatever engines there are.")] = False,
+    output: Annotated[Form, typer.Option("--output", "-o", help="How to print it.")] = Form.table,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure time to first token, prefill and decode speed, and memory of a bundle."""
-    from contextlib import closing
-
-    from merino_edge.cli.console import print_json, progress
+    from merino_edge.cli.console import print_json, progress, stderr
     from merino_edge.cli.opening import open_bundle
-    from merino_edge.runtime.bench import bench as measure
+    from merino_edge.jetson.energy import EnergyMeter
+    from merino_edge.jetson.sensors import Sensors, moved
+    from merino_edge.runtime import bench as runtime
 
-    engine, _, opened = open_bundle(bundle, threads, cpu)
-    with closing(engine), progress() as bar:
-        task = bar.add_task("measuring", total=repetitions, note="")
-        result = measure(engine, prompt_tokens, new_tokens, repetitions, lambda: bar.advance(task))
-    settings = {
-        "prompt_tokens": prompt_tokens,
-        "new_tokens": new_tokens,
-        "repetitions": repetitions,
-        "threads": threads,
-    }
+    prompts, steps = ([count for count in _counts(text) if count] for text in (prompt_tokens, new_tokens))
+    wanted = runtime.cases(prompts, steps, _counts(depth))
+    notes = _load_notes()
+    sensors = Sensors()
+    with contextlib.ExitStack() as stack:
+        began = perf_counter()
+        opened: dict[str, Bundle] = {}
+        engines: dict[str, Engine] = {}
+        for path in (bundle, *([against] if against else [])):
+            engine, _, found = open_bundle(path, threads, cpu)
+            name = found.path.name if found.path.name not in engines else str(found.path)
+            engines[name], opened[name] = stack.enter_context(contextlib.closing(engine)), found
+        load_ms = 1e3 * (perf_counter() - began) / len(engines)
+        bar = stack.enter_context(progress())
+        task = bar.add_task("measuring", total=repetitions * len(wanted) * len(engines), note="")
+        before = sensors.read()
+        results = runtime.bench(engines, wanted, repetitions, lambda: bar.advance(task))
+        notes += moved(before, sensors.read())
+        energy = _energy_mj(engines, wanted, EnergyMeter.of())
+    rows = [
+        {
+            "bundle": name,
+            **result.to_dict(),
+            **_reading(result, opened[name]),
+            "energy_mj_per_token": energy[name, case],
+        }
+        for name, found_results in results.items()
+        for case, result in zip(wanted, found_results, strict=True)
+    ]
+    comparison = _comparison(results)
     if as_json:
-        print_json(_document(result, opened, settings))
-    else:
-        _print_table(result, opened, settings)
+        settings = {"repetitions": repetitions, "threads": threads, "load_ms": load_ms}
+        cards = {name: found.card() for name, found in opened.items()}
+        memory = {"peak_memory_mb": runtime.peak_memory_mb(), "versions": _versions(), "bundles": cards}
+        print_json({"results": rows, "comparison": comparison, **settings, **memory, "notes": notes})
+        return
+    _print(rows, output)
+    say, memory_mb = stderr().print, runtime.peak_memory_mb()
+    say(f"{threads} threads, {repetitions} repetitions, load {load_ms:.0f} ms, peak memory {memory_mb:.0f} MB")
+    for line in comparison:
+        spread, p_value = f"{line['low']:.2f} - {line['high']:.2f}", f"{line['p_value']:.3f}"
+        say(f"{line['test']}: {line['ratio']:.2f} times as fast ({spread}), p {p_value}")
+    for note in notes:
+        say(f"note: {note}")
 
 
-def _document(result: Bench, opened: Bundle, settings: dict[str, int]) -> dict[str, Any]:
+def _counts(text: str) -> list[int]:
+    """Of a list such as 64,512."""
+    from merino_edge.errors import InputError
+
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{text!r} is no list of numbers", "write it as 64,512") from None
+
+
+def _load_notes() -> list[str]:
+    load = os.getloadavg()[0]
+    return [f"other work was running (load {load:.1f}): speeds are of what it left over"] if load > BUSY_LOAD else []
+
+
+def _energy_mj(
+    engines: Mapping[str, Engine], wanted: Sequence[Case], meter: Any
+) -> dict[tuple[str, Case], float | None]:
+    """Per token, of one more run each: sampling power takes processor time of its own. None where none can be read."""
+    from merino_edge.runtime.bench import run_once
+
+    found: dict[tuple[str, Case], float | None] = {}
+    for name, engine in engines.items():
+        for case in wanted:
+            found[name, case] = None
+            if meter is not None:
+                with meter.measuring() as used:
+                    run_once(engine, case)
+                found[name, case] = None if used.energy_mj is None else used.energy_mj / case.tokens
+    return found
+
+
+def _reading(result: Result, opened: Bundle) -> dict[str, float | None]:
+    """What steps read from memory in a second, by the bundle's count: weights once a step, and the positions in use."""
+    from merino_edge.counts import step_bytes
+
+    if result.case.kind == "prefill":
+        return {"gb_per_second": None}
+    middle = result.case.depth + result.case.tokens // 2
+    return {"gb_per_second": step_bytes(opened.architecture, opened.precision, middle) * result.median / 1e9}
+
+
+def _comparison(results: Mapping[str, Sequence[Result]]) -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
+    from merino_edge.runtime.bench import compare
+
+    if len(results) < 2:
+        return []
+    pairs = zip(*results.values(), strict=True)
+    return [{"test": mine.case.name, **asdict(compare(mine, theirs))} for mine, theirs in pairs]
+
+
+def _versions() -> dict[str, str]:
     import platform
     from importlib.metadata import version
 
-    measured = {name: getattr(result, name) for name in QUANTITIES}
-    packages = ("onnxruntime", "numpy", "tokenizers")
     return {
-        **{name: measurement.median for name, measurement in measured.items()},
-        "peak_memory_mb": result.peak_memory_mb,
-        "spread": {name: measurement.spread() for name, measurement in measured.items()},
-        "samples": {name: measurement.samples for name, measurement in measured.items()},
-        **settings,
-        "bundle": opened.card(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("onnxruntime", "numpy", "tokenizers")},
     }
 
 
-def _print_table(result: Bench, opened: Bundle, settings: dict[str, int]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _print(rows: list[dict[str, Any]], form: Form) -> None:
+    if form == Form.jsonl:
+        for row in rows:
+            sys.stdout.write(json.dumps(row) + "\n")
+        return
+    columns = {name: column for name, column in COLUMNS.items() if any(row[name] is not None for row in rows)}
+    headings = [heading for heading, _ in columns.values()]
+    cells = [[_cell(row[name], digits) for name, (_, digits) in columns.items()] for row in rows]
+    if form == Form.csv:
+        csv.writer(sys.stdout).writerows([headings, *cells])
+    elif form == Form.md:
+        lines = [headings, ["---" if digits is None else "---:" for _, digits in columns.values()], *cells]
+        sys.stdout.writelines(f"| {' | '.join(line)} |\n" for line in lines)
+    else:
+        from rich.console import Console
+        from rich.table import Table
 
-    table = Table(
-        title=f"{opened.path.name} {opened.precision}, {settings['threads']} threads, "
-        f"{settings['prompt_tokens']} + {settings['new_tokens']} tokens, {settings['repetitions']} runs",
-        title_justify="left",
-    )
-    for heading in ("", "median", "min", "max", "sd", "unit"):
-        table.add_column(heading, justify="left" if heading in ("", "unit") else "right")
-    for name, (label, unit) in QUANTITIES.items():
-        measurement = getattr(result, name)
-        cells = (measurement.median, *measurement.spread().values())
-        table.add_row(label, *("-" if cell is None else f"{cell:.1f}" for cell in cells), unit)
-    table.add_row("peak memory", f"{result.peak_memory_mb:.0f}", "", "", "", "MB")
-    Console(highlight=False).print(table)
+        table = Table()
+        for heading, digits in columns.values():
+            table.add_column(heading, justify="left" if digits is None else "right")
+        for line in cells:
+            table.add_row(*line)
+        Console(highlight=False).print(table)
+
+
+def _cell(value: Any, digits: int | None) -> str:
+    if value is None:
+        return "-"
+    return str(value) if digits is None else f"{value:.{digits}f}"

@@ -88,7 +88,7 @@ def demo(
     summary = {
         "budgets": searched["budgets"],
         "predicted_decode_ms": next(ms for key, ms in searched["costs"].items() if key.startswith("decode_ms@")),
-        "measured_decode_ms": 1000 / speed["decode_tokens_per_second"],
+        "measured_decode_ms": next(r["p50_ms"] for r in speed["results"] if r["kind"] == "decode"),
         "table_error": profiled["validation"],
         "parameters": searched["costs"]["parameters"],
         "blocks": searched["architecture"]["blocks"],

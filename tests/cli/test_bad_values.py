@@ -14,7 +14,7 @@ WHOLE = {
     "train": ["--steps", "--batch", "--sequence", "--micro-batch", "--warmup", "--seed", "--threads", "--save-every"],
     "export": ["--context", "--threads", "--block"],
     "generate": ["--max-tokens", "--top-k", "--seed", "--threads"],
-    "bench": ["--prompt-tokens", "--new-tokens", "--repetitions", "--threads"],
+    "bench": ["--prompt-tokens", "--new-tokens", "--depth", "--repetitions", "--threads"],
     "search": ["--iterations", "--population", "--parents", "--seed"],
     "pareto": ["--points"],
     "profile": ["--threads"],
@@ -32,6 +32,7 @@ REAL = {
     "pareto": BUDGETS,
 }
 ZERO_IS_FINE = {"--warmup", "--seed", "--top-k", "--iterations", "--temperature", "--top-p", "--min-p"}
+ZERO_IS_FINE |= {"--prompt-tokens", "--new-tokens", "--depth"}
 
 
 def command(verb: str, good: Path, out: Path) -> tuple[object, ...]:
@@ -72,8 +73,8 @@ def test_what_does_not_fit_the_context(good: Path, tmp_path: Path, refused: Refu
         line = refused("generate", bundle, "--prompt", prompt, "--threads", 1)
         assert "tokens, the context of this bundle is 64; shorten it" in line
     assert "the prompt is empty" in refused("generate", bundle, "--prompt", "", "--threads", 1)
-    line = refused("bench", bundle, "--prompt-tokens", 60, "--new-tokens", 60, "--threads", 1)
-    assert "60 prompt and 60 new tokens exceed the context of 64" in line
+    line = refused("bench", bundle, "--new-tokens", 60, "--depth", 60, "--threads", 1)
+    assert "64 tokens behind 60 exceed the context of 64" in line
     line = refused("export", good / "checkpoint", "--context", 65, "--out", tmp_path / "out")
     assert "context 65 is outside 1 to the model's 64 positions" in line
     line = refused(*train(good / "a.json", good, tmp_path / "out", "--sequence", 65))

@@ -6,42 +6,68 @@ import statistics
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import permutation_test
 
 from merino_edge.errors import InputError
-from merino_edge.runtime.bench import Measurement, bench
+from merino_edge.runtime.bench import Case, Result, bench, cases, compare
 from merino_edge.runtime.engine import Engine
 
 
 def test_every_repetition_is_kept_and_rates_agree_with_times(engine: Engine) -> None:
     done: list[None] = []
-    result = bench(engine, prompt_tokens=20, new_tokens=10, repetitions=3, on_repetition=lambda: done.append(None))
-    assert len(done) == 3
-    for measurement in (result.first_token_ms, result.prefill_tokens_per_second, result.decode_tokens_per_second):
-        assert len(measurement.samples) == 3
-        assert min(measurement.samples) > 0
-    for first_ms, rate in zip(result.first_token_ms.samples, result.prefill_tokens_per_second.samples, strict=True):
-        assert first_ms * rate == pytest.approx(20 * 1e3)
+    wanted = cases([20], [10], [0, 30])
+    assert [case.name for case in wanted] == ["pp20", "pp20@d30", "tg10", "tg10@d30"]
+    found = bench({"a": engine}, wanted, repetitions=3, on_case=lambda: done.append(None))["a"]
+    assert len(done) == 12 and [result.case for result in found] == wanted
+    for result in found:
+        steps = 1 if result.case.kind == "prefill" else 10
+        assert len(result.tokens_per_second) == 3 and len(result.step_ms) == 3 * steps
+        first_ms = sum(result.step_ms[:steps])
+        assert first_ms * result.tokens_per_second[0] == pytest.approx(result.case.tokens * 1e3)
+        shown = result.to_dict()
+        assert shown["sd"] == statistics.stdev(result.tokens_per_second) and shown["tokens_per_second"] == result.median
+        assert min(result.step_ms) <= shown["p50_ms"] <= shown["p95_ms"] <= shown["p99_ms"] <= max(result.step_ms)
 
 
 def test_the_whole_context_can_be_measured_and_no_more(engine: Engine) -> None:
-    bench(engine, engine.max_positions - 1, 1, 1)
-    with pytest.raises(InputError, match=r"exceed the context of 320.*--context"):
-        bench(engine, engine.max_positions, 1, 1)
+    whole = Case("prefill", engine.max_positions)
+    bench({"a": engine}, [whole], 1)
+    for case in (Case("prefill", engine.max_positions, 1), Case("decode", 1, engine.max_positions)):
+        with pytest.raises(InputError, match=r"exceed the context of 320.*--context"):
+            bench({"a": engine}, [case], 1)
 
 
-@pytest.mark.parametrize("name", ["prompt_tokens", "new_tokens", "repetitions"])
-def test_counts_below_one_are_refused_by_name(engine: Engine, name: str) -> None:
-    with pytest.raises(InputError, match=name):
-        bench(engine, **{name: 0})
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        (([0], [1], [0]), "prompt_tokens is 0"),
+        (([1], [-1], [0]), "new_tokens is -1"),
+        (([1], [1], [-1]), "depth is -1"),
+        (([], [], [0]), "nothing to measure"),
+    ],
+)
+def test_counts_that_cannot_be_are_refused_by_name(counts: tuple[list[int], ...], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        cases(*counts)
 
 
-def test_median_and_spread() -> None:
-    samples = (3.0, 1.0, 2.0, 10.0)
-    measurement = Measurement(samples)
-    assert measurement.median == 2.5
-    assert measurement.spread() == {"min": 1.0, "max": 10.0, "sd": statistics.stdev(samples)}
-    assert Measurement((1.0,)).spread()["sd"] is None
+def test_no_repetitions_are_refused(engine: Engine) -> None:
+    with pytest.raises(InputError, match="repetitions is 0"):
+        bench({"a": engine}, cases([1], [], [0]), 0)
+
+
+@given(st.lists(st.tuples(st.floats(1, 100), st.floats(1, 100)), min_size=2, max_size=8))
+def test_the_comparison_is_a_permutation_test_of_signs(pairs: list[tuple[float, float]]) -> None:
+    first, second = (Result(Case("decode", 1), rates, ()) for rates in zip(*pairs, strict=True))
+    found = compare(first, second)
+    logs = np.log([mine / theirs for mine, theirs in pairs])
+    expected = permutation_test((logs,), np.sum, permutation_type="samples", n_resamples=np.inf).pvalue
+    assert found.p_value == pytest.approx(min(1.0, expected))
+    assert found.low <= found.ratio <= found.high
 
 
 def test_peak_memory_is_this_process_s_and_not_its_parent_s() -> None:

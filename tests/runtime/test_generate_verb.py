@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -114,14 +115,32 @@ def test_bench_prints_a_table_or_one_object(verb: Verb, bundle_path: Path) -> No
     options = ("bench", bundle_path, "--prompt-tokens", 8, "--new-tokens", 4, "--repetitions", 2, "--threads", 1)
     code, table, _ = verb(*options)
     assert code == 0
-    assert all(name in table for name in ("time to first token", "prefill", "decode", "peak memory"))
+    assert all(name in table for name in ("pp8", "tg4", "tok/s", "p95 ms"))
     _, out, _ = verb(*options, "--json")
     report = json.loads(out)
-    for name in ("decode_tokens_per_second", "prefill_tokens_per_second", "first_token_ms"):
-        assert report["spread"][name]["min"] <= report[name] <= report["spread"][name]["max"]
-        assert len(report["samples"][name]) == 2
-    assert report["peak_memory_mb"] > 0
-    assert (report["bundle"]["precision"], report["threads"]) == ("fp32", 1)
+    assert [result["test"] for result in report["results"]] == ["pp8", "tg4"]
+    for result in report["results"]:
+        assert result["min"] <= result["tokens_per_second"] <= result["max"] and len(result["samples"]) == 2
+        assert 0 < result["p50_ms"] <= result["p95_ms"] <= result["p99_ms"]
+    assert report["peak_memory_mb"] > 0 and report["comparison"] == [] and report["threads"] == 1
+    assert [card["precision"] for card in report["bundles"].values()] == ["fp32"]
+
+
+def test_bench_in_other_forms_and_against_another_bundle(verb: Verb, bundle_path: Path, tmp_path: Path) -> None:
+    lists = ("-p", "4,8", "-n", "2", "-d", "0,16", "-r", 2, "-t", 1)
+    tests = ["pp4", "pp8", "pp4@d16", "pp8@d16", "tg2", "tg2@d16"]
+    _, text, _ = verb("bench", bundle_path, *lists, "-o", "csv")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["test"] for row in rows] == tests and all(float(row["tok/s"]) > 0 for row in rows)
+    _, text, _ = verb("bench", bundle_path, *lists, "-o", "jsonl")
+    assert [json.loads(line)["test"] for line in text.splitlines()] == tests
+    _, text, _ = verb("bench", bundle_path, *lists, "-o", "md")
+    assert text.count("\n") == len(tests) + 2 and all(line.startswith("| ") for line in text.splitlines())
+    copied = shutil.copytree(bundle_path, tmp_path / "copied")
+    _, out, _ = verb("bench", bundle_path, "-p", "0", "-n", "2", "-r", 3, "--against", copied, "--json")
+    (comparison,) = json.loads(out)["comparison"]
+    assert comparison["test"] == "tg2" and comparison["low"] <= comparison["ratio"] <= comparison["high"]
+    assert 0.25 <= comparison["p_value"] <= 1  # of three repetitions no fewer signs can be unlikely
 
 
 # --- refusals --------------------------------------------------------------------------------------
@@ -177,7 +196,7 @@ def test_damaged_bundles_are_one_line(verb: Verb, bundle_path: Path, tmp_path: P
 
 
 def test_bench_refuses_more_than_the_context(verb: Verb, bundle_path: Path) -> None:
-    code, out, err = verb("bench", bundle_path, "--prompt-tokens", 300, "--new-tokens", 21)
+    code, out, err = verb("bench", bundle_path, "--prompt-tokens", 300, "--depth", 21)
     assert (code, out) == (2, "")
     assert "exceed the context of 320" in err.splitlines()[-1]
 
