@@ -16,6 +16,7 @@ import statistics
 import time
 
 TURNS = 800  # of the loop: about 20 us, where a neighbour stays for some hundred
+WARM_TURNS = 200  # before it: a step leaves the loop's own code cold, a long one so that it takes a fifth longer
 QUIET_LOOPS = 20_000  # half a second, in which it is undisturbed for a moment, as a rule
 STEP_SHARE = 0.6  # of the loop's slowness that a step shares; 0.5 to 0.8 repeat alike, in all three kinds of step
 MOST = 3.0  # times slower: beyond, the loop itself was interrupted
@@ -29,6 +30,7 @@ class Contention:
 
     def slowness(self) -> float:
         """How many times longer than undisturbed the loop takes now."""
+        _loop(WARM_TURNS)
         took_s = _loop()
         self.quiet_s = min(self.quiet_s, took_s)
         return min(MOST, took_s / self.quiet_s)
@@ -41,12 +43,12 @@ def undisturbed(seconds: float, before: float, after: float) -> float:
 
 def loop_seconds() -> float:
     """Of feeling the core once, as a rule."""
-    return statistics.median(_loop() for _ in range(100))
+    return statistics.median(_loop(WARM_TURNS) + _loop() for _ in range(100))
 
 
-def _loop() -> float:
+def _loop(turns: int = TURNS) -> float:
     begun = time.perf_counter()
     total = 0
-    for turn in range(TURNS):
+    for turn in range(turns):
         total += turn
     return time.perf_counter() - begun

@@ -27,3 +27,16 @@ def test_the_loop_is_as_slow_as_the_machine() -> None:
     assert statistics.median(felt.slowness() for _ in range(100)) >= 1.9
     felt.quiet_s /= 1000  # interrupted, rather
     assert felt.slowness() == contention.MOST
+
+
+def test_what_a_step_leaves_cold_is_not_taken_for_a_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
+    felt, loops = Contention(), []
+    usual = contention._loop
+
+    def loop(turns: int = contention.TURNS) -> float:
+        loops.append(turns)
+        return usual(turns)
+
+    monkeypatch.setattr(contention, "_loop", loop)
+    felt.slowness()
+    assert loops == [contention.WARM_TURNS, contention.TURNS]
