@@ -1,6 +1,7 @@
 """Every preset, lowering and precision that TensorRT takes, parsed and compiled by TensorRT for RTX without a GPU.
 
-    python benchmarks/compile_engines.py                          # SM86: 10 presets, 7 forms
+    python benchmarks/compile_engines.py                          # SM86: 10 presets, 7 forms, half an hour and more
+    python benchmarks/compile_engines.py --shrunk --capability SM75 SM86 SM89 SM120     # with two layers each
     python benchmarks/compile_engines.py --capability SM75 SM86 SM89 SM120 --preset smollm2-135m merino-61m
 
 Prints one line each (engine bytes, seconds, the process's largest memory over the graph's, fused layers) and the count
@@ -22,7 +23,7 @@ from merino_edge.export.graph import build_stored, save
 from merino_edge.export.quantize import random_stored
 from merino_edge.export.targets import PLATFORMS, Target
 from merino_edge.export.tensorrt import NO_KERNEL, build_engine
-from merino_edge.presets import PRESETS, preset
+from merino_edge.presets import PRESETS, preset, shrunk
 from merino_edge.runtime.bench import peak_memory_mb
 from merino_edge.tensorrt_library import RTX
 
@@ -43,16 +44,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", nargs="+", default=PRESETS, choices=PRESETS)
     parser.add_argument("--capability", nargs="+", default=["SM86"])
-    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--context", type=int)
+    parser.add_argument("--shrunk", action="store_true", help="two layers of each width, a small vocabulary")
     options = parser.parse_args()
     forms = [(low, p) for p in PLATFORMS["rtx"].precisions for low in PLATFORMS["rtx"].able(p)]
     done = tried = 0
     for name in options.preset:
         for lowering, precision in forms:
-            a, target = preset(name), Target.named("rtx", precision, lowering)
+            a, target = (shrunk if options.shrunk else preset)(name), Target.named("rtx", precision, lowering)
+            context = options.context or min(512, a.max_positions)
             with tempfile.TemporaryDirectory() as folder:
                 graph = Path(folder) / "model.onnx"
-                model = build_stored(a, random_stored(a, target), target, options.context)
+                model = build_stored(a, random_stored(a, target), target, context)
                 save(model, graph)
                 for capability in options.capability:
                     if (capability, precision) in NO_KERNEL:
@@ -61,7 +64,7 @@ def main() -> None:
                     form = f"{name:<18} {lowering:<9} {precision:<5} {capability:<6}"
                     with ProcessPoolExecutor(1, get_context("spawn")) as alone:  # for a peak memory of its own
                         try:
-                            print(form, alone.submit(compiled, graph, options.context, capability).result(), flush=True)
+                            print(form, alone.submit(compiled, graph, context, capability).result(), flush=True)
                             done += 1
                         except MerinoError as error:
                             print(form, error, flush=True)

@@ -14,6 +14,9 @@ finds them; docs/reproduction.md has the optima under the FLOP budgets alone, wh
 
 from __future__ import annotations
 
+import dataclasses
+from itertools import groupby
+
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import InputError
 
@@ -110,3 +113,12 @@ def preset(name: str) -> Architecture:
     if name not in _ARCHITECTURES:
         raise InputError(f"there is no preset {name!r}", f"choose one of {', '.join(PRESETS)}")
     return _ARCHITECTURES[name]
+
+
+def shrunk(name: str) -> Architecture:
+    """The preset `name` with a small vocabulary, two layers, and one more for each change of width: every kind of node
+    that its graph has, compiled in a second."""
+    a = preset(name)
+    first, *others = (next(blocks) for _, blocks in groupby(a.blocks, key=lambda block: block.width))
+    blocks = (dataclasses.replace(first, layers=2), *(dataclasses.replace(block, layers=1) for block in others))
+    return dataclasses.replace(a, vocab_size=512, max_positions=256, blocks=blocks)

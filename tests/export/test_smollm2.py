@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,28 +9,24 @@ import pytest
 import torch
 from smollm2_prompts import PROMPTS
 
-from merino_edge.bundle import Bundle
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.export.bundle_writer import write_bundle
 from merino_edge.export.targets import Target
-from merino_edge.runtime.generation import Session, generate
 from merino_edge.runtime.onnx_engine import OnnxEngine
-from merino_edge.runtime.sampling import Sampling
 from merino_edge.tokenizer import Tokenizer
 
 NEW_TOKENS = 64
 
 
-def export(smollm2: Checkpoint, out: Path, precision: str) -> Bundle:
-    a = smollm2.architecture
-    return write_bundle(
-        smollm2, out, Target.named("onnxruntime", precision), 512, lambda graph, n: OnnxEngine(graph, a, n, threads=1)
-    )
-
-
 @pytest.fixture(scope="module")
 def fp32(smollm2: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> OnnxEngine:
-    return OnnxEngine.from_bundle(export(smollm2, tmp_path_factory.mktemp("fp32") / "bundle", "fp32"))
+    a, out, target = (
+        smollm2.architecture,
+        tmp_path_factory.mktemp("fp32") / "bundle",
+        Target.named("onnxruntime", "fp32"),
+    )
+    written = write_bundle(smollm2, out, target, 512, lambda graph, context: OnnxEngine(graph, a, context, threads=1))
+    return OnnxEngine.from_bundle(written)
 
 
 def greedy(engine: OnnxEngine, prompt: list[int]) -> list[int]:
@@ -53,12 +48,3 @@ def test_greedy_tokens_equal_transformers(fp32: OnnxEngine, smollm2: Checkpoint,
         with torch.inference_mode():
             logits = smollm2_reference(torch.tensor([prompt + ours])).logits[0]  # [T, V]
         assert ours == logits[len(prompt) - 1 : -1].argmax(-1).tolist(), text
-
-
-def test_int4_knows_the_capital_of_france(smollm2: Checkpoint, tmp_path: Path) -> None:
-    bundle = export(smollm2, tmp_path / "bundle", "int4")
-    tokenizer = Tokenizer.load(bundle.path)
-    question = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = tokenizer.encode(tokenizer.apply_template(question))
-    answer = generate(Session(OnnxEngine.from_bundle(bundle)), tokenizer, prompt, Sampling(greedy=True), max_tokens=32)
-    assert "Paris" in "".join(answer)

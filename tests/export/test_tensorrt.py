@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from itertools import groupby
 from pathlib import Path
 
 import onnx_ir as ir
 import pytest
 
-from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.graph import build_model, build_stored, save, to_bytes
@@ -17,7 +15,7 @@ from merino_edge.export.operators import lacking
 from merino_edge.export.quantize import random_stored
 from merino_edge.export.targets import BLOCKS, PLATFORMS, Target
 from merino_edge.export.tensorrt import NO_KERNEL, build_engine
-from merino_edge.presets import PRESETS, preset
+from merino_edge.presets import PRESETS, shrunk
 from merino_edge.tensorrt_library import RTX
 from merino_edge.weights import weight_shapes
 
@@ -42,15 +40,6 @@ def test_a_pretrained_model_compiles_for_sm86(smollm2: Checkpoint, tmp_path: Pat
     # The engine holds the weights at their precision: neither dropped nor widened.
     assert 0.9 * stored < len(engine.plan) < 1.3 * stored
     assert engine.layers["KV_CACHE_UPDATE"] == 2 * a.layers and engine.layers["ATTENTION_INPUT"] == a.layers
-
-
-def shrunk(name: str) -> Architecture:
-    """The preset `name` with a small vocabulary, two layers, and one more for each change of width: every kind of node
-    that it has."""
-    a = preset(name)
-    first, *others = (next(blocks) for _, blocks in groupby(a.blocks, key=lambda block: block.width))
-    blocks = (dataclasses.replace(first, layers=2), *(dataclasses.replace(block, layers=1) for block in others))
-    return dataclasses.replace(a, vocab_size=512, max_positions=256, blocks=blocks)
 
 
 @pytest.mark.usefixtures("rtx")
