@@ -20,11 +20,8 @@ NEW_TOKENS = 64
 
 @pytest.fixture(scope="module")
 def fp32(smollm2: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> OnnxEngine:
-    a, out, target = (
-        smollm2.architecture,
-        tmp_path_factory.mktemp("fp32") / "bundle",
-        Target.named("onnxruntime", "fp32"),
-    )
+    a, target = smollm2.architecture, Target.named("onnxruntime", "fp32")
+    out = tmp_path_factory.mktemp("fp32") / "bundle"
     written = write_bundle(smollm2, out, target, 512, lambda graph, context: OnnxEngine(graph, a, context, threads=1))
     return OnnxEngine.from_bundle(written)
 

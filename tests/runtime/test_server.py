@@ -235,6 +235,32 @@ def test_a_client_that_leaves_ends_its_answer_and_no_other(
     assert ask(client).choices[0].message.content == greedy(engine, tokenizer, ids, 20)
 
 
+def test_a_hundred_answers_broken_off_anywhere_leave_no_trace(bundle_path: Path, tokenizer: Tokenizer) -> None:
+
+    def break_off(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        with openai.OpenAI(base_url=f"{where}/v1", api_key="none", max_retries=0) as mine:
+            for _ in range(25):
+                prompt = rng.integers(own.vocab_size, size=int(rng.integers(1, 300))).tolist()
+                stream = mine.completions.create(model="small", prompt=prompt, stream=True, seed=0)
+                for _ in zip(range(int(rng.integers(0, 20))), stream, strict=False):
+                    pass
+                stream.close()
+
+    own, _, _ = open_engine(bundle_path, threads=1)
+    service = Service(own, tokenizer, "small", waiting=8, key=None)
+    with serving(service) as where, openai.OpenAI(base_url=f"{where}/v1", api_key="none", max_retries=0) as golden:
+        expected = ask(golden).choices[0].message.content
+        threads = [threading.Thread(target=break_off, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        wait_until(lambda: sample(where, "merino_edge_pending_answers") == 0)
+        assert ask(golden).choices[0].message.content == expected
+    own.close()
+
+
 def test_an_engine_that_fails_is_one_answers_error(client: openai.OpenAI, held: Gated) -> None:
     held.gate.set()
     expected = ask(client).choices[0].message.content
@@ -335,8 +361,9 @@ def test_a_web_page_cannot_ask(url: str) -> None:
     assert httpx.get(f"{url}/etc/passwd").status_code == 404
 
 
-def test_a_key_is_asked_for_where_one_is_set(gated: Gated, tokenizer: Tokenizer) -> None:
-    with serving(Service(gated, tokenizer, "small", waiting=1, key="sesame")) as where:
+def test_a_key_is_asked_for_where_one_is_set(bundle_path: Path, tokenizer: Tokenizer) -> None:
+    own, _, _ = open_engine(bundle_path, threads=1)
+    with serving(Service(own, tokenizer, "small", waiting=1, key="sesame")) as where:
         assert httpx.get(f"{where}/health").status_code == 200
         for path in ("/metrics", "/v1/models", "/v1/models/small"):
             assert httpx.get(where + path).status_code == 401
@@ -345,6 +372,7 @@ def test_a_key_is_asked_for_where_one_is_set(gated: Gated, tokenizer: Tokenizer)
             ask(wrong)
         with openai.OpenAI(base_url=f"{where}/v1", api_key="sesame", max_retries=0) as right:
             assert ask(right).choices[0].finish_reason == "length"
+    own.close()
 
 
 # --- the verb ---

@@ -1,0 +1,52 @@
+"""A thousand answers in a row: does memory stay flat?
+
+    python benchmarks/soak.py BUNDLE --answers 1000 --threads 2
+
+Prompts of 1 to 200 random tokens, answers of 1 to 60, half of them broken off, in one session. Prints the resident
+memory after a tenth of them, when every buffer was used, and at the end, and the largest on the way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from pathlib import Path
+
+import numpy as np
+
+from merino_edge.runtime.engine import open_engine
+from merino_edge.runtime.generation import Session, generate
+from merino_edge.runtime.sampling import Sampling
+
+
+def resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--answers", type=int, default=1000)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    rng = np.random.default_rng(0)
+    engine, tokenizer, _ = open_engine(options.bundle, options.threads)
+    with contextlib.closing(engine):
+        session, seen = Session(engine), []
+        for number in range(options.answers):
+            prompt = rng.integers(engine.vocab_size, size=int(rng.integers(1, 200))).tolist()
+            answer = generate(session, tokenizer, prompt, Sampling(seed=number), int(rng.integers(1, 60)))
+            least = int(rng.integers(0, 30)) if number % 2 else options.answers
+            for pieces, _ in enumerate(answer):
+                if pieces == least:
+                    break
+            answer.close()
+            seen.append(resident_mb())
+    early, last = seen[len(seen) // 10], seen[-1]
+    print(f"after {len(seen) // 10} answers {early:.1f} MB, after {len(seen)} {last:.1f} MB", end=" ")
+    print(f"({100 * (last / early - 1):+.2f} %), largest {max(seen):.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
