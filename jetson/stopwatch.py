@@ -43,7 +43,7 @@ WARM_UP_STEPS, PREFILL_WARM_UP_STEPS, WARM_UP_SECONDS = 10, 2, 0.02
 BURST_STEPS, BURST_SECONDS = 4, 0.006
 COLD_STEPS = 2
 LONG_SECONDS = 0.01  # a step this long warms itself, and needs no company
-LEAST_ROUNDS = 6  # fewer look steady by chance
+FEWEST_ROUNDS = 3  # where time runs out
 NARROW_PERCENT = 1.0  # half a bootstrap interval, of a median that is good enough
 LOOK_ROUNDS = 4  # between looks at whether it is
 YARDSTICKS_A_ROUND = 3
@@ -68,8 +68,8 @@ class Rounds(NamedTuple):
     most: int
 
     def fewer(self, share: float) -> Rounds:
-        """That share of the most, where it is not above one, and not below LEAST_ROUNDS."""
-        most = min(self.most, max(LEAST_ROUNDS, int(share * self.most)))
+        """That share of the most, where it is not above one, and not below FEWEST_ROUNDS."""
+        most = min(self.most, max(FEWEST_ROUNDS, int(share * self.most)))
         return Rounds(min(self.least, most), most)
 
 

@@ -15,7 +15,7 @@ from merino_edge.jetson import contention, stopwatch
 from merino_edge.jetson.backends import BACKENDS, TINY
 from merino_edge.jetson.contention import Contention
 from merino_edge.jetson.stopwatch import (
-    LEAST_ROUNDS,
+    FEWEST_ROUNDS,
     LONG_SECONDS,
     Rounds,
     Stopwatch,
@@ -66,7 +66,7 @@ class Shared(Clocked):
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(monkeypatch)
         self.random = random.Random(0)
-        monkeypatch.setattr(contention, "_loop", lambda: 20e-6 * self.loop_slower)
+        monkeypatch.setattr(contention, "_loop", lambda turns=0: 20e-6 * self.loop_slower)
         monkeypatch.setattr(contention, "QUIET_LOOPS", 1000)
 
     def slower(self) -> float:
@@ -113,5 +113,5 @@ def test_rounds_follow_the_time_that_is_left(least: int, more: int, share: float
     rounds = Rounds(least, least + more)
     fewer = rounds.fewer(share)
     assert fewer.least == min(least, fewer.most) and fewer.most <= rounds.most
-    assert fewer.most >= min(LEAST_ROUNDS, rounds.most)
-    assert fewer == rounds if share >= 1 else fewer.most <= max(LEAST_ROUNDS, share * rounds.most)
+    assert fewer.most >= min(FEWEST_ROUNDS, rounds.most)
+    assert fewer == rounds if share >= 1 else fewer.most <= max(FEWEST_ROUNDS, share * rounds.most)

@@ -1,0 +1,70 @@
+"""What a head of fewer tokens costs SmolLM2-135M-Instruct on a text: perplexity, and tokens that cannot be said.
+
+    MERINO_DATA=DIR python benchmarks/vocabulary_cost.py --tokens 20480 [--keep FILE]
+
+The head keeps the tokens of `--keep` (WikiText-2's training text), of special tokens and of bytes, as
+`merino-edge export --keep-vocab` has it; windows of 1024 tokens of WikiText-2's test text, in PyTorch at fp32. A word
+whose token is gone would be spelled in smaller ones, which is not counted here: perplexity is of the positions whose
+token was kept. Milliseconds saved stand in every such export's report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import lzma
+import math
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from merino_edge import checkpoint
+from merino_edge.convert import import_model
+from merino_edge.data import pieces
+from merino_edge.export.vocabulary import kept_tokens
+from merino_edge.model import Model
+from merino_edge.pretrained import fetch_smollm2
+from merino_edge.tokenizer import Tokenizer
+
+WINDOW = 1024
+MAX_CHARACTERS = 1_000_000  # more than a tokenizer takes at once is refused
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=20 * WINDOW)
+    parser.add_argument("--keep", type=Path)
+    options = parser.parse_args()
+    if "MERINO_DATA" not in os.environ:
+        sys.exit("set MERINO_DATA to the folder of corpora")
+    data = Path(os.environ["MERINO_DATA"]) / "lm"
+    text = lzma.decompress((data / "wikitext2_test.txt.xz").read_bytes()).decode()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "checkpoint"
+        import_model(fetch_smollm2(), path)
+        source, tokenizer = checkpoint.load(path), Tokenizer.load(path)
+        a = source.architecture
+        kept = kept_tokens(tokenizer, pieces(options.keep or data / "wikitext2_train.txt.xz"), a.vocab_size)
+        ids = np.array(tokenizer.encode(text[:MAX_CHARACTERS])[: options.tokens // WINDOW * WINDOW], np.int64)
+        model, known = Model.from_weights(a, dict(source.weights)).eval(), torch.zeros(a.vocab_size, dtype=torch.bool)
+        known[torch.from_numpy(kept)] = True
+        whole = few = count = seen = 0.0
+        with torch.inference_mode():
+            for window in torch.from_numpy(ids.reshape(-1, WINDOW)):
+                logits, targets = model(window[None])[0, :-1], window[1:]
+                mine = known[targets]
+                whole += float(F.cross_entropy(logits[mine], targets[mine], reduction="sum"))
+                fewer = logits.masked_fill(~known, -torch.inf)[mine]
+                few += float(F.cross_entropy(fewer, targets[mine], reduction="sum"))
+                count, seen = count + int(mine.sum()), seen + len(targets)
+    print(f"{len(kept)} of {a.vocab_size} tokens kept; {100 * (1 - count / seen):.2f} % of the text's cannot be said")
+    before, after = math.exp(whole / count), math.exp(few / count)
+    print(f"perplexity of the others {before:.3f} with all tokens, {after:.3f} with these")
+
+
+if __name__ == "__main__":
+    main()
