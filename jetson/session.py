@@ -1,9 +1,9 @@
 """In which order a profile's probes are timed: batches, in random order, the same every time.
 
-Probes that share models stay together, and a batch's models fit in memory together. How much of a machine other guests
-leave changes within minutes, so batches come more than once: those of parts, which are averaged with others in every
-sum, in either half of the session, and those of whole models, which stand for themselves, in every fifth of it. Where
-whole models are few they are timed more often.
+Probes that share models stay together, and a batch's models fit in memory together. What one part costs is averaged
+with others' in every sum, but a whole model stands for itself, and how much of the caches other guests leave it changes
+within minutes. So batches of whole models come several times, in every part of the session, and where they are few they
+are timed more often.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ BATCH_PROBES = 8  # what a kill can lose
 BATCH_BYTES = 2**30  # of float32 weights; engines need about twice as much
 LEAST_ROUNDS = 6  # fewer look steady by chance
 QUICK_TIMES, FULL_TIMES = 2, 5  # that a whole model's batch comes
-QUICK_PART_TIMES, FULL_PART_TIMES = 1, 2  # that a part's does
 QUICK_SHARE, FULL_SHARE = 2.0, 1.0  # rounds of a whole model in all, for each of a part; few models count for more
 
 
@@ -46,16 +45,13 @@ def session(
 ) -> list[Batch]:
     """The batches of a profile in order: of parts for at most `most` rounds. What is `known` is left out."""
     probes = list(probes)
-    times, part_times = (QUICK_TIMES, QUICK_PART_TIMES) if quick else (FULL_TIMES, FULL_PART_TIMES)
-    share = QUICK_SHARE if quick else FULL_SHARE
-    part_rounds, whole_rounds = _rounds(math.ceil(most / part_times)), _rounds(math.ceil(share * most / times))
-    batches = list(_batches(p for p in probes if p.what not in WHOLE))
-    parts = [Batch(b, part_rounds, time, time == part_times - 1) for time in range(part_times) for b in batches]
+    times, share = (QUICK_TIMES, QUICK_SHARE) if quick else (FULL_TIMES, FULL_SHARE)
+    rounds, whole_rounds = _rounds(most), _rounds(math.ceil(share * most / times))
+    parts = [Batch(batch, rounds) for batch in _batches(p for p in probes if p.what not in WHOLE)]
     wholes = list(_batches(p for p in probes if p.what in WHOLE))
     order = []
     for time in range(times):
-        some = parts[len(parts) * time // times : len(parts) * (time + 1) // times]
-        between = [*some, *(Batch(batch, whole_rounds, time, time == times - 1) for batch in wholes)]
+        between = [*parts[time::times], *(Batch(batch, whole_rounds, time, time == times - 1) for batch in wholes)]
         random.Random(time).shuffle(between)
         order += between
     if not known:
