@@ -22,7 +22,7 @@ chat: $(VENV)/workstation
 # Two workers of one thread each: PyTorch's threads are many times slower on cores that others use.
 # In the order of the files: by default those of few tests come last, and they are the longest.
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

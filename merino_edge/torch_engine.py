@@ -42,7 +42,7 @@ class TorchEngine:
 
         `start` may go back (rewind) but not past what was written. Raises InputError.
         """
-        return self.forward_rows(tokens, start, 1)[0]
+        return np.asarray(self.forward_rows(tokens, start, 1)[0])
 
     def forward_rows(self, tokens: NDArray[np.int64], start: int, rows: int) -> NDArray[np.float32]:
         """As `forward`, the last `rows` positions' logits [rows, V]."""

@@ -146,8 +146,8 @@ class Generation(Iterator[str]):
         self._pieces.close()
 
     def _run(self) -> Generator[str, None, None]:
-        first = self._prefill()
-        rows, guess = None if first is None else first[None], []  # [1 + len(guess), V]
+        first, guess = self._prefill(), list[int]()
+        rows = None if first is None else first[None]  # [1 + len(guess), V]
         while rows is not None:
             # Each row is after one more token of the guess, and counts as long as those before it were right.
             for row, guessed in zip_longest(rows, guess):

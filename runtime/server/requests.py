@@ -114,7 +114,7 @@ class Request(_Strict):
 
     def sampling(self) -> Sampling:
         """Raises InputError for a value out of range."""
-        names = ("temperature", "top_p", "top_k", "min_p", "typical_p", "seed")
+        names = ["temperature", "top_p", "top_k", "min_p", "typical_p", "seed"]
         names += ("repetition_penalty", "frequency_penalty", "presence_penalty")
         given: dict[str, Any] = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.logit_bias:
@@ -122,6 +122,10 @@ class Request(_Strict):
                 raise InputError("logit_bias has a key that is no token id", "give whole numbers as keys")
             given["logit_bias"] = {int(token): bias for token, bias in self.logit_bias.items()}
         return Sampling(**given)
+
+    def prompt_ids(self, tokenizer: Tokenizer) -> list[int]:
+        """Raises InputError (no template, too long), ArtefactError (a template that fails)."""
+        raise NotImplementedError
 
     def grammar(self, grammars: Callable[[], Grammars]) -> Grammar | None:
         """The form asked for. Raises InputError, MissingExtraError."""
@@ -151,7 +155,6 @@ class ChatRequest(Request):
         return super().most_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     def prompt_ids(self, tokenizer: Tokenizer) -> list[int]:
-        """Raises InputError (no template, too long), ArtefactError (a template that fails)."""
         return tokenizer.encode_chat([message.to_message() for message in self.messages])
 
 
@@ -161,7 +164,6 @@ class TextRequest(Request):
     prompt: str | list[str] | list[int]
 
     def prompt_ids(self, tokenizer: Tokenizer) -> list[int]:
-        """Raises InputError."""
         if isinstance(self.prompt, str):
             return tokenizer.encode(self.prompt)
         if self.prompt and isinstance(self.prompt[0], int):
