@@ -31,7 +31,7 @@ class Chat:
         system: str | None = None,
         raw: bool | None = None,
         grammar: Grammar | None = None,
-        lookup: bool = True,
+        lookup: bool = False,
     ) -> None:
         """`raw` True bypasses the template, False insists on one, None uses one if there is one."""
         self.tokenizer, self.sampling, self.max_tokens, self.stop = tokenizer, sampling, max_tokens, stop

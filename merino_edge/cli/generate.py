@@ -54,8 +54,8 @@ def generate(
     ] = None,
     regex: Annotated[str | None, typer.Option(help="Answers match this regular expression as a whole.")] = None,
     lookup: Annotated[
-        bool, typer.Option("--lookup/--no-lookup", help="Run guesses from the text so far along where that pays.")
-    ] = True,
+        bool, typer.Option("--lookup", help="Run guesses from the text so far along where that pays.")
+    ] = False,
     prompt_cache: Annotated[
         Path | None, typer.Option(help="Keys and values of a prompt: read from this file, or kept there.")
     ] = None,

@@ -24,8 +24,8 @@ def serve(
     name: Annotated[str | None, typer.Option(help="The model's name for clients; default: the folder's.")] = None,
     waiting: Annotated[int, typer.Option(help="Answers that may wait; more are refused with 429.")] = 8,
     lookup: Annotated[
-        bool, typer.Option("--lookup/--no-lookup", help="Run guesses from the text so far along where that pays.")
-    ] = True,
+        bool, typer.Option("--lookup", help="Run guesses from the text so far along where that pays.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Run the graph on the CPU, whatever engines there are.")] = False,
 ) -> None:

@@ -48,7 +48,7 @@ class Service:
     """One engine behind HTTP. `name`: the model's, as clients ask for it."""
 
     def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, name: str, waiting: int, key: str | None, lookup: bool = True
+        self, engine: Engine, tokenizer: Tokenizer, name: str, waiting: int, key: str | None, lookup: bool = False
     ) -> None:
         self.name, self._key, self._tokenizer, self._lookup = name, key, tokenizer, lookup
         self._session, self._worker = Session(engine), Worker(waiting)

@@ -141,12 +141,12 @@ def test_guesses_are_run_and_some_are_right_up_to_the_end_of_the_context(engine:
 def test_the_next_turn_finds_only_what_was_said_in_the_cache(engine: Engine, tokenizer: Tokenizer) -> None:
     """Keys of wrong guesses lie in the cache behind the answer: the session must not take them for text."""
     session, ids = Session(engine), tokenizer.encode(PROMPT)
-    first = generate(session, tokenizer, ids, Sampling(greedy=True), 50)
+    first = generate(session, tokenizer, ids, Sampling(greedy=True), 50, lookup=True)
     for _ in first:
         pass
     assert session.ids == (ids + first.tokens)[: len(session.ids)]
     longer = ids + first.tokens + tokenizer.encode(" And then")
-    again = generate(session, tokenizer, longer, Sampling(greedy=True), 30)
+    again = generate(session, tokenizer, longer, Sampling(greedy=True), 30, lookup=True)
     fresh = generate(Session(engine), tokenizer, longer, Sampling(greedy=True), 30, lookup=False)
     assert "".join(again) == "".join(fresh) and again.tokens == fresh.tokens
 
