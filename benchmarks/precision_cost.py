@@ -11,10 +11,7 @@ with as many matrices at int8 as `--spare-mb` has room for (merino-edge export -
 from __future__ import annotations
 
 import argparse
-import lzma
 import math
-import os
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -23,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from wikitext2 import WINDOW, corpora, windows_of_test_text
 
 from merino_edge import checkpoint
 from merino_edge.architecture import Architecture
@@ -35,9 +33,6 @@ from merino_edge.export.targets import Target
 from merino_edge.model import Model
 from merino_edge.pretrained import fetch_smollm2
 from merino_edge.tokenizer import Tokenizer
-
-WINDOW = 1024
-MAX_CHARACTERS = 1_000_000  # more than a tokenizer takes at once is refused
 
 
 def perplexity(a: Architecture, weights: dict[str, np.ndarray], tokens: np.ndarray) -> float:
@@ -64,10 +59,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="another model's")
     parser.add_argument("--spare-mb", type=float, default=1.0)
     options = parser.parse_args()
-    if "MERINO_DATA" not in os.environ:
-        sys.exit("set MERINO_DATA to the folder of corpora")
-    packed = (Path(os.environ["MERINO_DATA"]) / "lm/wikitext2_test.txt.xz").read_bytes()
-    text = lzma.decompress(packed).decode()
+    corpora()
     with tempfile.TemporaryDirectory() as folder:
         path = options.checkpoint or Path(folder) / "checkpoint"
         if options.checkpoint is None:
@@ -75,8 +67,7 @@ def main() -> None:
         source = checkpoint.load(path)
         a, weights = source.architecture, source.weights
         window, tokenizer = min(WINDOW, a.max_positions), Tokenizer.load(path)
-        ids = tokenizer.encode(text[:MAX_CHARACTERS])
-        tokens = np.array(ids[: min(options.tokens, len(ids)) // window * window], np.int64).reshape(-1, window)
+        tokens = windows_of_test_text(tokenizer, options.tokens, window)
         base = perplexity(a, dict(weights), tokens)
         print(f"{tokens.size} tokens; fp32 perplexity {base:.3f}", flush=True)
         moments = input_moments(a, weights)

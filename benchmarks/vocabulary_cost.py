@@ -11,16 +11,13 @@ token was kept. Milliseconds saved stand in every such export's report.
 from __future__ import annotations
 
 import argparse
-import lzma
 import math
-import os
-import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from wikitext2 import WINDOW, corpora, windows_of_test_text
 
 from merino_edge import checkpoint
 from merino_edge.convert import import_model
@@ -30,31 +27,25 @@ from merino_edge.model import Model
 from merino_edge.pretrained import fetch_smollm2
 from merino_edge.tokenizer import Tokenizer
 
-WINDOW = 1024
-MAX_CHARACTERS = 1_000_000  # more than a tokenizer takes at once is refused
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=20 * WINDOW)
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
-    if "MERINO_DATA" not in os.environ:
-        sys.exit("set MERINO_DATA to the folder of corpora")
-    data = Path(os.environ["MERINO_DATA"]) / "lm"
-    text = lzma.decompress((data / "wikitext2_test.txt.xz").read_bytes()).decode()
+    data = corpora()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint"
         import_model(fetch_smollm2(), path)
         source, tokenizer = checkpoint.load(path), Tokenizer.load(path)
         a = source.architecture
         kept = kept_tokens(tokenizer, pieces(options.keep or data / "wikitext2_train.txt.xz"), a.vocab_size)
-        ids = np.array(tokenizer.encode(text[:MAX_CHARACTERS])[: options.tokens // WINDOW * WINDOW], np.int64)
+        tokens = windows_of_test_text(tokenizer, options.tokens)
         model, known = Model.from_weights(a, dict(source.weights)).eval(), torch.zeros(a.vocab_size, dtype=torch.bool)
         known[torch.from_numpy(kept)] = True
         whole = few = count = seen = 0.0
         with torch.inference_mode():
-            for window in torch.from_numpy(ids.reshape(-1, WINDOW)):
+            for window in torch.from_numpy(tokens):
                 logits, targets = model(window[None])[0, :-1], window[1:]
                 mine = known[targets]
                 whole += float(F.cross_entropy(logits[mine], targets[mine], reduction="sum"))

@@ -181,7 +181,8 @@ def make_plan(
         lengths = [length for length in known.lengths if length <= positions] or None
     top = min(positions, DEFAULT_LENGTH if quick else LONGEST)
     parts = (4, 1) if quick or detail.lengths < 3 else thin((16, 8, 4, 2, 1), detail.lengths)
-    usual = lengths or [_ordinary(max(1, top // part), part in (1, parts[0])) for part in parts]
+    shortest, *inner, longest = (max(1, top // part) for part in parts)
+    usual = lengths or [shortest, *map(_ordinary, inner), longest]
     axes = Axes.of(space, detail, _caches(space, precision, cache_bytes), places, usual)
     default = min(DEFAULT_LENGTH, axes.lengths[-1]) if lengths is None else axes.lengths[len(axes.lengths) // 2]
     reference: Mapping[str, Any] = {
@@ -205,10 +206,10 @@ def make_plan(
     return Plan(axes, quick, default, reference, tuple({p.key: p for p in probes}.values()), detail.rounds)
 
 
-def _ordinary(length: int, end: bool) -> int:
+def _ordinary(length: int) -> int:
     """The length nearby that prompts of no special length are like: kernels take rows by sixteen, and whole blocks of
-    them take up to 6 % less per token. What an axis ends with stays as it is."""
-    return length if end or length < ROWS else length // ROWS * ROWS + ROWS // 2
+    them take up to 6 % less per token."""
+    return length if length < ROWS else length // ROWS * ROWS + ROWS // 2
 
 
 def _calibration(space: Space, precision: str, count: int, lengths: Sequence[int], default_length: int) -> list[Probe]:

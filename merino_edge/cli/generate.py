@@ -19,8 +19,6 @@ import typer
 from merino_edge.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from merino_edge.bundle import Bundle
     from merino_edge.runtime.chat import Chat
     from merino_edge.runtime.generation import Generation
@@ -87,11 +85,11 @@ def generate(
         grammar = _grammar(tokenizer, engine.vocab_size, json_schema, regex)
         raw = None if chat is None else not chat
         talk = Chat(engine, tokenizer, sampling, max_tokens, stop or (), system, raw, grammar, lookup)
-        keep = _read_cache(prompt_cache, talk, opened)
+        cache_to_write = _read_cache(prompt_cache, talk, opened)
         load_ms = (perf_counter() - began) * 1e3
         if prompt is None:
             Terminal(talk, load_ms, verbose).run()
-            keep()
+            _write_cache(cache_to_write, talk, opened)
             return
         answer = run_turn(talk, prompt, quiet=as_json)
         if as_json:
@@ -100,27 +98,28 @@ def generate(
             print_json(_document(talk, answer, load_ms) | {"bundle": opened.card()})
         else:
             print_statistics(answer.statistics, load_ms, verbose)
-        keep()
+        _write_cache(cache_to_write, talk, opened)
     if answer.finish_reason == "cancelled":
         raise typer.Exit(INTERRUPTED)
 
 
-def _read_cache(path: Path | None, talk: Chat, opened: Bundle) -> Callable[[], None]:
-    """What keeps the last prompt, where there is a path and nothing stands there yet."""
-    if path is None:
-        return lambda: None
+def _read_cache(path: Path | None, talk: Chat, opened: Bundle) -> Path | None:
+    """Where nothing stands yet, the path again: the last prompt is to be kept there."""
+    if path is None or not path.exists():
+        return path
     from merino_edge.runtime import prompt_cache
 
-    if path.exists():
-        prompt_cache.load(path, talk.session, opened)
-        return lambda: None
+    prompt_cache.load(path, talk.session, opened)
+    return None
 
-    def keep() -> None:
-        asked = talk.turn.statistics.prompt_tokens if talk.turn else 0
-        if positions := min(asked, len(talk.session.ids)):
-            prompt_cache.save(path, talk.session, positions, opened)
 
-    return keep
+def _write_cache(path: Path | None, talk: Chat, opened: Bundle) -> None:
+    asked = talk.turn.statistics.prompt_tokens if talk.turn else 0
+    positions = min(asked, len(talk.session.ids))
+    if path is not None and positions:
+        from merino_edge.runtime import prompt_cache
+
+        prompt_cache.save(path, talk.session, positions, opened)
 
 
 def _grammar(tokenizer: Tokenizer, vocab_size: int, json_schema: str | None, regex: str | None) -> Grammar | None:

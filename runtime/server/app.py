@@ -140,7 +140,8 @@ class Service:
                 yield reply.piece(text)
             yield reply.last(with_usage)
         except Exception as error:
-            yield error_event(_document_of(error))
+            _, document = _refusal(error)
+            yield error_event(document)
         finally:  # reached too when the client is gone
             answer.cancel.set()
 
@@ -164,13 +165,10 @@ class Service:
         return JSONResponse(document, error.status_code, headers=error.headers)
 
     async def _refuse(self, request: Request, error: Exception) -> Response:
-        status, headers = 500, {}
-        if isinstance(error, Busy):
-            status, headers = 429, {"Retry-After": str(RETRY_AFTER_SECONDS)}
-        elif isinstance(error, (InputError, MissingExtraError)):
-            status = 400
+        status, document = _refusal(error)
         self._metrics.answered(request.url.path, status)
-        return JSONResponse(_document_of(error), status, headers=headers)
+        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if isinstance(error, Busy) else {}
+        return JSONResponse(document, status, headers=headers)
 
 
 class _Answer:
@@ -207,13 +205,14 @@ class _Answer:
         return "".join([piece async for piece in self.pieces()])
 
 
-def _document_of(error: Exception) -> dict[str, Any]:
+def _refusal(error: Exception) -> tuple[int, dict[str, Any]]:
+    """What an error is to a client: status and document."""
     if isinstance(error, Busy):
-        return error_document(str(error), "rate_limit_error", "queue_full")
+        return 429, error_document(str(error), "rate_limit_error", "queue_full")
     if isinstance(error, (InputError, MissingExtraError)):
-        return error_document(str(error), "invalid_request_error")
+        return 400, error_document(str(error), "invalid_request_error")
     said = str(error) if isinstance(error, MerinoError) else f"the engine failed ({type(error).__name__})"
-    return error_document(said, "server_error")
+    return 500, error_document(said, "server_error")
 
 
 async def _body(request: Request) -> bytes:

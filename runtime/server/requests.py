@@ -8,6 +8,7 @@ left out has `Sampling`'s default: OpenAI's temperature of 1 is too much for mod
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -19,7 +20,7 @@ from merino_edge.runtime.grammar import ANY_OBJECT, Grammar, Grammars
 from merino_edge.runtime.sampling import Sampling
 from merino_edge.tokenizer import Message, Tokenizer
 
-UNUSED = ("user", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier", "seed_source")
+UNUSED = ("user", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier")
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # by field that is not served: values that ask for nothing
     "n": (1,),
     "best_of": (1,),
@@ -72,7 +73,7 @@ class ResponseFormat(_Strict):
     json_schema: NamedSchema | None = None
 
 
-class Request(_Strict):
+class Request(_Strict, ABC):
     """What both have in common."""
 
     model: str
@@ -123,9 +124,9 @@ class Request(_Strict):
             given["logit_bias"] = {int(token): bias for token, bias in self.logit_bias.items()}
         return Sampling(**given)
 
+    @abstractmethod
     def prompt_ids(self, tokenizer: Tokenizer) -> list[int]:
         """Raises InputError (no template, too long), ArtefactError (a template that fails)."""
-        raise NotImplementedError
 
     def grammar(self, grammars: Callable[[], Grammars]) -> Grammar | None:
         """The form asked for. Raises InputError, MissingExtraError."""
