@@ -50,6 +50,8 @@ class TorchEngine:
             raise InputError("this engine is closed", "open the model again")
         if start > self._length:
             raise InputError(f"cannot run tokens at position {start} of {self._length}", "start lower")
+        if not 1 <= rows <= max(1, len(tokens)):
+            raise InputError(f"cannot give {rows} rows of logits of {len(tokens)} tokens", "ask for fewer")
         with torch.inference_mode():
             ids = torch.tensor(tokens, dtype=torch.int64, device=self._device)
             logits = self._model(ids[None], self._cache, start, last_only=rows == 1)  # [1, T or 1, V]

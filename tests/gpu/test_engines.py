@@ -6,8 +6,10 @@ import contextlib
 import re
 from collections.abc import Sequence
 
+import engine_conformance as conformance
 import numpy as np
 import pytest
+from engine_conformance import EngineConformance, NewEngine
 
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError, InputError
@@ -52,6 +54,22 @@ def assert_equal_steps(
 
 def strong_weights() -> dict[str, np.ndarray]:
     return {name: 4 * w if w.ndim > 1 else w for name, w in random_weights(A).items()}
+
+
+@pytest.mark.parametrize(("lowering", "precision"), [("native", "fp16"), ("primitive", "fp32")])
+@pytest.mark.parametrize("library", EXTRAS)
+class TestTensorRt(EngineConformance):
+    @pytest.fixture
+    def tolerance(self) -> float:
+        return HALF
+
+    @pytest.fixture
+    def new_engine(self, library: str, lowering: str, precision: str) -> NewEngine:
+        pytest.importorskip(library)
+        target, a = Target.named("rtx", precision, lowering), conformance.ARCHITECTURE
+        graph = to_bytes(build_stored(a, store(a, conformance.weights(), target), target, conformance.CONTEXT))
+        plans = {conformance.CONTEXT: build_engine(library, graph, conformance.CONTEXT).plan}
+        return lambda: TensorRtEngine(library, plans, a)
 
 
 FORMS = [(lowering, precision) for lowering in ("native", "primitive") for precision in ("fp16", "int8", "int4")]

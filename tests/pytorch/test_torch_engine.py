@@ -1,18 +1,20 @@
-"""PyTorch's engine: cached == uncached, the same logits as the exported graph's engine, and its refusals."""
+"""PyTorch's engine keeps what engines promise; cached == uncached, and == the exported graph's engine."""
 
 from __future__ import annotations
 
 import contextlib
 
+import engine_conformance as conformance
 import numpy as np
 import pytest
 import torch
+from engine_conformance import EngineConformance, NewEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_model import architectures, random_tokens
 
 from merino_edge.architecture import Architecture, Block
-from merino_edge.errors import InputError, UnsupportedError
+from merino_edge.errors import UnsupportedError
 from merino_edge.export.graph import build_model, to_bytes
 from merino_edge.model import Model
 from merino_edge.runtime.onnx_engine import OnnxEngine
@@ -28,6 +30,17 @@ def lively(a: Architecture, seed: int = 0) -> Model:
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     return model
+
+
+class TestPyTorch(EngineConformance):
+    @pytest.fixture
+    def tolerance(self) -> float:
+        return 1e-5
+
+    @pytest.fixture
+    def new_engine(self) -> NewEngine:
+        weights = conformance.weights()
+        return lambda: TorchEngine(Model.from_weights(conformance.ARCHITECTURE, weights))
 
 
 @settings(max_examples=25, deadline=None)
@@ -81,19 +94,9 @@ def test_threads_are_those_asked_for() -> None:
         torch.set_num_threads(before)
 
 
-def test_what_it_cannot_run_is_refused() -> None:
+def test_a_precision_it_lacks_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="no int4"):
         TorchEngine(Model(A), "int4")
-    engine = TorchEngine(Model(A))
-    engine.forward(np.arange(5), 0)
-    for tokens, start in ((np.arange(1), 6), (np.arange(0), 5), (np.arange(44), 5), (np.arange(1), -1)):
-        with pytest.raises(InputError):
-            engine.forward(tokens, start)
-    engine.forward(np.arange(43), 5)
-    engine.close()
-    engine.close()
-    with pytest.raises(InputError, match="closed"):
-        engine.forward(np.arange(1), 0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
