@@ -2,7 +2,8 @@
 
 Every turn sends the whole conversation through the template; the session finds what is in the cache
 already. When the conversation no longer fits the context, `send` refuses with InputError and keeps the
-conversation as it was; nothing is dropped silently. Without a template each message is a prompt of its own.
+conversation as it was, or with `slide` drops its oldest turns and says how many in `dropped`; nothing is dropped
+silently, and the system message never. Without a template each message is a prompt of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from merino_edge.tokenizer import Message, Tokenizer
 
 
 class Chat:
-    """`sampling`, `max_tokens`, `stop`, `grammar` and `lookup` may be changed between turns."""
+    """`sampling`, `max_tokens`, `stop`, `grammar`, `lookup` and `slide` may be changed between turns."""
 
     def __init__(
         self,
@@ -32,10 +33,12 @@ class Chat:
         raw: bool | None = None,
         grammar: Grammar | None = None,
         lookup: bool = False,
+        slide: bool = False,
     ) -> None:
         """`raw` True bypasses the template, False insists on one, None uses one if there is one."""
         self.tokenizer, self.sampling, self.max_tokens, self.stop = tokenizer, sampling, max_tokens, stop
-        self.grammar, self.lookup = grammar, lookup
+        self.grammar, self.lookup, self.slide = grammar, lookup, slide
+        self.dropped = 0  # messages that the last question left behind
         self.raw = tokenizer.chat.chat_template is None if raw is None else raw
         if self.raw and system is not None:
             raise InputError("a system message needs a chat template", "leave --system and --raw out")
@@ -61,11 +64,14 @@ class Chat:
         before: list[Message] = [] if self.raw else self.messages
         asked = [*before, {"role": "user", "content": text}]
         ids = self.tokenizer.encode(text) if self.raw else self.tokenizer.encode_chat(asked)
+        kept = asked
+        if self.slide and not self.raw:
+            kept, ids = self._slid(asked, ids)
         context = self.session.engine.max_positions
-        if len(ids) > context and len(before) > len(self.system):
+        if len(ids) > context and len(before) > len(self.system) and not self.slide:
             raise InputError(
                 f"the conversation has {len(ids)} tokens, the context of this bundle is {context}",
-                "/reset starts a new one; export with a larger --context for longer ones",
+                "/reset starts a new one, --slide drops the oldest turns, a larger --context of the export holds more",
             )
         self.turn = generate(
             self.session,
@@ -78,5 +84,16 @@ class Chat:
             self.grammar,
             self.lookup,
         )
-        self._asked = asked
+        self._asked, self.dropped = kept, len(asked) - len(kept)
         return self.turn
+
+    def _slid(self, asked: list[Message], ids: list[int]) -> tuple[list[Message], list[int]]:
+        """Without the oldest turns where they leave too little room for an answer; and its ids."""
+        context, system = self.session.engine.max_positions, len(self.system)
+        if len(ids) + min(self.max_tokens, context // 4) <= context:
+            return asked, ids
+        # What is dropped makes everything behind it run again: down to a half, so that this happens seldom.
+        while len(ids) > context // 2 and len(asked) > system + 1:
+            asked = [*self.system, *asked[system + 2 :]]  # a question and its answer less
+            ids = self.tokenizer.encode_chat(asked)
+        return asked, ids

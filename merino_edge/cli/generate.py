@@ -54,6 +54,9 @@ def generate(
     lookup: Annotated[
         bool, typer.Option("--lookup", help="Run guesses from the text so far along where that pays.")
     ] = False,
+    slide: Annotated[
+        bool, typer.Option("--slide", help="Drop the oldest turns of a chat that no longer fits, instead of refusing.")
+    ] = False,
     prompt_cache: Annotated[
         Path | None, typer.Option(help="Keys and values of a prompt: read from this file, or kept there.")
     ] = None,
@@ -84,7 +87,7 @@ def generate(
     with closing(engine):
         grammar = _grammar(tokenizer, engine.vocab_size, json_schema, regex)
         raw = None if chat is None else not chat
-        talk = Chat(engine, tokenizer, sampling, max_tokens, stop or (), system, raw, grammar, lookup)
+        talk = Chat(engine, tokenizer, sampling, max_tokens, stop or (), system, raw, grammar, lookup, slide)
         cache_to_write = _read_cache(prompt_cache, talk, opened)
         load_ms = (perf_counter() - began) * 1e3
         if prompt is None:

@@ -154,8 +154,10 @@ class Terminal:
     def _ask(self, text: str) -> None:
         answer = run_turn(self.talk, text)
         print_statistics(answer.statistics, self.load_ms, self.verbose)
+        if self.talk.dropped:
+            self._say(f"the {self.talk.dropped} oldest messages no longer fit and are forgotten")
         if answer.finish_reason == "context":
-            self._say("the context is full; /reset starts a new conversation")
+            self._say("the context is full" + ("" if self.talk.slide else "; /reset starts a new conversation"))
 
     def _set(self, argument: str) -> None:
         from merino_edge import limits

@@ -62,6 +62,27 @@ def test_a_conversation_that_no_longer_fits_is_refused_and_kept(chat: Chat) -> N
     assert answer.finish_reason == "length"
 
 
+def test_a_sliding_conversation_keeps_the_system_message_and_the_newest(
+    chat: Chat, engine: Engine, tokenizer: Tokenizer
+) -> None:
+    chat.slide, slid = True, []
+    for turn in range(40):
+        before, question = chat.messages, f"lazy dog {turn}"
+        answer = chat.send(question)
+        text = "".join(answer)
+        asked = [before[0], *before[1 + chat.dropped :], {"role": "user", "content": question}]
+        assert chat.messages == [*asked, {"role": "assistant", "content": text}]
+        assert answer.finish_reason == "length"  # never the context
+        fresh = generate(Session(engine), tokenizer, tokenizer.encode_chat(asked), GREEDY, 12)
+        assert "".join(fresh) == text
+        if chat.dropped:
+            assert chat.dropped % 2 == 0 and answer.statistics.prompt_tokens <= engine.max_positions // 2
+            slid.append(turn)
+    assert len(slid) >= 2 and slid[1] - slid[0] > 1
+    with pytest.raises(InputError, match=r"the prompt has .* --context"):
+        chat.send("The quick brown fox jumps. " * 50)
+
+
 def test_a_first_message_that_does_not_fit_names_the_context(chat: Chat) -> None:
     with pytest.raises(InputError, match=r"the prompt has .* --context"):
         chat.send("The quick brown fox jumps. " * 50)
