@@ -24,7 +24,7 @@ from merino_edge.export.quantize import random_stored
 from merino_edge.export.targets import PLATFORMS, Target
 from merino_edge.export.tensorrt import NO_KERNEL, build_engine
 from merino_edge.presets import PRESETS, preset, shrunk
-from merino_edge.runtime.bench import peak_memory_mb
+from merino_edge.runtime.memory import peak_memory_mb
 from merino_edge.tensorrt_library import RTX
 
 

@@ -1,7 +1,8 @@
 """A bundle: the folder that `export` writes and the runtime reads. Needs no ONNX library and no PyTorch.
 
     BUNDLE/manifest.json     kind "bundle", schema 1: architecture, precision, target, context length, graph
-                             inputs and outputs, sha256 of every other file, parity report, checkpoint hash, engines
+                             inputs and outputs, sha256 of every other file, parity report, checkpoint hash, engines,
+                             tunings (merino_edge.runtime.tuning)
            model.onnx        model.onnx.data (weights)      tokenizer.json      chat.json
            model-C.onnx      over the same weights, with a cache of C places: one for each of `contexts` but the last
            engine-HASH.plan  compiled by TensorRT on the machine that `engines` says (merino-edge build)
@@ -57,6 +58,11 @@ class Bundle:
         """What was compiled from it: {"file", "library", "version", "capability", "machine", ...} each."""
         return list(self.manifest.get("engines", []))
 
+    @property
+    def tunings(self) -> list[dict[str, Any]]:
+        """How ONNX Runtime runs it best, by the machine it was measured on."""
+        return list(self.manifest.get("tunings", []))
+
     def card(self) -> dict[str, Any]:
         """What a result says of the bundle it came from."""
         known = {
@@ -96,12 +102,22 @@ def add_engine(
     kept = [old for old in bundle.engines if old["file"] not in (name, *gone)]
     files = {key: value for key, value in bundle.manifest["files"].items() if key not in gone}
     files[name] = {"sha256": artefact.sha256_file(bundle.path / name), "bytes": len(plan)}
-    own = ("kind", "schema_version", "tool_version", "sha256")
-    payload = {key: value for key, value in bundle.manifest.items() if key not in own}
-    payload |= {"files": files, "engines": [*kept, {"file": name, **entry}]}
-    document = artefact.write_json(bundle.path / "manifest.json", KIND, payload, SCHEMA_VERSION)
+    changed = _rewritten(bundle, files=files, engines=[*kept, {"file": name, **entry}])
     for old in gone:
         (bundle.path / old).unlink(missing_ok=True)
+    return changed
+
+
+def add_tuning(bundle: Bundle, entry: dict[str, Any]) -> Bundle:
+    """Name in the manifest how the bundle runs best on a machine, instead of what it said of that one before."""
+    kept = [old for old in bundle.tunings if any(old.get(key) != entry[key] for key in ("cpu", "cores"))]
+    return _rewritten(bundle, tunings=[*kept, entry])
+
+
+def _rewritten(bundle: Bundle, **changed: Any) -> Bundle:
+    own = ("kind", "schema_version", "tool_version", "sha256")
+    payload = {key: value for key, value in bundle.manifest.items() if key not in own} | changed
+    document = artefact.write_json(bundle.path / "manifest.json", KIND, payload, SCHEMA_VERSION)
     return replace(bundle, manifest=document)
 
 
@@ -132,6 +148,9 @@ def load(path: Path | str, verify: bool = True) -> Bundle:
     engines = document.get("engines", [])
     if not isinstance(engines, list) or not all(isinstance(e, dict) and e.get("file") in files for e in engines):
         raise ArtefactError(f"{path}: its engines are not those of its files", "build them again: merino-edge build")
+    tunings = document.get("tunings", [])
+    if not isinstance(tunings, list) or not all(isinstance(entry, dict) for entry in tunings):
+        raise ArtefactError(f"{path}: tunings {tunings!r} are no entries", "measure again: merino-edge build")
     return Bundle(path, a, str(document.get("precision")), str(document.get("target")), context, document)
 
 

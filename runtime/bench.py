@@ -12,7 +12,6 @@ import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
@@ -155,19 +154,3 @@ def compare(first: Result, second: Result) -> Comparison:
     sums = np.abs(signs @ logs)
     reached = float((sums >= abs(logs.sum()) * (1 - 1e-12)).mean())
     return Comparison(statistics.median(ratios), min(ratios), max(ratios), reached)
-
-
-def peak_memory_mb() -> float:
-    """Largest resident memory of this process so far, in 10^6 bytes.
-
-    From Linux's VmHWM where there is one: `ru_maxrss` survives exec, so a small program started by a large
-    one would report its parent's memory.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

@@ -57,11 +57,13 @@ def open_engine(
     path: Path | str,
     threads: int | None = None,
     cpu: bool = False,
+    cuda_graphs: bool = True,
     on_bundle: Callable[[Bundle], None] = lambda loaded: None,
 ) -> tuple[Engine, Tokenizer, Bundle]:
     """Verify a bundle and load it: by the engine that TensorRT built last, where there is one, else its graph on the
-    CPU, or always that with `cpu`. `threads` None leaves their number to the backend. `on_bundle` is told what was
-    verified before a backend opens it.
+    CPU, or always that with `cpu`. `threads` None: as many as were measured to be best here, if they were, else all
+    cores. `cuda_graphs`: an engine of TensorRT launches a step as one graph. `on_bundle` is told what was verified
+    before a backend opens it.
 
     Raises ArtefactError (missing, altered), InputError (threads), UnsupportedError, MissingExtraError (the engine's
     TensorRT or GPU is not here).
@@ -75,7 +77,11 @@ def open_engine(
     if loaded.engines and not cpu:
         from merino_edge.runtime.tensorrt_engine import TensorRtEngine
 
-        return TensorRtEngine.from_bundle(loaded), tokenizer, loaded
+        return TensorRtEngine.from_bundle(loaded, cuda_graphs), tokenizer, loaded
     from merino_edge.runtime.onnx_engine import OnnxEngine
+    from merino_edge.runtime.tuning import tuning_here
 
+    tuning = tuning_here(loaded) if threads is None else None
+    if tuning is not None:
+        return OnnxEngine.from_bundle(loaded, tuning.threads, tuning.spinning), tokenizer, loaded
     return OnnxEngine.from_bundle(loaded, threads), tokenizer, loaded

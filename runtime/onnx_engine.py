@@ -55,9 +55,16 @@ class OnnxEngine:
     """Runs a graph of any lowering (merino_edge.export.graph). Implements merino_edge.runtime.engine.Engine."""
 
     def __init__(
-        self, graph: Path | bytes, a: Architecture, context: int, threads: int | None = None, device: str = "cpu"
+        self,
+        graph: Path | bytes,
+        a: Architecture,
+        context: int,
+        threads: int | None = None,
+        device: str = "cpu",
+        spinning: bool = True,
     ) -> None:
-        """`graph`: path of model.onnx, or a serialized model. `device`: cpu or cuda.
+        """`graph`: path of model.onnx, or a serialized model. `device`: cpu or cuda. `spinning`: threads without work
+        wait for it actively.
 
         Raises ArtefactError, UnsupportedError (an older ONNX Runtime, or one that reaches no GPU).
         """
@@ -73,6 +80,7 @@ class OnnxEngine:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
         options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
         options.log_severity_level = 4  # errors are raised, and reach the user as one line
         providers = ["CPUExecutionProvider"]
         if device == "cuda":
@@ -127,8 +135,8 @@ class OnnxEngine:
         self._reserve(1)
 
     @staticmethod
-    def from_bundle(bundle: Bundle, threads: int | None = None) -> OnnxEngine:
-        return OnnxEngine(bundle.graph, bundle.architecture, bundle.context, threads)
+    def from_bundle(bundle: Bundle, threads: int | None = None, spinning: bool = True) -> OnnxEngine:
+        return OnnxEngine(bundle.graph, bundle.architecture, bundle.context, threads, spinning=spinning)
 
     @property
     def capacity(self) -> int:

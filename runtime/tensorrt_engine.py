@@ -27,19 +27,22 @@ if TYPE_CHECKING:
 class TensorRtEngine:
     """Runs serialized engines. Implements merino_edge.runtime.engine.Engine."""
 
-    def __init__(self, library: str, plans: Mapping[int, bytes | Path], a: Architecture) -> None:
+    def __init__(
+        self, library: str, plans: Mapping[int, bytes | Path], a: Architecture, cuda_graphs: bool = True
+    ) -> None:
         """`library`: a module named in tensorrt_library.EXTRAS, of the version that built `plans` (by their places).
+        `cuda_graphs`: launch a step of one token as one graph.
 
         Raises UnsupportedError (no GPU, too little memory), MissingExtraError, ArtefactError (another model's plan).
         """
         self.vocab_size, self.max_positions, self.max_rows = a.vocab_size, max(plans), 1
         self._library, self._plans, self._architecture = library, dict(sorted(plans.items())), a
         self._logits: NDArray[np.float32] = np.zeros((1, a.vocab_size), np.float32)
-        self._length = 0
+        self._length, self._cuda_graphs = 0, cuda_graphs
         self._plan: Plan | None = self._open(min(plans))
 
     @staticmethod
-    def from_bundle(bundle: Bundle) -> TensorRtEngine:
+    def from_bundle(bundle: Bundle, cuda_graphs: bool = True) -> TensorRtEngine:
         """The engines for this GPU that the library which built last has built.
 
         Raises UnsupportedError where another release built them, or for another GPU, and as __init__.
@@ -67,7 +70,7 @@ class TensorRtEngine:
         here = capability_here()
         if here not in plans:
             raise UnsupportedError(f"{bundle.path} has engines for {', '.join(plans)}, this GPU is {here}", again)
-        return TensorRtEngine(library, plans[here], bundle.architecture)
+        return TensorRtEngine(library, plans[here], bundle.architecture, cuda_graphs)
 
     def forward(self, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
         """Run tokens [T] at positions start.., return the last one's logits [V], valid until the next call.
@@ -123,4 +126,4 @@ class TensorRtEngine:
     def _open(self, places: int) -> Plan:
         plan: Any = self._plans[places]
         serialized = plan if isinstance(plan, bytes) else plan.read_bytes()
-        return Plan(self._library, serialized, self._architecture, places)
+        return Plan(self._library, serialized, self._architecture, places, self._cuda_graphs)

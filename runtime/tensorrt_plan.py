@@ -3,7 +3,9 @@
 It runs a `native` or a `primitive` graph compiled by merino_edge.export.tensorrt; the calls are those of 8.6 and later.
 A native plan updates the cache in place: `new_key_L` is bound to the address of `key_L`. A primitive one puts out the
 new rows, which are copied into it on the same stream. Two optimization profiles: one for decode, one for chunks of a
-prompt. Tokens go up and logits come down with every step, and no CUDA graph is captured.
+prompt. Tokens go up and logits come down with every step. A step of one token, once it has run as such, is recorded as
+a CUDA graph and launched as one from then on; TensorRT for RTX does that itself. Where recording is refused, steps go
+on as they were.
 
 Nothing here was run on a GPU yet. What was tested without: NVIDIA's compiler builds such plans, its parser finds the
 very inputs and outputs that are bound here, and its bindings have every name that is called.
@@ -61,7 +63,7 @@ def buffer_bytes(tensors: Iterable[Tensor], longest: int) -> dict[str, int]:
 class Plan:
     """Steps of one sequence of up to `places` positions."""
 
-    def __init__(self, library: str, serialized: bytes, a: Architecture, places: int) -> None:
+    def __init__(self, library: str, serialized: bytes, a: Architecture, places: int, cuda_graphs: bool = True) -> None:
         """`library`: a module named in tensorrt_library.EXTRAS, of the version that built it.
 
         Raises UnsupportedError (no GPU, too little memory), MissingExtraError, ArtefactError (another model's).
@@ -69,6 +71,9 @@ class Plan:
         self.places = places
         self._trt, self._log = tensorrt_library.load(library)
         self._contexts: list[tuple[int, Any]] = []  # (most tokens, execution context), shortest first
+        self._counts: list[int] = []  # of tokens that each context is set to
+        self._records = cuda_graphs  # the next step of one token, if it can be
+        self._graph: Any = None  # that was recorded
         self._cuda = Cuda()
         try:
             self._open(serialized, a)
@@ -102,35 +107,73 @@ class Plan:
         most = [engine.get_tensor_profile_shape("tokens", i)[2][1] for i in range(engine.num_optimization_profiles)]
         buffers = buffer_bytes(tensors, max(most)).items()
         self._addresses = {name: self._cuda.allocate(size_bytes) for name, size_bytes in buffers}
+        self._records &= len(most) > 1
         for index in sorted(range(len(most)), key=most.__getitem__):
-            context = engine.create_execution_context()
+            context = self._new_context(engine, records=self._records and not self._contexts)
             if context is None:
                 raise UnsupportedError(f"TensorRT gives no context: {self._log.first}", "build with less --context")
             self._contexts.append((most[index], context))
+            self._counts.append(0)
             context.set_optimization_profile_async(index, self._cuda.stream)
             for name in names:
                 context.set_tensor_address(name, self._addresses[owner(name)])
         self._row_bytes = a.head_dim * np.dtype(dtype).itemsize  # of one position of one head
         self._heads = {t.name: t.shape[1] for t in tensors if t.name.startswith(("key_", "value_"))}
         self._puts_out_rows = prefix == ROWS
+        longest = max(most)
+        self._sent = {name: self._cuda.pinned((longest,), np.int64) for name in ("tokens", "positions")}
+        self._logits = self._cuda.pinned((1, a.vocab_size), np.float32)
         self._cuda.synchronize()
 
     def run(self, tokens: NDArray[np.int64], start: int, logits: NDArray[np.float32]) -> None:
         """Tokens [T], up to `longest` of them, at positions start..; the last one's logits into `logits` [1, V]."""
-        context = next(context for most, context in self._contexts if most >= len(tokens))
-        positions = np.arange(start, start + len(tokens), dtype=np.int64)
-        for name, values in (("tokens", tokens), ("positions", positions)):
-            context.set_input_shape(name, (1, len(tokens)))
-            self._cuda.to_device(values, self._addresses[name])
-        if not context.execute_async_v3(self._cuda.stream):
-            raise ArtefactError(f"TensorRT cannot run the engine: {self._log.first}", "build it again")
+        count = len(tokens)
+        self._sent["tokens"][:count] = tokens
+        self._sent["positions"][:count] = np.arange(start, start + count)
+        if count == 1 and self._graph is not None:
+            self._cuda.launch(self._graph)
+        else:
+            self._run_plain(count)
         if self._puts_out_rows:
-            width, pitch = len(tokens) * self._row_bytes, self.places * self._row_bytes
+            width, pitch = count * self._row_bytes, self.places * self._row_bytes
             for name, heads in self._heads.items():
                 cache = self._addresses[name] + start * self._row_bytes
                 self._cuda.copy_rows(self._addresses[f"{ROWS}{name}"], width, cache, pitch, width, heads)
-        self._cuda.to_host(self._addresses["logits"], logits)
         self._cuda.synchronize()
+        logits[...] = self._logits
+
+    def _run_plain(self, count: int) -> None:
+        """Queue a step; one of one token is recorded, if its context has run such a step before."""
+        index = 0 if count == 1 else -1  # a recorded context must keep its shape: it sees no other step
+        context, before = self._contexts[index][1], self._counts[index]
+        self._counts[index] = count
+        if before != count:
+            for name in self._sent:
+                context.set_input_shape(name, (1, count))
+        elif count == 1 and self._records:
+            self._graph = self._cuda.recorded(lambda: self._queue(context, count))
+            self._records = False
+            if self._graph is not None:
+                self._cuda.launch(self._graph)
+                return
+        self._queue(context, count)
+
+    def _queue(self, context: Any, count: int) -> None:
+        for name, values in self._sent.items():
+            self._cuda.to_device(values[:count], self._addresses[name])
+        if not context.execute_async_v3(self._cuda.stream):
+            raise ArtefactError(f"TensorRT cannot run the engine: {self._log.first}", "build it again")
+        self._cuda.to_host(self._addresses["logits"], self._logits)
+
+    def _new_context(self, engine: Any, records: bool) -> Any:
+        if not hasattr(engine, "create_runtime_config"):
+            return engine.create_execution_context()
+        runtime_config, trt = engine.create_runtime_config(), self._trt
+        if hasattr(runtime_config, "cuda_graph_strategy"):  # TensorRT for RTX records by itself
+            strategy = trt.CudaGraphStrategy
+            runtime_config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if records else strategy.DISABLED
+            self._records = False
+        return engine.create_execution_context(runtime_config)
 
     def take_cache(self, other: Plan, positions: int) -> None:
         """Copy so many positions of every cache of `other`, a plan of the same model with fewer places."""

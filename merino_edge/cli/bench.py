@@ -3,7 +3,7 @@
 `--output`: a table, Markdown, CSV or one JSON object a line. `--json`: one object with `results`, one for each case
 (`test`, `tokens_per_second`, `mean`, `sd`, `min`, `max`; `p50_ms`, `p95_ms`, `p99_ms` of a step, or a whole prompt up
 to the first token; `energy_mj_per_token`; `gb_per_second` of weights and cache; `samples`), `comparison` with
-`--against`, `load_ms`, `peak_memory_mb`, `notes`, the settings, the bundles and the versions.
+`--against`, `load_ms`, `peak_memory_mb`, `notes`, the settings, the bundles (with their `threads`) and the versions.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ COLUMNS = {  # of every form but JSON: heading, digits
     "p99_ms": ("p99 ms", 3),
     "energy_mj_per_token": ("mJ/token", 2),
     "gb_per_second": ("GB/s read", 2),
+    "roofline_percent": ("roofline %", 0),
 }
 BUSY_LOAD = 0.5  # runnable processes, by the kernel's mean over the last minute, beside which a note is made
 
@@ -56,8 +57,13 @@ def bench(
     depth: Annotated[str, typer.Option("--depth", "-d", help="Positions in the cache before: 0,512")] = "0",
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", help="Measured runs, after one warm-up.")] = 5,
     against: Annotated[Path | None, typer.Option(help="Another bundle, measured in turns and compared.")] = None,
-    threads: Annotated[int, typer.Option("--threads", "-t", help="CPU threads.")] = 2,
+    threads: Annotated[
+        int | None, typer.Option("--threads", "-t", help="CPU threads. [default: what build measured, or all cores]")
+    ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Run the graph on the CPU, whatever engines there are.")] = False,
+    no_cuda_graphs: Annotated[
+        bool, typer.Option("--no-cuda-graphs", help="Launch every kernel of a TensorRT engine by itself.")
+    ] = False,
     output: Annotated[Form, typer.Option("--output", "-o", help="How to print it.")] = Form.table,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -67,6 +73,7 @@ def bench(
     from merino_edge.jetson.energy import EnergyMeter
     from merino_edge.jetson.sensors import Sensors, moved
     from merino_edge.runtime import bench as runtime
+    from merino_edge.runtime.memory import peak_memory_mb
 
     prompts, steps = ([count for count in _counts(text) if count] for text in (prompt_tokens, new_tokens))
     wanted = runtime.cases(prompts, steps, _counts(depth))
@@ -77,7 +84,7 @@ def bench(
         opened: dict[str, Bundle] = {}
         engines: dict[str, Engine] = {}
         for path in (bundle, *([against] if against else [])):
-            engine, _, found = open_bundle(path, threads, cpu)
+            engine, _, found = open_bundle(path, threads, cpu, not no_cuda_graphs)
             name = found.path.name if found.path.name not in engines else str(found.path)
             engines[name], opened[name] = stack.enter_context(contextlib.closing(engine)), found
         load_ms = 1e3 * (perf_counter() - began) / len(engines)
@@ -86,12 +93,14 @@ def bench(
         before = sensors.read()
         results = runtime.bench(engines, wanted, repetitions, lambda: bar.advance(task))
         notes += moved(before, sensors.read())
+        used = {name: getattr(engine, "threads", None) for name, engine in engines.items()}  # None: on a GPU
         energy = _energy_mj(engines, wanted, EnergyMeter.of())
+        memory_mb = peak_memory_mb()
     rows = [
         {
             "bundle": name,
             **result.to_dict(),
-            **_reading(result, opened[name]),
+            **_reading(result, opened[name], used[name]),
             "energy_mj_per_token": energy[name, case],
         }
         for name, found_results in results.items()
@@ -99,14 +108,15 @@ def bench(
     ]
     comparison = _comparison(results)
     if as_json:
-        settings = {"repetitions": repetitions, "threads": threads, "load_ms": load_ms}
-        cards = {name: found.card() for name, found in opened.items()}
-        memory = {"peak_memory_mb": runtime.peak_memory_mb(), "versions": _versions(), "bundles": cards}
+        settings = {"repetitions": repetitions, "load_ms": load_ms}
+        cards = {name: {**found.card(), "threads": used[name]} for name, found in opened.items()}
+        memory = {"peak_memory_mb": memory_mb, "versions": _versions(), "bundles": cards}
         print_json({"results": rows, "comparison": comparison, **settings, **memory, "notes": notes})
         return
     _print(rows, output)
-    say, memory_mb = stderr().print, runtime.peak_memory_mb()
-    say(f"{threads} threads, {repetitions} repetitions, load {load_ms:.0f} ms, peak memory {memory_mb:.0f} MB")
+    say = stderr().print
+    said = ", ".join(dict.fromkeys("on a GPU" if count is None else f"{count} threads" for count in used.values()))
+    say(f"{said}, {repetitions} repetitions, load {load_ms:.0f} ms, peak memory {memory_mb:.0f} MB")
     for line in comparison:
         spread, p_value = f"{line['low']:.2f} - {line['high']:.2f}", f"{line['p_value']:.3f}"
         say(f"{line['test']}: {line['ratio']:.2f} times as fast ({spread}), p {p_value}")
@@ -146,14 +156,18 @@ def _energy_mj(
     return found
 
 
-def _reading(result: Result, opened: Bundle) -> dict[str, float | None]:
-    """What steps read from memory in a second, by the bundle's count: weights once a step, and the positions in use."""
+def _reading(result: Result, opened: Bundle, threads: int | None) -> dict[str, float | None]:
+    """What steps read, by the bundle's count: weights once a step, and the positions in use. Of a GPU's memory it is
+    not known here how fast it can be read."""
     from merino_edge.counts import step_bytes
+    from merino_edge.runtime.memory import reading_ms
 
     if result.case.kind == "prefill":
-        return {"gb_per_second": None}
+        return {"gb_per_second": None, "roofline_percent": None}
     middle = result.case.depth + result.case.tokens // 2
-    return {"gb_per_second": step_bytes(opened.architecture, opened.precision, middle) * result.median / 1e9}
+    read_bytes = step_bytes(opened.architecture, opened.precision, middle)
+    share = None if threads is None else 100 * reading_ms(round(read_bytes), threads) * result.median / 1e3
+    return {"gb_per_second": read_bytes * result.median / 1e9, "roofline_percent": share}
 
 
 def _comparison(results: Mapping[str, Sequence[Result]]) -> list[dict[str, Any]]:

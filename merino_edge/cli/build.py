@@ -1,8 +1,10 @@
-"""`merino-edge build BUNDLE`: compile a bundle's graph with the TensorRT of the machine that will run it.
+"""`merino-edge build BUNDLE`: make a bundle ready for the machine that will run it.
 
-`--json` prints {"out", "engines": [{"file", "library", "version", "capability", "machine", "precision", "context",
-"profiles", "onnx_sha256", "seconds", "bytes", "peak_memory_bytes", "layers": {kind: count}}]}, one for each of its
-contexts. "profiles": the [least, optimum, most] tokens of a step that each optimization profile takes.
+One for ONNX Runtime: measure with how many threads it runs best; `--json` prints {"out", "tuning": the entry of
+merino_edge.runtime.tuning}. One for TensorRT: compile its graphs with the library of this machine; `--json` prints
+{"out", "engines": [{"file", "library", "version", "capability", "machine", "precision", "context", "profiles",
+"onnx_sha256", "seconds", "bytes", "peak_memory_bytes", "layers": {kind: count}}]}, one for each of its contexts.
+"profiles": the [least, optimum, most] tokens of a step that each optimization profile takes.
 """
 
 from __future__ import annotations
@@ -11,9 +13,12 @@ import hashlib
 import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from merino_edge.bundle import Bundle
 
 WORKSPACE_SHARE = 0.25  # of the memory that is free, for kernels to try themselves out in
 # Peak memory of a build without the workspace: what the library takes, and per byte of the graph
@@ -22,7 +27,7 @@ LIBRARY_BYTES, PEAK_OVER_GRAPH = 500_000_000, 3
 
 
 def build(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder, exported for a TensorRT target.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")],
     capability: Annotated[
         str, typer.Option(help="Compile for this one, such as SM86, instead of the GPU here (TensorRT for RTX only).")
     ] = "",
@@ -31,20 +36,29 @@ def build(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Compile BUNDLE into TensorRT engines for the GPU of this machine."""
+    """Make BUNDLE ready for this machine: TensorRT engines for its GPU, or the best threads for ONNX Runtime."""
     from merino_edge import artefact, limits, tensorrt_library
     from merino_edge import bundle as bundles
     from merino_edge.cli import console
-    from merino_edge.errors import OutputError, UnsupportedError, require
+    from merino_edge.errors import InputError, OutputError, UnsupportedError, require
+
+    opened = bundles.load(bundle)
+    if opened.target == "onnxruntime":
+        if capability or workspace_mb is not None:
+            raise InputError(
+                f"{bundle} was exported for ONNX Runtime, which compiles nothing",
+                "leave the option out, or export it for TensorRT with --target",
+            )
+        _tune(opened, as_json)
+        return
 
     require("onnx_ir", "export")
     from merino_edge.export.targets import PLATFORMS, TARGETS
     from merino_edge.export.tensorrt import build_engine
     from merino_edge.jetson.device import device_card
-    from merino_edge.runtime.bench import peak_memory_mb
     from merino_edge.runtime.cuda import capability_here
+    from merino_edge.runtime.memory import peak_memory_mb
 
-    opened = bundles.load(bundle)
     platform = PLATFORMS.get(opened.target)
     if platform is None or platform.tensorrt is None:
         able = ", ".join(name for name in TARGETS if PLATFORMS[name].tensorrt)
@@ -108,6 +122,40 @@ def build(
             console.print_line(", ".join(f"{count} {kind.lower()}" for kind, count in fused.items()) + " layers")
     if as_json:
         console.print_json({"out": str(bundle), "engines": made})
+
+
+def _tune(opened: Bundle, as_json: bool) -> None:
+    from importlib.metadata import version
+
+    from merino_edge import bundle as bundles
+    from merino_edge.cli import console
+    from merino_edge.runtime import tuning
+    from merino_edge.runtime.onnx_engine import OnnxEngine
+
+    machine = tuning.this_machine()
+    found = tuning.possibilities(machine["cores"])
+    with console.progress() as bar:
+        task = bar.add_task("measuring", total=(tuning.ROUNDS + 1) * len(found), note="")
+        measured = tuning.tune(
+            lambda wanted: OnnxEngine.from_bundle(opened, wanted.threads, wanted.spinning),
+            found,
+            lambda: bar.advance(task),
+        )
+    best = tuning.leanest(measured)
+    entry = {
+        **machine,
+        "onnxruntime": version("onnxruntime"),
+        "threads": best.threads,
+        "spinning": best.spinning,
+        "answer_ms": {str(wanted): round(ms, 3) for wanted, ms in measured.items()},
+    }
+    bundles.add_tuning(opened, entry)
+    if as_json:
+        console.print_json({"out": str(opened.path), "tuning": entry})
+        return
+    for wanted, ms in measured.items():
+        chosen = "  <- kept in the bundle" if wanted == best else ""
+        console.print_line(f"{wanted!s:<22}{ms:9.1f} ms a prompt and an answer{chosen}")
 
 
 def _memory_needed(graph_bytes: int, workspace_bytes: int, free_bytes: int) -> str:

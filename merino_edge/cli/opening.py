@@ -11,13 +11,15 @@ if TYPE_CHECKING:
     from merino_edge.tokenizer import Tokenizer
 
 
-def open_bundle(path: Path, threads: int | None, cpu: bool) -> tuple[Engine, Tokenizer, Bundle]:
+def open_bundle(
+    path: Path, threads: int | None, cpu: bool, cuda_graphs: bool = True
+) -> tuple[Engine, Tokenizer, Bundle]:
     """See merino_edge.runtime.engine.open_engine. Where every engine was built on another board, under another release
     or power mode, the last is named on stderr before it is opened; so is a graph for TensorRT that is not compiled yet.
     """
     from merino_edge.runtime.engine import open_engine
 
-    return open_engine(path, threads, cpu, on_bundle=lambda loaded: None if cpu else _tell(loaded))
+    return open_engine(path, threads, cpu, cuda_graphs, lambda loaded: None if cpu else _tell(loaded))
 
 
 def _tell(loaded: Bundle) -> None:

@@ -179,7 +179,7 @@ def _print_artefact(screen: Console, document: Document) -> None:
     )
     _print_model(screen, document)
     told = {"kind", "path", "schema_version", "id", "architecture", "counts", "tool_version", "sha256",
-            "files", "parity", "graph", "history", "engines"}  # fmt: skip
+            "files", "parity", "graph", "history", "engines", "tunings"}  # fmt: skip
     rest = {name: value for name, value in document.items() if name not in told}
     if isinstance(
         space := rest.get("space"), dict
@@ -203,6 +203,11 @@ def _print_artefact(screen: Console, document: Document) -> None:
             f"engine {engine['file']}: {engine.get('library')} {engine.get('version')} for {engine.get('capability')}, "
             f"{engine.get('context')} positions, {engine.get('bytes', 0) / 1e6:.1f} MB, "
             f"built on {machine.get('name')}, power mode {machine.get('power_mode')}"
+        )
+    for tuning in document.get("tunings", ()):
+        screen.print(
+            f"on {tuning.get('cores')} cores of {tuning.get('cpu')}: {tuning.get('threads')} threads"
+            + ", spinning" * bool(tuning.get("spinning"))
         )
     if files := document.get("files"):
         screen.print(f"files, each with its sha256 checked: {', '.join(sorted(files))}")

@@ -16,6 +16,8 @@ from stranger import Refused, run
 from merino_edge import bundle
 from merino_edge.cli import build
 from merino_edge.export.targets import PLATFORMS
+from merino_edge.runtime import tuning
+from merino_edge.runtime.tuning import Tuning
 from merino_edge.tensorrt_library import RTX
 
 
@@ -63,8 +65,28 @@ def test_engines_are_stored_in_the_bundle_and_replace_those_before(
     assert run("show", mine) == 3
 
 
+def test_for_onnx_runtime_the_best_threads_are_measured_and_kept(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = shutil.copytree(good / "bundle", tmp_path / "bundle")
+    assert run("build", mine, "--json") == 0
+    (kept,) = bundle.load(mine).tunings
+    assert json.loads(capsys.readouterr().out) == {"out": str(mine), "tuning": kept}
+    found = tuning.possibilities(kept["cores"])
+    assert list(kept["answer_ms"]) == [str(possibility) for possibility in found]
+    assert Tuning(kept["threads"], kept["spinning"]) in found
+    assert run("bench", mine, "-p", 4, "-n", 2, "--json") == 0
+    (card,) = json.loads(capsys.readouterr().out)["bundles"].values()
+    assert card["threads"] == kept["threads"]
+    assert run("build", mine) == 0  # again: in place of the first
+    assert len(bundle.load(mine).tunings) == 1
+    assert capsys.readouterr().out.count("kept in the bundle") == 1
+    assert run("show", mine) == 0
+    assert f"cores of {kept['cpu']}" in " ".join(capsys.readouterr().out.split())
+
+
 def test_what_cannot_be_built_is_refused(good: Path, rtx_bundle: Path, refused: Refused, tmp_path: Path) -> None:
-    assert "which TensorRT does not parse" in refused("build", good / "bundle")
+    assert "compiles nothing" in refused("build", good / "bundle", "--capability", "SM86")
     assert "does not know 'SM87'" in refused("build", rtx_bundle, "--capability", "SM87")
     assert "workspace-mb" in refused("build", rtx_bundle, "--capability", "SM86", "--workspace-mb", 0)
     assert not bundle.load(rtx_bundle).engines

@@ -6,6 +6,7 @@ It reads and writes the bound addresses only, and insists on shapes within the p
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,6 +21,9 @@ class HostMemory:
 
     stream = 7
     live: ClassVar[int] = 0  # allocations
+    can_record: ClassVar[bool] = True
+    recordings: ClassVar[int] = 0
+    launches: ClassVar[int] = 0
 
     def __init__(self) -> None:
         self.buffers: list[np.ndarray] = []
@@ -28,6 +32,17 @@ class HostMemory:
         self.buffers.append(np.zeros(size_bytes, np.uint8))
         HostMemory.live += 1
         return int(self.buffers[-1].ctypes.data)
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        return np.zeros(shape, dtype)
+
+    def recorded(self, work: Callable[[], None]) -> Callable[[], None] | None:
+        HostMemory.recordings += 1
+        return work if self.can_record else None
+
+    def launch(self, graph: Callable[[], None]) -> None:
+        HostMemory.launches += 1
+        graph()
 
     def to_device(self, array: np.ndarray, address: int) -> None:
         assert array.flags.c_contiguous

@@ -71,7 +71,7 @@ def test_the_comparison_is_a_permutation_test_of_signs(pairs: list[tuple[float, 
 
 
 def test_peak_memory_is_this_process_s_and_not_its_parent_s() -> None:
-    child = "from merino_edge.runtime.bench import peak_memory_mb; print(peak_memory_mb())"
+    child = "from merino_edge.runtime.memory import peak_memory_mb; print(peak_memory_mb())"
     big_parent = (
         "import subprocess, sys\n"
         "ballast = b'x' * 400_000_000\n"

@@ -108,6 +108,8 @@ def test_without_a_gpu_it_is_refused_in_one_line(rtx: Any) -> None:
 
 @pytest.fixture
 def host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HostMemory, "recordings", 0)
+    monkeypatch.setattr(HostMemory, "launches", 0)
     monkeypatch.setattr(tensorrt_plan, "Cuda", HostMemory)
     stand_in = (OnnxInPlaceOfTensorRt, SimpleNamespace(first=""))
     monkeypatch.setattr(tensorrt_library, "load", lambda library: stand_in)
@@ -133,6 +135,24 @@ def test_steps_chunks_and_rewinds_over_bound_addresses(host_memory: None, loweri
     with pytest.raises(InputError):
         engine.forward(tokens[:1], 0)
     assert HostMemory.live == 0
+
+
+@pytest.mark.parametrize("lowering", ["native", "primitive"])
+def test_steps_of_one_token_are_recorded_once_and_launched(
+    host_memory: None, monkeypatch: pytest.MonkeyPatch, lowering: str
+) -> None:
+    a = Architecture(60, 64, 64, 64, (Block(64, 2, 1, 1, 64, True),))
+    plans: dict[int, bytes | Path] = {64: to_bytes(build_model(a, random_weights(a), "fp16", 64, "rtx", lowering))}
+    tokens, found = np.random.default_rng(0).integers(0, a.vocab_size, 64), []
+    for cuda_graphs, can_record, counts in ((True, True, (1, 12)), (True, False, (1, 0)), (False, True, (0, 0))):
+        monkeypatch.setattr(HostMemory, "can_record", can_record)
+        HostMemory.recordings = HostMemory.launches = 0
+        with contextlib.closing(TensorRtEngine("any", plans, a, cuda_graphs)) as engine:
+            steps = [(0, 9), *((i, i + 1) for i in range(9, 16)), (16, 18), *((i, i + 1) for i in range(18, 24))]
+            found.append([engine.forward(tokens[start:end], start).copy() for start, end in steps])
+        assert (HostMemory.recordings, HostMemory.launches) == counts
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
 
 
 def graphs_of(a: Architecture, target: Target, *places: int) -> dict[int, bytes]:
@@ -208,6 +228,7 @@ OBJECTS = {
     "profile": "IOptimizationProfile",
     "engine": "ICudaEngine",
     "context": "IExecutionContext",
+    "runtime_config": "IRuntimeConfig",
 }
 
 
@@ -244,6 +265,11 @@ def test_every_call_to_cuda_exists_in_its_bindings() -> None:
     }
     assert {"cudaMalloc", "cudaMemcpyAsync", "cudaStreamSynchronize"} <= calls
     assert all(callable(getattr(runtime, str(name))) for name in calls)
+    enough = {"cudaMemcpy2DAsync", "cudaStreamBeginCapture", "cudaGraphInstantiate", "cudaGraphLaunch", "cudaHostAlloc"}
+    assert enough <= calls
+    assert all(callable(getattr(runtime, name)) for name in ("cudaStreamEndCapture", "cudaGetLastError"))
+    assert hasattr(runtime, "cudaHostAllocDefault")
+    assert hasattr(runtime.cudaStreamCaptureMode, "cudaStreamCaptureModeThreadLocal")
     statuses = ("cudaSuccess", "cudaErrorInsufficientDriver", "cudaErrorMemoryAllocation")
     assert all(hasattr(runtime.cudaError_t, name) for name in statuses)
     assert all(hasattr(runtime.cudaDeviceAttr, f"cudaDevAttrComputeCapability{part}") for part in ("Major", "Minor"))

@@ -1,0 +1,43 @@
+"""What a process holds of the machine's memory, and how fast that can be read. Knows no engine."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+PASSES = 15
+
+
+def peak_memory_mb() -> float:
+    """Largest resident memory of this process so far, in 10^6 bytes.
+
+    From Linux's VmHWM where there is one: `ru_maxrss` survives exec, so a small program started by a large
+    one would report its parent's memory.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def reading_ms(size_bytes: int, threads: int) -> float:
+    """The least that reading so many bytes once took, by so many threads: a step that reads them takes no less.
+
+    The same bytes again in every pass, as steps read the same weights: what fits a cache is read from there.
+    """
+    words = np.ones(max(size_bytes // 8, threads), np.uint64)
+    parts = np.array_split(words, threads)
+    took_s = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(PASSES):
+            began = perf_counter()
+            list(pool.map(np.bitwise_or.reduce, parts))
+            took_s.append(perf_counter() - began)
+    return 1e3 * min(took_s)
