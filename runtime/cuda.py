@@ -63,7 +63,7 @@ class Cuda:
         return address
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """Zeros in memory of the host that the GPU copies from and to by itself, as recorded copies must; until `close`."""
+        """Zeros in the host's memory that the GPU reaches by itself, as recorded copies need; until `close`."""
         size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
         address = int(self._call("cudaHostAlloc", size_bytes, self._runtime.cudaHostAllocDefault))
         self._pinned.append(address)
@@ -85,6 +85,34 @@ class Cuda:
         """Queue a copy of `rows` runs of `width` bytes, so many bytes apart there and here, within the device."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         self._call("cudaMemcpy2DAsync", target, target_pitch, source, source_pitch, width, rows, kind, self.stream)
+
+    def compile(self, source: str, name: str) -> Any:
+        """The kernel `name` of CUDA C, for this GPU. Raises UnsupportedError where NVRTC is missing or refuses."""
+        try:
+            nvrtc, driver = import_module("cuda.bindings.nvrtc"), import_module("cuda.bindings.driver")
+            status, program = nvrtc.nvrtcCreateProgram(source.encode(), b"kernel.cu", 0, [], [])
+        except (ImportError, RuntimeError) as error:  # the bindings look for the library at the first call
+            raise UnsupportedError(f"CUDA's compiler is missing ({error})", "install CUDA's toolkit") from None
+        architecture = f"--gpu-architecture={self.capability.lower().replace('sm', 'sm_')}"
+        status, *_ = nvrtc.nvrtcCompileProgram(program, 1, [architecture.encode()])
+        if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            raise UnsupportedError(f"CUDA's compiler refuses {name}: {status.name}", "update CUDA's toolkit")
+        _, size = nvrtc.nvrtcGetCUBINSize(program)
+        binary = bytearray(size)
+        nvrtc.nvrtcGetCUBIN(program, binary)
+        nvrtc.nvrtcDestroyProgram(program)
+        image = np.frombuffer(binary, np.uint8)
+        module = self._call("cuModuleLoadData", image.ctypes.data, library=driver)
+        return self._call("cuModuleGetFunction", module, name.encode(), library=driver)
+
+    def start(
+        self, kernel: Any, grid: tuple[int, int], threads: int, arguments: tuple[int, ...], pointers: int
+    ) -> None:
+        """Queue a kernel over `grid` blocks; its first `arguments` are `pointers`, the others 32-bit integers."""
+        types = (ctypes.c_void_p,) * pointers + (ctypes.c_int,) * (len(arguments) - pointers)
+        driver = import_module("cuda.bindings.driver")
+        blocks, block = (*grid, 1), (threads, 1, 1)
+        self._call("cuLaunchKernel", kernel, *blocks, *block, 0, self.stream, (arguments, types), 0, library=driver)
 
     def recorded(self, work: Callable[[], None]) -> Any:
         """A graph of what `work` queues, for `launch`; None where something in it cannot be recorded. Runs nothing."""
@@ -126,13 +154,14 @@ class Cuda:
             self._call("cudaStreamDestroy", self.stream)
             self.stream = 0
 
-    def _call(self, name: str, *arguments: Any) -> Any:
-        status, *values = getattr(self._runtime, name)(*arguments)
-        if status != self._runtime.cudaError_t.cudaSuccess:
-            hint = "use a backend for the CPU, or repair the driver"
-            if status == self._runtime.cudaError_t.cudaErrorInsufficientDriver:
+    def _call(self, name: str, *arguments: Any, library: Any = None) -> Any:
+        """Of CUDA's runtime, or of `library`, its driver."""
+        status, *values = getattr(library or self._runtime, name)(*arguments)
+        if int(status) != 0:
+            errors, hint = self._runtime.cudaError_t, "use a backend for the CPU, or repair the driver"
+            if status == errors.cudaErrorInsufficientDriver:
                 hint = "use a backend for the CPU; with a GPU: pip install 'cuda-bindings==N.*' for the driver's CUDA N"
-            if status == self._runtime.cudaError_t.cudaErrorMemoryAllocation:
+            if status == errors.cudaErrorMemoryAllocation:
                 hint = "build the engine with less --context"
             raise UnsupportedError(f"CUDA refuses: {name} gives {status.name}", hint)
         return values[0] if values else None

@@ -131,6 +131,7 @@ class OnnxEngine:
         self._arrays: list[NDArray[Any]] = []  # what they hold, on the CPU
         self._length = 0
         self._most_logits = self._logits = np.zeros((0, a.vocab_size), np.float32)
+        self._tokens = self._positions = np.zeros((1, 0), np.int64)  # what is bound
         self._bind_logits(1)
         self._reserve(1)
 
@@ -214,9 +215,7 @@ class OnnxEngine:
         self._binding = self._session = None
 
     def _run(self, tokens: NDArray[np.int64], start: int) -> None:
-        positions = np.arange(start, start + len(tokens), dtype=np.int64)
-        self._binding.bind_cpu_input("tokens", tokens[None])
-        self._binding.bind_cpu_input("positions", positions[None])
+        self._bind_tokens(tokens, start)
         self._bind_rows(len(tokens))
         try:
             self._session.run_with_iobinding(self._binding)
@@ -240,6 +239,16 @@ class OnnxEngine:
         if self.max_rows > 1:
             self._wanted = np.array([rows], np.int64)
             self._binding.bind_cpu_input(WANTED, self._wanted)
+
+    def _bind_tokens(self, tokens: NDArray[np.int64], start: int) -> None:
+        """Where a step is as long as the one before, as decode's are, only the values change."""
+        other = self._tokens.shape[1] != len(tokens)
+        if other:
+            self._tokens, self._positions = (np.empty((1, len(tokens)), np.int64) for _ in range(2))
+        self._tokens[0], self._positions[0] = tokens, np.arange(start, start + len(tokens))
+        if other or self.device != "cpu":  # a GPU takes a copy when it is bound
+            for name, array in (("tokens", self._tokens), ("positions", self._positions)):
+                self._binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(array))
 
     def _bind_rows(self, tokens: int) -> None:
         """Of a `primitive` graph: make room for the keys and values of a step of so many tokens."""

@@ -2,10 +2,10 @@
 
 It runs a `native` or a `primitive` graph compiled by merino_edge.export.tensorrt; the calls are those of 8.6 and later.
 A native plan updates the cache in place: `new_key_L` is bound to the address of `key_L`. A primitive one puts out the
-new rows, which are copied into it on the same stream. Two optimization profiles: one for decode, one for chunks of a
-prompt. Tokens go up and logits come down with every step. A step of one token, once it has run as such, is recorded as
-a CUDA graph and launched as one from then on; TensorRT for RTX does that itself. Where recording is refused, steps go
-on as they were.
+new rows, which merino_edge.runtime.row_writer writes into it; those of a prompt are copied on the same stream. Two
+optimization profiles: one for decode, one for chunks of a prompt. Tokens go up and logits come down with every step. A
+step of one token, once it has run as such, is recorded as a CUDA graph and launched as one from then on; TensorRT for
+RTX does that itself. Where recording is refused, steps go on as they were.
 
 Nothing here was run on a GPU yet. What was tested without: NVIDIA's compiler builds such plans, its parser finds the
 very inputs and outputs that are bound here, and its bindings have every name that is called.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, UnsupportedError
 from merino_edge.runtime.cuda import Cuda
 from merino_edge.runtime.engine import ROWS
+from merino_edge.runtime.row_writer import RowWriter
 
 
 class Tensor(NamedTuple):
@@ -74,6 +76,7 @@ class Plan:
         self._counts: list[int] = []  # of tokens that each context is set to
         self._records = cuda_graphs  # the next step of one token, if it can be
         self._graph: Any = None  # that was recorded
+        self._writer: RowWriter | None = None  # of a primitive plan's steps of one token
         self._cuda = Cuda()
         try:
             self._open(serialized, a)
@@ -120,6 +123,9 @@ class Plan:
         self._row_bytes = a.head_dim * np.dtype(dtype).itemsize  # of one position of one head
         self._heads = {t.name: t.shape[1] for t in tensors if t.name.startswith(("key_", "value_"))}
         self._puts_out_rows = prefix == ROWS
+        if self._puts_out_rows:
+            with suppress(UnsupportedError):  # no compiler here: rows are copied
+                self._writer = self._new_writer()
         longest = max(most)
         self._sent = {name: self._cuda.pinned((longest,), np.int64) for name in ("tokens", "positions")}
         self._logits = self._cuda.pinned((1, a.vocab_size), np.float32)
@@ -134,7 +140,7 @@ class Plan:
             self._cuda.launch(self._graph)
         else:
             self._run_plain(count)
-        if self._puts_out_rows:
+        if self._puts_out_rows and (count > 1 or self._writer is None):
             width, pitch = count * self._row_bytes, self.places * self._row_bytes
             for name, heads in self._heads.items():
                 cache = self._addresses[name] + start * self._row_bytes
@@ -163,7 +169,16 @@ class Plan:
             self._cuda.to_device(values[:count], self._addresses[name])
         if not context.execute_async_v3(self._cuda.stream):
             raise ArtefactError(f"TensorRT cannot run the engine: {self._log.first}", "build it again")
+        if count == 1 and self._writer is not None:
+            self._writer.queue()
         self._cuda.to_host(self._addresses["logits"], self._logits)
+
+    def _new_writer(self) -> RowWriter:
+        caches = list(self._heads)
+        at, rows = self._addresses, [self._addresses[f"{ROWS}{name}"] for name in caches]
+        heads = [self._heads[name] for name in caches]
+        places = [at[name] for name in caches]
+        return RowWriter(self._cuda, at["positions"], rows, places, heads, self._row_bytes, self.places)
 
     def _new_context(self, engine: Any, records: bool) -> Any:
         if not hasattr(engine, "create_runtime_config"):

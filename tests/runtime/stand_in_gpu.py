@@ -6,14 +6,34 @@ It reads and writes the bound addresses only, and insists on shapes within the p
 from __future__ import annotations
 
 import ctypes
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import onnxruntime as ort
 
+from merino_edge.errors import UnsupportedError
+
 TYPES = {"tensor(int64)": np.int64, "tensor(float)": np.float32, "tensor(float16)": np.float16}
 PROFILES = (512, 2)  # most tokens of each
+COMPILER = shutil.which("c++") or shutil.which("g++")
+HOST_CUDA = """
+#define __global__
+static struct { int x, y, z; } blockIdx, threadIdx, blockDim;
+SOURCE
+extern "C" void over_grid(int across, int down, int threads, const long long* position, const unsigned long long* rows,
+                          const unsigned long long* caches, const int* heads, int words, int places) {
+    blockDim.x = threads;
+    for (blockIdx.x = 0; blockIdx.x < across; ++blockIdx.x)
+        for (blockIdx.y = 0; blockIdx.y < down; ++blockIdx.y)
+            for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x)
+                NAME(position, rows, caches, heads, words, places);
+}
+"""
 
 
 class HostMemory:
@@ -22,6 +42,8 @@ class HostMemory:
     stream = 7
     live: ClassVar[int] = 0  # allocations
     can_record: ClassVar[bool] = True
+    can_compile: ClassVar[bool] = True
+    started: ClassVar[int] = 0  # kernels
     recordings: ClassVar[int] = 0
     launches: ClassVar[int] = 0
 
@@ -35,6 +57,23 @@ class HostMemory:
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         return np.zeros(shape, dtype)
+
+    def compile(self, source: str, name: str) -> Any:
+        """The kernel's own source, compiled for the host: blocks and threads come one after the other."""
+        if COMPILER is None or not self.can_compile:
+            raise UnsupportedError("no compiler", "")
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "kernel.cpp").write_text(HOST_CUDA.replace("SOURCE", source).replace("NAME", name))
+            built = [COMPILER, "-shared", "-fPIC", "-O1", "-o", f"{folder}/kernel.so", f"{folder}/kernel.cpp"]
+            subprocess.run(built, check=True)
+            return ctypes.CDLL(f"{folder}/kernel.so").over_grid
+
+    def start(
+        self, kernel: Any, grid: tuple[int, int], threads: int, arguments: tuple[int, ...], pointers: int
+    ) -> None:
+        HostMemory.started += 1
+        addresses = [ctypes.c_void_p(address) for address in arguments[:pointers]]
+        kernel(*grid, threads, *addresses, *arguments[pointers:])
 
     def recorded(self, work: Callable[[], None]) -> Callable[[], None] | None:
         HostMemory.recordings += 1

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stand_in_gpu import HostMemory, OnnxInPlaceOfTensorRt
+from stand_in_gpu import COMPILER, HostMemory, OnnxInPlaceOfTensorRt
 
 from merino_edge import bundle, tensorrt_library
 from merino_edge.architecture import Architecture, Block
@@ -27,6 +27,7 @@ from merino_edge.export.targets import Target
 from merino_edge.export.tensorrt import _use_timings, build_engine
 from merino_edge.runtime import tensorrt_engine, tensorrt_plan
 from merino_edge.runtime.onnx_engine import OnnxEngine
+from merino_edge.runtime.row_writer import SOURCE
 from merino_edge.runtime.tensorrt_engine import TensorRtEngine
 from merino_edge.runtime.tensorrt_plan import Tensor, bound_tensors, buffer_bytes, owner
 from merino_edge.tensorrt_library import EXTRAS, RTX
@@ -155,6 +156,41 @@ def test_steps_of_one_token_are_recorded_once_and_launched(
     np.testing.assert_array_equal(found[2], found[0])
 
 
+def test_the_kernel_writes_the_rows_that_copies_write(host_memory: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source itself, compiled for the host."""
+    if not COMPILER:
+        pytest.skip("needs a compiler")
+    target = Target.named("rtx", "fp16", "primitive")
+    plans: dict[int, bytes | Path] = {}
+    for places in (16, 40):
+        graph = build_stored(A, store(A, random_weights(A), target), target, 40, places)
+        plans[places] = to_bytes(graph)
+    tokens, found = np.random.default_rng(0).integers(0, A.vocab_size, 40), []
+    for can_compile in (True, False):
+        monkeypatch.setattr(HostMemory, "can_compile", can_compile)
+        HostMemory.started = 0
+        with contextlib.closing(TensorRtEngine("any", plans, A)) as engine:
+            steps = [(0, 5), *((i, i + 1) for i in range(5, 39)), (7, 8), (8, 11), (11, 12)]
+            found.append([engine.forward(tokens[start:end], start).copy() for start, end in steps])
+        assert HostMemory.started == (36 if can_compile else 0)
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_cudas_compiler_takes_the_kernel() -> None:
+    nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="needs the package cuda-bindings")
+    try:
+        _, program = nvrtc.nvrtcCreateProgram(SOURCE.encode(), b"kernel.cu", 0, [], [])
+    except RuntimeError as missing:
+        pytest.skip(str(missing))
+    for architecture in (b"sm_72", b"sm_87", b"sm_110" if nvrtc.nvrtcVersion()[1] >= 13 else b"sm_101"):
+        status, *_ = nvrtc.nvrtcCompileProgram(program, 1, [b"--gpu-architecture=" + architecture])
+        assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, architecture
+        _, size = nvrtc.nvrtcGetCUBINSize(program)
+        binary = bytearray(size)
+        nvrtc.nvrtcGetCUBIN(program, binary)
+        assert b"write_rows" in binary
+
+
 def graphs_of(a: Architecture, target: Target, *places: int) -> dict[int, bytes]:
     """One of each capacity, over the same weights."""
     stored = store(a, random_weights(a), target)
@@ -174,7 +210,8 @@ def test_a_sequence_outgrows_one_plan_after_the_other(host_memory: None, lowerin
             expected = reference.forward(tokens[start:end], start)
             got = engine.forward(tokens[start:end], start)
             np.testing.assert_allclose(got, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
-        rows = 2 * a.layers if lowering == "primitive" else 0
+        tables = 3 if COMPILER else 0  # of the kernel
+        rows = 2 * a.layers + tables if lowering == "primitive" else 0
         assert 0 < HostMemory.live == len(buffer_bytes(bound_tensors(a, 96), 1)) + rows  # of one plan
         with pytest.raises(InputError):
             engine.forward(tokens[:1], 97)
@@ -264,7 +301,8 @@ def test_every_call_to_cuda_exists_in_its_bindings() -> None:
         and isinstance(node.args[0], ast.Constant)
     }
     assert {"cudaMalloc", "cudaMemcpyAsync", "cudaStreamSynchronize"} <= calls
-    assert all(callable(getattr(runtime, str(name))) for name in calls)
+    driver = pytest.importorskip("cuda.bindings.driver")
+    assert all(callable(getattr(runtime if str(name).startswith("cuda") else driver, str(name))) for name in calls)
     enough = {"cudaMemcpy2DAsync", "cudaStreamBeginCapture", "cudaGraphInstantiate", "cudaGraphLaunch", "cudaHostAlloc"}
     assert enough <= calls
     assert all(callable(getattr(runtime, name)) for name in ("cudaStreamEndCapture", "cudaGetLastError"))
