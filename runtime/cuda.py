@@ -69,7 +69,7 @@ class Cuda:
         self._pinned.append(address)
         ctypes.memset(address, 0, size_bytes)
         memory = (ctypes.c_uint8 * size_bytes).from_address(address)
-        return np.frombuffer(memory, dtype).reshape(shape)
+        return np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
 
     def to_device(self, array: NDArray[Any], address: int) -> None:
         """Queue a copy of `array`, which must be contiguous and stay until `synchronize`."""

@@ -9,8 +9,10 @@ copies the rows one by one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from merino_edge.runtime.cuda import Cuda
 
@@ -48,7 +50,7 @@ class RowWriter:
         """Addresses: of the step's position (int64), and by cache of its new rows [heads, row_bytes] and of itself
         [heads, places, row_bytes]. Raises UnsupportedError where there is no compiler, or no memory."""
         self._cuda, self._kernel = cuda, cuda.compile(SOURCE, NAME)
-        tables = [np.array(rows, np.uint64), np.array(caches, np.uint64), np.array(heads, np.int32)]
+        tables: list[NDArray[Any]] = [np.array(rows, np.uint64), np.array(caches, np.uint64), np.array(heads, np.int32)]
         addresses = [cuda.allocate(table.nbytes) for table in tables]
         for table, address in zip(tables, addresses, strict=True):
             cuda.to_device(table, address)
