@@ -1,7 +1,7 @@
 # make demo    set up, then profile -> search -> train -> export -> chat sample on this machine
 # make chat    set up, fetch SmolLM2-135M-Instruct, import, export as int4, open a chat
 # make test    set up, then lint, types and every test
-# make bench   set up, then compare int4 decode with llama.cpp (builds llama-cpp-python, about 10 minutes)
+# make bench   set up, then compare int4 with llama.cpp (compiles it, 10 minutes), onnxruntime-genai and transformers
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -36,8 +36,7 @@ types: $(VENV)/dev
 	cd $(VENV)/copy && ../bin/mypy --config-file $(CURDIR)/pyproject.toml -p merino_edge
 
 bench: $(VENV)/dev
-	$(PIP) llama-cpp-python
-	$(BIN)/python benchmarks/decode_vs_llama_cpp.py
+	$(BIN)/python benchmarks/peers/compare.py --install llama.cpp onnxruntime-genai transformers
 
 $(VENV)/workstation: $(VENV)/environment pyproject.toml
 	$(PIP) -e '.[workstation]'

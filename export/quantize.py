@@ -75,9 +75,9 @@ def store(
     """The checkpoint's weights in the form `target` stores them. int4 matrices whose inputs' `moments` are given
     (merino_edge.export.calibration) are rounded by GPTQ, others to the nearest code.
 
-    Quantised models keep embedding and head at int8, one scale per token; a tied table stays one. TensorRT looks up
-    floating point only: there the embedding is float16, and a tied table two. Raises UnsupportedError where a matrix
-    cannot be cut into blocks, or float16 is too small for it.
+    Quantised models keep embedding and head at int8, one scale per token (`target.fast`: at int4); a tied table stays
+    one. TensorRT looks up floating point only: there the embedding is float16, and a tied table two. Raises
+    UnsupportedError where a matrix cannot be cut into blocks, or float16 is too small for it.
     """
     stored = StoredWeights({}, {})
     for name, weight in weights.items():
@@ -99,25 +99,33 @@ def quantize_matrix(
     if bits == 8:
         scales = _half_scales(name, nonzero(np.abs(groups).max(axis=-1) / 127))
         return Quantized(np.clip(np.rint(groups / scales[..., None]), -127, 127).astype(np.int8), scales, bits)
-    offsets = _wants_offsets(groups)
-    in_bytes = offsets and not target.on_tensorrt
-    return _int4(groups, offsets, _byte_scales if in_bytes else partial(_half_scales, name), moments)
+    if not target.fast and _wants_offsets(groups):
+        in_bytes = not target.on_tensorrt
+        return _with_offsets(groups, _byte_scales if in_bytes else partial(_half_scales, name), moments)
+    signed = not target.on_tensorrt  # TensorRT takes positive scales only
+
+    def choose(group: int, w: np.ndarray, importance: np.ndarray) -> np.ndarray:
+        return _half_scales(name, search_scales(w[:, None], importance[None], signed))[:, 0]
+
+    if moments is not None:
+        return Quantized(*gptq(groups, moments, choose), 4)
+    scales = _half_scales(name, search_scales(groups, signed=signed))
+    return Quantized(nearest(groups, scales), scales, 4)
 
 
-def _int4(groups: np.ndarray, offsets: bool, as_stored: Scales, moments: np.ndarray | None = None) -> Quantized:
-    """groups [N, G, B], with or without offsets; `as_stored`: scales [N, G] as they will be read."""
-    found = None
-    if offsets:
-        between = centres(groups)  # [N, G]
-        offset_groups = _whole_blocks(between, groups.shape[2])
-        both = [search_scales(groups - between[..., None]), search_scales(offset_groups)]
-        scales, offset_scales = np.split(as_stored(np.concatenate(both, axis=1)), [groups.shape[1]], axis=1)
-        found = Quantized(nearest(offset_groups, offset_scales), offset_scales, 4)
-        groups = groups - found.restore()[:, : groups.shape[1], None]
+def _with_offsets(groups: np.ndarray, as_stored: Scales, moments: np.ndarray | None = None) -> Quantized:
+    """int4 groups [N, G, B] with an offset for each; `as_stored`: scales [N, G] as they will be read."""
+    between = centres(groups)  # [N, G]
+    offset_groups = _whole_blocks(between, groups.shape[2])
+    both = [search_scales(groups - between[..., None]), search_scales(offset_groups)]
+    scales, offset_scales = np.split(as_stored(np.concatenate(both, axis=1)), [groups.shape[1]], axis=1)
+    offsets = Quantized(nearest(offset_groups, offset_scales), offset_scales, 4)
+    groups = groups - offsets.restore()[:, : groups.shape[1], None]
+    if moments is None:
+        codes = nearest(groups, scales)
     else:
-        scales = as_stored(search_scales(groups))
-    codes = nearest(groups, scales) if moments is None else gptq(groups, scales, moments)
-    return Quantized(codes, scales, 4, found)
+        codes, scales = gptq(groups, moments, lambda group, w, importance: scales[:, group])
+    return Quantized(codes, scales, 4, offsets)
 
 
 def _rounded(name: str, values: np.ndarray, dtype: type) -> np.ndarray:
@@ -169,8 +177,8 @@ def _bits(name: str, shape: tuple[int, ...], target: Target) -> int:
     """Of the codes a weight is stored as; 0 where it stays floating point."""
     if len(shape) == 1 or name == POSITIONS or (name == EMBEDDING and target.on_tensorrt) or not _quantizes(target):
         return 0
-    # At int4 the head would cost more accuracy than any ten layers.
-    return 4 if target.precision == "int4" and name not in (EMBEDDING, HEAD) else 8
+    # At int4 the head costs more accuracy than any ten layers.
+    return 4 if target.precision == "int4" and (target.fast or name not in (EMBEDDING, HEAD)) else 8
 
 
 def _float_type(shape: tuple[int, ...], target: Target) -> type:
@@ -186,17 +194,18 @@ def _block(name: str, inputs: int, bits: int, target: Target) -> int:
         return inputs
     if inputs % INT4_BLOCK:
         raise UnsupportedError(f"{name} has {inputs} inputs, not a multiple of {INT4_BLOCK}", "export --precision fp16")
-    return inputs if name in (EMBEDDING, HEAD) else math.gcd(inputs, target.block)
+    if name in (EMBEDDING, HEAD):
+        return inputs if bits == 8 else INT4_BLOCK  # wider blocks cost much there and save little
+    return math.gcd(inputs, target.block)
 
 
 def _wants_offsets(groups: np.ndarray) -> bool:
     """Whether int4 groups [N, G, B] are much closer to 16 steps from end to end than to 16 around zero."""
     some = groups[:: -(-len(groups) // LOOKED_AT)]
-    plain, offset = (
-        np.square(some.reshape(len(some), -1) - _int4(some, offsets, lambda scales: scales).restore()).sum()
-        for offsets in (False, True)
-    )
-    return bool(offset < WORTH_OFFSETS * plain)
+    plain_scales = search_scales(some)
+    plain = some - nearest(some, plain_scales) * plain_scales[..., None]
+    offset = some.reshape(len(some), -1) - _with_offsets(some, lambda scales: scales).restore()
+    return bool(np.square(offset).sum() < WORTH_OFFSETS * np.square(plain).sum())
 
 
 def _whole_blocks(values: np.ndarray, block: int) -> np.ndarray:
@@ -212,8 +221,9 @@ def _byte_scales(scales: np.ndarray) -> np.ndarray:
 
 def _half_scales(name: str, scales: np.ndarray) -> np.ndarray:
     """As float16 stores them. One that rounds to 0 is refused by TensorRT."""
-    stored = np.maximum(_rounded(name, scales, np.float16), np.finfo(np.float16).smallest_subnormal)
-    return np.asarray(stored, np.float32)
+    least = np.finfo(np.float16).smallest_subnormal
+    stored = _rounded(name, scales, np.float16)
+    return np.copysign(np.maximum(np.abs(stored), least), scales).astype(np.float32)
 
 
 def _random_codes(rng: np.random.Generator, name: str, shape: tuple[int, ...], bits: int, target: Target) -> Quantized:

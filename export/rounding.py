@@ -9,28 +9,36 @@ SHRINK = (np.arange(72, 112, 2) / 100).astype(np.float32)
 SEARCHED_AT_ONCE = 1 << 22  # weights, to bound the working set
 
 
-def search_scales(groups: np.ndarray) -> np.ndarray:
+def search_scales(groups: np.ndarray, importance: np.ndarray | None = None, signed: bool = False) -> np.ndarray:
     """Scales [N, G] of int4 groups [N, G, B]: of `SHRINK` x max|w| / 7.5 the one with the least squared error, group by
-    group, and then the best for the codes that it gives."""
+    group, and then the best for the codes that it gives.
+
+    `importance` [G, B] weighs the errors. `signed`: of either sign, so that the larger end of a group may have the
+    codes' longer side, which reaches to -8.
+    """
     scales = np.empty(groups.shape[:2], np.float32)
     rows = max(1, SEARCHED_AT_ONCE // max(1, groups[0].size))
+    weighs = np.float32(1) if importance is None else importance.astype(np.float32)
     for start in range(0, len(groups), rows):
         part = slice(start, start + rows)
-        scales[part] = _search(groups[part])
+        scales[part] = _search(groups[part], weighs, signed)
     return scales
 
 
-def _search(groups: np.ndarray) -> np.ndarray:
+def _search(groups: np.ndarray, importance: np.ndarray | np.float32, signed: bool) -> np.ndarray:
     largest = np.abs(groups).max(axis=-1) / np.float32(7.5)  # [N, G]
+    if signed:
+        largest = np.where(groups.max(axis=-1) > -groups.min(axis=-1), -largest, largest)
     best, least = nonzero(largest), np.full(largest.shape, np.inf, np.float32)
     for shrink in SHRINK:
         scales = nonzero(largest * shrink)
-        error = np.square(groups - nearest(groups, scales) * scales[..., None]).sum(axis=-1)
+        error = (importance * np.square(groups - nearest(groups, scales) * scales[..., None])).sum(axis=-1)
         better = error < least
         least[better], best[better] = error[better], scales[better]
     codes = nearest(groups, best).astype(np.float32)
-    fitted = (codes * groups).sum(axis=-1) / np.maximum(np.square(codes).sum(axis=-1), 1)  # least squares
-    return np.where(fitted > 0, nonzero(fitted), best)
+    squares = (importance * np.square(codes)).sum(axis=-1)
+    fitted = (importance * codes * groups).sum(axis=-1) / np.where(squares > 0, squares, 1)  # least squares
+    return np.where(fitted * best > 0, nonzero(fitted), best)
 
 
 def int4_codes(values: np.ndarray) -> np.ndarray:
@@ -64,4 +72,4 @@ def from_bytes(codes: np.ndarray, most: np.ndarray) -> np.ndarray:
 
 def nonzero(scales: np.ndarray) -> np.ndarray:
     """A group of zeros gets scale 1, so that nothing divides by zero."""
-    return np.where(scales > np.finfo(np.float32).tiny, scales, np.float32(1.0)).astype(np.float32)
+    return np.where(np.abs(scales) > np.finfo(np.float32).tiny, scales, np.float32(1.0)).astype(np.float32)

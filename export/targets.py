@@ -143,15 +143,17 @@ TARGETS: tuple[str, ...] = tuple(PLATFORMS)
 
 @dataclass(frozen=True)
 class Target:
-    """A platform at one precision, by one lowering. `block`: most inputs that share a scale, where not all do."""
+    """A platform at one precision, by one lowering. `block`: most inputs that share a scale, where not all do. `fast`:
+    of two forms of int4 the one that takes less time, not the one with less error."""
 
     platform: Platform
     precision: str
     lowering: Lowering
     block: int = INT4_BLOCK
+    fast: bool = False
 
     @staticmethod
-    def named(name: str, precision: str, lowering: str = "", block: int = INT4_BLOCK) -> Target:
+    def named(name: str, precision: str, lowering: str = "", block: int = INT4_BLOCK, fast: bool = False) -> Target:
         """The target `name` at `precision`; `lowering` other than the platform's own choice where it runs that too.
 
         Raises UnsupportedError for an unknown name, or what the platform cannot run.
@@ -179,9 +181,11 @@ class Target:
                 f"{name} ({platform.library}) cannot run the {chosen} lowering at {precision}: {reason}",
                 f"choose --lowering {' or '.join(able)}",
             )
-        target = Target(platform, precision, chosen, block)  # type: ignore[arg-type]
+        target = Target(platform, precision, chosen, block, fast)  # type: ignore[arg-type]
         if block != INT4_BLOCK and not (precision == "int4" or (precision == "int8" and target.blocks_int8)):
             raise UnsupportedError(f"{name} at {precision} has no blocks of inputs", "leave --block out")
+        if fast and (precision != "int4" or target.on_tensorrt):
+            raise UnsupportedError(f"{name} at {precision} has one form only", "leave --fast out")
         return target
 
     @property

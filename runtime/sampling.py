@@ -19,6 +19,7 @@ from merino_edge.errors import ArtefactError, InputError
 from merino_edge.runtime.engine import Logits, TokenIds
 
 Floats = NDArray[np.float64]
+GROUP = 32  # logits that are represented by their largest
 
 
 def _check_real(name: str, value: float, low: float, high: float) -> None:
@@ -116,11 +117,7 @@ def distribution(logits: Logits, sampling: Sampling) -> tuple[TokenIds, Floats]:
     then handles k numbers, not V.
     """
     k = sampling.top_k
-    if 0 < k < logits.size:
-        threshold = np.partition(logits, logits.size - k)[logits.size - k]
-        ids = np.flatnonzero(logits >= threshold)
-    else:
-        ids = np.arange(logits.size)
+    ids = _top(logits, k) if 0 < k < logits.size else np.arange(logits.size)
     scores = logits[ids].astype(np.float64) / sampling.temperature
     likely = _normal(np.exp(scores - scores.max()))
     if sampling.top_p < 1:
@@ -137,6 +134,21 @@ def distribution(logits: Logits, sampling: Sampling) -> tuple[TokenIds, Floats]:
     if sampling.typical_p < 1:
         ids, likely = _typical(ids, _normal(likely), sampling.typical_p)
     return ids, _normal(likely)
+
+
+def _top(logits: Logits, k: int) -> TokenIds:
+    """Ids of the k largest and their ties.
+
+    The k-th largest of the maxima of any groups is no larger than the k-th of all: what is below it need not be sorted,
+    which takes a whole vocabulary ten times as long.
+    """
+    groups, bound = logits.size // GROUP, np.float32(-np.inf)
+    if groups > k:
+        maxima = logits[: GROUP * groups].reshape(GROUP, groups).max(axis=0)
+        bound = np.partition(maxima, groups - k)[groups - k]
+    ids = np.flatnonzero(logits >= bound)
+    found = logits[ids]
+    return np.asarray(ids[found >= np.partition(found, found.size - k)[found.size - k]])
 
 
 def _typical(ids: TokenIds, likely: Floats, mass: float) -> tuple[TokenIds, Floats]:

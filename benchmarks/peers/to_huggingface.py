@@ -11,5 +11,9 @@ import transformers
 if __name__ == "__main__":
     gguf, folder = Path(sys.argv[1]), Path(sys.argv[2])
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).save_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    # It has taken the weights apart into float32, and yet refuses to write what came from a quantised file.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(folder)

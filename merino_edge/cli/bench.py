@@ -35,8 +35,8 @@ COLUMNS = {  # of every form but JSON: heading, digits
     "p95_ms": ("p95 ms", 3),
     "p99_ms": ("p99 ms", 3),
     "energy_mj_per_token": ("mJ/token", 2),
-    "gb_per_second": ("GB/s read", 2),
-    "roofline_percent": ("roofline %", 0),
+    "gb_per_second": ("GB/s", 1),
+    "roofline_percent": ("roof %", 0),
 }
 BUSY_LOAD = 0.5  # runnable processes, by the kernel's mean over the last minute, beside which a note is made
 
@@ -205,10 +205,11 @@ def _print(rows: list[dict[str, Any]], form: Form) -> None:
         lines = [headings, ["---" if digits is None else "---:" for _, digits in columns.values()], *cells]
         sys.stdout.writelines(f"| {' | '.join(line)} |\n" for line in lines)
     else:
+        from rich.box import SIMPLE_HEAD
         from rich.console import Console
         from rich.table import Table
 
-        table = Table()
+        table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
         for heading, digits in columns.values():
             table.add_column(heading, justify="left" if digits is None else "right")
         for line in cells:

@@ -23,8 +23,10 @@ from merino_edge.weights import random_weights
 def by_gptq(weight: np.ndarray, moments: np.ndarray, block: int = 32) -> np.ndarray:
     """What weight [N, K] is rounded to."""
     groups = weight.reshape(len(weight), -1, block)
-    scales = search_scales(groups)
-    return (gptq(groups, scales, moments) * scales[..., None]).reshape(weight.shape)
+    codes, scales = gptq(
+        groups, moments, lambda group, w, importance: search_scales(w[:, None], importance[None])[:, 0]
+    )
+    return (codes * scales[..., None]).reshape(weight.shape)
 
 
 def to_the_nearest(weight: np.ndarray, block: int = 32) -> np.ndarray:

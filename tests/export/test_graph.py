@@ -140,6 +140,24 @@ def test_blocks_are_as_wide_as_asked_for_if_they_divide_the_inputs(lowering: str
     assert mean_kl(expected, got) < LIMITS[precision]["graph_kl"]
 
 
+@pytest.mark.parametrize("lowering", LOWERINGS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_fast_form_computes_what_it_stores(lowering: str, tied: bool) -> None:
+    target = Target.named("onnxruntime", "int4", lowering, 64, fast=True)
+    a = dataclasses.replace(WIDE, tied_head=tied)
+    stored = store(a, random_model(a), target)
+    tokens = np.random.default_rng(3).integers(0, 96, 40)
+    expected = reference_logits(a, stored.restore(), tokens)
+    model = build_stored(a, stored, target, 64)
+    tables = [
+        v for v in model.graph.initializers.values() if 96 in v.const_value.shape and v.const_value.nbytes >= 96 * 64
+    ]
+    assert len(tables) == (1 if tied else 2)  # a tied one is stored once
+    engine = OnnxEngine(to_bytes(model), a, 64, threads=1)
+    got = np.stack([engine.forward(tokens[i : i + 1], i).copy() for i in range(40)])
+    assert mean_kl(expected, got) < LIMITS["int4"]["graph_kl"]
+
+
 def test_a_rotation_that_onnx_runtime_has_no_kernel_for_is_refused() -> None:
     a = dataclasses.replace(FAMILIES["neox"], rotary_dim=8)
     with pytest.raises(UnsupportedError, match="multiples of 16, not 8") as refusal:

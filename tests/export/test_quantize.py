@@ -65,12 +65,62 @@ def test_int4_search_is_no_worse_than_rounding(seed: int, rows: int, blocks: int
     assert (errors[0] <= errors[1] * 1.0001).all()
 
 
+@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 5), blocks=st.integers(1, 4))
+@settings(max_examples=40, deadline=None)
+def test_scales_of_either_sign_give_the_larger_end_the_longer_side(seed: int, rows: int, blocks: int) -> None:
+    rng = np.random.default_rng(seed)
+    groups = rng.standard_normal((rows, blocks, 32)).astype(np.float32)
+    scales = search_scales(groups, signed=True)
+    largest = np.take_along_axis(groups, np.abs(groups).argmax(-1, keepdims=True), -1)[..., 0]
+    np.testing.assert_array_equal(np.sign(scales), -np.sign(largest))
+    mirrored = search_scales(-groups, signed=True)
+    np.testing.assert_array_equal(mirrored, -scales)
+
+
+def test_scales_of_either_sign_leave_less_error() -> None:
+    groups = np.random.default_rng(0).standard_normal((400, 8, 32)).astype(np.float32)
+    errors = [
+        np.square(groups - int4_codes(groups / scales[..., None]) * scales[..., None]).sum()
+        for scales in (search_scales(groups), search_scales(groups, signed=True))
+    ]
+    assert errors[1] < 0.97 * errors[0]
+
+
+def test_what_matters_more_is_rounded_better() -> None:
+    rng = np.random.default_rng(0)
+    groups, importance = rng.standard_normal((400, 1, 32)).astype(np.float32), np.ones((1, 32), np.float32)
+    importance[0, :4] = 50
+    plain, weighted = (
+        np.square(groups - int4_codes(groups / scales[..., None]) * scales[..., None])[..., :4].sum()
+        for scales in (search_scales(groups), search_scales(groups, importance))
+    )
+    assert weighted < 0.8 * plain
+
+
 def test_groups_of_zeros_stay_zero() -> None:
     weight = np.zeros((2, 64), np.float32)
     weight[1, 40] = 1.0
     for quantized in (quantize_matrix("m", weight, 4, INT4), quantize_matrix("m", weight, 8, INT8)):
-        assert (quantized.scales > 0).all()
+        assert (quantized.scales != 0).all()
         np.testing.assert_allclose(quantized.restore(), weight, atol=0.02)
+
+
+def test_the_fast_form_has_no_offsets_and_its_table_at_int4() -> None:
+    weight = between_two_ends(0, 70, 4)
+    fast = Target.named("onnxruntime", "int4", block=64, fast=True)
+    found = quantize_matrix("m", weight, 4, fast)
+    assert found.offsets is None and found.codes.shape == (70, 2, 64)
+    assert quantize_matrix("m", weight, 4, INT4).offsets is not None
+    for tied in (True, False):
+        a = Architecture(96, 32, 128, 32, (Block(64, 1, 2, 1, 96),), tied_head=tied)
+        plain, stored = (store(a, random_weights(a), target).quantized for target in (INT4, fast))
+        tables = {"embedding.weight"} | ({"head.weight"} if not tied else set())
+        assert {name for name, q in plain.items() if q.bits == 8} == tables
+        assert {q.bits for q in stored.values()} == {4}
+        assert {stored[name].codes.shape for name in tables} == {(96, 4, 32)}
+    for precision, target in (("int8", "onnxruntime"), ("int4", "rtx")):
+        with pytest.raises(UnsupportedError, match="one form only"):
+            Target.named(target, precision, fast=True)
 
 
 def test_int8_error_is_at_most_half_a_step() -> None:

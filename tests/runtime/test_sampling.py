@@ -150,6 +150,18 @@ def test_a_bias_for_a_token_that_is_not_there_is_refused() -> None:
         Sampler(Sampling(logit_bias={8: 1.0}))(np.zeros(8, np.float32), [])
 
 
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(2, 6000), k=st.integers(1, 60), values=st.sampled_from((3, 50, 10**6)), seed=st.integers(0, 99))
+def test_the_top_k_of_a_large_vocabulary_are_found_without_sorting_it(
+    size: int, k: int, values: int, seed: int
+) -> None:
+    k = min(k, size - 1)
+    logits = np.random.default_rng(seed).integers(values, size=size).astype(np.float32)  # few values: many ties
+    logits[: size // 3] = -np.inf
+    ids, _ = distribution(logits, Sampling(temperature=100.0, top_k=k, top_p=1))
+    np.testing.assert_array_equal(ids, np.flatnonzero(logits >= np.sort(logits)[-k]))
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("greedy", [True, False])
 def test_a_broken_model_is_refused(bad: float, greedy: bool) -> None:
