@@ -2,8 +2,8 @@
 
     python benchmarks/soak.py BUNDLE --answers 1000 --threads 2
 
-Prompts of 1 to 200 random tokens, answers of 1 to 60, half of them broken off, in one session. Prints the resident
-memory after a tenth of them, when every buffer was used, and at the end, and the largest on the way.
+Prompts of 1 to 200 random tokens, answers of 1 to 50, half of them broken off, in one session, after one answer that
+uses every buffer. Prints the resident memory after each tenth of them, and by how much it grew from the first on.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ def main() -> None:
     rng = np.random.default_rng(0)
     engine, tokenizer, _ = open_engine(options.bundle, options.threads)
     with contextlib.closing(engine):
-        session, seen = Session(engine), []
+        session, seen = Session(engine), list[float]()
+        list(generate(session, tokenizer, [0] * 200, Sampling(seed=0), 50))
         for number in range(options.answers):
             prompt = rng.integers(engine.vocab_size, size=int(rng.integers(1, 200))).tolist()
-            answer = generate(session, tokenizer, prompt, Sampling(seed=number), int(rng.integers(1, 60)))
+            answer = generate(session, tokenizer, prompt, Sampling(seed=number), int(rng.integers(1, 50)))
             least = int(rng.integers(0, 30)) if number % 2 else options.answers
             for pieces, _ in enumerate(answer):
                 if pieces == least:
                     break
             answer.close()
             seen.append(resident_mb())
-    early, last = seen[len(seen) // 10], seen[-1]
-    print(f"after {len(seen) // 10} answers {early:.1f} MB, after {len(seen)} {last:.1f} MB", end=" ")
-    print(f"({100 * (last / early - 1):+.2f} %), largest {max(seen):.1f} MB")
+    tenths = [seen[len(seen) * part // 10 - 1] for part in range(1, 11)]
+    print(f"{len(seen)} answers, MB after each tenth: {', '.join(f'{mb:.1f}' for mb in tenths)}", end="; ")
+    print(f"{100 * (tenths[-1] / tenths[0] - 1):+.2f} %")
 
 
 if __name__ == "__main__":

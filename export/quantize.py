@@ -223,7 +223,7 @@ def _half_scales(name: str, scales: np.ndarray) -> np.ndarray:
     """As float16 stores them. One that rounds to 0 is refused by TensorRT."""
     least = np.finfo(np.float16).smallest_subnormal
     stored = _rounded(name, scales, np.float16)
-    return np.copysign(np.maximum(np.abs(stored), least), scales).astype(np.float32)
+    return np.asarray(np.copysign(np.maximum(np.abs(stored), least), scales), np.float32)
 
 
 def _random_codes(rng: np.random.Generator, name: str, shape: tuple[int, ...], bits: int, target: Target) -> Quantized:
