@@ -115,22 +115,22 @@ class Cuda:
         self._call("cuLaunchKernel", kernel, *blocks, *block, 0, self.stream, (arguments, types), 0, library=driver)
 
     def recorded(self, work: Callable[[], None]) -> Any:
-        """A graph of what `work` queues, for `launch`; None where something in it cannot be recorded. Runs nothing."""
+        """A graph of what `work` queues, for `launch`; None where it cannot be recorded. Runs nothing."""
         runtime = self._runtime
         mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._call("cudaStreamBeginCapture", self.stream, mode)
-        failed = False
         try:
-            work()
+            self._call("cudaStreamBeginCapture", self.stream, mode)
+            try:
+                work()
+            finally:  # whatever happened, the stream must not stay in this mode
+                status, graph = runtime.cudaStreamEndCapture(self.stream)
+            if int(status) != 0:
+                raise UnsupportedError(f"CUDA refuses: cudaStreamEndCapture gives {status.name}", "run it unrecorded")
+            executable = self._call("cudaGraphInstantiate", graph, 0)
+            self._call("cudaGraphDestroy", graph)
         except MerinoError:
-            failed = True
-        finally:  # whatever happened, the stream must not stay in this mode
-            status, graph = runtime.cudaStreamEndCapture(self.stream)
-        if failed or status != runtime.cudaError_t.cudaSuccess:
             runtime.cudaGetLastError()  # forget it: the next call would give it otherwise
             return None
-        executable = self._call("cudaGraphInstantiate", graph, 0)
-        self._call("cudaGraphDestroy", graph)
         self._graphs.append(executable)
         return executable
 

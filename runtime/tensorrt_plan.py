@@ -174,11 +174,10 @@ class Plan:
         self._cuda.to_host(self._addresses["logits"], self._logits)
 
     def _new_writer(self) -> RowWriter:
-        caches = list(self._heads)
-        at, rows = self._addresses, [self._addresses[f"{ROWS}{name}"] for name in caches]
-        heads = [self._heads[name] for name in caches]
-        places = [at[name] for name in caches]
-        return RowWriter(self._cuda, at["positions"], rows, places, heads, self._row_bytes, self.places)
+        at = self._addresses
+        rows, caches = [at[f"{ROWS}{name}"] for name in self._heads], [at[name] for name in self._heads]
+        heads = list(self._heads.values())
+        return RowWriter(self._cuda, at["positions"], rows, caches, heads, self._row_bytes, self.places)
 
     def _new_context(self, engine: Any, records: bool) -> Any:
         if not hasattr(engine, "create_runtime_config"):
