@@ -169,9 +169,9 @@ class ExactSolver:
     def _chain(self, task: _Task) -> Chain:
         program, space = task.program, self.problem.space
         genes = self._order[self._useful_genes(task)[task.depth - self._depths.start]]
-        limits = program.limits.copy()
-        if program.peak >= 0:
-            limits[program.peak] -= program.end_activation
+        start = program.start.copy()
+        if program.peak >= 0:  # part of what is minimised too: frames differ in it
+            start[:, program.peak] += program.end_activation
         return Chain(
             width=self._width[genes],
             layers=self._layers[genes],
@@ -179,10 +179,10 @@ class ExactSolver:
             cost=program.genes[genes],
             extra=np.maximum(program.activations[genes] - program.end_activation, 0.0),
             first=np.array(task.first),
-            start=program.start,
+            start=start,
             changes=program.changes,
             finish=program.finish,
-            limits=limits,
+            limits=program.limits,
             peak=program.peak,
             depth=task.depth,
             blocks=space.blocks,

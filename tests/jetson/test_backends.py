@@ -128,7 +128,7 @@ def test_without_a_gpu_or_its_package_it_says_which(name: str, missing: str) -> 
 
 
 def test_no_library_is_imported_before_its_engine_is_opened() -> None:
-    heavy = ("torch", "onnxruntime", "onnx_ir", "onnx", "tensorrt_rtx_bindings", "cuda")
+    heavy = ("torch", "onnxruntime", "onnx_ir", "onnx", "tensorrt_rtx_bindings", "cuda.bindings.runtime")
     code = f"import sys, merino_edge.jetson.backends; print([m for m in {heavy!r} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 

@@ -19,8 +19,8 @@ from merino_edge.search.prices import Prices
 from merino_edge.search.problem import Problem
 from merino_edge.search.references import PUBLIC, references, value_of
 from merino_edge.search.score import effective, parse_score
-from merino_edge.search.space import Space
-from merino_edge.search.spaces import PAPER, vocabularies
+from merino_edge.search.space import Space, Vocabulary
+from merino_edge.search.spaces import PAPER, WIDE, vocabularies
 from merino_edge.step import Step
 
 WriteTable = Callable[..., LatencyTable]
@@ -39,6 +39,29 @@ def front(space: Space, key: str, count: int, limits: dict[str, float] | None = 
 )
 def test_the_whole_front_is_that_of_brute_force(space: Space, key: str, spec: str) -> None:
     check_front(space, key, spec)
+
+
+def test_the_least_peak_counts_what_the_ends_of_each_embedding_width_take() -> None:
+    """Once a frame of wide ends passed for the cheapest, its activations there left out."""
+    space = replace(
+        WIDE,
+        blocks=(1,),
+        widths=(128, 192),
+        ffn_ratios=(1,),
+        layers=(1,),
+        kv_groups=(1,),
+        shared=(False,),
+        ffn=("relu",),
+        embedding_widths=(64, 128),
+        vocabularies=(Vocabulary(512, 2.25),),
+        contexts=(64,),
+        least_width=0,
+        least_embedding=0,
+    )
+    metric, problem = Metric.parse("peak_mb@64"), Problem(space, Budget(), parse_score("cut"), Prices("int8"))
+    values = [problem.value(metric, space.architecture(g), g.frame) for g in space.genomes()]
+    found = pareto_front(problem, metric, 10)
+    assert found.points[0].value == min(values) and len(set(values)) > 1
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
