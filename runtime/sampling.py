@@ -19,6 +19,7 @@ from merino_edge.errors import ArtefactError, InputError
 from merino_edge.runtime.engine import Logits, TokenIds
 
 Floats = NDArray[np.float64]
+MANY = 1024  # probabilities from which on it pays to look before sorting
 GROUP = 32  # logits that are represented by their largest
 
 
@@ -121,10 +122,12 @@ def distribution(logits: Logits, sampling: Sampling) -> tuple[TokenIds, Floats]:
     scores = logits[ids].astype(np.float64) / sampling.temperature
     likely = _normal(np.exp(scores - scores.max()))
     if sampling.top_p < 1:
-        # Drop the unlikeliest while they hold no more than 1 - top_p; the likeliest always stays. Those below a
-        # V-th of that go in any case, and unsorted: sorting a whole vocabulary takes longer than a small model.
-        tail = likely < min((1 - sampling.top_p) / likely.size, likely.max())
-        tail_mass, ids, likely = likely[tail].sum(), ids[~tail], likely[~tail]
+        # Drop the unlikeliest while they hold no more than 1 - top_p; the likeliest always stays. Of many, those below
+        # a V-th of that go in any case, and unsorted: sorting a whole vocabulary takes longer than a small model.
+        tail_mass = 0.0
+        if likely.size > MANY:
+            tail = likely < min((1 - sampling.top_p) / likely.size, likely.max())
+            tail_mass, ids, likely = float(likely[tail].sum()), ids[~tail], likely[~tail]
         order = likely.argsort(kind="stable")
         first = int((tail_mass + likely[order[:-1]].cumsum()).searchsorted(1 - sampling.top_p, side="right"))
         ids, likely = ids[order[first:]], likely[order[first:]]

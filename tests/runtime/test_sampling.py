@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from merino_edge.errors import ArtefactError, InputError
-from merino_edge.runtime.sampling import Sampler, Sampling, adjusted, distribution
+from merino_edge.runtime.sampling import MANY, Sampler, Sampling, adjusted, distribution
 
 SAMPLINGS = st.builds(
     Sampling,
@@ -64,7 +64,7 @@ def dense(logits: np.ndarray, history: list[int], sampling: Sampling) -> np.ndar
 
 
 @settings(max_examples=200, deadline=None)
-@given(sampling=SAMPLINGS, size=st.integers(2, 200), seed=st.integers(0, 2**32 - 1))
+@given(SAMPLINGS, st.one_of(st.integers(2, 200), st.integers(MANY, 2 * MANY)), st.integers(0, 2**32 - 1))
 def test_support_and_probabilities_are_those_of_transformers(sampling: Sampling, size: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     logits = (rng.standard_normal(size) * 4).astype(np.float32)
