@@ -153,6 +153,7 @@ def write_bundle(
             "caches": cache_names(a, lowering(target.lowering).output_prefix),
         }
         made_from = {"checkpoint_sha256": checkpoint.training["sha256"]}
+        form = {"fast": target.fast, "block": target.block, "rounding": rounding}
         bundle.write_manifest(
             folder,
             a,
@@ -161,6 +162,7 @@ def write_bundle(
             context,
             contexts=[*smaller, context],
             graph=graph_facts,
+            int4=form if target.precision == "int4" else None,
             raised_to_int8=sorted(raised),
             vocabulary=vocabulary,
             float32_ffns=sorted(wide),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from merino_edge.checkpoint import Checkpoint
+from merino_edge.export.bundle_writer import write_bundle
 from merino_edge.export.calibration import input_moments
 from merino_edge.export.gptq import gptq, inverse_factor
 from merino_edge.export.quantize import store
@@ -17,6 +20,7 @@ from merino_edge.export.rounding import int4_codes, search_scales
 from merino_edge.export.targets import Target
 from merino_edge.model import Model
 from merino_edge.presets import preset
+from merino_edge.runtime.onnx_engine import OnnxEngine
 from merino_edge.weights import random_weights
 
 
@@ -112,3 +116,21 @@ def test_store_rounds_by_gptq_what_has_moments_and_the_rest_to_the_nearest(targe
     plain, found = store(a, weights, chosen), store(a, weights, chosen, {name: (x.T @ x).astype(np.float32)})
     assert not np.array_equal(plain.quantized[name].codes, found.quantized[name].codes)
     np.testing.assert_array_equal(plain.quantized[other].codes, found.quantized[other].codes)
+
+
+def test_a_fast_bundle_says_what_it_is_and_is_smaller(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    a, made = tiny_checkpoint.architecture, {}
+    for fast in (False, True):
+        target = Target.named("onnxruntime", "int4", block=64 if fast else 32, fast=fast)
+        rounding = "gptq" if fast else "nearest"
+        made[fast] = write_bundle(
+            tiny_checkpoint,
+            tmp_path / rounding,
+            target,
+            96,
+            lambda graph, n: OnnxEngine(graph, a, n, 1),
+            rounding=rounding,
+        )
+        assert made[fast].manifest["int4"] == {"fast": fast, "block": target.block, "rounding": rounding}
+    plain, small = (made[fast].manifest["files"]["model.onnx.data"]["bytes"] for fast in (False, True))
+    assert small < plain - 300 * 64 // 4  # of the table's bytes half, less the scales of its blocks
