@@ -35,7 +35,7 @@ NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
     "train": (("torch", "safetensors"), "train"),
     "import": (("gguf", "safetensors"), "import"),
     "export": (("torch", "safetensors", "onnx", "onnx-ir"), "train,export"),
-    "build": (("tensorrt", "cuda-bindings", "onnx-ir"), "tensorrt,export"),
+    "build": ((), ""),  # of a bundle for ONNX Runtime; TensorRT's engines below
     "targets": (("onnx-ir",), "export"),
     "generate": ((), ""),
     "serve": (("starlette", "uvicorn", "pydantic", "prometheus-client", "llguidance"), "serve"),
@@ -48,7 +48,7 @@ OPTIONAL = {
     "answers of a given form (generate --json-schema, --regex)": (("llguidance",), "grammar"),
     "plots (profile, search, pareto --plot)": (("matplotlib",), "plot"),
     "reading an export back by TensorRT for RTX": (("tensorrt-rtx-cu12-bindings",), "rtx"),
-    "TensorRT on a board": (("tensorrt", "cuda-bindings"), "tensorrt"),
+    "engines of TensorRT on a board (build)": (("tensorrt", "cuda-bindings", "onnx-ir"), "tensorrt,export"),
 }
 
 
