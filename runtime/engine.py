@@ -81,7 +81,6 @@ def open_engine(
     from merino_edge.runtime.onnx_engine import OnnxEngine
     from merino_edge.runtime.tuning import tuning_here
 
-    tuning = tuning_here(loaded) if threads is None else None
-    if tuning is not None:
+    if threads is None and (tuning := tuning_here(loaded)):
         return OnnxEngine.from_bundle(loaded, tuning.threads, tuning.spinning), tokenizer, loaded
     return OnnxEngine.from_bundle(loaded, threads), tokenizer, loaded

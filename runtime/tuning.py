@@ -50,7 +50,7 @@ def this_machine() -> dict[str, Any]:
 
 def tuning_here(bundle: Bundle) -> Tuning | None:
     """What was measured on such a machine last. Raises ArtefactError for an entry that is none."""
-    machine = this_machine()
+    machine = this_machine() if bundle.tunings else {}
     for entry in reversed(bundle.tunings):
         if all(entry.get(key) == value for key, value in machine.items()):
             threads, spinning = entry.get("threads"), entry.get("spinning")

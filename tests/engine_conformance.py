@@ -1,25 +1,24 @@
 """What every engine must do, whatever runs it: one suite, which the tests of each engine inherit.
 
-A subclass gives the fixtures `new_engine`, which opens an engine of ARCHITECTURE with the weights of `weights()` as
-often as it is called, and `tolerance`, by how much of the largest logit steps of different lengths may differ.
+A subclass gives the fixtures `new_engine`, which opens an engine of ARCHITECTURE with WEIGHTS as often as it
+is called, and `tolerance`, by how much of the largest logit steps of different lengths may differ.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from random_model import random_model
 
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import InputError
 from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.generation import Session
-from merino_edge.weights import weight_shapes
 
 CONTEXT = 300  # more than one bucket of ONNX Runtime, more than one chunk of a session's prefill
 ARCHITECTURE = Architecture(
@@ -37,18 +36,9 @@ ARCHITECTURE = Architecture(
 TOKENS = np.random.default_rng(0).integers(0, ARCHITECTURE.vocab_size, CONTEXT)
 OTHERS = TOKENS[::-1].copy()  # another sequence
 
+WEIGHTS = random_model(ARCHITECTURE)
+
 NewEngine = Callable[[], Engine]
-
-
-def weights() -> dict[str, np.ndarray]:
-    """Random, and strong enough that logits depend on every token before them."""
-    rng = np.random.default_rng(1)
-    return {
-        name: (rng.standard_normal(shape) * 2 / math.sqrt(shape[-1]) if len(shape) > 1 else np.ones(shape)).astype(
-            np.float32
-        )
-        for name, shape in weight_shapes(ARCHITECTURE).items()
-    }
 
 
 class EngineConformance:

@@ -1,4 +1,4 @@
-"""transformers in float32, eager, with its static cache's default: what the logits of the others are held against."""
+"""transformers in float32, eager, with a cache that grows, as its `generate` runs it by default."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class TestTensorRt(EngineConformance):
     def new_engine(self, library: str, lowering: str, precision: str) -> NewEngine:
         pytest.importorskip(library)
         target, a = Target.named("rtx", precision, lowering), conformance.ARCHITECTURE
-        graph = to_bytes(build_stored(a, store(a, conformance.weights(), target), target, conformance.CONTEXT))
+        graph = to_bytes(build_stored(a, store(a, conformance.WEIGHTS, target), target, conformance.CONTEXT))
         plans = {conformance.CONTEXT: build_engine(library, graph, conformance.CONTEXT).plan}
         return lambda: TensorRtEngine(library, plans, a)
 

@@ -39,8 +39,7 @@ class TestPyTorch(EngineConformance):
 
     @pytest.fixture
     def new_engine(self) -> NewEngine:
-        weights = conformance.weights()
-        return lambda: TorchEngine(Model.from_weights(conformance.ARCHITECTURE, weights))
+        return lambda: TorchEngine(Model.from_weights(conformance.ARCHITECTURE, conformance.WEIGHTS))
 
 
 @settings(max_examples=25, deadline=None)

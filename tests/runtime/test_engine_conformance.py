@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from engine_conformance import ARCHITECTURE, CONTEXT, EngineConformance, NewEngine, weights
-from stand_in_gpu import HostMemory, OnnxInPlaceOfTensorRt
+from engine_conformance import ARCHITECTURE, CONTEXT, WEIGHTS, EngineConformance, NewEngine
 
-from merino_edge import tensorrt_library
 from merino_edge.export.graph import build_stored, to_bytes
 from merino_edge.export.quantize import store
 from merino_edge.export.targets import LOWERINGS, Target
-from merino_edge.runtime import tensorrt_plan
 from merino_edge.runtime.onnx_engine import OnnxEngine
 from merino_edge.runtime.tensorrt_engine import TensorRtEngine
 
@@ -21,7 +17,7 @@ ROUNDING = {"fp32": 1e-5, "fp16": 5e-3}  # ONNX Runtime's CPU keeps fp16 caches 
 
 
 def graph_of(target: Target, places: int | None = None) -> bytes:
-    return to_bytes(build_stored(ARCHITECTURE, store(ARCHITECTURE, weights(), target), target, CONTEXT, places))
+    return to_bytes(build_stored(ARCHITECTURE, store(ARCHITECTURE, WEIGHTS, target), target, CONTEXT, places))
 
 
 @pytest.mark.parametrize("precision", ROUNDING)
@@ -47,12 +43,7 @@ class TestTensorRt(EngineConformance):
         return ROUNDING[precision]
 
     @pytest.fixture
-    def new_engine(
-        self, monkeypatch: pytest.MonkeyPatch, lowering: str, precision: str, places: tuple[int, ...]
-    ) -> NewEngine:
-        stand_in = (OnnxInPlaceOfTensorRt, SimpleNamespace(first=""))
-        monkeypatch.setattr(tensorrt_plan, "Cuda", HostMemory)
-        monkeypatch.setattr(tensorrt_library, "load", lambda library: stand_in)
+    def new_engine(self, host_memory: None, lowering: str, precision: str, places: tuple[int, ...]) -> NewEngine:
         target = Target.named("rtx", precision, lowering)
         plans: dict[int, bytes | Path] = {count: graph_of(target, count) for count in places}
         return lambda: TensorRtEngine("any", plans, ARCHITECTURE)

@@ -8,16 +8,15 @@ import ast
 import contextlib
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stand_in_gpu import COMPILER, HostMemory, OnnxInPlaceOfTensorRt
+from stand_in_gpu import COMPILER, HostMemory
 
-from merino_edge import bundle, tensorrt_library
+from merino_edge import bundle
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError, InputError, MerinoError, UnsupportedError
 from merino_edge.export import tensorrt as engine_builder
@@ -105,15 +104,6 @@ def test_without_a_gpu_it_is_refused_in_one_line(rtx: Any) -> None:
     with pytest.raises(MerinoError, match=r"cuda-bindings|CUDA|cannot load the engine") as refusal:
         TensorRtEngine(RTX, {48: b""}, A)  # where there is a GPU: no engine
     assert "\n" not in str(refusal.value)
-
-
-@pytest.fixture
-def host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HostMemory, "recordings", 0)
-    monkeypatch.setattr(HostMemory, "launches", 0)
-    monkeypatch.setattr(tensorrt_plan, "Cuda", HostMemory)
-    stand_in = (OnnxInPlaceOfTensorRt, SimpleNamespace(first=""))
-    monkeypatch.setattr(tensorrt_library, "load", lambda library: stand_in)
 
 
 @pytest.mark.parametrize(("lowering", "precision"), LOWERINGS)
