@@ -1,11 +1,12 @@
 """What each precision costs SmolLM2-135M-Instruct: perplexity on WikiText-2's test text, and megabytes.
 
     MERINO_DATA=DIR python benchmarks/precision_cost.py --tokens 20480 [--checkpoint DIR] [--spare-mb 1]
+    MERINO_DATA=DIR python benchmarks/precision_cost.py --tokens 400000 --forms fp16 int8 int4      # the whole text
 
 Windows of the context, 1024 tokens at most, every one scored but each window's first; word-level text as it is in the
 file. Perplexity is PyTorch's with the weights as the bundle stores them; what the exported graph adds to that is
-`graph_kl` of every export. SmolLM2's source is a Q4_1 file: fp32 here means its weights as they are. "mixed" is int4
-with as many matrices at int8 as `--spare-mb` has room for (merino-edge export --max-mb).
+`graph_kl` of every export. SmolLM2's source is a Q4_1 file: fp32 here means its weights as they are. "int4-mixed" is
+int4 with as many matrices at int8 as `--spare-mb` has room for (merino-edge export --max-mb).
 """
 
 from __future__ import annotations
@@ -34,6 +35,14 @@ from merino_edge.model import Model
 from merino_edge.pretrained import fetch_smollm2
 from merino_edge.tokenizer import Tokenizer
 
+FORMS = {  # by name: precision, how it is rounded
+    "fp16": ("fp16", ""),
+    "int8": ("int8", ""),
+    "int4": ("int4", "nearest"),
+    "int4-mixed": ("int4", "mixed"),
+    "int4-gptq": ("int4", "gptq"),
+}
+
 
 def perplexity(a: Architecture, weights: dict[str, np.ndarray], tokens: np.ndarray) -> float:
     """Of tokens [N, W]."""
@@ -57,6 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=20 * WINDOW)
     parser.add_argument("--checkpoint", type=Path, help="another model's")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--spare-mb", type=float, default=1.0)
     options = parser.parse_args()
     corpora()
@@ -70,8 +80,9 @@ def main() -> None:
         tokens = windows_of_test_text(tokenizer, options.tokens, window)
         base = perplexity(a, dict(weights), tokens)
         print(f"{tokens.size} tokens; fp32 perplexity {base:.3f}", flush=True)
-        moments = input_moments(a, weights)
-        for precision, how in (("fp16", ""), ("int8", ""), ("int4", "nearest"), ("int4", "mixed"), ("int4", "gptq")):
+        moments = input_moments(a, weights) if "int4-gptq" in options.forms else None
+        for form in options.forms:
+            precision, how = FORMS[form]
             target = Target.named("onnxruntime", precision)
             begun = time.perf_counter()
             stored = store(a, weights, target, moments if how == "gptq" else None)
@@ -84,7 +95,7 @@ def main() -> None:
             as_stored = replace(a, tied_head=a.tied_head and not stored.own_head)
             found = perplexity(as_stored, stored.restore(), tokens)
             print(
-                f"{precision} {how:<8} perplexity {found:.3f} ({100 * (found / base - 1):+.2f} %), "
+                f"{form:<10} perplexity {found:.3f} ({100 * (found / base - 1):+.2f} %), "
                 f"weights {megabytes(stored):.1f} MB, rounded in {spent:.1f} s",
                 flush=True,
             )
