@@ -36,7 +36,7 @@ from onnx_ir.tape import Tape
 
 from merino_edge import __version__
 from merino_edge.architecture import Architecture, Block
-from merino_edge.export.linear import MICROSOFT, MatrixWriter
+from merino_edge.export.linear import MICROSOFT, TWIN, MatrixWriter
 from merino_edge.export.quantize import StoredWeights, store
 from merino_edge.export.targets import Target
 
@@ -88,15 +88,22 @@ def to_bytes(model: ir.Model) -> bytes:
 
 
 def save(model: ir.Model, path: Path) -> None:
-    """The model as `path`, and its weights beside it (`model.onnx.data`)."""
+    """The model as `path`, and its weights beside it (`model.onnx.data`); those of a twin are its original's."""
+    twins = [value for name, value in model.graph.initializers.items() if name.endswith(TWIN)]
+    for twin in twins:
+        twin.const_value = ir.tensor(np.empty(0, np.uint8))
     ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=MIN_EXTERNAL_BYTES)
+    if twins:
+        save_beside(model, path, path)
 
 
 def save_beside(model: ir.Model, path: Path, saved: Path) -> None:
     """The model as `path`, over the weights of `saved` in the same folder: those by the same names are the same."""
-    for name, value in ir.load(saved).graph.initializers.items():
-        if name in model.graph.initializers and isinstance(value.const_value, ir.ExternalTensor):
-            model.graph.initializers[name].const_value = value.const_value
+    stored = ir.load(saved).graph.initializers
+    for name, value in model.graph.initializers.items():
+        original = stored.get(name.removesuffix(TWIN))
+        if original is not None and isinstance(original.const_value, ir.ExternalTensor):
+            value.const_value = original.const_value
     ir.save(model, path)
 
 
@@ -271,7 +278,8 @@ class GraphBuilder(ABC):
 
     def embed(self) -> ir.Value:
         a = self.a
-        x = self.matrices.gather_rows("embedding.weight", self.tokens)  # [1, T, E]
+        tied = a.tied_head and not self.stored.own_head
+        x = self.matrices.gather_rows("embedding.weight", self.tokens, multiplied_too=tied)  # [1, T, E]
         if a.embedding_width != a.blocks[0].width:
             x = self.widen(x, "projection_in")
         if a.positions == "learned":

@@ -33,6 +33,7 @@ from merino_edge.export.rounding import byte_scales
 from merino_edge.export.targets import Target
 
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
+TWIN = ".twin"  # ends the name of an initializer whose bytes are another's
 LARGEST_BLOCK = 256  # inputs with one scale, of MatMulNBits
 BYTE = np.array(1 / 255, np.float32)
 
@@ -186,11 +187,13 @@ class MatrixWriter:
             rows.dtype = table.dtype
         return rows
 
-    def gather_rows(self, name: str, rows: ir.Value) -> ir.Value:
-        """Rows of the table `name` [V, E] as float32: [1, T, E]."""
+    def gather_rows(self, name: str, rows: ir.Value, multiplied_too: bool = False) -> ir.Value:
+        """Rows of the table `name` [V, E] as float32: [1, T, E]. `multiplied_too`: a head multiplies by the table."""
+        twice = multiplied_too and not self.target.on_tensorrt
         if name in self.stored.quantized:
             q = self.stored.quantized[name]
             codes, scales, block = self._kernel_form(name, q)
+            codes = self._twin(codes) if twice else codes
             shape = self.initializer(f"{name}.blocks", np.array([len(q.codes), -1, 1], np.int64))
             inputs = [codes, rows, self.tape.op("Reshape", [scales, shape])]
             attributes = {"bits": q.bits, "block_size": block, "gather_axis": 0, "quantize_axis": 2}
@@ -198,8 +201,15 @@ class MatrixWriter:
             whole = self.initializer(f"{name}.row", np.array([1, -1, q.codes[0].size], np.int64))
             return self.tape.op("Reshape", [taken, whole])
         table = self.stored.arrays[name]
-        taken = self.tape.op("Gather", [self.initializer(name, table), rows])
+        stored = self.initializer(name, table)
+        taken = self.tape.op("Gather", [self._twin(stored) if twice else stored, rows])
         return taken if table.dtype == np.float32 else self._cast(taken, ir.DataType.FLOAT)
+
+    def _twin(self, table: ir.Value) -> ir.Value:
+        """A second name for stored bytes. ONNX Runtime lets go of a matrix once it is packed for multiplication, unless
+        something else reads it too; of the twin, only the rows looked up come to memory."""
+        assert table.name is not None and table.const_value is not None
+        return self.initializer(f"{table.name}{TWIN}", table.const_value.numpy())
 
     def _dequantized(self, name: str, q: Quantized) -> ir.Value:
         """The matrix [N, K] as the right-hand operand [K, N] of a MatMul.

@@ -1,9 +1,10 @@
 """The engine for ONNX Runtime: one sequence on the CPU or a CUDA GPU, its key/value cache updated in place.
 
 `new_key_L` is bound to the memory of `key_L`, so a step copies no cache; of a `primitive` graph the new rows are copied
-into it (CPU only). The `native` graph's attention reads the whole bound cache, so the engine binds the smallest bucket
-that holds the sequence (256 positions, doubling up to the bundle's context) and copies the written part over when a
-sequence outgrows it. Knows no tokenizer.
+into it (CPU only). Attention of the `ort` graph reads the positions in use, so that a cache of the whole context is
+bound at once, of which the system backs with memory what was written. That of the others reads all of the bound cache:
+for them it is the smallest bucket that holds the sequence (256 positions, doubling up to the bundle's context), whose
+written part is copied over when a sequence outgrows it. Knows no tokenizer.
 
 On a GPU the cache lies in its memory, and ONNX Runtime leaves to the CPU every node that it has no CUDA kernel for,
 with copies there and back: `cpu_nodes` says which. Its CUDA build 1.31.1 has a kernel for TensorScatter. Not run on a
@@ -122,7 +123,8 @@ class OnnxEngine:
         self._names = [value.name for value in caches]
         self._shapes = [(1, value.shape[1], value.shape[3]) for value in caches]
         self._dtype = np.float16 if caches[0].type == "tensor(float16)" else np.float32
-        self._static = isinstance(caches[0].shape[2], int)  # the graph fixes the cache's capacity
+        # The graph fixes the cache's capacity, or is an `ort` graph on the CPU, to which it does not matter.
+        self._whole = isinstance(caches[0].shape[2], int) or (self.max_rows > 1 and device == "cpu")
         self._row_names = [value.name for value in self._session.get_outputs() if value.name.startswith(ROWS)]
         if self._row_names and device != "cpu":
             raise UnsupportedError("the primitive lowering runs on the CPU only", "export with --lowering ort")
@@ -187,6 +189,8 @@ class OnnxEngine:
         """Take so many positions for written, whatever they hold: to time a step at any length without the prompt."""
         if positions > self.capacity:
             self._reserve(positions)
+        for cache in self._arrays:
+            cache[:, :, self._length : positions] = 0  # pages that nobody wrote are all one, and read from the L1 cache
         self._length = positions
 
     @property
@@ -260,7 +264,7 @@ class OnnxEngine:
 
     def _reserve(self, positions: int) -> None:
         """Bind a cache of the smallest bucket that holds `positions`, keeping what was written."""
-        places = self.max_positions if self._static else bucket(positions, self.max_positions)
+        places = self.max_positions if self._whole else bucket(positions, self.max_positions)
         old, self._caches, self._arrays = self._caches, [], []
         for index, (batch, heads, head_dim) in enumerate(self._shapes):
             cache = np.zeros((batch, heads, places, head_dim), self._dtype)  # [1, Hkv, C, D]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
@@ -17,7 +18,7 @@ from random_model import random_model
 from merino_edge.architecture import Architecture, Bias, Block, Ffn
 from merino_edge.counts import PRECISIONS
 from merino_edge.errors import UnsupportedError
-from merino_edge.export.graph import build_model, build_stored, to_bytes
+from merino_edge.export.graph import build_model, build_stored, save, to_bytes
 from merino_edge.export.parity import LIMITS, mean_kl
 from merino_edge.export.quantize import store
 from merino_edge.export.targets import LOWERINGS, Target
@@ -140,20 +141,44 @@ def test_blocks_are_as_wide_as_asked_for_if_they_divide_the_inputs(lowering: str
     assert mean_kl(expected, got) < LIMITS[precision]["graph_kl"]
 
 
+def stored_tables(graph: Path, vocabulary: int) -> dict[int, list[str]]:
+    """Of the tables of so many tokens in the file of weights, the names, by where they stand."""
+    found = dict[int, list[str]]()
+    for name, value in ir.load(graph).graph.initializers.items():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and vocabulary in tensor.shape and tensor.nbytes >= vocabulary * 64:
+            found.setdefault(tensor.offset, []).append(name)
+    return found
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_tied_table_stands_once_in_the_file_and_has_a_name_for_each_use(
+    lowering: str, precision: str, tmp_path: Path
+) -> None:
+    """The head's lets ONNX Runtime free what it packed; a graph in memory, which has both, computes the same."""
+    target = Target.named("onnxruntime", precision, lowering)
+    stored = store(WIDE, random_model(WIDE), target)
+    model, graph = build_stored(WIDE, stored, target, 64), tmp_path / "model.onnx"
+    in_memory = OnnxEngine(to_bytes(model), WIDE, 64, threads=1)
+    save(model, graph)
+    assert list(stored_tables(graph, 96).values()) == [["embedding.weight", "embedding.weight.twin"]]
+    saved = OnnxEngine(graph, WIDE, 64, threads=1)
+    tokens = np.random.default_rng(3).integers(0, 96, 40)
+    np.testing.assert_array_equal(saved.forward(tokens, 0), in_memory.forward(tokens, 0))
+
+
 @pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_fast_form_computes_what_it_stores(lowering: str, tied: bool) -> None:
+def test_the_fast_form_computes_what_it_stores(lowering: str, tied: bool, tmp_path: Path) -> None:
     target = Target.named("onnxruntime", "int4", lowering, 64, fast=True)
     a = dataclasses.replace(WIDE, tied_head=tied)
     stored = store(a, random_model(a), target)
     tokens = np.random.default_rng(3).integers(0, 96, 40)
     expected = reference_logits(a, stored.restore(), tokens)
-    model = build_stored(a, stored, target, 64)
-    tables = [
-        v for v in model.graph.initializers.values() if 96 in v.const_value.shape and v.const_value.nbytes >= 96 * 64
-    ]
-    assert len(tables) == (1 if tied else 2)  # a tied one is stored once
-    engine = OnnxEngine(to_bytes(model), a, 64, threads=1)
+    save(build_stored(a, stored, target, 64), tmp_path / "model.onnx")
+    assert len(stored_tables(tmp_path / "model.onnx", 96)) == (1 if tied else 2)  # a tied one is stored once
+    engine = OnnxEngine(tmp_path / "model.onnx", a, 64, threads=1)
     got = np.stack([engine.forward(tokens[i : i + 1], i).copy() for i in range(40)])
     assert mean_kl(expected, got) < LIMITS["int4"]["graph_kl"]
 
