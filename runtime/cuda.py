@@ -55,6 +55,11 @@ class Cuda:
         minor = self._call("cudaDeviceGetAttribute", kinds.cudaDevAttrComputeCapabilityMinor, 0)
         return f"SM{major}{minor}"
 
+    @property
+    def unified(self) -> bool:
+        """The GPU has no memory of its own, as on a Jetson: what both reach need not be copied."""
+        return bool(self._call("cudaDeviceGetAttribute", self._runtime.cudaDeviceAttr.cudaDevAttrIntegrated, 0))
+
     def allocate(self, size_bytes: int) -> int:
         """The address of so many zero bytes, aligned to 256 as TensorRT asks for."""
         address = int(self._call("cudaMalloc", size_bytes))
@@ -65,11 +70,15 @@ class Cuda:
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """Zeros in the host's memory that the GPU reaches by itself, as recorded copies need; until `close`."""
         size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-        address = int(self._call("cudaHostAlloc", size_bytes, self._runtime.cudaHostAllocDefault))
+        address = int(self._call("cudaHostAlloc", size_bytes, self._runtime.cudaHostAllocMapped))
         self._pinned.append(address)
         ctypes.memset(address, 0, size_bytes)
         memory = (ctypes.c_uint8 * size_bytes).from_address(address)
         return np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
+
+    def address_of(self, pinned: NDArray[Any]) -> int:
+        """Where the GPU reads and writes an array that `pinned` made."""
+        return int(self._call("cudaHostGetDevicePointer", pinned.ctypes.data, 0))
 
     def to_device(self, array: NDArray[Any], address: int) -> None:
         """Queue a copy of `array`, which must be contiguous and stay until `synchronize`."""

@@ -3,9 +3,10 @@
 It runs a `native` or a `primitive` graph compiled by merino_edge.export.tensorrt; the calls are those of 8.6 and later.
 A native plan updates the cache in place: `new_key_L` is bound to the address of `key_L`. A primitive one puts out the
 new rows, which merino_edge.runtime.row_writer writes into it; those of a prompt are copied on the same stream. Two
-optimization profiles: one for decode, one for chunks of a prompt. Tokens go up and logits come down with every step. A
-step of one token, once it has run as such, is recorded as a CUDA graph and launched as one from then on; TensorRT for
-RTX does that itself. Where recording is refused, steps go on as they were.
+optimization profiles: one for decode, one for chunks of a prompt. Tokens go up and logits come down with every step;
+where CPU and GPU have one memory, both read and write the same and nothing is copied. A step of one token, once it has
+run as such, is recorded as a CUDA graph and launched as one from then on; TensorRT for RTX does that itself. Where
+recording is refused, steps go on as they were.
 
 Nothing here was run on a GPU yet. What was tested without: NVIDIA's compiler builds such plans, its parser finds the
 very inputs and outputs that are bound here, and its bindings have every name that is called.
@@ -108,8 +109,15 @@ class Plan:
         if sorted(found) != sorted(tensors):
             raise ArtefactError("the engine was built from another model, or for another context", "build it again")
         most = [engine.get_tensor_profile_shape("tokens", i)[2][1] for i in range(engine.num_optimization_profiles)]
-        buffers = buffer_bytes(tensors, max(most)).items()
-        self._addresses = {name: self._cuda.allocate(size_bytes) for name, size_bytes in buffers}
+        longest = max(most)
+        self._sent = {name: self._cuda.pinned((longest,), np.int64) for name in ("tokens", "positions")}
+        self._logits = self._cuda.pinned((1, a.vocab_size), np.float32)
+        self._copies = not self._cuda.unified
+        ends = {} if self._copies else {**self._sent, "logits": self._logits}
+        self._addresses = {name: self._cuda.address_of(array) for name, array in ends.items()}
+        for name, size_bytes in buffer_bytes(tensors, longest).items():
+            if name not in ends:
+                self._addresses[name] = self._cuda.allocate(size_bytes)
         self._records &= len(most) > 1
         for index in sorted(range(len(most)), key=most.__getitem__):
             context = self._new_context(engine, records=self._records and not self._contexts)
@@ -126,9 +134,6 @@ class Plan:
         if self._puts_out_rows:
             with suppress(UnsupportedError):  # no compiler here: rows are copied
                 self._writer = self._new_writer()
-        longest = max(most)
-        self._sent = {name: self._cuda.pinned((longest,), np.int64) for name in ("tokens", "positions")}
-        self._logits = self._cuda.pinned((1, a.vocab_size), np.float32)
         self._cuda.synchronize()
 
     def run(self, tokens: NDArray[np.int64], start: int, logits: NDArray[np.float32]) -> None:
@@ -165,13 +170,15 @@ class Plan:
         self._queue(context, count)
 
     def _queue(self, context: Any, count: int) -> None:
-        for name, values in self._sent.items():
-            self._cuda.to_device(values[:count], self._addresses[name])
+        if self._copies:
+            for name, values in self._sent.items():
+                self._cuda.to_device(values[:count], self._addresses[name])
         if not context.execute_async_v3(self._cuda.stream):
             raise ArtefactError(f"TensorRT cannot run the engine: {self._log.first}", "build it again")
         if count == 1 and self._writer is not None:
             self._writer.queue()
-        self._cuda.to_host(self._addresses["logits"], self._logits)
+        if self._copies:
+            self._cuda.to_host(self._addresses["logits"], self._logits)
 
     def _new_writer(self) -> RowWriter:
         at = self._addresses

@@ -41,6 +41,8 @@ class HostMemory:
 
     stream = 7
     live: ClassVar[int] = 0  # allocations
+    unified: ClassVar[bool] = False
+    copies: ClassVar[int] = 0  # of tokens, positions and logits
     can_record: ClassVar[bool] = True
     can_compile: ClassVar[bool] = True
     started: ClassVar[int] = 0  # kernels
@@ -57,6 +59,9 @@ class HostMemory:
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         return np.zeros(shape, dtype)
+
+    def address_of(self, pinned: np.ndarray) -> int:
+        return int(pinned.ctypes.data)
 
     def compile(self, source: str, name: str) -> Any:
         """The kernel's own source, compiled for the host: blocks and threads come one after the other."""
@@ -85,9 +90,11 @@ class HostMemory:
 
     def to_device(self, array: np.ndarray, address: int) -> None:
         assert array.flags.c_contiguous
+        HostMemory.copies += 1
         ctypes.memmove(address, array.ctypes.data, array.nbytes)
 
     def to_host(self, address: int, array: np.ndarray) -> None:
+        HostMemory.copies += 1
         ctypes.memmove(array.ctypes.data, address, array.nbytes)
 
     def copy_rows(self, source: int, source_pitch: int, target: int, target_pitch: int, width: int, rows: int) -> None:

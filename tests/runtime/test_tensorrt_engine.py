@@ -106,13 +106,19 @@ def test_without_a_gpu_it_is_refused_in_one_line(rtx: Any) -> None:
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("unified", [False, True])
 @pytest.mark.parametrize(("lowering", "precision"), LOWERINGS)
-def test_steps_chunks_and_rewinds_over_bound_addresses(host_memory: None, lowering: str, precision: str) -> None:
+def test_steps_chunks_and_rewinds_over_bound_addresses(
+    host_memory: None, monkeypatch: pytest.MonkeyPatch, lowering: str, precision: str, unified: bool
+) -> None:
+    """Where memory is unified, nothing is copied there or back."""
+    monkeypatch.setattr(HostMemory, "unified", unified)
     context = 1100
     a = Architecture(60, context, 64, 64, (Block(64, 2, 1, 1, 64, True),))
     graph = to_bytes(build_model(a, random_weights(a), precision, context, "rtx", lowering))
     tokens = np.random.default_rng(0).integers(0, a.vocab_size, context)
     engine, reference = TensorRtEngine("any", {context: graph}, a), OnnxEngine(graph, a, context, 1)
+    monkeypatch.setattr(HostMemory, "copies", 0)  # since it was opened
     with contextlib.closing(engine), contextlib.closing(reference):
         for start, end in ((0, 1), (1, 2), (2, 4), (4, 1090), (1090, 1091), (700, 703), (703, 1100), (0, 1100)):
             expected = reference.forward(tokens[start:end], start)
@@ -126,6 +132,7 @@ def test_steps_chunks_and_rewinds_over_bound_addresses(host_memory: None, loweri
     with pytest.raises(InputError):
         engine.forward(tokens[:1], 0)
     assert HostMemory.live == 0
+    assert (HostMemory.copies == 0) == unified
 
 
 @pytest.mark.parametrize("lowering", ["native", "primitive"])
