@@ -12,6 +12,7 @@ import threading
 from collections.abc import Sequence
 
 from merino_edge.errors import InputError
+from merino_edge.runtime.drafter import Guesser
 from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.generation import Generation, Session, generate
 from merino_edge.runtime.grammar import Grammar
@@ -20,7 +21,7 @@ from merino_edge.tokenizer import Message, Tokenizer
 
 
 class Chat:
-    """`sampling`, `max_tokens`, `stop`, `grammar`, `lookup` and `slide` may be changed between turns."""
+    """`sampling`, `max_tokens`, `stop`, `grammar`, `guesser` and `slide` may be changed between turns."""
 
     def __init__(
         self,
@@ -32,12 +33,12 @@ class Chat:
         system: str | None = None,
         raw: bool | None = None,
         grammar: Grammar | None = None,
-        lookup: bool = False,
+        guesser: Guesser | None = None,
         slide: bool = False,
     ) -> None:
         """`raw` True bypasses the template, False insists on one, None uses one if there is one."""
         self.tokenizer, self.sampling, self.max_tokens, self.stop = tokenizer, sampling, max_tokens, stop
-        self.grammar, self.lookup, self.slide = grammar, lookup, slide
+        self.grammar, self.guesser, self.slide = grammar, guesser, slide
         self.dropped = 0  # messages that the last question left behind
         self.raw = tokenizer.chat.chat_template is None if raw is None else raw
         if self.raw and system is not None:
@@ -82,7 +83,7 @@ class Chat:
             self.stop,
             cancel,
             self.grammar,
-            self.lookup,
+            self.guesser,
         )
         self._asked, self.dropped = kept, len(asked) - len(kept)
         return self.turn

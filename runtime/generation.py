@@ -22,9 +22,9 @@ import numpy as np
 
 from merino_edge import limits
 from merino_edge.errors import InputError
+from merino_edge.runtime.drafter import Drafter, Guesser
 from merino_edge.runtime.engine import Engine, Logits
 from merino_edge.runtime.grammar import Constraint, Grammar
-from merino_edge.runtime.lookup import Drafter
 from merino_edge.runtime.sampling import Sampler, Sampling
 from merino_edge.runtime.text_stream import TextStream
 from merino_edge.tokenizer import Tokenizer
@@ -186,6 +186,8 @@ class Generation(Iterator[str]):
     def _prefill(self) -> Logits | None:
         began, before = perf_counter(), _common_prefix(self._session.ids, self._prompt_ids)
         logits = self._session.prefill(self._prompt_ids, self._cancel)
+        if logits is not None and self._drafter is not None:
+            self._drafter.begin(self._prompt_ids, self._cancel)
         self.statistics.reused_tokens = min(before, len(self._prompt_ids) - 1)
         self.statistics.prompt_ms = _since_ms(began)
         return logits
@@ -238,13 +240,13 @@ def generate(
     stop: Sequence[str] = (),
     cancel: threading.Event | None = None,
     grammar: Grammar | None = None,
-    lookup: bool = False,
+    guesser: Guesser | None = None,
 ) -> Generation:
     """Start an answer to `prompt_ids`, of the form that `grammar` has; nothing runs before the first `next`.
 
-    `lookup`: run guesses along where that pays (merino_edge.runtime.lookup). Every token is sampled all the same, so an
-    answer is what it would be without as far as steps of one and of several tokens round alike: at fp32 they do, at
-    int4 ONNX Runtime's kernels do not.
+    `guesser`: run its guesses along where that pays (merino_edge.runtime.drafter). Every token is sampled all the same,
+    so an answer is what it would be without as far as steps of one and of several tokens round alike: at fp32 they do,
+    at int4 ONNX Runtime's kernels do not.
 
     Raises InputError for a prompt that is empty, longer than the context or not of this vocabulary, and
     for `max_tokens` or `stop` out of their limits.
@@ -262,5 +264,5 @@ def generate(
     limits.check_range("max_tokens", max_tokens, 1, limits.MAX_NEW_TOKENS)
     constraint = None if grammar is None else grammar.begin()
     sampler, cancel = Sampler(sampling), cancel or threading.Event()
-    drafter = Drafter(prompt_ids) if lookup and engine.max_rows > 1 else None
+    drafter = Drafter(guesser) if guesser is not None and engine.max_rows > 1 else None
     return Generation(session, tokenizer, prompt_ids, sampler, max_tokens, stop, cancel, constraint, drafter)

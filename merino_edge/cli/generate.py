@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,6 +54,9 @@ def generate(
     lookup: Annotated[
         bool, typer.Option("--lookup", help="Run guesses from the text so far along where that pays.")
     ] = False,
+    draft: Annotated[
+        Path | None, typer.Option(help="A smaller model's bundle, same tokenizer, that guesses where that pays.")
+    ] = None,
     slide: Annotated[
         bool, typer.Option("--slide", help="Drop the oldest turns of a chat that no longer fits, instead of refusing.")
     ] = False,
@@ -66,7 +69,7 @@ def generate(
     verbose: Annotated[bool, typer.Option("--verbose", help="Statistics in four lines.")] = False,
 ) -> None:
     """Generate text, or chat in the terminal."""
-    from merino_edge.cli.opening import open_bundle
+    from merino_edge.cli.opening import open_bundle, open_guesser
     from merino_edge.cli.terminal import Terminal, print_statistics, run_turn
     from merino_edge.runtime.chat import Chat
     from merino_edge.runtime.sampling import Sampling
@@ -84,10 +87,13 @@ def generate(
 
     began = perf_counter()
     engine, tokenizer, opened = open_bundle(bundle, threads, cpu)
-    with closing(engine):
+    with ExitStack() as stack:
+        stack.enter_context(closing(engine))
+        if guesser := open_guesser(lookup, draft, engine, opened, threads, cpu):
+            stack.enter_context(closing(guesser))
         grammar = _grammar(tokenizer, engine.vocab_size, json_schema, regex)
         raw = None if chat is None else not chat
-        talk = Chat(engine, tokenizer, sampling, max_tokens, stop or (), system, raw, grammar, lookup, slide)
+        talk = Chat(engine, tokenizer, sampling, max_tokens, stop or (), system, raw, grammar, guesser, slide)
         cache_to_write = _read_cache(prompt_cache, talk, opened)
         load_ms = (perf_counter() - began) * 1e3
         if prompt is None:

@@ -1,4 +1,4 @@
-"""How `generate` and `bench` open a bundle, and what they say of the engine in it."""
+"""How `generate`, `serve` and `bench` open a bundle, and what they say of the engine in it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from merino_edge.bundle import Bundle
+    from merino_edge.runtime.drafter import Guesser
     from merino_edge.runtime.engine import Engine
     from merino_edge.tokenizer import Tokenizer
 
@@ -20,6 +21,28 @@ def open_bundle(
     from merino_edge.runtime.engine import open_engine
 
     return open_engine(path, threads, cpu, cuda_graphs, lambda loaded: None if cpu else _tell(loaded))
+
+
+def open_guesser(
+    lookup: bool, draft: Path | None, engine: Engine, beside: Bundle, threads: int | None, cpu: bool
+) -> Guesser | None:
+    """What `--lookup` or `--draft` ask for, for an engine that is open. Raises InputError, and as `open_engine`."""
+    from merino_edge.errors import InputError, UnsupportedError
+
+    if draft is None:
+        from merino_edge.runtime.lookup import PromptLookup
+
+        return PromptLookup() if lookup else None
+    if lookup:
+        raise InputError("--lookup and --draft both guess", "give one")
+    if engine.max_rows == 1:
+        raise UnsupportedError(
+            f"the engine of {beside.path} gives the logits of one position, so it cannot check guesses",
+            "leave --draft out, or run a bundle for ONNX Runtime with --cpu",
+        )
+    from merino_edge.runtime.draft_model import DraftModel
+
+    return DraftModel.open(draft, beside, threads, cpu)
 
 
 def _tell(loaded: Bundle) -> None:

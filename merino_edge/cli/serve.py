@@ -26,13 +26,16 @@ def serve(
     lookup: Annotated[
         bool, typer.Option("--lookup", help="Run guesses from the text so far along where that pays.")
     ] = False,
+    draft: Annotated[
+        Path | None, typer.Option(help="A smaller model's bundle, same tokenizer, that guesses where that pays.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Run the graph on the CPU, whatever engines there are.")] = False,
 ) -> None:
     """Serve a bundle over HTTP, for any client of OpenAI's API."""
     from merino_edge import limits
     from merino_edge.cli.console import stderr
-    from merino_edge.cli.opening import open_bundle
+    from merino_edge.cli.opening import open_bundle, open_guesser
     from merino_edge.errors import require
 
     for package in ("starlette", "uvicorn", "pydantic", "prometheus_client"):
@@ -53,7 +56,9 @@ def serve(
         listening = stack.enter_context(_listen(host, port))
         engine, tokenizer, opened = open_bundle(bundle, threads, cpu)
         stack.enter_context(contextlib.closing(engine))
-        service = Service(engine, tokenizer, name or opened.path.resolve().name, waiting, api_key, lookup)
+        if guesser := open_guesser(lookup, draft, engine, opened, threads, cpu):
+            stack.enter_context(contextlib.closing(guesser))
+        service = Service(engine, tokenizer, name or opened.path.resolve().name, waiting, api_key, guesser)
         stack.callback(service.close)
 
         class Server(uvicorn.Server):

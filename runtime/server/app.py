@@ -27,6 +27,7 @@ from starlette.routing import Route
 
 from merino_edge import limits
 from merino_edge.errors import InputError, MerinoError, MissingExtraError
+from merino_edge.runtime.drafter import Guesser
 from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.generation import Generation, Session, generate
 from merino_edge.runtime.grammar import Grammars
@@ -48,9 +49,15 @@ class Service:
     """One engine behind HTTP. `name`: the model's, as clients ask for it."""
 
     def __init__(
-        self, engine: Engine, tokenizer: Tokenizer, name: str, waiting: int, key: str | None, lookup: bool = False
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        name: str,
+        waiting: int,
+        key: str | None,
+        guesser: Guesser | None = None,
     ) -> None:
-        self.name, self._key, self._tokenizer, self._lookup = name, key, tokenizer, lookup
+        self.name, self._key, self._tokenizer, self._guesser = name, key, tokenizer, guesser
         self._session, self._worker = Session(engine), Worker(waiting)
         self._metrics = Metrics(lambda: self._worker.pending)
         self._begun = int(time.time())
@@ -116,8 +123,8 @@ class Service:
     def _generation(self, asked: requests.Request, cancel: threading.Event) -> Generation:
         ids, stop = asked.prompt_ids(self._tokenizer), asked.stop_strings()
         sampling, grammar = asked.sampling(), asked.grammar(self._grammars)
-        most, lookup = asked.most_tokens, self._lookup
-        return generate(self._session, self._tokenizer, ids, sampling, most, stop, cancel, grammar, lookup)
+        most, guesser = asked.most_tokens, self._guesser  # of one text at a time, as the worker makes one
+        return generate(self._session, self._tokenizer, ids, sampling, most, stop, cancel, grammar, guesser)
 
     async def _whole(self, answer: _Answer, reply: Reply, request: Request) -> Response:
         made, gone = asyncio.ensure_future(answer.text()), asyncio.ensure_future(_gone(request))

@@ -111,6 +111,34 @@ def test_json_is_one_object_that_repeats_the_answer(verb: Verb, bundle_path: Pat
     assert (stopped["finish_reason"], stopped["text"]) == ("stop", answer["text"][: answer["text"].index(stop)])
 
 
+def test_guesses_leave_the_text_as_it_is(
+    verb: Verb, bundle_path: Path, make_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    options = (
+        "generate",
+        bundle_path,
+        "--prompt",
+        "The quick",
+        "--greedy",
+        "--max-tokens",
+        60,
+        "--threads",
+        1,
+        "--json",
+    )
+    plain = json.loads(verb(*options)[1])
+    for how in (("--lookup",), ("--draft", bundle_path)):
+        guessed = json.loads(verb(*options, *how)[1])
+        assert guessed["tokens"] == plain["tokens"]
+    assert guessed["statistics"]["right_guesses"] == guessed["statistics"]["guessed_tokens"]
+    for how, exit_code, expected in (
+        (("--lookup", "--draft", bundle_path), 2, "--lookup and --draft both guess; give one"),
+        (("--draft", tmp_path), 3, "manifest.json"),
+    ):
+        code, out, err = verb(*options, *how)
+        assert (code, out, err.count("\n")) == (exit_code, "", 1) and expected in err
+
+
 def test_bench_prints_a_table_or_one_object(verb: Verb, bundle_path: Path) -> None:
     options = ("bench", bundle_path, "--prompt-tokens", 8, "--new-tokens", 4, "--repetitions", 2, "--threads", 1)
     code, table, _ = verb(*options)
