@@ -24,6 +24,7 @@ MODULES = {
     "tensorrt-rtx-cu12-bindings": "tensorrt_rtx_bindings",
     "cuda-bindings": "cuda.bindings",
     "prometheus-client": "prometheus_client",
+    "lm-eval": "lm_eval",
 }
 BASE = ("numpy", "typer", "rich", "tokenizers", "onnxruntime", "jinja2")
 # verb: (packages beyond the base, extras that bring them)
@@ -33,6 +34,7 @@ NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
     "search": ((), ""),
     "pareto": ((), ""),
     "train": (("torch", "safetensors"), "train"),
+    "evaluate": (("lm-eval",), "evaluate"),
     "import": (("gguf", "safetensors"), "import"),
     "export": (("torch", "safetensors", "onnx", "onnx-ir"), "train,export"),
     "build": ((), ""),  # of a bundle for ONNX Runtime; TensorRT's engines below

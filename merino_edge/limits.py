@@ -21,6 +21,7 @@ MAX_POINTS = 10_000  # of a Pareto front
 MAX_FRAMES = 10_000  # combinations of what all blocks share
 MAX_ITERATIONS = 1_000_000_000
 MAX_POPULATION = 1_000_000
+MAX_ITEMS = 1_000_000  # of an evaluation task
 MAX_BATCH = 1_048_576  # sequences of a training step
 MAX_SEED = 2**63 - 1
 

@@ -43,7 +43,7 @@ def test_every_command_runs_and_says_what_the_readme_promises(
     assert {"table.png", "search.png"} <= {file.name for file in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize("verb", ["", *sorted(VERBS), "demo", "build", "targets", "serve"])
+@pytest.mark.parametrize("verb", ["", *sorted(VERBS), "demo", "build", "targets", "serve", "evaluate"])
 def test_help_loads_no_heavy_library(verb: str) -> None:
     heavy = [
         "torch",
@@ -55,6 +55,7 @@ def test_help_loads_no_heavy_library(verb: str) -> None:
         "tokenizers",
         "matplotlib",
         "starlette",
+        "lm_eval",
     ]
     code = (
         "import sys; sys.path = [p for p in sys.path if p]\n"

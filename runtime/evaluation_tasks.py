@@ -1,0 +1,179 @@
+"""The paper's fourteen zero-shot tasks, as lm-evaluation-harness defines them, over files of a local folder.
+
+Prompts, choices and metrics are the harness's own configurations; only where the documents come from is ours, so that
+nothing is downloaded. The folder has `lm/` and `eval/`, each file as its authors publish it, or packed with xz. Two of
+the tasks differ from the harness's: `wikitext2` is the word-level text with `<unk>`, article by article, where the
+harness has the raw one; `ptb` it lacks: the sentences, a hundred at a time, since the file has no documents, word by
+word as they are. MeRino evaluates on these fourteen (paper section 8).
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from merino_edge.errors import InputError
+
+Document = dict[str, Any]
+PTB_SENTENCES = 100  # of a document
+ARTICLE = re.compile(r"^ = [^=].* = $", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class LocalTask:
+    """`harness`: the configuration's file under lm_eval/tasks. `files`: in the folder, without .xz."""
+
+    harness: str
+    files: tuple[str, ...]
+    documents: Callable[..., Iterator[Document]]  # of the files' texts
+
+    def read(self, folder: Path) -> list[Document]:
+        """Raises InputError where a file is missing or is not of this form."""
+        try:
+            return list(self.documents(*(_text(folder / file) for file in self.files)))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise InputError(
+                f"{folder / self.files[0]} is not what its task reads ({error!r})", "get it again"
+            ) from None
+
+
+def _text(path: Path) -> str:
+    packed = path.with_name(f"{path.name}.xz")
+    try:
+        return lzma.decompress(packed.read_bytes()).decode() if packed.exists() else path.read_text(encoding="utf-8")
+    except (OSError, lzma.LZMAError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(
+            f"cannot read {path} ({reason})", "set MERINO_DATA, or --data, to the folder of sets"
+        ) from None
+
+
+def _lines(text: str) -> Iterator[Document]:
+    return (json.loads(line) for line in text.splitlines() if line.strip())
+
+
+def _hellaswag(text: str) -> Iterator[Document]:
+    for line in _lines(text):
+        yield {key: line[key] for key in ("ctx_a", "ctx_b", "activity_label", "endings", "label")}
+
+
+def _winogrande(text: str) -> Iterator[Document]:
+    for line in _lines(text):
+        yield {key: line[key] for key in ("sentence", "option1", "option2", "answer")}
+
+
+def _choices(stem: str) -> Callable[[str], Iterator[Document]]:
+    """AI2's multiple choice; `stem`: what the harness calls the question."""
+
+    def read(text: str) -> Iterator[Document]:
+        for line in _lines(text):
+            choices = line["question"]["choices"]
+            columns = {key: [choice[key] for choice in choices] for key in ("text", "label")}
+            yield {stem: line["question"]["stem"], "choices": columns, "answerKey": line["answerKey"]}
+
+    return read
+
+
+def _pubmedqa(text: str, truth: str) -> Iterator[Document]:
+    """The official test split: the second file names it."""
+    articles = json.loads(text)
+    for identity in json.loads(truth):
+        yield {key: articles[identity][key] for key in ("QUESTION", "CONTEXTS", "final_decision")}
+
+
+def _logiqa(text: str) -> Iterator[Document]:
+    """Eight lines an item: none, right choice, context, question, four options."""
+    lines = text.splitlines()
+    for _, label, context, question, *options in zip_longest(*[iter(lines)] * 8):
+        options = [re.sub(r"^[A-D]\.", "", option).strip() for option in options]
+        yield {"label": label.strip(), "context": context.strip(), "question": question.strip(), "options": options}
+
+
+def _labelled(labels: tuple[Any, ...]) -> Callable[[str], Iterator[Document]]:
+    """SuperGLUE; a label becomes its place among `labels`."""
+
+    def read(text: str) -> Iterator[Document]:
+        for line in _lines(text):
+            yield {**line, **line.pop("target", {}), "label": labels.index(line["label"])}
+
+    return read
+
+
+def _wikitext(text: str) -> Iterator[Document]:
+    starts = [found.start() for found in ARTICLE.finditer(text)]
+    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+        yield {"page": text[start:end]}
+
+
+def _ptb(text: str) -> Iterator[Document]:
+    lines = text.splitlines()
+    for start in range(0, len(lines), PTB_SENTENCES):
+        yield {"page": "\n".join(lines[start : start + PTB_SENTENCES])}
+
+
+_FALSE_TRUE = ("false", "true")
+
+MERINO14 = {
+    "wikitext2": LocalTask("wikitext/wikitext.yaml", ("lm/wikitext2_test.txt",), _wikitext),
+    "ptb": LocalTask("wikitext/wikitext.yaml", ("lm/ptb_valid.txt",), _ptb),
+    "hellaswag": LocalTask("hellaswag/hellaswag.yaml", ("eval/hellaswag_val.jsonl",), _hellaswag),
+    "winogrande": LocalTask("winogrande/default.yaml", ("eval/winogrande_dev.jsonl",), _winogrande),
+    "openbookqa": LocalTask("openbookqa/openbookqa.yaml", ("eval/openbookqa_dev.jsonl",), _choices("question_stem")),
+    "arc_easy": LocalTask("arc/arc_easy.yaml", ("eval/arc_easy_dev.jsonl",), _choices("question")),
+    "arc_challenge": LocalTask("arc/arc_challenge.yaml", ("eval/arc_challenge_dev.jsonl",), _choices("question")),
+    "pubmedqa": LocalTask(
+        "pubmedqa/pubmedqa.yaml", ("eval/pubmedqa_ori_pqal.json", "eval/pubmedqa_test_ground_truth.json"), _pubmedqa
+    ),
+    "logiqa": LocalTask("logiqa/logiqa.yaml", ("eval/logiqa_eval.txt",), _logiqa),
+    "boolq": LocalTask("super_glue/boolq/default.yaml", ("eval/superglue_boolq_val.jsonl",), _labelled(_FALSE_TRUE)),
+    "cb": LocalTask(
+        "super_glue/cb/default.yaml",
+        ("eval/superglue_cb_val.jsonl",),
+        _labelled(("entailment", "contradiction", "neutral")),
+    ),
+    "wic": LocalTask("super_glue/wic/default.yaml", ("eval/superglue_wic_val.jsonl",), _labelled(_FALSE_TRUE)),
+    "wsc": LocalTask("super_glue/wsc/default.yaml", ("eval/superglue_wsc_val.jsonl",), _labelled((False, True))),
+    "rte": LocalTask(
+        "super_glue/rte/default.yaml",
+        ("eval/superglue_rte_val.jsonl",),
+        _labelled(("entailment", "not_entailment")),
+    ),
+}
+
+
+def chosen(names: str) -> list[str]:
+    """`merino14` or names joined by commas -> names. Raises InputError."""
+    found = [name for part in names.split(",") for name in (MERINO14 if part == "merino14" else [part])]
+    if unknown := [name for name in found if name not in MERINO14]:
+        raise InputError(f"there is no task {unknown[0]!r}", f"choose of merino14: {', '.join(MERINO14)}")
+    return list(dict.fromkeys(found))
+
+
+def harness_task(name: str, folder: Path) -> Any:
+    """The harness's task over the documents of `folder`. Raises InputError."""
+    import datasets
+    import lm_eval.tasks
+    from datasets.utils.logging import disable_progress_bar
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    disable_progress_bar()
+    local = MERINO14[name]
+    documents = local.read(folder)
+    config = load_yaml(Path(lm_eval.tasks.__file__).parent / local.harness)
+    splits = dict.fromkeys(("training_split", "test_split", "fewshot_split")) | {"validation_split": "validation"}
+    config |= splits | {
+        "task": name,
+        "metadata": {},
+        "dataset_kwargs": None,
+        "custom_dataset": lambda: {"validation": datasets.Dataset.from_list(documents)},
+    }
+    for unused in ("tag", "dataset_path", "dataset_name"):
+        config.pop(unused, None)
+    return ConfigurableTask(config=config)
