@@ -136,7 +136,7 @@ class OnnxEngine:
         self._rows: list[NDArray[Any]] = []  # [1, Hkv, T, D] each, bound for steps of T tokens
         self._caches: list[Any] = []  # OrtValue, on the device
         self._arrays: list[NDArray[Any]] = []  # what they hold, on the CPU
-        self._length = 0
+        self._length = self._written = 0  # positions in use, and those that ever were in the bound cache
         self._most_logits = self._logits = np.zeros((0, a.vocab_size), np.float32)
         self._tokens = self._positions = np.zeros((1, 0), np.int64)  # what is bound
         self._bind_logits(1)
@@ -188,14 +188,17 @@ class OnnxEngine:
             last = min(first + PREFILL_CHUNK, end)
             self._run(np.asarray(tokens[first - start : last - start], np.int64), first)
             self._length = last
+            self._written = max(self._written, last)
         return self._logits
 
     def assume(self, positions: int) -> None:
         """Take so many positions for written, whatever they hold: to time a step at any length without the prompt."""
         if positions > self.capacity:
             self._reserve(positions)
-        for cache in self._arrays:
-            cache[:, :, self._length : positions] = 0  # pages that nobody wrote are all one, and read from the L1 cache
+        if positions > self._written:  # pages that nobody wrote are all one, which is read from the L1 cache
+            for cache in self._arrays:
+                cache[:, :, self._written : positions] = 0
+            self._written = positions
         self._length = positions
 
     @property
@@ -271,6 +274,7 @@ class OnnxEngine:
         """Bind a cache of the smallest bucket that holds `positions`, keeping what was written."""
         places = self.max_positions if self._whole else bucket(positions, self.max_positions)
         old, self._caches, self._arrays = self._caches, [], []
+        self._written = self._length
         for index, (batch, heads, head_dim) in enumerate(self._shapes):
             cache = np.zeros((batch, heads, places, head_dim), self._dtype)  # [1, Hkv, C, D]
             if old:
