@@ -45,13 +45,11 @@ print(held("VmHWM:") - before)
 
 
 def measured_bytes(a: Architecture, precision: str, folder: Path) -> int:
-    import onnx_ir as ir
-
-    from merino_edge.export.graph import build_model
+    from merino_edge.export.graph import build_model, save
     from merino_edge.weights import random_weights
 
     graph, shape = folder / "model.onnx", folder / "a.json"
-    ir.save(build_model(a, random_weights(a), precision, a.max_positions), graph, external_data="model.onnx.data")
+    save(build_model(a, random_weights(a), precision, a.max_positions), graph)
     shape.write_text(json.dumps(a.to_dict()))
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(graph), str(shape)], capture_output=True, text=True, check=True

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CONTEXT, lively_weights
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -122,7 +121,6 @@ def guesser(
     if request.param == "lookup":
         yield PromptLookup()
         return
-    a, weights = small_model
     others = {
         "itself": bundle_path,
         "another": make_bundle(lively_weights(a, 1)),
@@ -232,7 +230,7 @@ def test_a_model_of_other_tokens_cannot_guess(
 ) -> None:
     other = make_bundle(small_model[1])
     (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text() + " ")
-    bundle.write_manifest(other, small_model[0], "fp32", "onnxruntime", CONTEXT)
+    bundle.write_manifest(other, small_model[0], "fp32", "onnxruntime", small_model[0].max_positions)
     with pytest.raises(InputError, match="has another tokenizer") as refusal:
         DraftModel.open(other, bundle.load(bundle_path))
     assert "\n" not in str(refusal.value)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stand_in_gpu import COMPILER, HostMemory
+from stand_in_gpu import COMPILER, PROFILES, HostMemory
 
 from merino_edge import bundle
 from merino_edge.architecture import Architecture, Block
@@ -24,7 +24,7 @@ from merino_edge.export.graph import build_model, build_stored, cache_names, to_
 from merino_edge.export.quantize import store
 from merino_edge.export.targets import Target
 from merino_edge.export.tensorrt import _use_timings, build_engine
-from merino_edge.runtime import tensorrt_engine, tensorrt_plan
+from merino_edge.runtime import onnx_engine, tensorrt_engine, tensorrt_plan
 from merino_edge.runtime.onnx_engine import OnnxEngine
 from merino_edge.runtime.row_writer import SOURCE
 from merino_edge.runtime.tensorrt_engine import TensorRtEngine
@@ -113,6 +113,7 @@ def test_steps_chunks_and_rewinds_over_bound_addresses(
 ) -> None:
     """Where memory is unified, nothing is copied there or back."""
     monkeypatch.setattr(HostMemory, "unified", unified)
+    monkeypatch.setattr(onnx_engine, "PREFILL_CHUNK", PROFILES[0])  # as long as TensorRT's: rounding is the same then
     context = 1100
     a = Architecture(60, context, 64, 64, (Block(64, 2, 1, 1, 64, True),))
     graph = to_bytes(build_model(a, random_weights(a), precision, context, "rtx", lowering))
