@@ -123,8 +123,8 @@ def guesser(
         return
     others = {
         "itself": bundle_path,
-        "another": make_bundle(lively_weights(a, 1)),
-        "short": make_bundle(weights, context=100),
+        "another": make_bundle({name: np.flip(array, 0) for name, array in small_model[1].items()}),
+        "short": make_bundle(small_model[1], context=100),
     }
     with closing(DraftModel.open(others[request.param], bundle.load(bundle_path), threads=1)) as opened:
         yield opened
