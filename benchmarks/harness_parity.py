@@ -39,7 +39,6 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--limit", type=int, default=500)
     options = parser.parse_args()
-    os.environ["TQDM_DISABLE"] = "1"
     data, *ours, theirs = Path(os.environ["MERINO_DATA"]), *options.models
     hugging = transformers.AutoModelForCausalLM.from_pretrained(theirs, dtype="float32").eval()
     reference = HFLM(pretrained=hugging, tokenizer=transformers.AutoTokenizer.from_pretrained(theirs), device="cpu")

@@ -65,6 +65,11 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         ids, bos = self._tokenizer.encode(string), self._tokenizer.chat.bos_token_id
         return ids[1:] if add_special_tokens is False and bos is not None and ids[:1] == [bos] else ids
 
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """As the harness splits them; its bar would not heed TQDM_DISABLE."""
+        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+        return found
+
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:

@@ -55,7 +55,7 @@ def evaluate(
     if limit is not None:
         limits.check_range("limit", limit, 1, limits.MAX_ITEMS)
     if data is None:
-        raise InputError("where are the evaluation sets?", "set MERINO_DATA, or give --data FOLDER")
+        raise InputError("nothing says where the evaluation sets are", "set MERINO_DATA, or give --data FOLDER")
     kind, newest = evaluation.KIND, evaluation.SCHEMA_VERSION
     other = None if against is None else artefact.read_json(against, kind, newest)
     engine, tokenizer, card = open_model(model, threads, cpu)
