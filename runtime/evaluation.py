@@ -12,8 +12,6 @@ the same numbers (docs/lab-notes.md).
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import time
@@ -27,6 +25,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.evaluator import evaluate as run_harness
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from merino_edge import artefact
 from merino_edge.errors import InputError
 from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.evaluation_tasks import harness_task
@@ -159,10 +158,9 @@ def evaluate_task(
         metrics[metric] = {"value": value, "stderr": standard_error(metric, items) if simple else None}
         if simple:
             per_item[metric] = [list(item) if isinstance(item, tuple) else float(item) for item in items]
-    documents = json.dumps([sample["doc"] for sample in samples], sort_keys=True, default=str)
     return {
         "items": len(samples),
-        "items_sha256": hashlib.sha256(documents.encode()).hexdigest(),
+        "items_sha256": artefact.sha256_text(artefact.canonical_json([sample["doc"] for sample in samples])),
         "metrics": metrics,
         "per_item": per_item,
         "seconds": round(time.perf_counter() - began, 1),
@@ -180,8 +178,8 @@ def value_of(metric: str, items: Any) -> float:
 def resampled(metric: str, items: Any, seed: int = 0) -> np.ndarray:
     """The metric of `RESAMPLES` draws of as many items, with replacement; the same draws for as many items [R]."""
     array = np.asarray(items, np.float64)
-    draws = np.random.default_rng(seed).integers(0, len(array), (RESAMPLES, len(array)))
-    return np.array([value_of(metric, array[draw]) for draw in draws])
+    rng = np.random.default_rng(seed)
+    return np.array([value_of(metric, array[rng.integers(0, len(array), len(array))]) for _ in range(RESAMPLES)])
 
 
 def standard_error(metric: str, items: Any) -> float:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,9 +74,10 @@ class Sampler:
         Raises InputError (a bias for a token that is not there), ArtefactError (logits that are not finite).
         """
         logits = adjusted(logits, history, answer, self.sampling)
+        best = int(logits.argmax())  # NaN and +infinity come out first
+        if not math.isfinite(logits[best]):
+            raise ArtefactError(f"the model returned logits of {logits[best]}", "export again with --precision fp32")
         if self.sampling.greedy or self.sampling.temperature == 0:
-            best = int(logits.argmax())
-            _require_finite(logits[best])
             return best
         ids, probabilities = distribution(logits, self.sampling)
         cumulative = probabilities.cumsum()
@@ -112,7 +112,7 @@ def adjusted(logits: Logits, history: Sequence[int], answer: Sequence[int], samp
 
 
 def distribution(logits: Logits, sampling: Sampling) -> tuple[TokenIds, Floats]:
-    """The candidate ids [N] and their probabilities [N], summing to 1, after the filters. Raises ArtefactError.
+    """The candidate ids [N] and their probabilities [N], summing to 1, after the filters.
 
     Top-k goes first, on the float32 logits: it does not depend on the temperature, and what follows
     then handles k numbers, not V.
@@ -120,9 +120,7 @@ def distribution(logits: Logits, sampling: Sampling) -> tuple[TokenIds, Floats]:
     k = sampling.top_k
     ids = _top(logits, k) if 0 < k < logits.size else np.arange(logits.size)
     scores = logits[ids].astype(np.float64) / sampling.temperature
-    most = scores.max()
-    _require_finite(most)
-    likely = _normal(np.exp(scores - most))
+    likely = _normal(np.exp(scores - scores.max()))
     if sampling.top_p < 1:
         # Drop the unlikeliest while they hold no more than 1 - top_p; the likeliest always stays. Of many, those below
         # a V-th of that go in any case, and unsorted: sorting a whole vocabulary takes longer than a small model.
@@ -142,30 +140,21 @@ def distribution(logits: Logits, sampling: Sampling) -> tuple[TokenIds, Floats]:
 
 
 def _top(logits: Logits, k: int) -> TokenIds:
-    """Ids of the k largest and their ties. Raises ArtefactError.
+    """Ids of the k largest and their ties.
 
     The k-th largest of the maxima of any groups is no larger than the k-th of all: only groups with a maximum as large
     can hold one. So a whole vocabulary is read once; sorting it takes ten times as long.
     """
     groups = logits.size // GROUP
     if groups > k:
-        grouped = logits[: GROUP * groups].reshape(GROUP, groups)
-        maxima = grouped.max(axis=0)
-        _require_finite(maxima.max())
+        maxima = logits[: GROUP * groups].reshape(GROUP, groups).max(axis=0)
         columns = np.flatnonzero(maxima >= np.partition(maxima, groups - k)[groups - k])
         rest = np.arange(GROUP * groups, logits.size)
         ids = np.concatenate([np.add.outer(np.arange(GROUP) * groups, columns).ravel(), rest])
     else:
         ids = np.arange(logits.size)
     found = logits[ids]
-    _require_finite(found.max())
     return np.asarray(ids[found >= np.partition(found, found.size - k)[found.size - k]])
-
-
-def _require_finite(most: np.floating[Any]) -> None:
-    """Of logits the largest; NaN and +infinity come out as such."""
-    if not math.isfinite(most):
-        raise ArtefactError(f"the model returned logits of {most}", "export again with --precision fp32")
 
 
 def _typical(ids: TokenIds, likely: Floats, mass: float) -> tuple[TokenIds, Floats]:

@@ -88,7 +88,7 @@ def open_model(path: Path, threads: int | None, cpu: bool) -> tuple[Engine, Toke
     """A checkpoint by PyTorch or a bundle by its engine, with its tokenizer and what a report calls it."""
     from merino_edge import limits
 
-    if (path / "manifest.json").exists() or not (path / "training.json").exists():
+    if not (path / "training.json").is_file():
         from merino_edge.cli.opening import open_bundle
 
         engine, tokenizer, opened = open_bundle(path, threads, cpu)
@@ -125,7 +125,9 @@ def _figure(metric: str, value: float, stderr: float | None) -> str:
 
 
 def _scale(metric: str) -> tuple[float, str]:
-    return (1, "") if "perplexity" in metric or metric == "bits_per_byte" else (100, " %")
+    from merino_edge.runtime.evaluation import PERPLEXITIES
+
+    return (1, "") if metric in PERPLEXITIES else (100, " %")
 
 
 def _comparison_line(row: dict[str, Any]) -> str:

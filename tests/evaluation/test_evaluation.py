@@ -16,12 +16,11 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sets import write_sets
-from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from merino_edge import checkpoint
 from merino_edge.cli.main import main
 from merino_edge.convert import import_model
+from merino_edge.data import END_OF_TEXT, END_OF_TEXT_ID, train_tokenizer
 from merino_edge.errors import InputError
 from merino_edge.export.graph import build_model, to_bytes
 from merino_edge.model import Model
@@ -53,20 +52,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pretrained(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """A Llama of random weights with a byte-level tokenizer, as transformers saves it."""
     folder = tmp_path_factory.mktemp("pretrained")
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet, special = pre_tokenizers.ByteLevel.alphabet(), ["<s>", "</s>"]
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=special)
-    backend.train_from_iterator([file.read_text() for file in sorted(data.rglob("*.jsonl"))], trainer)
+    backend = train_tokenizer((file.read_text() for file in sorted(data.rglob("*.jsonl"))), 400)
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=backend.get_vocab_size(), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, intermediate_size=48, max_position_embeddings=POSITIONS, bos_token_id=0, eos_token_id=1,
+        num_key_value_heads=2, intermediate_size=48, max_position_embeddings=POSITIONS,
+        bos_token_id=END_OF_TEXT_ID, eos_token_id=END_OF_TEXT_ID,
         initializer_range=0.3,
     )  # fmt: skip
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END_OF_TEXT).save_pretrained(folder)
     return folder
 
 

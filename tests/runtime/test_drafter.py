@@ -150,7 +150,7 @@ def outcome(made: Generation) -> tuple[object, ...]:
 
 
 @pytest.mark.usefixtures("eager")
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2**32 - 1),
     temperature=st.sampled_from([0.0, 0.3, 1.0]),
