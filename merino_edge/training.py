@@ -1,14 +1,15 @@
-"""Training: an architecture and text files to a checkpoint, by the paper's recipe, with exact resume.
+"""Training: an architecture and text to a checkpoint, by the paper's recipe, with exact resume.
 
-AdamW with warm-up, linear decay, gradient clipping and gradient accumulation. Batches are a function of the step
-(`merino_edge.data`) and the model has no dropout, so a run that was killed and continued ends with the bits of one
-that was not (same machine and thread count, CPU). It knows no terminal: progress goes to a callback.
+Batches are a function of the step (`merino_edge.data`) and the model has no dropout, so a run that was killed and
+continued ends with the bits of one that was not (same machine and thread count, CPU), and any number of workers
+(`merino_edge.workers`) sees the same batches. It knows no terminal: progress goes to a callback.
 
-While training, CKPT/state (merino_edge.training_state) holds step, architecture_id, corpus_sha256, config, the figures
-so far and the tensors weights.NAME, exp_avg.NAME, exp_avg_sq.NAME.
+While training, CKPT/state (merino_edge.training_state) holds step, architecture_id, corpus_sha256, start_sha256, config,
+the figures so far and the tensors weights.NAME and of the optimizer (merino_edge.optimizer).
 
 The finished checkpoint's training.json holds source "train", step, config, tokens, validation_loss_before,
-validation_loss (nats per token), tokens_per_second, history [[step, loss], ...], corpus_sha256, architecture_id.
+validation_loss (nats per token), tokens_per_second, history [[step, loss], ...], corpus_sha256, architecture_id,
+start_sha256 (of the checkpoint that it began with, or null).
 """
 
 from __future__ import annotations
@@ -21,63 +22,23 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from merino_edge import artefact, checkpoint, data, limits, training_state
+from merino_edge import artefact, checkpoint, data, limits, objective, training_state
 from merino_edge.architecture import Architecture
+from merino_edge.checkpoint import Checkpoint
 from merino_edge.errors import InputError, OutputError
 from merino_edge.model import Model
+from merino_edge.optimizer import Optimizer
+from merino_edge.training_config import TrainingConfig
+from merino_edge.workers import Workers, divided, whole
 
 VALIDATION_TOKENS = 2**14
 HISTORY_POINTS = 200
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
-Precision = Literal["auto", "fp32", "bf16"]
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How to train. The defaults are the paper's recipe (section 7); `micro_batch` only trades memory for time.
-
-    Precision "auto" is bf16 autocast where the GPU or CPU computes in bf16 natively, else fp32.
-    """
-
-    steps: int = 600_000
-    batch: int = 1024  # sequences per step
-    sequence: int = 1024  # tokens per sequence
-    micro_batch: int = 16  # sequences per forward pass
-    learning_rate: float = 6e-4  # peak
-    warmup: int = 1000  # steps
-    weight_decay: float = 0.1  # of matrices only
-    beta1: float = 0.9
-    beta2: float = 0.95
-    clip: float = 1.0  # gradient norm
-    seed: int = 0
-    precision: Precision = "auto"
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("steps", 1, limits.MAX_ITERATIONS),
-            ("batch", 1, limits.MAX_BATCH),
-            ("sequence", 1, limits.MAX_POSITIONS),
-            ("micro_batch", 1, limits.MAX_BATCH),
-            ("warmup", 0, self.steps),
-            ("seed", 0, limits.MAX_SEED),
-        ):
-            limits.check_range(name, getattr(self, name), low, high)
-        _require(0 < self.learning_rate < 1, f"learning rate is {self.learning_rate}, outside 0 to 1")
-        _require(self.precision in get_args(Precision), f"precision is {self.precision!r}, not auto, fp32 or bf16")
-
-    def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up to the peak, then linear decay that would reach 0 one step after the last."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        return self.learning_rate * (self.steps - step) / max(1, self.steps - self.warmup)
 
 
 @dataclass(frozen=True)
@@ -87,6 +48,7 @@ class Progress:
     step: int  # steps done
     loss: float
     learning_rate: float
+    gradient_norm: float  # before clipping
     tokens_per_second: float
     validation_loss: float
 
@@ -99,99 +61,137 @@ class Outcome:
     training: dict[str, Any]
 
 
+class Diverged(InputError):
+    """A loss or gradient that is no number. The model is as it was before that step."""
+
+
 class Trainer:
     """A model, its optimizer and the step they have reached."""
 
-    def __init__(self, a: Architecture, corpus: data.Corpus, config: TrainingConfig) -> None:
+    def __init__(
+        self,
+        a: Architecture,
+        corpus: data.Corpus,
+        config: TrainingConfig,
+        *,
+        start: Checkpoint | None = None,
+        workers: Workers | None = None,
+        compiled: bool = False,
+    ) -> None:
+        """Begin with random weights, or with those of `start`, a checkpoint of `a`."""
         if config.sequence > a.max_positions:
             what = f"sequences of {config.sequence} are longer than the model's {a.max_positions} positions"
             raise InputError(what, f"use --sequence {a.max_positions} or less")
-        self.corpus, self.config, self.step = corpus, config, 0
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and _has_bf16(self.device))
-        self.model = Model(a, config.seed).to(self.device)
-        named = sorted(self.model.named_parameters(), key=lambda item: item[1].ndim < 2)  # matrices first
-        self.names = [name for name, _ in named]
-        groups = [
-            {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), fused=True)
+        self.corpus, self.config, self.step, self.gradient_norm = corpus, config, 0, 0.0
+        self.workers = workers or Workers()
+        self.part = self.workers.part(config.batch)
+        self.device = self.workers.device
+        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16(self.device))
+        self.start_sha256 = None if start is None else start.training["sha256"]
+        self.model = Model(a, config.seed) if start is None else Model.from_weights(a, start.weights)
+        self.model.to(self.device)
+        if compiled:
+            self.model.compile()
+        self.called = self.workers.wrap(self.model)
+        self.optimizer = Optimizer(self.model, config)
 
-    def _loss(self, batch: data.Batch) -> Tensor:
-        inputs, targets = (torch.from_numpy(part).to(self.device) for part in batch)
+    def _losses(self, inputs: np.ndarray, targets: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Of [B, T] tokens, as `objective.next_token` gives them."""
+        x, y = (torch.from_numpy(part).to(self.device, non_blocking=True) for part in (inputs, targets))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = self.model(inputs)  # [B, T, V]
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+            logits = self.called(x)  # [B, T, V]
+        return objective.next_token(logits, y, self.config.z_loss)
 
     def train_step(self) -> float:
-        """One optimizer step; the batch's mean loss in nats. Raises InputError, the model unchanged, if it diverged."""
+        """One optimizer step; the batch's mean loss in nats. Raises Diverged, the model unchanged."""
         c = self.config
         inputs, targets = self.corpus.batch(self.step, c.batch, c.sequence, c.seed)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = 0.0
-        for first in range(0, c.batch, c.micro_batch):
-            part = slice(first, first + c.micro_batch)
-            share = self._loss((inputs[part], targets[part])) * (len(inputs[part]) / c.batch)
-            share.backward()  # type: ignore[no-untyped-call]
-            loss += share.item()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.clip)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise InputError(
-                f"training diverged at step {self.step + 1} (loss {loss})", "train again with a lower --learning-rate"
-            )
-        for group in self.optimizer.param_groups:
-            group["lr"] = c.learning_rate_at(self.step)
-        self.optimizer.step()
+        learned = max(1, int((targets != objective.IGNORED).sum()))  # over all workers
+        inputs, targets = inputs[self.part], targets[self.part]
+        self.optimizer.zero_grad()
+        entropies = []
+        for first in range(0, len(inputs), c.micro_batch):
+            rows = slice(first, first + c.micro_batch)
+            with self.workers.accumulating(last=first + c.micro_batch >= len(inputs)):
+                total, entropy = self._losses(inputs[rows], targets[rows])
+                (total * (self.workers.count / learned)).backward()  # type: ignore[no-untyped-call]
+            entropies.append(entropy.detach())
+        (loss,) = self.workers.sums(sum(float(entropy) for entropy in entropies) / learned)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.clip))
+        self.gradient_norm = float(norm)
+        if not (math.isfinite(loss) and math.isfinite(self.gradient_norm)):
+            raise Diverged(self._divergence(loss, entropies), "train again with a lower --learning-rate")
+        self.optimizer.step(c.learning_rate_at(self.step))
         self.step += 1
         return loss
 
+    def _divergence(self, loss: float, entropies: list[Tensor]) -> str:
+        """Where a step went wrong: its number, and which of its sequences."""
+        bad = [i for i, entropy in enumerate(entropies) if not math.isfinite(float(entropy))]
+        what = f"loss {loss}, gradient {self.gradient_norm}"
+        if bad:
+            first = self.part.start + bad[0] * self.config.micro_batch
+            what += f", first in sequences {first} to {min(self.part.stop, first + self.config.micro_batch) - 1}"
+        return f"training diverged at step {self.step + 1} ({what})"
+
     @torch.no_grad()
     def validation_loss(self) -> float:
-        """Mean loss over a fixed part of the held-out tokens, in nats per token."""
+        """Mean loss of the weights that would be kept, over a fixed part of the held-out tokens, in nats per token."""
         c = self.config
         inputs, targets = self.corpus.validation(max(1, VALIDATION_TOKENS // c.sequence), c.sequence)
-        parts = [slice(i, i + c.micro_batch) for i in range(0, len(inputs), c.micro_batch)]
-        losses = [self._loss((inputs[part], targets[part])).item() for part in parts]
-        return float(np.average(losses, weights=[len(inputs[part]) for part in parts]))
+        total = 0.0
+        with self.optimizer.averaged():
+            for first in range(0, len(inputs), c.micro_batch):
+                rows = slice(first, first + c.micro_batch)
+                total += float(self._losses(inputs[rows], targets[rows])[1])
+        return total / max(1, int((targets != objective.IGNORED).sum()))
 
     @property
     def tokens(self) -> int:
         """Trained on so far, repeats counted."""
-        return self.step * self.config.batch * self.config.sequence
+        return self.step * self.config.tokens_per_step
 
     # --- state ---
 
     def identity(self) -> dict[str, Any]:
         """What a continued training must agree with, and the step reached."""
         ids = {"architecture_id": self.model.architecture.id, "corpus_sha256": self.corpus.sha256}
-        return {"step": self.step, **ids, "config": dataclasses.asdict(self.config)}
+        config = dataclasses.asdict(self.config)
+        return {"step": self.step, **ids, "start_sha256": self.start_sha256, "config": config}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that training changes, by its name in the state file."""
-        result = {f"weights.{name}": value for name, value in self.model.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            result.update({f"{kind}.{self.names[index]}": moments[kind] for kind in MOMENTS})
-        return result
+        """Everything that training changes, by its name in the state file; whole, on every worker."""
+        found = {f"weights.{name}": value for name, value in self.model.state_dict().items()}
+        return {name: whole(tensor) for name, tensor in (found | self.optimizer.state()).items()}
 
     def restore(self, tensors: dict[str, Tensor], step: int) -> None:
         """Continue from what `tensors` gave at `step`."""
         self.step = step
-        weights = {name: tensors[f"weights.{name}"] for name in self.names}
-        self.model.load_state_dict(weights)
-        moments = {
-            index: {"step": torch.tensor(float(step)), **{kind: tensors[f"{kind}.{name}"].clone() for kind in MOMENTS}}
-            for index, name in enumerate(self.names)
+        like = self.model.state_dict()
+        of = {name: like.get(name.partition(".")[2], tensor) for name, tensor in tensors.items()}
+        parts = {
+            name: divided(tensor.to(self.device), of[name]) if tensor.shape == of[name].shape else tensor
+            for name, tensor in tensors.items()
         }
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.model.load_state_dict({name: parts.pop(f"weights.{name}") for name in like})
+        self.optimizer.restore(parts)
+
+    def kept_weights(self) -> dict[str, np.ndarray]:
+        """The weights that a checkpoint gets: averaged ones where there are any. On every worker."""
+        with self.optimizer.averaged():
+            state = self.model.state_dict()
+            return {name: whole(value).float().numpy(force=True).copy() for name, value in state.items()}
 
 
 def train(
     a: Architecture,
-    sources: Sequence[Path | str],
+    corpus: data.Corpus | Sequence[Path | str],
     out: Path | str,
     config: TrainingConfig,
     *,
+    start: Checkpoint | None = None,
+    workers: Workers | None = None,
+    compiled: bool = False,
     resume: bool = False,
     save_every: int = 1000,
     on_step: Callable[[Progress], None] = lambda _: None,
@@ -199,28 +199,50 @@ def train(
 ) -> Outcome:
     """Train into the checkpoint folder `out`, saving every `save_every` steps and when `should_stop` says so.
 
-    With `resume` it continues what `out` holds. Raises InputError (corpus, divergence, anything changed since),
-    ArtefactError (an altered state), OutputError. Before the first save a failure leaves nothing behind.
+    `corpus` is a prepared one, or what to prepare one from. `start`: a checkpoint to begin with instead of random
+    weights. With `resume` it continues what `out` holds. Raises InputError (corpus, anything changed since), Diverged
+    (what was saved before stays), ArtefactError (an altered state), OutputError. Before the first save a failure leaves
+    nothing behind.
     """
     limits.check_range("save_every", save_every, 1, limits.MAX_ITERATIONS)
-    out = Path(out)
+    out, workers = Path(out), workers or Workers()
     saved = training_state.load(out) if resume else None
+    prepared = corpus if isinstance(corpus, data.Corpus) else None
     if saved is None:
-        _refuse_occupied(out)
+        if workers.first:
+            _refuse_occupied(out)
     else:
-        _refuse_changed(saved, a, data.fingerprint(sources), config, out)
+        sha256 = prepared.sha256 if prepared else data.fingerprint(corpus)  # type: ignore[arg-type]
+        _refuse_changed(saved, a, sha256, None if start is None else start.training["sha256"], config, out)
     try:
-        corpus = data.prepare(sources, a.vocab_size, training_state.folder_of(out) / "corpus")
-        trainer = Trainer(a, corpus, config)
+        if prepared is None:
+            prepared = _prepared(corpus, a, start, training_state.folder_of(out) / "corpus", workers)  # type: ignore[arg-type]
+        trainer = Trainer(a, prepared, config, start=start, workers=workers, compiled=compiled)
         if saved is not None:
             trainer.restore(training_state.load_tensors(out, saved), saved["step"])
         return _run(trainer, out, saved["figures"] if saved else None, save_every, on_step, should_stop)
-    except BaseException:
+    except BaseException as error:
         if not training_state.exists(out):
-            shutil.rmtree(training_state.folder_of(out), ignore_errors=True)
-            with contextlib.suppress(OSError):
-                out.rmdir()  # only if it is empty: an older checkpoint stays
+            if workers.first:
+                shutil.rmtree(training_state.folder_of(out), ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    out.rmdir()  # only if it is empty: an older checkpoint stays
+        elif isinstance(error, Diverged):
+            step = training_state.load(out)["step"]
+            raise Diverged(f"{error.message}; {out} keeps step {step:,}", error.hint) from None
         raise
+
+
+def _prepared(
+    sources: Sequence[Path | str], a: Architecture, start: Checkpoint | None, folder: Path, workers: Workers
+) -> data.Corpus:
+    """The corpus of `sources` in `folder`: the first worker makes it, the others read it."""
+    if not workers.first:
+        workers.wait()
+    found = data.prepare(sources, a.vocab_size, folder)
+    if workers.first:
+        workers.wait()
+    return found
 
 
 def _run(
@@ -233,43 +255,55 @@ def _run(
 ) -> Outcome:
     c = trainer.config
     if figures is None:
-        start = trainer.validation_loss()
-        figures = {"validation_loss_before": start, "validation_loss": start, "train_seconds": 0.0, "history": []}
+        first = trainer.validation_loss()
+        figures = {"validation_loss_before": first, "validation_loss": first, "train_seconds": 0.0, "history": []}
     while trainer.step < c.steps:
         rate, began = c.learning_rate_at(trainer.step), time.perf_counter()
         loss = trainer.train_step()
         figures["train_seconds"] += time.perf_counter() - began
         if trainer.step == 1 or trainer.step % max(1, c.steps // HISTORY_POINTS) == 0:
             figures["history"].append([trainer.step, loss])
-        if trainer.step < c.steps and ((stop := should_stop()) or trainer.step % save_every == 0):
+        (asked,) = trainer.workers.sums(should_stop())
+        if trainer.step < c.steps and (asked or trainer.step % save_every == 0):
             figures["validation_loss"] = trainer.validation_loss()
-            training_state.save(out, {**trainer.identity(), "figures": figures}, trainer.tensors())
-            training = _write_checkpoint(trainer, out, figures)
-            if stop:
+            training = _save(trainer, out, figures, unfinished=True)
+            if asked:
                 return Outcome(False, training)
         speed = trainer.tokens / figures["train_seconds"]
-        on_step(Progress(trainer.step, loss, rate, speed, figures["validation_loss"]))
+        norm = trainer.gradient_norm
+        on_step(Progress(trainer.step, loss, rate, norm, speed, figures["validation_loss"]))
     figures["validation_loss"] = trainer.validation_loss()
-    training = _write_checkpoint(trainer, out, figures)
-    shutil.rmtree(training_state.folder_of(out))
+    training = _save(trainer, out, figures, unfinished=False)
+    if trainer.workers.first:
+        shutil.rmtree(training_state.folder_of(out), ignore_errors=True)
+    trainer.workers.wait()
     return Outcome(True, training)
 
 
-def _write_checkpoint(trainer: Trainer, out: Path, figures: dict[str, Any]) -> dict[str, Any]:
+def _save(trainer: Trainer, out: Path, figures: dict[str, Any], unfinished: bool) -> dict[str, Any]:
+    """Write the checkpoint, and what an unfinished training needs to go on. What training.json holds."""
     speed = trainer.tokens / figures["train_seconds"]
+    identity = trainer.identity()
     training = {
         "source": "train",
-        **trainer.identity(),
+        **identity,
         "tokens": trainer.tokens,
         "tokens_per_second": speed,
         **figures,
     }
-    a, weights = trainer.model.architecture, trainer.model.to_weights()
-    checkpoint.write_files(out, a, weights, trainer.corpus.tokenizer_json, data.chat_format(), training)
+    tensors = trainer.tensors() if unfinished else {}
+    weights = trainer.kept_weights()
+    if trainer.workers.first:
+        if unfinished:
+            training_state.save(out, {**identity, "figures": figures}, tensors)
+        corpus = trainer.corpus
+        chat = data.chat_format()
+        checkpoint.write_files(out, trainer.model.architecture, weights, corpus.tokenizer_json, chat, training)
+    trainer.workers.wait()
     return training
 
 
-def _has_bf16(device: torch.device) -> bool:
+def has_bf16(device: torch.device) -> bool:
     """Whether matrices multiply in bf16 natively; emulated, it is slower than fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -278,14 +312,20 @@ def _has_bf16(device: torch.device) -> bool:
 
 
 def _refuse_changed(
-    saved: dict[str, Any], a: Architecture, corpus_sha256: str, config: TrainingConfig, out: Path
+    saved: dict[str, Any],
+    a: Architecture,
+    corpus_sha256: str,
+    start_sha256: str | None,
+    config: TrainingConfig,
+    out: Path,
 ) -> None:
     hint = f"give what the training in {out} began with, or choose another --out"
     _require(saved.get("architecture_id") == a.id, "the architecture has changed since the training began", hint)
     _require(saved.get("corpus_sha256") == corpus_sha256, "the corpus has changed since the training began", hint)
+    _require(saved.get("start_sha256") == start_sha256, "the training began with another checkpoint", hint)
+    then = dataclasses.asdict(TrainingConfig(**saved["config"]))
     for name, value in dataclasses.asdict(config).items():
-        then = saved["config"].get(name)
-        _require(then == value, f"{name} is {value}, the training began with {then}", hint)
+        _require(then[name] == value, f"{name} is {value}, the training began with {then[name]}", hint)
 
 
 def _refuse_occupied(out: Path) -> None:
@@ -296,6 +336,6 @@ def _refuse_occupied(out: Path) -> None:
         raise OutputError(f"{out} exists and is not an artefact of merino-edge", "choose another --out")
 
 
-def _require(condition: bool, message: str, hint: str = "see: merino-edge train --help") -> None:
+def _require(condition: bool, message: str, hint: str) -> None:
     if not condition:
         raise InputError(message, hint)

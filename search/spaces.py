@@ -6,6 +6,7 @@
 | edge | a Jetson-class board: Llama-like layers, up to 4 blocks, vocabulary and context to choose |
 | wide | everything there is to choose, up to 8 blocks |
 | demo | small enough to train on two CPU cores in minutes |
+| study | many of them small enough to train on two CPU cores, narrow first blocks included |
 
 The bytes per token were measured with tokenizers as `merino-edge train` makes them: `python
 benchmarks/bytes_per_token.py`.
@@ -107,8 +108,25 @@ DEMO = Space(
     least_embedding=0.5,
     model=dataclasses.replace(_LLAMA_LIKE, head_dim=32, rotary_dim=32, blocks=(Block(32, 1, 1, 1, 1),)),
 )
+# For training many models on a CPU: the paper's kind of layer, and no least width, so that narrow cuts can be studied.
+STUDY = Space(
+    name="study",
+    blocks=(1, 2, 3),
+    widths=(64, 96, 128, 192, 256),
+    ffn_ratios=(1, 2, 3, 4),
+    layers=(1, 2, 3, 4),
+    kv_groups=(1,),
+    shared=(False,),
+    ffn=("relu",),
+    embedding_widths=(192,),
+    vocabularies=vocabularies(2048),
+    contexts=(256,),
+    least_width=0,
+    least_embedding=0,
+    model=dataclasses.replace(_OPT_LIKE, head_dim=32, blocks=(Block(32, 1, 1, 1, 1),)),
+)
 
-SPACES = {space.name: space for space in (PAPER, EDGE, WIDE, DEMO)}
+SPACES = {space.name: space for space in (PAPER, EDGE, WIDE, DEMO, STUDY)}
 
 
 def load_space(name_or_path: str) -> Space:

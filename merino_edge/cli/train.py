@@ -12,7 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from merino_edge.architecture import Architecture
-    from merino_edge.training import TrainingConfig
+    from merino_edge.training_config import TrainingConfig
 
 
 def train(
@@ -97,7 +97,7 @@ def train(
 def _config(a: Architecture, out: Path, resume: bool, given: dict[str, Any]) -> TrainingConfig:
     """What was given on the command line; the rest from the training to continue, else from the paper."""
     from merino_edge import training_state
-    from merino_edge.training import TrainingConfig
+    from merino_edge.training_config import TrainingConfig
 
     if resume:
         return TrainingConfig(**{**training_state.load(out)["config"], **given})

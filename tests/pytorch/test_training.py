@@ -23,9 +23,9 @@ from merino_edge import architecture, artefact, checkpoint, data, training_state
 from merino_edge.architecture import Architecture, Block
 from merino_edge.corpus import tiny_stories
 from merino_edge.errors import ArtefactError, InputError, OutputError
-from merino_edge.model import Model
 from merino_edge.tokenizer import Tokenizer
-from merino_edge.training import Outcome, Trainer, TrainingConfig, train
+from merino_edge.training import Outcome, Trainer, train
+from merino_edge.training_config import TrainingConfig
 
 A = Architecture(
     400,
@@ -110,7 +110,7 @@ def test_micro_batches_add_up_to_the_batch(source: Path, tmp_path: Path) -> None
 
 def test_only_matrices_decay(source: Path, tmp_path: Path) -> None:
     trainer = Trainer(A, data.prepare([source], A.vocab_size, tmp_path / "corpus"), CONFIG)
-    decayed, kept = trainer.optimizer.param_groups
+    decayed, kept = trainer.optimizer.groups
     assert decayed["weight_decay"] == CONFIG.weight_decay and kept["weight_decay"] == 0
     assert {p.ndim for p in decayed["params"]} == {2} and {p.ndim for p in kept["params"]} == {1}
     assert sum(p.numel() for group in (decayed, kept) for p in group["params"]) == A.parameters
@@ -294,6 +294,5 @@ def test_a_training_state_that_cannot_be_written_keeps_the_last(source: Path, st
 
 def test_a_checkpoint_is_the_trained_model(uninterrupted: Path, source: Path, tmp_path: Path) -> None:
     loaded = checkpoint.load(uninterrupted)
-    trainer = Trainer(A, data.prepare([source], A.vocab_size, tmp_path / "corpus"), CONFIG)
-    trainer.model = Model.from_weights(A, loaded.weights)
+    trainer = Trainer(A, data.prepare([source], A.vocab_size, tmp_path / "corpus"), CONFIG, start=loaded)
     assert trainer.validation_loss() == loaded.training["validation_loss"]
