@@ -2,19 +2,31 @@
 
 OPT, GPT-2 (and Cerebras-GPT), GPT-NeoX (Pythia), and the Llama family (Llama, Mistral and Qwen2 without sliding
 window). Configurations are read as transformers 4 and 5 write them; a missing field means that family's documented
-default, and what no architecture can spell is refused by name. Reads no file.
+default, and what no architecture can spell is refused by name. One table of names serves reading and writing.
+What is written is what a family has words for: whoever writes reads it back to see whether anything is lost
+(merino_edge.convert_to_huggingface). Touches no file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
-
 from merino_edge.architecture import Architecture, Bias, Block, Ffn
-from merino_edge.convert import Layout, split_fused
+from merino_edge.convert import Layout
+from merino_edge.convert_layouts import (
+    GPT2_LAYOUT,
+    LLAMA_LAYOUT,
+    NEOX_LAYOUT,
+    OPT_LAYOUT,
+    Fuse,
+    fuse_as_is,
+    fuse_gpt2,
+    fuse_neox,
+)
 from merino_edge.errors import ArtefactError, UnsupportedError
 
 T = TypeVar("T", int, float, bool, str)
@@ -85,62 +97,118 @@ class Config:
         return base, fraction
 
 
-# --- families --------------------------------------------------------------------------------------
+# --- configurations --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fields:
+    """A family's names for what it says as an `Architecture` does; empty where it leaves no choice."""
+
+    vocab_size: str = "vocab_size"
+    tied_head: str = "tie_word_embeddings"
+    max_positions: str = "max_position_embeddings"
+    embedding_width: str = ""
+    width: str = "hidden_size"
+    layers: str = "num_hidden_layers"
+    heads: str = "num_attention_heads"
+    kv_heads: str = ""
+    head_dim: str = ""
+    ffn_width: str = "intermediate_size"
+    norm_epsilon: str = ""
+    ffn: str = ""  # by the names of ACTIVATIONS
+    parallel_residual: str = ""
+
+    def read(self, c: Config, tied_head: bool, ffn_width: int | None = None, **others: Any) -> Architecture:
+        """`tied_head` and `ffn_width` where `c` says nothing; `others` as the architecture is to have them."""
+        width, heads = c.need(self.width), c.need(self.heads)
+        kv_heads = c.get(self.kv_heads, heads)
+        ffn_width = c.need(self.ffn_width) if ffn_width is None else c.get(self.ffn_width, ffn_width)
+        return Architecture(
+            vocab_size=c.need(self.vocab_size),
+            max_positions=c.need(self.max_positions),
+            embedding_width=c.get(self.embedding_width, width),
+            blocks=(Block(width, c.need(self.layers), heads, kv_heads, ffn_width),),
+            tied_head=c.get(self.tied_head, tied_head),
+            **{"head_dim": width // heads, **others},
+        )
+
+    def write(self, a: Architecture) -> dict[str, Any]:
+        """The fields of an architecture of one block."""
+        ours = {**dataclasses.asdict(a.blocks[0]), **a.to_dict(), "ffn": _NAME_OF.get(a.ffn)}
+        names = dataclasses.asdict(self)
+        return {theirs: ours[name] for name, theirs in names.items() if theirs}
+
+
+_NAME_OF: dict[Ffn, str] = {ffn: name for name, ffn in reversed(ACTIVATIONS.items())}  # the first of each
+_OPT = Fields(embedding_width="word_embed_proj_dim", ffn_width="ffn_dim", ffn="activation_function")
+_GPT2 = Fields(
+    max_positions="n_positions",
+    width="n_embd",
+    layers="n_layer",
+    heads="n_head",
+    ffn_width="n_inner",
+    norm_epsilon="layer_norm_epsilon",
+    ffn="activation_function",
+)
+_NEOX = Fields(norm_epsilon="layer_norm_eps", ffn="hidden_act", parallel_residual="use_parallel_residual")
+_LLAMA = Fields(kv_heads="num_key_value_heads", head_dim="head_dim", norm_epsilon="rms_norm_eps")
 
 
 def _opt(c: Config) -> Architecture:
     c.only("layer_norm_elementwise_affine", True)
     c.only("_remove_final_layer_norm", False)
-    width, heads = c.need("hidden_size"), c.need("num_attention_heads")
-    return Architecture(
-        vocab_size=c.need("vocab_size"),
-        max_positions=c.need("max_position_embeddings"),
-        embedding_width=c.get("word_embed_proj_dim", width),
-        head_dim=width // heads,
-        blocks=(Block(width, c.need("num_hidden_layers"), heads, heads, c.need("ffn_dim")),),
-        tied_head=c.get("tie_word_embeddings", True),
+    return _OPT.read(
+        c,
+        tied_head=True,
         norm_placement="pre" if c.get("do_layer_norm_before", True) else "post",
-        ffn=c.activation("activation_function", "relu"),
+        ffn=c.activation(_OPT.ffn, "relu"),
         position_offset=2,
         bias="all" if c.get("enable_bias", True) else "none",
     )
+
+
+def _to_opt(a: Architecture) -> dict[str, Any]:
+    return {"do_layer_norm_before": a.norm_placement == "pre", "enable_bias": a.bias == "all"}
 
 
 def _gpt2(c: Config) -> Architecture:
     c.only("scale_attn_weights", True)
     c.only("scale_attn_by_inverse_layer_idx", False)
     c.only("add_cross_attention", False)
-    width, heads = c.need("n_embd"), c.need("n_head")
-    return Architecture(
-        vocab_size=c.need("vocab_size"),
-        max_positions=c.need("n_positions"),
-        embedding_width=width,
-        head_dim=width // heads,
-        blocks=(Block(width, c.need("n_layer"), heads, heads, c.get("n_inner", 4 * width)),),
-        tied_head=c.get("tie_word_embeddings", True),
-        norm_epsilon=c.get("layer_norm_epsilon", 1e-5),
-        ffn=c.activation("activation_function", "gelu_new"),
+    return _GPT2.read(
+        c,
+        tied_head=True,
+        ffn_width=4 * c.need(_GPT2.width),
+        norm_epsilon=c.get(_GPT2.norm_epsilon, 1e-5),
+        ffn=c.activation(_GPT2.ffn, "gelu_new"),
     )
+
+
+def _to_gpt2(a: Architecture) -> dict[str, Any]:
+    return {}
 
 
 def _neox(c: Config) -> Architecture:
     c.only("attention_bias", True)
     base, fraction = c.rope("rotary_emb_base", "rotary_pct", 0.25)
-    width, heads = c.need("hidden_size"), c.need("num_attention_heads")
-    return Architecture(
-        vocab_size=c.need("vocab_size"),
-        max_positions=c.need("max_position_embeddings"),
-        embedding_width=width,
-        head_dim=width // heads,
-        blocks=(Block(width, c.need("num_hidden_layers"), heads, heads, c.need("intermediate_size")),),
-        tied_head=c.get("tie_word_embeddings", False),
-        norm_epsilon=c.get("layer_norm_eps", 1e-5),
-        ffn=c.activation("hidden_act", "gelu"),
+    return _NEOX.read(
+        c,
+        tied_head=False,
+        norm_epsilon=c.get(_NEOX.norm_epsilon, 1e-5),
+        ffn=c.activation(_NEOX.ffn, "gelu"),
         positions="rotary",
-        rotary_dim=int(width // heads * fraction),
+        rotary_dim=int(c.need(_NEOX.width) // c.need(_NEOX.heads) * fraction),
         rotary_base=base,
-        parallel_residual=c.get("use_parallel_residual", True),
+        parallel_residual=c.get(_NEOX.parallel_residual, True),
     )
+
+
+def _to_neox(a: Architecture) -> dict[str, Any]:
+    fraction = (a.rotary_dim or a.head_dim) / a.head_dim
+    if int(a.head_dim * fraction) < a.rotary_dim:  # as whoever reads it computes
+        fraction = math.nextafter(fraction, 1.0)
+    old = {"rotary_emb_base": a.rotary_base, "rotary_pct": fraction}
+    return {**old, "rope_parameters": {**_rope(a), "partial_rotary_factor": fraction}}
 
 
 def _llama(c: Config, bias: Bias | None = None) -> Architecture:
@@ -156,24 +224,24 @@ def _llama(c: Config, bias: Bias | None = None) -> Architecture:
     base, fraction = c.rope("rope_theta", "partial_rotary_factor", 1.0)
     if fraction != 1.0:
         raise UnsupportedError(f"{c.where}: partial_rotary_factor {fraction} is not supported", CHOOSE)
-    width, heads = c.need("hidden_size"), c.need("num_attention_heads")
-    head_dim = c.get("head_dim", width // heads)
-    kv_heads = c.get("num_key_value_heads", heads)
-    return Architecture(
-        vocab_size=c.need("vocab_size"),
-        max_positions=c.need("max_position_embeddings"),
-        embedding_width=width,
+    head_dim = c.get(_LLAMA.head_dim, c.need(_LLAMA.width) // c.need(_LLAMA.heads))
+    return _LLAMA.read(
+        c,
+        tied_head=False,
         head_dim=head_dim,
-        blocks=(Block(width, c.need("num_hidden_layers"), heads, kv_heads, c.need("intermediate_size")),),
-        tied_head=c.get("tie_word_embeddings", False),
         norm="rmsnorm",
-        norm_epsilon=c.get("rms_norm_eps", 1e-6),
+        norm_epsilon=c.get(_LLAMA.norm_epsilon, 1e-6),
         ffn="swiglu",
         positions="rotary",
         rotary_dim=head_dim,
         rotary_base=base,
         bias=bias,
     )
+
+
+def _to_llama(a: Architecture) -> dict[str, Any]:
+    biased = a.bias == "all"
+    return {**_gated_rotary(a), "attention_bias": biased, "mlp_bias": biased}
 
 
 def _mistral(c: Config) -> Architecture:
@@ -184,6 +252,10 @@ def _mistral(c: Config) -> Architecture:
     return _llama(c, "none")
 
 
+def _to_mistral(a: Architecture) -> dict[str, Any]:
+    return {**_gated_rotary(a), "sliding_window": None}
+
+
 def _qwen2(c: Config) -> Architecture:
     c.only("use_sliding_window", False)
     for kind in c.values.get("layer_types") or ():
@@ -192,96 +264,44 @@ def _qwen2(c: Config) -> Architecture:
     return _llama(c, "qkv")
 
 
-def _adapt_gpt2(a: Architecture, ours: tuple[str, ...], array: np.ndarray) -> Sequence[np.ndarray]:
-    """GPT-2's linear layers are stored [in, out], query, key and value in one."""
-    linear = ours[0].startswith("blocks.") and array.ndim == 2
-    return split_fused(a, ours, array.T if linear else array)
+def _to_qwen2(a: Architecture) -> dict[str, Any]:
+    return {**_gated_rotary(a), "use_sliding_window": False}
 
 
-def _adapt_neox(a: Architecture, ours: tuple[str, ...], array: np.ndarray) -> Sequence[np.ndarray]:
-    """Query, key and value are interleaved head by head: [heads, 3, D, ...]."""
-    if len(ours) == 1:
-        return [array]
-    block = a.blocks[0]
-    by_head = array.reshape(block.heads, 3, a.head_dim, *array.shape[1:])
-    return [by_head[:, part].reshape(block.width, *array.shape[1:]) for part in range(3)]
+def _gated_rotary(a: Architecture) -> dict[str, Any]:
+    """`rope_theta` beside `rope_parameters`: transformers 4 knows only that, and would take its default unseen."""
+    return {"hidden_act": "silu", "rope_theta": a.rotary_base, "rope_parameters": _rope(a)}
+
+
+def _rope(a: Architecture) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": a.rotary_base}
+
+
+# --- families --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Family:
+    """`architecture` reads a configuration; `fields` and `others` write it. `fuse` undoes `layout.adapt`."""
+
+    model: str  # transformers' class
     architecture: Callable[[Config], Architecture]
+    fields: Fields
+    others: Callable[[Architecture], dict[str, Any]]
     layout: Layout
-    prefixes: tuple[str, ...]  # that a weight's name may or may not start with
+    prefixes: tuple[str, ...]  # that a weight's name may or may not start with; the first is written
+    fuse: Fuse = fuse_as_is
+
+    def config(self, a: Architecture) -> dict[str, Any]:
+        """What this family's `config.json` can say of an architecture of one block, whether or not that is all."""
+        return {**self.fields.write(a), **self.others(a)}
 
 
-_QKV = "attention.query attention.key attention.value"
-_LLAMA_LAYOUT = Layout(
-    {"embed_tokens": "embedding", "norm": "final_norm", "lm_head": "head"},
-    "layers.",
-    {
-        "input_layernorm": "attention_norm",
-        "self_attn.q_proj": "attention.query",
-        "self_attn.k_proj": "attention.key",
-        "self_attn.v_proj": "attention.value",
-        "self_attn.o_proj": "attention.output",
-        "post_attention_layernorm": "ffn_norm",
-        "mlp.gate_proj": "ffn.gate",
-        "mlp.up_proj": "ffn.up",
-        "mlp.down_proj": "ffn.down",
-    },
-)
-_OPT_LAYOUT = Layout(
-    {
-        "embed_tokens": "embedding",
-        "embed_positions": "positions",
-        "project_in": "projection_in",
-        "final_layer_norm": "final_norm",
-        "project_out": "projection_out",
-        "lm_head": "head",
-    },
-    "layers.",
-    {
-        "self_attn_layer_norm": "attention_norm",
-        "self_attn.q_proj": "attention.query",
-        "self_attn.k_proj": "attention.key",
-        "self_attn.v_proj": "attention.value",
-        "self_attn.out_proj": "attention.output",
-        "final_layer_norm": "ffn_norm",
-        "fc1": "ffn.up",
-        "fc2": "ffn.down",
-    },
-)
-_GPT2_LAYOUT = Layout(
-    {"wte": "embedding", "wpe": "positions", "ln_f": "final_norm", "lm_head": "head"},
-    "h.",
-    {
-        "ln_1": "attention_norm",
-        "attn.c_attn": _QKV,
-        "attn.c_proj": "attention.output",
-        "ln_2": "ffn_norm",
-        "mlp.c_fc": "ffn.up",
-        "mlp.c_proj": "ffn.down",
-    },
-    _adapt_gpt2,
-)
-_NEOX_LAYOUT = Layout(
-    {"embed_in": "embedding", "final_layer_norm": "final_norm", "embed_out": "head"},
-    "layers.",
-    {
-        "input_layernorm": "attention_norm",
-        "attention.query_key_value": _QKV,
-        "attention.dense": "attention.output",
-        "post_attention_layernorm": "ffn_norm",
-        "mlp.dense_h_to_4h": "ffn.up",
-        "mlp.dense_4h_to_h": "ffn.down",
-    },
-    _adapt_neox,
-)
 FAMILIES = {
-    "opt": Family(_opt, _OPT_LAYOUT, ("model.decoder.", "decoder.")),
-    "gpt2": Family(_gpt2, _GPT2_LAYOUT, ("transformer.",)),
-    "gpt_neox": Family(_neox, _NEOX_LAYOUT, ("gpt_neox.",)),
-    "llama": Family(_llama, _LLAMA_LAYOUT, ("model.",)),
-    "mistral": Family(_mistral, _LLAMA_LAYOUT, ("model.",)),
-    "qwen2": Family(_qwen2, _LLAMA_LAYOUT, ("model.",)),
+    "opt": Family("OPTForCausalLM", _opt, _OPT, _to_opt, OPT_LAYOUT, ("model.decoder.", "decoder.")),
+    "gpt2": Family("GPT2LMHeadModel", _gpt2, _GPT2, _to_gpt2, GPT2_LAYOUT, ("transformer.",), fuse_gpt2),
+    "gpt_neox": Family("GPTNeoXForCausalLM", _neox, _NEOX, _to_neox, NEOX_LAYOUT, ("gpt_neox.",), fuse_neox),
+    "llama": Family("LlamaForCausalLM", _llama, _LLAMA, _to_llama, LLAMA_LAYOUT, ("model.",)),
+    "mistral": Family("MistralForCausalLM", _mistral, _LLAMA, _to_mistral, LLAMA_LAYOUT, ("model.",)),
+    "qwen2": Family("Qwen2ForCausalLM", _qwen2, _LLAMA, _to_qwen2, LLAMA_LAYOUT, ("model.",)),
 }

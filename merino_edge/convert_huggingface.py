@@ -135,7 +135,7 @@ def _chat(folder: Path, config: Config, backend: tokenizers.Tokenizer, vocab_siz
     bos_token, eos_token = (_token(settings, name) for name in ("bos_token", "eos_token"))
     eos = _eos_token_ids(_config(folder, "generation_config.json", required=False)) or _eos_token_ids(config)
     first = None if eos_token is None else backend.token_to_id(eos_token)
-    bos = _prepended(backend)
+    bos = prepended_token(backend)
     template = bind_template(_template(folder, settings), str(folder), bos_token=bos_token, eos_token=eos_token)
     chat = ChatFormat(tuple(sorted(eos, key=lambda i: i != first)), bos, template)
     check_tokenizer(backend, vocab_size, chat, str(folder))
@@ -156,7 +156,7 @@ def _eos_token_ids(config: Config) -> list[int]:
     return ids
 
 
-def _prepended(backend: tokenizers.Tokenizer) -> int | None:
+def prepended_token(backend: tokenizers.Tokenizer) -> int | None:
     """The id put before a text. tokenizer.json decides, as in transformers, not the setting `add_bos_token`."""
     bare, full = (backend.encode("a", add_special_tokens=special).ids for special in (False, True))
     if full == bare:

@@ -1,0 +1,37 @@
+"""`merino-edge export-hf`: a checkpoint as a folder that transformers loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export_hf(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="The checkpoint folder to read.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder to write.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Write CKPT as a Hugging Face folder: for transformers, and for whatever else reads that."""
+    from merino_edge.cli import console
+    from merino_edge.convert_to_huggingface import export_to_huggingface
+
+    with console.stderr().status("writing"):
+        written = export_to_huggingface(checkpoint, out)
+    a = written.architecture
+    if written.copied_layers:
+        console.stderr().print(
+            f"note: {written.model} shares no weights between layers: {written.copied_layers} of {a.layers} layers "
+            f"are copies of another's",
+            markup=False,
+            soft_wrap=True,
+        )
+    if json:
+        told = {"out": str(out), "family": written.family, "model": written.model, "parameters": a.parameters}
+        console.print_json({**told, "copied_layers": written.copied_layers})
+        return
+    console.print_line(f"{out}: {written.model}, {a.parameters / 1e6:.1f} M parameters, {a.layers} layers")
+    console.stderr().print(
+        f'next: transformers.AutoModelForCausalLM.from_pretrained("{out}")', markup=False, soft_wrap=True
+    )
