@@ -30,7 +30,11 @@ def canonical_json(value: Any) -> str:
 
 
 def sha256_text(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256_bytes(text.encode())
+
+
+def sha256_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
@@ -160,15 +164,19 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path | str) -> Iterator[Path]:
+def new_folder(path: Path | str, instead_of: str | None = None) -> Iterator[Path]:
     """Yield a hidden folder beside `path` that becomes `path` on success and vanishes on any failure.
 
-    An existing artefact at `path` is replaced only at the end; a folder that holds anything else is
-    refused, so a typing error never deletes a home folder. Raises OutputError.
+    An existing artefact at `path` (or, given `instead_of`, a folder that holds this file) is replaced only at the end;
+    a folder that holds anything else is refused, so a typing error never deletes a home folder. Raises OutputError.
     """
     path = Path(path)
     with writing(path):
-        if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or is_artefact_folder(path))):
+        ours = path.is_dir() and (
+            not any(path.iterdir())
+            or (is_artefact_folder(path) if instead_of is None else (path / instead_of).is_file())
+        )
+        if path.exists() and not ours:
             raise OutputError(f"{path} exists and is not an artefact of merino-edge", "choose another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
         hidden = _hidden(path)

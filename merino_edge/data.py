@@ -1,238 +1,256 @@
-"""Text files to training batches: a byte-level BPE tokenizer, a memory-mapped token file, batches by step number.
+"""A corpus: sources as memory-mapped tokens, and training batches of them by step number. Needs no PyTorch.
 
-A source is a UTF-8 text file (plain or `.xz`) or a folder of `*.txt` and `*.txt.xz`. `<|endoftext|>` written in
-a text separates documents, and one follows every file. The last tokens are held out for validation. A batch is
-a pure function of seed and step, so resuming needs no reader state.
+A batch is a pure function of seed and step, so resuming needs no reader state and any number of workers sees the same
+batches. The last tokens are held out for validation. Of plain text a row begins anywhere; a row that would begin within
+a conversation begins with it, so what a conversation has beyond a row's length is not trained on. Of conversations
+only the assistant's words are targets (merino_edge.conversation); other targets are IGNORED.
 
-Artefact: a folder, reused when the sources' hashes and the vocabulary size are the same:
+Artefact: a folder, made by `merino-edge tokenize` or by training:
 
-    corpus.json       kind "corpus", schema 1: vocab_size, tokens, sources (file names),
-                      corpus_sha256 (over the sources' hashes), tokens_sha256, tokenizer_sha256
-    tokens.bin        little-endian uint16, or uint32 above 65,536 tokens of vocabulary
-    tokenizer.json    the `tokenizers` library's format
+    corpus.json         kind "corpus", schema 2: vocab_size, tokenizer_tokens (largest id + 1), tokens, learned_tokens,
+                        conversations, unanswered (conversations left out: the assistant says nothing), sources (names),
+                        corpus_sha256 (over the sources and a tokenizer that was given), tokenizer_sha256, chat_sha256,
+                        conversations_sha256 or null, shards [{tokens, tokens_sha256, learned_sha256 or null}, ...]
+    tokens-00000.bin    little-endian uint16, or uint32 above 65,536 tokens of vocabulary; more of these as needed
+    learned-00000.bin   uint8 for each token, 1: it is a target; only with conversations
+    conversations.bin   little-endian int64 [2, C]: where each conversation begins and ends; only with conversations
+    tokenizer.json      chat.json (merino_edge.tokenizer)
+    verified.json       what was found whole (merino_edge.shards)
 """
 
 from __future__ import annotations
 
-import lzma
-import shutil
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from merino_edge import artefact
+from merino_edge import artefact, corpus_writer
+from merino_edge.bpe import (
+    END_OF_TEXT,
+    END_OF_TEXT_ID,
+    SMALLEST_VOCABULARY,
+    SPECIAL_TOKENS,
+    chat_format,
+    train_tokenizer,
+)
+from merino_edge.corpus_writer import CONVERSATIONS, HEADER, KIND, SCHEMA_VERSION, SHARD_TOKENS, token_dtype
 from merino_edge.errors import ArtefactError, InputError
-from merino_edge.tokenizer import ChatFormat
+from merino_edge.shards import Shards, Verified, name_of
+from merino_edge.sources import named, texts
+from merino_edge.tokenizer import ChatFormat, Tokenizer
 
-if TYPE_CHECKING:
-    import tokenizers
+__all__ = (
+    "END_OF_TEXT",
+    "END_OF_TEXT_ID",
+    "SMALLEST_VOCABULARY",
+    "SPECIAL_TOKENS",
+    "Corpus",
+    "chat_format",
+    "fingerprint",
+    "load",
+    "pieces",
+    "prepare",
+    "train_tokenizer",
+)
 
-KIND = "corpus"
-SCHEMA_VERSION = 1
-END_OF_TEXT = "<|endoftext|>"
-SPECIAL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
-END_OF_TEXT_ID = 0  # the trainer numbers special tokens first
-SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)  # every byte, and the special tokens
+IGNORED = -100  # a target that nothing is learned from
 HELD_OUT = 0.05  # of the tokens
 MOST_HELD_OUT = 2**20
-PIECE_CHARACTERS = 2**16  # of text encoded at a time
-PIECES_AT_ONCE = 64
 
-# A model trained on plain text continues text: the conversation so far, one message after the other.
-CONTINUATION_TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
+HEADER_FIELDS = (
+    *("vocab_size", "tokenizer_tokens", "tokens", "conversations", "shards"),
+    *("corpus_sha256", "tokenizer_sha256", "chat_sha256", "conversations_sha256"),
+)
 
-_HASHED = {"tokens_sha256": "tokens.bin", "tokenizer_sha256": "tokenizer.json"}
-
-Batch = tuple[np.ndarray, np.ndarray]  # inputs and the tokens that follow them, each [B, T] int64
+Batch = tuple[np.ndarray, np.ndarray]  # inputs and the tokens that follow them, or IGNORED, each [B, T] int64
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token ids on disk. `tokens` is memory-mapped [N]; `header` is what corpus.json holds."""
+    """Tokens on disk, [N]. `header` is what corpus.json holds, `sha256` what the corpus was made from."""
 
     folder: Path
-    tokens: np.ndarray
+    tokens: Shards
     header: dict[str, Any]
-
-    @property
-    def sha256(self) -> str:
-        return str(self.header["corpus_sha256"])
+    sha256: str
+    learned: Shards | None = None  # [N]; None: all are
+    conversations: np.ndarray | None = None  # [2, C]: first tokens, and those after the last
 
     @property
     def tokenizer_json(self) -> str:
         return artefact.read_text(self.folder / "tokenizer.json")
 
+    @property
+    def chat(self) -> ChatFormat:
+        """How a model trained on this is talked to."""
+        return ChatFormat.load(self.folder / "chat.json")
+
     def training_tokens(self, sequence: int) -> int:
         """How many tokens precede the held-out tail. Raises InputError where either part has no whole sequence."""
         held_out = max(sequence + 1, min(int(len(self.tokens) * HELD_OUT), MOST_HELD_OUT))
-        if len(self.tokens) - held_out <= sequence:
+        first = int(self._begun(np.array([max(0, len(self.tokens) - held_out)]))[0])
+        if first <= sequence:
             what = f"the corpus has {len(self.tokens)} tokens, too few for sequences of {sequence}"
             raise InputError(what, f"add text, or lower --sequence below {max(1, len(self.tokens) // 2 - 1)}")
-        return len(self.tokens) - held_out
+        return first
 
     def batch(self, step: int, size: int, sequence: int, seed: int = 0) -> Batch:
         """`size` windows of the training part, the same for the same arguments on every machine."""
         last_start = self.training_tokens(sequence) - sequence - 1
         starts = np.random.default_rng([seed, step]).integers(0, last_start, size=size, endpoint=True)
-        return self._windows(starts, sequence)
+        return self._windows(self._begun(starts), sequence)
 
     def validation(self, most: int, sequence: int) -> Batch:
         """At most `most` windows spread evenly over the held-out tail, without overlap."""
-        first = self.training_tokens(sequence)
-        windows = (len(self.tokens) - first - 1) // sequence
-        chosen = np.linspace(0, windows - 1, min(most, windows)).astype(np.int64)
-        return self._windows(first + sequence * chosen, sequence)
+        starts = self._held_out_starts(sequence)
+        chosen = np.linspace(0, len(starts) - 1, min(most, len(starts))).astype(np.int64)
+        return self._windows(starts[chosen], sequence)
+
+    def _held_out_starts(self, sequence: int) -> np.ndarray:
+        first, last = self.training_tokens(sequence), len(self.tokens) - sequence - 1
+        if self.conversations is None:
+            return np.arange(first, last + 1, sequence)
+        starts = []
+        while first <= last:
+            starts.append(first)
+            begun = int(self._begun(np.array([first + sequence]))[0])
+            inside = begun < first + sequence  # go on behind the conversation that a row ends in
+            first = self._end_after(begun) if inside else begun
+        return np.array(starts)
+
+    def _begun(self, places: np.ndarray) -> np.ndarray:
+        """For each token the first of its conversation, or itself outside of one."""
+        if self.conversations is None:
+            return places
+        begins, ends = self.conversations
+        of = np.searchsorted(begins, places, side="right") - 1
+        known = np.maximum(of, 0)
+        return np.where((of >= 0) & (places < ends[known]), begins[known], places)
+
+    def _end_after(self, begin: int) -> int:
+        """Where the conversation that begins at `begin` ends."""
+        assert self.conversations is not None
+        begins, ends = self.conversations
+        return int(ends[np.searchsorted(begins, begin)])
 
     def _windows(self, starts: np.ndarray, sequence: int) -> Batch:
-        rows = np.stack([self.tokens[start : start + sequence + 1] for start in starts]).astype(np.int64)
-        return rows[:, :-1], rows[:, 1:]
+        rows = np.stack([self.tokens.window(start, start + sequence + 1) for start in starts]).astype(np.int64)
+        targets = rows[:, 1:]
+        if self.learned is not None:
+            learned = np.stack([self.learned.window(start + 1, start + sequence + 1) for start in starts])  # [B, T]
+            targets = np.where(learned == 1, targets, IGNORED)
+        return rows[:, :-1], targets
 
 
-def prepare(sources: Sequence[Path | str], vocab_size: int, folder: Path | str) -> Corpus:
-    """Read the corpus in `folder` if it was made from these sources for this vocabulary, else make it there.
+def prepare(
+    sources: Sequence[Path | str],
+    vocab_size: int,
+    folder: Path | str,
+    tokenizer: Tokenizer | None = None,
+    *,
+    shard_tokens: int = SHARD_TOKENS,
+    on_tokens: Callable[[int], None] = lambda _: None,
+) -> Corpus:
+    """A corpus of the sources whose tokens a vocabulary of `vocab_size` holds.
 
-    Raises InputError (no text, not text, vocabulary too small for bytes), OutputError.
+    Of one prepared corpus folder: that one. Else what `folder` holds if it was made of them, else made there, with
+    `tokenizer` or one trained on them. Raises InputError (no text, not text, a tokenizer that does not fit),
+    ArtefactError, OutputError.
     """
-    if vocab_size < SMALLEST_VOCABULARY:
+    if (found := _prepared(sources)) is not None:
+        _require_fitting(found, vocab_size, tokenizer)
+        return load(found)
+    if tokenizer is None and vocab_size < SMALLEST_VOCABULARY:
         what = f"a vocabulary of {vocab_size} is too small for byte-level BPE"
         raise InputError(what, f"search with a vocabulary of at least {SMALLEST_VOCABULARY}")
-    folder, files = Path(folder), _text_files(sources)
-    corpus_sha256 = fingerprint(files)
-    if (folder / "corpus.json").is_file():
-        found = load(folder)
-        if found.sha256 == corpus_sha256 and found.header["vocab_size"] == vocab_size:
-            return found
-        shutil.rmtree(folder)
-    tokenizer = train_tokenizer(_pieces(files), vocab_size)
-    with artefact.new_folder(folder) as new:
-        count = _write_tokens(new / "tokens.bin", tokenizer, files, _dtype(vocab_size))
-        artefact.write_text(new / "tokenizer.json", tokenizer.to_str())
-        names = [file.name for file in files]
-        header = {"vocab_size": vocab_size, "tokens": count, "sources": names, "corpus_sha256": corpus_sha256}
-        hashes = {name: artefact.sha256_file(new / file) for name, file in _HASHED.items()}
-        artefact.write_json(new / "corpus.json", KIND, {**header, **hashes}, SCHEMA_VERSION)
-    return load(folder)
+    if tokenizer is not None and (size := corpus_writer.tokens_of(tokenizer.backend)) > vocab_size:
+        what = f"the tokenizer has {size} tokens, more than a vocabulary of {vocab_size}"
+        raise InputError(what, "use a tokenizer that fits, or a larger vocabulary")
+    folder, corpus_sha256 = Path(folder), fingerprint(sources, tokenizer)
+    if (folder / HEADER).is_file():
+        header = _header(folder)
+        if header["corpus_sha256"] == corpus_sha256 and header["vocab_size"] == vocab_size:
+            return dataclasses.replace(load(folder), sha256=corpus_sha256)
+    corpus_writer.write(folder, named(sources), vocab_size, tokenizer, corpus_sha256, shard_tokens, on_tokens)
+    return dataclasses.replace(load(folder), sha256=corpus_sha256)
 
 
 def pieces(source: Path | str) -> Iterator[str]:
     """The text of a source, cut where documents end or lines do. Raises InputError."""
-    return _pieces(_text_files([source]))
+    return (text for one in named([source]) for record in one.records() for text in texts(record))
 
 
-def fingerprint(sources: Sequence[Path | str]) -> str:
-    """One sha256 over the sources' hashes, in order; names do not count. Raises InputError."""
-    return artefact.sha256_text(artefact.canonical_json([artefact.sha256_file(f) for f in _text_files(sources)]))
+def fingerprint(sources: Sequence[Path | str], tokenizer: Tokenizer | None = None) -> str:
+    """One sha256 over the sources' contents, in order (files' names do not count), and over `tokenizer`; of a prepared
+    corpus over its own. Raises InputError, ArtefactError."""
+    if (folder := _prepared(sources)) is not None:
+        return _identity(_header(folder))
+    of: Any = [source.fingerprint() for source in named(sources)]
+    if tokenizer is not None:
+        of = {"sources": of, "tokenizer": tokenizer.backend.to_str(), "chat": tokenizer.chat.to_json()}
+    return artefact.sha256_text(artefact.canonical_json(of))
 
 
 def load(folder: Path | str) -> Corpus:
     """Read and verify a prepared corpus. Raises ArtefactError."""
     folder = Path(folder)
-    header = artefact.read_json(folder / "corpus.json", KIND, SCHEMA_VERSION)
-    for name, file in _HASHED.items():
-        if not (folder / file).is_file() or artefact.sha256_file(folder / file) != header.get(name):
-            raise ArtefactError(f"{folder / file} is missing or altered", f"remove {folder} and train again")
-    return Corpus(folder, np.memmap(folder / "tokens.bin", dtype=_dtype(header["vocab_size"]), mode="r"), header)
+    header = _header(folder)
+    verified = Verified(folder, header["sha256"])
+    for name in ("tokenizer", "chat"):
+        verified.check(f"{name}.json", header[f"{name}_sha256"])
+    dtype, conversations = token_dtype(header["vocab_size"]), None
+    tokens = _shards(folder, "tokens", dtype, header, verified)
+    learned = None
+    if header["conversations_sha256"] is not None:
+        shape = (2, header["conversations"])
+        verified.check(CONVERSATIONS, header["conversations_sha256"], 8 * 2 * shape[1])
+        conversations = np.memmap(folder / CONVERSATIONS, dtype=np.dtype("<i8"), mode="r", shape=shape)
+        learned = _shards(folder, "learned", np.dtype("u1"), header, verified)
+    verified.save()
+    return Corpus(folder, tokens, header, _identity(header), learned, conversations)
 
 
-def _dtype(vocab_size: int) -> np.dtype[Any]:
-    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+def _shards(folder: Path, stem: str, dtype: np.dtype[Any], header: dict[str, Any], verified: Verified) -> Shards:
+    parts = []
+    for number, shard in enumerate(header["shards"]):
+        name = name_of(stem, number)
+        verified.check(name, shard[f"{stem}_sha256"], shard["tokens"] * dtype.itemsize)
+        parts.append(np.memmap(folder / name, dtype=dtype, mode="r"))
+    return Shards(parts)
 
 
-def train_tokenizer(texts: Iterator[str], vocab_size: int) -> tokenizers.Tokenizer:
-    """A byte-level BPE tokenizer (no prefix space). Small corpora give fewer than `vocab_size` tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    documents = (document for text in texts for document in text.split(END_OF_TEXT))
-    tokenizer.train_from_iterator(documents, trainer)
-    return tokenizer
+def _header(folder: Path) -> dict[str, Any]:
+    header = artefact.read_json(folder / HEADER, KIND, SCHEMA_VERSION)
+    if header["schema_version"] < SCHEMA_VERSION:
+        what = f"{folder / HEADER} has schema version {header['schema_version']}, this tool reads {SCHEMA_VERSION}"
+        raise ArtefactError(what, f"remove {folder} and make it again")
+    if missing := [name for name in HEADER_FIELDS if name not in header]:
+        raise ArtefactError(f"{folder / HEADER} has no {missing[0]}", f"remove {folder} and make it again")
+    return header
 
 
-def chat_format() -> ChatFormat:
-    """Chat conventions of a model trained here: stop at the end of a document, continue what was written."""
-    return ChatFormat((END_OF_TEXT_ID,), None, CONTINUATION_TEMPLATE)
+def _identity(header: dict[str, Any]) -> str:
+    """Of a corpus that stands by itself: two tokenizers make two of the same sources."""
+    return artefact.sha256_text(artefact.canonical_json([header["corpus_sha256"], header["tokenizer_sha256"]]))
 
 
-# --- reading text ----------------------------------------------------------------------------------
+def _prepared(sources: Sequence[Path | str]) -> Path | None:
+    """The folder of the prepared corpus that was named, if one was. Raises InputError where it is not alone."""
+    found = [Path(source) for source in sources if (Path(source) / HEADER).is_file()]
+    if found and len(sources) > 1:
+        raise InputError(f"{found[0]} is a prepared corpus, and not the only source", "make one corpus of all sources")
+    return found[0] if found else None
 
 
-def _text_files(sources: Sequence[Path | str]) -> list[Path]:
-    files: list[Path] = []
-    for source in map(Path, sources):
-        if source.is_dir():
-            found = sorted(p for pattern in ("*.txt", "*.txt.xz") for p in source.rglob(pattern) if p.is_file())
-            if not found:
-                raise InputError(f"{source} holds no .txt or .txt.xz file", "give another --corpus")
-            files += found
-        elif source.is_file():
-            files.append(source)
-        else:
-            raise InputError(f"{source} does not exist", "give another --corpus")
-    if not files:
-        raise InputError("no corpus was named", "add: --corpus FILE")
-    return files
-
-
-def _pieces(files: Sequence[Path]) -> Iterator[str]:
-    """The files' text in pieces of whole lines, END_OF_TEXT after every file. Raises InputError."""
-    for path in files:
-        lines: list[str] = []
-        size = 0
-        try:
-            with _open_text(path) as file:
-                for line in file:
-                    if "\0" in line:
-                        raise InputError(f"{path} is not text (it holds zero bytes)", "unpack it, or give a text file")
-                    lines.append(line)
-                    size += len(line)
-                    if size >= PIECE_CHARACTERS:
-                        yield "".join(lines)
-                        lines, size = [], 0
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path} is not UTF-8 text ({error.reason})", "convert it to UTF-8") from None
-        except (lzma.LZMAError, EOFError) as error:
-            raise InputError(f"{path} is not a whole .xz file ({error})", "fetch it again") from None
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror})", "check its permissions") from None
-        yield "".join(lines) + END_OF_TEXT
-
-
-def _open_text(path: Path) -> IO[str]:
-    if path.suffix == ".xz":
-        return lzma.open(path, "rt", encoding="utf-8-sig")
-    return open(path, encoding="utf-8-sig")
-
-
-def _write_tokens(path: Path, tokenizer: tokenizers.Tokenizer, files: Sequence[Path], dtype: np.dtype[Any]) -> int:
-    """Encode the files into `path` and return the number of tokens. Raises InputError where there is no text."""
-    count = ends = 0
-    with open(path, "wb") as output:
-
-        def flush(pieces: list[str]) -> None:
-            nonlocal count, ends
-            for encoding in tokenizer.encode_batch(pieces, add_special_tokens=False):
-                ids = np.array(encoding.ids, dtype=dtype)
-                count, ends = count + len(ids), ends + int((ids == END_OF_TEXT_ID).sum())
-                ids.tofile(output)
-
-        pieces: list[str] = []
-        for piece in _pieces(files):
-            pieces.append(piece)
-            if len(pieces) == PIECES_AT_ONCE:
-                flush(pieces)
-                pieces = []
-        flush(pieces)
-    if count == ends:
-        raise InputError("the corpus holds no text, zero tokens", "give another --corpus")
-    return count
+def _require_fitting(folder: Path, vocab_size: int, tokenizer: Tokenizer | None) -> None:
+    header = _header(folder)
+    if header["tokenizer_tokens"] > vocab_size:
+        what = f"{folder} has {header['tokenizer_tokens']} tokens, the model's vocabulary {vocab_size}"
+        raise InputError(what, f"make it again: merino-edge tokenize SOURCES --vocab {vocab_size} --out {folder}")
+    if tokenizer is not None and artefact.sha256_text(tokenizer.backend.to_str()) != header["tokenizer_sha256"]:
+        what = f"{folder} was made with another tokenizer than the model's"
+        raise InputError(what, f"make it again: merino-edge tokenize SOURCES --tokenizer CKPT --out {folder}")

@@ -10,6 +10,7 @@ so it is rendered in a sandbox (`ImmutableSandboxedEnvironment`). This module kn
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from merino_edge import artefact, limits
 from merino_edge.errors import ArtefactError, InputError
 
 if TYPE_CHECKING:
+    import jinja2
     import tokenizers
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -100,22 +102,16 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
-    def apply_template(self, messages: Sequence[Message]) -> str:
-        """The prompt for a conversation, ending where the assistant starts. Raises InputError, ArtefactError."""
+    def apply_template(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        """The prompt for a conversation, ending where the assistant starts; without `add_generation_prompt` where the
+        last message does. Raises InputError, ArtefactError."""
         if self.chat.chat_template is None:
             raise InputError("this bundle has no chat template", "use: merino-edge generate BUNDLE --prompt TEXT")
-        import jinja2
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        def raise_exception(message: str) -> None:
-            raise jinja2.TemplateError(message)
-
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        context: dict[str, Any] = {"messages": list(messages), "add_generation_prompt": True}
-        context.update(bos_token=self._token(self.chat.bos_token_id), raise_exception=raise_exception)
+        context: dict[str, Any] = {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
+        context["bos_token"] = self._token(self.chat.bos_token_id)
         context["eos_token"] = self._token(self.chat.eos_token_ids[0] if self.chat.eos_token_ids else None)
         try:
-            return environment.from_string(self.chat.chat_template).render(**context)
+            return str(_compiled(self.chat.chat_template).render(**context))
         except Exception as error:  # templates are untrusted: whatever they raise is their fault
             raise ArtefactError(
                 f"the chat template failed ({error})", "use --prompt, or import the model again"
@@ -123,6 +119,19 @@ class Tokenizer:
 
     def _token(self, token_id: int | None) -> str:
         return "" if token_id is None else (self.backend.id_to_token(token_id) or "")
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(template: str) -> jinja2.Template:
+    """Compiling takes as long as writing a hundred conversations."""
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template, globals={"raise_exception": raise_exception})
 
 
 def compact(tokenizer_json: str, where: str) -> str:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from merino_edge import data
 from merino_edge.corpus import tiny_stories
 from merino_edge.errors import ArtefactError, InputError
+from merino_edge.shards import Shards
 
 TEXT = tiny_stories(seed=1, stories=120)
 
@@ -26,11 +27,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> data.Corpus:
 
 
 def test_the_tokens_are_the_text(corpus: data.Corpus) -> None:
-    tokenizer = Tokenizer.from_str(corpus.tokenizer_json)
-    text = tokenizer.decode(corpus.tokens.tolist(), skip_special_tokens=False)
+    tokenizer, tokens = Tokenizer.from_str(corpus.tokenizer_json), np.asarray(corpus.tokens)
+    text = tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
     assert text == TEXT + data.END_OF_TEXT
-    assert int((corpus.tokens == data.END_OF_TEXT_ID).sum()) == 121
-    assert tokenizer.get_vocab_size() <= 600 and int(corpus.tokens.max()) < 600
+    assert int((tokens == data.END_OF_TEXT_ID).sum()) == 121
+    assert tokenizer.get_vocab_size() <= 600 and int(tokens.max()) < 600
 
 
 @settings(max_examples=50, deadline=None)
@@ -51,7 +52,7 @@ def test_a_batch_is_a_pure_function(corpus: data.Corpus, step: int, size: int, s
 
 def test_held_out_tokens_are_never_trained_on(tmp_path: Path, corpus: data.Corpus) -> None:
     """On tokens that are their own positions, windows show where they come from."""
-    numbered = data.Corpus(tmp_path, np.arange(2000), corpus.header)
+    numbered = data.Corpus(tmp_path, Shards([np.arange(2000)]), corpus.header, "")
     first = numbered.training_tokens(50)
     assert max(int(numbered.batch(step, 64, 50)[1].max()) for step in range(50)) == first - 1  # all, and no more
     inputs, targets = numbered.validation(8, 20)
@@ -74,25 +75,29 @@ def test_a_corpus_is_reused_until_something_changes(tmp_path: Path) -> None:
     source = tmp_path / "a.txt"
     source.write_text(TEXT)
     data.prepare([source], 400, tmp_path / "c")
-    made = (tmp_path / "c" / "tokens.bin").stat().st_mtime_ns
+    made = (tmp_path / "c" / "tokens-00000.bin").stat().st_mtime_ns
     data.prepare([source], 400, tmp_path / "c")
-    assert (tmp_path / "c" / "tokens.bin").stat().st_mtime_ns == made
+    assert (tmp_path / "c" / "tokens-00000.bin").stat().st_mtime_ns == made
     assert data.prepare([source], 500, tmp_path / "c").header["vocab_size"] == 500
     source.write_text(TEXT + "More.")
     again = data.prepare([source], 500, tmp_path / "c")
     assert again.sha256 == data.fingerprint([source])
-    assert Tokenizer.from_str(again.tokenizer_json).decode(again.tokens[-20:].tolist()).endswith("More.")
-    content = bytearray((tmp_path / "c" / "tokens.bin").read_bytes())
+    assert (
+        Tokenizer.from_str(again.tokenizer_json)
+        .decode(again.tokens.window(len(again.tokens) - 20, len(again.tokens)).tolist())
+        .endswith("More.")
+    )
+    content = bytearray((tmp_path / "c" / "tokens-00000.bin").read_bytes())
     content[100] ^= 1
-    (tmp_path / "c" / "tokens.bin").write_bytes(content)
-    with pytest.raises(ArtefactError, match=r"tokens\.bin is missing or altered"):
+    (tmp_path / "c" / "tokens-00000.bin").write_bytes(content)
+    with pytest.raises(ArtefactError, match=r"tokens-00000\.bin is missing or altered"):
         data.prepare([source], 500, tmp_path / "c")
 
 
 def test_a_large_vocabulary_gets_wide_tokens(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(TEXT)
     narrow, wide = (data.prepare([tmp_path / "a.txt"], size, tmp_path / str(size)) for size in (2**16, 2**16 + 1))
-    assert (narrow.tokens.itemsize, wide.tokens.itemsize) == (2, 4)
+    assert (narrow.tokens.dtype.itemsize, wide.tokens.dtype.itemsize) == (2, 4)
     assert np.array_equal(narrow.tokens, wide.tokens)
 
 

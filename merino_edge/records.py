@@ -1,0 +1,100 @@
+"""What a line of JSON, or a row of a data set, is to training: text, or a conversation.
+
+    {"messages": [{"role": "system" | "user" | "assistant", "content": text}, ...]}   a conversation
+    {"turns": [text, ...]}                                 one too: speakers alternate, the second is the assistant
+    {"instruction": text, "response": text}                one too, of two messages; "context", if any, ends the first
+    {"text": text}                                         a document
+
+The first of these fields that is there (and not null) decides; others are not looked at. Knows no files.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from merino_edge.errors import InputError
+from merino_edge.tokenizer import Message
+
+FIELDS = ("messages", "turns", "instruction", "text")
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What was said, and in which line of which source."""
+
+    messages: tuple[Message, ...]
+    where: str
+
+
+Record = str | Conversation  # a piece of plain text, in which END_OF_TEXT ends documents, or a conversation
+
+
+def parse_line(line: str, where: str) -> Record:
+    """The record of one line of JSON. Raises InputError naming `where`."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not JSON ({error})", "give one JSON object a line") from None
+    return parse(value, where)
+
+
+def parse(value: Any, where: str) -> Record:
+    """The record of an object that was read from JSON. Raises InputError naming `where`."""
+    if not isinstance(value, dict):
+        raise InputError(f"{where} is a {_type(value)}, not an object", "give one JSON object a line")
+    field = next((name for name in FIELDS if value.get(name) is not None), None)
+    if field is None:
+        raise InputError(f"{where} has none of the fields {', '.join(FIELDS)}", "rename its fields")
+    if field == "text":
+        return _text(value["text"], f"{where}: text")
+    if field != "instruction":
+        return column(value[field], field, where)
+    asked = _text(value["instruction"], f"{where}: instruction")
+    if value.get("context"):
+        asked += "\n\n" + _text(value["context"], f"{where}: context")
+    said = _text(value.get("response"), f"{where}: response")
+    return Conversation((_message("user", asked), _message("assistant", said)), where)
+
+
+def column(value: Any, name: str, where: str) -> Record:
+    """A text, a list of messages or a list of turns, told by its form. Raises InputError naming `where`."""
+    what = f"{where}: {name}"
+    if isinstance(value, str) and name not in ("messages", "turns"):
+        return _text(value, what)
+    if not isinstance(value, list):
+        raise InputError(f"{what} is {_type(value)}, not a list of messages", "see: merino-edge tokenize --help")
+    if name != "messages" and all(isinstance(turn, str) for turn in value):
+        turns = [_message(ROLES[1 + i % 2], _text(turn, f"{what}[{i}]")) for i, turn in enumerate(value)]
+        return Conversation(tuple(turns), where)
+    messages = []
+    for i, message in enumerate(value):
+        if name == "turns":
+            _text(message, f"{what}[{i}]")
+        if not isinstance(message, dict):
+            raise InputError(f"{what}[{i}] is {_type(message)}, not an object", "give it a role and a content")
+        if message.get("role") not in ROLES:
+            raise InputError(f"{what}[{i}]: role is {message.get('role')!r}", f"use {', '.join(ROLES)}")
+        messages.append(_message(message["role"], _text(message.get("content"), f"{what}[{i}]: content")))
+    return Conversation(tuple(messages), where)
+
+
+def _message(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{what} is {_type(value)}, not text", "see: merino-edge tokenize --help")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can spell half a character
+        raise InputError(f"{what} holds half of a character (a lone surrogate)", "repair the line") from None
+    return value
+
+
+def _type(value: Any) -> str:
+    names: dict[type, str] = {type(None): "missing", dict: "object", list: "list", str: "text", bool: "true or false"}
+    return names.get(type(value), "number")
