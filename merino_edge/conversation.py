@@ -58,12 +58,12 @@ def encoded(
     ids = np.array(encoding.ids, dtype=np.int64)
     begins = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)[:, 0]  # [N] characters
     learned = np.zeros(len(ids), dtype=bool)
+    ends = np.flatnonzero(np.isin(ids, eos))
     ended = False
-    for first, stop in spans:
-        inside = np.flatnonzero((begins >= first) & (begins < stop))
-        ends = np.flatnonzero(np.isin(ids[inside], eos))
-        ended = len(ends) > 0
-        learned[inside[: ends[-1] + 1] if ended else inside] = True
+    for first, stop in np.searchsorted(begins, np.array(spans)):
+        inside = np.searchsorted(ends, (first, stop))  # the end tokens within the turn
+        ended = bool(inside[0] < inside[1])
+        learned[first : ends[inside[1] - 1] + 1 if ended else stop] = True
     if not ended:
         ids, learned = np.append(ids, end_of_text), np.append(learned, True)
     if bos is not None and ids[0] != bos:

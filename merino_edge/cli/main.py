@@ -32,6 +32,7 @@ from merino_edge.cli import (
     serve,
     show,
     targets,
+    tokenize,
     train,
 )
 from merino_edge.cli import import_ as import_verb
@@ -50,6 +51,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "estimate": estimate.estimate,
     "search": search.search,
     "pareto": pareto.pareto,
+    "tokenize": tokenize.tokenize,
     "train": train.train,
     "evaluate": evaluate.evaluate,
     "import": import_verb.import_model,

@@ -1,0 +1,62 @@
+"""`merino-edge tokenize SOURCES... --out CORPUS`: text and conversations to a corpus, once for many trainings."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def tokenize(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCES...", help="Text or .jsonl file, .xz of one, folder of them, or hf:NAME[:SPLIT[:COLUMN]]."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Corpus folder to write.")],
+    vocab: Annotated[int | None, typer.Option(help="Train a tokenizer of this many tokens on the sources.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Use the tokenizer of this checkpoint or bundle.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Make the tokens that train --corpus takes, once; what is there already and of the same sources is kept.
+
+    A line of a .jsonl file is {"text": ...}, or a conversation, of which only the assistant's words are learned:
+    {"messages": [{"role": ..., "content": ...}, ...]}, {"turns": [...]} or {"instruction": ..., "response": ...}.
+    """
+    from merino_edge import corpus_writer, data, limits
+    from merino_edge.cli import console
+    from merino_edge.errors import InputError
+    from merino_edge.tokenizer import Tokenizer
+
+    given = None if tokenizer is None else Tokenizer.load(tokenizer)
+    if (vocab is None) == (given is None):
+        raise InputError("a corpus needs one tokenizer", "add: --vocab N, or --tokenizer CHECKPOINT")
+    if given is not None:
+        vocab = corpus_writer.tokens_of(given.backend)
+    assert vocab is not None
+    limits.check_range("vocab", vocab, 1, limits.MAX_VOCAB_SIZE)
+    began = time.perf_counter()
+    with console.progress(console.stderr()) as bar:
+        task = bar.add_task("tokenize", total=None, note="reading")
+        corpus = data.prepare(
+            sources, vocab, out, given, on_tokens=lambda count: bar.update(task, note=f"{count:,} tokens")
+        )
+    header, seconds = corpus.header, time.perf_counter() - began
+    if as_json:
+        counts = ("tokens", "learned_tokens", "conversations", "unanswered", "tokenizer_tokens", "vocab_size")
+        figures = {name: header[name] for name in counts}
+        sha256 = data.fingerprint([corpus.folder])  # as a training that begins with the folder has it
+        console.print_json({"corpus": str(corpus.folder), **figures, "sha256": sha256, "seconds": seconds})
+        return
+    what = f"{header['tokens']:,} tokens of {header['tokenizer_tokens']:,} kinds in {seconds:.1f} s"
+    if header["conversations"]:
+        what += f", {header['learned_tokens']:,} learned, of {header['conversations']:,} conversations"
+    if header["unanswered"]:
+        what += f"; {header['unanswered']:,} without an answer left out"
+    console.stderr().print(what, soft_wrap=True)
+    console.print_line(f"{corpus.folder}: next, merino-edge train A.json --corpus {corpus.folder} --out CHECKPOINT")
