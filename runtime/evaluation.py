@@ -2,7 +2,7 @@
 
     {"kind": "evaluation", "schema_version": 1, "tool_version", "model", "engine", "limit", "tasks": {NAME: {"items",
      "items_sha256", "metrics": {NAME: {"value", "stderr"}}, "per_item": {NAME: [...]}, "seconds"}}, "mean_accuracy",
-     "sha256"}
+     "perplexity" (merino_edge.runtime.perplexity), "sha256"}
 
 `per_item` is what two runs are compared by: correct or not, and of perplexities [sum of log p, words or bytes]. A
 log-likelihood is one pass over context and continuation, the beginning that a request shares with the one before found
@@ -36,7 +36,9 @@ from merino_edge.tokenizer import Tokenizer
 KIND = "evaluation"
 SCHEMA_VERSION = 1
 RESAMPLES = 2000  # of a bootstrap
-PERPLEXITIES: dict[str, Callable[[float], float]] = {  # from nats a word or byte
+ROWS = 256  # of logits at once: float64 copies of a whole context's would be gigabytes
+PERPLEXITIES: dict[str, Callable[[float], float]] = {  # from nats a token, word or byte
+    "token_perplexity": math.exp,
     "word_perplexity": math.exp,
     "byte_perplexity": math.exp,
     "bits_per_byte": lambda nats: nats / math.log(2),
@@ -95,8 +97,9 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         else:
             session.prefill(ids[:first])
         total, greedy = 0.0, True
-        for start in range(0, len(continuation), session.engine.max_rows):
-            expected = np.asarray(continuation[start : start + session.engine.max_rows])
+        most_rows = min(session.engine.max_rows, ROWS)
+        for start in range(0, len(continuation), most_rows):
+            expected = np.asarray(continuation[start : start + most_rows])
             token, *others = ids[first + start : first + start + len(expected)]
             rows = session.step(token, others).astype(np.float64)  # [N, V]
             for other in others:

@@ -1,7 +1,8 @@
 """`merino-edge evaluate CKPT|BUNDLE`: zero-shot accuracy and perplexity, through lm-evaluation-harness.
 
 Prints a line as each task is done; `--out` keeps the report (merino_edge.runtime.evaluation), which another run is
-compared with by `--against`. `--json` prints the report, with `comparison`, as one object. Nothing is downloaded.
+compared with by `--against`. `--json` prints the report, with `comparison`, as one object. `--perplexity` scores a
+whole text (merino_edge.runtime.perplexity), alone or after the tasks. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -24,13 +25,23 @@ if TYPE_CHECKING:
 def evaluate(
     model: Annotated[Path, typer.Argument(metavar="CKPT|BUNDLE", help="Checkpoint or bundle folder.")],
     tasks: Annotated[
-        str, typer.Option(help="merino14, the paper's fourteen, or names of them joined by commas.")
-    ] = "merino14",
+        str | None,
+        typer.Option(
+            help="merino14, the paper's fourteen, or names of them joined by commas. "
+            "[default: merino14; none with --perplexity]"
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many items of each task.")] = None,
     data: Annotated[
         Path | None,
         typer.Option(help="Folder of the sets, with lm/ and eval/.", envvar="MERINO_DATA", show_envvar=True),
     ] = None,
+    perplexity: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A text, plain or .xz: perplexity a token and a word, bits a byte."),
+    ] = None,
+    window: Annotated[int | None, typer.Option(help="Tokens of its windows (default: the model's context).")] = None,
+    stride: Annotated[int | None, typer.Option(help="Tokens that they move by (default: half a window).")] = None,
     out: Annotated[Path | None, typer.Option(help="Report to write (JSON).")] = None,
     against: Annotated[
         Path | None, typer.Option(metavar="REPORT", help="An earlier report: differences with their 95 % intervals.")
@@ -41,7 +52,7 @@ def evaluate(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
 ) -> None:
-    """Evaluate a checkpoint or a bundle on the paper's zero-shot tasks."""
+    """Evaluate a checkpoint or a bundle on the paper's zero-shot tasks, or on a text."""
     from merino_edge import artefact, limits
     from merino_edge.cli.console import print_json, print_line, stderr
     from merino_edge.errors import InputError, require
@@ -49,29 +60,43 @@ def evaluate(
     require("lm_eval", "evaluate")
     os.environ["TQDM_DISABLE"] = "1"  # the harness's own bars; read when tqdm is imported
     from merino_edge.runtime import evaluation
+    from merino_edge.runtime import perplexity as of_text
     from merino_edge.runtime.evaluation_tasks import chosen
 
-    names = chosen(tasks)
+    names = [] if perplexity is not None and tasks is None else chosen("merino14" if tasks is None else tasks)
+    if perplexity is None and (window, stride) != (None, None):
+        raise InputError("--window and --stride are of a text", "name it: --perplexity FILE")
     if limit is not None:
         limits.check_range("limit", limit, 1, limits.MAX_ITEMS)
-    if data is None:
+    if names and data is None:
         raise InputError("nothing says where the evaluation sets are", "set MERINO_DATA, or give --data FOLDER")
     kind, newest = evaluation.KIND, evaluation.SCHEMA_VERSION
     other = None if against is None else artefact.read_json(against, kind, newest)
     engine, tokenizer, card = open_model(model, threads, cpu)
     report: dict[str, Any] = {"model": card, "engine": type(engine).__name__, "limit": limit, "tasks": {}}
+    report["mean_accuracy"] = None
     with contextlib.closing(engine), stderr().status("opening") as status:
+        if perplexity is not None:
+            told = functools.partial(_tell, status, perplexity.name)
+            entry = of_text.perplexity(perplexity, engine, tokenizer, window, stride, told)
+            report[of_text.KEY] = entry
+            if out is not None:
+                artefact.write_json(out, kind, report, newest)
+            if not as_json:
+                print_line(_text_line(entry))
         for name in names:
             status.update(name)
             told = functools.partial(_tell, status, name)
-            entry = evaluation.evaluate_task(name, engine, tokenizer, data, limit, told)
+            entry = evaluation.evaluate_task(name, engine, tokenizer, data or Path(), limit, told)
             report["tasks"][name] = entry
             report["mean_accuracy"] = evaluation.mean_accuracy(report["tasks"])
             if out is not None:  # what is done by now: whoever interrupts the next task keeps it
                 artefact.write_json(out, kind, report, newest)
             if not as_json:
                 print_line(_line(name, entry))
-    comparison = [] if other is None else evaluation.differences(report, other)
+    comparison = []
+    if other is not None:
+        comparison = [*evaluation.differences(report, other), *of_text.differences(report, other)]
     if as_json:
         print_json({**report, "comparison": comparison})
         return
@@ -118,10 +143,20 @@ def _line(name: str, entry: dict[str, Any]) -> str:
     return f"{name:<14} {'   '.join(figures)}   ({entry['items']} items, {entry['seconds']:.0f} s)"
 
 
+def _text_line(entry: dict[str, Any]) -> str:
+    figures = (_figure(metric, found["value"], found["stderr"]) for metric, found in entry["metrics"].items())
+    how = f"{entry['file']}: {entry['tokens']} tokens, windows of {entry['window']}, stride {entry['stride']}"
+    return f"{'perplexity':<14} {'   '.join(figures)}   ({how}, {entry['seconds']:.0f} s)"
+
+
 def _figure(metric: str, value: float, stderr: float | None) -> str:
-    scale, unit = _scale(metric)
-    spread = "" if stderr is None else f" ± {scale * stderr:.2f}"
-    return f"{metric} {scale * value:.2f}{spread}{unit}"
+    (scale, unit), digits = _scale(metric), _digits(metric)
+    spread = "" if stderr is None else f" ± {scale * stderr:.{digits}f}"
+    return f"{metric} {scale * value:.{digits}f}{spread}{unit}"
+
+
+def _digits(metric: str) -> int:
+    return 4 if metric == "bits_per_byte" else 2
 
 
 def _scale(metric: str) -> tuple[float, str]:
@@ -132,9 +167,11 @@ def _scale(metric: str) -> tuple[float, str]:
 
 def _comparison_line(row: dict[str, Any]) -> str:
     scale, unit = _scale(row["metric"])
-    value, other, difference, low, high = (scale * row[key] for key in ("value", "other", "difference", "low", "high"))
-    sure = "" if low <= 0 <= high else "  *"
-    return (
-        f"{row['task']:<14} {row['metric']:<16} {value:.2f} against {other:.2f}{unit}: "
-        f"{difference:+.2f} ({low:+.2f} to {high:+.2f}){sure}"
-    )
+    digits = _digits(row["metric"])
+    value, other, difference = (scale * row[key] for key in ("value", "other", "difference"))
+    line = f"{row['task']:<14} {row['metric']:<16} {value:.{digits}f} against {other:.{digits}f}{unit}: "
+    line += f"{difference:+.{digits}f}"
+    if row["low"] is None:
+        return f"{line} (no interval: other windows)"
+    low, high = scale * row["low"], scale * row["high"]
+    return f"{line} ({low:+.{digits}f} to {high:+.{digits}f}){'' if low <= 0 <= high else '  *'}"
