@@ -19,7 +19,7 @@ import numpy as np
 
 from merino_edge import limits
 from merino_edge.errors import InputError
-from merino_edge.runtime.engine import Engine
+from merino_edge.runtime.engine import Engine, SelectingEngine, TokenIds
 
 WARM_UP_STEPS = 8
 PERCENTILES = (50, 95, 99)
@@ -120,11 +120,25 @@ def run_once(engine: Engine, case: Case) -> list[float]:
         engine.forward(prompt, case.depth).argmax()
         return [perf_counter() - began]
     token, times = prompt[:1], []
+    likeliest_after = _likeliest_after(engine)
     for position in range(case.depth, case.depth + case.tokens):
         began = perf_counter()
-        token = np.asarray([engine.forward(token, position).argmax()])
+        token = np.asarray([likeliest_after(token, position)])
         times.append(perf_counter() - began)
     return times
+
+
+def _likeliest_after(engine: Engine) -> Callable[[TokenIds, int], int]:
+    """Runs tokens at a position and says which comes next, with as much of the logits as `generate` asks for."""
+    if not isinstance(engine, SelectingEngine):
+        return lambda tokens, start: int(engine.forward(tokens, start).argmax())
+
+    def selected(tokens: TokenIds, start: int) -> int:
+        logits, ids = engine.forward_largest(tokens, start, 1)
+        best = int(logits.argmax())
+        return best if ids is None else int(ids[best])
+
+    return selected
 
 
 def _result(case: Case, times_s: list[list[float]]) -> Result:

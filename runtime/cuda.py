@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -26,6 +27,25 @@ def capability_here() -> str:
         return cuda.capability
     finally:
         cuda.close()
+
+
+@cache  # a sequence that outgrows its plan must not wait for the compiler again
+def _binary(source: str, name: str, capability: str) -> bytes:
+    """CUDA C, compiled. Raises UnsupportedError."""
+    try:
+        nvrtc = import_module("cuda.bindings.nvrtc")
+        _, program = nvrtc.nvrtcCreateProgram(source.encode(), b"kernel.cu", 0, [], [])
+    except (ImportError, RuntimeError) as error:  # the bindings look for the library at the first call
+        raise UnsupportedError(f"CUDA's compiler is missing ({error})", "install CUDA's toolkit") from None
+    architecture = f"--gpu-architecture={capability.lower().replace('sm', 'sm_')}"
+    status, *_ = nvrtc.nvrtcCompileProgram(program, 1, [architecture.encode()])
+    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise UnsupportedError(f"CUDA's compiler refuses {name}: {status.name}", "update CUDA's toolkit")
+    _, size = nvrtc.nvrtcGetCUBINSize(program)
+    binary = bytearray(size)
+    nvrtc.nvrtcGetCUBIN(program, binary)
+    nvrtc.nvrtcDestroyProgram(program)
+    return bytes(binary)
 
 
 class Cuda:
@@ -97,20 +117,8 @@ class Cuda:
 
     def compile(self, source: str, name: str) -> Any:
         """The kernel `name` of CUDA C, for this GPU. Raises UnsupportedError where NVRTC is missing or refuses."""
-        try:
-            nvrtc, driver = import_module("cuda.bindings.nvrtc"), import_module("cuda.bindings.driver")
-            status, program = nvrtc.nvrtcCreateProgram(source.encode(), b"kernel.cu", 0, [], [])
-        except (ImportError, RuntimeError) as error:  # the bindings look for the library at the first call
-            raise UnsupportedError(f"CUDA's compiler is missing ({error})", "install CUDA's toolkit") from None
-        architecture = f"--gpu-architecture={self.capability.lower().replace('sm', 'sm_')}"
-        status, *_ = nvrtc.nvrtcCompileProgram(program, 1, [architecture.encode()])
-        if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            raise UnsupportedError(f"CUDA's compiler refuses {name}: {status.name}", "update CUDA's toolkit")
-        _, size = nvrtc.nvrtcGetCUBINSize(program)
-        binary = bytearray(size)
-        nvrtc.nvrtcGetCUBIN(program, binary)
-        nvrtc.nvrtcDestroyProgram(program)
-        image = np.frombuffer(binary, np.uint8)
+        image = np.frombuffer(_binary(source, name, self.capability), np.uint8)
+        driver = import_module("cuda.bindings.driver")
         module = self._call("cuModuleLoadData", image.ctypes.data, library=driver)
         return self._call("cuModuleGetFunction", module, name.encode(), library=driver)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,23 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model and its cache."""
+        ...
+
+
+class Candidates(NamedTuple):
+    """What a token is chosen from: logits [N] and whose they are [N], ascending; ids None: a whole row's, V of them."""
+
+    logits: Logits
+    ids: TokenIds | None
+
+
+@runtime_checkable
+class SelectingEngine(Engine, Protocol):
+    """One that can leave most of a row where it is."""
+
+    def forward_largest(self, tokens: TokenIds, start: int, k: int) -> Candidates:
+        """As `forward`, the `k` largest logits and all that tie with the least of them, which is what greedy and top-k
+        look at; the whole row where the engine cannot tell them, and of several tokens."""
         ...
 
 

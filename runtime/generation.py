@@ -23,7 +23,7 @@ import numpy as np
 from merino_edge import limits
 from merino_edge.errors import InputError
 from merino_edge.runtime.drafter import Drafter, Guesser
-from merino_edge.runtime.engine import Engine, Logits
+from merino_edge.runtime.engine import Candidates, Engine, Logits, SelectingEngine, TokenIds
 from merino_edge.runtime.grammar import Constraint, Grammar
 from merino_edge.runtime.sampling import Sampler, Sampling
 from merino_edge.runtime.text_stream import TextStream
@@ -41,6 +41,7 @@ class Session:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.ids: list[int] = []
+        self.selecting = engine if isinstance(engine, SelectingEngine) else None
 
     def prefill(self, ids: Sequence[int], cancel: threading.Event | None = None) -> Logits | None:
         """Bring the cache to exactly `ids`, running only those it lacks; logits [V] after the last.
@@ -68,6 +69,13 @@ class Session:
         logits = self.engine.forward_rows(tokens, len(self.ids), len(tokens))
         self.ids.append(token)
         return logits
+
+    def step_largest(self, token: int, k: int) -> Candidates:
+        """As `step` where the engine is `selecting`: at least the `k` largest of the logits, and all their ties."""
+        assert self.selecting is not None
+        candidates = self.selecting.forward_largest(np.asarray([token], np.int64), len(self.ids), k)
+        self.ids.append(token)
+        return candidates
 
     def keep(self, token: int) -> None:
         """Append the next token of the guess, whose keys and values are in the cache already."""
@@ -130,6 +138,9 @@ class Generation(Iterator[str]):
         self._session, self._prompt_ids, self._sampler = session, prompt_ids, sampler
         self._eos, self._max_tokens, self._cancel = set(tokenizer.chat.eos_token_ids), max_tokens, cancel
         self._stream, self._constraint, self._drafter = TextStream(tokenizer, stop), constraint, drafter
+        # Of a step's logits, so many of the largest are enough; None: the row comes, or is needed.
+        whole = session.selecting is None or constraint is not None or drafter is not None
+        self._largest = None if whole else sampler.sampling.largest
         self._pieces = self._run()
 
     @property
@@ -148,10 +159,11 @@ class Generation(Iterator[str]):
     def _run(self) -> Generator[str, None, None]:
         first, guess = self._prefill(), list[int]()
         rows = None if first is None else first[None]  # [1 + len(guess), V]
+        ids: TokenIds | None = None  # [N], where rows are [1, N]
         while rows is not None:
             # Each row is after one more token of the guess, and counts as long as those before it were right.
             for row, guessed in zip_longest(rows, guess):
-                token = self._sample(row)
+                token = self._sample(row, ids)
                 if piece := self._take(token):
                     yield piece
                 if self.finish_reason or token != guessed or self._cancel.is_set():
@@ -160,7 +172,7 @@ class Generation(Iterator[str]):
                 self.statistics.right_guesses += 1
             if self.finish_reason:
                 break
-            rows, guess = self._step(token)
+            rows, ids, guess = self._step(token)
         self.finish_reason = self.finish_reason or "cancelled"
         if rest := self._stream.finish():
             yield rest
@@ -192,12 +204,14 @@ class Generation(Iterator[str]):
         self.statistics.prompt_ms = _since_ms(began)
         return logits
 
-    def _sample(self, logits: Logits) -> int:
+    def _sample(self, logits: Logits, ids: TokenIds | None) -> int:
         began = perf_counter()
         if self._constraint is not None:
             logits = self._constraint.masked(logits)
         # At this point the session holds the prompt and every token so far.
         token = self._sampler(logits, self._session.ids, self.tokens)
+        if ids is not None:
+            token = int(ids[token])
         statistics, elapsed_ms = self.statistics, _since_ms(began)
         if statistics.first_token_ms is None:
             statistics.first_token_ms = statistics.prompt_ms + elapsed_ms
@@ -206,10 +220,10 @@ class Generation(Iterator[str]):
         statistics.generated_tokens += 1
         return token
 
-    def _step(self, token: int) -> tuple[Logits | None, list[int]]:
-        """Run it, and a guess at what follows: the logits after each, and the guess."""
+    def _step(self, token: int) -> tuple[Logits | None, TokenIds | None, list[int]]:
+        """Run it, and a guess at what follows: the logits after each, whose they are if not all, and the guess."""
         if self._cancel.is_set():
-            return None, []
+            return None, None, []
         guess: list[int] = []
         began = perf_counter()
         if self._drafter is not None:
@@ -219,12 +233,16 @@ class Generation(Iterator[str]):
             )
             guess = self._drafter.draft(room - 1)
         began_step = perf_counter()
-        rows = self._session.step(token, guess)
+        if self._largest is None:
+            rows, ids = self._session.step(token, guess), None
+        else:
+            row, ids = self._session.step_largest(token, self._largest)
+            rows = row[None]
         if self._drafter is not None:
             self._drafter.ran(1 + len(guess), perf_counter() - began_step)
         self.statistics.guessed_tokens += len(guess)
         self.statistics.decode_ms += _since_ms(began)
-        return rows, guess
+        return rows, ids, guess
 
 
 def _since_ms(began: float) -> float:

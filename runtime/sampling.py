@@ -59,6 +59,16 @@ class Sampling:
         if self.seed is not None:
             limits.check_range("seed", self.seed, 0, limits.MAX_SEED)
 
+    @property
+    def largest(self) -> int | None:
+        """How many of the largest logits, with what ties with the least of them, decide; None: all, as with penalties.
+
+        Top-k goes first: what is left to the other filters is the same, whether they are given a row or that.
+        """
+        if self.logit_bias or self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1:
+            return None
+        return 1 if self.greedy or self.temperature == 0 else self.top_k or None
+
 
 class Sampler:
     """Draws tokens; one per answer, so that a seed always gives the same answer."""

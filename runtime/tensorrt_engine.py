@@ -18,6 +18,7 @@ from merino_edge import tensorrt_library
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, InputError, UnsupportedError
 from merino_edge.runtime.cuda import capability_here
+from merino_edge.runtime.engine import Candidates
 from merino_edge.runtime.tensorrt_plan import Plan
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class TensorRtEngine:
-    """Runs serialized engines. Implements merino_edge.runtime.engine.Engine."""
+    """Runs serialized engines. Implements merino_edge.runtime.engine.SelectingEngine."""
 
     def __init__(
         self, library: str, plans: Mapping[int, bytes | Path], a: Architecture, cuda_graphs: bool = True
@@ -78,12 +79,7 @@ class TensorRtEngine:
         `start` may go back (rewind) but not past what was written. Raises InputError, ArtefactError.
         """
         end = start + len(tokens)
-        if len(tokens) == 0 or not 0 <= start <= self._length or end > self.max_positions:
-            raise InputError(
-                f"cannot run {len(tokens)} tokens at position {start} ({self._length} of {self.max_positions} written)",
-                "start lower, or build with a larger --context",
-            )
-        plan = self._reserve(end)
+        plan = self._ready(start, end)
         for first in range(start, end, plan.longest):
             chunk = tokens[first - start : first - start + plan.longest]
             plan.run(np.ascontiguousarray(chunk, np.int64), first, self._logits)
@@ -96,6 +92,15 @@ class TensorRtEngine:
             raise InputError(f"this engine returns one row of logits, not {rows}", "run the tokens one by one")
         return self.forward(tokens, start)[None]
 
+    def forward_largest(self, tokens: NDArray[np.int64], start: int, k: int) -> Candidates:
+        """As `forward`, but of one token only the `k` largest logits and their ties, where the GPU can find them."""
+        if len(tokens) != 1:
+            return Candidates(self.forward(tokens, start), None)
+        plan = self._ready(start, start + 1)
+        found = plan.run_largest(tokens, start, k, self._logits)
+        self._length = start + 1
+        return found or Candidates(self._logits[0], None)
+
     def assume(self, positions: int) -> None:
         """Take so many positions for written, whatever they hold: to time a step at any length without the prompt."""
         self._reserve(min(positions, self.max_positions))
@@ -107,6 +112,15 @@ class TensorRtEngine:
             self._plan.close()
         self._plan = None
         self._length = 0
+
+    def _ready(self, start: int, end: int) -> Plan:
+        """The plan that can run the positions start..end-1 next. Raises InputError where none can."""
+        if not 0 <= start <= self._length or not start < end <= self.max_positions:
+            raise InputError(
+                f"cannot run {end - start} tokens at position {start} ({self._length} of {self.max_positions} written)",
+                "start lower, or build with a larger --context",
+            )
+        return self._reserve(end)
 
     def _reserve(self, positions: int) -> Plan:
         """Have a plan open that holds so many, keeping what was written."""

@@ -6,7 +6,8 @@ new rows, which merino_edge.runtime.row_writer writes into it; those of a prompt
 optimization profiles: one for decode, one for chunks of a prompt. Tokens go up and logits come down with every step;
 where CPU and GPU have one memory, both read and write the same and nothing is copied. A step of one token, once it has
 run as such, is recorded as a CUDA graph and launched as one from then on; TensorRT for RTX does that itself. Where
-recording is refused, steps go on as they were.
+recording is refused, steps go on as they were. A step of which only the largest logits are wanted is another graph:
+merino_edge.runtime.selector finds them on the GPU, the row stays there, and comes down after all where it must say.
 
 Nothing here was run on a GPU yet. What was tested without: NVIDIA's compiler builds such plans, its parser finds the
 very inputs and outputs that are bound here, and its bindings have every name that is called.
@@ -26,8 +27,9 @@ from merino_edge import tensorrt_library
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, UnsupportedError
 from merino_edge.runtime.cuda import Cuda
-from merino_edge.runtime.engine import ROWS
+from merino_edge.runtime.engine import ROWS, Candidates
 from merino_edge.runtime.row_writer import RowWriter
+from merino_edge.runtime.selector import Selector
 
 
 class Tensor(NamedTuple):
@@ -75,9 +77,10 @@ class Plan:
         self._trt, self._log = tensorrt_library.load(library)
         self._contexts: list[tuple[int, Any]] = []  # (most tokens, execution context), shortest first
         self._counts: list[int] = []  # of tokens that each context is set to
-        self._records = cuda_graphs  # the next step of one token, if it can be
-        self._graph: Any = None  # that was recorded
+        self._records = cuda_graphs  # steps of one token, if they can be
+        self._graphs: dict[bool, Any] = {}  # that were recorded, by whether they select; None: could not be
         self._writer: RowWriter | None = None  # of a primitive plan's steps of one token
+        self._selector: Selector | None = None
         self._cuda = Cuda()
         try:
             self._open(serialized, a)
@@ -134,26 +137,48 @@ class Plan:
         if self._puts_out_rows:
             with suppress(UnsupportedError):  # no compiler here: rows are copied
                 self._writer = self._new_writer()
+        with suppress(UnsupportedError):  # nor here: rows come down
+            self._selector = Selector(self._cuda, self._addresses["logits"], a.vocab_size)
         self._cuda.synchronize()
 
     def run(self, tokens: NDArray[np.int64], start: int, logits: NDArray[np.float32]) -> None:
         """Tokens [T], up to `longest` of them, at positions start..; the last one's logits into `logits` [1, V]."""
+        self._run(tokens, start, selects=False)
+        logits[...] = self._logits
+
+    def run_largest(
+        self, tokens: NDArray[np.int64], start: int, k: int, logits: NDArray[np.float32]
+    ) -> Candidates | None:
+        """As `run`, of one token, but the `k` largest logits and their ties; None where `logits` has them all."""
+        if self._selector is None or k > self._selector.most:
+            self.run(tokens, start, logits)
+            return None
+        self._run(tokens, start, selects=True)
+        candidates = self._selector.candidates(k)
+        if candidates is None:
+            if self._copies:
+                self._cuda.to_host(self._addresses["logits"], self._logits)
+                self._cuda.synchronize()
+            logits[...] = self._logits
+        return candidates
+
+    def _run(self, tokens: NDArray[np.int64], start: int, selects: bool) -> None:
         count = len(tokens)
         self._sent["tokens"][:count] = tokens
         self._sent["positions"][:count] = np.arange(start, start + count)
-        if count == 1 and self._graph is not None:
-            self._cuda.launch(self._graph)
+        graph = self._graphs.get(selects) if count == 1 else None
+        if graph is not None:
+            self._cuda.launch(graph)
         else:
-            self._run_plain(count)
+            self._run_plain(count, selects)
         if self._puts_out_rows and (count > 1 or self._writer is None):
             width, pitch = count * self._row_bytes, self.places * self._row_bytes
             for name, heads in self._heads.items():
                 cache = self._addresses[name] + start * self._row_bytes
                 self._cuda.copy_rows(self._addresses[f"{ROWS}{name}"], width, cache, pitch, width, heads)
         self._cuda.synchronize()
-        logits[...] = self._logits
 
-    def _run_plain(self, count: int) -> None:
+    def _run_plain(self, count: int, selects: bool) -> None:
         """Queue a step; one of one token is recorded, if its context has run such a step before."""
         index = 0 if count == 1 else -1  # a recorded context must keep its shape: it sees no other step
         context, before = self._contexts[index][1], self._counts[index]
@@ -161,15 +186,14 @@ class Plan:
         if before != count:
             for name in self._sent:
                 context.set_input_shape(name, (1, count))
-        elif count == 1 and self._records:
-            self._graph = self._cuda.recorded(lambda: self._queue(context, count))
-            self._records = False
-            if self._graph is not None:
-                self._cuda.launch(self._graph)
+        elif count == 1 and self._records and selects not in self._graphs:
+            graph = self._graphs[selects] = self._cuda.recorded(lambda: self._queue(context, count, selects))
+            if graph is not None:
+                self._cuda.launch(graph)
                 return
-        self._queue(context, count)
+        self._queue(context, count, selects)
 
-    def _queue(self, context: Any, count: int) -> None:
+    def _queue(self, context: Any, count: int, selects: bool) -> None:
         if self._copies:
             for name, values in self._sent.items():
                 self._cuda.to_device(values[:count], self._addresses[name])
@@ -177,7 +201,9 @@ class Plan:
             raise ArtefactError(f"TensorRT cannot run the engine: {self._log.first}", "build it again")
         if count == 1 and self._writer is not None:
             self._writer.queue()
-        if self._copies:
+        if selects and self._selector is not None:
+            self._selector.queue()
+        elif self._copies:
             self._cuda.to_host(self._addresses["logits"], self._logits)
 
     def _new_writer(self) -> RowWriter:

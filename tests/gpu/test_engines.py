@@ -21,6 +21,7 @@ from merino_edge.jetson.backends import BACKENDS, backend_named
 from merino_edge.runtime.cuda import Cuda
 from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.onnx_engine import OnnxEngine
+from merino_edge.runtime.selector import KEPT, Selector
 from merino_edge.runtime.tensorrt_engine import TensorRtEngine
 from merino_edge.tensorrt_library import EXTRAS
 from merino_edge.weights import random_weights
@@ -102,6 +103,47 @@ def test_a_sequence_outgrows_one_plan_after_the_other(library: str, lowering: st
     engine, reference = TensorRtEngine(library, plans, A), OnnxEngine(graphs[CONTEXT], A, CONTEXT, 1)
     with contextlib.closing(engine), contextlib.closing(reference):
         assert_equal_steps(engine, reference, HALF, ((0, 60), (60, 64), (64, 65), (65, 300), (300, 301), (9, 12)))
+
+
+@pytest.mark.parametrize("size", [40, 2048, 49_152, 151_936])
+def test_the_largest_logits_are_found_on_the_gpu(size: int) -> None:
+    rng = np.random.default_rng(size)
+    with contextlib.closing(Cuda()) as cuda:
+        address = cuda.allocate(4 * size)
+        selector = Selector(cuda, address, size)
+        for values in (10, 1000, 10**6):  # few: many tie
+            logits = rng.standard_normal(values).astype(np.float32)[rng.integers(values, size=size)]
+            logits[rng.integers(size, size=2)] = -np.inf
+            cuda.to_device(logits, address)
+            selector.queue()
+            cuda.synchronize()
+            for k in (1, 39, selector.most):
+                found, expected = selector.candidates(k), np.flatnonzero(logits >= np.sort(logits)[-k])
+                assert (found is None) == (expected.size >= min(size, KEPT))
+                if found is not None:
+                    assert found.ids is not None
+                    np.testing.assert_array_equal(found.ids, expected)
+                    np.testing.assert_array_equal(found.logits, logits[expected])
+
+
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+@pytest.mark.parametrize("lowering", ["native", "primitive"])
+@pytest.mark.parametrize("library", EXTRAS)
+def test_a_step_of_the_largest_logits_has_those_of_the_row(library: str, lowering: str, cuda_graphs: bool) -> None:
+    pytest.importorskip(library)
+    graph = to_bytes(build_model(A, strong_weights(), "fp16", CONTEXT, "rtx", lowering))
+    plans = {CONTEXT: build_engine(library, graph, CONTEXT).plan}
+    tokens, seen = np.random.default_rng(0).integers(0, A.vocab_size, 60), 0
+    with contextlib.closing(TensorRtEngine(library, plans, A, cuda_graphs)) as engine:
+        engine.forward(tokens[:20], 0)
+        for at in range(20, 60):  # of either kind more than one that is recorded, in turn
+            row = engine.forward(tokens[at : at + 1], at).copy()
+            logits, ids = engine.forward_largest(tokens[at : at + 1], at, 1 + at % 50)
+            seen += ids is not None
+            if ids is not None:
+                np.testing.assert_array_equal(ids, np.flatnonzero(row >= np.sort(row)[-1 - at % 50]))
+            np.testing.assert_array_equal(logits, row if ids is None else row[ids])
+    assert seen > 30
 
 
 def test_onnxruntime_on_the_gpu_computes_what_it_computes_on_the_cpu() -> None:

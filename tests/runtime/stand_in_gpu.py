@@ -6,10 +6,12 @@ It reads and writes the bound addresses only, and insists on shapes within the p
 from __future__ import annotations
 
 import ctypes
+import itertools
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,18 +24,27 @@ TYPES = {"tensor(int64)": np.int64, "tensor(float)": np.float32, "tensor(float16
 PROFILES = (512, 2)  # most tokens of each
 COMPILER = shutil.which("c++") or shutil.which("g++")
 HOST_CUDA = """
+#include <string.h>
 #define __global__
-static struct { int x, y, z; } blockIdx, threadIdx, blockDim;
-SOURCE
-extern "C" void over_grid(int across, int down, int threads, const long long* position, const unsigned long long* rows,
-                          const unsigned long long* caches, const int* heads, int words, int places) {
-    blockDim.x = threads;
-    for (blockIdx.x = 0; blockIdx.x < across; ++blockIdx.x)
-        for (blockIdx.y = 0; blockIdx.y < down; ++blockIdx.y)
-            for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x)
-                NAME(position, rows, caches, heads, words, places);
-}
+#define __device__
+#define __shared__ static
+#define __syncthreads()
+static unsigned __float_as_uint(float number) { unsigned bits; memcpy(&bits, &number, 4); return bits; }
+static float __uint_as_float(unsigned bits) { float number; memcpy(&number, &bits, 4); return number; }
+static struct { int x, y; } blockIdx, threadIdx, blockDim = {1, 1};
+extern "C" void set_block(int x, int y) { blockIdx.x = x; blockIdx.y = y; }
 """
+
+
+@cache
+def compiled(source: str) -> ctypes.CDLL:
+    """A kernel's own source, for the host: one thread to a block, which ours allow."""
+    assert COMPILER is not None
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "kernel.cpp").write_text(HOST_CUDA + source)
+        built = [COMPILER, "-shared", "-fPIC", "-O1", "-o", f"{folder}/kernel.so", f"{folder}/kernel.cpp"]
+        subprocess.run(built, check=True)
+        return ctypes.CDLL(f"{folder}/kernel.so")
 
 
 class HostMemory:
@@ -64,21 +75,20 @@ class HostMemory:
         return int(pinned.ctypes.data)
 
     def compile(self, source: str, name: str) -> Any:
-        """The kernel's own source, compiled for the host: blocks and threads come one after the other."""
         if COMPILER is None or not self.can_compile:
             raise UnsupportedError("no compiler", "")
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "kernel.cpp").write_text(HOST_CUDA.replace("SOURCE", source).replace("NAME", name))
-            built = [COMPILER, "-shared", "-fPIC", "-O1", "-o", f"{folder}/kernel.so", f"{folder}/kernel.cpp"]
-            subprocess.run(built, check=True)
-            return ctypes.CDLL(f"{folder}/kernel.so").over_grid
+        return compiled(source), name
 
     def start(
         self, kernel: Any, grid: tuple[int, int], threads: int, arguments: tuple[int, ...], pointers: int
     ) -> None:
+        """Blocks come one after the other."""
         HostMemory.started += 1
+        library, name = kernel
         addresses = [ctypes.c_void_p(address) for address in arguments[:pointers]]
-        kernel(*grid, threads, *addresses, *arguments[pointers:])
+        for x, y in itertools.product(*map(range, grid)):
+            library.set_block(x, y)
+            library[name](*addresses, *arguments[pointers:])
 
     def recorded(self, work: Callable[[], None]) -> Callable[[], None] | None:
         HostMemory.recordings += 1
