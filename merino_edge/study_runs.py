@@ -112,8 +112,9 @@ def train_all(
             for done in as_completed(waiting):
                 on_run(waiting[done], done.result())
         except BaseException:
+            processes = list((pool._processes or {}).values())
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(getattr(pool, "_processes", {}).values()):
+            for process in processes:
                 process.terminate()  # each keeps what it last saved
             raise
 

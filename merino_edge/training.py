@@ -4,8 +4,8 @@ Batches are a function of the step (`merino_edge.data`) and the model has no dro
 continued ends with the bits of one that was not (same machine and thread count, CPU), and any number of workers
 (`merino_edge.workers`) sees the same batches. It knows no terminal: progress goes to a callback.
 
-While training, CKPT/state (merino_edge.training_state) holds step, architecture_id, corpus_sha256, start_sha256, config,
-the figures so far and the tensors weights.NAME and of the optimizer (merino_edge.optimizer).
+While training, CKPT/state (merino_edge.training_state) holds step, architecture_id, corpus_sha256, start_sha256,
+config, the figures so far and the tensors weights.NAME and of the optimizer (merino_edge.optimizer).
 
 The finished checkpoint's training.json holds source "train", step, config, tokens, validation_loss_before,
 validation_loss (nats per token), tokens_per_second, history [[step, loss], ...], corpus_sha256, architecture_id,
@@ -86,7 +86,7 @@ class Trainer:
         self.workers = workers or Workers()
         self.part = self.workers.part(config.batch)
         self.device = self.workers.device
-        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16(self.device))
+        self.bf16 = uses_bf16(config, self.device)
         self.start_sha256 = None if start is None else start.training["sha256"]
         self.model = Model(a, config.seed) if start is None else Model.from_weights(a, start.weights)
         self.model.to(self.device)
@@ -225,6 +225,7 @@ def train(
         if not training_state.exists(out):
             if workers.first:
                 shutil.rmtree(training_state.folder_of(out), ignore_errors=True)
+                (out / training_state.LOG).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
                     out.rmdir()  # only if it is empty: an older checkpoint stays
         elif isinstance(error, Diverged):
@@ -303,8 +304,10 @@ def _save(trainer: Trainer, out: Path, figures: dict[str, Any], unfinished: bool
     return training
 
 
-def has_bf16(device: torch.device) -> bool:
-    """Whether matrices multiply in bf16 natively; emulated, it is slower than fp32."""
+def uses_bf16(config: TrainingConfig, device: torch.device) -> bool:
+    """What precision "auto" comes to on a device: bf16 where it is native; emulated, it is slower than fp32."""
+    if config.precision != "auto":
+        return config.precision == "bf16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch from 2.10 on
@@ -331,7 +334,9 @@ def _refuse_changed(
 def _refuse_occupied(out: Path) -> None:
     if training_state.exists(out):
         raise OutputError(f"{out} holds an unfinished training", "add --continue, or choose another --out")
-    ours = out.is_dir() and (artefact.is_artefact_folder(out) or {p.name for p in out.iterdir()} <= {"state"})
+    ours = out.is_dir() and (
+        artefact.is_artefact_folder(out) or {p.name for p in out.iterdir()} <= {"state", training_state.LOG}
+    )
     if out.exists() and not ours:
         raise OutputError(f"{out} exists and is not an artefact of merino-edge", "choose another --out")
 

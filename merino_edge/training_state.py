@@ -19,6 +19,7 @@ from merino_edge.errors import ArtefactError, InputError, OutputError
 
 KIND = "training-state"
 SCHEMA_VERSION = 1
+LOG = "log.jsonl"  # beside the checkpoint's files (merino_edge.training_log)
 
 
 def folder_of(out: Path | str) -> Path:
@@ -55,6 +56,7 @@ def save(out: Path | str, head: dict[str, Any], tensors: dict[str, Tensor]) -> N
     temporary = file.with_suffix(".tmp")
     try:
         with artefact.writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, temporary)
             with open(temporary, "rb+") as written:
                 os.fsync(written.fileno())

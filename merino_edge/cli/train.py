@@ -1,7 +1,8 @@
-"""`merino-edge train`: an architecture and text files to a checkpoint."""
+"""`merino-edge train`: an architecture, or a checkpoint to begin with, and text to a checkpoint."""
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import signal
 from pathlib import Path
@@ -12,43 +13,87 @@ import typer
 
 if TYPE_CHECKING:
     from merino_edge.architecture import Architecture
+    from merino_edge.checkpoint import Checkpoint
     from merino_edge.training_config import TrainingConfig
+
+SPEED, MACHINE = "Optimizer", "Machine"  # panels of the help
 
 
 def train(
-    architecture: Annotated[Path, typer.Argument(metavar="A.json", help="Architecture, or a search result.")],
-    corpus: Annotated[list[Path], typer.Option(help="Text file, .xz of one, or folder of them; may be repeated.")],
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="A.json|CKPT", help="Architecture or search result, or a checkpoint to begin with."),
+    ],
     out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Text or JSON-lines file, .xz of one, folder of them, what `tokenize` made, or hf:NAME of a dataset; "
+            "may be repeated."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Corpus and options from a recipe: pile (the paper's), or a file of one.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps. [default: 600000]")] = None,
     resume: Annotated[bool, typer.Option("--continue", help="Go on with the unfinished training in --out.")] = False,
     batch: Annotated[int | None, typer.Option(help="Sequences per step. [default: 1024]")] = None,
     sequence: Annotated[int | None, typer.Option(help="Tokens per sequence. [default: 1024, or all positions]")] = None,
-    micro_batch: Annotated[int | None, typer.Option(help="Sequences at a time, for memory. [default: 16]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate. [default: 6e-4]")] = None,
     warmup: Annotated[int | None, typer.Option(help="Warm-up steps. [default: 1000, or a tenth of --steps]")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the weights and the batches. [default: 0]")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16. [default: auto]")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads. [default: all cores]")] = None,
     save_every: Annotated[
         int | None, typer.Option(help="Steps between saves. [default: 1000, or a tenth of --steps]")
     ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="adamw or muon. [default: adamw]", rich_help_panel=SPEED)
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Of matrices. [default: 0.1]", rich_help_panel=SPEED)
+    ] = None,
+    clip: Annotated[float | None, typer.Option(help="Longest gradient. [default: 1.0]", rich_help_panel=SPEED)] = None,
+    z_loss: Annotated[
+        float | None, typer.Option(help="Weight of the softmax's normalizer. [default: 0]", rich_help_panel=SPEED)
+    ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(help="Keep averaged weights of this decay, as 0.999. [default: off]", rich_help_panel=SPEED),
+    ] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(help="Sequences at a time, for memory. [default: 16]", rich_help_panel=MACHINE)
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto, fp32 or bf16. [default: auto]", rich_help_panel=MACHINE)
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads. [default: all cores]", rich_help_panel=MACHINE)
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the model first (torch.compile).", rich_help_panel=MACHINE)
+    ] = False,
+    parallel: Annotated[str, typer.Option(help="Under torchrun: ddp or fsdp.", rich_help_panel=MACHINE)] = "ddp",
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Also log for TensorBoard into this folder.", rich_help_panel=MACHINE)
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Train an architecture on text files; by default with the paper's recipe (600,000 steps of 1024 x 1024 tokens).
+    """Train on text or conversations; by default with the paper's recipe (600,000 steps of 1024 x 1024 tokens).
 
-    Saves as it goes. Ctrl-C finishes the step and saves; the same command with --continue goes on exactly there.
+    Saves and logs (log.jsonl) as it goes. Ctrl-C finishes the step and saves; the same command with --continue goes on
+    exactly there.
     """
-    from merino_edge import architecture as architectures
     from merino_edge import limits
     from merino_edge.cli import console
-    from merino_edge.errors import require
+    from merino_edge.errors import InputError, require
 
     require("torch", "train")
     require("safetensors", "train")
-    a, _ = architectures.load(architecture)
+    a, start = _opened(model)
     import torch
 
-    from merino_edge import training
+    from merino_edge import throughput, training
+    from merino_edge.training_log import TrainingLog
+    from merino_edge.workers import Workers
 
     if threads is not None:
         torch.set_num_threads(limits.check_range("threads", threads, 1, limits.MAX_THREADS))
@@ -61,37 +106,87 @@ def train(
         "learning_rate": learning_rate,
         "seed": seed,
         "precision": precision,
+        "optimizer": optimizer,
+        "weight_decay": weight_decay,
+        "clip": clip,
+        "z_loss": z_loss,
+        "ema": ema,
     }
-    config = _config(a, out, resume, {name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    sources = list(corpus or [])
+    if recipe is not None:
+        from merino_edge import recipe as recipes
+
+        found = recipes.load(recipe)
+        sources, given = sources or list(found.corpus), {**found.config, **given}
+    if not sources:
+        raise InputError("no corpus was named", "add: --corpus FILE, or --recipe NAME")
+    config = _config(a, out, resume, given)
     if save_every is None:
         save_every = max(1, min(1000, config.steps // 10))
-    stop = _StopOnInterrupt()
+    workers, stop = Workers(parallel), _StopOnInterrupt()
     err = console.stderr()
-    err.print(f"{a.parameters:,} parameters, {config.steps:,} steps of {config.batch} x {config.sequence} tokens")
-    with stop, console.progress(err) as bar:
+    err.quiet = not workers.first
+    peak = throughput.matmul_flops_per_second(workers.device, training.uses_bf16(config, workers.device))
+    flops = throughput.training_flops_per_token(a, config.sequence)
+    shape = f"{config.steps:,} steps of {config.batch} x {config.sequence} tokens"
+    err.print(f"{a.parameters:,} parameters, {shape}" + (f", {workers.count} workers" if workers.together else ""))
+
+    with stop, console.progress(err) as bar, contextlib.ExitStack() as files:
         task = bar.add_task("train", total=config.steps, note="reading the corpus")
+        log: TrainingLog | None = None
 
         def on_step(p: training.Progress) -> None:
+            nonlocal log
+            if workers.first and log is None:
+                log = files.enter_context(TrainingLog(out, config.steps, p.step - 1, tensorboard))
+            mfu = p.tokens_per_second * flops / (peak * workers.count)
+            if log is not None:
+                log.record(p, p.step * config.tokens_per_step, mfu)
             note = f"loss {p.loss:.3f}, held out {p.validation_loss:.3f}, lr {p.learning_rate:.1e}"
-            bar.update(task, completed=p.step, note=f"{note}, {p.tokens_per_second:,.0f} tokens/s")
+            bar.update(task, completed=p.step, note=f"{note}, {p.tokens_per_second:,.0f} tokens/s, MFU {mfu:.0%}")
 
         outcome = training.train(
-            a, corpus, out, config, resume=resume, save_every=save_every, on_step=on_step, should_stop=stop
+            a,
+            sources,
+            out,
+            config,
+            start=start,
+            workers=workers,
+            compiled=compiled,
+            resume=resume,
+            save_every=save_every,
+            on_step=on_step,
+            should_stop=stop,
         )
+    workers.close()
     result = outcome.training
     loss = f"{result['validation_loss_before']:.3f} -> {result['validation_loss']:.3f} nats per token"
     speed = f"{result['tokens']:,} tokens at {result['tokens_per_second']:,.0f} tokens/s"
     err.print(f"loss on held-out text {loss}, {speed}", soft_wrap=True)
     if not outcome.finished:
-        words = ["merino-edge", "train", str(architecture), *(f"--corpus={path}" for path in corpus), "--out", str(out)]
+        named = [f"--corpus={source}" for source in sources]
+        words = ["merino-edge", "train", str(model), *named, "--out", str(out)]
         words += ["--continue"] if threads is None else ["--threads", str(threads), "--continue"]
         done = f"stopped after step {result['step']:,} of {config.steps:,}"
         err.print(f"{done}; go on with: {shlex.join(words)}", soft_wrap=True, markup=False)
         raise typer.Exit(130)
+    if not workers.first:
+        return
     if json:
         console.print_json({"checkpoint": str(out), "parameters": a.parameters, **result})
     else:
         console.print_line(f"{out}: next, merino-edge export {out} --out BUNDLE")
+
+
+def _opened(model: Path) -> tuple[Architecture, Checkpoint | None]:
+    """An architecture, or a checkpoint's with its weights."""
+    from merino_edge import architecture, checkpoint
+
+    if (model / "training.json").is_file():
+        start = checkpoint.load(model)
+        return start.architecture, start
+    return architecture.load(model)[0], None
 
 
 def _config(a: Architecture, out: Path, resume: bool, given: dict[str, Any]) -> TrainingConfig:

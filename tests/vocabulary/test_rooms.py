@@ -16,9 +16,16 @@ MAY_IMPORT = {
 }
 PYTORCH_WING = {
     "merino_edge/model.py",
+    "merino_edge/proxies.py",
     "merino_edge/data.py",
     "merino_edge/training.py",
     "merino_edge/training_state.py",
+    "merino_edge/training_log.py",
+    "merino_edge/throughput.py",
+    "merino_edge/workers.py",
+    "merino_edge/optimizer.py",
+    "merino_edge/objective.py",
+    "merino_edge/study_runs.py",
     "merino_edge/torch_engine.py",
     "export/calibration.py",
     "export/overflow.py",
