@@ -66,13 +66,11 @@ def column(value: Any, name: str, where: str) -> Record:
         return _text(value, what)
     if not isinstance(value, list):
         raise InputError(f"{what} is {_type(value)}, not a list of messages", "see: merino-edge tokenize --help")
-    if name != "messages" and all(isinstance(turn, str) for turn in value):
+    if name == "turns" or (name != "messages" and all(isinstance(turn, str) for turn in value)):
         turns = [_message(ROLES[1 + i % 2], _text(turn, f"{what}[{i}]")) for i, turn in enumerate(value)]
         return Conversation(tuple(turns), where)
     messages = []
     for i, message in enumerate(value):
-        if name == "turns":
-            _text(message, f"{what}[{i}]")
         if not isinstance(message, dict):
             raise InputError(f"{what}[{i}] is {_type(message)}, not an object", "give it a role and a content")
         if message.get("role") not in ROLES:
