@@ -34,6 +34,7 @@ from merino_edge.checkpoint import Checkpoint
 from merino_edge.errors import InputError, OutputError
 from merino_edge.model import Model
 from merino_edge.optimizer import Optimizer
+from merino_edge.tokenizer import Tokenizer
 from merino_edge.training_config import TrainingConfig
 from merino_edge.workers import Workers, divided, whole
 
@@ -106,7 +107,7 @@ class Trainer:
         """One optimizer step; the batch's mean loss in nats. Raises Diverged, the model unchanged."""
         c = self.config
         inputs, targets = self.corpus.batch(self.step, c.batch, c.sequence, c.seed)
-        learned = max(1, int((targets != objective.IGNORED).sum()))  # over all workers
+        learned = max(1, int((targets != data.IGNORED).sum()))  # over all workers
         inputs, targets = inputs[self.part], targets[self.part]
         self.optimizer.zero_grad()
         entropies = []
@@ -144,7 +145,7 @@ class Trainer:
             for first in range(0, len(inputs), c.micro_batch):
                 rows = slice(first, first + c.micro_batch)
                 total += float(self._losses(inputs[rows], targets[rows])[1])
-        return total / max(1, int((targets != objective.IGNORED).sum()))
+        return total / max(1, int((targets != data.IGNORED).sum()))
 
     @property
     def tokens(self) -> int:
@@ -212,7 +213,7 @@ def train(
         if workers.first:
             _refuse_occupied(out)
     else:
-        sha256 = prepared.sha256 if prepared else data.fingerprint(corpus)  # type: ignore[arg-type]
+        sha256 = prepared.sha256 if prepared else data.fingerprint(corpus, _tokenizer(start))  # type: ignore[arg-type]
         _refuse_changed(saved, a, sha256, None if start is None else start.training["sha256"], config, out)
     try:
         if prepared is None:
@@ -240,10 +241,15 @@ def _prepared(
     """The corpus of `sources` in `folder`: the first worker makes it, the others read it."""
     if not workers.first:
         workers.wait()
-    found = data.prepare(sources, a.vocab_size, folder)
+    found = data.prepare(sources, a.vocab_size, folder, _tokenizer(start))
     if workers.first:
         workers.wait()
     return found
+
+
+def _tokenizer(start: Checkpoint | None) -> Tokenizer | None:
+    """The one that a training must use: its beginning's."""
+    return None if start is None else Tokenizer.load(start.path)
 
 
 def _run(
@@ -297,9 +303,8 @@ def _save(trainer: Trainer, out: Path, figures: dict[str, Any], unfinished: bool
     if trainer.workers.first:
         if unfinished:
             training_state.save(out, {**identity, "figures": figures}, tensors)
-        corpus = trainer.corpus
-        chat = data.chat_format()
-        checkpoint.write_files(out, trainer.model.architecture, weights, corpus.tokenizer_json, chat, training)
+        a, corpus = trainer.model.architecture, trainer.corpus
+        checkpoint.write_files(out, a, weights, corpus.tokenizer_json, corpus.chat, training)
     trainer.workers.wait()
     return training
 
