@@ -5,6 +5,7 @@ It writes what it is given and decides nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 from merino_edge.errors import require
 from merino_edge.search import report
 from merino_edge.search.study import ALIKE, Row, Trained
+from merino_edge.search.study_calibration import Calibration, Fit
+from merino_edge.search.study_grid import Setting
 from merino_edge.search.study_rank import Agreement, Estimate
 
 if TYPE_CHECKING:
@@ -34,6 +37,62 @@ def scores_table(rows: Sequence[Row]) -> str:
         over = "-" if row.over_default is None else _signed(row.over_default.spearman)
         body.append((row.name, *agreement_cells(row.agreement), over))
     return markdown(head, body)
+
+
+def calibration_tables(found: Calibration) -> str:
+    """Two tables as Markdown: what each form of the score does on the half it was not fitted to, and what is chance."""
+    head = ("form", "fitted constants", "Spearman", "Kendall", f"Kendall, sizes within {ALIKE:g}x")
+    body = [("effective", "the defaults", *agreement_cells(found.default))]
+    for fit in found.fits:
+        mark = " (the training half's choice)" if fit is found.best else ""
+        body.append((fit.setting.form + mark, constants(fit.setting), *agreement_cells(fit.fitted)))
+    over = (
+        "form",
+        "Spearman over the default's",
+        "over parameters'",
+        "gain, fitted half",
+        "other half",
+        "better there",
+    )
+    rest = [
+        (
+            fit.setting.form,
+            _signed(fit.over_default.spearman),
+            _signed(fit.over_parameters.spearman),
+            _spread(fit.repeats.training),
+            _spread(fit.repeats.other),
+            f"{fit.repeats.better:.0%}",
+        )
+        for fit in found.fits
+    ]
+    return markdown(head, body) + "\n" + markdown(over, rest)
+
+
+def stability_table(found: Calibration) -> str:
+    """How far the fitted constants move over random halves, as Markdown: median and the middle nine tenths."""
+    names = [field.name for field in dataclasses.fields(Setting) if field.name != "form"]
+    body = []
+    for fit in found.fits:
+        drawn = {name: [getattr(setting, name) for setting in fit.repeats.settings] for name in names}
+        ends = {name: np.quantile(v, (0.05, 0.5, 0.95), method="closest_observation") for name, v in drawn.items() if v}
+        cells = [f"{q[1]:.3g} ({q[0]:.3g} to {q[2]:.3g})" if np.isfinite(q).all() else "-" for q in ends.values()]
+        body.append((fit.setting.form, *(cells or ["-"] * len(names)), constants(fit.on_all)))
+    return markdown(("form", *(name.replace("_", " ") for name in names), "fitted on all models"), body)
+
+
+def constants(setting: Setting) -> str:
+    """As options of `--score`, which leaves out alpha_ffn = 1 - alpha_mha here."""
+    names = ("alpha_mha", "epsilon_squared", "beta_depth", "effectiveness_power")
+    words = [f"{name}={getattr(setting, name):.4g}" for name in names]
+    return ", ".join(words + ([f"cut_factor={setting.cut_factor:g}"] if setting.form == "series" else []))
+
+
+def _spread(values: np.ndarray) -> str:
+    """Mean, and where the middle nine tenths lie."""
+    if not len(values):
+        return "-"
+    low, high = np.quantile(values, (0.05, 0.95))
+    return f"{values.mean():+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def agreement_cells(found: Agreement) -> tuple[str, str, str]:
@@ -66,8 +125,8 @@ def agreement_fields(found: Agreement | None) -> dict[str, Any] | None:
     return {name: estimate._asdict() for name, estimate in named.items() if estimate is not None}
 
 
-def document(trained: Sequence[Trained], rows: Sequence[Row]) -> dict[str, Any]:
-    """The fields of the report: models with their losses, then scores [N] in the models' order."""
+def document(trained: Sequence[Trained], rows: Sequence[Row], found: Calibration | None = None) -> dict[str, Any]:
+    """The fields of the report: models with their losses, scores [N] in the models' order, and the calibration."""
     models = [{"id": m.architecture.id, "losses": list(m.losses), "shape": m.architecture.to_dict()} for m in trained]
     scores = [
         {
@@ -78,7 +137,40 @@ def document(trained: Sequence[Trained], rows: Sequence[Row]) -> dict[str, Any]:
         }
         for row in rows
     ]
-    return {"models": models, "scores": scores}
+    return {"models": models, "scores": scores, "calibration": None if found is None else calibration_fields(found)}
+
+
+def calibration_fields(found: Calibration) -> dict[str, Any]:
+    """Halves as places in the list of models; every agreement is on the other half."""
+    return {
+        "training": list(found.training),
+        "other": list(found.other),
+        "settings_tried": found.settings_tried,
+        "default": agreement_fields(found.default),
+        "fits": [_fit_fields(fit) for fit in found.fits],
+        "best": found.best.setting.form,
+    }
+
+
+def _fit_fields(fit: Fit) -> dict[str, Any]:
+    agreements = ("fitted", "over_default", "over_parameters", "unfitted")
+    return {
+        "setting": _setting_fields(fit.setting),
+        "on_all": _setting_fields(fit.on_all),
+        "training": fit.training,
+        "training_default": fit.training_default,
+        **{name: agreement_fields(getattr(fit, name)) for name in agreements},
+        "repeats": {
+            "settings": [_setting_fields(setting) for setting in fit.repeats.settings],
+            "training": fit.repeats.training.tolist(),
+            "other": fit.repeats.other.tolist(),
+        },
+    }
+
+
+def _setting_fields(setting: Setting) -> dict[str, Any]:
+    """JSON has no infinity: a form without a cut factor has none."""
+    return {name: value for name, value in dataclasses.asdict(setting).items() if value != math.inf}
 
 
 # --- figure ----------------------------------------------------------------------------------------

@@ -1,0 +1,144 @@
+"""What a calibration tries: constants of the score in one of three forms, and the scores of all settings at once.
+
+| form | a model's score |
+|---|---|
+| effective | `effective`: the paper's |
+| cut | `cut`: every matrix counts only as wide as the narrowest place before it |
+| series | H C / (H + C): its effective entropy H in series with what the narrowest place lets through, C |
+
+In series, C is `cut_factor` times the entropy of a random matrix from the embedding to the narrowest place. Everything
+the model knows of a token passes there, once; like resistances in series, a narrow place bounds the score however much
+stands behind it, and costs little where little does. With a large factor it is `effective`. It still has proven optima:
+for a given narrowest place it grows with H, which is a sum over blocks.
+
+It knows no losses.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from merino_edge.architecture import Architecture
+from merino_edge.errors import InputError
+from merino_edge.search.entropy import Hyperparameters, effectiveness_gamma, layer_entropy, matrix_entropy
+from merino_edge.search.score import RESOLUTION, Score, effective, narrowest_cut
+from merino_edge.search.study_rank import Array
+
+FORMS = ("effective", "cut", "series")
+_DEFAULT = Hyperparameters()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Constants of a score. Only the ratio of the two alphas orders models, so alpha_ffn is 1 - alpha_mha."""
+
+    form: str
+    alpha_mha: float
+    epsilon_squared: float
+    beta_depth: float
+    effectiveness_power: float
+    cut_factor: float = math.inf  # of `series`
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        constants = (self.alpha_mha, 1 - self.alpha_mha, self.epsilon_squared, self.beta_depth)
+        return Hyperparameters(*constants, effectiveness_power=self.effectiveness_power)
+
+    def score(self) -> Score:
+        """The same as a score of any architecture. `series` is spelled by no `--score` yet."""
+        inner = effective(self.hyperparameters, cut=self.form == "cut")
+        if self.form != "series":
+            return inner
+
+        def whole(a: Architecture) -> float:
+            return float(in_series(np.array(inner.total(a)), self.cut_factor * passing(a, self.epsilon_squared)))
+
+        return Score(f"series of {inner.spec}, cut_factor={self.cut_factor:g}", whole=whole)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Values tried for each constant, ascending. The defaults of `Hyperparameters` are among the standard ones."""
+
+    alpha_mha: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, _DEFAULT.alpha_mha, 0.7, 0.8, 0.9)
+    epsilon_squared: tuple[float, ...] = (1, 3, 10, 30, 100, 300, _DEFAULT.epsilon_squared, 2000, 7000, 20000, 100000)
+    beta_depth: tuple[float, ...] = (1 / 32, _DEFAULT.beta_depth, 1 / 8, 1 / 4)
+    effectiveness_power: tuple[float, ...] = (0, 0.5, _DEFAULT.effectiveness_power, 1.5, 2, 3, 4)
+    cut_factor: tuple[float, ...] = (1, 3, 10, 30, 100)
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            values = getattr(self, field.name)
+            if not values or list(values) != sorted(set(values)):
+                raise InputError(f"the grid's {field.name} is {list(values)}", "list ascending numbers")
+
+    def axes(self, form: str) -> tuple[tuple[float, ...], ...]:
+        if form not in FORMS:
+            raise InputError(f"there is no form {form!r} of the score", f"choose {', '.join(FORMS)}")
+        factors = self.cut_factor if form == "series" else (math.inf,)
+        return self.alpha_mha, self.epsilon_squared, self.beta_depth, self.effectiveness_power, factors
+
+    def settings(self, form: str) -> list[Setting]:
+        """[K], in the order of `scores`."""
+        return [Setting(form, *values) for values in itertools.product(*self.axes(form))]
+
+    def steps(self, form: str) -> Array:
+        """[K]: how many steps of the grid each setting is from the default constants; cut factors from the largest."""
+        own = (
+            _DEFAULT.alpha_mha,
+            _DEFAULT.epsilon_squared,
+            _DEFAULT.beta_depth,
+            _DEFAULT.effectiveness_power,
+            math.inf,
+        )
+        away = []
+        for values, default in zip(self.axes(form), own, strict=True):
+            home = int(np.argmin(np.abs(np.minimum(values, 1e12) - min(default, 1e12))))
+            away.append(np.abs(np.arange(len(values)) - home))
+        return np.sum(np.meshgrid(*away, indexing="ij"), axis=0).ravel().astype(np.float64)
+
+
+def scores(models: Sequence[Architecture], grid: Grid, form: str) -> Array:
+    """[K, N]: what every setting gives every model."""
+    alphas, epsilons, betas, powers, factors = grid.axes(form)
+    most = max(len(a.blocks) for a in models)
+    layers = np.zeros((len(models), most))  # [N, blocks], 0 where a model has fewer
+    entropy = np.zeros((2, len(epsilons), *layers.shape))  # of attention and FFN
+    gamma = np.zeros((2, len(betas), *layers.shape))
+    for n, a in enumerate(models):
+        cut = narrowest_cut(a) if form == "cut" else None
+        for k, block in enumerate(a.blocks):
+            layers[n, k] = block.layers
+            shape = (block.width, block.kv_heads * a.head_dim, block.ffn_width, a.gated)
+            for e, epsilon in enumerate(epsilons):
+                entropy[:, e, n, k] = layer_entropy(*shape, epsilon, cut)
+            for b, beta in enumerate(betas):
+                for part, width in enumerate((block.width, block.ffn_width)):
+                    gamma[part, b, n, k] = effectiveness_gamma(a.layers, width, beta)
+    penalty = (1 - gamma[:, :, None]) ** np.array(powers)[:, None, None]  # [2, betas, powers, N, blocks]
+    parts = np.einsum("nk,cenk,cbpnk->cebpn", layers, entropy, penalty, optimize=True)
+    share = np.array(alphas)[:, None, None, None, None]
+    total = share * parts[0] + (1 - share) * parts[1]  # [alphas, epsilons, betas, powers, N]
+    if form == "series":
+        through = np.array([[passing(a, epsilon) for a in models] for epsilon in epsilons])  # [epsilons, N]
+        factor = np.array(factors)[:, None]
+        total = in_series(total[..., None, :], factor * through[:, None, None, None])
+    # What ties on paper ties here.
+    rounded: Array = np.round(total / RESOLUTION) * RESOLUTION
+    return rounded.reshape(-1, len(models))
+
+
+def passing(a: Architecture, epsilon_squared: float) -> float:
+    """The entropy of a random matrix from the embedding to the narrowest place, nats."""
+    return matrix_entropy(a.embedding_width, narrowest_cut(a), epsilon_squared)
+
+
+def in_series(entropy: Array, through: Array) -> Array:
+    """Half their harmonic mean: below the smaller of both, and near it where they differ."""
+    combined: Array = entropy * through / (entropy + through)  # `through` is above 0
+    return combined
