@@ -1,7 +1,7 @@
 """The trainings of a study: every architecture with every seed, for equal tokens; resumable, several at a time.
 
-STUDY/study.json       kind "study", schema 1: space, architectures (dicts, fewest decoder parameters first), seeds,
-                       config (merino_edge.training_config), corpus_sha256
+STUDY/study.json       kind "study", schema 1: space (null: they were given), architectures (dicts), names (theirs),
+                       seeds, config (merino_edge.training_config), corpus_sha256
       corpus/          the tokens that all of them read (merino_edge.data)
       models/ID-sN/    a checkpoint for architecture ID and seed N (merino_edge.checkpoint), unfinished ones with state/
 
@@ -35,17 +35,20 @@ class Plan:
     architectures: tuple[Architecture, ...]
     seeds: tuple[int, ...]
     config: TrainingConfig  # its seed is not used
-    space: str = ""
+    space: str | None = None  # that they were drawn from
+    names: tuple[str, ...] = ()  # of models that were given
 
     def to_dict(self) -> dict[str, Any]:
         shapes = [a.to_dict() for a in self.architectures]
         config = dataclasses.asdict(self.config)
-        return {"space": self.space, "architectures": shapes, "seeds": list(self.seeds), "config": config}
+        given = {"space": self.space, "names": list(self.names)}
+        return {**given, "architectures": shapes, "seeds": list(self.seeds), "config": config}
 
     @staticmethod
     def of(document: dict[str, Any]) -> Plan:
         shapes = tuple(Architecture.from_dict(shape) for shape in document["architectures"])
-        return Plan(shapes, tuple(document["seeds"]), TrainingConfig(**document["config"]), document["space"])
+        config = TrainingConfig(**document["config"])
+        return Plan(shapes, tuple(document["seeds"]), config, document["space"], tuple(document.get("names", ())))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,174 @@
+"""`merino-edge study`: train many small models for equal tokens, and see which training-free score ranks them rightly.
+
+Writes STUDY/report.json (merino_edge.search.study_report), report.md and report.png; STUDY itself is
+merino_edge.study_runs's.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from merino_edge.search.study import Trained
+    from merino_edge.study_runs import Plan
+
+TRAINING = "Training"  # a panel of the help
+PROXY_SEQUENCES = 8  # of the corpus, that scores of weights look at
+
+
+def study(
+    folder: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder to begin or to go on with.")],
+    corpus: Annotated[
+        list[str] | None, typer.Option(help="As for `train`; without it only what is trained is reported.")
+    ] = None,
+    space: Annotated[str, typer.Option(help="A space's name or file.")] = "study",
+    models: Annotated[int, typer.Option(help="Architectures to draw, evenly over log parameters.")] = 32,
+    least: Annotated[float, typer.Option("--from", help="Fewest decoder parameters.")] = 5e4,
+    most: Annotated[float, typer.Option("--to", help="Most decoder parameters.")] = 3e6,
+    model: Annotated[
+        list[Path] | None, typer.Option(metavar="A.json", help="Train this instead of drawing; may be repeated.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Trainings of each architecture.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the drawing, the halves and the intervals.")] = 0,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.", rich_help_panel=TRAINING)] = 600,
+    batch: Annotated[int, typer.Option(help="Sequences per step.", rich_help_panel=TRAINING)] = 8,
+    sequence: Annotated[int, typer.Option(help="Tokens per sequence.", rich_help_panel=TRAINING)] = 256,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=TRAINING)] = 3e-3,
+    workers: Annotated[int | None, typer.Option(help="Trainings at a time. [default: all cores / --threads]")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads of each.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
+) -> None:
+    """Train architectures for equal tokens and rank every score by how well it ranks them.
+
+    Killed at any moment, the same command goes on. With --model it compares the models that are given.
+    """
+    import os
+
+    from merino_edge import limits
+    from merino_edge.cli import console
+    from merino_edge.errors import require
+
+    for extra in ("torch", "safetensors"):
+        require(extra, "train")
+    for module in ("scipy", "matplotlib"):
+        require(module, "study")
+    from merino_edge import study_runs
+
+    limits.check_range("threads", threads, 1, limits.MAX_THREADS)
+    workers = workers or max(1, (os.cpu_count() or 1) // threads)
+    limits.check_range("workers", workers, 1, limits.MAX_THREADS)
+    limits.check_range("seeds", seeds, 1, 1000)
+    err = console.stderr()
+    if corpus:
+        from merino_edge.training_config import TrainingConfig
+
+        config = TrainingConfig(steps, batch, sequence, batch, learning_rate, steps // 10)
+        plan = _plan(space, models, least, most, model or [], seeds, seed, config)
+        study_runs.open_study(folder, plan, corpus)
+        _train(folder, plan, workers, threads, err)
+    else:
+        plan = study_runs.load(folder)
+    document = report(folder, plan, seed, err)
+    if as_json:
+        console.print_json(document)
+    else:
+        console.print_line((folder / "report.md").read_text())
+
+
+def _plan(
+    space: str, models: int, least: float, most: float, given: list[Path], seeds: int, seed: int, config: Any
+) -> Plan:
+    from merino_edge import architecture
+    from merino_edge.errors import InputError
+    from merino_edge.search.draw import spread
+    from merino_edge.search.spaces import load_space
+    from merino_edge.study_runs import Plan
+
+    if given:
+        loaded, names = [architecture.load(path)[0] for path in given], [path.stem for path in given]
+        if len({a.id for a in loaded}) < len(loaded):
+            raise InputError("one architecture was given twice", "give each once; --seeds trains it more often")
+        return Plan(tuple(loaded), tuple(range(seeds)), config, None, tuple(names))
+    drawn = spread(load_space(space), models, seed, least, most)
+    return Plan(tuple(drawn), tuple(range(seeds)), config, space)
+
+
+def _train(folder: Path, plan: Plan, workers: int, threads: int, err: Console) -> None:
+    from merino_edge import study_runs
+    from merino_edge.cli import console
+
+    everything = study_runs.runs(folder, plan)
+    done = sum(run.finished for run in everything)
+    with console.progress(err) as bar:
+        task = bar.add_task("study", total=len(everything), completed=done, note=f"{workers} at a time")
+
+        def on_run(run: study_runs.Run, training: dict[str, Any]) -> None:
+            note = f"{run.architecture.id} seed {run.seed}: loss {training['validation_loss']:.3f}"
+            bar.update(task, advance=1, note=note)
+
+        study_runs.train_all(folder, plan, workers, threads, on_run)
+
+
+def trained(folder: Path, plan: Plan) -> list[Trained]:
+    """The architectures that all seeds are finished of, with their losses. Raises ArtefactError."""
+    from merino_edge import artefact, checkpoint, study_runs
+    from merino_edge.search.study import Trained
+
+    losses: dict[str, list[float]] = {}
+    for run in study_runs.runs(folder, plan):
+        if run.finished:
+            document = artefact.read_json(run.folder / "training.json", checkpoint.KIND)
+            losses.setdefault(run.architecture.id, []).append(document["validation_loss"])
+    return [
+        Trained(a, tuple(losses[a.id]))
+        for a in plan.architectures
+        if len(losses.get(a.id, ())) == len(plan.seeds) and all(map(math.isfinite, losses[a.id]))
+    ]
+
+
+def report(folder: Path, plan: Plan, seed: int, err: Console) -> dict[str, Any]:
+    """Write and return the report over what is trained. Raises InputError where that is too little."""
+    from merino_edge import artefact
+
+    found = trained(folder, plan)
+    if len(found) < len(plan.architectures):
+        err.print(f"note: {len(found)} of {len(plan.architectures)} architectures are trained", markup=False)
+    fields, text = _compared(found, plan) if plan.names else _ranked(folder, found, plan, seed, err)
+    artefact.write_text(folder / "report.md", text)
+    return artefact.write_json(folder / "report.json", "study-report", fields)
+
+
+def _compared(found: list[Trained], plan: Plan) -> tuple[dict[str, Any], str]:
+    """Of models that were given: each against the first."""
+    from merino_edge.search import study_compare
+
+    name_of = {a.id: name for a, name in zip(plan.architectures, plan.names, strict=True)}
+    rows = study_compare.comparison(found, [name_of[model.architecture.id] for model in found])
+    return {"comparison": study_compare.comparison_fields(rows)}, study_compare.comparison_table(rows, found)
+
+
+def _ranked(folder: Path, found: list[Trained], plan: Plan, seed: int, err: Console) -> tuple[dict[str, Any], str]:
+    """Of models that were drawn: how well each score orders them."""
+    import torch
+
+    from merino_edge import data, proxies
+    from merino_edge.search import study as studies
+    from merino_edge.search import study_report
+
+    studies.losses(found)  # refuses too few before proxies take their time
+    tokens, _ = data.load(folder / "corpus").validation(PROXY_SEQUENCES, plan.config.sequence)
+    with err.status("scores that need weights") as status:
+        columns: dict[str, list[float]] = {}
+        for number, model in enumerate(found):
+            status.update(f"scores that need weights: {number} of {len(found)}")
+            for name, value in proxies.scores(model.architecture, torch.from_numpy(tokens), plan.seeds).items():
+                columns.setdefault(name, []).append(value)
+    rows = studies.table(found, columns, seed)
+    study_report.figure(found, rows, folder / "report.png")
+    return study_report.document(found, rows), study_report.scores_table(rows)
