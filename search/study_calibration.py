@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,7 @@ from merino_edge.search.draw import decoder_parameters
 from merino_edge.search.score import effective
 from merino_edge.search.study import Trained, like_size, losses
 from merino_edge.search.study_grid import FORMS, Grid, Setting
-from merino_edge.search.study_rank import LEAST, Agreement, Array, agreement, difference
+from merino_edge.search.study_rank import LEAST, Agreement, Array, agreement, difference, ratio
 
 REPEATS = 50  # random halves; the mean gain is then known to a seventh of its spread
 CHUNK = 2**20  # pairs of models times settings that are compared at once
@@ -123,14 +122,10 @@ def objective(scores: Array, loss: Array) -> Array:
         part = np.ascontiguousarray(scores[start : start + columns].T)  # [n, columns]
         signs = np.sign(part[first] - part[second]).astype(np.float32, copy=False)  # [pairs, columns]
         ranks = to_ranks.T @ signs  # [n, columns]; whole numbers, and exact
-        rho = _ratio(quality @ ranks, np.einsum("nk,nk->k", ranks, ranks, dtype=np.float64) * float(quality @ quality))
-        tau = _ratio(better @ signs, np.count_nonzero(signs, axis=0) * float(np.count_nonzero(better)))
+        rho = ratio(quality @ ranks, np.einsum("nk,nk->k", ranks, ranks, dtype=np.float64) * float(quality @ quality))
+        tau = ratio(better @ signs, np.count_nonzero(signs, axis=0) * float(np.count_nonzero(better)))
         found[start : start + columns] = (rho + tau) / 2
     return found
-
-
-def _ratio(product: npt.NDArray[Any], squares: npt.NDArray[Any]) -> Array:
-    return np.divide(product, np.sqrt(squares), out=np.zeros(len(product)), where=squares > 0)
 
 
 def choose(scores: Array, loss: Array, steps: Array) -> int:

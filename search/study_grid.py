@@ -56,7 +56,8 @@ class Setting:
             return inner
 
         def whole(a: Architecture) -> float:
-            return float(in_series(np.array(inner.total(a)), self.cut_factor * passing(a, self.epsilon_squared)))
+            through = self.cut_factor * passing(a, self.epsilon_squared)
+            return float(in_series(np.array(inner.total(a)), np.array(through)))
 
         return Score(f"series of {inner.spec}, cut_factor={self.cut_factor:g}", whole=whole)
 
@@ -100,7 +101,8 @@ class Grid:
         for values, default in zip(self.axes(form), own, strict=True):
             home = int(np.argmin(np.abs(np.minimum(values, 1e12) - min(default, 1e12))))
             away.append(np.abs(np.arange(len(values)) - home))
-        return np.sum(np.meshgrid(*away, indexing="ij"), axis=0).ravel().astype(np.float64)
+        summed: Array = np.sum(np.meshgrid(*away, indexing="ij"), axis=0).astype(np.float64)
+        return summed.ravel()
 
 
 def scores(models: Sequence[Architecture], grid: Grid, form: str) -> Array:

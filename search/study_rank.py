@@ -8,7 +8,7 @@ interval too. It knows numbers only: no architecture, no score by name, no file.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -122,7 +122,7 @@ def spearman(sign_a: Array, sign_b: Array, counts: Array) -> Array:
     signs against all that were drawn, and such sums have a mean of 0 over the draw."""
     ranks_a, ranks_b = counts @ sign_a.T, counts @ sign_b.T  # [D, N]
     product = (counts * ranks_a * ranks_b).sum(1)
-    return _ratio(product, (counts * ranks_a**2).sum(1) * (counts * ranks_b**2).sum(1))
+    return ratio(product, (counts * ranks_a**2).sum(1) * (counts * ranks_b**2).sum(1))
 
 
 def kendall(sign_a: Array, sign_b: Array, counts: Array, pairs: Mask | None = None) -> Array:
@@ -130,11 +130,12 @@ def kendall(sign_a: Array, sign_b: Array, counts: Array, pairs: Mask | None = No
     mask = 1.0 if pairs is None else pairs.astype(np.float64)
 
     def over_pairs(values: Array) -> Array:
-        return np.einsum("dn,dn->d", counts @ (values * mask), counts)
+        found: Array = np.einsum("dn,dn->d", counts @ (values * mask), counts)
+        return found
 
-    return _ratio(over_pairs(sign_a * sign_b), over_pairs(sign_a**2) * over_pairs(sign_b**2))
+    return ratio(over_pairs(sign_a * sign_b), over_pairs(sign_a**2) * over_pairs(sign_b**2))
 
 
-def _ratio(product: Array, squares: Array) -> Array:
-    """product / sqrt(squares), and 0 where nothing differs."""
-    return np.divide(product, np.sqrt(squares), out=np.zeros_like(product), where=squares > 0)
+def ratio(product: npt.NDArray[Any], squares: npt.NDArray[Any]) -> Array:
+    """[K] product / sqrt(squares), and 0 where nothing differs."""
+    return np.divide(product, np.sqrt(squares), out=np.zeros(len(product)), where=squares > 0)

@@ -51,7 +51,7 @@ def calibration_tables(found: Calibration) -> str:
         "Spearman over the default's",
         "over parameters'",
         "gain, fitted half",
-        "other half",
+        "gain, other half",
         "better there",
     )
     rest = [
@@ -193,16 +193,19 @@ def figure(trained: Sequence[Trained], rows: Sequence[Row], path: Path | str) ->
         axes.set_axis_off()
     for axes in grid[:, 0]:
         axes.set_ylabel("validation loss, nats per token")
-    drawing.colorbar(points, ax=grid, label="layers", shrink=0.8)
+    drawing.colorbar(points, ax=grid, label="layers", shrink=0.8, aspect=40)
     report.save(drawing, path)
 
 
 def _scatter(axes: Axes, row: Row, loss: np.ndarray, depth: np.ndarray) -> Any:
+    from matplotlib.ticker import NullFormatter
+
     points = axes.scatter(row.scores, loss, c=depth, cmap="viridis", s=14, linewidths=0)
     found = row.agreement
     axes.set_title(f"{row.name}\nrho {found.spearman.value:.3f}, tau {found.kendall.value:.3f}", fontsize="small")
     if row.scores.min() > 0 and row.scores.max() > 10 * row.scores.min():
         axes.set_xscale("log")  # order is all that counts
+        axes.xaxis.set_minor_formatter(NullFormatter())  # over ten times, there is a power of ten to read
     axes.tick_params(labelsize="small")
     axes.grid(alpha=0.3)
     return points
