@@ -19,12 +19,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merino_edge import architecture, artefact, checkpoint, data, training_state
+from merino_edge import architecture, artefact, checkpoint, data, objective, training_state
 from merino_edge.architecture import Architecture, Block
 from merino_edge.corpus import tiny_stories
 from merino_edge.errors import ArtefactError, InputError, OutputError
 from merino_edge.tokenizer import Tokenizer
-from merino_edge.training import Outcome, Trainer, train
+from merino_edge.training import Diverged, Outcome, Progress, Trainer, train
 from merino_edge.training_config import TrainingConfig
 
 A = Architecture(
@@ -116,6 +116,74 @@ def test_only_matrices_decay(source: Path, tmp_path: Path) -> None:
     assert sum(p.numel() for group in (decayed, kept) for p in group["params"]) == A.parameters
 
 
+def test_averaged_weights_are_those_of_the_formula(source: Path, tmp_path: Path) -> None:
+    trainer = Trainer(A, data.prepare([source], A.vocab_size, tmp_path / "c"), dataclasses.replace(CONFIG, ema=0.75))
+    expected = trainer.model.to_weights()
+    for _ in range(3):
+        trainer.train_step()
+        last = trainer.model.to_weights()
+        expected = {name: 0.75 * average + 0.25 * last[name] for name, average in expected.items()}
+    kept = trainer.kept_weights()
+    assert all(kept[name] == pytest.approx(expected[name], abs=1e-6) for name in expected)
+    with_average = trainer.validation_loss()
+    assert all((trainer.model.to_weights()[name] == last[name]).all() for name in last)  # it was only lent
+    trainer.model.load_state_dict({name: torch.from_numpy(value) for name, value in kept.items()})
+    trainer.optimizer.average = {}
+    assert trainer.validation_loss() == with_average
+
+
+def test_z_loss_adds_the_squared_normalizer() -> None:
+    logits, targets = torch.randn(2, 5, 9), torch.randint(0, 9, (2, 5))
+    targets[0, :3] = data.IGNORED
+    total, entropy = objective.next_token(logits, targets, z_loss=0.1)
+    learned = targets != data.IGNORED
+    by_hand = -logits.log_softmax(-1)[learned].gather(1, targets[learned][:, None]).sum()
+    assert entropy == pytest.approx(float(by_hand), rel=1e-6)
+    assert float(total - entropy) == pytest.approx(0.1 * float(logits.logsumexp(-1)[learned].square().sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_each_optimizer_learns(source: Path, tmp_path: Path, optimizer: Any) -> None:
+    corpus = data.prepare([source], A.vocab_size, tmp_path / "corpus")
+    trainer = Trainer(A, corpus, dataclasses.replace(CONFIG, optimizer=optimizer, steps=40))
+    before = trainer.validation_loss()
+    for _ in range(40):
+        trainer.train_step()
+    assert trainer.validation_loss() < before - 1
+
+
+# --- beginning with a checkpoint -------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_tuned_on_conversations(uninterrupted: Path, tmp_path: Path) -> None:
+    turns = [("What is a cat?", "An animal."), ("What is red?", "A colour."), ("Say hello.", "Hello, my friend!")] * 40
+    roles = ("user", "assistant")
+    lines = [
+        json.dumps({"messages": [{"role": role, "content": text} for role, text in zip(roles, turn, strict=True)]})
+        for turn in turns
+    ]
+    (tmp_path / "talk.jsonl").write_text("\n".join(lines))
+    start = checkpoint.load(uninterrupted)
+    config = dataclasses.replace(CONFIG, steps=30, learning_rate=3e-3)
+    outcome = train(A, [tmp_path / "talk.jsonl"], tmp_path / "tuned", config, start=start)
+    assert outcome.training["validation_loss"] < outcome.training["validation_loss_before"] - 1
+    assert outcome.training["start_sha256"] == start.training["sha256"]
+    tuned, base = Tokenizer.load(tmp_path / "tuned"), Tokenizer.load(uninterrupted)
+    assert tuned.backend.to_str() == base.backend.to_str()
+    prompt = tuned.apply_template([{"role": "user", "content": "What is red?"}])
+    assert prompt == "<|im_start|>user\nWhat is red?<|im_end|>\n<|im_start|>assistant\n"
+    assert tuned.backend.token_to_id("<|im_end|>") in tuned.chat.eos_token_ids
+
+
+def test_another_beginning_is_not_continued(source: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    start = checkpoint.load(uninterrupted)
+    asked = iter(range(1, 20))
+    train(A, [source], tmp_path / "c", CONFIG, start=start, should_stop=lambda: next(asked) == 2)
+    other = dataclasses.replace(start, training={**start.training, "sha256": "0" * 64})
+    with pytest.raises(InputError, match="began with another checkpoint"):
+        train(A, [source], tmp_path / "c", CONFIG, start=other, resume=True)
+
+
 @given(steps=st.integers(1, 2000), warmup=st.integers(0, 2000))
 def test_the_learning_rate_rises_then_falls(steps: int, warmup: int) -> None:
     c = TrainingConfig(steps=steps, warmup=min(warmup, steps), learning_rate=0.5)
@@ -141,6 +209,16 @@ def test_stopped_and_continued_is_uninterrupted(
     assert finished.finished and weights_file(out) == weights_file(uninterrupted)
     expected = checkpoint.load(uninterrupted).training
     assert all(finished.training[k] == expected[k] for k in ("validation_loss_before", "validation_loss", "history"))
+
+
+@pytest.mark.parametrize("change", [{"ema": 0.9}, {"optimizer": "muon"}, {"z_loss": 1e-3, "precision": "bf16"}])
+def test_every_option_is_continued_exactly(source: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    config = dataclasses.replace(CONFIG, **change)
+    train(A, [source], tmp_path / "whole", config)
+    asked = iter(range(1, 20))
+    train(A, [source], tmp_path / "parts", config, should_stop=lambda: next(asked) == 7)
+    train(A, [source], tmp_path / "parts", config, resume=True)
+    assert weights_file(tmp_path / "parts") == weights_file(tmp_path / "whole")
 
 
 def command(source: Path, folder: Path, *more: str) -> list[str]:
@@ -244,10 +322,22 @@ def test_divergence_stops_and_changes_nothing(source: Path, tmp_path: Path) -> N
     with torch.no_grad():
         trainer.model.final_norm.weight[0] = float("inf")
     before = trainer.model.to_weights()
-    with pytest.raises(InputError, match="diverged at step 2"):
+    with pytest.raises(Diverged, match=r"diverged at step 2 .*first in sequences 0 to 2"):
         trainer.train_step()
     after = trainer.model.to_weights()
     assert trainer.step == 1 and all((before[name] == after[name]).all() for name in before)
+
+
+def test_divergence_keeps_what_was_saved(source: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, learning_rate=0.9, clip=1e6, precision="fp32", weight_decay=0.9, steps=200)
+
+    def spoil(p: Progress) -> None:
+        if p.step == 7:
+            raise Diverged("training diverged at step 8 (loss nan)", "train again with a lower --learning-rate")
+
+    with pytest.raises(Diverged, match="c keeps step 5"):
+        train(A, [source], tmp_path / "c", config, save_every=5, on_step=spoil)
+    assert checkpoint.load(tmp_path / "c").training["step"] == 5 == training_state.load(tmp_path / "c")["step"]
 
 
 IMPOSSIBLE = [
@@ -259,6 +349,9 @@ IMPOSSIBLE = [
     {"learning_rate": float("nan")},
     {"seed": -1},
     {"precision": "fp8"},
+    {"optimizer": "sgd"},
+    {"ema": 1.0},
+    {"clip": 0.0},
 ]
 
 
