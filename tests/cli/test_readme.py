@@ -43,7 +43,9 @@ def test_every_command_runs_and_says_what_the_readme_promises(
     assert {"table.png", "search.png"} <= {file.name for file in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize("verb", ["", *sorted(VERBS), "demo", "build", "targets", "serve", "evaluate"])
+@pytest.mark.parametrize(
+    "verb", ["", *sorted(VERBS), "demo", "build", "targets", "serve", "evaluate", "export-hf", "tokenize", "study"]
+)
 def test_help_loads_no_heavy_library(verb: str) -> None:
     heavy = [
         "torch",
