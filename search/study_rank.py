@@ -138,4 +138,5 @@ def kendall(sign_a: Array, sign_b: Array, counts: Array, pairs: Mask | None = No
 
 def ratio(product: npt.NDArray[Any], squares: npt.NDArray[Any]) -> Array:
     """[K] product / sqrt(squares), and 0 where nothing differs."""
-    return np.divide(product, np.sqrt(squares), out=np.zeros(len(product)), where=squares > 0)
+    found: Array = np.divide(product, np.sqrt(squares), out=np.zeros(len(product)), where=squares > 0)
+    return found
