@@ -86,6 +86,8 @@ class Trainer:
         self.corpus, self.config, self.step, self.gradient_norm = corpus, config, 0, 0.0
         self.workers = workers or Workers()
         self.part = self.workers.part(config.batch)
+        if self.workers.together and self.workers.parallel == "fsdp" and config.optimizer == "muon":
+            raise InputError("Muon needs whole matrices, FSDP divides them", "use --parallel ddp, or --optimizer adamw")
         self.device = self.workers.device
         self.bf16 = uses_bf16(config, self.device)
         self.start_sha256 = None if start is None else start.training["sha256"]

@@ -26,7 +26,7 @@ Parallel = Literal["ddp", "fsdp"]
 class Workers:
     """This process among its fellows: `rank` of `count`, computing on `device`."""
 
-    def __init__(self, parallel: Parallel = "ddp") -> None:
+    def __init__(self, parallel: Parallel | str = "ddp") -> None:
         """Join those that torchrun started; without it, be the only one. Raises InputError."""
         if parallel not in get_args(Parallel):
             raise InputError(f"parallel is {parallel!r}", f"choose {' or '.join(get_args(Parallel))}")
@@ -66,11 +66,13 @@ class Workers:
             for block in model.blocks:
                 for layer in block.layers:  # type: ignore[union-attr]
                     fully_shard(layer)
-            self._wrapped = fully_shard(model)
+            fully_shard(model)  # in place
+            wrapped: nn.Module = model
         else:
             devices = [self.device.index] if self.device.type == "cuda" else None
-            self._wrapped = nn.parallel.DistributedDataParallel(model, device_ids=devices)
-        return self._wrapped
+            wrapped = nn.parallel.DistributedDataParallel(model, device_ids=devices)
+        self._wrapped = wrapped
+        return wrapped
 
     @contextlib.contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:

@@ -118,6 +118,9 @@ def train(
         from merino_edge import recipe as recipes
 
         found = recipes.load(recipe)
+        if found.vocab_size not in (None, a.vocab_size):
+            what = f"recipe {recipe} is for a vocabulary of {found.vocab_size:,}, the model's is {a.vocab_size:,}"
+            raise InputError(what, "give another model, or the recipe's options by hand")
         sources, given = sources or list(found.corpus), {**found.config, **given}
     if not sources:
         raise InputError("no corpus was named", "add: --corpus FILE, or --recipe NAME")
