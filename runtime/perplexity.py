@@ -98,7 +98,9 @@ def perplexity(
 
 def _items(entry: dict[str, Any], metric: str) -> np.ndarray:
     """Per window the sum of log p and how many tokens, words or bytes that is of, by the whole text's means [N, 2]."""
-    return np.asarray(entry["per_window"], np.float64) * [1, entry[UNITS[metric]] / entry["tokens"]]
+    items = np.array(entry["per_window"], np.float64)
+    items[:, 1] *= entry[UNITS[metric]] / entry["tokens"]
+    return items
 
 
 def differences(mine: dict[str, Any], theirs: dict[str, Any]) -> list[dict[str, Any]]:

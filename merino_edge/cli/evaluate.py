@@ -28,7 +28,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="merino14, the paper's fourteen, or names of them joined by commas. "
-            "[default: merino14; none with --perplexity]"
+            "Without it merino14, or with --perplexity none."
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many items of each task.")] = None,
