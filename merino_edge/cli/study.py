@@ -159,7 +159,7 @@ def _ranked(folder: Path, found: list[Trained], plan: Plan, seed: int, err: Cons
 
     from merino_edge import data, proxies
     from merino_edge.search import study as studies
-    from merino_edge.search import study_report
+    from merino_edge.search import study_calibration, study_report
 
     studies.losses(found)  # refuses too few before proxies take their time
     tokens, _ = data.load(folder / "corpus").validation(PROXY_SEQUENCES, plan.config.sequence)
@@ -169,6 +169,16 @@ def _ranked(folder: Path, found: list[Trained], plan: Plan, seed: int, err: Cons
             status.update(f"scores that need weights: {number} of {len(found)}")
             for name, value in proxies.scores(model.architecture, torch.from_numpy(tokens), plan.seeds).items():
                 columns.setdefault(name, []).append(value)
-    rows = studies.table(found, columns, seed)
+        status.update("calibration")
+        rows = studies.table(found, columns, seed)
+        fit = study_calibration.calibrate(found, seed=seed) if len(found) >= 2 * study_calibration.LEAST else None
     study_report.figure(found, rows, folder / "report.png")
-    return study_report.document(found, rows), study_report.scores_table(rows)
+    document = study_report.document(found, rows, fit)
+    parts = [study_report.scores_table(rows)]
+    if (again := studies.repeatability(found, seed)) is not None:
+        document["repeatability"] = study_report.agreement_fields(again)
+        cells = " / ".join(study_report.agreement_cells(again))
+        parts.append(f"One half of the seeds against the other (Spearman / Kendall / of like size): {cells}\n")
+    if fit is not None:
+        parts += [study_report.calibration_tables(fit), study_report.stability_table(fit)]
+    return document, "\n".join(parts)
