@@ -1,6 +1,6 @@
 """The claims that matter, on trained models: writes each one's architectures, and prints the study that compares them.
 
-    python benchmarks/study_claims.py OUT [--board orin-nano-8gb --mode 15W] [--precision fp16] [--decode-ms 0.5]
+    python benchmarks/study_claims.py OUT [--board orin-nano-8gb --mode 15W] [--precision fp16] [--decode-ms 0.83]
     merino-edge study OUT/depth/study  --corpus TEXT --seeds 3 --model ...      # the printed commands
 
 depth   one layer of 256 against 24 layers of 64, equal weights in the layers (the paper's Table 1, scaled down)
@@ -23,12 +23,13 @@ from merino_edge.architecture import Architecture, Block
 from merino_edge.latency_table import LatencyTable
 from merino_edge.search.budget import Metric
 from merino_edge.search.draw import decoder_parameters
-from merino_edge.search.hand_shaped import SHAPES, nearest
+from merino_edge.search.hand_shaped import SHAPES, largest
 from merino_edge.search.prices import Prices
 from merino_edge.search.references import value_of
 from merino_edge.search.spaces import STUDY
 
 HEAD_DIM, VOCABULARY, EMBEDDING = 32, 2048, 192
+WIDTHS = [64, 96, 128, 160, 192, 224, 256]
 EQUAL = 786_432  # weights of the layers of one 256-wide layer with an FFN of 1024, and of 24 of 64 and 128
 CUTS = {
     "one width": ((128, 4),),
@@ -60,12 +61,14 @@ def cuts() -> dict[str, Architecture]:
     return {name: of_equal_size(shape) for name, shape in CUTS.items()}
 
 
-def latency(folder: Path, board: str, mode: str, precision: str, decode_ms: float, length: int) -> dict[str, Architecture]:
+def latency(
+    folder: Path, board: str, mode: str, precision: str, decode_ms: float, length: int
+) -> dict[str, Architecture]:
     """Searched models first; all of them within the same predicted milliseconds on one estimated table."""
     space = folder / "space.json"
     document = {"kind": "space", "schema_version": 2, "name": "latency", "base": "study", "shared": [False, True]}
     document |= {"embedding_widths": [64, 96, 128, 192, 256], "ffn": ["relu", "swiglu"], "kv_groups": [1, 3]}
-    document |= {"layers": [1, 2, 3, 4, 6, 8], "widths": [64, 96, 128, 160, 192, 256, 320, 384], "least_width": 0.5}
+    document |= {"layers": [1, 2, 3, 4, 6, 8], "widths": WIDTHS, "least_width": 0.5}
     space.write_text(json.dumps(document | {"least_embedding": 0.5}))
     table = folder / "table.jsonl"
     options = ["--board", board, "--precision", precision, "--lengths", f"{length // 2},{length}"]
@@ -83,8 +86,8 @@ def latency(folder: Path, board: str, mode: str, precision: str, decode_ms: floa
     metric, prices = Metric("decode_ms", length), Prices(precision, LatencyTable.load(table))
     for shape in SHAPES:
         try:
-            found[shape] = nearest(
-                shape, lambda a: value_of(a, metric, prices)[0], decode_ms, HEAD_DIM, VOCABULARY, length, 512
+            found[shape] = largest(
+                shape, lambda a: value_of(a, metric, prices)[0], decode_ms, HEAD_DIM, VOCABULARY, length, WIDTHS[-1]
             )
         except Exception as error:
             print(f"{shape}: {error}", file=sys.stderr)
@@ -103,7 +106,7 @@ def main() -> None:
     parser.add_argument("--board", default="orin-nano-8gb")
     parser.add_argument("--mode", default="15W")
     parser.add_argument("--precision", default="fp16")
-    parser.add_argument("--decode-ms", type=float, default=0.5)
+    parser.add_argument("--decode-ms", type=float, default=0.83)
     parser.add_argument("--context", type=int, default=256)
     options = parser.parse_args()
     for claim in ("depth", "latency", "cuts"):
@@ -113,8 +116,11 @@ def main() -> None:
             models = latency(folder, options.board, options.mode, options.precision, options.decode_ms, options.context)
         else:
             models = depth() if claim == "depth" else cuts()
-        given = []
+        given, seen = [], set[str]()
         for name, a in models.items():
+            if a.id in seen:  # two searches may find the same
+                continue
+            seen.add(a.id)
             architecture.save(folder / f"{name}.json", a)
             given.append(f"--model '{folder / name}.json'")
         print(f"merino-edge study {folder / 'study'} --corpus TEXT --seeds 3 {' '.join(given)}")

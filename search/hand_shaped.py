@@ -17,7 +17,7 @@ from merino_edge.presets import preset
 
 SHAPES = {"GPT-2": "gpt2", "OPT": "opt-125m", "Pythia": "pythia-160m", "SmolLM": "smollm2-135m"}
 MOST_LAYERS = 64
-UNDER = 0.9  # of the budget, that a scaled model must come to
+OFF_SHAPE = 1.5  # factor by which width per layer may differ from the family's own
 
 
 def scaled(shape: str, width: int, layers: int, head_dim: int, vocab_size: int, context: int) -> Architecture:
@@ -42,7 +42,7 @@ def scaled(shape: str, width: int, layers: int, head_dim: int, vocab_size: int, 
     )
 
 
-def nearest(
+def largest(
     shape: str,
     cost: Callable[[Architecture], float | None],
     budget: float,
@@ -51,21 +51,23 @@ def nearest(
     context: int,
     widest: int,
 ) -> Architecture:
-    """Of those that cost 90 to 100 % of `budget`, the one whose width per layer is nearest to the family's own.
-
-    `cost` is None for what it cannot price. Raises InputError where there is none."""
+    """The most expensive one within `budget` whose width per layer is the family's own or nearly (a factor of 1.5); of
+    several the one with the most parameters. `cost` is None for what it cannot price. Raises InputError where there is
+    none."""
     model = preset(SHAPES[shape])
     own = math.log(model.blocks[0].width / model.layers)
     found = []
     for width in range(head_dim, widest + 1, head_dim):
         for layers in range(1, MOST_LAYERS + 1):
+            if abs(math.log(width / layers) - own) > math.log(OFF_SHAPE):
+                continue
             try:
                 a = scaled(shape, width, layers, head_dim, vocab_size, context)
             except InputError:
                 break
             value = cost(a)
-            if value is not None and UNDER * budget <= value <= budget:
-                found.append((abs(math.log(width / layers) - own), -value, a))
+            if value is not None and value <= budget:
+                found.append((value, a.parameters, a))
     if not found:
-        raise InputError(f"no model of {shape}'s shape costs {UNDER:.0%} to 100 % of {budget:g}", "change the budget")
-    return min(found, key=lambda entry: entry[:2])[2]
+        raise InputError(f"no model of {shape}'s shape costs {budget:g} or less", "change the budget")
+    return max(found, key=lambda entry: entry[:2])[2]

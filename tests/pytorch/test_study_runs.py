@@ -114,10 +114,10 @@ def test_drawn_models_are_spread_and_different() -> None:
 def test_a_hand_shaped_model_keeps_its_shape_within_the_budget(shape: str) -> None:
     width, layers = (96, 5) if shape == "SmolLM" else (192, 3)  # the families' own width per layer: 19.2 and 64
     own = hand_shaped.scaled(shape, width, layers, 32, 2048, 256)
-    found = hand_shaped.nearest(shape, lambda a: a.flops(256), 1.01 * own.flops(256), 32, 2048, 256, 512)
+    found = hand_shaped.largest(shape, lambda a: a.flops(256), own.flops(256), 32, 2048, 256, 512)
     assert found == own and own.embedding_width == width and own.max_positions == 256
     with pytest.raises(InputError, match="change the budget"):
-        hand_shaped.nearest(shape, lambda a: None, 1.0, 32, 2048, 256, 512)
+        hand_shaped.largest(shape, lambda a: None, 1.0, 32, 2048, 256, 512)
 
 
 def test_plans_come_back() -> None:
