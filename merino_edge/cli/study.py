@@ -159,7 +159,7 @@ def _ranked(folder: Path, found: list[Trained], plan: Plan, seed: int, err: Cons
 
     from merino_edge import data, proxies
     from merino_edge.search import study as studies
-    from merino_edge.search import study_calibration, study_report
+    from merino_edge.search import study_calibration, study_rank, study_report
 
     studies.losses(found)  # refuses too few before proxies take their time
     tokens, _ = data.load(folder / "corpus").validation(PROXY_SEQUENCES, plan.config.sequence)
@@ -171,7 +171,7 @@ def _ranked(folder: Path, found: list[Trained], plan: Plan, seed: int, err: Cons
                 columns.setdefault(name, []).append(value)
         status.update("calibration")
         rows = studies.table(found, columns, seed)
-        fit = study_calibration.calibrate(found, seed=seed) if len(found) >= 2 * study_calibration.LEAST else None
+        fit = study_calibration.calibrate(found, seed=seed) if len(found) >= 2 * study_rank.LEAST else None
     study_report.figure(found, rows, folder / "report.png")
     document = study_report.document(found, rows, fit)
     parts = [study_report.scores_table(rows)]
