@@ -108,22 +108,23 @@ DEMO = Space(
     least_embedding=0.5,
     model=dataclasses.replace(_LLAMA_LIKE, head_dim=32, rotary_dim=32, blocks=(Block(32, 1, 1, 1, 1),)),
 )
-# For training many models on a CPU: the paper's kind of layer, and no least width, so that narrow cuts can be studied.
+# For training many models on a CPU until their size, not their haste, limits them: the paper's kind of layer, and no
+# least width, so that narrow cuts can be studied.
 STUDY = Space(
     name="study",
     blocks=(1, 2, 3),
-    widths=(64, 96, 128, 192, 256),
+    widths=(32, 48, 64, 96, 128),
     ffn_ratios=(1, 2, 3, 4),
     layers=(1, 2, 3, 4),
     kv_groups=(1,),
     shared=(False,),
     ffn=("relu",),
-    embedding_widths=(192,),
-    vocabularies=vocabularies(2048),
-    contexts=(256,),
+    embedding_widths=(64,),
+    vocabularies=(Vocabulary(512),),
+    contexts=(128,),
     least_width=0,
     least_embedding=0,
-    model=dataclasses.replace(_OPT_LIKE, head_dim=32, blocks=(Block(32, 1, 1, 1, 1),)),
+    model=dataclasses.replace(_OPT_LIKE, head_dim=16, blocks=(Block(16, 1, 1, 1, 1),)),
 )
 
 SPACES = {space.name: space for space in (PAPER, EDGE, WIDE, DEMO, STUDY)}

@@ -29,17 +29,23 @@ def study(
     ] = None,
     space: Annotated[str, typer.Option(help="A space's name or file.")] = "study",
     models: Annotated[int, typer.Option(help="Architectures to draw, evenly over log parameters.")] = 32,
-    least: Annotated[float, typer.Option("--from", help="Fewest decoder parameters.")] = 5e4,
-    most: Annotated[float, typer.Option("--to", help="Most decoder parameters.")] = 3e6,
+    least: Annotated[float, typer.Option("--from", help="Fewest decoder parameters.")] = 1e4,
+    most: Annotated[float, typer.Option("--to", help="Most decoder parameters.")] = 1e6,
     model: Annotated[
         list[Path] | None, typer.Option(metavar="A.json", help="Train this instead of drawing; may be repeated.")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Trainings of each architecture.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the drawing, the halves and the intervals.")] = 0,
-    steps: Annotated[int, typer.Option(help="Optimizer steps.", rich_help_panel=TRAINING)] = 600,
-    batch: Annotated[int, typer.Option(help="Sequences per step.", rich_help_panel=TRAINING)] = 8,
-    sequence: Annotated[int, typer.Option(help="Tokens per sequence.", rich_help_panel=TRAINING)] = 256,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.", rich_help_panel=TRAINING)] = 1500,
+    batch: Annotated[int, typer.Option(help="Sequences per step.", rich_help_panel=TRAINING)] = 16,
+    sequence: Annotated[int, typer.Option(help="Tokens per sequence.", rich_help_panel=TRAINING)] = 128,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=TRAINING)] = 3e-3,
+    optimizer: Annotated[
+        str, typer.Option(help="muon or adamw: see docs/study.md.", rich_help_panel=TRAINING)
+    ] = "muon",
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16 or auto; small models are faster in fp32.", rich_help_panel=TRAINING)
+    ] = "fp32",
     workers: Annotated[int | None, typer.Option(help="Trainings at a time. [default: all cores / --threads]")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads of each.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
@@ -68,7 +74,9 @@ def study(
     if corpus:
         from merino_edge.training_config import TrainingConfig
 
-        config = TrainingConfig(steps, batch, sequence, batch, learning_rate, steps // 10)
+        config = TrainingConfig(
+            steps, batch, sequence, batch, learning_rate, steps // 10, precision=precision, optimizer=optimizer
+        )  # type: ignore[arg-type]
         plan = _plan(space, models, least, most, model or [], seeds, seed, config)
         study_runs.open_study(folder, plan, corpus)
         _train(folder, plan, workers, threads, err)
