@@ -74,9 +74,8 @@ def study(
     if corpus:
         from merino_edge.training_config import TrainingConfig
 
-        config = TrainingConfig(
-            steps, batch, sequence, batch, learning_rate, steps // 10, precision=precision, optimizer=optimizer
-        )  # type: ignore[arg-type]
+        how: dict[str, Any] = {"precision": precision, "optimizer": optimizer}  # checked there
+        config = TrainingConfig(steps, batch, sequence, batch, learning_rate, steps // 10, **how)
         plan = _plan(space, models, least, most, model or [], seeds, seed, config)
         study_runs.open_study(folder, plan, corpus)
         _train(folder, plan, workers, threads, err)

@@ -1,4 +1,4 @@
-"""Workers: any number of processes, by DDP or FSDP2, trains what one process trains, and each goes on from the other."""
+"""Workers: any number of processes, by DDP or FSDP2, train what one trains, and each goes on from the other."""
 
 from __future__ import annotations
 
