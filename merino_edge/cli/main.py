@@ -35,6 +35,7 @@ from merino_edge.cli import (
     targets,
     tokenize,
     train,
+    write,
 )
 from merino_edge.cli import import_ as import_verb
 from merino_edge.errors import Interrupted, MerinoError
@@ -52,6 +53,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "estimate": estimate.estimate,
     "search": search.search,
     "pareto": pareto.pareto,
+    "write": write.write,
     "tokenize": tokenize.tokenize,
     "train": train.train,
     "study": study.study,

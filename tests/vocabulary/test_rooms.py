@@ -27,6 +27,8 @@ PYTORCH_WING = {
     "merino_edge/objective.py",
     "merino_edge/study_runs.py",
     "merino_edge/torch_engine.py",
+    "merino_edge/batched.py",
+    "merino_edge/written.py",
     "export/calibration.py",
     "export/overflow.py",
     "export/parity.py",

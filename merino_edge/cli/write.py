@@ -1,0 +1,98 @@
+"""`merino-edge write TEACHER --prompts FILE --out CORPUS.jsonl`: a checkpoint writes what a smaller one learns from."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def write(
+    teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Checkpoint folder.")],
+    prompts: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|NAME", help=".json of templates, .txt with one a line, or children (the package's)."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="CORPUS.jsonl", help="File to write; CORPUS.json beside it says how.")],
+    count: Annotated[
+        int | None, typer.Option(help="Prompts to answer; fewer answers are kept. [default: the lines, or 1000]")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer; one that it cuts off is dropped.")] = 300,
+    temperature: Annotated[float, typer.Option(help="0: the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Only the k likeliest tokens; 0: all.")] = 50,
+    top_p: Annotated[float, typer.Option(help="Only the likeliest that hold this probability.")] = 0.95,
+    repetition_penalty: Annotated[float, typer.Option(help="Holds back tokens that were there; 1: none.")] = 1.0,
+    batch: Annotated[int, typer.Option(help="Answers at once, at most.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of prompts and answers.")] = 0,
+    licence: Annotated[str | None, typer.Option(help="A note on the teacher's licence, kept in CORPUS.json.")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Continue the prompts instead of answering them.")] = False,
+    precision: Annotated[str, typer.Option(help="auto (bf16 where it is native), fp32 or bf16.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads. [default: all cores]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print CORPUS.json.")] = False,
+) -> None:
+    """Let a checkpoint write a corpus of answers, or of continuations, for a smaller model to learn from.
+
+    Stopped or killed at any moment, the same command goes on, and ends with the same bytes.
+    """
+    from merino_edge import limits
+    from merino_edge.cli import console
+    from merino_edge.errors import Interrupted, require
+
+    require("torch", "train")
+    require("safetensors", "train")
+    import torch
+
+    from merino_edge import checkpoint, training, written
+    from merino_edge import prompts as asked
+    from merino_edge.batched import Choice
+    from merino_edge.training_config import TrainingConfig
+
+    if threads is not None:
+        torch.set_num_threads(limits.check_range("threads", threads, 1, limits.MAX_THREADS))
+    found = asked.load(prompts)
+    plan = written.Plan(
+        len(found.lines) or 1000 if count is None else count,
+        max_tokens,
+        Choice(temperature, top_k, top_p, repetition_penalty),
+        batch,
+        seed,
+        plain,
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bf16 = training.uses_bf16(TrainingConfig(precision=precision), device)  # type: ignore[arg-type]
+    began, computed = time.perf_counter(), 0
+    err = console.stderr()
+    with console.progress(err) as bar:
+        task = bar.add_task("write", total=plan.count, note="opening")
+
+        def on_batch(header: dict[str, Any], so_far: int) -> None:
+            nonlocal computed
+            computed = so_far
+            speed = computed / (time.perf_counter() - began)
+            bar.update(task, completed=header["samples"], note=f"{header['kept']:,} kept, {speed:,.0f} tokens/s")
+
+        try:
+            header = written.write(
+                checkpoint.load(teacher),
+                found,
+                out,
+                plan,
+                bf16=bf16,
+                device=device,
+                licence=licence,
+                on_batch=on_batch,
+            )
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted", "the same command goes on") from None
+    dropped = ", ".join(f"{number:,} {reason}" for reason, number in sorted(header["dropped"].items())) or "none"
+    speed = computed / (time.perf_counter() - began)
+    line = f"{header['kept']:,} of {header['samples']:,} answers kept, {header['tokens']:,} tokens; dropped: {dropped}"
+    err.print(f"{line}; {speed:,.0f} tokens/s" if computed else line, soft_wrap=True)
+    if as_json:
+        console.print_json(header)
+    else:
+        console.print_line(f"{out}: next, merino-edge tokenize {out} --vocab 4096 --out CORPUS")
