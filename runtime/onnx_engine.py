@@ -147,7 +147,7 @@ class OnnxEngine:
     @property
     def capacity(self) -> int:
         """Positions that the bound cache holds now."""
-        return int(self._caches[0].shape()[2])
+        return int(self._arrays[0].shape[2])
 
     @property
     def cpu_nodes(self) -> Counter[str]:

@@ -14,6 +14,7 @@ from merino_edge import limits
 from merino_edge.errors import InputError
 from merino_edge.tokenizer import Tokenizer
 
+WINDOW = 8  # ids from which on the window is cut, each time for one more decoding
 INCOMPLETE = "\ufffd"  # how an unfinished (or invalid) byte sequence decodes
 
 
@@ -29,10 +30,10 @@ class TextStream:
         self.stopped = False
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
-        # A window over the ids: those of the last complete piece, because some decoders treat the first id
-        # differently, then those not yet given out. `_taken` characters of the window's text are given out.
+        # A window over the ids: some of those given out, because some decoders treat the first id differently, then
+        # those not yet given out. `_taken` characters of the window's text are given out.
         self._window: list[int] = []
-        self._complete = 0  # ids in the window that belong to the last complete piece
+        self._complete = 0  # ids in the window when it was last cut: they ended with a character
         self._taken = 0
         self._held = ""  # decoded, but perhaps the start of a stop string
 
@@ -43,7 +44,7 @@ class TextStream:
         certain = text.rstrip(INCOMPLETE)
         fresh = certain[self._taken :]
         self._taken = max(self._taken, len(certain))
-        if fresh and certain == text:
+        if len(self._window) >= WINDOW and fresh and certain == text:
             self._window = self._window[self._complete :]
             self._complete = len(self._window)
             self._taken = len(self._tokenizer.decode(self._window))
