@@ -100,9 +100,13 @@ class Corpus:
 
     def batch(self, step: int, size: int, sequence: int, seed: int = 0) -> Batch:
         """`size` windows of the training part, the same for the same arguments on every machine."""
+        return self._windows(self.starts(step, size, sequence, seed), sequence)
+
+    def starts(self, step: int, size: int, sequence: int, seed: int = 0) -> np.ndarray:
+        """Where the windows of `batch` begin, [size]."""
         last_start = self.training_tokens(sequence) - sequence - 1
         starts = np.random.default_rng([seed, step]).integers(0, last_start, size=size, endpoint=True)
-        return self._windows(self._begun(starts), sequence)
+        return self._begun(starts)
 
     def validation(self, most: int, sequence: int) -> Batch:
         """At most `most` windows spread evenly over the held-out tail, without overlap."""

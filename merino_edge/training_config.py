@@ -10,6 +10,7 @@ from merino_edge.errors import InputError
 
 Precision = Literal["auto", "fp32", "bf16"]
 Optimizer = Literal["adamw", "muon"]
+Direction = Literal["forward", "reverse"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class TrainingConfig:
     optimizer: Optimizer = "adamw"
     z_loss: float = 0.0  # weight of the squared log of the softmax's sum (PaLM uses 1e-4); 0: none
     ema: float = 0.0  # what the averaged weights keep at each step, as 0.999; 0: no average, the last weights are kept
+    teacher_weight: float = 0.0  # a teacher's share of what is minimised (merino_edge.objective); 0: no teacher
+    temperature: float = 1.0  # of the teacher's and the student's distributions, for that share
+    direction: Direction = "forward"  # of the divergence: forward covers what the teacher says, reverse its likeliest
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -50,7 +54,10 @@ class TrainingConfig:
         for name in ("weight_decay", "beta1", "beta2", "z_loss", "ema"):
             _require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}, outside 0 to 1")
         _require(0 < self.clip <= 1e6, f"clip is {self.clip}, not a norm above 0")
-        for name, allowed in (("precision", get_args(Precision)), ("optimizer", get_args(Optimizer))):
+        _require(0 <= self.teacher_weight <= 1, f"teacher_weight is {self.teacher_weight}, outside 0 to 1")
+        _require(0.01 <= self.temperature <= 100, f"temperature is {self.temperature}, outside 0.01 to 100")
+        choices = {"precision": Precision, "optimizer": Optimizer, "direction": Direction}
+        for name, allowed in ((name, get_args(kind)) for name, kind in choices.items()):
             value = getattr(self, name)
             _require(value in allowed, f"{name} is {value!r}, not {' or '.join(allowed)}")
 

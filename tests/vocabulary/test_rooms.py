@@ -29,6 +29,8 @@ PYTORCH_WING = {
     "merino_edge/torch_engine.py",
     "merino_edge/batched.py",
     "merino_edge/written.py",
+    "merino_edge/teacher.py",
+    "merino_edge/stored_logits.py",
     "export/calibration.py",
     "export/overflow.py",
     "export/parity.py",
