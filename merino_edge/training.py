@@ -5,11 +5,12 @@ continued ends with the bits of one that was not (same machine and thread count,
 (`merino_edge.workers`) sees the same batches. It knows no terminal: progress goes to a callback.
 
 While training, CKPT/state (merino_edge.training_state) holds step, architecture_id, corpus_sha256, start_sha256,
-config, the figures so far and the tensors weights.NAME and of the optimizer (merino_edge.optimizer).
+teacher_sha256, config, the figures so far and the tensors weights.NAME and of the optimizer (merino_edge.optimizer).
 
 The finished checkpoint's training.json holds source "train", step, config, tokens, validation_loss_before,
 validation_loss (nats per token), tokens_per_second, history [[step, loss], ...], corpus_sha256, architecture_id,
-start_sha256 (of the checkpoint that it began with, or null).
+start_sha256 (of the checkpoint that it began with, or null), teacher_sha256 (of what taught it, or null). Losses are
+cross-entropies, with a teacher too.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from merino_edge.checkpoint import Checkpoint
 from merino_edge.errors import InputError, OutputError
 from merino_edge.model import Model
 from merino_edge.optimizer import Optimizer
+from merino_edge.teacher import Teacher
 from merino_edge.tokenizer import Tokenizer
 from merino_edge.training_config import TrainingConfig
 from merino_edge.workers import Workers, divided, whole
@@ -76,10 +78,11 @@ class Trainer:
         config: TrainingConfig,
         *,
         start: Checkpoint | None = None,
+        teacher: Teacher | None = None,
         workers: Workers | None = None,
         compiled: bool = False,
     ) -> None:
-        """Begin with random weights, or with those of `start`, a checkpoint of `a`."""
+        """Begin with random weights, or with those of `start`, a checkpoint of `a`. A teacher has `teacher_weight`."""
         if config.sequence > a.max_positions:
             what = f"sequences of {config.sequence} are longer than the model's {a.max_positions} positions"
             raise InputError(what, f"use --sequence {a.max_positions} or less")
@@ -90,6 +93,12 @@ class Trainer:
             raise InputError("Muon needs whole matrices, FSDP divides them", "use --parallel ddp, or --optimizer adamw")
         self.device = self.workers.device
         self.bf16 = uses_bf16(config, self.device)
+        if (teacher is None) != (config.teacher_weight == 0):
+            what = "a teacher without a weight" if teacher is not None else "a weight for a teacher that there is not"
+            raise InputError(what, "give --teacher and a --teacher-weight above 0 together, or neither")
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.prepare(a, corpus, config, self.device)
         self.start_sha256 = None if start is None else start.training["sha256"]
         self.model = Model(a, config.seed) if start is None else Model.from_weights(a, start.weights)
         self.model.to(self.device)
@@ -98,25 +107,33 @@ class Trainer:
         self.called = self.workers.wrap(self.model)
         self.optimizer = Optimizer(self.model, config)
 
-    def _losses(self, inputs: np.ndarray, targets: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Of [B, T] tokens, as `objective.next_token` gives them."""
+    def _losses(
+        self, inputs: np.ndarray, targets: np.ndarray, starts: np.ndarray | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Of [B, T] tokens, as `objective.next_token` gives them; of rows that begin at `starts`, the teacher's too."""
         x, y = (torch.from_numpy(part).to(self.device, non_blocking=True) for part in (inputs, targets))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.called(x)  # [B, T, V]
-        return objective.next_token(logits, y, self.config.z_loss)
+        total, entropy = objective.next_token(logits, y, self.config.z_loss)
+        if self.teacher is None or starts is None:
+            return total, entropy
+        c, expected = self.config, self.teacher.expects(x, starts, self.bf16)
+        taught = objective.distillation(logits, expected, y, c.temperature, c.direction)
+        return total + c.teacher_weight * (taught - entropy), entropy
 
     def train_step(self) -> float:
         """One optimizer step; the batch's mean loss in nats. Raises Diverged, the model unchanged."""
         c = self.config
         inputs, targets = self.corpus.batch(self.step, c.batch, c.sequence, c.seed)
         learned = max(1, int((targets != data.IGNORED).sum()))  # over all workers
+        starts = self.corpus.starts(self.step, c.batch, c.sequence, c.seed)[self.part]
         inputs, targets = inputs[self.part], targets[self.part]
         self.optimizer.zero_grad()
         entropies = []
         for first in range(0, len(inputs), c.micro_batch):
             rows = slice(first, first + c.micro_batch)
             with self.workers.accumulating(last=first + c.micro_batch >= len(inputs)):
-                total, entropy = self._losses(inputs[rows], targets[rows])
+                total, entropy = self._losses(inputs[rows], targets[rows], starts[rows])
                 (total * (self.workers.count / learned)).backward()  # type: ignore[no-untyped-call]
             entropies.append(entropy.detach())
         (loss,) = self.workers.sums(sum(float(entropy) for entropy in entropies) / learned)
@@ -160,7 +177,8 @@ class Trainer:
         """What a continued training must agree with, and the step reached."""
         ids = {"architecture_id": self.model.architecture.id, "corpus_sha256": self.corpus.sha256}
         config = dataclasses.asdict(self.config)
-        return {"step": self.step, **ids, "start_sha256": self.start_sha256, "config": config}
+        taught = {"teacher_sha256": None if self.teacher is None else self.teacher.sha256}
+        return {"step": self.step, **ids, "start_sha256": self.start_sha256, **taught, "config": config}
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that training changes, by its name in the state file; whole, on every worker."""
@@ -193,6 +211,7 @@ def train(
     config: TrainingConfig,
     *,
     start: Checkpoint | None = None,
+    teacher: Teacher | None = None,
     workers: Workers | None = None,
     compiled: bool = False,
     resume: bool = False,
@@ -203,9 +222,9 @@ def train(
     """Train into the checkpoint folder `out`, saving every `save_every` steps and when `should_stop` says so.
 
     `corpus` is a prepared one, or what to prepare one from. `start`: a checkpoint to begin with instead of random
-    weights. With `resume` it continues what `out` holds. Raises InputError (corpus, anything changed since), Diverged
-    (what was saved before stays), ArtefactError (an altered state), OutputError. Before the first save a failure leaves
-    nothing behind.
+    weights; `teacher` is learned from besides. With `resume` it continues what `out` holds. Raises InputError (corpus,
+    a teacher that does not fit, anything changed since), Diverged (what was saved before stays), ArtefactError (an
+    altered state), OutputError. Before the first save a failure leaves nothing behind.
     """
     limits.check_range("save_every", save_every, 1, limits.MAX_ITERATIONS)
     out, workers = Path(out), workers or Workers()
@@ -215,12 +234,14 @@ def train(
         if workers.first:
             _refuse_occupied(out)
     else:
-        sha256 = prepared.sha256 if prepared else data.fingerprint(corpus, _tokenizer(start))  # type: ignore[arg-type]
-        _refuse_changed(saved, a, sha256, None if start is None else start.training["sha256"], config, out)
+        sha256 = prepared.sha256 if prepared else data.fingerprint(corpus, _tokenizer(start, teacher))  # type: ignore[arg-type]
+        start_sha256 = None if start is None else start.training["sha256"]
+        _refuse_changed(saved, a, sha256, start_sha256, None if teacher is None else teacher.sha256, config, out)
     try:
         if prepared is None:
-            prepared = _prepared(corpus, a, start, training_state.folder_of(out) / "corpus", workers)  # type: ignore[arg-type]
-        trainer = Trainer(a, prepared, config, start=start, workers=workers, compiled=compiled)
+            tokenizer, folder = _tokenizer(start, teacher), training_state.folder_of(out) / "corpus"
+            prepared = _prepared(corpus, a, tokenizer, folder, workers)  # type: ignore[arg-type]
+        trainer = Trainer(a, prepared, config, start=start, teacher=teacher, workers=workers, compiled=compiled)
         if saved is not None:
             trainer.restore(training_state.load_tensors(out, saved), saved["step"])
         return _run(trainer, out, saved["figures"] if saved else None, save_every, on_step, should_stop)
@@ -238,20 +259,22 @@ def train(
 
 
 def _prepared(
-    sources: Sequence[Path | str], a: Architecture, start: Checkpoint | None, folder: Path, workers: Workers
+    sources: Sequence[Path | str], a: Architecture, tokenizer: Tokenizer | None, folder: Path, workers: Workers
 ) -> data.Corpus:
     """The corpus of `sources` in `folder`: the first worker makes it, the others read it."""
     if not workers.first:
         workers.wait()
-    found = data.prepare(sources, a.vocab_size, folder, _tokenizer(start))
+    found = data.prepare(sources, a.vocab_size, folder, tokenizer)
     if workers.first:
         workers.wait()
     return found
 
 
-def _tokenizer(start: Checkpoint | None) -> Tokenizer | None:
-    """The one that a training must use: its beginning's."""
-    return None if start is None else Tokenizer.load(start.path)
+def _tokenizer(start: Checkpoint | None, teacher: Teacher | None) -> Tokenizer | None:
+    """The one that a training must use: its beginning's, or its teacher's."""
+    if start is not None:
+        return Tokenizer.load(start.path)
+    return None if teacher is None else teacher.tokenizer
 
 
 def _run(
@@ -326,6 +349,7 @@ def _refuse_changed(
     a: Architecture,
     corpus_sha256: str,
     start_sha256: str | None,
+    teacher_sha256: str | None,
     config: TrainingConfig,
     out: Path,
 ) -> None:
@@ -333,6 +357,7 @@ def _refuse_changed(
     _require(saved.get("architecture_id") == a.id, "the architecture has changed since the training began", hint)
     _require(saved.get("corpus_sha256") == corpus_sha256, "the corpus has changed since the training began", hint)
     _require(saved.get("start_sha256") == start_sha256, "the training began with another checkpoint", hint)
+    _require(saved.get("teacher_sha256") == teacher_sha256, "the training began with another teacher, or none", hint)
     then = dataclasses.asdict(TrainingConfig(**saved["config"]))
     for name, value in dataclasses.asdict(config).items():
         _require(then[name] == value, f"{name} is {value}, the training began with {then[name]}", hint)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from merino_edge.checkpoint import Checkpoint
     from merino_edge.training_config import TrainingConfig
 
-SPEED, MACHINE = "Optimizer", "Machine"  # panels of the help
+TEACHER, SPEED, MACHINE = "Teacher", "Optimizer", "Machine"  # panels of the help
 
 
 def train(
@@ -44,6 +44,25 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Of the weights and the batches. [default: 0]")] = None,
     save_every: Annotated[
         int | None, typer.Option(help="Steps between saves. [default: 1000, or a tenth of --steps]")
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CKPT|LOGITS",
+            help="Learn from its expectations too: a checkpoint with the same tokenizer, or what `teach` made.",
+            rich_help_panel=TEACHER,
+        ),
+    ] = None,
+    teacher_weight: Annotated[
+        float | None, typer.Option(help="Its share of what is minimised. [default: 0.5]", rich_help_panel=TEACHER)
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Of both distributions; 1 for stored ones. [default: 1]", rich_help_panel=TEACHER),
+    ] = None,
+    direction: Annotated[
+        str | None,
+        typer.Option(help="Of the divergence: forward or reverse. [default: forward]", rich_help_panel=TEACHER),
     ] = None,
     optimizer: Annotated[
         str | None, typer.Option(help="adamw or muon. [default: adamw]", rich_help_panel=SPEED)
@@ -91,6 +110,7 @@ def train(
     a, start = _opened(model)
     import torch
 
+    from merino_edge import teacher as teachers
     from merino_edge import throughput, training
     from merino_edge.training_log import TrainingLog
     from merino_edge.workers import Workers
@@ -111,6 +131,9 @@ def train(
         "clip": clip,
         "z_loss": z_loss,
         "ema": ema,
+        "teacher_weight": teacher_weight,
+        "temperature": temperature,
+        "direction": direction,
     }
     given = {name: value for name, value in given.items() if value is not None}
     sources = list(corpus or [])
@@ -124,6 +147,8 @@ def train(
         sources, given = sources or list(found.corpus), {**found.config, **given}
     if not sources:
         raise InputError("no corpus was named", "add: --corpus FILE, or --recipe NAME")
+    if teacher is not None and not resume:
+        given.setdefault("teacher_weight", 0.5)
     config = _config(a, out, resume, given)
     if save_every is None:
         save_every = max(1, min(1000, config.steps // 10))
@@ -155,6 +180,7 @@ def train(
             out,
             config,
             start=start,
+            teacher=None if teacher is None else teachers.load(teacher),
             workers=workers,
             compiled=compiled,
             resume=resume,
@@ -170,6 +196,7 @@ def train(
     if not outcome.finished:
         named = [f"--corpus={source}" for source in sources]
         words = ["merino-edge", "train", str(model), *named, "--out", str(out)]
+        words += [] if teacher is None else ["--teacher", str(teacher)]
         words += ["--continue"] if threads is None else ["--threads", str(threads), "--continue"]
         done = f"stopped after step {result['step']:,} of {config.steps:,}"
         err.print(f"{done}; go on with: {shlex.join(words)}", soft_wrap=True, markup=False)

@@ -45,7 +45,10 @@ def test_every_command_runs_and_says_what_the_readme_promises(
 
 @pytest.mark.parametrize(
     "verb",
-    ["", *sorted(VERBS), "demo", "build", "targets", "serve", "evaluate", "export-hf", "tokenize", "study", "write"],
+    [
+        *("", *sorted(VERBS), "demo", "build", "targets", "serve", "evaluate", "export-hf", "tokenize", "study"),
+        *("write", "teach"),
+    ],
 )
 def test_help_loads_no_heavy_library(verb: str) -> None:
     heavy = [

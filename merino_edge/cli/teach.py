@@ -1,0 +1,72 @@
+"""`merino-edge teach TEACHER --corpus CORPUS --out LOGITS`: what a checkpoint expects of a corpus, once."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def teach(
+    teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Checkpoint folder.")],
+    corpus: Annotated[Path, typer.Option(help="Corpus folder, made by: merino-edge tokenize --tokenizer TEACHER.")],
+    out: Annotated[Path, typer.Option(metavar="LOGITS", help="Folder to write.")],
+    top_k: Annotated[int, typer.Option(help="Largest log-probabilities to keep, for every token.")] = 64,
+    window: Annotated[int | None, typer.Option(help="Tokens that are seen at once. [default: all positions]")] = None,
+    stride: Annotated[int | None, typer.Option(help="Tokens that windows move by. [default: half of one]")] = None,
+    batch: Annotated[int, typer.Option(help="Windows at a time.")] = 8,
+    precision: Annotated[str, typer.Option(help="auto (bf16 where it is native), fp32 or bf16.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads. [default: all cores]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the header as one JSON object.")] = False,
+) -> None:
+    """Run a teacher once over a corpus and keep its largest log-probabilities, for train --teacher LOGITS.
+
+    Stopped or killed, the same command goes on with the first shard that is not whole.
+    """
+    from merino_edge import limits
+    from merino_edge.cli import console
+    from merino_edge.errors import Interrupted, require
+
+    require("torch", "train")
+    require("safetensors", "train")
+    import torch
+
+    from merino_edge import checkpoint, data, stored_logits, training
+    from merino_edge.training_config import TrainingConfig
+
+    if threads is not None:
+        torch.set_num_threads(limits.check_range("threads", threads, 1, limits.MAX_THREADS))
+    source, found = checkpoint.load(teacher), data.load(corpus)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bf16 = training.uses_bf16(TrainingConfig(precision=precision), device)  # type: ignore[arg-type]
+    began = time.perf_counter()
+    with console.progress(console.stderr()) as bar:
+        task = bar.add_task("teach", total=len(found.tokens), note="")
+
+        def on_tokens(done: int, now: int) -> None:
+            bar.update(task, completed=done, note=f"{now / (time.perf_counter() - began):,.0f} tokens/s")
+
+        try:
+            header = stored_logits.teach(
+                source,
+                found,
+                out,
+                top_k=top_k,
+                window=window,
+                stride=stride,
+                batch=batch,
+                bf16=bf16,
+                device=device,
+                on_tokens=on_tokens,
+            )
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted", "the same command goes on") from None
+    size_mb = sum(path.stat().st_size for path in out.glob("*.bin")) / 1e6
+    line = f"{header['tokens']:,} tokens, {header['top_k']} log-probabilities each, {size_mb:,.1f} MB"
+    console.stderr().print(line, soft_wrap=True)
+    if as_json:
+        console.print_json(header)
+    else:
+        console.print_line(f"{out}: next, merino-edge train A.json --corpus {corpus} --teacher {out} --out CHECKPOINT")
