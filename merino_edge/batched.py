@@ -2,7 +2,7 @@
 
 What all of them begin with is run once. A row that ends leaves the batch, and what remains of the cache moves together,
 so nothing is computed for it. How a token is chosen means what it means in merino_edge.runtime.sampling:
-repetition penalty, temperature, top-k with its ties, top-p. Each row draws from numbers of its own, so its choices
+frequency penalty, temperature, top-k with its ties, top-p. Each row draws from numbers of its own, so its choices
 depend on its logits alone, not on its fellows. (Its logits do in their last bits: products of other sizes round
 otherwise.) Knows no text and no files.
 """
@@ -29,10 +29,10 @@ class Choice:
     temperature: float = 0.8  # 0: the likeliest
     top_k: int = 50  # keep the k likeliest and their ties; 0: all
     top_p: float = 0.95  # keep the fewest that together hold this probability; 1: all
-    repetition_penalty: float = 1.0  # divides positive and multiplies negative logits of tokens already seen
+    frequency_penalty: float = 0.0  # taken off a token's logit for each time that the answer has it
 
     def __post_init__(self) -> None:
-        for name, low, high in (("temperature", 0, 100), ("top_p", 0, 1), ("repetition_penalty", 0.01, 100)):
+        for name, low, high in (("temperature", 0, 100), ("top_p", 0, 1), ("frequency_penalty", -2, 2)):
             if not low <= getattr(self, name) <= high:
                 what = f"{name} is {getattr(self, name)}, outside {low} to {high}"
                 raise InputError(what, f"give {low} to {high}")
@@ -120,10 +120,9 @@ class Batched:
         draws = np.stack([generator.random(steps) for generator in generators])  # [B, S]
         uniform = torch.from_numpy(draws).to(self.device)
         of = torch.arange(len(prompts), device=self.device)  # which prompt each row that is left belongs to
-        seen = None
-        if choice.repetition_penalty != 1:
-            seen = torch.zeros((len(prompts), a.vocab_size), dtype=torch.bool, device=self.device)
-            seen.scatter_(1, torch.tensor(prompts, device=self.device), True)
+        times = None  # [B, V], how often each answer has each token
+        if choice.frequency_penalty:
+            times = torch.zeros((len(prompts), a.vocab_size), device=self.device)
         written = torch.empty((len(prompts), steps), dtype=torch.int64, device=self.device)
         lengths, ended = [steps] * len(prompts), [False] * len(prompts)
         last = torch.tensor(ends, dtype=torch.int64, device=self.device)
@@ -134,11 +133,8 @@ class Batched:
             if not bool(logits.amax(-1).isfinite().all()):  # NaN and +infinity come out first
                 raise ArtefactError("the model returned logits that are not finite", "use --precision fp32")
             start += tokens.shape[1]
-            if seen is not None:
-                punished = torch.where(
-                    logits < 0, logits * choice.repetition_penalty, logits / choice.repetition_penalty
-                )
-                logits = torch.where(seen, punished, logits)
+            if times is not None:
+                logits = logits - choice.frequency_penalty * times
             chosen = choose(logits, choice, uniform[of, step])
             written[of, step] = chosen
             going = ~torch.isin(chosen, last)
@@ -148,11 +144,11 @@ class Batched:
                 rows = going.nonzero().squeeze(1)
                 if not len(rows):
                     break
-                of, chosen, seen = of[rows], chosen[rows], None if seen is None else seen[rows]
+                of, chosen, times = of[rows], chosen[rows], None if times is None else times[rows]
                 _keep(cache, rows, start)
             tokens = chosen[:, None]
-            if seen is not None:
-                seen.scatter_(1, tokens, True)
+            if times is not None:
+                times.scatter_add_(1, tokens, torch.ones_like(tokens, dtype=times.dtype))
             self.computed += len(chosen)
         found = written.tolist()
         return [Answer(tuple(found[i][: lengths[i]]), ended[i]) for i in range(len(prompts))]

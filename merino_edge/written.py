@@ -9,7 +9,7 @@ before the header says so; what the file has beyond the header is dropped and ma
                    plain text {"text": prompt and continuation, "sample": i}
     CORPUS.json    kind "written_corpus", schema 1: teacher {name, checkpoint_sha256, architecture_id}, licence (a note
                    that was given, or null), prompts {name, sha256}, options {count, max_tokens, temperature, top_k,
-                   top_p, repetition_penalty, batch, seed, precision, device, plain}, batches (done), finished,
+                   top_p, frequency_penalty, batch, seed, precision, device, plain}, batches (done), finished,
                    samples (done), kept, dropped {reason: count}, tokens (the answers' that were kept), bytes,
                    content_sha256
 

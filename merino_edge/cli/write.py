@@ -25,7 +25,7 @@ def write(
     temperature: Annotated[float, typer.Option(help="0: the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Only the k likeliest tokens; 0: all.")] = 50,
     top_p: Annotated[float, typer.Option(help="Only the likeliest that hold this probability.")] = 0.95,
-    repetition_penalty: Annotated[float, typer.Option(help="Holds back tokens that were there; 1: none.")] = 1.0,
+    frequency_penalty: Annotated[float, typer.Option(help="Holds back tokens by how often the answer has them.")] = 0.0,
     batch: Annotated[int, typer.Option(help="Answers at once, at most.")] = 32,
     seed: Annotated[int, typer.Option(help="Of prompts and answers.")] = 0,
     licence: Annotated[str | None, typer.Option(help="A note on the teacher's licence, kept in CORPUS.json.")] = None,
@@ -57,7 +57,7 @@ def write(
     plan = written.Plan(
         len(found.lines) or 1000 if count is None else count,
         max_tokens,
-        Choice(temperature, top_k, top_p, repetition_penalty),
+        Choice(temperature, top_k, top_p, frequency_penalty),
         batch,
         seed,
         plain,

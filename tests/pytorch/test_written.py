@@ -99,21 +99,21 @@ def randoms(count: int) -> list[np.random.Generator]:
 # --- decoding --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("penalty", [1.0, 1.3])
+@pytest.mark.parametrize("penalty", [0.0, 0.7])
 def test_greedy_batches_equal_single_answers_and_the_runtimes(teacher: Checkpoint, penalty: float) -> None:
     tokenizer = Tokenizer.load(teacher.path)
     random = np.random.default_rng(0)
     asked = np.concatenate([np.full((24, 3), 7), random.integers(3, 400, (24, 5))], axis=1).tolist()
     ends = [int(token) for token in random.choice(400, 60, replace=False)]  # so many that answers end everywhere
     tokenizer = Tokenizer(tokenizer.backend, dataclasses.replace(tokenizer.chat, eos_token_ids=tuple(ends)))
-    model, greedy = batched(teacher), Choice(temperature=0, repetition_penalty=penalty)
+    model, greedy = batched(teacher), Choice(temperature=0, frequency_penalty=penalty)
     together = model.answer(asked, greedy, 20, ends, randoms(24))
     computed = model.computed
     alone = [model.answer([ids], greedy, 20, ends, randoms(1))[0] for ids in asked]
     assert together == alone and model.computed == 2 * computed  # of rows that had ended nothing was computed
     engine = TorchEngine(Model.from_weights(A, teacher.weights))
     for ids, answer in zip(asked, together, strict=True):
-        how = Sampling(greedy=True, repetition_penalty=penalty)
+        how = Sampling(greedy=True, frequency_penalty=penalty)
         by_runtime = generate(Session(engine), tokenizer, ids, how, max_tokens=20)
         list(by_runtime)
         assert tuple(by_runtime.tokens) == answer.ids
