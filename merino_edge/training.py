@@ -249,8 +249,8 @@ def train(
         if not training_state.exists(out):
             if workers.first:
                 shutil.rmtree(training_state.folder_of(out), ignore_errors=True)
-                (out / training_state.LOG).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
+                    (out / training_state.LOG).unlink(missing_ok=True)
                     out.rmdir()  # only if it is empty: an older checkpoint stays
         elif isinstance(error, Diverged):
             step = training_state.load(out)["step"]

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from merino_edge import artefact
 from merino_edge.errors import require
 from merino_edge.training import Progress
 from merino_edge.training_state import LOG
@@ -25,13 +26,15 @@ class TrainingLog:
     """Where `record` writes. A context: on leaving it the files are closed."""
 
     def __init__(self, out: Path, steps: int, done: int = 0, tensorboard: Path | None = None) -> None:
-        """Of a training of `steps` steps into `out` that has `done` so many. Raises MissingExtraError."""
+        """Of a training of `steps` steps into `out` that has `done` so many. Raises MissingExtraError,
+        OutputError."""
         self._every = max(1, steps // LINES)
         path = out / LOG
         kept = _lines_until(path, done) if done else []
-        out.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(kept))
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115 - closed by __exit__
+        with artefact.writing(path):
+            out.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(kept))
+            self._file = open(path, "a", buffering=1)  # noqa: SIM115 - closed by __exit__
         self._board: Any = None
         if tensorboard is not None:
             require("tensorboard", "tensorboard")

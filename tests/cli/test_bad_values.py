@@ -100,7 +100,7 @@ def source(folder: Path, name: str, content: bytes | None) -> Path:
         ("zeros.txt", b"text\0text\n" * 99, "is not text (it holds zero bytes)"),
         ("latin.txt", "Zwölf Boxkämpfer\n".encode("latin-1") * 99, "is not UTF-8 text"),
         ("half.txt.xz", lzma.compress(bytes(9999))[:-9], "is not a whole .xz file"),
-        ("folder/notes.md", b"text", "holds no .txt or .txt.xz file"),
+        ("folder/notes.md", b"text", "holds no .txt or .jsonl file"),
         ("missing.txt", None, "does not exist"),
     ],
 )
@@ -117,7 +117,7 @@ def test_a_corpus_without_text(
     [
         ("empty.txt", b"", "is empty"),
         ("binary.txt", bytes(range(256)) * 9, "is not "),
-        ("folder/notes.md", b"text", "holds no .txt or .txt.xz file"),
+        ("folder/notes.md", b"text", "holds no .txt or .jsonl file"),
         ("missing.txt", None, "does not exist"),
     ],
 )
