@@ -33,10 +33,15 @@ NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
     "estimate": ((), ""),
     "search": ((), ""),
     "pareto": ((), ""),
+    "write": (("torch", "safetensors"), "train"),
+    "tokenize": ((), ""),
+    "teach": (("torch", "safetensors"), "train"),
     "train": (("torch", "safetensors"), "train"),
+    "study": (("torch", "safetensors", "scipy", "matplotlib"), "train,study"),
     "evaluate": (("lm-eval",), "evaluate"),
     "import": (("gguf", "safetensors"), "import"),
     "export": (("torch", "safetensors", "onnx", "onnx-ir"), "train,export"),
+    "export-hf": (("safetensors",), "train"),
     "build": ((), ""),  # of a bundle for ONNX Runtime; TensorRT's engines below
     "targets": (("onnx-ir",), "export"),
     "generate": ((), ""),
@@ -48,6 +53,7 @@ NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
 # What makes a verb do more, and the extra that brings it.
 OPTIONAL = {
     "answers of a given form (generate --json-schema, --regex)": (("llguidance",), "grammar"),
+    "data sets of Hugging Face as text (hf:NAME)": (("datasets",), "datasets"),
     "plots (profile, search, pareto --plot)": (("matplotlib",), "plot"),
     "reading an export back by TensorRT for RTX": (("tensorrt-rtx-cu12-bindings",), "rtx"),
     "engines of TensorRT on a board (build)": (("tensorrt", "cuda-bindings", "onnx-ir"), "tensorrt,export"),

@@ -129,8 +129,9 @@ def distribution(logits: Logits, sampling: Sampling) -> tuple[TokenIds, Floats]:
     """
     k = sampling.top_k
     ids, logits = _top(logits, k) if 0 < k < logits.size else (np.arange(logits.size), logits)
-    scores = np.divide(logits, sampling.temperature, dtype=np.float64)
-    likely = _normal(np.exp(scores - np.maximum.reduce(scores)))
+    below = np.subtract(logits, np.maximum.reduce(logits), dtype=np.float64)
+    with np.errstate(over="ignore"):  # a temperature next to 0 leaves the likeliest alone
+        likely = _normal(np.exp(below / sampling.temperature))
     if sampling.top_p < 1:
         # Drop the unlikeliest while they hold no more than 1 - top_p; the likeliest always stays. Of many, those below
         # a V-th of that go in any case, and unsorted: sorting a whole vocabulary takes longer than a small model.
