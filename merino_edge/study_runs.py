@@ -73,6 +73,7 @@ def open_study(folder: Path | str, plan: Plan, sources: Sequence[Path | str]) ->
     document = {**plan.to_dict(), "corpus_sha256": data.fingerprint(sources)}
     if (folder / "study.json").is_file():
         there = artefact.read_json(folder / "study.json", KIND, SCHEMA_VERSION)
+        there |= Plan.of(there).to_dict()  # what this version knows besides has its default
         for name, value in document.items():
             if artefact.canonical_json(there.get(name)) != artefact.canonical_json(value):
                 raise InputError(f"{folder} is a study of other {name}", "give what it began with, or another --out")
