@@ -23,6 +23,8 @@ from typing import Any
 from merino_edge import __version__, limits
 from merino_edge.errors import ArtefactError, OutputError
 
+STAMP = ("kind", "schema_version", "tool_version", "sha256")
+
 
 def canonical_json(value: Any) -> str:
     """The one spelling of a JSON value that hashes are taken over."""
@@ -116,6 +118,11 @@ def read_json(path: Path | str, kind: str, newest: int = 1, by_hand: bool = Fals
     """Read, verify (see `check_header`) and return a JSON artefact. Raises ArtefactError."""
     path = Path(path)
     return check_header(parse_json(read_text(path), str(path)), kind, newest, str(path), by_hand)
+
+
+def payload(document: dict[str, Any]) -> dict[str, Any]:
+    """What a JSON artefact says, without what `stamp` adds."""
+    return {key: value for key, value in document.items() if key not in STAMP}
 
 
 # --- writing ---------------------------------------------------------------------------------------

@@ -115,8 +115,7 @@ def add_tuning(bundle: Bundle, entry: dict[str, Any]) -> Bundle:
 
 
 def _rewritten(bundle: Bundle, **changed: Any) -> Bundle:
-    own = ("kind", "schema_version", "tool_version", "sha256")
-    payload = {key: value for key, value in bundle.manifest.items() if key not in own} | changed
+    payload = artefact.payload(bundle.manifest) | changed
     document = artefact.write_json(bundle.path / "manifest.json", KIND, payload, SCHEMA_VERSION)
     return replace(bundle, manifest=document)
 

@@ -100,7 +100,7 @@ class Corpus:
 
     def batch(self, step: int, size: int, sequence: int, seed: int = 0) -> Batch:
         """`size` windows of the training part, the same for the same arguments on every machine."""
-        return self._windows(self.starts(step, size, sequence, seed), sequence)
+        return self.rows(self.starts(step, size, sequence, seed), sequence)
 
     def starts(self, step: int, size: int, sequence: int, seed: int = 0) -> np.ndarray:
         """Where the windows of `batch` begin, [size]."""
@@ -112,7 +112,7 @@ class Corpus:
         """At most `most` windows spread evenly over the held-out tail, without overlap."""
         starts = self._held_out_starts(sequence)
         chosen = np.linspace(0, len(starts) - 1, min(most, len(starts))).astype(np.int64)
-        return self._windows(starts[chosen], sequence)
+        return self.rows(starts[chosen], sequence)
 
     def _held_out_starts(self, sequence: int) -> np.ndarray:
         first, last = self.training_tokens(sequence), len(self.tokens) - sequence - 1
@@ -141,7 +141,8 @@ class Corpus:
         begins, ends = self.conversations
         return int(ends[np.searchsorted(begins, begin)])
 
-    def _windows(self, starts: np.ndarray, sequence: int) -> Batch:
+    def rows(self, starts: np.ndarray, sequence: int) -> Batch:
+        """The windows that begin at `starts` [B]."""
         rows = np.stack([self.tokens.window(start, start + sequence + 1) for start in starts]).astype(np.int64)
         targets = rows[:, 1:]
         if self.learned is not None:
@@ -255,6 +256,6 @@ def _require_fitting(folder: Path, vocab_size: int, tokenizer: Tokenizer | None)
     if header["tokenizer_tokens"] > vocab_size:
         what = f"{folder} has {header['tokenizer_tokens']} tokens, the model's vocabulary {vocab_size}"
         raise InputError(what, f"make it again: merino-edge tokenize SOURCES --vocab {vocab_size} --out {folder}")
-    if tokenizer is not None and artefact.sha256_text(tokenizer.backend.to_str()) != header["tokenizer_sha256"]:
+    if tokenizer is not None and tokenizer.sha256 != header["tokenizer_sha256"]:
         what = f"{folder} was made with another tokenizer than the model's"
         raise InputError(what, f"make it again: merino-edge tokenize SOURCES --tokenizer CKPT --out {folder}")

@@ -1,5 +1,4 @@
-"""What training minimises, from a model's logits: the next token's surprise, and what may be added to it,
-and how far it is from a teacher.
+"""What training minimises, from a model's logits: the next token's surprise, and how far it is from a teacher.
 
 Losses are sums over tokens, so that parts of a batch add up whatever they are; who calls divides by the batch's count.
 """

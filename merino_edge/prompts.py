@@ -25,13 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from merino_edge import artefact
-from merino_edge.errors import ArtefactError, InputError
+from merino_edge import artefact, by_hand
+from merino_edge.errors import InputError
 
 KIND = "prompts"
 FOLDER = Path(__file__).parent / "recipes" / "prompts"
 FIELDS = (
-    *("kind", "schema_version", "tool_version", "sha256"),
+    *artefact.STAMP,
     *("about", "templates", "groups", "slots", "system", "asked", "unwanted"),
 )
 GROUP_FIELDS = ("share", "system", "asked", "templates")
@@ -90,16 +90,12 @@ class Prompts:
 
 def names() -> list[str]:
     """Of the prompts in the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.json"))
+    return by_hand.names(FOLDER)
 
 
 def load(name_or_path: Path | str) -> Prompts:
     """Prompts of the package by their name, or a file of them. Raises ArtefactError, InputError."""
-    path = Path(name_or_path)
-    if str(name_or_path) in names():
-        path = FOLDER / f"{name_or_path}.json"
-    elif not path.exists():
-        raise InputError(f"there are no prompts {name_or_path}", f"give a file, or one of {', '.join(names())}")
+    path = by_hand.find(FOLDER, name_or_path, "there are no prompts")
     text = artefact.read_text(path)
     sha256 = artefact.sha256_text(text)
     if path.suffix != ".json":
@@ -108,16 +104,16 @@ def load(name_or_path: Path | str) -> Prompts:
             raise InputError(f"{path} holds no prompt", "write one a line")
         return Prompts(path.name, sha256, lines)
     document = artefact.check_header(artefact.parse_json(text, str(path)), KIND, 1, str(path), by_hand=True)
-    _require_known(document, FIELDS, path)
+    by_hand.require_known(document, FIELDS, path)
     if ("templates" in document) == ("groups" in document):
-        raise _error(path, "has not one of templates and groups", 'write "templates": ["Say hello.", ...]')
+        raise by_hand.error(path, "has not one of templates and groups", 'write "templates": ["Say hello.", ...]')
     slots = document.get("slots", {})
     if not isinstance(slots, dict):
-        raise _error(path, "slots is no object", 'write "slots": {"animal": ["a cat", ...]}')
+        raise by_hand.error(path, "slots is no object", 'write "slots": {"animal": ["a cat", ...]}')
     filled = {name: _texts(values, f"slot {name}", path) for name, values in slots.items()}
     groups = document.get("groups", [{"templates": document.get("templates")}])
     if not (isinstance(groups, list) and groups and all(isinstance(group, dict) for group in groups)):
-        raise _error(path, "groups is no list of objects", 'write "groups": [{"templates": [...]}]')
+        raise by_hand.error(path, "groups is no list of objects", 'write "groups": [{"templates": [...]}]')
     whole: dict[str, Any] = {name: document[name] for name in ("system", "asked") if name in document}
     found = tuple(_group({**whole, **group}, filled, path) for group in groups)
     unwanted = _texts(document["unwanted"], "unwanted", path) if "unwanted" in document else ()
@@ -125,36 +121,29 @@ def load(name_or_path: Path | str) -> Prompts:
 
 
 def _group(value: dict[str, Any], slots: Mapping[str, tuple[str, ...]], path: Path) -> Group:
-    _require_known(value, GROUP_FIELDS, path)
+    by_hand.require_known(value, GROUP_FIELDS, path)
     share, system, asked = value.get("share", 1), value.get("system"), value.get("asked", PROMPT)
     if type(share) not in (int, float) or not 0 < share < 1e9:
-        raise _error(path, f"share is {share!r}", "give a number above 0")
+        raise by_hand.error(path, f"share is {share!r}", "give a number above 0")
     if not (system is None or isinstance(system, str)):
-        raise _error(path, "system is no text", "leave it out")
+        raise by_hand.error(path, "system is no text", "leave it out")
     if not (isinstance(asked, str) and PROMPT in asked):
-        raise _error(path, f"asked is {asked!r}", f"write a text with {PROMPT} in it, or leave it out")
+        raise by_hand.error(path, f"asked is {asked!r}", f"write a text with {PROMPT} in it, or leave it out")
     templates = _texts(value.get("templates"), "templates", path)
     for template in templates:
         for name, number in SLOT.findall(template):
             if name not in slots:
-                raise _error(path, f"{template!r} has a slot {name!r} that is not there", f"add it to slots: {name}")
+                raise by_hand.error(
+                    path, f"{template!r} has a slot {name!r} that is not there", f"add it to slots: {name}"
+                )
             if int(number or 1) > len(slots[name]):
-                raise _error(path, f"{template!r} wants {number} of {name!r}", "add values to that slot")
+                raise by_hand.error(path, f"{template!r} wants {number} of {name!r}", "add values to that slot")
         if set("{}") & set(SLOT.sub("", template)):
-            raise _error(path, f"{template!r} has a brace that is no slot", "write {name} or {name:2}")
+            raise by_hand.error(path, f"{template!r} has a brace that is no slot", "write {name} or {name:2}")
     return Group(templates, float(share), asked, system)
 
 
 def _texts(value: Any, what: str, path: Path) -> tuple[str, ...]:
     if not (isinstance(value, list) and value and all(isinstance(item, str) and item.strip() for item in value)):
-        raise _error(path, f"{what} is no list of texts", "write one like this: [TEXT, TEXT]")
+        raise by_hand.error(path, f"{what} is no list of texts", "write one like this: [TEXT, TEXT]")
     return tuple(value)
-
-
-def _require_known(value: dict[str, Any], known: tuple[str, ...], path: Path) -> None:
-    if unknown := sorted(set(value) - set(known)):
-        raise _error(path, f"unknown field {unknown[0]!r}", f"known: {', '.join(known)}")
-
-
-def _error(path: Path, what: str, hint: str) -> ArtefactError:
-    return ArtefactError(f"{path}: {what}", hint)

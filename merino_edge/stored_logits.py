@@ -60,8 +60,7 @@ def teach(
     stride = max(1, window // 2) if stride is None else limits.check_range("stride", stride, 1, window)
     limits.check_range("top_k", top_k, 1, a.vocab_size)
     limits.check_range("batch", batch, 1, limits.MAX_BATCH)
-    own = artefact.sha256_text(Tokenizer.load(teacher.path).backend.to_str())
-    if own != corpus.header["tokenizer_sha256"]:
+    if Tokenizer.load(teacher.path).sha256 != corpus.header["tokenizer_sha256"]:
         hint = f"make it again: merino-edge tokenize SOURCES --tokenizer {teacher.path} --out CORPUS"
         raise InputError("the corpus was made with another tokenizer than the teacher's", hint)
     identity = {
@@ -94,7 +93,7 @@ def teach(
         shards.append({"tokens": len(logs), **hashes})
         done += len(logs)
         header["finished"] = done == n
-        header = artefact.write_json(folder / HEADER, KIND, _payload(header), SCHEMA_VERSION)
+        header = artefact.write_json(folder / HEADER, KIND, artefact.payload(header), SCHEMA_VERSION)
         on_tokens(done, done - before)
     return header
 
@@ -111,11 +110,6 @@ def _begun(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
             what = f"{name} is {value}, {folder} began with {header.get(name)}"
             raise InputError(what, "give the same again, or choose another --out")
     return header
-
-
-def _payload(header: dict[str, Any]) -> dict[str, Any]:
-    own = ("kind", "schema_version", "tool_version", "sha256")
-    return {name: value for name, value in header.items() if name not in own}
 
 
 @torch.no_grad()

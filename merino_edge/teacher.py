@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from merino_edge import artefact, checkpoint
+from merino_edge import checkpoint
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.data import Corpus
@@ -55,7 +55,7 @@ class LiveTeacher:
         if of.vocab_size != a.vocab_size:
             what = f"the teacher {where} has a vocabulary of {of.vocab_size:,}, the model {a.vocab_size:,}"
             raise InputError(what, "give a model of the teacher's vocabulary, or let it write: merino-edge write")
-        if artefact.sha256_text(self.tokenizer.backend.to_str()) != corpus.header["tokenizer_sha256"]:
+        if self.tokenizer.sha256 != corpus.header["tokenizer_sha256"]:
             what = f"the corpus was made with another tokenizer than that of the teacher {where}"
             raise InputError(what, f"make it again: merino-edge tokenize SOURCES --tokenizer {where} --out CORPUS")
         if config.sequence > of.max_positions:

@@ -83,6 +83,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return int(self.backend.get_vocab_size(with_added_tokens=True))
 
+    @property
+    def sha256(self) -> str:
+        """Of what it is, its chat format apart; a corpus keeps that of the one it was encoded with."""
+        return artefact.sha256_text(self.backend.to_str())
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, special tokens spelled in the text recognised, with BOS where the model wants it."""
         try:

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from merino_edge import artefact, checkpoint, data, limits, objective, training_state
+from merino_edge import artefact, checkpoint, computing, data, limits, objective, training_state
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.errors import InputError, OutputError
@@ -92,7 +92,7 @@ class Trainer:
         if self.workers.together and self.workers.parallel == "fsdp" and config.optimizer == "muon":
             raise InputError("Muon needs whole matrices, FSDP divides them", "use --parallel ddp, or --optimizer adamw")
         self.device = self.workers.device
-        self.bf16 = uses_bf16(config, self.device)
+        self.bf16 = computing.uses_bf16(config.precision, self.device)
         if (teacher is None) != (config.teacher_weight == 0):
             what = "a teacher without a weight" if teacher is not None else "a weight for a teacher that there is not"
             raise InputError(what, "give --teacher and a --teacher-weight above 0 together, or neither")
@@ -124,10 +124,10 @@ class Trainer:
     def train_step(self) -> float:
         """One optimizer step; the batch's mean loss in nats. Raises Diverged, the model unchanged."""
         c = self.config
-        inputs, targets = self.corpus.batch(self.step, c.batch, c.sequence, c.seed)
+        starts = self.corpus.starts(self.step, c.batch, c.sequence, c.seed)
+        inputs, targets = self.corpus.rows(starts, c.sequence)
         learned = max(1, int((targets != data.IGNORED).sum()))  # over all workers
-        starts = self.corpus.starts(self.step, c.batch, c.sequence, c.seed)[self.part]
-        inputs, targets = inputs[self.part], targets[self.part]
+        starts, inputs, targets = starts[self.part], inputs[self.part], targets[self.part]
         self.optimizer.zero_grad()
         entropies = []
         for first in range(0, len(inputs), c.micro_batch):
@@ -332,16 +332,6 @@ def _save(trainer: Trainer, out: Path, figures: dict[str, Any], unfinished: bool
         checkpoint.write_files(out, a, weights, corpus.tokenizer_json, corpus.chat, training)
     trainer.workers.wait()
     return training
-
-
-def uses_bf16(config: TrainingConfig, device: torch.device) -> bool:
-    """What precision "auto" comes to on a device: bf16 where it is native; emulated, it is slower than fp32."""
-    if config.precision != "auto":
-        return config.precision == "bf16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch from 2.10 on
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _refuse_changed(

@@ -56,7 +56,8 @@ class TrainingConfig:
         _require(0 < self.clip <= 1e6, f"clip is {self.clip}, not a norm above 0")
         _require(0 <= self.teacher_weight <= 1, f"teacher_weight is {self.teacher_weight}, outside 0 to 1")
         _require(0.01 <= self.temperature <= 100, f"temperature is {self.temperature}, outside 0.01 to 100")
-        choices = {"precision": Precision, "optimizer": Optimizer, "direction": Direction}
+        check_precision(self.precision)
+        choices = {"optimizer": Optimizer, "direction": Direction}
         for name, allowed in ((name, get_args(kind)) for name, kind in choices.items()):
             value = getattr(self, name)
             _require(value in allowed, f"{name} is {value!r}, not {' or '.join(allowed)}")
@@ -70,6 +71,13 @@ class TrainingConfig:
     @property
     def tokens_per_step(self) -> int:
         return self.batch * self.sequence
+
+
+def check_precision(precision: str) -> str:
+    """It, if it is one. Raises InputError."""
+    allowed = get_args(Precision)
+    _require(precision in allowed, f"precision is {precision!r}, not {' or '.join(allowed)}")
+    return precision
 
 
 def _require(condition: bool, message: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from merino_edge import computing
 from merino_edge.errors import InputError
 from merino_edge.model import Model
 
@@ -32,7 +33,7 @@ class Workers:
             raise InputError(f"parallel is {parallel!r}", f"choose {' or '.join(get_args(Parallel))}")
         self.parallel = parallel
         self.rank, self.count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = computing.device()
         self._wrapped: nn.Module | None = None
         if self.together:
             if self.device.type == "cuda":

@@ -166,8 +166,7 @@ def _begun(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
     if not out.exists():
         with artefact.writing(out), open(out, "xb"):
             pass
-    known = ("kind", "schema_version", "tool_version", "sha256")
-    return {name: value for name, value in header.items() if name not in known}
+    return artefact.payload(header)
 
 
 def _require_same(name: str, then: Any, now: Any, path: Path) -> None:

@@ -25,6 +25,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from merino_edge import artefact
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError
 from merino_edge.search.space import Space, Vocabulary
@@ -58,7 +59,7 @@ def from_dict(value: Any, where: str = "space", bases: Mapping[str, Space] | Non
     ArchitectureError."""
     if not isinstance(value, dict):
         raise ArtefactError(f"{where} holds no space", "name one: --space paper, edge, or a space file")
-    given = {k: v for k, v in value.items() if k not in ("kind", "schema_version", "tool_version", "sha256")}
+    given = artefact.payload(value)
     if (base := given.pop("base", None)) is not None:
         if not isinstance(base, str) or base not in (bases or {}):
             raise ArtefactError(f"{where}: base {base!r}", f"choose one of {', '.join(bases or {})}")

@@ -25,22 +25,17 @@ def teach(
 
     Stopped or killed, the same command goes on with the first shard that is not whole.
     """
-    from merino_edge import limits
     from merino_edge.cli import console
     from merino_edge.errors import Interrupted, require
 
     require("torch", "train")
     require("safetensors", "train")
-    import torch
+    from merino_edge import checkpoint, computing, data, stored_logits
 
-    from merino_edge import checkpoint, data, stored_logits, training
-    from merino_edge.training_config import TrainingConfig
-
-    if threads is not None:
-        torch.set_num_threads(limits.check_range("threads", threads, 1, limits.MAX_THREADS))
+    computing.set_threads(threads)
     source, found = checkpoint.load(teacher), data.load(corpus)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bf16 = training.uses_bf16(TrainingConfig(precision=precision), device)  # type: ignore[arg-type]
+    device = computing.device()
+    bf16 = computing.uses_bf16(precision, device)
     began = time.perf_counter()
     with console.progress(console.stderr()) as bar:
         task = bar.add_task("teach", total=len(found.tokens), note="")

@@ -101,22 +101,18 @@ def train(
     Saves and logs (log.jsonl) as it goes. Ctrl-C finishes the step and saves; the same command with --continue goes on
     exactly there.
     """
-    from merino_edge import limits
     from merino_edge.cli import console
     from merino_edge.errors import InputError, require
 
     require("torch", "train")
     require("safetensors", "train")
     a, start = _opened(model)
-    import torch
-
+    from merino_edge import computing, throughput, training
     from merino_edge import teacher as teachers
-    from merino_edge import throughput, training
     from merino_edge.training_log import TrainingLog
     from merino_edge.workers import Workers
 
-    if threads is not None:
-        torch.set_num_threads(limits.check_range("threads", threads, 1, limits.MAX_THREADS))
+    computing.set_threads(threads)
     given = {
         "steps": steps,
         "batch": batch,
@@ -155,7 +151,7 @@ def train(
     workers, stop = Workers(parallel), _StopOnInterrupt()
     err = console.stderr()
     err.quiet = not workers.first
-    peak = throughput.matmul_flops_per_second(workers.device, training.uses_bf16(config, workers.device))
+    peak = throughput.matmul_flops_per_second(workers.device, computing.uses_bf16(config.precision, workers.device))
     flops = throughput.training_flops_per_token(a, config.sequence)
     shape = f"{config.steps:,} steps of {config.batch} x {config.sequence} tokens"
     err.print(f"{a.parameters:,} parameters, {shape}" + (f", {workers.count} workers" if workers.together else ""))

@@ -38,21 +38,16 @@ def write(
 
     Stopped or killed at any moment, the same command goes on, and ends with the same bytes.
     """
-    from merino_edge import limits
     from merino_edge.cli import console
     from merino_edge.errors import Interrupted, require
 
     require("torch", "train")
     require("safetensors", "train")
-    import torch
-
-    from merino_edge import checkpoint, training, written
+    from merino_edge import checkpoint, computing, written
     from merino_edge import prompts as asked
     from merino_edge.batched import Choice
-    from merino_edge.training_config import TrainingConfig
 
-    if threads is not None:
-        torch.set_num_threads(limits.check_range("threads", threads, 1, limits.MAX_THREADS))
+    computing.set_threads(threads)
     found = asked.load(prompts)
     plan = written.Plan(
         len(found.lines) or 1000 if count is None else count,
@@ -62,8 +57,8 @@ def write(
         seed,
         plain,
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bf16 = training.uses_bf16(TrainingConfig(precision=precision), device)  # type: ignore[arg-type]
+    device = computing.device()
+    bf16 = computing.uses_bf16(precision, device)
     began, computed = time.perf_counter(), 0
     err = console.stderr()
     with console.progress(err) as bar:

@@ -172,7 +172,7 @@ def test_rows_begin_with_conversations(
             assert any(all(t in (data.IGNORED, n) for t, n in zip(wanted, w[1:], strict=True)) for w in matching)
     if not mixed:  # what is a target does not depend on where a row begins
         place = int(corpus._begun(np.array([corpus.training_tokens(sequence) // 2]))[0])
-        _, (row,) = corpus._windows(np.array([place]), sequence)
+        _, (row,) = corpus.rows(np.array([place]), sequence)
         after = slice(place + 1, place + sequence + 1)
         assert np.array_equal(row, np.where(learned[after], tokens[after], data.IGNORED))
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 
 from merino_edge import data
 from merino_edge.architecture import Block
@@ -27,6 +26,7 @@ def benchmark(repository: Path) -> ModuleType:
     return module
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_two_hundred_steps_as_by_transformers(benchmark: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "stories.txt").write_text(tiny_stories(seed=3, stories=400))
     a = dataclasses.replace(
@@ -35,12 +35,7 @@ def test_two_hundred_steps_as_by_transformers(benchmark: ModuleType, tmp_path: P
     )  # fmt: skip
     corpus = data.prepare([tmp_path / "stories.txt"], a.vocab_size, tmp_path / "corpus")
     config = TrainingConfig(STEPS, 8, 64, 8, 3e-3, 20, precision="fp32")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        losses = {name: [step() for _ in range(STEPS)] for name, step in benchmark.loops(corpus, config, a).items()}
-    finally:
-        torch.set_num_threads(threads)
+    losses = {name: [step() for _ in range(STEPS)] for name, step in benchmark.loops(corpus, config, a).items()}
     ours, theirs = losses["merino-edge"], losses["transformers"]
     assert ours[0] == pytest.approx(theirs[0], rel=1e-5) and ours[-1] < ours[0] - 2  # it has learned much by then
     assert sum(ours[-20:]) == pytest.approx(sum(theirs[-20:]), rel=5e-3)  # the goal; single batches differ by less too

@@ -28,6 +28,7 @@ PYTORCH_WING = {
     "merino_edge/study_runs.py",
     "merino_edge/torch_engine.py",
     "merino_edge/batched.py",
+    "merino_edge/computing.py",
     "merino_edge/written.py",
     "merino_edge/teacher.py",
     "merino_edge/stored_logits.py",
