@@ -68,6 +68,17 @@ class Diverged(InputError):
     """A loss or gradient that is no number. The model is as it was before that step."""
 
 
+def check(a: Architecture, config: TrainingConfig, workers: Workers) -> None:
+    """Refuse what no corpus can change, before a worker writes anything: torchrun ends the others when one refuses,
+    and who is ended cleans nothing up. Raises InputError."""
+    if config.sequence > a.max_positions:
+        what = f"sequences of {config.sequence} are longer than the model's {a.max_positions} positions"
+        raise InputError(what, f"use --sequence {a.max_positions} or less")
+    if workers.together and workers.parallel == "fsdp" and config.optimizer == "muon":
+        raise InputError("Muon needs whole matrices, FSDP divides them", "use --parallel ddp, or --optimizer adamw")
+    workers.part(config.batch)
+
+
 class Trainer:
     """A model, its optimizer and the step they have reached."""
 
@@ -83,14 +94,10 @@ class Trainer:
         compiled: bool = False,
     ) -> None:
         """Begin with random weights, or with those of `start`, a checkpoint of `a`. A teacher has `teacher_weight`."""
-        if config.sequence > a.max_positions:
-            what = f"sequences of {config.sequence} are longer than the model's {a.max_positions} positions"
-            raise InputError(what, f"use --sequence {a.max_positions} or less")
         self.corpus, self.config, self.step, self.gradient_norm = corpus, config, 0, 0.0
         self.workers = workers or Workers()
+        check(a, config, self.workers)
         self.part = self.workers.part(config.batch)
-        if self.workers.together and self.workers.parallel == "fsdp" and config.optimizer == "muon":
-            raise InputError("Muon needs whole matrices, FSDP divides them", "use --parallel ddp, or --optimizer adamw")
         self.device = self.workers.device
         self.bf16 = computing.uses_bf16(config.precision, self.device)
         if (teacher is None) != (config.teacher_weight == 0):
@@ -228,6 +235,7 @@ def train(
     """
     limits.check_range("save_every", save_every, 1, limits.MAX_ITERATIONS)
     out, workers = Path(out), workers or Workers()
+    check(a, config, workers)
     saved = training_state.load(out) if resume else None
     prepared = corpus if isinstance(corpus, data.Corpus) else None
     if saved is None:
