@@ -53,7 +53,7 @@ class Fit:
     fitted: Agreement
     over_default: Agreement
     over_parameters: Agreement
-    unfitted: Agreement  # the form with the default constants, `series` with the largest factor
+    unfitted: Agreement  # the form with the default constants, `exit` with none
     on_all: Setting  # fitted on every model
     repeats: Repeats
 

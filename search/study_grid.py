@@ -4,12 +4,10 @@
 |---|---|
 | effective | `effective`: the paper's |
 | cut | `cut`: every matrix counts only as wide as the narrowest place before it |
-| series | H C / (H + C): its effective entropy H in series with what the narrowest place lets through, C |
+| exit | H w^g: its effective entropy H times a power of the width w of the last block |
 
-In series, C is `cut_factor` times the entropy of a random matrix from the embedding to the narrowest place. Everything
-the model knows of a token passes there, once; like resistances in series, a narrow place bounds the score however much
-stands behind it, and costs little where little does. With a large factor it is `effective`. It still has proven optima:
-for a given narrowest place it grows with H, which is a sum over blocks.
+The last block's width is all that the head gets of what was computed; `exit_power` g says how much that counts beyond
+what it adds to H. It still has proven optima: for a given last width it grows with H, a sum over blocks.
 
 It knows no losses.
 """
@@ -17,7 +15,6 @@ It knows no losses.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -25,11 +22,11 @@ import numpy as np
 
 from merino_edge.architecture import Architecture
 from merino_edge.errors import InputError
-from merino_edge.search.entropy import Hyperparameters, effectiveness_gamma, layer_entropy, matrix_entropy
+from merino_edge.search.entropy import Hyperparameters, effectiveness_gamma, layer_entropy
 from merino_edge.search.score import RESOLUTION, Score, effective, narrowest_cut
 from merino_edge.search.study_rank import Array
 
-FORMS = ("effective", "cut", "series")
+FORMS = ("effective", "cut", "exit")
 _DEFAULT = Hyperparameters()
 
 
@@ -42,7 +39,7 @@ class Setting:
     epsilon_squared: float
     beta_depth: float
     effectiveness_power: float
-    cut_factor: float = math.inf  # of `series`
+    exit_power: float = 0  # of `exit`
 
     @property
     def hyperparameters(self) -> Hyperparameters:
@@ -50,16 +47,12 @@ class Setting:
         return Hyperparameters(*constants, effectiveness_power=self.effectiveness_power)
 
     def score(self) -> Score:
-        """The same as a score of any architecture. `series` is spelled by no `--score` yet."""
+        """The same as a score of any architecture. `exit` is spelled by no `--score` yet."""
         inner = effective(self.hyperparameters, cut=self.form == "cut")
-        if self.form != "series":
+        if self.form != "exit":
             return inner
-
-        def whole(a: Architecture) -> float:
-            through = self.cut_factor * passing(a, self.epsilon_squared)
-            return float(in_series(np.array(inner.total(a)), np.array(through)))
-
-        return Score(f"series of {inner.spec}, cut_factor={self.cut_factor:g}", whole=whole)
+        spec = f"{inner.spec}, exit_power={self.exit_power:g}"
+        return Score(spec, whole=lambda a: inner.total(a) * a.blocks[-1].width ** self.exit_power)
 
 
 @dataclass(frozen=True)
@@ -70,7 +63,7 @@ class Grid:
     epsilon_squared: tuple[float, ...] = (1, 3, 10, 30, 100, 300, _DEFAULT.epsilon_squared, 2000, 7000, 20000, 100000)
     beta_depth: tuple[float, ...] = (1 / 32, _DEFAULT.beta_depth, 1 / 8, 1 / 4)
     effectiveness_power: tuple[float, ...] = (0, 0.5, _DEFAULT.effectiveness_power, 1.5, 2, 3, 4)
-    cut_factor: tuple[float, ...] = (1, 3, 10, 30, 100)
+    exit_power: tuple[float, ...] = (0, 0.25, 0.5, 0.75, 1, 1.5)
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -81,25 +74,25 @@ class Grid:
     def axes(self, form: str) -> tuple[tuple[float, ...], ...]:
         if form not in FORMS:
             raise InputError(f"there is no form {form!r} of the score", f"choose {', '.join(FORMS)}")
-        factors = self.cut_factor if form == "series" else (math.inf,)
-        return self.alpha_mha, self.epsilon_squared, self.beta_depth, self.effectiveness_power, factors
+        powers = self.exit_power if form == "exit" else (0.0,)
+        return self.alpha_mha, self.epsilon_squared, self.beta_depth, self.effectiveness_power, powers
 
     def settings(self, form: str) -> list[Setting]:
         """[K], in the order of `scores`."""
         return [Setting(form, *values) for values in itertools.product(*self.axes(form))]
 
     def steps(self, form: str) -> Array:
-        """[K]: how many steps of the grid each setting is from the default constants; cut factors from the largest."""
+        """[K]: how many steps of the grid each setting is from the default constants."""
         own = (
             _DEFAULT.alpha_mha,
             _DEFAULT.epsilon_squared,
             _DEFAULT.beta_depth,
             _DEFAULT.effectiveness_power,
-            math.inf,
+            0,
         )
         away = []
         for values, default in zip(self.axes(form), own, strict=True):
-            home = int(np.argmin(np.abs(np.minimum(values, 1e12) - min(default, 1e12))))
+            home = int(np.argmin(np.abs(np.subtract(values, default))))
             away.append(np.abs(np.arange(len(values)) - home))
         summed: Array = np.sum(np.meshgrid(*away, indexing="ij"), axis=0).astype(np.float64)
         return summed.ravel()
@@ -107,7 +100,7 @@ class Grid:
 
 def scores(models: Sequence[Architecture], grid: Grid, form: str) -> Array:
     """[K, N]: what every setting gives every model."""
-    alphas, epsilons, betas, powers, factors = grid.axes(form)
+    alphas, epsilons, betas, powers, exits = grid.axes(form)
     most = max(len(a.blocks) for a in models)
     layers = np.zeros((len(models), most))  # [N, blocks], 0 where a model has fewer
     entropy = np.zeros((2, len(epsilons), *layers.shape))  # of attention and FFN
@@ -126,21 +119,8 @@ def scores(models: Sequence[Architecture], grid: Grid, form: str) -> Array:
     parts = np.einsum("nk,cenk,cbpnk->cebpn", layers, entropy, penalty, optimize=True)
     share = np.array(alphas)[:, None, None, None, None]
     total = share * parts[0] + (1 - share) * parts[1]  # [alphas, epsilons, betas, powers, N]
-    if form == "series":
-        through = np.array([[passing(a, epsilon) for a in models] for epsilon in epsilons])  # [epsilons, N]
-        factor = np.array(factors)[:, None]
-        total = in_series(total[..., None, :], factor * through[:, None, None, None])
+    last = np.array([a.blocks[-1].width for a in models], np.float64)
+    total = total[..., None, :] * last ** np.array(exits)[:, None]
     # What ties on paper ties here.
     rounded: Array = np.round(total / RESOLUTION) * RESOLUTION
     return rounded.reshape(-1, len(models))
-
-
-def passing(a: Architecture, epsilon_squared: float) -> float:
-    """The entropy of a random matrix from the embedding to the narrowest place, nats."""
-    return matrix_entropy(a.embedding_width, narrowest_cut(a), epsilon_squared)
-
-
-def in_series(entropy: Array, through: Array) -> Array:
-    """Half their harmonic mean: below the smaller of both, and near it where they differ."""
-    combined: Array = entropy * through / (entropy + through)  # `through` is above 0
-    return combined

@@ -84,7 +84,7 @@ def constants(setting: Setting) -> str:
     """As options of `--score`, which leaves out alpha_ffn = 1 - alpha_mha here."""
     names = ("alpha_mha", "epsilon_squared", "beta_depth", "effectiveness_power")
     words = [f"{name}={getattr(setting, name):.4g}" for name in names]
-    return ", ".join(words + ([f"cut_factor={setting.cut_factor:g}"] if setting.form == "series" else []))
+    return ", ".join(words + ([f"exit_power={setting.exit_power:g}"] if setting.form == "exit" else []))
 
 
 def _spread(values: np.ndarray) -> str:
@@ -155,22 +155,17 @@ def calibration_fields(found: Calibration) -> dict[str, Any]:
 def _fit_fields(fit: Fit) -> dict[str, Any]:
     agreements = ("fitted", "over_default", "over_parameters", "unfitted")
     return {
-        "setting": _setting_fields(fit.setting),
-        "on_all": _setting_fields(fit.on_all),
+        "setting": dataclasses.asdict(fit.setting),
+        "on_all": dataclasses.asdict(fit.on_all),
         "training": fit.training,
         "training_default": fit.training_default,
         **{name: agreement_fields(getattr(fit, name)) for name in agreements},
         "repeats": {
-            "settings": [_setting_fields(setting) for setting in fit.repeats.settings],
+            "settings": [dataclasses.asdict(setting) for setting in fit.repeats.settings],
             "training": fit.repeats.training.tolist(),
             "other": fit.repeats.other.tolist(),
         },
     }
-
-
-def _setting_fields(setting: Setting) -> dict[str, Any]:
-    """JSON has no infinity: a form without a cut factor has none."""
-    return {name: value for name, value in dataclasses.asdict(setting).items() if value != math.inf}
 
 
 # --- figure ----------------------------------------------------------------------------------------

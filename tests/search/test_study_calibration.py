@@ -20,9 +20,9 @@ from merino_edge.search.score import effective
 from merino_edge.search.spaces import EDGE, STUDY
 from merino_edge.search.study import Trained
 from merino_edge.search.study_calibration import Fit, calibrate, choose, halves, objective
-from merino_edge.search.study_grid import FORMS, Grid, Setting, in_series, scores
+from merino_edge.search.study_grid import FORMS, Grid, Setting, scores
 
-COARSE = Grid((0.1, 0.3, 0.57, 0.8), (3, 30, 700, 20000), (1 / 16, 1 / 8), (0, 1, 3), (1, 10, 100))
+COARSE = Grid((0.1, 0.3, 0.57, 0.8), (3, 30, 700, 20000), (1 / 16, 1 / 8), (0, 1, 3), (0, 0.5, 1))
 
 
 @pytest.fixture(scope="module")
@@ -55,26 +55,25 @@ def test_the_grid_is_the_score_for_every_family(form: str) -> None:
 
 
 def test_the_defaults_are_in_the_standard_grid_and_nothing_is_nearer_to_them() -> None:
-    for form in ("effective", "cut"):
+    for form in FORMS:
         steps, settings = Grid().steps(form), Grid().settings(form)
         nearest = settings[int(np.argmin(steps))]
         assert steps.min() == 0 and np.count_nonzero(steps == 0) == 1
         assert nearest.hyperparameters == replace(Hyperparameters(), alpha_ffn=1 - Hyperparameters().alpha_mha)
-    assert Grid().settings("series")[int(np.argmin(Grid().steps("series")))].cut_factor == max(Grid().cut_factor)
 
 
-def test_in_series_is_bounded_by_both_and_the_score_by_the_cut(models: list[Architecture]) -> None:
-    through = np.array([1.0, 10, 1e9])
-    assert in_series(np.array(5.0), through) == pytest.approx([5 / 6, 50 / 15, 5], rel=1e-8)
-    assert in_series(np.array(0.0), through).tolist() == [0, 0, 0]
+def test_a_power_of_nothing_leaves_the_score_and_one_of_one_multiplies_by_the_last_width(
+    models: list[Architecture],
+) -> None:
     constants = (0.57, 700.0, 1 / 16, 1.0)
-    large = Setting("series", *constants, cut_factor=1e12).score()
     plain = effective(Setting("effective", *constants).hyperparameters)
     for a in models[::10]:
-        assert large.total(a) == pytest.approx(plain.total(a), rel=1e-6)
+        assert Setting("exit", *constants).score().total(a) == plain.total(a)
+        wider = Setting("exit", *constants, exit_power=1).score()
+        assert wider.total(a) == pytest.approx(plain.total(a) * a.blocks[-1].width)
 
 
-@pytest.mark.parametrize("broken", [{"alpha_mha": ()}, {"epsilon_squared": (3, 1)}, {"cut_factor": (1, 1)}])
+@pytest.mark.parametrize("broken", [{"alpha_mha": ()}, {"epsilon_squared": (3, 1)}, {"exit_power": (1, 1)}])
 def test_a_grid_that_does_not_ascend_is_refused(broken: dict[str, tuple[float, ...]]) -> None:
     with pytest.raises(InputError, match="ascending"):
         Grid(**broken)  # type: ignore[arg-type]
@@ -138,7 +137,7 @@ def test_without_noise_the_constants_that_made_the_losses_are_found(fits: dict[s
     assert cut.over_default.spearman.low > 0 and cut.over_parameters.spearman.low > 0
     assert cut.repeats.better == 1 and (cut.repeats.training > 0).all()
     assert sum(setting == TRUTH for setting in cut.repeats.settings) >= 6  # of 8
-    assert fits["effective"].training < 1 and fits["effective"].setting.cut_factor == float("inf")
+    assert fits["effective"].training < 1 and fits["effective"].setting.exit_power == 0
 
 
 def test_a_fit_is_never_worse_where_it_was_fitted(fits: dict[str, Fit]) -> None:
@@ -155,10 +154,10 @@ def test_with_noise_constants_close_to_the_truth_are_found(models: list[Architec
     assert found.best.over_default.kendall.value > 0
 
 
-def test_a_series_is_found_where_a_series_made_the_losses(models: list[Architecture]) -> None:
-    truth = Setting("series", 0.3, 30, 1 / 16, 1, cut_factor=1)
+def test_an_exit_is_found_where_an_exit_made_the_losses(models: list[Architecture]) -> None:
+    truth = Setting("exit", 0.3, 30, 1 / 16, 1, exit_power=1)
     found = calibrate(made_by(truth, models), COARSE, repeats=0)
-    assert found.best.setting.form == "series" and found.best.setting.cut_factor == 1
+    assert found.best.setting.form == "exit" and found.best.setting.exit_power == 1
     assert len(found.best.repeats.other) == 0
 
 
@@ -192,5 +191,5 @@ def test_the_tables_hold_every_form(models: list[Architecture]) -> None:
         for table in tables:
             assert len({line.count("|") for line in table.splitlines()}) == 1
             assert all(f"| {form}" in table for form in FORMS)
-    assert "cut_factor" in study_report.constants(Setting("series", 0.5, 1, 0.1, 1, 10))
-    assert "cut_factor" not in study_report.constants(TRUTH)
+    assert "exit_power" in study_report.constants(Setting("exit", 0.5, 1, 0.1, 1, 0.5))
+    assert "exit_power" not in study_report.constants(TRUTH)
