@@ -20,6 +20,7 @@ characters and those with words that the prompts call unwanted. Exact copies are
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -91,8 +92,8 @@ def write(
     """Write `out` (.jsonl) and its header, or go on with them; the header. `on_batch` gets it after every batch, and
     how many tokens this call has computed.
 
-    Raises InputError (other options than it began with, a prompt that does not fit), ArtefactError (what is there was
-    altered), OutputError.
+    Raises InputError (other options than it began with, a prompt that does not fit, another process writes),
+    ArtefactError (what is there was altered), OutputError.
     """
     out, device = Path(out), torch.device(device)
     if out.suffix != ".jsonl":
@@ -100,12 +101,14 @@ def write(
     tokenizer = Tokenizer.load(teacher.path)
     if not plan.plain and tokenizer.chat.chat_template is None:
         raise InputError(f"{teacher.path} has no chat template", "add --plain, or use a teacher that answers")
-    header = _begun(out, _identity(teacher, prompts, plan, bf16, device, licence))
-    if header["finished"]:
+    identity = _identity(teacher, prompts, plan, bf16, device, licence)
+    if (header := _begun(out, identity))["finished"]:
         return header
     model = Model.from_weights(teacher.architecture, teacher.weights)
     batched = Batched(model, torch.bfloat16 if bf16 else torch.float32, device)
     with artefact.writing(out), open(out, "r+b") as file:
+        _lock(file, out)
+        header = _begun(out, identity)  # as it is now that nobody else writes
         digest = _rewound(file, header, out)
         for number, samples in enumerate(_batches(prompts, plan, tokenizer)):
             if number < header["batches"]:
@@ -167,6 +170,14 @@ def _begun(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
         with artefact.writing(out), open(out, "xb"):
             pass
     return artefact.payload(header)
+
+
+def _lock(file: IO[bytes], out: Path) -> None:
+    """Until the file is closed, for this process alone."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"another process writes {out}", "wait until it ends, or choose another --out") from None
 
 
 def _require_same(name: str, then: Any, now: Any, path: Path) -> None:

@@ -230,6 +230,19 @@ def test_a_file_that_is_not_the_headers_is_refused(teacher: Checkpoint, asked: P
         write(teacher, prompts.load(asked), tmp_path / "c.txt", PLAN)
 
 
+def test_two_at_once_are_refused(teacher: Checkpoint, asked: Path, tmp_path: Path) -> None:
+    out, found = tmp_path / "c.jsonl", prompts.load(asked)
+
+    def second(*_: object) -> None:
+        with pytest.raises(InputError, match="another process writes"):
+            write(teacher, found, out, PLAN)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(teacher, found, out, PLAN, on_batch=second)
+    assert write(teacher, found, out, PLAN)["finished"]  # whoever was ended holds nothing
+
+
 def test_plain_prompts_are_continued(teacher: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("Once upon\n\nOne day\n")
     plan = dataclasses.replace(PLAN, count=40, plain=True)
