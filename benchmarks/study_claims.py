@@ -1,6 +1,6 @@
 """The claims that matter, on trained models: writes each one's architectures, and prints the study that compares them.
 
-    python benchmarks/study_claims.py OUT [--board orin-nano-8gb --mode 15W] [--precision fp16] [--decode-ms 0.83]
+    python benchmarks/study_claims.py OUT [--board orin-nano-8gb --mode 15W] [--precision fp16] [--decode-ms 0.54]
     merino-edge study OUT/depth/study  --corpus TEXT --seeds 3 --model ...      # the printed commands
 
 depth   one layer of 256 against 24 layers of 64, equal weights in the layers (the paper's Table 1, scaled down)
@@ -28,21 +28,23 @@ from merino_edge.search.prices import Prices
 from merino_edge.search.references import value_of
 from merino_edge.search.spaces import STUDY
 
-HEAD_DIM, VOCABULARY, EMBEDDING = 32, 2048, 192
-WIDTHS = [64, 96, 128, 160, 192, 224, 256]
-EQUAL = 786_432  # weights of the layers of one 256-wide layer with an FFN of 1024, and of 24 of 64 and 128
+FRAME = STUDY.models[0]  # vocabulary, embedding, context and head dimension of all but the searched ones
+WIDTHS = [48, 64, 80, 96, 112, 128, 144, 160]
+DEEP = {"1x256": (256, 1, 1024), "24x64": (64, 24, 128)}  # (width, layers, ffn_width): as many weights in the layers
+EQUAL = 196_608  # decoder parameters of the models with and without cuts
 CUTS = {
-    "one width": ((128, 4),),
-    "two widths": ((96, 2), (160, 2)),
-    "narrow first": ((64, 1), (160, 3)),
-    "narrow first, two widths": ((64, 1), (128, 2), (192, 1)),
+    "one width": ((64, 4),),
+    "two widths": ((48, 2), (80, 2)),
+    "narrow first": ((32, 1), (80, 3)),
+    "narrow first, two widths": ((32, 1), (64, 2), (96, 1)),
 }
 
 
 def model(*blocks: tuple[int, int, int]) -> Architecture:
     """From (width, layers, ffn_width) of each block, in the study's frame."""
-    built = tuple(Block(width, layers, width // HEAD_DIM, width // HEAD_DIM, ffn) for width, layers, ffn in blocks)
-    return dataclasses.replace(STUDY.models[0], blocks=built)
+    d = FRAME.head_dim
+    built = tuple(Block(width, layers, width // d, width // d, ffn) for width, layers, ffn in blocks)
+    return dataclasses.replace(FRAME, blocks=built)
 
 
 def of_equal_size(shape: tuple[tuple[int, int], ...]) -> Architecture:
@@ -54,7 +56,7 @@ def of_equal_size(shape: tuple[tuple[int, int], ...]) -> Architecture:
 
 
 def depth() -> dict[str, Architecture]:
-    return {"1x256": model((256, 1, 1024)), "24x64": model((64, 24, 128))}
+    return {name: model(block) for name, block in DEEP.items()}
 
 
 def cuts() -> dict[str, Architecture]:
@@ -67,8 +69,11 @@ def latency(
     """Searched models first; all of them within the same predicted milliseconds on one estimated table."""
     space = folder / "space.json"
     document = {"kind": "space", "schema_version": 2, "name": "latency", "base": "study", "shared": [False, True]}
-    document |= {"embedding_widths": [64, 96, 128, 192, 256], "ffn": ["relu", "swiglu"], "kv_groups": [1, 3]}
+    document |= {"embedding_widths": WIDTHS[1:], "ffn": ["relu", "swiglu"], "kv_groups": [1, 3]}
     document |= {"layers": [1, 2, 3, 4, 6, 8], "widths": WIDTHS, "least_width": 0.5}
+    # The layers of the tool's own spaces but `paper` and `study`: with learned positions, as the study's have, Pythia's
+    # rotary ones would be compared, and not sizes.
+    document |= {"model": {"norm": "rmsnorm", "positions": "rotary", "rotary_dim": FRAME.head_dim, "bias": "none"}}
     space.write_text(json.dumps(document | {"least_embedding": 0.5}))
     table = folder / "table.jsonl"
     options = ["--board", board, "--precision", precision, "--lengths", f"{length // 2},{length}"]
@@ -87,7 +92,13 @@ def latency(
     for shape in SHAPES:
         try:
             found[shape] = largest(
-                shape, lambda a: value_of(a, metric, prices)[0], decode_ms, HEAD_DIM, VOCABULARY, length, WIDTHS[-1]
+                shape,
+                lambda a: value_of(a, metric, prices)[0],
+                decode_ms,
+                FRAME.head_dim,
+                FRAME.vocab_size,
+                length,
+                WIDTHS[-1],
             )
         except Exception as error:
             print(f"{shape}: {error}", file=sys.stderr)
@@ -106,14 +117,15 @@ def main() -> None:
     parser.add_argument("--board", default="orin-nano-8gb")
     parser.add_argument("--mode", default="15W")
     parser.add_argument("--precision", default="fp16")
-    parser.add_argument("--decode-ms", type=float, default=0.83)
-    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--decode-ms", type=float, default=0.54)
     options = parser.parse_args()
     for claim in ("depth", "latency", "cuts"):
         folder = options.out / claim
         folder.mkdir(parents=True, exist_ok=True)
         if claim == "latency":
-            models = latency(folder, options.board, options.mode, options.precision, options.decode_ms, options.context)
+            models = latency(
+                folder, options.board, options.mode, options.precision, options.decode_ms, FRAME.max_positions
+            )
         else:
             models = depth() if claim == "depth" else cuts()
         given, seen = [], set[str]()
