@@ -102,7 +102,7 @@ class ExactSolver:
         if problem.score.block is None:
             raise InputError(
                 f"score {problem.score.spec} is not a sum over blocks, so the exact solver cannot use it",
-                "write it as NAME(model, block, depth, cut), or add: --solver evolution",
+                "add: --solver evolution, or, if it is your own, write it as NAME(model, block, depth, cut)",
             )
         self.problem, self.note = problem, note
         self.began = time.monotonic()

@@ -4,12 +4,14 @@
 |---|---|---|
 | effective | its entropy, weighted for depth | the paper, sections 3 and 4 |
 | cut | the same, but counted only as wide as the narrowest width before it | paper section 9 |
+| exit | effective, times a power of the last block's width; no sum, so for evolution | docs/study.md |
 | parameters | its stored parameters | LiteTransformerSearch: decoder parameter count |
 | flops | its FLOPs over 1024 tokens | - |
 | MODULE:NAME, FILE.py:NAME | what NAME(model, block, depth, cut) returns | a user's own, additive: solved exactly |
 | the same | NAME(architecture) as a whole | a user's own: evolution, or a space small enough to enumerate |
 
-Options follow a colon, as `effective:epsilon_squared=300,effectiveness_power=2` (`entropy.Hyperparameters`).
+Options follow a colon, as `effective:epsilon_squared=300,effectiveness_power=2` (`entropy.Hyperparameters`; `exit` has
+`exit_power` too).
 
 An additive score is a sum over blocks once the total depth and the cut are known: the cut is the narrowest width that
 everything passes through, which is the embedding's or the first block's, since widths do not decrease. A score is told
@@ -25,7 +27,7 @@ import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,8 @@ from merino_edge.search.entropy import Hyperparameters, depth_penalty, layer_ent
 FLOPS_SEQUENCE = 1024
 # Of a layer's entropy, in nats: sums are then exact, and what ties on paper ties here, on any machine.
 RESOLUTION = 2.0**-20
+
+EXIT_POWER = 0.75  # the median of what halves of the models of docs/study.md were fitted best by
 
 BlockScore = Callable[[Architecture, Block, int, int], float]  # (model, block, total depth, cut)
 
@@ -98,6 +102,15 @@ def effective(hyperparameters: Hyperparameters | None = None, cut: bool = False)
     return Score(spec, block_score, uses_cut=cut, frame_free=True, details={"hyperparameters": own})
 
 
+def at_exit(hyperparameters: Hyperparameters | None = None, power: float = EXIT_POWER) -> Score:
+    """Effective entropy times (width of the last block)^`power`: that width is all that the head gets to see."""
+    inner = effective(hyperparameters)
+    options = [inner.spec.partition(":")[2], *([f"exit_power={power!r}"] if power != EXIT_POWER else [])]
+    spec = ":".join(filter(None, ("exit", ",".join(filter(None, options)))))
+    details = {**inner.details, "exit_power": power}
+    return Score(spec, whole=lambda a: inner.total(a) * a.blocks[-1].width ** power, details=details)
+
+
 def _layer_score(
     constants: Hyperparameters,
     head_dim: int,
@@ -123,18 +136,31 @@ def parse_score(spec: str) -> Score:
     name, _, options = spec.partition(":")
     if name in ("effective", "cut"):
         return effective(_hyperparameters(options, spec), cut=name == "cut")
+    if name == "exit":
+        return at_exit(*_exit_options(options, spec))
     plain = {"parameters": PARAMETERS, "flops": FLOPS}
     if name in plain and not options:
         return plain[name]
     if not options or not options.isidentifier():
         raise InputError(
-            f"there is no score {spec!r}", "choose effective, cut, parameters, flops, MODULE:NAME or FILE.py:NAME"
+            f"there is no score {spec!r}", "choose effective, cut, exit, parameters, flops, MODULE:NAME or FILE.py:NAME"
         )
     return _user_score(spec, *spec.rsplit(":", 1))
 
 
 def _hyperparameters(options: str, spec: str) -> Hyperparameters:
-    names = {f.name for f in dataclasses.fields(Hyperparameters)}
+    return Hyperparameters(**_options(options, spec, [f.name for f in dataclasses.fields(Hyperparameters)]))
+
+
+def _exit_options(options: str, spec: str) -> tuple[Hyperparameters, float]:
+    values = _options(options, spec, [*(f.name for f in dataclasses.fields(Hyperparameters)), "exit_power"])
+    power = values.pop("exit_power", EXIT_POWER)
+    if not 0 <= power <= 4:
+        raise InputError(f"score {spec!r}: exit_power is {power:g}", "give 0 to 4")
+    return Hyperparameters(**values), power
+
+
+def _options(options: str, spec: str, names: Sequence[str]) -> dict[str, float]:
     values = {}
     for option in filter(None, options.split(",")):
         name, _, text = option.partition("=")
@@ -142,9 +168,9 @@ def _hyperparameters(options: str, spec: str) -> Hyperparameters:
             values[name.strip()] = float(text)
         except ValueError:
             raise InputError(f"score {spec!r}: {option!r} is no option", "write NAME=NUMBER") from None
-    if unknown := sorted(set(values) - names):
+    if unknown := sorted(set(values) - set(names)):
         raise InputError(f"score {spec!r} has no option {', '.join(unknown)}", f"it has {', '.join(sorted(names))}")
-    return Hyperparameters(**values)
+    return values
 
 
 # --- a user's own ----------------------------------------------------------------------------------

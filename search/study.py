@@ -29,6 +29,7 @@ SPECS = {
     DEFAULT: "effective",
     "raw entropy": "effective:effectiveness_power=0",
     "entropy behind the cut": "cut",
+    "entropy at the exit": "exit",
     "decoder parameters": "parameters",
     "FLOPs": "flops",
 }

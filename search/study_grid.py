@@ -23,7 +23,7 @@ import numpy as np
 from merino_edge.architecture import Architecture
 from merino_edge.errors import InputError
 from merino_edge.search.entropy import Hyperparameters, effectiveness_gamma, layer_entropy
-from merino_edge.search.score import RESOLUTION, Score, effective, narrowest_cut
+from merino_edge.search.score import RESOLUTION, Score, at_exit, effective, narrowest_cut
 from merino_edge.search.study_rank import Array
 
 FORMS = ("effective", "cut", "exit")
@@ -47,12 +47,10 @@ class Setting:
         return Hyperparameters(*constants, effectiveness_power=self.effectiveness_power)
 
     def score(self) -> Score:
-        """The same as a score of any architecture. `exit` is spelled by no `--score` yet."""
-        inner = effective(self.hyperparameters, cut=self.form == "cut")
-        if self.form != "exit":
-            return inner
-        spec = f"{inner.spec}, exit_power={self.exit_power:g}"
-        return Score(spec, whole=lambda a: inner.total(a) * a.blocks[-1].width ** self.exit_power)
+        """The same as a score of any architecture."""
+        if self.form == "exit":
+            return at_exit(self.hyperparameters, self.exit_power)
+        return effective(self.hyperparameters, cut=self.form == "cut")
 
 
 @dataclass(frozen=True)

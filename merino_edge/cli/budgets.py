@@ -29,7 +29,8 @@ SpaceName = Annotated[
 ScoreName = Annotated[
     str | None,
     typer.Option(
-        metavar="SCORE", help="effective, cut, parameters, flops, or your own as MODULE:NAME. [default: effective]"
+        metavar="SCORE",
+        help="effective, cut, exit, parameters, flops, or your own as MODULE:NAME. [default: effective]",
     ),
 ]
 TablePath = Annotated[Path | None, typer.Option(help="A latency table made by: merino-edge profile.")]

@@ -82,6 +82,8 @@ def test_scores_tie_where_they_tie_on_paper() -> None:
         ("effective:epsilon_squared=700", "effective"),
         ("cut:alpha_mha=1, alpha_ffn=0.5", "cut:alpha_mha=1.0,alpha_ffn=0.5"),
         ("effective:effectiveness_power=2", "effective:effectiveness_power=2.0"),
+        ("exit:exit_power=0.75", "exit"),
+        ("exit:exit_power=1,epsilon_squared=3", "exit:epsilon_squared=3.0,exit_power=1.0"),
     ],
 )
 def test_a_score_spells_itself_as_it_is_parsed(spec: str, again: str) -> None:
@@ -89,6 +91,14 @@ def test_a_score_spells_itself_as_it_is_parsed(spec: str, again: str) -> None:
     assert score.spec == again and parse_score(again).spec == again
     assert score.details == parse_score(again).details
     assert score.total(preset("gpt2")) == parse_score(again).total(preset("gpt2"))
+
+
+def test_the_exit_counts_by_the_last_width_alone() -> None:
+    a, entropy = preset("merino-61m"), effective()
+    widths = {block.width for block in a.blocks}
+    assert len(widths) > 1
+    assert parse_score("exit:exit_power=0").total(a) == entropy.total(a)
+    assert parse_score("exit").total(a) == entropy.total(a) * max(widths) ** 0.75
 
 
 def test_options_reach_the_formula() -> None:
@@ -101,12 +111,15 @@ def test_options_reach_the_formula() -> None:
     ("spec", "words"),
     [
         ("", "no score ''"),
-        ("entropy", "choose effective, cut, parameters, flops, MODULE:NAME"),
+        ("entropy", "choose effective, cut, exit, parameters, flops, MODULE:NAME"),
         ("effective:depth=2", "no option depth; it has alpha_ffn"),
         ("effective:alpha_mha", "'alpha_mha' is no option"),
         ("effective:alpha_mha=much", "write NAME=NUMBER"),
         ("effective:alpha_mha=nan", "alpha_mha is nan"),
         ("effective:epsilon_squared=-1", "epsilon_squared is -1"),
+        ("exit:exit_power=nan", "exit_power is nan"),
+        ("exit:depth=2", "no option depth; it has alpha_ffn"),
+        ("effective:exit_power=1", "no option exit_power"),
         ("parameters:x", "cannot be loaded (ModuleNotFoundError"),
         ("flops:1", "no score 'flops:1'"),
         ("no.such.module:score", "cannot be loaded (ModuleNotFoundError"),
