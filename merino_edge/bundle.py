@@ -8,6 +8,7 @@
            engine-HASH.plan  compiled by TensorRT on the machine that `engines` says (merino-edge build)
 
 Only plain files named in the manifest are used: no links, no folders, no `..`; and no graph reads weights elsewhere.
+A few bundles come with the package (merino_edge/bundles) and go by their names; installers may have linked their files.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ WEIGHTS = "model.onnx.data"
 # Of an ONNX tensor that lies in another file: the entry {1: "location", 2: that file}, and the length of its name.
 LOCATION = re.compile(rb"\x0a\x08location\x12(.)", re.DOTALL)
 REQUIRED_FILES = ("model.onnx", "tokenizer.json", "chat.json")
+PACKAGED = Path(__file__).parent / "bundles"
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,16 @@ def _rewritten(bundle: Bundle, **changed: Any) -> Bundle:
     return replace(bundle, manifest=document)
 
 
-def load(path: Path | str, verify: bool = True) -> Bundle:
-    """Read a bundle and check every file's name, size and (with `verify`) sha256. Raises ArtefactError."""
+def find(path: Path | str) -> Path:
+    """`path`; where nothing stands there, the bundle of this name that comes with the package, if there is one."""
     path = Path(path)
+    packaged = PACKAGED / path.name
+    return packaged if not path.exists() and path.name == str(path) and packaged.is_dir() else path
+
+
+def load(path: Path | str, verify: bool = True) -> Bundle:
+    """Read a bundle, `find`'s, and check every file's name, size and (with `verify`) sha256. Raises ArtefactError."""
+    path = find(path)
     if not path.is_dir():
         raise ArtefactError(f"{path} is not a bundle folder", "make one: merino-edge export CKPT --out BUNDLE")
     document = artefact.read_json(path / "manifest.json", KIND, SCHEMA_VERSION)
@@ -130,7 +139,7 @@ def load(path: Path | str, verify: bool = True) -> Bundle:
     if not isinstance(files, dict) or any(name not in files for name in REQUIRED_FILES):
         raise ArtefactError(f"{path / 'manifest.json'} lists no {', '.join(REQUIRED_FILES)}", "export the bundle again")
     for name, entry in files.items():
-        _check_file(path, name, entry, verify)
+        _check_file(path, name, entry, verify, linked=path.parent == PACKAGED)
         if name.endswith(".onnx"):
             _check_locations(path / name)
     a = Architecture.from_dict(document.get("architecture"))
@@ -153,7 +162,7 @@ def load(path: Path | str, verify: bool = True) -> Bundle:
     return Bundle(path, a, str(document.get("precision")), str(document.get("target")), context, document)
 
 
-def _check_file(folder: Path, name: str, entry: Any, verify: bool) -> None:
+def _check_file(folder: Path, name: str, entry: Any, verify: bool, linked: bool) -> None:
     file = folder / name
     if PurePath(name).name != name or name in (".", "..") or not isinstance(entry, dict):
         raise ArtefactError(
@@ -161,7 +170,7 @@ def _check_file(folder: Path, name: str, entry: Any, verify: bool) -> None:
         )
     if file.is_symlink() or not file.is_file():
         raise ArtefactError(f"{file} is missing or not a plain file", "export or copy the bundle again")
-    if file.stat().st_nlink > 1:
+    if file.stat().st_nlink > 1 and not linked:
         raise ArtefactError(f"{file} is linked to a file elsewhere", "copy the bundle, without hard links")
     if file.stat().st_size != entry.get("bytes"):
         raise ArtefactError(

@@ -88,7 +88,7 @@ def open_engine(
     if threads is not None:
         limits.check_range("threads", threads, 1, limits.MAX_THREADS)
     loaded = bundle.load(path)
-    tokenizer = Tokenizer.load(path)
+    tokenizer = Tokenizer.load(loaded.path)
     on_bundle(loaded)
     # The backend's library loads only when a bundle opens.
     if loaded.engines and not cpu:

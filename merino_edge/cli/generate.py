@@ -1,4 +1,4 @@
-"""`merino-edge generate BUNDLE`: text from a bundle, once (`--prompt` or stdin) or as a chat in the terminal.
+"""`merino-edge generate [BUNDLE]`: text from a bundle, once (`--prompt` or stdin) or as a chat in the terminal.
 
 Text goes to stdout, statistics to stderr. Ctrl-C ends the answer within a token and keeps what was said; once
 more ends the program (exit code 130). `--json` prints `text`, `tokens`, `finish_reason`, `prompt_tokens`,
@@ -29,7 +29,9 @@ INTERRUPTED = 130  # exit code after Ctrl-C, as shells count it
 
 
 def generate(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")],
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="Bundle folder, or lamb: the small model of this package.")
+    ] = Path("lamb"),
     prompt: Annotated[str | None, typer.Option(help="Answer this and leave; without it: stdin, or a chat.")] = None,
     chat: Annotated[
         bool | None, typer.Option("--chat/--raw", help="With or without template; default: if any.")

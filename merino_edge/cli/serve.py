@@ -15,7 +15,9 @@ GRACE_SECONDS = 2  # for answers that end as the server does
 
 
 def serve(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")],
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="Bundle folder, or lamb: the small model of this package.")
+    ] = Path("lamb"),
     host: Annotated[str, typer.Option(help="Address; any but this machine's own needs a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8080,
     api_key: Annotated[

@@ -1,6 +1,7 @@
 """`merino-edge show ARTEFACT`: what an artefact is and holds, told from its content, not from its name.
 
-`--json` prints {"kind", "path", ...}: an architecture's, a space's and a front's own document; a table's header,
+`--json` prints {"kind", "path", ...}: an architecture's, a space's and a front's own document, and that of a corpus,
+a study, a teacher's logits or what a teacher wrote; a table's header,
 validation and counts of entries; a checkpoint's training record and a bundle's manifest, each with `counts`. With
 `--against OTHER`, of two tables, merino_edge.jetson.comparison.compare.
 """
@@ -22,7 +23,9 @@ Document = dict[str, Any]
 
 
 def show(
-    path: Annotated[Path, typer.Argument(metavar="ARTEFACT", help="A table, architecture, checkpoint or bundle.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="ARTEFACT", help="A table, architecture, corpus, checkpoint, bundle, ...")
+    ],
     against: Annotated[
         Path | None, typer.Option(metavar="TABLE", help="Compare a latency table with this other one.")
     ] = None,
@@ -31,6 +34,7 @@ def show(
     """Explain any artefact, or compare two latency tables."""
     from rich.console import Console
 
+    from merino_edge import bundle
     from merino_edge.cli import console
 
     if against is not None:
@@ -43,6 +47,7 @@ def show(
         else:
             _print_comparison(Console(highlight=False, markup=False), found, (path, against))
         return
+    path = bundle.find(path)
     kind = kind_of(path)
     reader, printer = KINDS[kind]
     document = {"kind": kind, "path": str(path), **reader(path)}
@@ -60,8 +65,7 @@ def kind_of(path: Path) -> str:
     if not path.exists():
         raise ArtefactError(f"{path} does not exist", "check the path")
     if path.is_dir():
-        marks = {"manifest.json": "bundle", "training.json": "checkpoint"}
-        kind: Any = next((kind for name, kind in marks.items() if (path / name).is_file()), None)
+        kind: Any = next((kind for name, kind in FOLDERS.items() if (path / name).is_file()), None)
     else:
         text = artefact.read_text(path, limits.MAX_TABLE_BYTES)
         first = text.partition("\n")[0]
@@ -128,6 +132,15 @@ def _read_front(path: Path) -> Document:
     from merino_edge.search.pareto import KIND, SCHEMA_VERSION
 
     return artefact.read_json(path, KIND, SCHEMA_VERSION)
+
+
+def _read_header(path: Path) -> Document:
+    """What a corpus, a study, a teacher's logits or a written corpus say of themselves; what they hold is not read."""
+    from merino_edge import artefact
+
+    kind = kind_of(path)
+    names = (name for name, found in FOLDERS.items() if found == kind)
+    return artefact.read_json(path / next(names) if path.is_dir() else path, kind, HEADER_VERSIONS[kind])
 
 
 def _read_space(path: Path) -> Document:
@@ -282,6 +295,22 @@ def _print_space(screen: Console, document: Document) -> None:
     _print_fields(screen, {k: v for k, v in document.items() if k not in ("kind", "path", "name", "size")})
 
 
+def _print_header(screen: Console, document: Document) -> None:
+    """Every field on a line; of lists of objects, such as shards, how many there are."""
+    screen.print(f"{document['kind'].replace('_', ' ')} {document['path']} (schema {document['schema_version']})")
+    fields = {k: v for k, v in document.items() if k not in ("kind", "path", "schema_version", "tool_version")}
+    lists = {k: len(v) for k, v in fields.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
+    _print_fields(screen, fields | lists)
+
+
+FOLDERS = {  # the file that tells what a folder is
+    "manifest.json": "bundle",
+    "training.json": "checkpoint",
+    "corpus.json": "corpus",
+    "study.json": "study",
+    "logits.json": "teacher_logits",
+}
+HEADER_VERSIONS = {"corpus": 2, "study": 1, "teacher_logits": 1, "written_corpus": 1}
 KINDS = {
     "latency_table": (_read_table, _print_table),
     "architecture": (_read_architecture, _print_artefact),
@@ -289,4 +318,5 @@ KINDS = {
     "bundle": (_read_bundle, _print_artefact),
     "space": (_read_space, _print_space),
     "pareto_front": (_read_front, _print_front),
+    **dict.fromkeys(HEADER_VERSIONS, (_read_header, _print_header)),
 }

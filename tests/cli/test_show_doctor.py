@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from merino_edge import architecture, artefact, bundle, checkpoint
+from merino_edge import architecture, artefact, bundle, checkpoint, corpus_writer, stored_logits, study_runs, written
 from merino_edge.architecture import Architecture, Block
+from merino_edge.cli import show
+from merino_edge.corpus import tiny_stories
 from merino_edge.latency_table import LatencyTable
 from merino_edge.tokenizer import ChatFormat
 from merino_edge.weights import random_weights
@@ -137,6 +139,22 @@ def test_show_tells_an_artefact_by_its_content(folder: Path, name: str, kind: st
 def test_show_explains_a_space(space_file: Path) -> None:
     assert json.loads(merino("show", space_file, "--json").stdout)["size"] == 8
     assert "space tiny (8 architectures)" in merino("show", space_file).stdout
+
+
+def test_show_explains_a_corpus(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(tiny_stories(seed=3, stories=20))
+    merino("tokenize", tmp_path / "text.txt", "--vocab", 300, "--out", tmp_path / "corpus")
+    shown = json.loads(merino("show", tmp_path / "corpus", "--json").stdout)
+    assert (shown["kind"], shown["vocab_size"], shown["sources"]) == ("corpus", 300, ["text.txt"])
+    assert f"{shown['tokens']}" in merino("show", tmp_path / "corpus").stdout
+    header = tmp_path / "corpus" / "corpus.json"
+    header.write_text(header.read_text().replace("300", "301"))
+    refused("show", tmp_path / "corpus", code=3, says="does not match its own sha256")
+
+
+def test_show_knows_the_versions_that_are_written() -> None:
+    written_now = {m.KIND: m.SCHEMA_VERSION for m in (corpus_writer, study_runs, stored_logits, written)}
+    assert written_now == show.HEADER_VERSIONS
 
 
 def test_show_refuses_what_is_no_artefact(folder: Path, tmp_path: Path) -> None:
