@@ -199,7 +199,7 @@ NONE = str(2**70)
         (["--device", "Orin"], 2, "--device asks for a latency table"),
         (["--solver", "guess"], 2, "--solver exact or evolution"),
         (["--precision", "int3"], 2, "fp32, fp16, int8, int4"),
-        (["--score", "beauty"], 2, "choose effective, cut, parameters, flops"),
+        (["--score", "beauty"], 2, "choose effective, cut, exit, parameters, flops"),
         (["--seconds", "0"], 2, "--seconds is 0"),
         (["--seconds", "nan"], 2, "--seconds is nan"),
         (["--solver", "evolution", "--parents", "1000"], 2, "parents is 1000"),
