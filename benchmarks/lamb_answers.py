@@ -24,10 +24,10 @@ def main() -> None:
     with contextlib.closing(engine):
         for question, answers in asked.items():
             talk = Chat(engine, tokenizer, Sampling(greedy=True), 40)
-            said = "".join(talk.send(question))
-            right += said.strip() in answers
-            if said.strip() not in answers:
-                print(f"{question} {said.strip()}")
+            said = "".join(talk.send(question)).strip()
+            right += said in answers
+            if said not in answers:
+                print(f"{question} {said}")
     print(f"{right} of {len(asked)} right")
 
 

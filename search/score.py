@@ -27,7 +27,7 @@ import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,9 +135,13 @@ def parse_score(spec: str) -> Score:
     """The score that `spec` names. Raises InputError."""
     name, _, options = spec.partition(":")
     if name in ("effective", "cut"):
-        return effective(_hyperparameters(options, spec), cut=name == "cut")
+        return effective(Hyperparameters(**_options(options, spec)), cut=name == "cut")
     if name == "exit":
-        return at_exit(*_exit_options(options, spec))
+        values = _options(options, spec, "exit_power")
+        power = values.pop("exit_power", EXIT_POWER)
+        if not 0 <= power <= 4:
+            raise InputError(f"score {spec!r}: exit_power is {power:g}", "give 0 to 4")
+        return at_exit(Hyperparameters(**values), power)
     plain = {"parameters": PARAMETERS, "flops": FLOPS}
     if name in plain and not options:
         return plain[name]
@@ -148,19 +152,9 @@ def parse_score(spec: str) -> Score:
     return _user_score(spec, *spec.rsplit(":", 1))
 
 
-def _hyperparameters(options: str, spec: str) -> Hyperparameters:
-    return Hyperparameters(**_options(options, spec, [f.name for f in dataclasses.fields(Hyperparameters)]))
-
-
-def _exit_options(options: str, spec: str) -> tuple[Hyperparameters, float]:
-    values = _options(options, spec, [*(f.name for f in dataclasses.fields(Hyperparameters)), "exit_power"])
-    power = values.pop("exit_power", EXIT_POWER)
-    if not 0 <= power <= 4:
-        raise InputError(f"score {spec!r}: exit_power is {power:g}", "give 0 to 4")
-    return Hyperparameters(**values), power
-
-
-def _options(options: str, spec: str, names: Sequence[str]) -> dict[str, float]:
+def _options(options: str, spec: str, *more: str) -> dict[str, float]:
+    """What follows a score's colon, by name: fields of Hyperparameters, or one of `more`."""
+    names = {*(f.name for f in dataclasses.fields(Hyperparameters)), *more}
     values = {}
     for option in filter(None, options.split(",")):
         name, _, text = option.partition("=")
@@ -168,7 +162,7 @@ def _options(options: str, spec: str, names: Sequence[str]) -> dict[str, float]:
             values[name.strip()] = float(text)
         except ValueError:
             raise InputError(f"score {spec!r}: {option!r} is no option", "write NAME=NUMBER") from None
-    if unknown := sorted(set(values) - set(names)):
+    if unknown := sorted(set(values) - names):
         raise InputError(f"score {spec!r} has no option {', '.join(unknown)}", f"it has {', '.join(sorted(names))}")
     return values
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from merino_edge.cli.opening import LAMB, BundleOrLamb, open_bundle, open_guesser
 from merino_edge.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,9 +30,7 @@ INTERRUPTED = 130  # exit code after Ctrl-C, as shells count it
 
 
 def generate(
-    bundle: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="Bundle folder, or lamb: the small model of this package.")
-    ] = Path("lamb"),
+    bundle: BundleOrLamb = LAMB,
     prompt: Annotated[str | None, typer.Option(help="Answer this and leave; without it: stdin, or a chat.")] = None,
     chat: Annotated[
         bool | None, typer.Option("--chat/--raw", help="With or without template; default: if any.")
@@ -71,7 +70,6 @@ def generate(
     verbose: Annotated[bool, typer.Option("--verbose", help="Statistics in four lines.")] = False,
 ) -> None:
     """Generate text, or chat in the terminal."""
-    from merino_edge.cli.opening import open_bundle, open_guesser
     from merino_edge.cli.terminal import Terminal, print_statistics, run_turn
     from merino_edge.runtime.chat import Chat
     from merino_edge.runtime.sampling import Sampling

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 if TYPE_CHECKING:
     from merino_edge.bundle import Bundle
     from merino_edge.runtime.drafter import Guesser
     from merino_edge.runtime.engine import Engine
     from merino_edge.tokenizer import Tokenizer
+
+LAMB = Path("lamb")  # merino_edge.bundle.find
+BundleOrLamb = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="Bundle folder, or lamb: the small model of this package.")
+]
 
 
 def open_bundle(

@@ -9,15 +9,14 @@ from typing import Annotated
 
 import typer
 
+from merino_edge.cli.opening import LAMB, BundleOrLamb, open_bundle, open_guesser
 from merino_edge.errors import InputError
 
 GRACE_SECONDS = 2  # for answers that end as the server does
 
 
 def serve(
-    bundle: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="Bundle folder, or lamb: the small model of this package.")
-    ] = Path("lamb"),
+    bundle: BundleOrLamb = LAMB,
     host: Annotated[str, typer.Option(help="Address; any but this machine's own needs a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8080,
     api_key: Annotated[
@@ -37,7 +36,6 @@ def serve(
     """Serve a bundle over HTTP, for any client of OpenAI's API."""
     from merino_edge import limits
     from merino_edge.cli.console import stderr
-    from merino_edge.cli.opening import open_bundle, open_guesser
     from merino_edge.errors import require
 
     for package in ("starlette", "uvicorn", "pydantic", "prometheus_client"):

@@ -8,7 +8,9 @@ validation and counts of entries; a checkpoint's training record and a bundle's 
 
 from __future__ import annotations
 
+import functools
 import operator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -134,11 +136,10 @@ def _read_front(path: Path) -> Document:
     return artefact.read_json(path, KIND, SCHEMA_VERSION)
 
 
-def _read_header(path: Path) -> Document:
+def _read_header(kind: str, path: Path) -> Document:
     """What a corpus, a study, a teacher's logits or a written corpus say of themselves; what they hold is not read."""
     from merino_edge import artefact
 
-    kind = kind_of(path)
     names = (name for name, found in FOLDERS.items() if found == kind)
     return artefact.read_json(path / next(names) if path.is_dir() else path, kind, HEADER_VERSIONS[kind])
 
@@ -311,12 +312,12 @@ FOLDERS = {  # the file that tells what a folder is
     "logits.json": "teacher_logits",
 }
 HEADER_VERSIONS = {"corpus": 2, "study": 1, "teacher_logits": 1, "written_corpus": 1}
-KINDS = {
+KINDS: dict[str, tuple[Callable[[Path], Document], Callable[[Console, Document], None]]] = {
     "latency_table": (_read_table, _print_table),
     "architecture": (_read_architecture, _print_artefact),
     "checkpoint": (_read_checkpoint, _print_artefact),
     "bundle": (_read_bundle, _print_artefact),
     "space": (_read_space, _print_space),
     "pareto_front": (_read_front, _print_front),
-    **dict.fromkeys(HEADER_VERSIONS, (_read_header, _print_header)),
+    **{kind: (functools.partial(_read_header, kind), _print_header) for kind in HEADER_VERSIONS},
 }
