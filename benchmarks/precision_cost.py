@@ -27,7 +27,7 @@ from merino_edge import checkpoint
 from merino_edge.architecture import Architecture
 from merino_edge.convert import import_model
 from merino_edge.export import parity
-from merino_edge.export.calibration import input_moments
+from merino_edge.export.calibration import observe
 from merino_edge.export.mixed import raised_matrices
 from merino_edge.export.quantize import StoredWeights, store
 from merino_edge.export.targets import Target
@@ -80,7 +80,7 @@ def main() -> None:
         tokens = windows_of_test_text(tokenizer, options.tokens, window)
         base = perplexity(a, dict(weights), tokens)
         print(f"{tokens.size} tokens; fp32 perplexity {base:.3f}", flush=True)
-        moments = input_moments(a, weights) if "int4-gptq" in options.forms else None
+        moments = observe(a, weights).moments if "int4-gptq" in options.forms else None
         for form in options.forms:
             precision, how = FORMS[form]
             target = Target.named("onnxruntime", precision)

@@ -4,7 +4,7 @@
 
 Three trainings of one Llama-shaped model on the same batches: `merino-edge train`'s, a plain PyTorch loop around the
 same module, and a plain loop around transformers' LlamaForCausalLM, which begins with the same weights by export-hf.
-They take turns of ten steps each. Without a corpus the built-in stories are read.
+They take turns, a step each, and a ratio is the median over turns. Without a corpus the built-in stories are read.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ A = Architecture(
     2048, 256, 256, 32, (Block(256, 6, 8, 4, 768),),
     norm="rmsnorm", ffn="swiglu", positions="rotary", rotary_dim=32, bias="none",
 )  # fmt: skip
-TURN = 10  # steps
 
 
 class PlainLoop:
@@ -104,12 +103,12 @@ def main() -> None:
         steps = loops(data.prepare([source], A.vocab_size, Path(folder) / "corpus"), config)
         speeds: dict[str, list[float]] = {name: [] for name in steps}
         losses = dict.fromkeys(steps, 0.0)
-        for turn in range(options.steps // TURN):
-            for name in list(steps) if turn % 2 else list(steps)[::-1]:
+        for turn in range(options.steps):
+            first = turn % len(steps)
+            for name in [*steps, *steps][first : first + len(steps)]:
                 began = time.perf_counter()
-                for _ in range(TURN):
-                    losses[name] = steps[name]()
-                speeds[name].append(TURN * config.tokens_per_step / (time.perf_counter() - began))
+                losses[name] = steps[name]()
+                speeds[name].append(config.tokens_per_step / (time.perf_counter() - began))
     for name, mine in speeds.items():
         ratio = statistics.median(a / b for a, b in zip(speeds["merino-edge"], mine, strict=True))
         print(

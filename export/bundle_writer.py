@@ -21,11 +21,11 @@ from merino_edge import artefact, bundle, data, tensorrt_library
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.errors import ArtefactError, InputError
 from merino_edge.export import mixed, parity
-from merino_edge.export.calibration import input_moments
+from merino_edge.export.calibration import observe
 from merino_edge.export.graph import build_stored, cache_names, lowering, save, save_beside
 from merino_edge.export.ort import WANTED
 from merino_edge.export.overflow import wide_ffns
-from merino_edge.export.quantize import store
+from merino_edge.export.quantize import cache_scales, store
 from merino_edge.export.quantized import Quantized
 from merino_edge.export.targets import Target, require_parsed
 from merino_edge.export.tensorrt import build_engine
@@ -76,10 +76,10 @@ def write_bundle(
     if smaller and not 1 <= smaller[0] <= smaller[-1] < context:
         raise InputError(f"contexts {smaller} are outside 1 to {context - 1}", "change --context")
     with artefact.new_folder(out) as folder:
-        moments = None
-        if target.precision == "int4" and rounding == "gptq":
+        observed, by_gptq = None, target.precision == "int4" and rounding == "gptq"
+        if by_gptq or target.cache_in_int8:
             on_step("drawing calibration text")
-            moments = input_moments(a, checkpoint.weights)
+            observed = observe(a, checkpoint.weights, moments_too=by_gptq)
         Tokenizer.load(checkpoint.path)  # is one, before it is rewritten
         source, chat = checkpoint.path / "tokenizer.json", checkpoint.path / "chat.json"
         artefact.write_text(folder / source.name, compact(artefact.read_text(source), str(source)))
@@ -97,7 +97,9 @@ def write_bundle(
         half = target.compute_dtype == ir.DataType.FLOAT16
         wide = wide_ffns(a, checkpoint.weights, np.asarray(tokens)[: a.max_positions]) if half else frozenset[str]()
         on_step(f"rounding to {target.precision}")
-        whole = replace(store(a, checkpoint.weights, target, moments), wide=wide)
+        whole = replace(store(a, checkpoint.weights, target, observed and observed.moments), wide=wide)
+        if observed and target.cache_in_int8:
+            whole = replace(whole, cache_scales=cache_scales(observed.reach))
         stored = whole if kept is None else whole.keeping(kept)
         graph = folder / "model.onnx"
         model = build_stored(a, stored, target, context)
@@ -151,6 +153,7 @@ def write_bundle(
             "inputs": ["tokens", "positions", *([WANTED] if target.lowering == "ort" else [])],
             "output": "logits",
             "caches": cache_names(a, lowering(target.lowering).output_prefix),
+            "cache": target.cache,
         }
         made_from = {"checkpoint_sha256": checkpoint.training["sha256"]}
         form = {"fast": target.fast, "block": target.block, "rounding": rounding}

@@ -1,4 +1,5 @@
-"""What the inputs of a model's matrices look like on text: their second moments, for `merino_edge.export.gptq`.
+"""What a model is like inside on text: second moments of its matrices' inputs, for `merino_edge.export.gptq`, and how
+far its keys and values reach, for a cache of int8.
 
 The text is the model's own (LLM-QAT, Liu et al. 2023): sequences that begin with a random token and go on as the model
 draws them, so that nothing has to be downloaded and every model, of whatever vocabulary, has some. It imports PyTorch,
@@ -8,26 +9,37 @@ as parity does.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from merino_edge.architecture import Architecture
 from merino_edge.weights import with_shared_inputs
 
+if TYPE_CHECKING:
+    from merino_edge.model import Cache
+
 SEQUENCES, LENGTH = 16, 192  # drawn, and positions of each
 
 
-def input_moments(
+class Observed(NamedTuple):
+    """`moments`, by weight name: sum of x x^T [K, K] float32 over every input x of that matrix, the head left out;
+    matrices that share their input (query, key, value; gate, up) share one array. `reach`, by the cache's name in a
+    graph: the greatest magnitude of every channel [Hkv, D] float32, wherever a rotation may turn it."""
+
+    moments: dict[str, np.ndarray]
+    reach: dict[str, np.ndarray]
+
+
+def observe(
     a: Architecture,
     weights: Mapping[str, np.ndarray],
     sequences: int = SEQUENCES,
     length: int = LENGTH,
     seed: int = 0,
-) -> dict[str, np.ndarray]:
-    """By weight name: sum of x x^T [K, K] float32 over every input x of that matrix, the head left out.
-
-    Matrices that share their input (query, key, value; gate, up) share one array.
-    """
+    moments_too: bool = True,
+) -> Observed:
+    """Let the model draw `sequences` of `length` tokens and look on; `moments` take most of the time."""
     import torch
     from torch import nn
 
@@ -37,7 +49,7 @@ def input_moments(
     length = min(length, a.max_positions)
     moments: dict[str, torch.Tensor] = {}
     linears = model.linears()
-    together = with_shared_inputs(name for name in linears if name != "head.weight")
+    together = with_shared_inputs(name for name in linears if name != "head.weight") if moments_too else []
 
     def watch(name: str) -> None:
         def add(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -58,4 +70,16 @@ def input_moments(
             logits = model(tokens, cache, position, last_only=True)[:, 0]  # [B, V]
             tokens = torch.multinomial(logits.softmax(-1), 1, generator=generator)
     found = {name: moment.numpy() for name, moment in moments.items()}
-    return {name: found[names[0]] for names in together for name in names}
+    return Observed({name: found[names[0]] for names in together for name in names}, reach(a, cache))
+
+
+def reach(a: Architecture, cache: Cache) -> dict[str, np.ndarray]:
+    """As `Observed` says, of what a full cache holds."""
+    found, half = {}, a.rotary_dim // 2
+    for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):  # [B, Hkv, T, D] each
+        for kind, tensor in (("key", keys), ("value", values)):
+            size = tensor.abs()
+            if kind == "key" and half:  # a rotation keeps the length of what it turns together
+                size[..., :half] = size[..., half : 2 * half] = size[..., :half].hypot(size[..., half : 2 * half])
+            found[f"{kind}_{layer}"] = size.amax(dim=(0, 2)).numpy()
+    return found

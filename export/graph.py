@@ -136,6 +136,10 @@ class GraphBuilder(ABC):
         """What matrices compute in."""
         return self.matrices.dtype
 
+    @property
+    def cache_dtype(self) -> ir.DataType:
+        return ir.DataType.INT8 if self.target.cache_in_int8 else self.half
+
     # --- what a lowering decides ---
 
     @abstractmethod
@@ -216,7 +220,7 @@ class GraphBuilder(ABC):
     def output(self, cache: ir.Value, block: Block, places: int | str) -> ir.Value:
         """The value [1, Hkv, places, D] that leaves the graph for `cache`."""
         name = f"{self.output_prefix}{cache.name}"
-        return ir.val(name, self.half, [1, block.kv_heads, places, self.a.head_dim])
+        return ir.val(name, self.cache_dtype, [1, block.kv_heads, places, self.a.head_dim])
 
     def to_heads(self, x: ir.Value, heads: int) -> ir.Value:
         """[1, T, H * D] -> [1, H, T, D]"""
@@ -242,7 +246,7 @@ class GraphBuilder(ABC):
         self.tokens = ir.val("tokens", ir.DataType.INT64, [1, "T"])
         self.positions = ir.val("positions", ir.DataType.INT64, [1, "T"])
         caches = [
-            ir.val(f"{kind}_{layer}", self.half, [1, block.kv_heads, self.capacity, a.head_dim])
+            ir.val(f"{kind}_{layer}", self.cache_dtype, [1, block.kv_heads, self.capacity, a.head_dim])
             for layer, block in enumerate(a.layer_blocks())
             for kind in ("key", "value")
         ]

@@ -2,12 +2,14 @@
 
 GroupQueryAttention rotates, writes the cache in place (its outputs are bound to its inputs' memory) and attends over
 the positions in use, however large the cache; SkipLayerNormalization adds and norms; MatMulNBits
-(merino_edge.export.linear) multiplies by int8 and int4 codes and adds the bias.
+(merino_edge.export.linear) multiplies by int8 and int4 codes and adds the bias. Keys and values may be kept as int8
+codes with a scale per channel, which attention multiplies by as they are; that needs a newer ONNX Runtime.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +21,8 @@ from merino_edge.export.linear import MICROSOFT
 
 WANTED = "wanted"  # the input that says of how many of the last positions the logits leave
 ROTATED_TOGETHER = 16  # numbers of a head
+FIRST_SCALE = 12  # of GroupQueryAttention's inputs: the keys' scales [Hkv * D], and then the values'
+CODED: dict[str, Any] = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
 
 
 class OrtBuilder(GraphBuilder):
@@ -47,7 +51,12 @@ class OrtBuilder(GraphBuilder):
                     "export with --lowering native",
                 )
             inputs += [self.computed(f"rotary.{n}", t) for n, t in zip(("cos", "sin"), self.angles(), strict=True)]
-        attributes = {"num_heads": block.heads, "kv_num_heads": block.kv_heads, "scale": 1.0, "do_rotary": int(rotary)}
+        attributes: dict[str, Any] = {"num_heads": block.heads, "kv_num_heads": block.kv_heads, "scale": 1.0}
+        attributes["do_rotary"] = int(rotary)
+        if self.target.cache_in_int8:
+            scales = [self.constant(f"{c.name}.scale", self.stored.cache_scales[str(c.name)].ravel()) for c in cache]
+            inputs += [*[None] * (FIRST_SCALE - len(inputs)), *scales]
+            attributes |= CODED
         y = ir.Value()
         outputs = [y, *(self.output(past, block, self.capacity) for past in cache)]
         self.tape.op_multi_out("GroupQueryAttention", inputs, attributes, outputs=outputs, domain=MICROSOFT)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -43,6 +43,7 @@ class StoredWeights:
     quantized: dict[str, Quantized]
     wide: frozenset[str] = frozenset()  # prefixes of the FFNs that compute in float32 (merino_edge.export.overflow)
     kept: np.ndarray | None = None  # ids of the tokens that the head gives logits of [V'], rising; None: all
+    cache_scales: Mapping[str, np.ndarray] = field(default_factory=dict)  # of an int8 cache, by its name: [Hkv, D]
 
     @property
     def own_head(self) -> bool:
@@ -88,6 +89,11 @@ def store(
     if _splits_table(a, target):
         stored.quantized[HEAD] = quantize_matrix(HEAD, weights[EMBEDDING], 8, target)
     return stored
+
+
+def cache_scales(reach: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of int8 caches whose channels reach so far (merino_edge.export.calibration): the scale of each [Hkv, D]."""
+    return {name: nonzero(channels / 127).astype(np.float32) for name, channels in reach.items()}
 
 
 def quantize_matrix(

@@ -19,6 +19,8 @@ from merino_edge.export.operators import Version, lacking, spell
 
 Lowering = Literal["native", "primitive", "ort"]
 LOWERINGS: tuple[str, ...] = get_args(Lowering)
+Cache = Literal["float", "int8"]
+CACHES: tuple[str, ...] = get_args(Cache)
 BLOCKS = (INT4_BLOCK, 64, 128)  # inputs that share a scale
 
 
@@ -144,16 +146,20 @@ TARGETS: tuple[str, ...] = tuple(PLATFORMS)
 @dataclass(frozen=True)
 class Target:
     """A platform at one precision, by one lowering. `block`: most inputs that share a scale, where not all do. `fast`:
-    of two forms of int4 the one that takes less time, not the one with less error."""
+    of two forms of int4 the one that takes less time, not the one with less error. `cache`: what keys and values are
+    kept as, float being what matrices compute in."""
 
     platform: Platform
     precision: str
     lowering: Lowering
     block: int = INT4_BLOCK
     fast: bool = False
+    cache: Cache = "float"
 
     @staticmethod
-    def named(name: str, precision: str, lowering: str = "", block: int = INT4_BLOCK, fast: bool = False) -> Target:
+    def named(
+        name: str, precision: str, lowering: str = "", block: int = INT4_BLOCK, fast: bool = False, cache: str = "float"
+    ) -> Target:
         """The target `name` at `precision`; `lowering` other than the platform's own choice where it runs that too.
 
         Raises UnsupportedError for an unknown name, or what the platform cannot run.
@@ -181,7 +187,14 @@ class Target:
                 f"{name} ({platform.library}) cannot run the {chosen} lowering at {precision}: {reason}",
                 f"choose --lowering {' or '.join(able)}",
             )
-        target = Target(platform, precision, chosen, block, fast)  # type: ignore[arg-type]
+        if cache not in CACHES:
+            raise UnsupportedError(f"unknown cache {cache!r}", f"choose one of: {', '.join(CACHES)}")
+        if cache == "int8" and (chosen != "ort" or precision not in ("int8", "int4")):
+            raise UnsupportedError(
+                f"a cache of int8 goes with int8 or int4 weights by the ort lowering, not {precision} by {chosen}",
+                "leave --cache out",
+            )
+        target = Target(platform, precision, chosen, block, fast, cache)  # type: ignore[arg-type]
         if block != INT4_BLOCK and not (precision == "int4" or (precision == "int8" and target.blocks_int8)):
             raise UnsupportedError(f"{name} at {precision} has no blocks of inputs", "leave --block out")
         if fast and (precision != "int4" or target.on_tensorrt):
@@ -198,9 +211,13 @@ class Target:
 
     @property
     def compute_dtype(self) -> ir.DataType:
-        """Of matrices' activations and of the cache."""
+        """Of matrices' activations and, as a rule, of the cache."""
         half = self.on_tensorrt and self.precision != "fp32"
         return ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
+
+    @property
+    def cache_in_int8(self) -> bool:
+        return self.cache == "int8"
 
     @property
     def static_cache(self) -> bool:

@@ -63,10 +63,11 @@ class _Context:
 
     def rotate(self, x: Tensor, rotary_dim: int) -> Tensor:
         """Rotary embedding of x [B, H, T, D]: the first half of the rotated part pairs with its second half."""
-        turned, rest = x[..., :rotary_dim], x[..., rotary_dim:]
-        low, high = turned.chunk(2, dim=-1)
-        mixed = turned * self.cos + torch.cat((-high, low), dim=-1) * self.sin
-        return torch.cat((mixed.to(x.dtype), rest), dim=-1)
+        if rotary_dim < x.shape[-1]:  # else there is nothing to take apart: a percent of a training step
+            turned = self.rotate(x[..., :rotary_dim], rotary_dim)
+            return torch.cat((turned, x[..., rotary_dim:]), dim=-1)
+        low, high = x.chunk(2, dim=-1)
+        return (x * self.cos + torch.cat((-high, low), dim=-1) * self.sin).to(x.dtype)
 
 
 class _Attention(nn.Module):

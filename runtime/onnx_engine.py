@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 OLDEST_ONNX_RUNTIME = (1, 23)  # the first with CPU kernels for the operators of opset 23
 FIRST_WITH_TENSOR_SCATTER = (1, 25)  # which only the `native` lowering needs
+FIRST_WITH_INT8_CACHE = (1, 27)
+CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 CUDA_PROVIDER = "CUDAExecutionProvider"
 FIRST_BUCKET = 256  # positions
 PREFILL_CHUNK = 256  # tokens run at once; 512 take more memory and 6 to 9 % more time, where a core has 1 MB of L2
@@ -125,7 +127,13 @@ class OnnxEngine:
         self.max_rows = MAX_ROWS if WANTED in inputs else 1  # graphs of older bundles give one
         self._names = [value.name for value in caches]
         self._shapes = [(1, value.shape[1], value.shape[3]) for value in caches]
-        self._dtype = np.float16 if caches[0].type == "tensor(float16)" else np.float32
+        self._dtype = CACHE_TYPES[caches[0].type]
+        if self._dtype == np.int8 and installed < FIRST_WITH_INT8_CACHE:  # it loads, and fails at the first step
+            raise UnsupportedError(
+                f"a cache of int8 needs ONNX Runtime {'.'.join(map(str, FIRST_WITH_INT8_CACHE))},"
+                f" {ort.__version__} is installed",
+                "run: pip install -U onnxruntime, or export with --cache float",
+            )
         # The graph fixes the cache's capacity, or is an `ort` graph on the CPU, to which it does not matter.
         self._whole = isinstance(caches[0].shape[2], int) or (self.max_rows > 1 and device == "cpu")
         self._row_names = [value.name for value in self._session.get_outputs() if value.name.startswith(ROWS)]

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+from merino_edge.architecture import Block
 from merino_edge.errors import InputError
 
 
@@ -20,6 +21,8 @@ class Hyperparameters:
     the depth penalty, here `(1 - gamma) ** effectiveness_power`. The defaults of the open ones are
     those whose exact optima come closest to the paper's parameter counts under its FLOP budgets
     (docs/reproduction.md: 1.4 % on average); they are not calibrated against trained models.
+    `shared_layer` is what a layer counts whose weights an earlier layer of its block has had: 1 is
+    the paper's, which takes sharing for free; trained models say less (docs/study.md).
     """
 
     alpha_mha: float = 0.57
@@ -27,6 +30,7 @@ class Hyperparameters:
     epsilon_squared: float = 700.0
     beta_depth: float = 1 / 16
     effectiveness_power: float = 1.0
+    shared_layer: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("alpha_mha", "alpha_ffn", "beta_depth", "effectiveness_power"):
@@ -34,6 +38,12 @@ class Hyperparameters:
                 raise InputError(f"{name} is {getattr(self, name)}", "give a number of at least 0")
         if not 0 < self.epsilon_squared < math.inf:
             raise InputError(f"epsilon_squared is {self.epsilon_squared}", "give a number above 0")
+        if not 0 <= self.shared_layer <= 1:
+            raise InputError(f"shared_layer is {self.shared_layer}", "give 0 to 1")
+
+    def counted_layers(self, block: Block) -> float:
+        """How many layers with weights of their own a block counts as."""
+        return block.weight_layers + self.shared_layer * (block.layers - block.weight_layers)
 
 
 @lru_cache(maxsize=65536)

@@ -82,7 +82,8 @@ def calibrate(
     repeats: int = REPEATS,
 ) -> Calibration:
     """Fit every form. The same arguments give the same result. Raises InputError, MissingExtraError."""
-    loss, models, grid = losses(trained), [model.architecture for model in trained], grid or Grid()
+    loss, models = losses(trained), [model.architecture for model in trained]
+    grid = (grid or Grid()).of(models)
     if len(models) < 2 * LEAST:
         raise InputError(f"{len(models)} models make no two halves", f"train at least {2 * LEAST}")
     default = np.array([effective().total(a) for a in models])

@@ -8,6 +8,7 @@
 
 The last block's width is all that the head gets of what was computed; `exit_power` g says how much that counts beyond
 what it adds to H. It still has proven optima: for a given last width it grows with H, a sum over blocks.
+What a layer of shared weights counts is tried only where models share.
 
 It knows no losses.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -40,11 +41,12 @@ class Setting:
     beta_depth: float
     effectiveness_power: float
     exit_power: float = 0  # of `exit`
+    shared_layer: float = _DEFAULT.shared_layer
 
     @property
     def hyperparameters(self) -> Hyperparameters:
         constants = (self.alpha_mha, 1 - self.alpha_mha, self.epsilon_squared, self.beta_depth)
-        return Hyperparameters(*constants, effectiveness_power=self.effectiveness_power)
+        return Hyperparameters(*constants, effectiveness_power=self.effectiveness_power, shared_layer=self.shared_layer)
 
     def score(self) -> Score:
         """The same as a score of any architecture."""
@@ -62,6 +64,7 @@ class Grid:
     beta_depth: tuple[float, ...] = (1 / 32, _DEFAULT.beta_depth, 1 / 8, 1 / 4)
     effectiveness_power: tuple[float, ...] = (0, 0.5, _DEFAULT.effectiveness_power, 1.5, 2, 3, 4)
     exit_power: tuple[float, ...] = (0, 0.25, 0.5, 0.75, 1, 1.5)
+    shared_layer: tuple[float, ...] = (0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, _DEFAULT.shared_layer)
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -69,11 +72,17 @@ class Grid:
             if not values or list(values) != sorted(set(values)):
                 raise InputError(f"the grid's {field.name} is {list(values)}", "list ascending numbers")
 
+    def of(self, models: Sequence[Architecture]) -> Grid:
+        """What of it can tell these models apart: where none shares weights, sharing is not tried."""
+        shared = any(block.weight_layers < block.layers for a in models for block in a.blocks)
+        return self if shared else replace(self, shared_layer=(_DEFAULT.shared_layer,))
+
     def axes(self, form: str) -> tuple[tuple[float, ...], ...]:
         if form not in FORMS:
             raise InputError(f"there is no form {form!r} of the score", f"choose {', '.join(FORMS)}")
         powers = self.exit_power if form == "exit" else (0.0,)
-        return self.alpha_mha, self.epsilon_squared, self.beta_depth, self.effectiveness_power, powers
+        constants = (self.alpha_mha, self.epsilon_squared, self.beta_depth, self.effectiveness_power)
+        return *constants, powers, self.shared_layer
 
     def settings(self, form: str) -> list[Setting]:
         """[K], in the order of `scores`."""
@@ -87,6 +96,7 @@ class Grid:
             _DEFAULT.beta_depth,
             _DEFAULT.effectiveness_power,
             0,
+            _DEFAULT.shared_layer,
         )
         away = []
         for values, default in zip(self.axes(form), own, strict=True):
@@ -98,27 +108,29 @@ class Grid:
 
 def scores(models: Sequence[Architecture], grid: Grid, form: str) -> Array:
     """[K, N]: what every setting gives every model."""
-    alphas, epsilons, betas, powers, exits = grid.axes(form)
+    alphas, epsilons, betas, powers, exits, shares = grid.axes(form)
     most = max(len(a.blocks) for a in models)
-    layers = np.zeros((len(models), most))  # [N, blocks], 0 where a model has fewer
-    entropy = np.zeros((2, len(epsilons), *layers.shape))  # of attention and FFN
-    gamma = np.zeros((2, len(betas), *layers.shape))
+    shape = (len(models), most)
+    layers = np.zeros((len(shares), *shape))  # [shares, N, blocks], 0 where a model has fewer blocks
+    entropy = np.zeros((2, len(epsilons), *shape))  # of attention and FFN
+    gamma = np.zeros((2, len(betas), *shape))
     for n, a in enumerate(models):
         cut = narrowest_cut(a) if form == "cut" else None
         for k, block in enumerate(a.blocks):
-            layers[n, k] = block.layers
-            shape = (block.width, block.kv_heads * a.head_dim, block.ffn_width, a.gated)
+            repeated = block.layers - block.weight_layers  # as `Hyperparameters.counted_layers` counts
+            layers[:, n, k] = block.weight_layers + np.multiply(shares, repeated)
+            layer = (block.width, block.kv_heads * a.head_dim, block.ffn_width, a.gated)
             for e, epsilon in enumerate(epsilons):
-                entropy[:, e, n, k] = layer_entropy(*shape, epsilon, cut)
+                entropy[:, e, n, k] = layer_entropy(*layer, epsilon, cut)
             for b, beta in enumerate(betas):
                 for part, width in enumerate((block.width, block.ffn_width)):
                     gamma[part, b, n, k] = effectiveness_gamma(a.layers, width, beta)
     penalty = (1 - gamma[:, :, None]) ** np.array(powers)[:, None, None]  # [2, betas, powers, N, blocks]
-    parts = np.einsum("nk,cenk,cbpnk->cebpn", layers, entropy, penalty, optimize=True)
-    share = np.array(alphas)[:, None, None, None, None]
-    total = share * parts[0] + (1 - share) * parts[1]  # [alphas, epsilons, betas, powers, N]
+    parts = np.einsum("snk,cenk,cbpnk->cebpsn", layers, entropy, penalty, optimize=True)
+    alpha = np.array(alphas).reshape(-1, *[1] * (parts.ndim - 1))
+    total = alpha * parts[0] + (1 - alpha) * parts[1]  # [alphas, epsilons, betas, powers, shares, N]
     last = np.array([a.blocks[-1].width for a in models], np.float64)
-    total = total[..., None, :] * last ** np.array(exits)[:, None]
+    total = total[:, :, :, :, None] * last ** np.array(exits)[:, None, None]  # [..., powers, exits, shares, N]
     # What ties on paper ties here.
     rounded: Array = np.round(total / RESOLUTION) * RESOLUTION
     return rounded.reshape(-1, len(models))

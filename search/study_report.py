@@ -84,7 +84,9 @@ def constants(setting: Setting) -> str:
     """As options of `--score`, which leaves out alpha_ffn = 1 - alpha_mha here."""
     names = ("alpha_mha", "epsilon_squared", "beta_depth", "effectiveness_power")
     words = [f"{name}={getattr(setting, name):.4g}" for name in names]
-    return ", ".join(words + ([f"exit_power={setting.exit_power:g}"] if setting.form == "exit" else []))
+    words += [f"exit_power={setting.exit_power:g}"] if setting.form == "exit" else []
+    words += [f"shared_layer={setting.shared_layer:g}"] if setting.shared_layer != 1 else []
+    return ", ".join(words)
 
 
 def _spread(values: np.ndarray) -> str:

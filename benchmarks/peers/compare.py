@@ -5,7 +5,7 @@
 
 Every peer has an environment and a process of its own (`.peers/NAME`; compiling llama-cpp-python takes a quarter
 of an hour). In each round every process runs the same prompt and a greedy continuation in turn, and rests meanwhile;
-the order alternates. Printed are medians over rounds with their spread (1.4826 MAD), how many times as fast both forms
+the order alternates. Printed are medians over rounds with their spread (1.4826 MAD), how many times as fast the forms
 of our int4 are round by round, the largest resident memory, and the mean KL divergence of next-token distributions from
 PyTorch float32 over the text of the parity check. Of llama.cpp the weights are the file's own; onnxruntime-genai rounds
 them by its own builder.
@@ -36,7 +36,11 @@ from merino_edge.tokenizer import Tokenizer
 from merino_edge.torch_engine import TorchEngine
 
 HERE = Path(__file__).resolve().parent
-OURS = {"merino-edge": ("--precision", "int4"), "merino-edge --fast": ("--precision", "int4", "--fast")}
+OURS = {
+    "merino-edge": ("--precision", "int4"),
+    "merino-edge --fast": ("--precision", "int4", "--fast"),
+    "merino-edge --fast --cache int8": ("--precision", "int4", "--fast", "--cache", "int8"),
+}
 KL_TOKENS = 183  # of the text, all of it
 REST_SECONDS = 0.3  # until the threads of the one before have stopped spinning
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -11,16 +12,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from merino_edge.architecture import Architecture, Block
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.export.bundle_writer import write_bundle
-from merino_edge.export.calibration import input_moments
+from merino_edge.export.calibration import observe, reach
 from merino_edge.export.gptq import gptq, inverse_factor
+from merino_edge.export.graph import cache_names
 from merino_edge.export.quantize import store
 from merino_edge.export.rounding import int4_codes, search_scales
 from merino_edge.export.targets import Target
-from merino_edge.model import Model
+from merino_edge.model import Cache, Model
 from merino_edge.presets import preset
-from merino_edge.runtime.onnx_engine import OnnxEngine
+from merino_edge.runtime.onnx_engine import FIRST_WITH_INT8_CACHE, OnnxEngine, installed_version
 from merino_edge.weights import random_weights
 
 
@@ -86,7 +89,7 @@ def test_moments_are_those_of_the_inputs_that_the_model_sees() -> None:
     blocks = tuple(dataclasses.replace(b, width=64, heads=1, kv_heads=1, ffn_width=96) for b in a.blocks[:2])
     a = dataclasses.replace(a, vocab_size=80, embedding_width=64, blocks=blocks, max_positions=32)
     weights = {name: 3 * w for name, w in random_weights(a).items()}
-    found = input_moments(a, weights, sequences=3, length=20)
+    found = observe(a, weights, sequences=3, length=20).moments
     matrices = {
         name for name, w in weights.items() if w.ndim == 2 and name not in ("embedding.weight", "positions.weight")
     }
@@ -95,13 +98,35 @@ def test_moments_are_those_of_the_inputs_that_the_model_sees() -> None:
     for name, moment in found.items():
         assert moment.shape == (weights[name].shape[1],) * 2
         assert np.linalg.eigvalsh(moment.astype(np.float64)).min() > -1e-2 * np.trace(moment)
-    again = input_moments(a, weights, sequences=3, length=20)
+    again = observe(a, weights, sequences=3, length=20).moments
     assert all(np.array_equal(found[name], again[name]) for name in found)
     # The first matrix of a block of two shared layers saw 3 sequences of 20 positions twice.
     model, seen = Model.from_weights(a, weights), []
     model.blocks[0].layers[0].attention.query.register_forward_pre_hook(lambda _, x: seen.append(x[0].flatten(0, -2)))
     model(torch.randint(80, (3, 20)))
     assert sum(map(len, seen)) == 3 * 20 * a.blocks[0].layers
+
+
+@pytest.mark.parametrize("rotary_dim", [0, 16, 32])
+def test_keys_and_values_stay_within_reach_wherever_a_rotation_turns_them(rotary_dim: int) -> None:
+    kind = {"positions": "rotary", "rotary_dim": rotary_dim} if rotary_dim else {}
+    a = Architecture(80, 100, 64, 32, (Block(64, 2, 2, 1, 96, True), Block(96, 1, 3, 3, 64)), **kind)
+    weights = random_weights(a)
+    assert list(observe(a, weights, sequences=2, length=9, moments_too=False).reach) == [n for n, _ in cache_names(a)]
+    model, tokens = Model.from_weights(a, weights), torch.arange(80)[None]
+    caches = [Cache(a), Cache(a)]
+    with torch.inference_mode():
+        model(tokens, caches[0])
+        model(tokens.flip(1), caches[1])  # of the first layer the same keys, turned otherwise
+    found = reach(a, caches[0])
+    for layer in range(a.layers):
+        for name, tensor in ((f"key_{layer}", caches[0].keys[layer]), (f"value_{layer}", caches[0].values[layer])):
+            largest = tensor[0].abs().amax(dim=1).numpy()
+            assert found[name].shape == largest.shape and (largest <= found[name]).all()
+            turned = slice(0, rotary_dim if name.startswith("key") else 0)
+            assert np.array_equal(np.delete(found[name], turned, 1), np.delete(largest, turned, 1))
+    if rotary_dim:
+        assert (caches[1].keys[0][0].abs().amax(dim=1).numpy() <= 1.0001 * found["key_0"]).all()
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "rtx"])
@@ -134,3 +159,20 @@ def test_a_fast_bundle_says_what_it_is_and_is_smaller(tiny_checkpoint: Checkpoin
         assert made[fast].manifest["int4"] == {"fast": fast, "block": target.block, "rounding": rounding}
     plain, small = (made[fast].manifest["files"]["model.onnx.data"]["bytes"] for fast in (False, True))
     assert small < plain - 300 * 64 // 4  # of the table's bytes half, less the scales of its blocks
+
+
+@pytest.mark.skipif(installed_version() < FIRST_WITH_INT8_CACHE, reason="this ONNX Runtime has no cache of int8")
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_cache_of_int8_changes_little_of_what_a_bundle_says(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, precision: str
+) -> None:
+    a, found = tiny_checkpoint.architecture, {}
+    for cache in ("float", "int8"):
+        target = Target.named("onnxruntime", precision, cache=cache)
+        made = write_bundle(tiny_checkpoint, tmp_path / cache, target, 96, lambda graph, n: OnnxEngine(graph, a, n, 1))
+        assert made.manifest["graph"]["cache"] == cache
+        found[cache] = {check["check"]: check["value"] for check in made.manifest["parity"]}
+        with contextlib.closing(OnnxEngine.from_bundle(made, 1)) as engine:
+            assert engine.cache_dtype == {"float": np.float32, "int8": np.int8}[cache]
+    assert found["int8"] != found["float"]
+    assert found["int8"]["graph_kl"] < found["float"]["graph_kl"] + 1e-3

@@ -123,6 +123,21 @@ def test_the_fast_form_has_no_offsets_and_its_table_at_int4() -> None:
             Target.named(target, precision, fast=True)
 
 
+@pytest.mark.parametrize(
+    ("platform", "precision", "lowering"),
+    [("onnxruntime", "fp32", ""), ("onnxruntime", "fp16", ""), ("onnxruntime", "int4", "native"), ("rtx", "int4", "")],
+)
+def test_a_cache_of_int8_goes_with_rounded_weights_and_onnx_runtimes_own_attention(
+    platform: str, precision: str, lowering: str
+) -> None:
+    assert Target.named("onnxruntime", "int8", cache="int8").cache_in_int8
+    with pytest.raises(UnsupportedError, match="a cache of int8 goes with int8 or int4 weights by the ort lowering"):
+        Target.named(platform, precision, lowering, cache="int8")
+    with pytest.raises(UnsupportedError, match="unknown cache 'int4'") as caught:
+        Target.named(platform, precision, lowering, cache="int4")
+    assert "float, int8" in caught.value.hint
+
+
 def test_int8_error_is_at_most_half_a_step() -> None:
     weight = np.random.default_rng(0).standard_normal((8, 96)).astype(np.float32)
     quantized = quantize_matrix("m", weight, 8, INT8)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from engine_conformance import ARCHITECTURE, CONTEXT, WEIGHTS, EngineConformance, NewEngine
+from engine_conformance import ARCHITECTURE, CONTEXT, TOKENS, WEIGHTS, EngineConformance, NewEngine
+from numpy.testing import assert_allclose
 
-from merino_edge.export.graph import build_stored, to_bytes
-from merino_edge.export.quantize import store
+from merino_edge.errors import UnsupportedError
+from merino_edge.export.graph import build_stored, cache_names, to_bytes
+from merino_edge.export.quantize import cache_scales, store
 from merino_edge.export.targets import LOWERINGS, Target
-from merino_edge.runtime.onnx_engine import OnnxEngine
+from merino_edge.runtime.onnx_engine import FIRST_WITH_INT8_CACHE, OnnxEngine, installed_version
 from merino_edge.runtime.tensorrt_engine import TensorRtEngine
 
+FLOAT_CACHE = Target.named("onnxruntime", "fp32", "ort")
 ROUNDING = {"fp32": 1e-5, "fp16": 5e-3}  # ONNX Runtime's CPU keeps fp16 caches and weights in fp16
 
 
@@ -31,6 +38,51 @@ class TestOnnxRuntime(EngineConformance):
     def new_engine(self, lowering: str, precision: str) -> NewEngine:
         graph = graph_of(Target.named("onnxruntime", precision, lowering))
         return lambda: OnnxEngine(graph, ARCHITECTURE, CONTEXT, threads=1)
+
+
+@pytest.mark.skipif(installed_version() < FIRST_WITH_INT8_CACHE, reason="this ONNX Runtime has no cache of int8")
+class TestInt8Cache(EngineConformance):
+    """With float weights, so that only the cache rounds."""
+
+    @pytest.fixture
+    def tolerance(self) -> float:
+        return 1 / 127  # sums in another order may give the neighbouring code
+
+    @pytest.fixture
+    def floating(self) -> Iterator[OnnxEngine]:
+        with contextlib.closing(OnnxEngine(graph_of(FLOAT_CACHE), ARCHITECTURE, CONTEXT, threads=1)) as engine:
+            engine.forward(TOKENS, 0)
+            yield engine
+
+    @pytest.fixture
+    def scales(self, floating: OnnxEngine) -> dict[str, np.ndarray]:
+        reach = [np.abs(part).max(axis=1) for part in floating.read_cache(CONTEXT)]  # [Hkv, D] each
+        return cache_scales(dict(zip((name for name, _ in cache_names(ARCHITECTURE)), reach, strict=True)))
+
+    @pytest.fixture
+    def new_engine(self, scales: dict[str, np.ndarray]) -> NewEngine:
+        target = replace(FLOAT_CACHE, cache="int8")
+        stored = replace(store(ARCHITECTURE, WEIGHTS, target), cache_scales=scales)
+        graph = to_bytes(build_stored(ARCHITECTURE, stored, target, CONTEXT))
+        return lambda: OnnxEngine(graph, ARCHITECTURE, CONTEXT, threads=1)
+
+    def test_its_codes_are_the_nearest_to_what_a_float_cache_holds(
+        self, engine: OnnxEngine, floating: OnnxEngine, scales: dict[str, np.ndarray]
+    ) -> None:
+        found, logits = engine.forward(TOKENS, 0), floating.forward(TOKENS, 0)
+        parts = zip(engine.read_cache(CONTEXT), floating.read_cache(CONTEXT), scales.values(), strict=True)
+        for index, (codes, exact, scale) in enumerate(parts):
+            assert codes.dtype == np.int8 and codes.shape == exact.shape
+            off = np.abs(codes * scale[:, None] - exact) / scale[:, None]
+            assert np.median(off) < 1  # a scale of another channel is many codes off
+            assert index >= 2 or off.max() < 0.501  # later layers see what the first has rounded
+        assert_allclose(found, logits, rtol=0, atol=0.02 * np.abs(logits).max())
+
+    def test_an_older_onnx_runtime_is_refused(self, new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("merino_edge.runtime.onnx_engine.installed_version", lambda: (1, 26))
+        with pytest.raises(UnsupportedError, match=r"needs ONNX Runtime 1\.27") as caught:
+            new_engine()
+        assert "--cache float" in caught.value.hint
 
 
 @pytest.mark.parametrize(("lowering", "precision"), [("native", "fp16"), ("primitive", "fp32")])

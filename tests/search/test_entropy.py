@@ -92,7 +92,13 @@ def test_a_cut_takes_entropy_exactly_where_it_is_narrower(width: int, cut: int, 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("epsilon_squared", 0.0), ("epsilon_squared", math.nan), ("alpha_mha", -1.0), ("beta_depth", math.inf)],
+    [
+        ("epsilon_squared", 0.0),
+        ("epsilon_squared", math.nan),
+        ("alpha_mha", -1.0),
+        ("beta_depth", math.inf),
+        ("shared_layer", 1.1),
+    ],
 )
 def test_hyperparameters_out_of_range_are_refused(field: str, value: float) -> None:
     with pytest.raises(InputError, match=field):

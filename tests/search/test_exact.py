@@ -33,7 +33,7 @@ KEYS = [
     *("parameters", "flops", "weight_mb@int4", "weight_mb@fp16", "kv_mb", "kv_mb@64", "peak_mb@64"),
     *("decode_ms@64", "decode_ms@30", "prefill_ms@64", "text_ms@64", "first_token_ms@100", "energy_mj@20"),
 ]
-SCORES = ["effective", "cut", "parameters", "flops", "effective:effectiveness_power=3"]
+SCORES = ["effective", "cut", "parameters", "flops", "effective:effectiveness_power=3", "effective:shared_layer=0.3"]
 
 
 def brute_force(problem: Problem, limits: dict[str, float]) -> tuple[float, set[Genome]]:

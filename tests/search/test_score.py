@@ -82,6 +82,7 @@ def test_scores_tie_where_they_tie_on_paper() -> None:
         ("effective:epsilon_squared=700", "effective"),
         ("cut:alpha_mha=1, alpha_ffn=0.5", "cut:alpha_mha=1.0,alpha_ffn=0.5"),
         ("effective:effectiveness_power=2", "effective:effectiveness_power=2.0"),
+        ("effective:shared_layer=0.25", "effective:shared_layer=0.25"),
         ("exit:exit_power=0.75", "exit"),
         ("exit:exit_power=1,epsilon_squared=3", "exit:epsilon_squared=3.0,exit_power=1.0"),
     ],
@@ -101,6 +102,23 @@ def test_the_exit_counts_by_the_last_width_alone() -> None:
     assert parse_score("exit").total(a) == entropy.total(a) * max(widths) ** 0.75
 
 
+@pytest.mark.parametrize("name", ["effective", "cut", "exit"])
+def test_a_layer_of_shared_weights_counts_what_it_is_said_to(name: str) -> None:
+    """Of a block of four, three repeat: from one layer's score at 0 to that of four with their own weights at 1."""
+    a = replace(PAPER.models[0], blocks=(Block(256, 2, 4, 4, 512, False), Block(512, 4, 8, 8, 1536, True)))
+    alone = replace(a, blocks=(a.blocks[0], replace(a.blocks[1], shared=False)))
+
+    def total(share: float, of: Architecture = a) -> float:
+        return parse_score(f"{name}:shared_layer={share}").total(of)
+
+    assert total(1) == parse_score(name).total(a) == total(0.3, alone) == total(1, alone)
+    assert total(0) < total(0.5) < total(1)
+    assert total(0.5) == pytest.approx((total(0) + total(1)) / 2)
+    score = parse_score("effective:shared_layer=0")
+    second = score.block_total(a, a.blocks[1], a.layers, 256)
+    assert second == pytest.approx(score.block_total(a, alone.blocks[1], a.layers, 256) / 4)
+
+
 def test_options_reach_the_formula() -> None:
     squared = effective(Hyperparameters(effectiveness_power=2.0))
     assert squared.total(preset("gpt2")) < effective().total(preset("gpt2"))
@@ -117,6 +135,7 @@ def test_options_reach_the_formula() -> None:
         ("effective:alpha_mha=much", "write NAME=NUMBER"),
         ("effective:alpha_mha=nan", "alpha_mha is nan"),
         ("effective:epsilon_squared=-1", "epsilon_squared is -1"),
+        ("cut:shared_layer=1.5", "shared_layer is 1.5"),
         ("exit:exit_power=nan", "exit_power is nan"),
         ("exit:depth=2", "no option depth; it has alpha_ffn"),
         ("effective:exit_power=1", "no option exit_power"),

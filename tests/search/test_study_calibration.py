@@ -22,7 +22,7 @@ from merino_edge.search.study import Trained
 from merino_edge.search.study_calibration import Fit, calibrate, choose, halves, objective
 from merino_edge.search.study_grid import FORMS, Grid, Setting, scores
 
-COARSE = Grid((0.1, 0.3, 0.57, 0.8), (3, 30, 700, 20000), (1 / 16, 1 / 8), (0, 1, 3), (0, 0.5, 1))
+COARSE = Grid((0.1, 0.3, 0.57, 0.8), (3, 30, 700, 20000), (1 / 16, 1 / 8), (0, 1, 3), (0, 0.5, 1), (0.25, 1))
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +159,20 @@ def test_an_exit_is_found_where_an_exit_made_the_losses(models: list[Architectur
     found = calibrate(made_by(truth, models), COARSE, repeats=0)
     assert found.best.setting.form == "exit" and found.best.setting.exit_power == 1
     assert len(found.best.repeats.other) == 0
+
+
+def test_what_a_shared_layer_counts_is_found_where_layers_share_and_not_tried_elsewhere(
+    models: list[Architecture],
+) -> None:
+    rng, space = random.Random(2), replace(STUDY, shared=(False, True))
+    sharing = list({a.id: a for a in (space.architecture(space.sample(rng)) for _ in range(60))}.values())
+    truth = Setting("effective", 0.57, 700.0, 1 / 16, 1, shared_layer=0.25)
+    found = calibrate(made_by(truth, sharing), COARSE, ("effective",), repeats=0)
+    assert found.best.setting == truth and found.best.over_parameters.kendall.low > 0
+    assert "shared_layer=0.25" in study_report.constants(truth)
+    unshared = calibrate(made_by(TRUTH, models), COARSE, repeats=0)
+    assert 2 * unshared.settings_tried == sum(len(COARSE.settings(form)) for form in FORMS)
+    assert all(fit.setting.shared_layer == 1 for fit in unshared.fits)
 
 
 def test_losses_without_order_give_gains_only_where_they_were_fitted(models: list[Architecture]) -> None:
