@@ -42,6 +42,7 @@ class Chain:
     cost: Floats  # [G, K]
     extra: Floats  # [G]: a gene's activations beyond the ends'; only the largest counts
     first: Ints  # width indices of the first block
+    last: Ints  # and of the last
     start: Floats  # [W, K]
     changes: Floats  # [W, W, K]
     finish: Floats  # [W, K]
@@ -101,7 +102,7 @@ class Relaxation:
         count, depth, most = len(chain.start), chain.depth, chain.blocks[-1]
         change = chain.ascending - chain.changes @ prices  # [W, W]
         exact = np.full((most + 1, count, depth + 1), -np.inf)  # [blocks left, W, depth left]
-        exact[0, :, 0] = -(chain.finish @ prices)
+        exact[0, chain.last, 0] = -(chain.finish[chain.last] @ prices)
         placed = np.full((most + 1, count, depth + 1), -np.inf)  # the same with the next block's width given
         depths = np.unique(cell_layers)
         by_depth = np.full((len(depths), count), -np.inf)  # the best gene of every width with so many layers

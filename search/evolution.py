@@ -67,7 +67,7 @@ class _Evaluator:
             if part is None:
                 part = known[gene] = problem.score.block_total(model, genes[gene], depth, cut)
             total += part
-        return total
+        return problem.score.factor(genes[genome.genes[-1]].width) * total
 
     def excess(self, genome: Genome) -> float:
         """How far over the budgets, as a sum of fractions of each; 0 within."""

@@ -2,7 +2,8 @@
 
 The program separates: for a fixed frame (what all blocks share) and a fixed total depth, score and costs are sums over
 blocks, a chain (merino_edge.search.chain). A latency that is the least of alternatives makes one program for each
-(merino_edge.search.problem). So the solver goes over all pairs of program and depth:
+(merino_edge.search.problem). So the solver goes over all pairs of program and depth, and over the last block's width
+where the score is multiplied by something of it:
 
 1. A program that costs no less than another in every part is left out: it could only tie.
 2. Every pair gets an upper bound (Lagrangian relaxation); a good architecture comes from a few beam searches.
@@ -71,11 +72,12 @@ class Certificate:
 
 @dataclass
 class _Task:
-    """One program, one class of first widths (one cut), one depth."""
+    """One program, one class of first widths (one cut), one of last widths (one factor of the score), one depth."""
 
     program: FrameProgram
     cut: int
     first: range
+    last: range
     depth: int
     bound: float = math.inf
     prices: list[Floats] = field(default_factory=list)  # of the lowest bounds
@@ -116,6 +118,7 @@ class ExactSolver:
         self._width, self._layers = np.array(space.width_of), np.array([gene.layers for gene in space.genes])
         self._order = np.lexsort((self._layers, self._width))  # genes by cell
         self._depths = range(space.blocks[0] * space.layers[0], space.blocks[-1] * space.layers[-1] + 1)
+        self._raw: dict[tuple[object, ...], Floats] = {}
         self._scores: dict[tuple[object, ...], Floats] = {}
         self._useful: dict[tuple[object, ...], NDArray[np.bool_]] = {}
         self._prices: dict[tuple[object, ...], Floats] = {}  # by FFN kind: what the limits were worth last
@@ -157,8 +160,10 @@ class ExactSolver:
         if self.problem.score.uses_cut:
             classes = [(space.widths[w], range(w, w + 1)) for w in range(widths.start, wide)]
             classes += [(embedding, range(wide, widths.stop))] if wide < widths.stop else []
-        for (cut, first), depth in itertools.product(classes, self._depths):
-            yield _Task(program, cut, first, depth)
+        ends = [widths] if self.problem.score.last is None else [range(w, w + 1) for w in widths]
+        for (cut, first), last, depth in itertools.product(classes, ends, self._depths):
+            if first.start < last.stop:  # widths do not decrease
+                yield _Task(program, cut, first, last, depth)
 
     def _hopeful(self, tasks: list[_Task]) -> list[_Task]:
         """The tasks that may still hold the optimum or a tie with it, highest bound first."""
@@ -169,6 +174,7 @@ class ExactSolver:
     def _chain(self, task: _Task) -> Chain:
         program, space = task.program, self.problem.space
         genes = self._order[self._useful_genes(task)[task.depth - self._depths.start]]
+        genes = genes[self._width[genes] < task.last.stop]
         start = program.start.copy()
         if program.peak >= 0:  # part of what is minimised too: frames differ in it
             start[:, program.peak] += program.end_activation
@@ -179,6 +185,7 @@ class ExactSolver:
             cost=program.genes[genes],
             extra=np.maximum(program.activations[genes] - program.end_activation, 0.0),
             first=np.array(task.first),
+            last=np.array(task.last),
             start=start,
             changes=program.changes,
             finish=program.finish,
@@ -200,15 +207,20 @@ class ExactSolver:
         return weights
 
     def _block_scores(self, task: _Task) -> Floats:
-        """[depths, G]: every gene's score at every depth, on a grid on which sums are exact."""
+        """[depths, G]: every gene's score at every depth, multiplied by what it will be, on a grid on which sums are
+        exact."""
         problem = self.problem
         score, frame = problem.score, task.program.frame
-        key = (problem.space.frames[frame].ffn if score.frame_free else frame, task.cut if score.uses_cut else None)
+        alike = (problem.space.frames[frame].ffn if score.frame_free else frame, task.cut if score.uses_cut else None)
+        factor = score.factor(problem.space.widths[task.last[-1]])
+        key = (*alike, factor)
         if key not in self._scores:
-            model, genes = problem.space.models[frame], problem.space.genes
-            raw = np.array(
-                [[score.block_total(model, gene, depth, task.cut) for gene in genes] for depth in self._depths]
-            )
+            if alike not in self._raw:
+                model, genes = problem.space.models[frame], problem.space.genes
+                self._raw[alike] = np.array(
+                    [[score.block_total(model, gene, depth, task.cut) for gene in genes] for depth in self._depths]
+                )
+            raw = factor * self._raw[alike]
             largest = problem.space.blocks[-1] * float(np.abs(raw).max())
             grid = 2.0 ** (math.ceil(math.log2(largest)) - SCORE_BITS) if largest else 1.0
             self._scores[key] = np.round(raw / grid) * grid

@@ -127,7 +127,7 @@ def _expand(
 
 def _whole(chain: Chain, labels: _Labels) -> tuple[NDArray[np.intp], Floats]:
     """The labels that are whole chains within the budgets, and their worth."""
-    ends = np.flatnonzero(labels.depth == chain.depth)
+    ends = np.flatnonzero((labels.depth == chain.depth) & np.isin(labels.width, chain.last))
     total = labels.cost[ends] + chain.finish[labels.width[ends]]
     if chain.peak >= 0:
         total[:, chain.peak] += labels.extra[ends]

@@ -4,7 +4,7 @@
 |---|---|---|
 | effective | its entropy, weighted for depth | the paper, sections 3 and 4 |
 | cut | the same, but counted only as wide as the narrowest width before it | paper section 9 |
-| exit | effective, times a power of the last block's width; no sum, so for evolution | docs/study.md |
+| exit | the same as effective; their sum is multiplied by a power of the last block's width | docs/study.md |
 | parameters | its stored parameters | LiteTransformerSearch: decoder parameter count |
 | flops | its FLOPs over 1024 tokens | - |
 | MODULE:NAME, FILE.py:NAME | what NAME(model, block, depth, cut) returns | a user's own, additive: solved exactly |
@@ -14,8 +14,9 @@ Options follow a colon, as `effective:epsilon_squared=300,effectiveness_power=2`
 `exit_power` too).
 
 An additive score is a sum over blocks once the total depth and the cut are known: the cut is the narrowest width that
-everything passes through, which is the embedding's or the first block's, since widths do not decrease. A score is told
-neither budgets nor costs. It sees no vocabulary, no context, no training: two models that differ only there tie.
+everything passes through, which is the embedding's or the first block's, since widths do not decrease. What the sum is
+multiplied by may depend on the last block's width. A score is told neither budgets nor costs. It sees no vocabulary, no
+context, no training: two models that differ only there tie.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from merino_edge.search.entropy import Hyperparameters, depth_penalty, layer_ent
 FLOPS_SEQUENCE = 1024
 # Of a layer's entropy, in nats: sums are then exact, and what ties on paper ties here, on any machine.
 RESOLUTION = 2.0**-20
+FACTOR_BITS = 12  # of what a sum is multiplied by: few enough that products are exact
 
 EXIT_POWER = 0.75  # the median of what halves of the models of docs/study.md were fitted best by
 
@@ -53,6 +55,7 @@ class Score:
     spec: str
     block: BlockScore | None = None
     whole: Callable[[Architecture], float] | None = None
+    last: Callable[[int], float] | None = None  # what an additive score is multiplied by, given the last block's width
     uses_cut: bool = False
     frame_free: bool = False  # sees the FFN kind of a frame and nothing else
     details: dict[str, Any] = field(default_factory=dict)  # for the artefact: constants, or a source's hash
@@ -63,7 +66,13 @@ class Score:
             return self._number(self.whole, a)
         assert self.block is not None
         cut = narrowest_cut(a)
-        return math.fsum(self.block_total(a, block, a.layers, cut) for block in a.blocks)
+        return self.factor(a.blocks[-1].width) * math.fsum(
+            self.block_total(a, block, a.layers, cut) for block in a.blocks
+        )
+
+    def factor(self, last_width: int) -> float:
+        """What the sum over blocks is multiplied by."""
+        return 1.0 if self.last is None else self.last(last_width)
 
     def block_total(self, model: Architecture, block: Block, depth: int, cut: int) -> float:
         """What `block` adds to a model `depth` layers deep behind a cut of width `cut`."""
@@ -108,7 +117,13 @@ def at_exit(hyperparameters: Hyperparameters | None = None, power: float = EXIT_
     options = [inner.spec.partition(":")[2], *([f"exit_power={power!r}"] if power != EXIT_POWER else [])]
     spec = ":".join(filter(None, ("exit", ",".join(filter(None, options)))))
     details = {**inner.details, "exit_power": power}
-    return Score(spec, whole=lambda a: inner.total(a) * a.blocks[-1].width ** power, details=details)
+    return dataclasses.replace(inner, spec=spec, last=functools.partial(exit_factor, power), details=details)
+
+
+def exit_factor(power: float, width: int) -> float:
+    """width^power to FACTOR_BITS bits."""
+    mantissa, exponent = math.frexp(float(width) ** power)
+    return math.ldexp(round(mantissa * 2**FACTOR_BITS), exponent - FACTOR_BITS)
 
 
 def _layer_score(

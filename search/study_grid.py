@@ -7,7 +7,7 @@
 | exit | H w^g: its effective entropy H times a power of the width w of the last block |
 
 The last block's width is all that the head gets of what was computed; `exit_power` g says how much that counts beyond
-what it adds to H. It still has proven optima: for a given last width it grows with H, a sum over blocks.
+what it adds to H.
 What a layer of shared weights counts is tried only where models share.
 
 It knows no losses.
@@ -24,7 +24,7 @@ import numpy as np
 from merino_edge.architecture import Architecture
 from merino_edge.errors import InputError
 from merino_edge.search.entropy import Hyperparameters, effectiveness_gamma, layer_entropy
-from merino_edge.search.score import RESOLUTION, Score, at_exit, effective, narrowest_cut
+from merino_edge.search.score import RESOLUTION, Score, at_exit, effective, exit_factor, narrowest_cut
 from merino_edge.search.study_rank import Array
 
 FORMS = ("effective", "cut", "exit")
@@ -129,8 +129,8 @@ def scores(models: Sequence[Architecture], grid: Grid, form: str) -> Array:
     parts = np.einsum("snk,cenk,cbpnk->cebpsn", layers, entropy, penalty, optimize=True)
     alpha = np.array(alphas).reshape(-1, *[1] * (parts.ndim - 1))
     total = alpha * parts[0] + (1 - alpha) * parts[1]  # [alphas, epsilons, betas, powers, shares, N]
-    last = np.array([a.blocks[-1].width for a in models], np.float64)
-    total = total[:, :, :, :, None] * last ** np.array(exits)[:, None, None]  # [..., powers, exits, shares, N]
+    last = np.array([[exit_factor(power, a.blocks[-1].width) for a in models] for power in exits])
+    total = total[:, :, :, :, None] * last[:, None]  # [..., powers, exits, shares, N]
     # What ties on paper ties here.
     rounded: Array = np.round(total / RESOLUTION) * RESOLUTION
     return rounded.reshape(-1, len(models))

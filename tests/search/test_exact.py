@@ -34,6 +34,7 @@ KEYS = [
     *("decode_ms@64", "decode_ms@30", "prefill_ms@64", "text_ms@64", "first_token_ms@100", "energy_mj@20"),
 ]
 SCORES = ["effective", "cut", "parameters", "flops", "effective:effectiveness_power=3", "effective:shared_layer=0.3"]
+SCORES += ["exit", "exit:exit_power=2,shared_layer=0.1"]
 
 
 def brute_force(problem: Problem, limits: dict[str, float]) -> tuple[float, set[Genome]]:
