@@ -208,7 +208,8 @@ def _print_artefact(screen: Console, document: Document) -> None:
         screen.print("how it was made:")
         _print_fields(screen, rest)
     if graph := document.get("graph"):
-        screen.print(f"graph: {graph.get('lowering')} lowering, opset {graph.get('opset')}; compared with PyTorch:")
+        made = f"{graph.get('lowering')} lowering, opset {graph.get('opset')}, cache of {graph.get('cache', 'float')}"
+        screen.print(f"graph: {made}; compared with PyTorch:")
     for check in document.get("parity", ()):
         screen.print("  " + check_line(check))
     for engine in document.get("engines", ()):
