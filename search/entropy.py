@@ -42,8 +42,9 @@ class Hyperparameters:
             raise InputError(f"shared_layer is {self.shared_layer}", "give 0 to 1")
 
     def counted_layers(self, block: Block) -> float:
-        """How many layers with weights of their own a block counts as."""
-        return block.weight_layers + self.shared_layer * (block.layers - block.weight_layers)
+        """How many layers with weights of their own a block counts as; in 1024ths, so that sums of scores are exact."""
+        repeated = block.layers - block.weight_layers
+        return block.weight_layers + round(1024 * self.shared_layer) / 1024 * repeated
 
 
 @lru_cache(maxsize=65536)

@@ -103,7 +103,7 @@ def effective(hyperparameters: Hyperparameters | None = None, cut: bool = False)
 
     def block_score(model: Architecture, block: Block, depth: int, narrowest: int) -> float:
         shape = (model.head_dim, model.gated, block.width, block.kv_heads, block.ffn_width)
-        return _rounded(constants.counted_layers(block) * layer(*shape, depth, narrowest if cut else None))
+        return constants.counted_layers(block) * layer(*shape, depth, narrowest if cut else None)
 
     own = {f.name: getattr(constants, f.name) for f in dataclasses.fields(constants)}
     changed = [f"{f.name}={own[f.name]!r}" for f in dataclasses.fields(constants) if own[f.name] != f.default]
@@ -139,11 +139,7 @@ def _layer_score(
     mha, ffn = layer_entropy(width, kv_heads * head_dim, ffn_width, gated, constants.epsilon_squared, cut)
     mha *= constants.alpha_mha * depth_penalty(depth, width, constants)
     ffn *= constants.alpha_ffn * depth_penalty(depth, ffn_width, constants)
-    return _rounded(mha + ffn)
-
-
-def _rounded(entropy: float) -> float:
-    return round(entropy / RESOLUTION) * RESOLUTION
+    return round((mha + ffn) / RESOLUTION) * RESOLUTION
 
 
 PARAMETERS = Score("parameters", lambda a, block, depth, cut: counts.block_parameters(a, block), frame_free=True)

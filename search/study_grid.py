@@ -117,8 +117,7 @@ def scores(models: Sequence[Architecture], grid: Grid, form: str) -> Array:
     for n, a in enumerate(models):
         cut = narrowest_cut(a) if form == "cut" else None
         for k, block in enumerate(a.blocks):
-            repeated = block.layers - block.weight_layers  # as `Hyperparameters.counted_layers` counts
-            layers[:, n, k] = block.weight_layers + np.multiply(shares, repeated)
+            layers[:, n, k] = [Hyperparameters(shared_layer=share).counted_layers(block) for share in shares]
             layer = (block.width, block.kv_heads * a.head_dim, block.ffn_width, a.gated)
             for e, epsilon in enumerate(epsilons):
                 entropy[:, e, n, k] = layer_entropy(*layer, epsilon, cut)

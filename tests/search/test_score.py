@@ -65,7 +65,8 @@ def test_scores_tie_where_they_tie_on_paper() -> None:
     """2 + 4 layers are 3 + 3 layers: without the rounding to a grid the last bits would decide."""
     blocks = {layers: Block(512, layers, 8, 8, 1536, True) for layers in (2, 3, 4)}
     a = PAPER.models[0]
-    for spec in ("effective", "cut", "exit", "effective:epsilon_squared=3,effectiveness_power=1.7"):
+    options = ("", ":epsilon_squared=3,effectiveness_power=1.7", ":shared_layer=0.3")
+    for spec in (f"{name}{option}" for name in ("effective", "cut", "exit") for option in options):
         score = parse_score(spec)
         totals = {
             score.total(replace(a, blocks=tuple(blocks[n] for n in layers))) for layers in ((2, 4), (3, 3), (4, 2))
