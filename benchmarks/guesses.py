@@ -16,7 +16,7 @@ import contextlib
 import statistics
 from pathlib import Path
 
-from merino_edge.corpus import tiny_stories
+from merino_edge.corpus import SEPARATOR, tiny_stories
 from merino_edge.measurement import spread_percent
 from merino_edge.runtime.chat import Chat
 from merino_edge.runtime.draft_model import DraftModel
@@ -40,7 +40,7 @@ def volume(w, h, d):
 
 
 def prompts() -> dict[str, list[str]]:
-    stories = [story.strip() for story in tiny_stories(stories=8, seed=3).split("\n\n") if story.strip()]
+    stories = tiny_stories(stories=8, seed=3).split(SEPARATOR)
     texts = [" ".join("\n".join(stories[i : i + 2]).split()) for i in range(4)]
     rewriting = [
         f"Write this text again and correct its spelling:\n\n{texts[0]}",

@@ -20,16 +20,10 @@ from merino_edge.cli.study import trained
 from merino_edge.search.draw import decoder_parameters
 from merino_edge.search.score import parse_score
 from merino_edge.search.study import Trained, like_size
-from merino_edge.search.study_rank import Agreement, Estimate, agreement, difference
+from merino_edge.search.study_rank import agreement, difference
+from merino_edge.search.study_report import agreement_cells
 
 SCORES = ("effective", "exit", "effective:shared_layer=0.1", "exit:shared_layer=0.1", "flops")
-
-
-def cells(found: Agreement) -> str:
-    def cell(estimate: Estimate | None) -> str:
-        return "-" if estimate is None else f"{estimate.value:+.3f} ({estimate.low:+.3f} to {estimate.high:+.3f})"
-
-    return "  ".join(map(cell, (found.spearman, found.kendall, found.alike)))
 
 
 def main() -> None:
@@ -47,11 +41,12 @@ def main() -> None:
     loss, alike = np.array([model.loss for model in models.values()]), like_size(architectures)
     parameters = np.array([decoder_parameters(a) for a in architectures], np.float64)
     print(f"{len(loss)} models, losses {loss.min():.3f} to {loss.max():.3f}, {alike.sum() // 2} pairs of like size")
-    print(f"{'decoder parameters':<30} {cells(agreement(parameters, loss, alike))}")
+    print(f"{'decoder parameters':<30} {'  '.join(agreement_cells(agreement(parameters, loss, alike)))}")
     for spec in options.score:
         values = np.array([parse_score(spec).total(a) for a in architectures])
-        print(f"{spec:<30} {cells(agreement(values, loss, alike))}")
-        print(f"{'  over decoder parameters':<30} {cells(difference(values, parameters, loss, alike))}")
+        print(f"{spec:<30} {'  '.join(agreement_cells(agreement(values, loss, alike)))}")
+        over = difference(values, parameters, loss, alike)
+        print(f"{'  over decoder parameters':<30} {'  '.join(agreement_cells(over))}")
 
 
 if __name__ == "__main__":

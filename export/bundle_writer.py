@@ -21,7 +21,7 @@ from merino_edge import artefact, bundle, data, tensorrt_library
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.errors import ArtefactError, InputError
 from merino_edge.export import mixed, parity
-from merino_edge.export.calibration import observe
+from merino_edge.export.calibration import Observed, observe
 from merino_edge.export.graph import build_stored, cache_names, lowering, save, save_beside
 from merino_edge.export.ort import WANTED
 from merino_edge.export.overflow import wide_ffns
@@ -76,7 +76,7 @@ def write_bundle(
     if smaller and not 1 <= smaller[0] <= smaller[-1] < context:
         raise InputError(f"contexts {smaller} are outside 1 to {context - 1}", "change --context")
     with artefact.new_folder(out) as folder:
-        observed, by_gptq = None, target.precision == "int4" and rounding == "gptq"
+        observed, by_gptq = Observed({}, {}), target.precision == "int4" and rounding == "gptq"
         if by_gptq or target.cache_in_int8:
             on_step("drawing calibration text")
             observed = observe(a, checkpoint.weights, moments_too=by_gptq)
@@ -97,9 +97,8 @@ def write_bundle(
         half = target.compute_dtype == ir.DataType.FLOAT16
         wide = wide_ffns(a, checkpoint.weights, np.asarray(tokens)[: a.max_positions]) if half else frozenset[str]()
         on_step(f"rounding to {target.precision}")
-        whole = replace(store(a, checkpoint.weights, target, observed and observed.moments), wide=wide)
-        if observed and target.cache_in_int8:
-            whole = replace(whole, cache_scales=cache_scales(observed.reach))
+        whole = store(a, checkpoint.weights, target, observed.moments)
+        whole = replace(whole, wide=wide, cache_scales=cache_scales(observed.reach))
         stored = whole if kept is None else whole.keeping(kept)
         graph = folder / "model.onnx"
         model = build_stored(a, stored, target, context)

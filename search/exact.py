@@ -104,7 +104,7 @@ class ExactSolver:
         if problem.score.block is None:
             raise InputError(
                 f"score {problem.score.spec} is not a sum over blocks, so the exact solver cannot use it",
-                "add: --solver evolution, or, if it is your own, write it as NAME(model, block, depth, cut)",
+                "write it as NAME(model, block, depth, cut), or add: --solver evolution",
             )
         self.problem, self.note = problem, note
         self.began = time.monotonic()

@@ -7,8 +7,7 @@
 | exit | H w^g: its effective entropy H times a power of the width w of the last block |
 
 The last block's width is all that the head gets of what was computed; `exit_power` g says how much that counts beyond
-what it adds to H.
-What a layer of shared weights counts is tried only where models share.
+what it adds to H. What a layer of shared weights counts is tried only where models share.
 
 It knows no losses.
 """
