@@ -27,6 +27,7 @@ from merino_edge.export.ort import WANTED
 from merino_edge.export.overflow import wide_ffns
 from merino_edge.export.quantize import cache_scales, store
 from merino_edge.export.quantized import Quantized
+from merino_edge.export.smoothing import smoothed
 from merino_edge.export.targets import Target, require_parsed
 from merino_edge.export.tensorrt import build_engine
 from merino_edge.export.vocabulary import kept_tokens
@@ -80,6 +81,10 @@ def write_bundle(
         if by_gptq or target.cache_in_int8:
             on_step("drawing calibration text")
             observed = observe(a, checkpoint.weights, moments_too=by_gptq)
+        smooth = checkpoint
+        if target.cache_in_int8:
+            weights, reach = smoothed(a, checkpoint.weights, observed.reach, target.precision == "int8")
+            smooth, observed = replace(checkpoint, weights=weights), observed._replace(reach=reach)
         Tokenizer.load(checkpoint.path)  # is one, before it is rewritten
         source, chat = checkpoint.path / "tokenizer.json", checkpoint.path / "chat.json"
         artefact.write_text(folder / source.name, compact(artefact.read_text(source), str(source)))
@@ -97,7 +102,7 @@ def write_bundle(
         half = target.compute_dtype == ir.DataType.FLOAT16
         wide = wide_ffns(a, checkpoint.weights, np.asarray(tokens)[: a.max_positions]) if half else frozenset[str]()
         on_step(f"rounding to {target.precision}")
-        whole = store(a, checkpoint.weights, target, observed.moments)
+        whole = store(a, smooth.weights, target, observed.moments)
         whole = replace(whole, wide=wide, cache_scales=cache_scales(observed.reach))
         stored = whole if kept is None else whole.keeping(kept)
         graph = folder / "model.onnx"
@@ -108,7 +113,7 @@ def write_bundle(
         if max_kl is not None or max_bytes is not None:
             on_step("looking which matrices matter most")
             spare = None if max_bytes is None else max_bytes - MANIFEST_BYTES - _size_bytes(folder)
-            raised = mixed.raised_matrices(checkpoint, stored, target, tokens, context, max_kl, spare, on_step)
+            raised = mixed.raised_matrices(smooth, stored, target, tokens, context, max_kl, spare, on_step)
             whole, stored = (replace(part, quantized=part.quantized | raised) for part in (whole, stored))
             _remove(graph)
             save(build_stored(a, stored, target, context), graph)

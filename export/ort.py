@@ -3,16 +3,19 @@
 GroupQueryAttention rotates, writes the cache in place (its outputs are bound to its inputs' memory) and attends over
 the positions in use, however large the cache; SkipLayerNormalization adds and norms; MatMulNBits
 (merino_edge.export.linear) multiplies by int8 and int4 codes and adds the bias. Keys and values may be kept as int8
-codes with a scale per channel, which attention multiplies by as they are; that needs a newer ONNX Runtime.
+codes with one scale each (merino_edge.export.smoothing), which attention multiplies by as they are; that needs a newer
+ONNX Runtime, whose kernel takes row by row. So a step of more than a few tokens makes floats of the codes, attends as
+over a float cache, and writes the new codes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.tape import Tape
 
 from merino_edge.architecture import Block
 from merino_edge.errors import UnsupportedError
@@ -21,8 +24,15 @@ from merino_edge.export.linear import MICROSOFT
 
 WANTED = "wanted"  # the input that says of how many of the last positions the logits leave
 ROTATED_TOGETHER = 16  # numbers of a head
-FIRST_SCALE = 12  # of GroupQueryAttention's inputs: the keys' scales [Hkv * D], and then the values'
-CODED: dict[str, Any] = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+FIRST_SCALE = 12  # of GroupQueryAttention's inputs: the keys' scale [1], and then the values'
+FEW = 8  # tokens of a step, as many as a guess and the one before it are, for which codes are as fast as floats
+INT8 = ir.DataType.INT8.value
+CODED: dict[str, Any] = {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR", "kv_cache_bit_width": 8}
+
+
+def fresh() -> list[ir.Value]:
+    """For what attention gives: the attended heads, keys and values."""
+    return [ir.Value() for _ in range(3)]
 
 
 class OrtBuilder(GraphBuilder):
@@ -40,8 +50,50 @@ class OrtBuilder(GraphBuilder):
         last = self.op("Cast", self.op("Reshape", last, self.shape(1)), to=ir.DataType.INT32.value)
         self.last_position = last  # int32 [1]
         self.length = self.op("Add", last, self.constant("one", np.array([1], np.int32)))  # int32 [1]
+        if self.target.cache_in_int8:
+            self.places = self.op("Reshape", self.positions, self.shape(-1))  # int64 [T]
+            self.start = self.slice(self.places, 0, 0, 1)  # int64 [1]
+            tokens = self.op("Squeeze", self.op("Shape", self.tokens, start=1))  # int64 []
+            self.many = self.op("Greater", tokens, self.constant("few", np.array(FEW, np.int64)))  # bool []
 
     def attend(self, packed: ir.Value, block: Block, cache: Sequence[ir.Value]) -> tuple[ir.Value, list[ir.Value]]:
+        outputs = [ir.Value(), *(self.output(past, block, self.capacity) for past in cache)]
+        if self.target.cache_in_int8:
+            scales = [self.constant(f"{c.name}.scale", self.stored.cache_scales[str(c.name)]) for c in cache]
+            branches = {
+                "then_branch": self.branch("many", lambda: self.attend_to_floats(packed, block, cache, scales)),
+                "else_branch": self.branch("few", lambda: self.query(packed, block, cache, fresh(), scales)),
+            }
+            self.tape.op_multi_out("If", [self.many], branches, outputs=outputs)
+        else:
+            self.query(packed, block, cache, outputs)
+        return outputs[0], outputs[1:]
+
+    def attend_to_floats(
+        self, packed: ir.Value, block: Block, cache: Sequence[ir.Value], scales: Sequence[ir.Value]
+    ) -> Sequence[ir.Value]:
+        """As `query` over codes, but of them only the step's own are made: what it attends to are floats."""
+        floats = [
+            self.op("DequantizeLinear", self.op("Slice", codes, self.shape(0), self.start, self.shape(2)), scale)
+            for codes, scale in zip(cache, scales, strict=True)
+        ]
+        y, *longer = self.query(packed, block, floats, fresh())
+        outputs = [y]
+        for codes, whole, scale in zip(cache, longer, scales, strict=True):
+            own = self.op("Gather", whole, self.places, axis=2)  # through a Slice ONNX Runtime would move the rounding
+            rounded = self.op("QuantizeLinear", own, scale, output_dtype=INT8)
+            outputs.append(self.op("TensorScatter", codes, rounded, self.start, axis=2))
+        return outputs
+
+    def query(
+        self,
+        packed: ir.Value,
+        block: Block,
+        cache: Sequence[ir.Value],
+        outputs: Sequence[ir.Value],
+        scales: Sequence[ir.Value] = (),
+    ) -> Sequence[ir.Value]:
+        """GroupQueryAttention over a cache of floats, or of codes where there are scales."""
         inputs = [packed, None, None, *cache, self.last_position, self.length]
         rotary = self.a.positions == "rotary"
         if rotary:
@@ -53,14 +105,22 @@ class OrtBuilder(GraphBuilder):
             inputs += [self.computed(f"rotary.{n}", t) for n, t in zip(("cos", "sin"), self.angles(), strict=True)]
         attributes: dict[str, Any] = {"num_heads": block.heads, "kv_num_heads": block.kv_heads, "scale": 1.0}
         attributes["do_rotary"] = int(rotary)
-        if self.target.cache_in_int8:
-            scales = [self.constant(f"{c.name}.scale", self.stored.cache_scales[str(c.name)].ravel()) for c in cache]
+        if scales:
             inputs += [*[None] * (FIRST_SCALE - len(inputs)), *scales]
             attributes |= CODED
-        y = ir.Value()
-        outputs = [y, *(self.output(past, block, self.capacity) for past in cache)]
-        self.tape.op_multi_out("GroupQueryAttention", inputs, attributes, outputs=outputs, domain=MICROSOFT)
-        return y, outputs[1:]
+        return self.tape.op_multi_out("GroupQueryAttention", inputs, attributes, outputs=outputs, domain=MICROSOFT)
+
+    def branch(self, name: str, write: Callable[[], Sequence[ir.Value]]) -> ir.Graph:
+        """What `write` writes, as a graph inside this one, whose outputs it returns."""
+        around, self.tape = self.tape, Tape()
+        try:
+            outputs, nodes = write(), self.tape.nodes
+        finally:
+            self.tape = around
+        name = f"{name}.{self.layer}"
+        for place, value in enumerate(value for node in nodes for value in node.outputs):
+            value.name = f"{name}.{place}"  # no other's in the whole model
+        return ir.Graph([], outputs, nodes=nodes, name=name)
 
     def rms_norm(self, x: ir.Value, scale: ir.Value) -> ir.Value:
         return self.op("SimplifiedLayerNormalization", x, scale, epsilon=self.a.norm_epsilon, axis=-1)

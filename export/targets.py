@@ -227,8 +227,8 @@ class Target:
     @property
     def opset(self) -> int:
         """The oldest that has what the lowering writes."""
-        if self.lowering == "native":
-            return 24
+        if self.lowering == "native" or self.cache_in_int8:
+            return 24  # the first with TensorScatter
         if self.lowering == "ort" or (self.precision == "int4" and self.on_tensorrt):
             return 21  # the first with INT4, and with blocks in DequantizeLinear
         return min(19, self.platform.opsets[1])  # 19: a float16 scale in DequantizeLinear

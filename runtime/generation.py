@@ -263,8 +263,8 @@ def generate(
     """Start an answer to `prompt_ids`, of the form that `grammar` has; nothing runs before the first `next`.
 
     `guesser`: run its guesses along where that pays (merino_edge.runtime.drafter). Every token is sampled all the same,
-    so an answer is what it would be without as far as steps of one and of several tokens round alike: at fp32 they do,
-    at int4 ONNX Runtime's kernels do not.
+    so an answer is what it would be without as far as steps of one and of several tokens round alike: at fp32 they do
+    to a millionth of a probability, at int4 ONNX Runtime's kernels do not.
 
     Raises InputError for a prompt that is empty, longer than the context or not of this vocabulary, and
     for `max_tokens` or `stop` out of their limits.

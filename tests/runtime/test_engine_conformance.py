@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,20 +11,25 @@ import numpy as np
 import pytest
 from engine_conformance import ARCHITECTURE, CONTEXT, TOKENS, WEIGHTS, EngineConformance, NewEngine
 from numpy.testing import assert_allclose
+from random_model import random_model
 
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.graph import build_stored, cache_names, to_bytes
+from merino_edge.export.ort import FEW
 from merino_edge.export.quantize import cache_scales, store
 from merino_edge.export.targets import LOWERINGS, Target
 from merino_edge.runtime.onnx_engine import FIRST_WITH_INT8_CACHE, OnnxEngine, installed_version
 from merino_edge.runtime.tensorrt_engine import TensorRtEngine
 
 FLOAT_CACHE = Target.named("onnxruntime", "fp32", "ort")
+# Of the largest logit, what a cache of int8 may change: after steps, and where nothing is past.
+ROUNDED, AT_ONCE = 0.03, 0.005
+GENTLE = random_model(ARCHITECTURE, strength=0.7)  # attention of the usual one turns over at a rounded score
 ROUNDING = {"fp32": 1e-5, "fp16": 5e-3}  # ONNX Runtime's CPU keeps fp16 caches and weights in fp16
 
 
-def graph_of(target: Target, places: int | None = None) -> bytes:
-    return to_bytes(build_stored(ARCHITECTURE, store(ARCHITECTURE, WEIGHTS, target), target, CONTEXT, places))
+def graph_of(target: Target, places: int | None = None, weights: Mapping[str, np.ndarray] = WEIGHTS) -> bytes:
+    return to_bytes(build_stored(ARCHITECTURE, store(ARCHITECTURE, weights, target), target, CONTEXT, places))
 
 
 @pytest.mark.parametrize("precision", ROUNDING)
@@ -46,37 +51,42 @@ class TestInt8Cache(EngineConformance):
 
     @pytest.fixture
     def tolerance(self) -> float:
-        return 1 / 127  # sums in another order may give the neighbouring code
+        return ROUNDED + AT_ONCE
 
     @pytest.fixture
     def floating(self) -> Iterator[OnnxEngine]:
-        with contextlib.closing(OnnxEngine(graph_of(FLOAT_CACHE), ARCHITECTURE, CONTEXT, threads=1)) as engine:
+        graph = graph_of(FLOAT_CACHE, weights=GENTLE)
+        with contextlib.closing(OnnxEngine(graph, ARCHITECTURE, CONTEXT, threads=1)) as engine:
             engine.forward(TOKENS, 0)
             yield engine
 
     @pytest.fixture
-    def scales(self, floating: OnnxEngine) -> dict[str, np.ndarray]:
+    def scales(self, floating: OnnxEngine) -> dict[str, np.float32]:
         reach = [np.abs(part).max(axis=1) for part in floating.read_cache(CONTEXT)]  # [Hkv, D] each
         return cache_scales(dict(zip((name for name, _ in cache_names(ARCHITECTURE)), reach, strict=True)))
 
     @pytest.fixture
-    def new_engine(self, scales: dict[str, np.ndarray]) -> NewEngine:
+    def new_engine(self, scales: dict[str, np.float32]) -> NewEngine:
         target = replace(FLOAT_CACHE, cache="int8")
-        stored = replace(store(ARCHITECTURE, WEIGHTS, target), cache_scales=scales)
+        stored = replace(store(ARCHITECTURE, GENTLE, target), cache_scales=scales)
         graph = to_bytes(build_stored(ARCHITECTURE, stored, target, CONTEXT))
         return lambda: OnnxEngine(graph, ARCHITECTURE, CONTEXT, threads=1)
 
+    @pytest.mark.parametrize("together", [1, FEW, FEW + 1, CONTEXT])
     def test_its_codes_are_the_nearest_to_what_a_float_cache_holds(
-        self, engine: OnnxEngine, floating: OnnxEngine, scales: dict[str, np.ndarray]
+        self, engine: OnnxEngine, floating: OnnxEngine, scales: dict[str, np.float32], together: int
     ) -> None:
-        found, logits = engine.forward(TOKENS, 0), floating.forward(TOKENS, 0)
+        for start in range(0, CONTEXT, together):
+            some = TOKENS[start : start + together]
+            found, logits = engine.forward(some, start), floating.forward(some, start)
+            allowed = ROUNDED if together < CONTEXT else AT_ONCE
+            assert_allclose(found, logits, rtol=0, atol=allowed * np.abs(logits).max())
         parts = zip(engine.read_cache(CONTEXT), floating.read_cache(CONTEXT), scales.values(), strict=True)
         for index, (codes, exact, scale) in enumerate(parts):
             assert codes.dtype == np.int8 and codes.shape == exact.shape
-            off = np.abs(codes * scale[:, None] - exact) / scale[:, None]
-            assert np.median(off) < 1  # a scale of another channel is many codes off
+            off = np.abs(codes - exact / scale)
+            assert np.median(off) < 1
             assert index >= 2 or off.max() < 0.501  # later layers see what the first has rounded
-        assert_allclose(found, logits, rtol=0, atol=0.02 * np.abs(logits).max())
 
     def test_an_older_onnx_runtime_is_refused(self, new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("merino_edge.runtime.onnx_engine.installed_version", lambda: (1, 26))
