@@ -23,9 +23,9 @@ SEQUENCES, LENGTH = 16, 192  # drawn, and positions of each
 
 
 class Observed(NamedTuple):
-    """`moments`, by weight name: sum of x x^T [K, K] float32 over every input x of that matrix, the head left out;
-    matrices that share their input (query, key, value; gate, up) share one array. `reach`, by the cache's name in a
-    graph: the greatest magnitude of every channel [Hkv, D] float32, wherever a rotation may turn it."""
+    """`moments`, by weight name: sum of x x^T [K, K] float32 over every input x of that matrix, of a tied table over the
+    head's; matrices that share their input (query, key, value; gate, up) share one array. `reach`, by the cache's name
+    in a graph: the greatest magnitude of every channel [Hkv, D] float32, wherever a rotation may turn it."""
 
     moments: dict[str, np.ndarray]
     reach: dict[str, np.ndarray]
@@ -41,7 +41,6 @@ def observe(
 ) -> Observed:
     """Let the model draw `sequences` of `length` tokens and look on; `moments` take most of the time."""
     import torch
-    from torch import nn
 
     from merino_edge.model import Cache, Model
 
@@ -49,19 +48,22 @@ def observe(
     length = min(length, a.max_positions)
     moments: dict[str, torch.Tensor] = {}
     linears = model.linears()
-    together = with_shared_inputs(name for name in linears if name != "head.weight") if moments_too else []
+    head = "embedding.weight" if a.tied_head else "head.weight"
+    together = with_shared_inputs(name for name in linears if name != head)
+
+    def add(name: str, x: torch.Tensor) -> None:
+        x = x.flatten(0, -2)  # [B * T, K]
+        if name not in moments:
+            moments[name] = torch.zeros(x.shape[1], x.shape[1])
+        moments[name].addmm_(x.T, x)
 
     def watch(name: str) -> None:
-        def add(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            x = inputs[0].flatten(0, -2)  # [B * T, K]
-            if name not in moments:
-                moments[name] = torch.zeros(x.shape[1], x.shape[1])
-            moments[name].addmm_(x.T, x)
+        linears[name].register_forward_pre_hook(lambda _, inputs: add(name, inputs[0]))
 
-        linears[name].register_forward_pre_hook(add)
-
-    for names in together:
-        watch(names[0])
+    if moments_too:
+        for names in together:
+            watch(names[0])
+        model.projection_out.register_forward_hook(lambda _, inputs, x: add(head, x))  # the head is no module if tied
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(a.vocab_size, (sequences, 1), generator=generator)
     cache = Cache(a, sequences, length)
@@ -70,7 +72,9 @@ def observe(
             logits = model(tokens, cache, position, last_only=True)[:, 0]  # [B, V]
             tokens = torch.multinomial(logits.softmax(-1), 1, generator=generator)
     found = {name: moment.numpy() for name, moment in moments.items()}
-    return Observed({name: found[names[0]] for names in together for name in names}, reach(a, cache))
+    if moments_too:
+        found |= {name: found[names[0]] for names in together for name in names}
+    return Observed(found, reach(a, cache))
 
 
 def reach(a: Architecture, cache: Cache) -> dict[str, np.ndarray]:

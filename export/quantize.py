@@ -200,8 +200,8 @@ def _block(name: str, inputs: int, bits: int, target: Target) -> int:
         return inputs
     if inputs % INT4_BLOCK:
         raise UnsupportedError(f"{name} has {inputs} inputs, not a multiple of {INT4_BLOCK}", "export --precision fp16")
-    if name in (EMBEDDING, HEAD):
-        return inputs if bits == 8 else INT4_BLOCK  # wider blocks cost much there and save little
+    if bits == 8 and name in (EMBEDDING, HEAD):
+        return inputs
     return math.gcd(inputs, target.block)
 
 

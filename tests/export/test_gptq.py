@@ -90,16 +90,17 @@ def test_moments_are_those_of_the_inputs_that_the_model_sees() -> None:
     a = dataclasses.replace(a, vocab_size=80, embedding_width=64, blocks=blocks, max_positions=32)
     weights = {name: 3 * w for name, w in random_weights(a).items()}
     found = observe(a, weights, sequences=3, length=20).moments
-    matrices = {
-        name for name, w in weights.items() if w.ndim == 2 and name not in ("embedding.weight", "positions.weight")
-    }
-    assert set(found) == matrices
+    assert set(found) == {name for name, w in weights.items() if w.ndim == 2 and name != "positions.weight"}
     assert found["blocks.0.layers.0.attention.key.weight"] is found["blocks.0.layers.0.attention.query.weight"]
     for name, moment in found.items():
         assert moment.shape == (weights[name].shape[1],) * 2
         assert np.linalg.eigvalsh(moment.astype(np.float64)).min() > -1e-2 * np.trace(moment)
     again = observe(a, weights, sequences=3, length=20).moments
     assert all(np.array_equal(found[name], again[name]) for name in found)
+    # The head's are those of what leaves the last norm, whether or not it is a matrix of its own.
+    untied = dataclasses.replace(a, tied_head=False)
+    own = observe(untied, weights | {"head.weight": weights["embedding.weight"]}, sequences=3, length=20).moments
+    assert "embedding.weight" not in own and np.array_equal(own["head.weight"], found["embedding.weight"])
     # The first matrix of a block of two shared layers saw 3 sequences of 20 positions twice.
     model, seen = Model.from_weights(a, weights), []
     model.blocks[0].layers[0].attention.query.register_forward_pre_hook(lambda _, x: seen.append(x[0].flatten(0, -2)))

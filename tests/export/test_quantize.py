@@ -117,7 +117,7 @@ def test_the_fast_form_has_no_offsets_and_its_table_at_int4() -> None:
         tables = {"embedding.weight"} | ({"head.weight"} if not tied else set())
         assert {name for name, q in plain.items() if q.bits == 8} == tables
         assert {q.bits for q in stored.values()} == {4}
-        assert {stored[name].codes.shape for name in tables} == {(96, 4, 32)}
+        assert {stored[name].codes.shape for name in tables} == {(96, 2, 64)}
     for precision, target in (("int8", "onnxruntime"), ("int4", "rtx")):
         with pytest.raises(UnsupportedError, match="one form only"):
             Target.named(target, precision, fast=True)
