@@ -23,7 +23,7 @@ SEQUENCES, LENGTH = 16, 192  # drawn, and positions of each
 
 
 class Observed(NamedTuple):
-    """`moments`, by weight name: sum of x x^T [K, K] float32 over every input x of that matrix, of a tied table over the
+    """`moments`, by weight name: sum of x x^T [K, K] float32 over every input x of that matrix, of a tied table the
     head's; matrices that share their input (query, key, value; gate, up) share one array. `reach`, by the cache's name
     in a graph: the greatest magnitude of every channel [Hkv, D] float32, wherever a rotation may turn it."""
 
