@@ -19,6 +19,8 @@ from merino_edge.errors import ArtefactError, InputError
 from merino_edge.runtime.engine import Logits, TokenIds
 
 Floats = NDArray[np.float64]
+FEW = 128  # candidates up to which Python's own numbers take less time than NumPy's calls, which a step leaves cold
+DRAWN_AT_ONCE = 64  # random numbers, for the same reason
 MANY = 1024  # probabilities from which on it pays to look before sorting
 GROUP = 32  # logits that are represented by their largest
 
@@ -77,23 +79,63 @@ class Sampler:
         self.sampling = sampling
         self.seed = int(np.random.default_rng().integers(2**32)) if sampling.seed is None else sampling.seed
         self._random = np.random.default_rng(self.seed)
+        self._drawn: list[float] = []  # of 0 to 1, the next one last
 
     def __call__(self, logits: Logits, history: Sequence[int], answer: Sequence[int] = ()) -> int:
         """The next token id. `logits` [V] are not changed; `history`: all ids so far, `answer`: those after the prompt.
 
         Raises InputError (a bias for a token that is not there), ArtefactError (logits that are not finite).
         """
-        logits = adjusted(logits, history, answer, self.sampling)
+        sampling = self.sampling
+        logits = adjusted(logits, history, answer, sampling)
+        few = 0 < sampling.top_k <= FEW and sampling.min_p == 0 and sampling.typical_p == 1
+        if few and sampling.temperature and not sampling.greedy:
+            return self._draw_of_few(logits)
         best = int(logits.argmax())  # NaN and +infinity come out first
         if not math.isfinite(logits[best]):
-            raise ArtefactError(f"the model returned logits of {logits[best]}", "export again with --precision fp32")
-        if self.sampling.greedy or self.sampling.temperature == 0:
+            raise _not_finite(logits)
+        if sampling.greedy or sampling.temperature == 0:
             return best
-        ids, probabilities = distribution(logits, self.sampling)
+        ids, probabilities = distribution(logits, sampling)
         cumulative = probabilities.cumsum()
         # The first id whose cumulative probability exceeds the draw: never one of probability zero.
-        index = int(cumulative.searchsorted(self._random.random() * cumulative[-1], side="right"))
+        index = int(cumulative.searchsorted(self._draw() * cumulative[-1], side="right"))
         return int(ids[min(index, ids.size - 1)])
+
+    def _draw(self) -> float:
+        """The next number of 0 to 1."""
+        if not self._drawn:
+            self._drawn = self._random.random(DRAWN_AT_ONCE)[::-1].tolist()
+        return self._drawn.pop()
+
+    def _draw_of_few(self, logits: Logits) -> int:
+        """As by `distribution`: the same token for the same draw, with temperature, top-k and top-p alone."""
+        ids, values = _candidates(logits, self.sampling.top_k)
+        most, temperature = max(values), self.sampling.temperature
+        likely = [math.exp((value - most) / temperature) for value in values]
+        mass = sum(likely)
+        if not math.isfinite(mass):  # for NaN, or all as infinite, which nothing else makes of differences to the most
+            raise _not_finite(logits)
+        likely = [weight / mass for weight in likely]
+        order = [place for place, chance in enumerate(likely) if chance]
+        if self.sampling.top_p < 1:
+            order.sort(key=likely.__getitem__)
+            dropped, held = 0, likely[order[0]]
+            while held <= 1 - self.sampling.top_p and dropped < len(order) - 1:
+                dropped += 1
+                held += likely[order[dropped]]
+            order = order[dropped:]
+        left = self._draw() * sum(likely[place] for place in order)
+        for place in order:
+            left -= likely[place]
+            if left < 0:
+                break
+        return int(ids[place])
+
+
+def _not_finite(logits: Logits) -> ArtefactError:
+    worst = logits[logits.argmax()]
+    return ArtefactError(f"the model returned logits of {worst}", "export again with --precision fp32")
 
 
 def adjusted(logits: Logits, history: Sequence[int], answer: Sequence[int], sampling: Sampling) -> Logits:
@@ -151,23 +193,42 @@ def distribution(logits: Logits, sampling: Sampling) -> tuple[TokenIds, Floats]:
 
 
 def _top(logits: Logits, k: int) -> tuple[TokenIds, Logits]:
-    """Ids of the k largest and their ties, ascending, and their logits.
-
-    The k-th largest of the maxima of any groups is no larger than the k-th of all, and few logits are as large as it.
-    So a whole vocabulary is read twice; sorting it takes ten times as long.
-    """
-    groups = logits.size // GROUP
-    if groups > k:
-        maxima = np.maximum.reduce(logits[: GROUP * groups].reshape(GROUP, groups))
-        maxima.partition(groups - k)
-        ids = (logits >= maxima[groups - k]).nonzero()[0]
-    else:
-        ids = np.arange(logits.size)
+    """Ids of the k largest and their ties, ascending, and their logits."""
+    ids = _at_least_top(logits, k)
     found = logits[ids]
     ordered = found.copy()
     ordered.partition(found.size - k)
     keep = found >= ordered[found.size - k]
     return ids[keep], found[keep]
+
+
+def _candidates(logits: Logits, k: int) -> tuple[list[int], list[float]]:
+    """As `_top`. Raises ArtefactError where a logit is NaN, and is not among them."""
+    if k >= logits.size:
+        return list(range(logits.size)), logits.tolist()
+    ids = _at_least_top(logits, k)
+    values: list[float] = logits[ids].tolist()
+    least = sorted(values)[-k]
+    kept = [place for place, value in enumerate(values) if not value < least]
+    numbers = ids.tolist()
+    return [numbers[place] for place in kept], [values[place] for place in kept]
+
+
+def _at_least_top(logits: Logits, k: int) -> TokenIds:
+    """Ascending, the ids of the k largest, their ties and some others. Raises ArtefactError for NaN among many logits.
+
+    The k-th largest of the maxima of any groups is no larger than the k-th of all, and few logits are as large as it.
+    So a whole vocabulary is read twice; sorting it takes ten times as long.
+    """
+    groups = logits.size // GROUP
+    if groups <= k:
+        return np.arange(logits.size)
+    maxima = np.maximum.reduce(logits[: GROUP * groups].reshape(GROUP, groups))
+    maxima.partition(groups - k)  # NaN comes last
+    largest, rest = maxima[groups - k :].tolist(), logits[GROUP * groups :].tolist()
+    if math.isnan(sum(largest)) or math.isnan(sum(rest)):
+        raise _not_finite(logits)
+    return (logits >= largest[0]).nonzero()[0]
 
 
 def _typical(ids: TokenIds, likely: Floats, mass: float) -> tuple[TokenIds, Floats]:

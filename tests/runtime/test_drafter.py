@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,7 +158,9 @@ class Chances(Sampler):
             adjusted(logits, history, answer, sampling), replace(sampling, temperature=sampling.temperature or 1.0)
         )
         if sampling.temperature:
-            self.nearest.append(float(np.abs(likely.cumsum() - deepcopy(self._random).random()).min()))
+            draw = self._draw()
+            self._drawn.append(draw)
+            self.nearest.append(float(np.abs(likely.cumsum() - draw).min()))
         else:
             second, first = np.partition(likely, -2)[-2:]
             self.nearest.append(float(first - second))

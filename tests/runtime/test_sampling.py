@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from merino_edge.errors import ArtefactError, InputError
-from merino_edge.runtime.sampling import MANY, Sampler, Sampling, adjusted, distribution
+from merino_edge.runtime.sampling import FEW, MANY, Sampler, Sampling, adjusted, distribution
 
 SAMPLINGS = st.builds(
     Sampling,
@@ -162,15 +162,42 @@ def test_the_top_k_of_a_large_vocabulary_are_found_without_sorting_it(
     np.testing.assert_array_equal(ids, np.flatnonzero(logits >= np.sort(logits)[-k]))
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    size=st.integers(1, 5000),
+    k=st.integers(1, FEW),
+    top_p=st.sampled_from([0.0, 0.3, 0.95, 1.0]),
+    temperature=st.sampled_from([1e-300, 0.01, 0.5, 1.0, 30.0]),
+    values=st.sampled_from([2, 40, 10**6]),
+    seed=st.integers(0, 999),
+)
+def test_few_candidates_are_drawn_from_as_many_are(
+    size: int, k: int, top_p: float, temperature: float, values: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    logits = (10 * rng.integers(values, size=size) / values).astype(np.float32)
+    logits[1 : size // 2] = -np.inf
+    sampling = Sampling(temperature, k, top_p, seed=seed)
+    ids, likely = distribution(logits, sampling)
+    few, expected = Sampler(sampling), np.random.default_rng(seed)
+    for draw in expected.random(70):
+        token = few(logits, [])
+        place = int(np.flatnonzero(ids == token)[0])
+        before = likely[:place].sum()
+        assert before - 1e-12 <= draw < before + likely[place] + 1e-12
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("greedy", [True, False])
-def test_a_broken_model_is_refused(bad: float, greedy: bool) -> None:
-    logits = np.zeros(8, np.float32)
-    logits[3] = bad
-    with pytest.raises(ArtefactError, match="export again"):
-        Sampler(Sampling(greedy=greedy))(logits, [])
-    with pytest.raises(ArtefactError, match="export again"):
-        Sampler(Sampling(greedy=greedy))(np.full(8, -np.inf, np.float32), [])
+@pytest.mark.parametrize("place", [3, -1])
+@pytest.mark.parametrize("size", [8, 5000, 5024])
+@pytest.mark.parametrize("chosen", [Sampling(greedy=True), Sampling(), Sampling(top_k=0), Sampling(min_p=0.1)])
+def test_a_broken_model_is_refused(bad: float, place: int, size: int, chosen: Sampling) -> None:
+    logits = np.zeros(size, np.float32)
+    logits[place] = bad
+    with pytest.raises(ArtefactError, match=f"logits of {bad}"):
+        Sampler(chosen)(logits, [])
+    with pytest.raises(ArtefactError, match="logits of -inf"):
+        Sampler(chosen)(np.full(size, -np.inf, np.float32), [])
 
 
 @pytest.mark.parametrize(
