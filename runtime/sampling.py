@@ -80,6 +80,8 @@ class Sampler:
         self.seed = int(np.random.default_rng().integers(2**32)) if sampling.seed is None else sampling.seed
         self._random = np.random.default_rng(self.seed)
         self._drawn: list[float] = []  # of 0 to 1, the next one last
+        drawn = sampling.temperature and not sampling.greedy
+        self._of_few = drawn and 0 < sampling.top_k <= FEW and sampling.min_p == 0 and sampling.typical_p == 1
 
     def __call__(self, logits: Logits, history: Sequence[int], answer: Sequence[int] = ()) -> int:
         """The next token id. `logits` [V] are not changed; `history`: all ids so far, `answer`: those after the prompt.
@@ -88,8 +90,7 @@ class Sampler:
         """
         sampling = self.sampling
         logits = adjusted(logits, history, answer, sampling)
-        few = 0 < sampling.top_k <= FEW and sampling.min_p == 0 and sampling.typical_p == 1
-        if few and sampling.temperature and not sampling.greedy:
+        if self._of_few:
             return self._draw_of_few(logits)
         best = int(logits.argmax())  # NaN and +infinity come out first
         if not math.isfinite(logits[best]):
