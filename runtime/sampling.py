@@ -80,7 +80,7 @@ class Sampler:
         self.seed = int(np.random.default_rng().integers(2**32)) if sampling.seed is None else sampling.seed
         self._random = np.random.default_rng(self.seed)
         self._drawn: list[float] = []  # of 0 to 1, the next one last
-        drawn = sampling.temperature and not sampling.greedy
+        drawn = sampling.temperature > 0 and not sampling.greedy
         self._of_few = drawn and 0 < sampling.top_k <= FEW and sampling.min_p == 0 and sampling.typical_p == 1
 
     def __call__(self, logits: Logits, history: Sequence[int], answer: Sequence[int] = ()) -> int:
