@@ -42,13 +42,14 @@ def volume(w, h, d):
 def prompts() -> dict[str, list[str]]:
     stories = tiny_stories(stories=8, seed=3).split(SEPARATOR)
     texts = [" ".join("\n".join(stories[i : i + 2]).split()) for i in range(4)]
-    rewriting = [
-        f"Write this text again and correct its spelling:\n\n{texts[0]}",
-        f"Summarise this text, using its own sentences:\n\n{texts[1]}",
-        f"Write this text again, every sentence on a line of its own:\n\n{texts[2]}",
-        f"Quote the first three sentences of this text:\n\n{texts[3]}",
-        f"Rename the variable `result` to `r` and give the whole code back:\n\n{CODE}",
-    ]
+    tasks = (
+        "Write this text again and correct its spelling:",
+        "Summarise this text, using its own sentences:",
+        "Write this text again, every sentence on a line of its own:",
+        "Quote the first three sentences of this text:",
+    )
+    rewriting = [f"{task}\n\n{text}" for text in texts for task in tasks]
+    rewriting.append(f"Rename the variable `result` to `r` and give the whole code back:\n\n{CODE}")
     asking = [
         "What is the capital of France, and what is it known for?",
         "Write a short story about a dog who finds a key.",

@@ -24,7 +24,7 @@ from merino_edge.export.linear import MICROSOFT
 
 WANTED = "wanted"  # the input that says of how many of the last positions the logits leave
 ROTATED_TOGETHER = 16  # numbers of a head
-FIRST_SCALE = 12  # of GroupQueryAttention's inputs: the keys' scale [1], and then the values'
+FIRST_SCALE = 12  # of GroupQueryAttention's inputs: the keys' scale, and then the values'
 FEW = 8  # tokens of a step, as many as a guess and the one before it are, for which codes are as fast as floats
 INT8 = ir.DataType.INT8.value
 CODED: dict[str, Any] = {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR", "kv_cache_bit_width": 8}
@@ -51,8 +51,8 @@ class OrtBuilder(GraphBuilder):
         self.last_position = last  # int32 [1]
         self.length = self.op("Add", last, self.constant("one", np.array([1], np.int32)))  # int32 [1]
         if self.target.cache_in_int8:
-            self.places = self.op("Reshape", self.positions, self.shape(-1))  # int64 [T]
-            self.start = self.slice(self.places, 0, 0, 1)  # int64 [1]
+            self.own_places = self.op("Reshape", self.positions, self.shape(-1))  # int64 [T]
+            self.start = self.slice(self.own_places, 0, 0, 1)  # int64 [1]
             tokens = self.op("Squeeze", self.op("Shape", self.tokens, start=1))  # int64 []
             self.many = self.op("Greater", tokens, self.constant("few", np.array(FEW, np.int64)))  # bool []
 
@@ -80,7 +80,8 @@ class OrtBuilder(GraphBuilder):
         y, *longer = self.query(packed, block, floats, fresh())
         outputs = [y]
         for codes, whole, scale in zip(cache, longer, scales, strict=True):
-            own = self.op("Gather", whole, self.places, axis=2)  # through a Slice ONNX Runtime would move the rounding
+            # Through a Slice ONNX Runtime would move the rounding, and round everything.
+            own = self.op("Gather", whole, self.own_places, axis=2)
             rounded = self.op("QuantizeLinear", own, scale, output_dtype=INT8)
             outputs.append(self.op("TensorScatter", codes, rounded, self.start, axis=2))
         return outputs

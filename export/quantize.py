@@ -43,7 +43,7 @@ class StoredWeights:
     quantized: dict[str, Quantized]
     wide: frozenset[str] = frozenset()  # prefixes of the FFNs that compute in float32 (merino_edge.export.overflow)
     kept: np.ndarray | None = None  # ids of the tokens that the head gives logits of [V'], rising; None: all
-    cache_scales: Mapping[str, np.float32] = field(default_factory=dict)  # of int8 caches, by their names
+    cache_scales: Mapping[str, np.ndarray] = field(default_factory=dict)  # of int8 caches, by their names: [] each
 
     @property
     def own_head(self) -> bool:
@@ -91,9 +91,9 @@ def store(
     return stored
 
 
-def cache_scales(reach: Mapping[str, np.ndarray]) -> dict[str, np.float32]:
-    """Of int8 caches whose channels [Hkv, D] reach so far (merino_edge.export.calibration, smoothing)."""
-    return {name: np.float32(nonzero(channels.max() / 127)) for name, channels in reach.items()}
+def cache_scales(reach: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of int8 caches whose channels [Hkv, D] reach so far (merino_edge.export.calibration, smoothing): [] each."""
+    return {name: nonzero(channels.max() / 127) for name, channels in reach.items()}
 
 
 def quantize_matrix(

@@ -208,8 +208,10 @@ def _candidates(logits: Logits, k: int) -> tuple[list[int], list[float]]:
     if k >= logits.size:
         return list(range(logits.size)), logits.tolist()
     ids = _at_least_top(logits, k)
+    if ids.size > MANY and (possible := (logits > -math.inf).nonzero()[0]).size:  # a grammar's mask makes the rest tie
+        ids = possible
     values: list[float] = logits[ids].tolist()
-    least = sorted(values)[-k]
+    least = sorted(values)[-min(k, len(values))]
     kept = [place for place, value in enumerate(values) if not value < least]
     numbers = ids.tolist()
     return [numbers[place] for place in kept], [values[place] for place in kept]
@@ -229,7 +231,8 @@ def _at_least_top(logits: Logits, k: int) -> TokenIds:
     largest, rest = maxima[groups - k :].tolist(), logits[GROUP * groups :].tolist()
     if math.isnan(sum(largest)) or math.isnan(sum(rest)):
         raise _not_finite(logits)
-    return (logits >= largest[0]).nonzero()[0]
+    ids: TokenIds = (logits >= largest[0]).nonzero()[0]
+    return ids
 
 
 def _typical(ids: TokenIds, likely: Floats, mass: float) -> tuple[TokenIds, Floats]:

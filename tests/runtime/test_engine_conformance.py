@@ -61,12 +61,12 @@ class TestInt8Cache(EngineConformance):
             yield engine
 
     @pytest.fixture
-    def scales(self, floating: OnnxEngine) -> dict[str, np.float32]:
+    def scales(self, floating: OnnxEngine) -> dict[str, np.ndarray]:
         reach = [np.abs(part).max(axis=1) for part in floating.read_cache(CONTEXT)]  # [Hkv, D] each
         return cache_scales(dict(zip((name for name, _ in cache_names(ARCHITECTURE)), reach, strict=True)))
 
     @pytest.fixture
-    def new_engine(self, scales: dict[str, np.float32]) -> NewEngine:
+    def new_engine(self, scales: dict[str, np.ndarray]) -> NewEngine:
         target = replace(FLOAT_CACHE, cache="int8")
         stored = replace(store(ARCHITECTURE, GENTLE, target), cache_scales=scales)
         graph = to_bytes(build_stored(ARCHITECTURE, stored, target, CONTEXT))
@@ -74,7 +74,7 @@ class TestInt8Cache(EngineConformance):
 
     @pytest.mark.parametrize("together", [1, FEW, FEW + 1, CONTEXT])
     def test_its_codes_are_the_nearest_to_what_a_float_cache_holds(
-        self, engine: OnnxEngine, floating: OnnxEngine, scales: dict[str, np.float32], together: int
+        self, engine: OnnxEngine, floating: OnnxEngine, scales: dict[str, np.ndarray], together: int
     ) -> None:
         for start in range(0, CONTEXT, together):
             some = TOKENS[start : start + together]

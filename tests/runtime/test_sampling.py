@@ -125,10 +125,12 @@ def test_a_seed_gives_its_sequence_and_no_seed_a_new_one() -> None:
     assert draw(None)[1] != tokens
 
 
-def test_infinitely_unlikely_tokens_are_never_drawn() -> None:
-    logits = np.full(50, -np.inf, np.float32)
+@pytest.mark.parametrize("top_k", [0, 1, 2, 40])
+@pytest.mark.parametrize("size", [50, 5000])
+def test_infinitely_unlikely_tokens_are_never_drawn(size: int, top_k: int) -> None:
+    logits = np.full(size, -np.inf, np.float32)
     logits[[4, 9]] = 0
-    sampler = Sampler(Sampling(top_k=0, top_p=1, seed=0))
+    sampler = Sampler(Sampling(top_k=top_k, top_p=1, seed=0))
     assert {sampler(logits, []) for _ in range(200)} == {4, 9}
 
 
