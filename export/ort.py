@@ -50,6 +50,16 @@ class OrtBuilder(GraphBuilder):
         last = self.op("Cast", self.op("Reshape", last, self.shape(1)), to=ir.DataType.INT32.value)
         self.last_position = last  # int32 [1]
         self.length = self.op("Add", last, self.constant("one", np.array([1], np.int32)))  # int32 [1]
+        self.rotation: list[ir.Value] = []  # cosines and sines [C, R / 2]
+        if self.a.positions == "rotary":
+            if self.a.rotary_dim % ROTATED_TOGETHER:
+                raise UnsupportedError(
+                    f"ONNX Runtime's attention rotates multiples of {ROTATED_TOGETHER}, not {self.a.rotary_dim}",
+                    "export with --lowering native",
+                )
+            self.rotation = [
+                self.computed(f"rotary.{n}", t) for n, t in zip(("cos", "sin"), self.angles(), strict=True)
+            ]
         if self.target.cache_in_int8:
             self.own_places = self.op("Reshape", self.positions, self.shape(-1))  # int64 [T]
             self.start = self.slice(self.own_places, 0, 0, 1)  # int64 [1]
@@ -95,17 +105,9 @@ class OrtBuilder(GraphBuilder):
         scales: Sequence[ir.Value] = (),
     ) -> Sequence[ir.Value]:
         """GroupQueryAttention over a cache of floats, or of codes where there are scales."""
-        inputs = [packed, None, None, *cache, self.last_position, self.length]
-        rotary = self.a.positions == "rotary"
-        if rotary:
-            if self.a.rotary_dim % ROTATED_TOGETHER:
-                raise UnsupportedError(
-                    f"ONNX Runtime's attention rotates multiples of {ROTATED_TOGETHER}, not {self.a.rotary_dim}",
-                    "export with --lowering native",
-                )
-            inputs += [self.computed(f"rotary.{n}", t) for n, t in zip(("cos", "sin"), self.angles(), strict=True)]
+        inputs = [packed, None, None, *cache, self.last_position, self.length, *self.rotation]
         attributes: dict[str, Any] = {"num_heads": block.heads, "kv_num_heads": block.kv_heads, "scale": 1.0}
-        attributes["do_rotary"] = int(rotary)
+        attributes["do_rotary"] = int(bool(self.rotation))
         if scales:
             inputs += [*[None] * (FIRST_SCALE - len(inputs)), *scales]
             attributes |= CODED

@@ -131,7 +131,7 @@ class Sampler:
             left -= likely[place]
             if left < 0:
                 break
-        return int(ids[place])
+        return ids[place]
 
 
 def _not_finite(logits: Logits) -> ArtefactError:
