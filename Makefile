@@ -28,12 +28,8 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# mypy cannot follow an editable install's mapping of folders, so it reads an installed copy.
 types: $(VENV)/dev
-	rm -rf $(VENV)/copy build
-	$(PIP) --no-deps --target $(VENV)/copy .
-	rm -rf build
-	cd $(VENV)/copy && ../bin/mypy --config-file $(CURDIR)/pyproject.toml -p merino_edge
+	$(BIN)/mypy -p merino_edge
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/peers/compare.py --install llama.cpp onnxruntime-genai transformers

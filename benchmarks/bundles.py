@@ -14,7 +14,7 @@ from pathlib import Path
 from interleaved import print_speeds
 
 from merino_edge import bundle
-from merino_edge.runtime.onnx_engine import OnnxEngine
+from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from merino_edge.errors import MerinoError
 from merino_edge.export.graph import build_stored, save
-from merino_edge.export.quantize import random_stored
+from merino_edge.export.quantization.stored_weights import random_stored
 from merino_edge.export.targets import PLATFORMS, Target
 from merino_edge.export.tensorrt import NO_KERNEL, build_engine
 from merino_edge.presets import PRESETS, preset, shrunk

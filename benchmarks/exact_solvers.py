@@ -22,12 +22,12 @@ from itertools import product
 import numpy as np
 
 from merino_edge.search.budget import Budget
-from merino_edge.search.exact import ExactSolver
-from merino_edge.search.prices import Prices
+from merino_edge.search.builtin_spaces import EDGE, PAPER, WIDE
+from merino_edge.search.costs import Prices
+from merino_edge.search.exact.solver import ExactSolver
 from merino_edge.search.problem import Problem
 from merino_edge.search.score import effective
 from merino_edge.search.space import Space
-from merino_edge.search.spaces import EDGE, PAPER, WIDE
 
 CASES = (
     {"flops": 60e9},

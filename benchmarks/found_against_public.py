@@ -17,7 +17,7 @@ from merino_edge import architecture
 from merino_edge.architecture import Architecture
 from merino_edge.export.graph import build_model, to_bytes
 from merino_edge.presets import preset
-from merino_edge.runtime.onnx_engine import OnnxEngine
+from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 from merino_edge.weights import random_weights
 
 LENGTH, STEPS, ROUNDS = 256, 40, 9

@@ -16,15 +16,16 @@ import contextlib
 import statistics
 from pathlib import Path
 
-from merino_edge.corpus import SEPARATOR, tiny_stories
-from merino_edge.measurement import spread_percent
+from merino_edge.data.tiny_stories import SEPARATOR, tiny_stories
+from merino_edge.latency.measurement import spread_percent
 from merino_edge.runtime.chat import Chat
-from merino_edge.runtime.draft_model import DraftModel
-from merino_edge.runtime.drafter import Guesser
-from merino_edge.runtime.engine import Engine, open_engine
+from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.generation import Generation
-from merino_edge.runtime.lookup import PromptLookup
+from merino_edge.runtime.open_bundle import open_engine
 from merino_edge.runtime.sampling import Sampling
+from merino_edge.runtime.speculative.draft_model import DraftModel
+from merino_edge.runtime.speculative.drafter import Guesser
+from merino_edge.runtime.speculative.prompt_lookup import PromptLookup
 from merino_edge.tokenizer import Tokenizer
 
 CODE = """def area(w, h):

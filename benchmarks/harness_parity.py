@@ -21,8 +21,8 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
 from merino_edge.cli.evaluate import open_model
-from merino_edge.runtime.evaluation import evaluate_task
-from merino_edge.runtime.evaluation_tasks import harness_task
+from merino_edge.runtime.evaluation.harness import evaluate_task
+from merino_edge.runtime.evaluation.tasks import harness_task
 
 TASKS = ("hellaswag", "arc_easy", "winogrande", "openbookqa", "boolq")
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from merino_edge.measurement import spread_percent
+from merino_edge.latency.measurement import spread_percent
 from merino_edge.runtime.engine import Engine
 
 

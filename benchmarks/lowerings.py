@@ -17,10 +17,10 @@ from interleaved import print_speeds
 
 from merino_edge.counts import PRECISIONS
 from merino_edge.export.graph import build_stored, save
-from merino_edge.export.quantize import random_stored
+from merino_edge.export.quantization.stored_weights import random_stored
 from merino_edge.export.targets import LOWERINGS, Target
 from merino_edge.presets import PRESETS, preset
-from merino_edge.runtime.onnx_engine import OnnxEngine
+from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from merino_edge import counts
 from merino_edge.architecture import Architecture
 from merino_edge.presets import preset
-from merino_edge.search.spaces import EDGE
+from merino_edge.search.builtin_spaces import EDGE
 
 TOKENS = 256
 CHILD = """

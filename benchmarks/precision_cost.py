@@ -25,14 +25,14 @@ from wikitext2 import WINDOW, corpora, windows_of_test_text
 
 from merino_edge import checkpoint
 from merino_edge.architecture import Architecture
-from merino_edge.convert import import_model
+from merino_edge.convert.import_model import import_model
+from merino_edge.convert.pretrained import fetch_smollm2
 from merino_edge.export import parity
-from merino_edge.export.calibration import observe
-from merino_edge.export.mixed import raised_matrices
-from merino_edge.export.quantize import StoredWeights, store
+from merino_edge.export.mixed_precision import raised_matrices
+from merino_edge.export.quantization.calibration import observe
+from merino_edge.export.quantization.stored_weights import StoredWeights, store
 from merino_edge.export.targets import Target
-from merino_edge.model import Model
-from merino_edge.pretrained import fetch_smollm2
+from merino_edge.pytorch.model import Model
 from merino_edge.tokenizer import Tokenizer
 
 FORMS = {  # by name: precision, how it is rounded

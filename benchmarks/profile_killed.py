@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from merino_edge.latency_table import LatencyTable
+from merino_edge.latency.table_file import load_table
 
 SECONDS = (0.5, 40.0)  # from the start of a run: from before its first entry on
 COMMAND = [sys.executable, "-m", "merino_edge.cli", "profile", "--quick"]
@@ -53,7 +53,7 @@ def main() -> None:
             print(f"killed {kills} after {seconds:.1f} s: {len(kept)} entries kept{', a line torn' * torn}", flush=True)
         started = time.perf_counter()
         subprocess.run(_command(path, options.space), check=True, stdout=subprocess.DEVNULL)
-        table = LatencyTable.load(path)
+        table = load_table(path)
         keys = [f"{m.key} {m.visit}" for m in table.lines]
         finished, seconds = path.read_bytes(), time.perf_counter() - started
         subprocess.run(_command(path, options.space), check=True, stdout=subprocess.DEVNULL)
@@ -75,7 +75,7 @@ def _check(path: Path, before: set[str]) -> set[str]:
     if not path.exists():
         assert not before, "the table is gone"
         return set()
-    keys = {f"{m.key} {m.visit}" for m in LatencyTable.load(path, unfinished=True).lines}
+    keys = {f"{m.key} {m.visit}" for m in load_table(path, unfinished=True).lines}
     assert before <= keys, "an entry was lost"
     return keys
 

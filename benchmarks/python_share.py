@@ -19,10 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from merino_edge.runtime.engine import open_engine
-from merino_edge.runtime.generation import Session, generate
-from merino_edge.runtime.onnx_engine import OnnxEngine
+from merino_edge.runtime.engines.onnx_engine import OnnxEngine
+from merino_edge.runtime.generation import generate
+from merino_edge.runtime.open_bundle import open_engine
 from merino_edge.runtime.sampling import Sampling
+from merino_edge.runtime.session import Session
 
 SAMPLINGS = {"greedy": Sampling(greedy=True), "default": Sampling(0.5, 40, 0.95, seed=0)}
 PROMPT = "The quick brown fox jumps over the lazy dog and then"

@@ -15,8 +15,8 @@ import statistics
 from scipy.optimize import brentq, least_squares
 
 from merino_edge.cli.estimate import estimate
-from merino_edge.jetson.published import Row, rows
-from merino_edge.jetson.roofline import Runtime, runtime
+from merino_edge.jetson.estimate.published_speeds import Row, rows
+from merino_edge.jetson.estimate.roofline import Runtime, runtime
 
 
 def llama_cpp_like(base: Runtime, logs: list[float]) -> Runtime:

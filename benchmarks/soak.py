@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from merino_edge.runtime.engine import open_engine
-from merino_edge.runtime.generation import Session, generate
+from merino_edge.runtime.generation import generate
+from merino_edge.runtime.open_bundle import open_engine
 from merino_edge.runtime.sampling import Sampling
+from merino_edge.runtime.session import Session
 
 
 def resident_mb() -> float:

@@ -21,14 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from merino_edge import checkpoint, data
+from merino_edge import checkpoint
 from merino_edge.architecture import Architecture, Block
-from merino_edge.convert_to_huggingface import export_to_huggingface
-from merino_edge.corpus import tiny_stories
-from merino_edge.measurement import spread_percent
-from merino_edge.model import Model
-from merino_edge.training import Trainer
-from merino_edge.training_config import TrainingConfig
+from merino_edge.convert.to_huggingface import export_to_huggingface
+from merino_edge.data.corpus import Corpus, prepare
+from merino_edge.data.tiny_stories import tiny_stories
+from merino_edge.latency.measurement import spread_percent
+from merino_edge.pytorch.model import Model
+from merino_edge.training.config import TrainingConfig
+from merino_edge.training.trainer import Trainer
 
 A = Architecture(
     2048, 256, 256, 32, (Block(256, 6, 8, 4, 768),),
@@ -39,7 +40,7 @@ A = Architecture(
 class PlainLoop:
     """What a person writes: AdamW, clipping, the schedule, autocast. `loss_of(inputs, targets)` is the mean loss."""
 
-    def __init__(self, module: nn.Module, corpus: data.Corpus, config: TrainingConfig, bf16: bool) -> None:
+    def __init__(self, module: nn.Module, corpus: Corpus, config: TrainingConfig, bf16: bool) -> None:
         self.module, self.corpus, self.config, self.bf16, self.step = module, corpus, config, bf16, 0
         groups = [
             {"params": [p for p in module.parameters() if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -67,7 +68,7 @@ class PlainLoop:
         return loss.item()
 
 
-def loops(corpus: data.Corpus, config: TrainingConfig, a: Architecture = A) -> dict[str, Callable[[], float]]:
+def loops(corpus: Corpus, config: TrainingConfig, a: Architecture = A) -> dict[str, Callable[[], float]]:
     """Each training's next step, by name; all begin with the same weights."""
     ours = Trainer(a, corpus, config)
     plain = Model(a, config.seed)
@@ -100,7 +101,7 @@ def main() -> None:
         if source is None:
             source = Path(folder) / "stories.txt"
             source.write_text(tiny_stories())
-        steps = loops(data.prepare([source], A.vocab_size, Path(folder) / "corpus"), config)
+        steps = loops(prepare([source], A.vocab_size, Path(folder) / "corpus"), config)
         speeds: dict[str, list[float]] = {name: [] for name in steps}
         losses = dict.fromkeys(steps, 0.0)
         for turn in range(options.steps):

@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from wikitext2 import WINDOW, corpora, windows_of_test_text
 
 from merino_edge import checkpoint
-from merino_edge.convert import import_model
-from merino_edge.data import pieces
-from merino_edge.export.vocabulary import kept_tokens
-from merino_edge.model import Model
-from merino_edge.pretrained import fetch_smollm2
+from merino_edge.convert.import_model import import_model
+from merino_edge.convert.pretrained import fetch_smollm2
+from merino_edge.data.corpus import pieces
+from merino_edge.export.vocabulary_pruning import kept_tokens
+from merino_edge.pytorch.model import Model
 from merino_edge.tokenizer import Tokenizer
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.errors import ParityError
-from merino_edge.export.quantize import StoredWeights
+from merino_edge.export.quantization.stored_weights import StoredWeights
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -231,7 +231,7 @@ class TorchReference:
     kept: np.ndarray | None = None
 
     def __init__(self, a: Architecture, weights: Mapping[str, NDArray[np.floating]]) -> None:
-        from merino_edge.model import Model
+        from merino_edge.pytorch.model import Model
 
         self.model = Model.from_weights(a, weights).float().eval()
 
@@ -249,7 +249,7 @@ class TorchReference:
         """Logits [P, V] of the positions of every window; what lies before them is run for its keys and values."""
         import torch
 
-        from merino_edge.model import Cache
+        from merino_edge.pytorch.model import Cache
 
         cache, done, found = Cache(self.model.architecture, 1, len(text)), 0, []
         tokens = torch.from_numpy(text)[None]

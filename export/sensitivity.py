@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from merino_edge.architecture import Architecture
-from merino_edge.export.quantized import Quantized
+from merino_edge.export.quantization.quantized_matrix import Quantized
 
 DRAWS = 4  # of a token at every position, each a backward pass
 
@@ -34,7 +34,7 @@ def rounding_costs(
     import torch
     from torch import Tensor, nn
 
-    from merino_edge.model import Model
+    from merino_edge.pytorch.model import Model
 
     model = Model.from_weights(a, weights).eval()
     linears = model.linears()

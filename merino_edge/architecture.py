@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from merino_edge import artefact, limits
+from merino_edge import artefact, counts, limits
 from merino_edge.errors import ArchitectureError, ArtefactError
 
 KIND = "architecture"
@@ -120,23 +120,15 @@ class Architecture:
 
     @property
     def parameters(self) -> int:
-        from merino_edge import counts
-
         return counts.parameters(self)
 
     def flops(self, sequence: int = 1024, head: bool = False) -> int:
-        from merino_edge import counts
-
         return counts.flops(self, sequence, head)
 
     def weight_bytes(self, precision: str = "fp16") -> int:
-        from merino_edge import counts
-
         return counts.weight_bytes(self, precision)
 
     def kv_bytes(self, positions: int | None = None, element_bytes: int = 2) -> int:
-        from merino_edge import counts
-
         return counts.kv_bytes(self, positions, element_bytes)
 
 

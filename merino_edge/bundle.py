@@ -2,7 +2,7 @@
 
     BUNDLE/manifest.json     kind "bundle", schema 1: architecture, precision, target, context length, graph
                              inputs and outputs, sha256 of every other file, parity report, checkpoint hash, engines,
-                             tunings (merino_edge.runtime.tuning)
+                             tunings (merino_edge.runtime.thread_tuning)
            model.onnx        model.onnx.data (weights)      tokenizer.json      chat.json
            model-C.onnx      over the same weights, with a cache of C places: one for each of `contexts` but the last
            engine-HASH.plan  compiled by TensorRT on the machine that `engines` says (merino-edge build)

@@ -4,7 +4,7 @@ CKPT/architecture.json    the architecture artefact
      model.safetensors    weights by the names of merino_edge.weights
      tokenizer.json       chat.json (see merino_edge.tokenizer)
      training.json        kind "checkpoint": where the weights come from, sha256 of the other files
-     state/               only while training: what resuming needs (merino_edge.training)
+     state/               only while training: what resuming needs (merino_edge.training.trainer)
 """
 
 from __future__ import annotations

@@ -11,9 +11,12 @@ width projections count with the head (this gives the published 213 G for OPT-12
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import InputError
+
+if TYPE_CHECKING:  # an architecture counts itself by these functions
+    from merino_edge.architecture import Architecture, Block
 
 INT4_BLOCK = 32  # weights per scale in the int4 form
 PRECISIONS = ("fp32", "fp16", "int8", "int4")

@@ -12,11 +12,12 @@ import threading
 from collections.abc import Sequence
 
 from merino_edge.errors import InputError
-from merino_edge.runtime.drafter import Guesser
 from merino_edge.runtime.engine import Engine
-from merino_edge.runtime.generation import Generation, Session, generate
+from merino_edge.runtime.generation import Generation, generate
 from merino_edge.runtime.grammar import Grammar
 from merino_edge.runtime.sampling import Sampling
+from merino_edge.runtime.session import Session
+from merino_edge.runtime.speculative.drafter import Guesser
 from merino_edge.tokenizer import Message, Tokenizer
 
 

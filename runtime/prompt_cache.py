@@ -6,7 +6,7 @@ One line of JSON, then the arrays one after the other, each [Hkv, P, D]:
      "dtype": "float32", "shapes": [[Hkv, D], ...], "arrays_sha256", "sha256" of all this}
 
 A session that loads it holds its tokens, and a prompt is compared with those as with any others
-(merino_edge.runtime.generation.Session), so a file of another prompt costs nothing but its reading. Only the engine of
+(merino_edge.runtime.session.Session), so a file of another prompt costs nothing but its reading. Only the engine of
 ONNX Runtime on a CPU keeps its cache where it can be read.
 """
 
@@ -21,8 +21,8 @@ import numpy as np
 
 from merino_edge import artefact, limits
 from merino_edge.errors import ArtefactError, UnsupportedError
-from merino_edge.runtime.generation import Session
-from merino_edge.runtime.onnx_engine import OnnxEngine
+from merino_edge.runtime.engines.onnx_engine import OnnxEngine
+from merino_edge.runtime.session import Session
 
 if TYPE_CHECKING:
     from merino_edge.bundle import Bundle

@@ -10,7 +10,7 @@ Two departures. Half of the children have a second block mutated: under a tight 
 another shrinks, and with single mutations most seeds end below the optimum. And in spaces that leave more open than
 the paper's, a child may instead gain or lose a block, or change one choice of its frame.
 
-It proves nothing: the best it saw is not always the best there is. `merino_edge.search.exact` says how far off it is.
+It proves nothing: the best it saw is not always the best there is. `merino_edge.search.exact.solver` says how far off it is.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 from merino_edge import limits
 from merino_edge.search.budget import Budget, Metric
-from merino_edge.search.least import least
+from merino_edge.search.exact.minimum import least
 from merino_edge.search.problem import FrameProgram, Problem
 from merino_edge.search.space import Genome, Space
 

@@ -1,7 +1,7 @@
 """The exact trade-off between score and one cost: for every point, no architecture scores more at that cost or less.
 
 The front runs from the least cost within the budgets to where more of it buys nothing. Each point is solved exactly
-(merino_edge.search.exact) under its own limit; among equal scores the cheapest is taken, so no point is dominated. A
+(merino_edge.search.exact.solver) under its own limit; among equal scores the cheapest is taken, so no point is dominated. A
 limit in the widest gap left is tried next until there are as many points as asked for, or no more to be found.
 
 Report `NAME.json`, kind "pareto_front", schema 1:
@@ -23,10 +23,10 @@ from dataclasses import dataclass
 
 from merino_edge.errors import InputError
 from merino_edge.search.budget import Metric
-from merino_edge.search.exact import UNBOUNDED, ExactSolver
-from merino_edge.search.least import least
+from merino_edge.search.exact.minimum import least
+from merino_edge.search.exact.solver import UNBOUNDED, ExactSolver
+from merino_edge.search.infeasible import refusal
 from merino_edge.search.problem import Problem
-from merino_edge.search.refusal import refusal
 from merino_edge.search.space import Genome
 
 KIND = "pareto_front"

@@ -2,7 +2,7 @@
 
 `Problem` says which frames can meet the budget's lengths at all, and gives each as `FrameProgram`s: a cost vector per
 gene, width change, first width and last width, and the limits, all in the metrics' exact units
-(merino_edge.search.prices). A metric that is the least over alternatives of the greatest of several sums has a column
+(merino_edge.search.costs). A metric that is the least over alternatives of the greatest of several sums has a column
 for each sum, and the frame a program for each alternative: an architecture is within the budgets if it is within all
 limits of one of them. `Problem` judges whole genomes for the evolution, for enumeration and for reports. It solves
 nothing.
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from merino_edge.architecture import Architecture
 from merino_edge.errors import InputError
 from merino_edge.search.budget import Budget, Metric
-from merino_edge.search.prices import Parts, Prices, Sum, unit_limit
+from merino_edge.search.costs import Parts, Prices, Sum, unit_limit
 from merino_edge.search.score import Score
 from merino_edge.search.space import Genome, Space
 

@@ -9,7 +9,7 @@
     "solver": "exact" | "evolution", "solver_options": {...},       # evolution: iterations, population, parents, seed
     "space": {"name", "sha256", "form": {...}}                      # form: merino_edge.search.space_file
     "table": null | {"name", "sha256", "header": {...}, "faces": {...}, "validation": {...}, "entries": [...]}
-                                                                                # LatencyTable.to_compact
+                                                                                # table_file.to_compact
 
 A result holds no times of the search itself: the same question gives the same file. It prints nothing.
 """
@@ -24,15 +24,16 @@ from typing import Any
 from merino_edge import artefact, limits
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, BudgetError, InputError
-from merino_edge.latency_table import LatencyTable
+from merino_edge.latency.table import LatencyTable
+from merino_edge.latency.table_file import from_compact, to_compact
 from merino_edge.search import space_file
+from merino_edge.search.brute_force import enumerate_all
 from merino_edge.search.budget import Budget
-from merino_edge.search.enumeration import enumerate_all
+from merino_edge.search.costs import Prices
 from merino_edge.search.evolution import Evolution, evolve
-from merino_edge.search.exact import Certificate, ExactSolver, Note
-from merino_edge.search.prices import Prices
+from merino_edge.search.exact.solver import Certificate, ExactSolver, Note
+from merino_edge.search.infeasible import refusal
 from merino_edge.search.problem import Problem
-from merino_edge.search.refusal import refusal
 from merino_edge.search.score import Score, parse_score
 from merino_edge.search.space import Genome, Space
 
@@ -76,7 +77,7 @@ class Question:
                 budget,
                 score,
                 document["precision"],
-                None if table is None else LatencyTable.from_compact(table, where),
+                None if table is None else from_compact(table, where),
                 document["solver"],
                 dict(document["solver_options"]),
             )
@@ -139,7 +140,7 @@ class Answer:
             "solver": question.solver,
             "solver_options": question.options,
             "space": {"name": space.name, "sha256": artefact.sha256_text(artefact.canonical_json(form)), "form": form},
-            "table": None if question.table is None else question.table.to_compact(),
+            "table": None if question.table is None else to_compact(question.table),
         }
 
 

@@ -28,12 +28,12 @@ from typing import IO, Any
 import numpy as np
 
 from merino_edge import checkpoint
+from merino_edge.convert.pretrained import fetch_smollm2
 from merino_edge.export.parity import TEXT, mean_kl
-from merino_edge.measurement import spread_percent
-from merino_edge.model import Model
-from merino_edge.pretrained import fetch_smollm2
+from merino_edge.latency.measurement import spread_percent
+from merino_edge.pytorch.engine import TorchEngine
+from merino_edge.pytorch.model import Model
 from merino_edge.tokenizer import Tokenizer
-from merino_edge.torch_engine import TorchEngine
 
 HERE = Path(__file__).resolve().parent
 OURS = {

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from compare import HERE, OURS, PEERS, REST_SECONDS, Process, prepare, python_of
 
-from merino_edge.measurement import spread_percent
-from merino_edge.pretrained import fetch_smollm2
-from merino_edge.runtime.engine import open_engine
-from merino_edge.runtime.lookup import PromptLookup
+from merino_edge.convert.pretrained import fetch_smollm2
+from merino_edge.latency.measurement import spread_percent
+from merino_edge.runtime.open_bundle import open_engine
+from merino_edge.runtime.speculative.prompt_lookup import PromptLookup
 
 sys.path.insert(0, str(HERE.parent))
 from guesses import answer, prompts

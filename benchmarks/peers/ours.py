@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 from worker import serve
 
-from merino_edge.runtime.engine import open_engine
+from merino_edge.runtime.open_bundle import open_engine
 
 
 class Ours:

@@ -70,8 +70,8 @@ def bench(
     """Measure time to first token, prefill and decode speed, and memory of a bundle."""
     from merino_edge.cli.console import print_json, progress, stderr
     from merino_edge.cli.opening import open_bundle
-    from merino_edge.jetson.energy import EnergyMeter
-    from merino_edge.jetson.sensors import Sensors, moved
+    from merino_edge.jetson.device.energy import EnergyMeter
+    from merino_edge.jetson.device.sensors import Sensors, moved
     from merino_edge.runtime import bench as runtime
     from merino_edge.runtime.memory import peak_memory_mb
 

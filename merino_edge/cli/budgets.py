@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from merino_edge.latency_table import LatencyTable
+    from merino_edge.latency.table import LatencyTable
+    from merino_edge.latency.table_file import load_table
     from merino_edge.search.budget import Budget
     from merino_edge.search.result import Question
     from merino_edge.search.space import Space
@@ -65,17 +66,16 @@ def question(
     """What was asked for on the command line. `given`: texts by metric. Raises InputError, ArtefactError."""
     import dataclasses
 
-    from merino_edge.latency_table import LatencyTable
+    from merino_edge.search.builtin_spaces import load_space
     from merino_edge.search.result import Question
     from merino_edge.search.score import parse_score
-    from merino_edge.search.spaces import load_space
 
     for metric, texts in given.items():  # before files are read
         _check(metric, texts or ())
     chosen = load_space(space or "paper")
     if shared is not None:
         chosen = dataclasses.replace(chosen, shared=(shared,))
-    latencies = LatencyTable.load(table) if table else None
+    latencies = load_table(table) if table else None
     if device is not None:
         _check_device(latencies, device)
     precision = precision or (latencies.precision if latencies else "fp16")
@@ -86,7 +86,7 @@ def question(
 def _check(metric: str, texts: Sequence[str]) -> None:
     """Refuse what is neither a quantity nor a public model's name."""
     from merino_edge.search.budget import KINDS, parse_at, parse_quantity
-    from merino_edge.search.references import PUBLIC
+    from merino_edge.search.reference_models import PUBLIC
 
     for text in texts:
         value, mark, at = text.partition("@")
@@ -102,8 +102,8 @@ def _budget(
     from merino_edge.errors import InputError
     from merino_edge.presets import preset
     from merino_edge.search.budget import Budget, Metric, parse_at, parse_quantity
-    from merino_edge.search.prices import Prices
-    from merino_edge.search.references import PUBLIC, value_of
+    from merino_edge.search.costs import Prices
+    from merino_edge.search.reference_models import PUBLIC, value_of
 
     limits, prices = [], Prices(precision, table)
     for name, texts in given.items():

@@ -38,7 +38,7 @@ def demo(
     """Profile this CPU, search, train, export, check and generate: one small model from nothing."""
     from merino_edge import artefact, limits
     from merino_edge.cli.console import print_json, stderr
-    from merino_edge.corpus import tiny_stories
+    from merino_edge.data.tiny_stories import tiny_stories
     from merino_edge.errors import require
     from merino_edge.search.budget import parse_quantity
 
@@ -145,12 +145,12 @@ def _program() -> list[str]:
 
 
 def _decode_budget(table: Path) -> float:
-    from merino_edge.latency_table import LatencyTable
+    from merino_edge.latency.table_file import load_table
+    from merino_edge.search.builtin_spaces import DEMO
     from merino_edge.search.space import Genome
-    from merino_edge.search.spaces import DEMO
 
     largest = DEMO.architecture(Genome(0, (len(DEMO.genes) - 1,) * DEMO.blocks[-1]))
-    return float(f"{BUDGET_SHARE * LatencyTable.load(table).model_ms(largest, 'decode'):.2g}")
+    return float(f"{BUDGET_SHARE * load_table(table).model_ms(largest, 'decode'):.2g}")
 
 
 def _print_summary(summary: dict[str, Any], out: Path) -> None:

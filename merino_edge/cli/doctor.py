@@ -1,7 +1,7 @@
 """`merino-edge doctor`: the machine, its sensors, the versions, what each verb lacks, and the known traps that lie
 open, as a block to paste. Exit code 0 always.
 
-`--json` prints merino_edge.jetson.doctor.examine.
+`--json` prints merino_edge.jetson.doctor.doctor.examine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def doctor(
 ) -> None:
     """Describe this machine and what is missing for each verb."""
     from merino_edge.cli import console
-    from merino_edge.jetson.doctor import examine
+    from merino_edge.jetson.doctor.doctor import examine
 
     found = examine()
     if as_json:

@@ -6,7 +6,7 @@
 
 `--json` prints {"table", "device", "power_mode", "precision", "runtime", "entries", "estimated": true, "unverified",
 "validation"}; of the boards {"boards": [{"name", "title", "modes": [...], "sources", "unverified", ...}]}; with
-`--check` {"rows": [merino_edge.jetson.published.Row], "summaries": [...], "runtimes": {name: basis}}.
+`--check` {"rows": [merino_edge.jetson.estimate.published_speeds.Row], "summaries": [...], "runtimes": {name: basis}}.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from merino_edge.latency_table import LatencyTable
+    from merino_edge.latency.table import LatencyTable
 
 UNLIKE = 5.0  # percent, from which a sum is worth a warning
 
@@ -70,11 +70,11 @@ def _write(
     from merino_edge.cli.profile import _lengths
     from merino_edge.counts import check_precision
     from merino_edge.errors import InputError
-    from merino_edge.jetson.boards import board
-    from merino_edge.jetson.estimate import estimate as estimate_table
-    from merino_edge.jetson.roofline import Roofline, runtime
+    from merino_edge.jetson.estimate.boards import board
+    from merino_edge.jetson.estimate.estimate import estimate as estimate_table
+    from merino_edge.jetson.estimate.roofline import Roofline, runtime
     from merino_edge.search import space_file
-    from merino_edge.search.spaces import load_space
+    from merino_edge.search.builtin_spaces import load_space
 
     chosen = board(board_name)
     if mode is None:
@@ -145,7 +145,7 @@ def _list(as_json: bool) -> None:
     from rich.table import Table
 
     from merino_edge.cli import console
-    from merino_edge.jetson.boards import BOARDS, Board
+    from merino_edge.jetson.estimate.boards import BOARDS, Board
 
     def document(board: Board) -> dict[str, Any]:
         modes = [
@@ -198,8 +198,8 @@ def _check(as_json: bool) -> None:
     from rich.table import Table
 
     from merino_edge.cli import console
-    from merino_edge.jetson.published import rows, summaries
-    from merino_edge.jetson.roofline import RUNTIMES
+    from merino_edge.jetson.estimate.published_speeds import rows, summaries
+    from merino_edge.jetson.estimate.roofline import RUNTIMES
 
     compared = rows()
     if as_json:

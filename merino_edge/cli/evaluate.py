@@ -1,8 +1,8 @@
 """`merino-edge evaluate CKPT|BUNDLE`: zero-shot accuracy and perplexity, through lm-evaluation-harness.
 
-Prints a line as each task is done; `--out` keeps the report (merino_edge.runtime.evaluation), which another run is
+Prints a line as each task is done; `--out` keeps the report (merino_edge.runtime.evaluation.harness), which another run is
 compared with by `--against`. `--json` prints the report, with `comparison`, as one object. `--perplexity` scores a
-whole text (merino_edge.runtime.perplexity), alone or after the tasks. Nothing is downloaded.
+whole text (merino_edge.runtime.evaluation.perplexity), alone or after the tasks. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def evaluate(
 
     require("lm_eval", "evaluate")
     os.environ["TQDM_DISABLE"] = "1"  # the harness's own bars; read when tqdm is imported
-    from merino_edge.runtime import evaluation
-    from merino_edge.runtime import perplexity as of_text
-    from merino_edge.runtime.evaluation_tasks import chosen
+    from merino_edge.runtime.evaluation import harness
+    from merino_edge.runtime.evaluation import perplexity as of_text
+    from merino_edge.runtime.evaluation.tasks import chosen
 
     names = [] if perplexity is not None and tasks is None else chosen("merino14" if tasks is None else tasks)
     if perplexity is None and (window, stride) != (None, None):
@@ -70,7 +70,7 @@ def evaluate(
         limits.check_range("limit", limit, 1, limits.MAX_ITEMS)
     if names and data is None:
         raise InputError("nothing says where the evaluation sets are", "set MERINO_DATA, or give --data FOLDER")
-    kind, newest = evaluation.KIND, evaluation.SCHEMA_VERSION
+    kind, newest = harness.KIND, harness.SCHEMA_VERSION
     other = None if against is None else artefact.read_json(against, kind, newest)
     engine, tokenizer, card = open_model(model, threads, cpu)
     report: dict[str, Any] = {"model": card, "engine": type(engine).__name__, "limit": limit, "tasks": {}}
@@ -87,16 +87,16 @@ def evaluate(
         for name in names:
             status.update(name)
             told = functools.partial(_tell, status, name)
-            entry = evaluation.evaluate_task(name, engine, tokenizer, data or Path(), limit, told)
+            entry = harness.evaluate_task(name, engine, tokenizer, data or Path(), limit, told)
             report["tasks"][name] = entry
-            report["mean_accuracy"] = evaluation.mean_accuracy(report["tasks"])
+            report["mean_accuracy"] = harness.mean_accuracy(report["tasks"])
             if out is not None:  # what is done by now: whoever interrupts the next task keeps it
                 artefact.write_json(out, kind, report, newest)
             if not as_json:
                 print_line(_line(name, entry))
     comparison = []
     if other is not None:
-        comparison = [*evaluation.differences(report, other), *of_text.differences(report, other)]
+        comparison = [*harness.differences(report, other), *of_text.differences(report, other)]
     if as_json:
         print_json({**report, "comparison": comparison})
         return
@@ -123,8 +123,8 @@ def open_model(path: Path, threads: int | None, cpu: bool) -> tuple[Engine, Toke
     from merino_edge.tokenizer import Tokenizer
 
     require("torch", "train")
-    from merino_edge.model import Model
-    from merino_edge.torch_engine import TorchEngine
+    from merino_edge.pytorch.engine import TorchEngine
+    from merino_edge.pytorch.model import Model
 
     if threads is not None:
         limits.check_range("threads", threads, 1, limits.MAX_THREADS)
@@ -160,7 +160,7 @@ def _digits(metric: str) -> int:
 
 
 def _scale(metric: str) -> tuple[float, str]:
-    from merino_edge.runtime.evaluation import PERPLEXITIES
+    from merino_edge.runtime.evaluation.harness import PERPLEXITIES
 
     return (1, "") if metric in PERPLEXITIES else (100, " %")
 

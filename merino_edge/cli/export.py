@@ -11,7 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from merino_edge.architecture import Architecture
-    from merino_edge.runtime.onnx_engine import OnnxEngine
+    from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 
 
 def export(
@@ -78,6 +78,7 @@ def export(
     require("onnx_ir", "export")
     require("torch", "train")
     from merino_edge.export.bundle_writer import write_bundle
+    from merino_edge.export.prepare_weights import ExportOptions
     from merino_edge.export.targets import Target
 
     block = (64 if fast else 32) if block is None else block
@@ -104,9 +105,8 @@ def export(
         engine = partial(_open_engine, a, threads)
         try:
             max_bytes = None if max_mb is None else round(1e6 * max_mb)
-            bundle = write_bundle(
-                source, out, chosen, positions, engine, status.update, rounding, max_kl, max_bytes, keep_vocab, smaller
-            )
+            options = ExportOptions(chosen, positions, smaller, rounding, max_kl, max_bytes, keep_vocab)
+            bundle = write_bundle(source, out, options, engine, status.update)
         except ParityError as error:
             for check in error.checks:
                 console.print(check_line(check), highlight=False)
@@ -144,6 +144,6 @@ def _contexts(text: str) -> list[int]:
 
 
 def _open_engine(a: Architecture, threads: int | None, graph: Path, context: int) -> OnnxEngine:
-    from merino_edge.runtime.onnx_engine import OnnxEngine
+    from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 
     return OnnxEngine(graph, a, context, threads)

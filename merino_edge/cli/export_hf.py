@@ -15,7 +15,7 @@ def export_hf(
 ) -> None:
     """Write CKPT as a Hugging Face folder: for transformers, and for whatever else reads that."""
     from merino_edge.cli import console
-    from merino_edge.convert_to_huggingface import export_to_huggingface
+    from merino_edge.convert.to_huggingface import export_to_huggingface
 
     with console.stderr().status("writing"):
         written = export_to_huggingface(checkpoint, out)

@@ -20,8 +20,8 @@ def import_model(
 ) -> None:
     """Make a checkpoint of a pretrained model: a Hugging Face folder (safetensors) or a GGUF file."""
     from merino_edge.cli import console
-    from merino_edge.convert import import_model as convert
-    from merino_edge.pretrained import NAME, fetch_smollm2
+    from merino_edge.convert.import_model import import_model as convert
+    from merino_edge.convert.pretrained import NAME, fetch_smollm2
 
     if source == NAME:
         with console.stderr().status(f"fetching {NAME} (93 MB)"):

@@ -9,8 +9,8 @@ import typer
 
 if TYPE_CHECKING:
     from merino_edge.bundle import Bundle
-    from merino_edge.runtime.drafter import Guesser
     from merino_edge.runtime.engine import Engine
+    from merino_edge.runtime.speculative.drafter import Guesser
     from merino_edge.tokenizer import Tokenizer
 
 LAMB = Path("lamb")  # merino_edge.bundle.find
@@ -22,10 +22,10 @@ BundleOrLamb = Annotated[
 def open_bundle(
     path: Path, threads: int | None, cpu: bool, cuda_graphs: bool = True
 ) -> tuple[Engine, Tokenizer, Bundle]:
-    """See merino_edge.runtime.engine.open_engine. Where every engine was built on another board, under another release
+    """See merino_edge.runtime.open_bundle.open_engine. Where every engine was built on another board, under another release
     or power mode, the last is named on stderr before it is opened; so is a graph for TensorRT that is not compiled yet.
     """
-    from merino_edge.runtime.engine import open_engine
+    from merino_edge.runtime.open_bundle import open_engine
 
     return open_engine(path, threads, cpu, cuda_graphs, lambda loaded: None if cpu else _tell(loaded))
 
@@ -37,7 +37,7 @@ def open_guesser(
     from merino_edge.errors import InputError, UnsupportedError
 
     if draft is None:
-        from merino_edge.runtime.lookup import PromptLookup
+        from merino_edge.runtime.speculative.prompt_lookup import PromptLookup
 
         return PromptLookup() if lookup else None
     if lookup:
@@ -47,7 +47,7 @@ def open_guesser(
             f"the engine of {beside.path} gives the logits of one position, so it cannot check guesses",
             "leave --draft out, or run a bundle for ONNX Runtime with --cpu",
         )
-    from merino_edge.runtime.draft_model import DraftModel
+    from merino_edge.runtime.speculative.draft_model import DraftModel
 
     return DraftModel.open(draft, beside, threads, cpu)
 
@@ -58,8 +58,8 @@ def _tell(loaded: Bundle) -> None:
     again = f"merino-edge build {loaded.path}"
     note = ""
     if loaded.engines:
-        from merino_edge.jetson.device import device_card
-        from merino_edge.jetson.traps import engine_traps
+        from merino_edge.jetson.device.card import device_card
+        from merino_edge.jetson.doctor.checks import engine_traps
 
         here = device_card()
         found = [engine_traps(entry.get("machine", {}), here) for entry in loaded.engines]

@@ -43,10 +43,10 @@ def pareto(
     from merino_edge import artefact, limits
     from merino_edge.cli import console
     from merino_edge.errors import MissingExtraError
-    from merino_edge.search import front_report
+    from merino_edge.search import pareto_report
     from merino_edge.search.budget import Metric
     from merino_edge.search.pareto import KIND, SCHEMA_VERSION, pareto_front
-    from merino_edge.search.references import references
+    from merino_edge.search.reference_models import references
 
     limits.check_range("points", points, 2, limits.MAX_POINTS)
     metric = Metric.parse(against)
@@ -67,16 +67,16 @@ def pareto(
     with console.progress(screen) as bar:
         task = bar.add_task("points", total=points, note="")
         front = pareto_front(question.problem(), metric, points, lambda done: bar.update(task, completed=done))
-    found = front_report.document(front, question, references(front.metric, question.score, front.problem.prices))
+    found = pareto_report.document(front, question, references(front.metric, question.score, front.problem.prices))
     written = artefact.write_json(out, KIND, found, SCHEMA_VERSION)
-    screen.print(front_report.table(found))
+    screen.print(pareto_report.table(found))
     if plot:
         try:
-            front_report.plot(found, plot)
+            pareto_report.plot(found, plot)
         except MissingExtraError as error:
             screen.print(f"no plot: {error}", markup=False, soft_wrap=True)
     if html:
-        front_report.page(found, html)
+        pareto_report.page(found, html)
     if as_json:
         console.print_json(written)
     else:

@@ -17,8 +17,9 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from merino_edge.jetson.profiler import Progress, Request
-    from merino_edge.latency_table import LatencyTable
+    from merino_edge.jetson.profiler.profiler import Progress, Request
+    from merino_edge.latency.table import LatencyTable
+    from merino_edge.latency.table_file import load_table
 
 TOLD_PERCENT = 10  # how often a log that is no terminal hears of progress
 
@@ -62,16 +63,15 @@ def profile(
 
     from merino_edge.cli import console
     from merino_edge.errors import MissingExtraError, OutputError, require
-    from merino_edge.latency_table import LatencyTable
 
     begun: dict[str, Any] = {}
     if resume and out.exists():
-        begun = LatencyTable.load(out, unfinished=True).header
+        begun = load_table(out, unfinished=True).header
     elif out.exists() and not dry_run:
         raise OutputError(f"{out} exists", "finish it with --continue, or choose another --out")
     require("onnx_ir", "export")
-    from merino_edge.jetson import profiler
-    from merino_edge.jetson.schedule import QUICK_MINUTES
+    from merino_edge.jetson.profiler import profiler
+    from merino_edge.jetson.profiler.time_budget import QUICK_MINUTES
 
     request = _request(
         begun, backend, space, precision, threads, lengths, QUICK_MINUTES if quick else minutes, only, out
@@ -117,7 +117,7 @@ def profile(
     seconds = time.perf_counter() - started
     _print_result(screen, table, seconds)
     if plot and table.finished:
-        from merino_edge.jetson.plot import plot_table
+        from merino_edge.jetson.profiler.plot import plot_table
 
         try:
             plot_table(table, plot)
@@ -162,11 +162,11 @@ def _request(
     from merino_edge import limits
     from merino_edge.counts import check_precision
     from merino_edge.errors import InputError
-    from merino_edge.jetson.backends import backend_named
-    from merino_edge.jetson.profiler import Request
-    from merino_edge.jetson.schedule import DEFAULT_MINUTES
+    from merino_edge.jetson.profiler.backends import backend_named
+    from merino_edge.jetson.profiler.profiler import Request
+    from merino_edge.jetson.profiler.time_budget import DEFAULT_MINUTES
     from merino_edge.search import space_file
-    from merino_edge.search.spaces import SPACES, load_space
+    from merino_edge.search.builtin_spaces import SPACES, load_space
 
     if space is None and begun:
         chosen = space_file.from_dict(begun.get("space"), str(out), SPACES)

@@ -3,7 +3,7 @@
 `--json` prints {"kind", "path", ...}: an architecture's, a space's and a front's own document, and that of a corpus,
 a study, a teacher's logits or what a teacher wrote; a table's header,
 validation and counts of entries; a checkpoint's training record and a bundle's manifest, each with `counts`. With
-`--against OTHER`, of two tables, merino_edge.jetson.comparison.compare.
+`--against OTHER`, of two tables, merino_edge.jetson.profiler.comparison.compare.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def show(
     from merino_edge.cli import console
 
     if against is not None:
-        from merino_edge.jetson.comparison import compare
-        from merino_edge.latency_table import LatencyTable
+        from merino_edge.jetson.profiler.comparison import compare
+        from merino_edge.latency.table_file import load_table
 
-        found = compare(*(LatencyTable.load(table, unfinished=True) for table in (path, against)))
+        found = compare(*(load_table(table, unfinished=True) for table in (path, against)))
         if as_json:
             console.print_json(found)
         else:
@@ -119,9 +119,9 @@ def _read_bundle(path: Path) -> Document:
 def _read_table(path: Path) -> Document:
     from collections import Counter
 
-    from merino_edge.latency_table import LatencyTable
+    from merino_edge.latency.table_file import load_table
 
-    table = LatencyTable.load(path, unfinished=True)
+    table = load_table(path, unfinished=True)
     entries = dict(Counter(f"{m.what} {m.mode}" for m in table.measurements))
     counted = {"entries": entries, "unstable": len(table.unstable), "failed": len(table.failed)}
     told = {"finished": table.finished, "moved": table.moved, "conditions": table.conditions}
@@ -146,7 +146,7 @@ def _read_header(kind: str, path: Path) -> Document:
 
 def _read_space(path: Path) -> Document:
     from merino_edge.search import space_file
-    from merino_edge.search.spaces import load_space
+    from merino_edge.search.builtin_spaces import load_space
 
     space = load_space(str(path))
     return {**space_file.to_dict(space), "size": space.size}
@@ -286,10 +286,10 @@ def _print_comparison(screen: Console, found: Document, paths: tuple[Path, Path]
 
 
 def _print_front(screen: Console, document: Document) -> None:
-    from merino_edge.search import front_report
+    from merino_edge.search import pareto_report
 
     screen.print(f"Pareto front {document['path']} of {document['score']['name']} against {document['metric']}")
-    screen.print(front_report.table(document))
+    screen.print(pareto_report.table(document))
 
 
 def _print_space(screen: Console, document: Document) -> None:

@@ -1,7 +1,7 @@
 """`merino-edge study`: train many small models for equal tokens, and see which training-free score ranks them rightly.
 
-Writes STUDY/report.json (merino_edge.search.study_report), report.md and report.png; STUDY itself is
-merino_edge.study_runs's.
+Writes STUDY/report.json (merino_edge.search.study.report), report.md and report.png; STUDY itself is
+merino_edge.training.study_runs's.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from merino_edge.search.study import Trained
-    from merino_edge.study_runs import Plan
+    from merino_edge.search.study.scores import Trained
+    from merino_edge.training.study_runs import Plan
 
 TRAINING = "Training"  # a panel of the help
 PROXY_SEQUENCES = 8  # of the corpus, that scores of weights look at
@@ -64,7 +64,7 @@ def study(
         require(extra, "train")
     for module in ("scipy", "matplotlib"):
         require(module, "study")
-    from merino_edge import study_runs
+    from merino_edge.training import study_runs
 
     limits.check_range("threads", threads, 1, limits.MAX_THREADS)
     workers = workers or max(1, (os.cpu_count() or 1) // threads)
@@ -72,7 +72,7 @@ def study(
     limits.check_range("seeds", seeds, 1, 1000)
     err = console.stderr()
     if corpus:
-        from merino_edge.training_config import TrainingConfig
+        from merino_edge.training.config import TrainingConfig
 
         how: dict[str, Any] = {"precision": precision, "optimizer": optimizer}  # checked there
         config = TrainingConfig(steps, batch, sequence, batch, learning_rate, steps // 10, **how)
@@ -93,9 +93,9 @@ def _plan(
 ) -> Plan:
     from merino_edge import architecture
     from merino_edge.errors import InputError
-    from merino_edge.search.draw import spread
-    from merino_edge.search.spaces import load_space
-    from merino_edge.study_runs import Plan
+    from merino_edge.search.builtin_spaces import load_space
+    from merino_edge.search.study.sampling import spread
+    from merino_edge.training.study_runs import Plan
 
     if given:
         loaded, names = [architecture.load(path)[0] for path in given], [path.stem for path in given]
@@ -107,8 +107,8 @@ def _plan(
 
 
 def _train(folder: Path, plan: Plan, workers: int, threads: int, err: Console) -> None:
-    from merino_edge import study_runs
     from merino_edge.cli import console
+    from merino_edge.training import study_runs
 
     everything = study_runs.runs(folder, plan)
     done = sum(run.finished for run in everything)
@@ -124,8 +124,9 @@ def _train(folder: Path, plan: Plan, workers: int, threads: int, err: Console) -
 
 def trained(folder: Path, plan: Plan) -> list[Trained]:
     """The architectures that all seeds are finished of, with their losses. Raises ArtefactError."""
-    from merino_edge import artefact, checkpoint, study_runs
-    from merino_edge.search.study import Trained
+    from merino_edge import artefact, checkpoint
+    from merino_edge.search.study.scores import Trained
+    from merino_edge.training import study_runs
 
     losses: dict[str, list[float]] = {}
     for run in study_runs.runs(folder, plan):
@@ -153,23 +154,25 @@ def report(folder: Path, plan: Plan, seed: int, err: Console) -> dict[str, Any]:
 
 def _compared(found: list[Trained], plan: Plan) -> tuple[dict[str, Any], str]:
     """Of models that were given: each against the first."""
-    from merino_edge.search import study_compare
+    from merino_edge.search.study import comparison
 
     name_of = {a.id: name for a, name in zip(plan.architectures, plan.names, strict=True)}
-    rows = study_compare.comparison(found, [name_of[model.architecture.id] for model in found])
-    return {"comparison": study_compare.comparison_fields(rows)}, study_compare.comparison_table(rows, found)
+    rows = comparison.comparison(found, [name_of[model.architecture.id] for model in found])
+    return {"comparison": comparison.comparison_fields(rows)}, comparison.comparison_table(rows, found)
 
 
 def _ranked(folder: Path, found: list[Trained], plan: Plan, seed: int, err: Console) -> tuple[dict[str, Any], str]:
     """Of models that were drawn: how well each score orders them."""
     import torch
 
-    from merino_edge import data, proxies
-    from merino_edge.search import study as studies
-    from merino_edge.search import study_calibration, study_rank, study_report
+    from merino_edge.data.corpus import load
+    from merino_edge.pytorch import proxies
+    from merino_edge.search.study import calibration, rank_correlation
+    from merino_edge.search.study import report as study_report
+    from merino_edge.search.study import scores as studies
 
     studies.losses(found)  # refuses too few before proxies take their time
-    tokens, _ = data.load(folder / "corpus").validation(PROXY_SEQUENCES, plan.config.sequence)
+    tokens, _ = load(folder / "corpus").validation(PROXY_SEQUENCES, plan.config.sequence)
     with err.status("scores that need weights") as status:
         columns: dict[str, list[float]] = {}
         for number, model in enumerate(found):
@@ -178,7 +181,7 @@ def _ranked(folder: Path, found: list[Trained], plan: Plan, seed: int, err: Cons
                 columns.setdefault(name, []).append(value)
         status.update("calibration")
         rows = studies.table(found, columns, seed)
-        fit = study_calibration.calibrate(found, seed=seed) if len(found) >= 2 * study_rank.LEAST else None
+        fit = calibration.calibrate(found, seed=seed) if len(found) >= 2 * rank_correlation.LEAST else None
     study_report.figure(found, rows, folder / "report.png")
     document = study_report.document(found, rows, fit)
     parts = [study_report.scores_table(rows)]

@@ -30,10 +30,13 @@ def teach(
 
     require("torch", "train")
     require("safetensors", "train")
-    from merino_edge import checkpoint, computing, data, stored_logits
+    from merino_edge import checkpoint
+    from merino_edge.data.corpus import load
+    from merino_edge.distillation import teacher_logits
+    from merino_edge.training import device as computing
 
     computing.set_threads(threads)
-    source, found = checkpoint.load(teacher), data.load(corpus)
+    source, found = checkpoint.load(teacher), load(corpus)
     device = computing.device()
     bf16 = computing.uses_bf16(precision, device)
     began = time.perf_counter()
@@ -44,7 +47,7 @@ def teach(
             bar.update(task, completed=done, note=f"{now / (time.perf_counter() - began):,.0f} tokens/s")
 
         try:
-            header = stored_logits.teach(
+            header = teacher_logits.teach(
                 source,
                 found,
                 out,

@@ -28,8 +28,10 @@ def tokenize(
     A line of a .jsonl file is {"text": ...}, or a conversation, of which only the assistant's words are learned:
     {"messages": [{"role": ..., "content": ...}, ...]}, {"turns": [...]} or {"instruction": ..., "response": ...}.
     """
-    from merino_edge import corpus_writer, data, limits
+    from merino_edge import limits
     from merino_edge.cli import console
+    from merino_edge.data import corpus_writer
+    from merino_edge.data.corpus import fingerprint, prepare
     from merino_edge.errors import InputError
     from merino_edge.tokenizer import Tokenizer
 
@@ -43,14 +45,12 @@ def tokenize(
     began = time.perf_counter()
     with console.progress(console.stderr()) as bar:
         task = bar.add_task("tokenize", total=None, note="reading")
-        corpus = data.prepare(
-            sources, vocab, out, given, on_tokens=lambda count: bar.update(task, note=f"{count:,} tokens")
-        )
+        corpus = prepare(sources, vocab, out, given, on_tokens=lambda count: bar.update(task, note=f"{count:,} tokens"))
     header, seconds = corpus.header, time.perf_counter() - began
     if as_json:
         counts = ("tokens", "learned_tokens", "conversations", "unanswered", "tokenizer_tokens", "vocab_size")
         figures = {name: header[name] for name in counts}
-        sha256 = data.fingerprint([corpus.folder])  # as a training that begins with the folder has it
+        sha256 = fingerprint([corpus.folder])  # as a training that begins with the folder has it
         console.print_json({"corpus": str(corpus.folder), **figures, "sha256": sha256, "seconds": seconds})
         return
     what = f"{header['tokens']:,} tokens of {header['tokenizer_tokens']:,} kinds in {seconds:.1f} s"

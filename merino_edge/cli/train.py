@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from merino_edge.architecture import Architecture
     from merino_edge.checkpoint import Checkpoint
-    from merino_edge.training_config import TrainingConfig
+    from merino_edge.training.config import TrainingConfig
 
 TEACHER, SPEED, MACHINE = "Teacher", "Optimizer", "Machine"  # panels of the help
 
@@ -107,12 +107,12 @@ def train(
     require("torch", "train")
     require("safetensors", "train")
     a, start = _opened(model)
-    from merino_edge import computing, throughput, training
-    from merino_edge import teacher as teachers
-    from merino_edge.training_log import TrainingLog
-    from merino_edge.workers import Workers
+    from merino_edge.training import device, throughput, trainer
+    from merino_edge.training import teacher as teachers
+    from merino_edge.training.distributed import Workers
+    from merino_edge.training.log import TrainingLog
 
-    computing.set_threads(threads)
+    device.set_threads(threads)
     given = {
         "steps": steps,
         "batch": batch,
@@ -134,7 +134,7 @@ def train(
     given = {name: value for name, value in given.items() if value is not None}
     sources = list(corpus or [])
     if recipe is not None:
-        from merino_edge import recipe as recipes
+        from merino_edge.training import recipe as recipes
 
         found = recipes.load(recipe)
         if found.vocab_size not in (None, a.vocab_size):
@@ -151,7 +151,7 @@ def train(
     workers, stop = Workers(parallel), _StopOnInterrupt()
     err = console.stderr()
     err.quiet = not workers.first
-    peak = throughput.matmul_flops_per_second(workers.device, computing.uses_bf16(config.precision, workers.device))
+    peak = throughput.matmul_flops_per_second(workers.device, device.uses_bf16(config.precision, workers.device))
     flops = throughput.training_flops_per_token(a, config.sequence)
     shape = f"{config.steps:,} steps of {config.batch} x {config.sequence} tokens"
     err.print(f"{a.parameters:,} parameters, {shape}" + (f", {workers.count} workers" if workers.together else ""))
@@ -160,7 +160,7 @@ def train(
         task = bar.add_task("train", total=config.steps, note="reading the corpus")
         log: TrainingLog | None = None
 
-        def on_step(p: training.Progress) -> None:
+        def on_step(p: trainer.Progress) -> None:
             nonlocal log
             if workers.first and log is None:
                 log = files.enter_context(TrainingLog(out, config.steps, p.step - 1, tensorboard))
@@ -170,7 +170,7 @@ def train(
             note = f"loss {p.loss:.3f}, held out {p.validation_loss:.3f}, lr {p.learning_rate:.1e}"
             bar.update(task, completed=p.step, note=f"{note}, {p.tokens_per_second:,.0f} tokens/s, MFU {mfu:.0%}")
 
-        outcome = training.train(
+        outcome = trainer.train(
             a,
             sources,
             out,
@@ -217,11 +217,11 @@ def _opened(model: Path) -> tuple[Architecture, Checkpoint | None]:
 
 def _config(a: Architecture, out: Path, resume: bool, given: dict[str, Any]) -> TrainingConfig:
     """What was given on the command line; the rest from the training to continue, else from the paper."""
-    from merino_edge import training_state
-    from merino_edge.training_config import TrainingConfig
+    from merino_edge.training import state
+    from merino_edge.training.config import TrainingConfig
 
     if resume:
-        return TrainingConfig(**{**training_state.load(out)["config"], **given})
+        return TrainingConfig(**{**state.load(out)["config"], **given})
     paper = TrainingConfig()
     warmup = min(paper.warmup, given.get("steps", paper.steps) // 10)
     return TrainingConfig(**{"sequence": min(paper.sequence, a.max_positions), "warmup": warmup, **given})

@@ -43,13 +43,15 @@ def write(
 
     require("torch", "train")
     require("safetensors", "train")
-    from merino_edge import checkpoint, computing, written
-    from merino_edge import prompts as asked
-    from merino_edge.batched import Choice
+    from merino_edge import checkpoint
+    from merino_edge.distillation import prompts as asked
+    from merino_edge.distillation import synthetic_corpus
+    from merino_edge.pytorch.batched_generation import Choice
+    from merino_edge.training import device as computing
 
     computing.set_threads(threads)
     found = asked.load(prompts)
-    plan = written.Plan(
+    plan = synthetic_corpus.Plan(
         len(found.lines) or 1000 if count is None else count,
         max_tokens,
         Choice(temperature, top_k, top_p, frequency_penalty),
@@ -71,7 +73,7 @@ def write(
             bar.update(task, completed=header["samples"], note=f"{header['kept']:,} kept, {speed:,.0f} tokens/s")
 
         try:
-            header = written.write(
+            header = synthetic_corpus.write(
                 checkpoint.load(teacher),
                 found,
                 out,

@@ -27,14 +27,15 @@ from starlette.routing import Route
 
 from merino_edge import limits
 from merino_edge.errors import InputError, MerinoError, MissingExtraError
-from merino_edge.runtime.drafter import Guesser
 from merino_edge.runtime.engine import Engine
-from merino_edge.runtime.generation import Generation, Session, generate
+from merino_edge.runtime.generation import Generation, generate
 from merino_edge.runtime.grammar import Grammars
 from merino_edge.runtime.server import requests
 from merino_edge.runtime.server.metrics import Metrics
 from merino_edge.runtime.server.replies import Reply, error_document, error_event
 from merino_edge.runtime.server.worker import Busy, Job, Worker
+from merino_edge.runtime.session import Session
+from merino_edge.runtime.speculative.drafter import Guesser
 from merino_edge.tokenizer import Tokenizer
 
 LOCAL_NAMES = ["localhost", "127.0.0.1", "::1", "[::1]"]

@@ -13,8 +13,8 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from stranger import TINY, Refused, commands, run, train
 
+from helpers.stranger import TINY, Refused, commands, run, train
 from merino_edge import artefact
 
 FILES = [

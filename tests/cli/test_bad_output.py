@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stranger import ORIN_NANO, Refused, run, train
 
+from helpers.stranger import ORIN_NANO, Refused, run, train
 from merino_edge import artefact, bundle
-from merino_edge.latency_table import LatencyTable
+from merino_edge.latency.table_file import load_table
 
 
 def writers(good: Path, out: Path) -> dict[str, tuple[object, ...]]:
@@ -100,10 +100,10 @@ def test_a_disk_that_fills_while_profiling(good: Path, disk: Path, capfd: pytest
     fill(disk, 4096)
     profile = writers(good, disk / "table.jsonl")["profile"]
     assert run(*profile) == 6 and "free the disk" in capfd.readouterr().err
-    begun = {m.key for m in LatencyTable.load(disk / "table.jsonl", unfinished=True).measurements}
+    begun = {m.key for m in load_table(disk / "table.jsonl", unfinished=True).measurements}
     (disk / "most").unlink()
     assert run(*profile, "--continue") == 0
-    finished = LatencyTable.load(disk / "table.jsonl")
+    finished = load_table(disk / "table.jsonl")
     assert begun < {m.key for m in finished.measurements} and finished.validation
 
 

@@ -6,7 +6,8 @@ import lzma
 from pathlib import Path
 
 import pytest
-from stranger import Refused, commands, train
+
+from helpers.stranger import Refused, commands, train
 
 NO_NUMBERS = ["nan", "inf", "-inf", "1e309", "abc", "", "0x10", "-1"]
 NO_WHOLE_NUMBERS = [*NO_NUMBERS, "1.5", "1e9", str(2**63), "9" * 5000]

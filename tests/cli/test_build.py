@@ -11,13 +11,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from stranger import Refused, run
 
+from helpers.stranger import Refused, run
 from merino_edge import bundle
-from merino_edge.cli import build
 from merino_edge.export.targets import PLATFORMS
-from merino_edge.runtime import tuning
-from merino_edge.runtime.tuning import Tuning
+from merino_edge.jetson import engine_build
+from merino_edge.runtime import thread_tuning
+from merino_edge.runtime.thread_tuning import Tuning
 from merino_edge.tensorrt_library import RTX
 
 
@@ -72,7 +72,7 @@ def test_for_onnx_runtime_the_best_threads_are_measured_and_kept(
     assert run("build", mine, "--json") == 0
     (kept,) = bundle.load(mine).tunings
     assert json.loads(capsys.readouterr().out) == {"out": str(mine), "tuning": kept}
-    found = tuning.possibilities(kept["cores"])
+    found = thread_tuning.possibilities(kept["cores"])
     assert list(kept["answer_ms"]) == [str(possibility) for possibility in found]
     assert Tuning(kept["threads"], kept["spinning"]) in found
     assert run("bench", mine, "-p", 4, "-n", 2, "--json") == 0
@@ -95,7 +95,7 @@ def test_what_cannot_be_built_is_refused(good: Path, rtx_bundle: Path, refused: 
 def test_a_build_that_would_not_fit_into_memory_does_not_start(
     rtx_bundle: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "_available_bytes", lambda: 400_000_000)
+    monkeypatch.setattr(engine_build, "available_bytes", lambda: 400_000_000)
     said = refused("build", rtx_bundle, "--capability", "SM86")
     assert re.search(r"building needs about 50\d MB, 400 MB are free; .*add swap", said)
     assert not bundle.load(rtx_bundle).engines

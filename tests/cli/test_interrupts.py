@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from stranger import run, train
 
+from helpers.stranger import run, train
 from merino_edge import bundle, checkpoint
-from merino_edge.latency_table import LatencyTable
+from merino_edge.latency.table_file import load_table
 
 
 def interrupted(
@@ -56,10 +56,10 @@ def test_profile_goes_on(good: Path, tmp_path: Path, merino: tuple[str, ...]) ->
     )
     assert (code, out) == (130, "") and f"merino-edge profile --continue --out {table}" in err
     assert err.endswith("merino-edge: interrupted\n")
-    begun = LatencyTable.load(table, unfinished=True).lines
+    begun = load_table(table, unfinished=True).lines
     assert begun and [path.name for path in tmp_path.iterdir()] == ["table.jsonl"]
     assert run("profile", "--continue", "--out", table) == 0
-    assert LatencyTable.load(table).lines[: len(begun)] == begun
+    assert load_table(table).lines[: len(begun)] == begun
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from stranger import run
 
+from helpers.stranger import run
 from merino_edge import bundle
 from merino_edge.errors import ArtefactError
 

@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from merino_edge import architecture, artefact, bundle, checkpoint, corpus_writer, stored_logits, study_runs, written
+from merino_edge import architecture, artefact, bundle, checkpoint
 from merino_edge.architecture import Architecture, Block
 from merino_edge.cli import show
-from merino_edge.corpus import tiny_stories
-from merino_edge.latency_table import LatencyTable
+from merino_edge.data import corpus_writer
+from merino_edge.data.tiny_stories import tiny_stories
+from merino_edge.distillation import synthetic_corpus, teacher_logits
+from merino_edge.latency.table_file import load_table
 from merino_edge.tokenizer import ChatFormat
+from merino_edge.training import study_runs
 from merino_edge.weights import random_weights
 
 PROGRAM = (sys.executable, "-c", "from merino_edge.cli.main import main; main()")
@@ -78,7 +81,7 @@ def test_profile_writes_a_table_that_show_explains(space_file: Path, tmp_path: P
     planned = json.loads(merino(*arguments, "--dry-run", "--json", "--out", out).stdout)
     assert planned["eta_seconds"] > 0 and not out.exists()
     done = json.loads(merino(*arguments, "--plot", png, "--json", "--out", out).stdout)
-    table = LatencyTable.load(out)
+    table = load_table(out)
     assert done["validation"] == table.validation and done["entries"] == planned["probes"] == len(table.measurements)
     assert {"mape_percent", "p95_percent", "kendall_tau", "visits_apart_percent"} <= set(done["validation"]["decode"])
     assert png.read_bytes().startswith(b"\x89PNG")
@@ -90,7 +93,7 @@ def test_profile_writes_a_table_that_show_explains(space_file: Path, tmp_path: P
     assert merino("profile", "--continue", "--out", out).stdout.strip() == str(
         out
     )  # nothing left; space from its header
-    assert LatencyTable.load(out).measurements == table.measurements
+    assert load_table(out).measurements == table.measurements
     refused(*arguments, "--out", out, code=6, says="exists; finish it with --continue")
     refused("profile", "--continue", "--threads", 2, "--out", out, code=2, says="another threads")
 
@@ -153,7 +156,7 @@ def test_show_explains_a_corpus(tmp_path: Path) -> None:
 
 
 def test_show_knows_the_versions_that_are_written() -> None:
-    written_now = {m.KIND: m.SCHEMA_VERSION for m in (corpus_writer, study_runs, stored_logits, written)}
+    written_now = {m.KIND: m.SCHEMA_VERSION for m in (corpus_writer, study_runs, teacher_logits, synthetic_corpus)}
     assert written_now == show.HEADER_VERSIONS
 
 

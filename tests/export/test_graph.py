@@ -13,18 +13,18 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from random_model import random_model
 
+from helpers.random_model import random_model
 from merino_edge.architecture import Architecture, Bias, Block, Ffn
 from merino_edge.counts import PRECISIONS
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.graph import build_model, build_stored, save, to_bytes
 from merino_edge.export.parity import LIMITS, mean_kl
-from merino_edge.export.quantize import store
+from merino_edge.export.quantization.stored_weights import store
 from merino_edge.export.targets import LOWERINGS, Target
-from merino_edge.model import Model
 from merino_edge.presets import PRESETS, preset
-from merino_edge.runtime.onnx_engine import OnnxEngine
+from merino_edge.pytorch.model import Model
+from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 from merino_edge.weights import weight_shapes
 
 CONTEXT = 600  # beyond the engine's first and second cache bucket

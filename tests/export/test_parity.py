@@ -15,14 +15,15 @@ from merino_edge import bundle, checkpoint
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.counts import PRECISIONS
-from merino_edge.data import train_tokenizer
+from merino_edge.data.corpus import train_tokenizer
 from merino_edge.errors import ArtefactError, InputError, MerinoError, OutputError, ParityError, UnsupportedError
 from merino_edge.export import bundle_writer, parity
 from merino_edge.export.bundle_writer import write_bundle
 from merino_edge.export.graph import build_stored, save
-from merino_edge.export.quantize import StoredWeights, store
+from merino_edge.export.prepare_weights import ExportOptions
+from merino_edge.export.quantization.stored_weights import StoredWeights, store
 from merino_edge.export.targets import LOWERINGS, Target
-from merino_edge.runtime.onnx_engine import OnnxEngine
+from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 
 
 def export(
@@ -40,7 +41,7 @@ def export(
     def open_engine(graph: Path, places: int) -> OnnxEngine:
         return OnnxEngine(graph, a, places, threads=1)
 
-    return write_bundle(source, out, chosen, context, open_engine, smaller=smaller)
+    return write_bundle(source, out, ExportOptions(chosen, context, smaller), open_engine)
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)

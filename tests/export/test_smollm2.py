@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from smollm2_prompts import PROMPTS
 
+from helpers.smollm2 import PROMPTS
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.export.bundle_writer import write_bundle
+from merino_edge.export.prepare_weights import ExportOptions
 from merino_edge.export.targets import Target
-from merino_edge.runtime.onnx_engine import OnnxEngine
+from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 from merino_edge.tokenizer import Tokenizer
 
 NEW_TOKENS = 64
@@ -22,7 +23,9 @@ NEW_TOKENS = 64
 def fp32(smollm2: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> OnnxEngine:
     a, target = smollm2.architecture, Target.named("onnxruntime", "fp32")
     out = tmp_path_factory.mktemp("fp32") / "bundle"
-    written = write_bundle(smollm2, out, target, 512, lambda graph, context: OnnxEngine(graph, a, context, threads=1))
+    written = write_bundle(
+        smollm2, out, ExportOptions(target, 512), lambda graph, context: OnnxEngine(graph, a, context, threads=1)
+    )
     return OnnxEngine.from_bundle(written)
 
 

@@ -12,7 +12,7 @@ from merino_edge.checkpoint import Checkpoint
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.graph import build_model, build_stored, save, to_bytes
 from merino_edge.export.operators import lacking
-from merino_edge.export.quantize import random_stored
+from merino_edge.export.quantization.stored_weights import random_stored
 from merino_edge.export.targets import BLOCKS, PLATFORMS, Target
 from merino_edge.export.tensorrt import NO_KERNEL, build_engine
 from merino_edge.presets import PRESETS, shrunk

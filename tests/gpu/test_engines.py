@@ -6,23 +6,23 @@ import contextlib
 import re
 from collections.abc import Sequence
 
-import engine_conformance as conformance
+from helpers import engine_conformance as conformance
 import numpy as np
 import pytest
-from engine_conformance import EngineConformance, NewEngine
 
+from helpers.engine_conformance import EngineConformance, NewEngine
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError, InputError
 from merino_edge.export.graph import build_model, build_stored, to_bytes
-from merino_edge.export.quantize import store
+from merino_edge.export.quantization.stored_weights import store
 from merino_edge.export.targets import Target
 from merino_edge.export.tensorrt import build_engine
-from merino_edge.jetson.backends import BACKENDS, backend_named
-from merino_edge.runtime.cuda import Cuda
+from merino_edge.jetson.profiler.backends import BACKENDS, backend_named
 from merino_edge.runtime.engine import Engine
-from merino_edge.runtime.onnx_engine import OnnxEngine
-from merino_edge.runtime.selector import KEPT, Selector
-from merino_edge.runtime.tensorrt_engine import TensorRtEngine
+from merino_edge.runtime.engines.cuda import Cuda
+from merino_edge.runtime.engines.onnx_engine import OnnxEngine
+from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
+from merino_edge.runtime.engines.topk_kernel import KEPT, Selector
 from merino_edge.tensorrt_library import EXTRAS
 from merino_edge.weights import random_weights
 
@@ -161,8 +161,8 @@ def test_pytorch_on_the_gpu_computes_what_it_computes_on_the_cpu() -> None:
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("needs PyTorch built for CUDA")
-    from merino_edge.model import Model
-    from merino_edge.torch_engine import TorchEngine
+    from merino_edge.pytorch.engine import TorchEngine
+    from merino_edge.pytorch.model import Model
 
     mine = TorchEngine(Model.from_weights(A, strong_weights()), device="cuda")
     theirs = TorchEngine(Model.from_weights(A, strong_weights()))

@@ -10,49 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.architectures import architectures, random_tokens
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError, InputError
-from merino_edge.model import Cache, Model
 from merino_edge.presets import PRESETS, preset
+from merino_edge.pytorch.model import Cache, Model
 from merino_edge.weights import weight_shapes
 
 FLOAT64_NOISE = 1e-10  # logits here are of order 1, float64 keeps 16 digits
-
-
-@st.composite
-def architectures(draw: st.DrawFn) -> Architecture:
-    """Small architectures of every family: widths changing or not, shared or not, grouped heads, all norms and FFNs."""
-    head_dim = draw(st.sampled_from((4, 8)))
-    heads = sorted(draw(st.lists(st.sampled_from((1, 2, 4)), min_size=1, max_size=3)))
-    blocks = tuple(
-        Block(
-            width=n * head_dim,
-            layers=draw(st.integers(1, 3)),
-            heads=n,
-            kv_heads=draw(st.sampled_from([k for k in (1, 2, 4) if n % k == 0])),
-            ffn_width=draw(st.sampled_from((6, 16))),
-            shared=draw(st.booleans()),
-        )
-        for n in heads
-    )
-    rotary = draw(st.booleans())
-    post = draw(st.booleans())
-    return Architecture(
-        vocab_size=31,
-        max_positions=24,
-        embedding_width=draw(st.sampled_from((8, 12, 32))),
-        head_dim=head_dim,
-        blocks=blocks,
-        tied_head=draw(st.booleans()),
-        norm=draw(st.sampled_from(("layernorm", "rmsnorm"))),
-        norm_placement="post" if post else "pre",
-        ffn=draw(st.sampled_from(("relu", "gelu", "gelu_tanh", "swiglu"))),
-        positions="rotary" if rotary else "learned",
-        position_offset=draw(st.sampled_from((0, 2))),
-        rotary_dim=draw(st.sampled_from((2, head_dim))) if rotary else 0,
-        bias=draw(st.sampled_from(("all", "qkv", "none"))),
-        parallel_residual=False if post else draw(st.booleans()),
-    )
 
 
 def random_model(a: Architecture, seed: int = 0) -> Model:
@@ -63,10 +28,6 @@ def random_model(a: Architecture, seed: int = 0) -> Model:
         for parameter in model.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     return model
-
-
-def random_tokens(a: Architecture, batch: int, length: int) -> torch.Tensor:
-    return torch.randint(0, a.vocab_size, (batch, length), generator=torch.Generator().manual_seed(length))
 
 
 @pytest.mark.parametrize("name", PRESETS)

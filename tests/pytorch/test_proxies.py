@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from merino_edge import proxies
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import InputError
-from merino_edge.model import Model
-from merino_edge.proxies import PROXIES
+from merino_edge.pytorch import proxies
+from merino_edge.pytorch.model import Model
+from merino_edge.pytorch.proxies import PROXIES
 
 TINY = Architecture(
     vocab_size=7,

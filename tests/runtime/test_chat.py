@@ -10,8 +10,9 @@ import pytest
 from merino_edge.errors import InputError
 from merino_edge.runtime.chat import Chat
 from merino_edge.runtime.engine import Engine
-from merino_edge.runtime.generation import Session, generate
+from merino_edge.runtime.generation import generate
 from merino_edge.runtime.sampling import Sampling
+from merino_edge.runtime.session import Session
 from merino_edge.tokenizer import ChatFormat, Tokenizer
 
 GREEDY = Sampling(greedy=True)

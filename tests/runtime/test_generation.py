@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, InputError
-from merino_edge.model import Model
-from merino_edge.runtime.engine import Engine, open_engine
-from merino_edge.runtime.generation import PREFILL_CHUNK, Generation, Session, generate
+from merino_edge.pytorch.model import Model
+from merino_edge.runtime.engine import Engine
+from merino_edge.runtime.generation import Generation, generate
+from merino_edge.runtime.open_bundle import open_engine
 from merino_edge.runtime.sampling import Sampling
+from merino_edge.runtime.session import PREFILL_CHUNK, Session
 from merino_edge.tokenizer import Tokenizer
 
 GREEDY = Sampling(greedy=True)

@@ -13,9 +13,11 @@ from merino_edge import artefact, bundle
 from merino_edge.cli.main import main
 from merino_edge.errors import ArtefactError
 from merino_edge.runtime import prompt_cache
-from merino_edge.runtime.engine import Engine, open_engine
-from merino_edge.runtime.generation import Session, generate
+from merino_edge.runtime.engine import Engine
+from merino_edge.runtime.generation import generate
+from merino_edge.runtime.open_bundle import open_engine
 from merino_edge.runtime.sampling import Sampling
+from merino_edge.runtime.session import Session
 from merino_edge.tokenizer import Tokenizer
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then the lazy dog"

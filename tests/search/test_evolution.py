@@ -6,18 +6,18 @@ from collections.abc import Callable
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from small_spaces import MIXED, SMALL
 
+from helpers.small_spaces import MIXED, SMALL
 from merino_edge.errors import InputError
-from merino_edge.latency_table import LatencyTable
+from merino_edge.latency.table import LatencyTable
 from merino_edge.search.budget import Budget
+from merino_edge.search.builtin_spaces import PAPER
+from merino_edge.search.costs import Prices
 from merino_edge.search.evolution import Evolution, evolve
-from merino_edge.search.exact import ExactSolver
-from merino_edge.search.prices import Prices
+from merino_edge.search.exact.solver import ExactSolver
 from merino_edge.search.problem import Problem
 from merino_edge.search.score import Score, effective, parse_score
 from merino_edge.search.space import Space
-from merino_edge.search.spaces import PAPER
 
 WriteTable = Callable[..., LatencyTable]
 KEYS = ["parameters", "weight_mb@fp32", "flops", "peak_mb@64", "decode_ms@64", "prefill_ms@64"]

@@ -8,20 +8,20 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from small_spaces import MIXED, SMALL, spaces
 
+from helpers.small_spaces import MIXED, SMALL, spaces
 from merino_edge.errors import BudgetError, InputError
-from merino_edge.latency_table import LatencyTable
+from merino_edge.latency.step import Step
+from merino_edge.latency.table import LatencyTable
 from merino_edge.presets import preset
 from merino_edge.search.budget import Budget, Metric
+from merino_edge.search.builtin_spaces import PAPER, WIDE, vocabularies
+from merino_edge.search.costs import Prices
 from merino_edge.search.pareto import Front, pareto_front
-from merino_edge.search.prices import Prices
 from merino_edge.search.problem import Problem
-from merino_edge.search.references import PUBLIC, references, value_of
+from merino_edge.search.reference_models import PUBLIC, references, value_of
 from merino_edge.search.score import effective, parse_score
 from merino_edge.search.space import Space, Vocabulary
-from merino_edge.search.spaces import PAPER, WIDE, vocabularies
-from merino_edge.step import Step
 
 WriteTable = Callable[..., LatencyTable]
 

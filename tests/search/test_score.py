@@ -6,15 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small_spaces import MIXED
 
+from helpers.small_spaces import MIXED
 from merino_edge import counts
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import InputError
 from merino_edge.presets import PRESETS, preset
+from merino_edge.search.builtin_spaces import PAPER
 from merino_edge.search.entropy import Hyperparameters, matrix_entropy
 from merino_edge.search.score import FLOPS, PARAMETERS, RESOLUTION, effective, narrowest_cut, parse_score
-from merino_edge.search.spaces import PAPER
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_spaces import MIXED, SMALL, spaces
 
+from helpers.small_spaces import MIXED, SMALL, spaces
 from merino_edge import artefact
 from merino_edge.errors import ArchitectureError, ArtefactError, InputError, MerinoError
 from merino_edge.search import space_file
+from merino_edge.search.builtin_spaces import BYTES_PER_TOKEN, EDGE, PAPER, SPACES, WIDE, load_space
 from merino_edge.search.evolution import mutate
 from merino_edge.search.space import Genome, Space
-from merino_edge.search.spaces import BYTES_PER_TOKEN, EDGE, PAPER, SPACES, WIDE, load_space
 
 TINY = replace(SMALL, name="tiny", blocks=(2,), ffn_ratios=(1, 4), layers=(1, 3))  # 96 architectures
 TWO_BLOCKS = replace(

@@ -1,0 +1,61 @@
+"""The `native` lowering, opset 24: ONNX's own attention, rotation and cache update, one operator each.
+
+For TensorRT from 10.15 on, TensorRT for RTX, and ONNX Runtime from 1.25 on. TensorScatter updates the cache in place
+where the runtime binds its output to its input's memory (TensorRT: KVCacheUpdate). Attention gets an explicit boolean
+mask, since TensorRT's causal flag is aligned to the upper left before version 11; it reads the whole bound cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from merino_edge.architecture import Block
+from merino_edge.export.lowerings.builder import GraphBuilder
+
+
+class NativeBuilder(GraphBuilder):
+    """See merino_edge.export.graph."""
+
+    def prepare(self, caches: Sequence[ir.Value]) -> None:
+        rows = self.op("Reshape", self.positions, self.shape(1, 1, -1, 1))  # [1, 1, T, 1]
+        first = self.slice(self.positions, 1, 0, 1)  # [1, 1]
+        self.write_index = self.op("Reshape", first, self.shape(1))  # [1]
+        columns = self.constant(f"cache_positions.{self.places}", np.arange(self.places, dtype=np.int64))
+        if not self.target.static_cache:  # the runtime may bind a cache smaller than the context
+            capacity = self.op("Shape", caches[0], start=2, end=3)
+            columns = self.op("Slice", columns, self.shape(0), capacity)
+        # [1, 1, T, C] bool: a query sees the cache up to and including its own position.
+        self.mask = self.op("LessOrEqual", columns, rows)
+
+    def attend(self, packed: ir.Value, block: Block, cache: Sequence[ir.Value]) -> tuple[ir.Value, list[ir.Value]]:
+        heads = [block.heads, block.kv_heads, block.kv_heads]
+        split = self.split(packed, -1, *(count * self.a.head_dim for count in heads))
+        q, k, v = (self.to_heads(part, count) for part, count in zip(split, heads, strict=True))  # [1, H, T, D]
+        if self.a.positions == "rotary":
+            q, k = self.rotate(q, block.heads), self.rotate(k, block.kv_heads)
+        updated = [self.write(past, new, block) for past, new in zip(cache, (k, v), strict=True)]
+        y = self.op("Attention", q, updated[0], updated[1], self.mask, scale=1.0)  # [1, H, T, D]
+        return self.from_heads(y, block.width), updated
+
+    def write(self, past: ir.Value, new: ir.Value, block: Block) -> ir.Value:
+        """The cache `past` [1, Hkv, C, D] with `new` [1, Hkv, T, D] at its positions."""
+        inputs = [past, new, self.write_index]
+        updated = self.output(past, block, self.capacity)
+        return self.tape.op("TensorScatter", inputs, {"axis": -2, "mode": "linear"}, output=updated)
+
+    def rotate(self, x: ir.Value, heads: int) -> ir.Value:
+        cos, sin = (self.computed(f"rotary.{n}", t) for n, t in zip(("cos", "sin"), self.angles(), strict=True))
+        partial: dict[str, Any] = {}
+        if self.a.rotary_dim != self.a.head_dim:  # ONNX Runtime asks for the heads, though x tells them
+            partial = {"rotary_embedding_dim": self.a.rotary_dim, "num_heads": heads}
+        return self.op("RotaryEmbedding", x, cos, sin, self.positions, **partial)
+
+    def rms_norm(self, x: ir.Value, scale: ir.Value) -> ir.Value:
+        return self.op("RMSNormalization", x, scale, epsilon=self.a.norm_epsilon, axis=-1)
+
+    def gelu(self, x: ir.Value, tanh: bool) -> ir.Value:
+        return self.op("Gelu", x, approximate="tanh" if tanh else "none")

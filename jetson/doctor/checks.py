@@ -1,0 +1,254 @@
+"""Known traps: what is wrong with a machine though everything is installed, and what cures it.
+
+A trap is data and a predicate on what was read; it says what it found, or nothing. A trap fires on what a file shows,
+never on a guess: where the file cannot be read, it is silent. Knows nothing of verbs or packages to install
+(`merino_edge.jetson.doctor.doctor`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from merino_edge.jetson.device.nvpmodel import Mode
+from merino_edge.jetson.device.system_files import UNKNOWN
+from merino_edge.jetson.doctor.environment import Surroundings
+from merino_edge.runtime.engines.onnx_engine import OLDEST_ONNX_RUNTIME
+
+OLDEST_TENSORRT = (10, 3)
+CAPPED_MHZ = 624.75  # an Orin Nano's GPU without Super
+TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class Trap:
+    name: str
+    find: Callable[[Surroundings], str | None]  # what was found, where it was
+    advice: str
+    source: str
+
+
+def find_traps(here: Surroundings) -> list[dict[str, str]]:
+    """[{"name", "found", "advice", "source"}] of the traps that lie open here."""
+    return [_line(trap, found) for trap in TRAPS if (found := trap.find(here))]
+
+
+def engine_traps(built_on: Mapping[str, Any], here: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The same for an engine, given the card of the machine it was built on and this one's."""
+    fields: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+        "TensorRT": lambda card: card.get("tensorrt"),
+        "L4T": _l4t,
+        "module": lambda card: card.get("module"),
+        "SMs": lambda card: (card.get("gpu") or {}).get("sm_count"),
+        "power mode": lambda card: re.sub(r"\s*fmode:\S+", "", str(card.get("power_mode"))),
+    }
+    pairs = [(name, read(built_on), read(here)) for name, read in fields.items()]
+    moved = [f"{name} {was}, here {now}" for name, was, now in pairs if was != now]
+    return [_line(ENGINE, f"engine built on {'; '.join(moved)}")] if moved else []
+
+
+def _line(trap: Trap, found: str) -> dict[str, str]:
+    return {"name": trap.name, "found": found, "advice": trap.advice, "source": trap.source}
+
+
+def _version(text: Any) -> tuple[int, ...]:
+    """The leading numbers of a version; empty where there are none."""
+    found = re.match(r"\d{1,9}(?:\.\d{1,9})*", str(text))
+    return tuple(map(int, found[0].split("."))) if found else ()
+
+
+def _l4t(card: Mapping[str, Any]) -> str:
+    """L4T's version as in 36.4.7, from the release file, else from the package."""
+    found = re.match(r"# R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)", str(card.get("l4t")))
+    if found:
+        return f"{found[1]}.{found[2]}"
+    return str(card.get("l4t_core", UNKNOWN)).split("-")[0]
+
+
+# --- predicates ------------------------------------------------------------------------------------
+
+
+def _allocation(here: Surroundings) -> str | None:
+    return "L4T 36.4.7" if _l4t(here.card) == "36.4.7" else None
+
+
+def _clock_cap(here: Surroundings) -> str | None:
+    if _l4t(here.card) != "39.2.0" or here.card["module"] not in ("p3767-0003", "p3767-0005"):
+        return None
+    found = []
+    if here.modes and not any("SUPER" in mode.name for mode in here.modes.values()):
+        found.append(f"power modes {', '.join(mode.name for mode in here.modes.values())} only")
+    max_mhz = here.card["gpu"]["max_mhz"]
+    if isinstance(max_mhz, float) and max_mhz <= CAPPED_MHZ and (here.mode is None or _cap(here.mode) > CAPPED_MHZ):
+        found.append(f"GPU limit {max_mhz:g} MHz")
+    return f"L4T 39.2.0: {'; '.join(found)}" if found else None
+
+
+def _mode_not_applied(here: Surroundings) -> str | None:
+    max_mhz = here.card["gpu"]["max_mhz"]
+    if here.mode is None or here.mode.gpu_max_mhz is None or not isinstance(max_mhz, float):
+        return None
+    if abs(max_mhz - here.mode.gpu_max_mhz) <= TOLERANCE * here.mode.gpu_max_mhz:
+        return None
+    return f"{here.mode.name} means a GPU limit of {here.mode.gpu_cap}, the GPU's limit is {max_mhz:g} MHz"
+
+
+def _mode_holds_back(here: Surroundings) -> str | None:
+    mode, others = here.mode, [mode for mode in here.modes.values() if mode != here.mode]
+    if mode is None or not others:
+        return None
+    found = []
+    fullest = min(others, key=lambda other: (other.tpcs_off, -_cap(other)))
+    if mode.tpcs_off > fullest.tpcs_off:
+        off = mode.tpcs_off - fullest.tpcs_off
+        found.append(f"switches off {2 * off} SMs that {fullest.name} (nvpmodel -m {fullest.id}) has on")
+    if any(_cap(other) > _cap(mode) for other in others):
+        fastest = max(others, key=_cap)
+        text = f"caps the GPU at {mode.gpu_cap} ({fastest.name}, nvpmodel -m {fastest.id}: {fastest.gpu_cap}"
+        lower = [other for other in others if _watts(other) < _watts(mode) and _cap(other) > _cap(mode)]
+        found.append(text + "".join(f"; even {other.name}: {other.gpu_cap}" for other in lower) + ")")
+    return f"power mode {mode.name} {' and '.join(found)}" if found else None
+
+
+def _cap(mode: Mode) -> float:
+    return math.inf if mode.gpu_max_mhz is None else mode.gpu_max_mhz
+
+
+def _watts(mode: Mode) -> float:
+    found = re.search(r"(\d+)W", mode.name)
+    return int(found[1]) if found else math.inf
+
+
+def _old_tensorrt(here: Surroundings) -> str | None:
+    found = _version(here.card["tensorrt"])
+    return f"TensorRT {here.card['tensorrt']}" if here.is_jetson and found and found < OLDEST_TENSORRT else None
+
+
+def _old_onnxruntime(here: Surroundings) -> str | None:
+    found = _version(here.onnxruntime)
+    if not found or found >= OLDEST_ONNX_RUNTIME:
+        return None
+    return f"ONNX Runtime {here.onnxruntime}"
+
+
+def _no_swap(here: Surroundings) -> str | None:
+    if not here.is_small or here.disk_swap_bytes != 0:
+        return None
+    return f"{here.card['memory_bytes'] / 2**30:.1f} GiB of memory, no swap on a disk"
+
+
+def _zram(here: Surroundings) -> str | None:
+    return "swap in memory (/dev/zram)" if here.is_small and here.zram else None
+
+
+def _desktop(here: Surroundings) -> str | None:
+    return "a graphical session runs" if here.is_small and here.desktop else None
+
+
+def _blind_container(here: Surroundings) -> str | None:
+    if not here.container or not here.is_jetson:
+        return None
+    missing = [] if here.card["compatible"] else ["/proc/device-tree"]
+    missing += ["/etc/nv_tegra_release"] if here.card["l4t"] == UNKNOWN else []
+    return f"this container does not see {' and '.join(missing)}" if missing else None
+
+
+def _closed_nodes(here: Surroundings) -> str | None:
+    if not here.is_jetson or not here.closed_nodes:
+        return None
+    shown, more = here.closed_nodes[:2], len(here.closed_nodes) - 2
+    return f"this user may not open {', '.join(shown)}" + (f" and {more} more" if more > 0 else "")
+
+
+def _hidden_tensorrt(here: Surroundings) -> str | None:
+    if here.tensorrt_importable or not here.system_tensorrt:
+        return None
+    return f"TensorRT's bindings are in {', '.join(here.system_tensorrt)}, this Python {here.python} does not see them"
+
+
+# --- the traps -------------------------------------------------------------------------------------
+
+ENGINE = Trap(
+    "engine from elsewhere",
+    lambda here: None,  # only an engine at hand can show it
+    "build the engine again here: it is tied to TensorRT, GPU and SM count, and timed at its power mode's clocks",
+    "https://github.com/NVIDIA/TensorRT/issues/2900",
+)
+TRAPS = (
+    Trap(
+        "large allocations fail",
+        _allocation,
+        "update to L4T 36.5 (JetPack 6.2.2): sudo apt update && sudo apt full-upgrade; until then reboot first",
+        "https://github.com/ggml-org/llama.cpp/pull/23732",
+    ),
+    Trap(
+        "GPU capped by JetPack 7.2.0",
+        _clock_cap,
+        "update to JetPack 7.2.1: sudo apt update && sudo apt full-upgrade; then sudo nvpmodel -m 2",
+        "NVIDIA developer forum, threads 372627, 377003, 377553",
+    ),
+    Trap(
+        "power mode not applied",
+        _mode_not_applied,
+        "set it again: sudo nvpmodel -m NUMBER, and reboot if it asks; figures hold for the clocks, not for the name",
+        "NVIDIA developer forum, threads 372627, 377003",
+    ),
+    Trap(
+        "power mode holds the GPU back",
+        _mode_holds_back,
+        "if it is not meant: sudo nvpmodel -m NUMBER; tables and engines hold for one power mode",
+        "https://github.com/LineageOS/android_device_nvidia_concord (nvpmodel/)",
+    ),
+    Trap(
+        "TensorRT too old",
+        _old_tensorrt,
+        "engines need TensorRT 10.3 (JetPack 6.1, Orin and later); here run bundles with ONNX Runtime",
+        "https://github.com/NVIDIA/TensorRT (python/src of each release branch)",
+    ),
+    Trap(
+        "ONNX Runtime too old",
+        _old_onnxruntime,
+        "bundles need 1.23, which is there for Python 3.10 too: pip install -U 'onnxruntime>=1.23'",
+        "https://github.com/microsoft/onnxruntime/blob/main/docs/OperatorKernels.md",
+    ),
+    Trap(
+        "no swap for builds",
+        _no_swap,
+        "sudo fallocate -l 8G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile",
+        "https://github.com/NVIDIA/TensorRT/issues/2712",
+    ),
+    Trap(
+        "swap takes memory",
+        _zram,
+        "put swap on a disk, then: sudo systemctl disable nvzramconfig && sudo reboot",
+        "https://github.com/dusty-nv/jetson-containers/issues/598",
+    ),
+    Trap(
+        "desktop takes memory",
+        _desktop,
+        "before a build: sudo init 3; for good: sudo systemctl set-default multi-user.target && sudo reboot",
+        "https://github.com/dusty-nv/jetson-containers/issues/598",
+    ),
+    Trap(
+        "container hides the board",
+        _blind_container,
+        "docker run --runtime nvidia -v /etc/nv_tegra_release:/etc/nv_tegra_release:ro ...",
+        "https://github.com/dusty-nv/jetson-containers (docs/setup.md)",
+    ),
+    Trap(
+        "GPU closed to this user",
+        _closed_nodes,
+        "sudo usermod -aG video,render $USER and log in again; in a container: "
+        "--group-add video --group-add $(getent group render | cut -d: -f3)",
+        "https://github.com/dusty-nv/jetson-containers (docs/setup.md)",
+    ),
+    Trap(
+        "TensorRT out of sight",
+        _hidden_tensorrt,
+        "make the environment with the system's Python: python3 -m venv --system-site-packages VENV",
+        "https://github.com/dusty-nv/jetson-containers (packages/cuda/cudastack/install/install_tensorrt.sh)",
+    ),
+)

@@ -1,0 +1,103 @@
+"""What stands on this machine, what each verb still lacks, and which known traps lie open: the block to paste when
+asking for help.
+
+Packages are looked up, not imported. Knows no verb's code, only which packages it needs and which extra brings them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from merino_edge import __version__
+from merino_edge.jetson.device.sensors import Sensors
+from merino_edge.jetson.doctor.checks import find_traps
+from merino_edge.jetson.doctor.environment import Surroundings
+
+# Module names where they differ from the package's.
+MODULES = {
+    "onnx-ir": "onnx_ir",
+    "tensorrt-rtx-cu12-bindings": "tensorrt_rtx_bindings",
+    "cuda-bindings": "cuda.bindings",
+    "prometheus-client": "prometheus_client",
+    "lm-eval": "lm_eval",
+}
+BASE = ("numpy", "typer", "rich", "tokenizers", "onnxruntime", "jinja2")
+# verb: (packages beyond the base, extras that bring them)
+NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
+    "profile": (("onnx", "onnx-ir"), "export"),
+    "estimate": ((), ""),
+    "search": ((), ""),
+    "pareto": ((), ""),
+    "write": (("torch", "safetensors"), "train"),
+    "tokenize": ((), ""),
+    "teach": (("torch", "safetensors"), "train"),
+    "train": (("torch", "safetensors"), "train"),
+    "study": (("torch", "safetensors", "scipy", "matplotlib"), "train,study"),
+    "evaluate": (("lm-eval",), "evaluate"),
+    "import": (("gguf", "safetensors"), "import"),
+    "export": (("torch", "safetensors", "onnx", "onnx-ir"), "train,export"),
+    "export-hf": (("safetensors",), "train"),
+    "build": ((), ""),  # of a bundle for ONNX Runtime; TensorRT's engines below
+    "targets": (("onnx-ir",), "export"),
+    "generate": ((), ""),
+    "serve": (("starlette", "uvicorn", "pydantic", "prometheus-client", "llguidance"), "serve"),
+    "bench": ((), ""),
+    "show": ((), ""),
+    "demo": (("torch", "safetensors", "onnx", "onnx-ir"), "train,export"),
+}
+# What makes a verb do more, and the extra that brings it.
+OPTIONAL = {
+    "answers of a given form (generate --json-schema, --regex)": (("llguidance",), "grammar"),
+    "data sets of Hugging Face as text (hf:NAME)": (("datasets",), "datasets"),
+    "plots (profile, search, pareto --plot)": (("matplotlib",), "plot"),
+    "reading an export back by TensorRT for RTX": (("tensorrt-rtx-cu12-bindings",), "rtx"),
+    "engines of TensorRT on a board (build)": (("tensorrt", "cuda-bindings", "onnx-ir"), "tensorrt,export"),
+}
+
+
+def installed(package: str) -> str | None:
+    """The version of a package that can be imported, else None."""
+    try:
+        found = find_spec(MODULES.get(package, package))
+    except ModuleNotFoundError:  # of a parent
+        return None
+    if found is None:
+        return None
+    try:
+        return version(package)
+    except PackageNotFoundError:  # importable without package data, as JetPack's TensorRT can be
+        return "unknown"
+
+
+def examine(root: Path | str = "/") -> dict[str, Any]:
+    """{"merino_edge", "python", "device": card, "packages": {name: version or null},
+    "sensors": {"power_source", "power_mw", "temperature_c", "clock_mhz", "throttle_events", "power_mode"},
+    "verbs": {verb: {"ok", "missing": [...], "fix": command or null}}, "optional": {the same by purpose},
+    "traps": [{"name", "found", "advice", "source"}]}"""
+    here, sensors = Surroundings.of(root), Sensors(root)
+    names = [*BASE, *(p for packages, _ in (*NEEDS.values(), *OPTIONAL.values()) for p in packages)]
+    packages = {name: installed(name) for name in dict.fromkeys(names)}
+
+    def state(needed: tuple[str, ...], extras: str) -> dict[str, Any]:
+        missing = [name for name in needed if packages[name] is None]
+        return {"ok": not missing, "missing": missing, "fix": _fix(extras) if missing else None}
+
+    return {
+        "merino_edge": __version__,
+        "python": f"{platform.python_implementation()} {platform.python_version()} on {platform.machine()}",
+        "device": here.card,
+        "sensors": {"power_source": sensors.power_source, **dataclasses.asdict(sensors.read())},
+        "packages": packages,
+        "verbs": {verb: state((*BASE, *needed), extras) for verb, (needed, extras) in NEEDS.items()},
+        "optional": {purpose: state(needed, extras) for purpose, (needed, extras) in OPTIONAL.items()},
+        "traps": find_traps(here),
+    }
+
+
+def _fix(extras: str) -> str:
+    return f"pip install 'merino-edge[{extras}]'" if extras else "pip install merino-edge"

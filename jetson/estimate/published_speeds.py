@@ -1,0 +1,191 @@
+"""Published decode and prefill speeds of small models on Jetson boards, and how far the roofline is from them.
+
+- llama.cpp b9292 and Ollama 0.24.0: Orin Nano 8GB Super, L4T r36.4.7, prompt 2048, 256 generated, clocks locked.
+  https://www.smolhub.com/posts/jetson-nano-super-benchmark-non-reasoning/ and, with all modes (tables 9 and 10),
+  https://github.com/YuvrajSingh-mist/smolperfbenchmark
+- TensorRT Edge-LLM 0.9.0: JetPack 7.2, prompt of 61 tokens; its docs/source/user_guide/performance.
+- MLC, INT4: Orin Nano 8GB before and with Super; NVIDIA's announcement of Super, by way of
+  https://github.com/msmcs-robotics/WayfindR-driver, docs/jetson_orin_nano_llm_benchmarks.md
+- BF16: AGX Orin; embedl's benchmark table on Hugging Face.
+
+Only the first states its power modes. Taken for Edge-LLM: without Super on the Orin Nano (which is to the Orin NX as
+their bandwidths are), MAXN elsewhere; for MLC 15W before Super and MAXN_SUPER; for BF16 MAXN.
+
+Left out: LFM2.5 (not a transformer), Gemma (norms and windows that an Architecture cannot say), Qwen3.5 (linear
+attention), speculative decoding, Ollama figures without a setup, 1-bit models. No speed of this tool's own TensorRT
+engines is published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from merino_edge.architecture import Architecture, Bias, Block
+from merino_edge.jetson.estimate.boards import board
+from merino_edge.jetson.estimate.roofline import (
+    BF16,
+    INT4_AWQ,
+    MLC_INT4,
+    NVFP4,
+    Q4_K_M,
+    Q4_K_M_NARROW,
+    Q8_0,
+    Roofline,
+    Runtime,
+    Storage,
+    runtime,
+)
+from merino_edge.jetson.profiler.validation import figures
+from merino_edge.latency.measurement import Mode
+from merino_edge.presets import preset
+
+SMOLHUB_LENGTH = 2048 + 256 // 2  # of the cache, on average
+SHORT_LENGTH = 128  # taken for the rest, whose cache hardly counts
+EDGE_LLM_PROMPT = 61
+
+
+@dataclass(frozen=True)
+class Row:
+    """One published figure. `fitted`: constants of `runtime` were chosen on it, so that it tests nothing."""
+
+    framework: str
+    model: str
+    architecture: Architecture
+    storage: Storage
+    board: str
+    power_mode: str
+    mode: Mode
+    length: int
+    tokens_per_s: float
+    runtime: str  # whose constants predict it
+    fitted: bool = False
+
+    def predicted_tokens_per_s(self, constants: Runtime | None = None) -> float:
+        found = board(self.board)
+        roofline = Roofline(found, found.mode(self.power_mode), constants or runtime(self.runtime))
+        tokens = 1 if self.mode == "decode" else self.length
+        return 1000 * tokens / roofline.step_ms(self.architecture, self.mode, self.length, self.storage)
+
+    def to_dict(self) -> dict[str, Any]:
+        predicted = self.predicted_tokens_per_s()
+        names = ("framework", "model", "board", "power_mode", "mode", "length", "runtime", "fitted")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "storage": self.storage.name,
+            "published_tokens_per_s": self.tokens_per_s,
+            "predicted_tokens_per_s": predicted,
+            "error_percent": 100 * (predicted / self.tokens_per_s - 1),
+        }
+
+
+def _llama_like(
+    width: int, layers: int, heads: int, kv_heads: int, ffn_width: int, vocab_size: int, embedding_width: int = 0,
+    bias: Bias = "none",
+) -> Architecture:  # fmt: skip
+    head_dim = width // heads
+    return Architecture(
+        vocab_size=vocab_size,
+        max_positions=8192,
+        embedding_width=embedding_width or width,
+        head_dim=head_dim,
+        blocks=(Block(width, layers, heads, kv_heads, ffn_width),),
+        norm="rmsnorm",
+        ffn="swiglu",
+        positions="rotary",
+        rotary_dim=head_dim,
+        bias=bias,
+    )
+
+
+# Shapes from the models' own config.json.
+SMOLLM2_135M = preset("smollm2-135m")
+SMOLLM2_360M = _llama_like(960, 32, 15, 5, 2560, 49152)
+QWEN25_05B = _llama_like(896, 24, 14, 2, 4864, 151936, bias="qkv")
+LLAMA32_1B = _llama_like(2048, 16, 32, 8, 8192, 128256)
+QWEN3_17B = _llama_like(2048, 28, 16, 8, 6144, 151936)
+# Qwen3-0.6B's heads are together twice as wide (2048) as its residual stream, which an Architecture cannot say. This
+# one has the same cache, attention and head; its FFN is narrower (512, not 3072) so that layers have as many weights.
+QWEN3_06B = _llama_like(2048, 28, 16, 8, 512, 151936, embedding_width=1024)
+
+SMOLLM2_17B = _llama_like(2048, 24, 32, 32, 8192, 49152)
+LLAMA32_3B = _llama_like(3072, 28, 24, 8, 8192, 128256)
+QWEN25_7B = _llama_like(3584, 28, 28, 4, 18944, 152064, bias="qkv")
+LLAMA31_8B = _llama_like(4096, 32, 32, 8, 14336, 128256)
+
+SMOLHUB_MODES = ("7W", "15W", "25W", "MAXN_SUPER")
+# (model, shape, storage, tokens/s of llama.cpp by mode, of Ollama by mode)
+_SMOLHUB = (
+    ("SmolLM2-135M", SMOLLM2_135M, Q4_K_M_NARROW, (53.8, 114.7, 165.2, 159.5), (36.4, 84.4, 120.6, 132.2)),
+    ("SmolLM2-360M", SMOLLM2_360M, Q8_0, (34.9, 70.6, 102.2, 89.6), (21.0, 48.5, 69.9, 76.4)),
+    ("Qwen2.5-0.5B", QWEN25_05B, Q4_K_M_NARROW, (27.5, 68.5, 92.9, 100.6), (16.5, 39.4, 55.6, 61.2)),
+    ("Qwen3-0.6B", QWEN3_06B, Q8_0, (14.2, 33.9, 49.4, 54.3), (14.0, 32.5, 46.7, 51.3)),
+    ("Llama-3.2-1B", LLAMA32_1B, Q4_K_M, (12.1, 32.3, 47.1, 51.9), (11.8, 31.2, 44.8, 49.9)),
+)
+_SMOLHUB_FITTED = {*(("SmolLM2-135M", mode) for mode in ("7W", "15W", "25W")),
+                   ("Qwen3-0.6B", "15W"), ("Llama-3.2-1B", "15W")}  # fmt: skip
+# (model, shape, storage, board, power mode taken, decode tokens/s, prefill tokens/s)
+_EDGE_LLM = (
+    ("Qwen3-0.6B", QWEN3_06B, INT4_AWQ, "orin-nano-8gb", "15W-nosuper", 72.8, 2133.0),
+    ("Qwen3-1.7B", QWEN3_17B, INT4_AWQ, "orin-nano-8gb", "15W-nosuper", 37.4, 970.0),
+    ("Qwen3-0.6B", QWEN3_06B, INT4_AWQ, "orin-nx-16gb", "MAXN", 117.4, None),
+    ("Qwen3-1.7B", QWEN3_17B, INT4_AWQ, "orin-nx-16gb", "MAXN", 60.4, None),
+    ("Qwen3-0.6B", QWEN3_06B, INT4_AWQ, "agx-orin-64gb", "MAXN", 186.4, None),
+    ("Qwen3-1.7B", QWEN3_17B, INT4_AWQ, "agx-orin-64gb", "MAXN", 98.6, None),
+    ("Qwen3-0.6B", QWEN3_06B, NVFP4, "agx-thor", "max", 303.1, None),
+    ("Qwen3-1.7B", QWEN3_17B, NVFP4, "agx-thor", "max", 154.2, None),
+)
+# (model, shape, tokens/s before Super, with Super)
+_MLC = (
+    ("SmolLM2-1.7B", SMOLLM2_17B, 41.0, 64.5),
+    ("Llama-3.2-3B", LLAMA32_3B, 27.7, 43.07),
+    ("Qwen2.5-7B", QWEN25_7B, 14.2, 21.75),
+    ("Llama-3.1-8B", LLAMA31_8B, 14.0, 19.14),
+)
+
+
+def rows() -> list[Row]:
+    """Every published figure that the roofline can express."""
+    found = []
+    for name, a, storage, llama_cpp, ollama in _SMOLHUB:
+        for framework, speeds in (("llama.cpp", llama_cpp), ("ollama", ollama)):
+            for power_mode, speed in zip(SMOLHUB_MODES, speeds, strict=True):
+                fitted = (name, power_mode) in _SMOLHUB_FITTED
+                # the factor of the clock in MAXN_SUPER
+                fitted |= (framework, name, power_mode) == ("llama.cpp", "SmolLM2-135M", "MAXN_SUPER")
+                where = (framework, name, a, storage, "orin-nano-8gb", power_mode)
+                found.append(Row(*where, "decode", SMOLHUB_LENGTH, speed, framework, fitted))
+    for name, a, storage, at, power_mode, decode, prefill in _EDGE_LLM:
+        where = ("edge-llm", name, a, storage, at, power_mode)
+        found.append(Row(*where, "decode", SHORT_LENGTH, decode, "edge-llm", at == "orin-nano-8gb"))
+        if prefill:
+            found.append(Row(*where, "prefill", EDGE_LLM_PROMPT, prefill, "edge-llm", name == "Qwen3-0.6B"))
+    for name, a, before, with_super in _MLC:
+        for power_mode, speed in (("15W-nosuper", before), ("MAXN_SUPER", with_super)):
+            where = ("mlc", name, a, MLC_INT4, "orin-nano-8gb", power_mode)
+            found.append(Row(*where, "decode", SHORT_LENGTH, speed, "edge-llm"))
+    where = ("bf16", "Llama-3.2-1B", LLAMA32_1B, BF16, "agx-orin-64gb", "MAXN")
+    found.append(Row(*where, "decode", SHORT_LENGTH, 65.0, "edge-llm"))
+    return sorted(found, key=lambda row: (row.framework, row.mode))
+
+
+def unfitted_errors_percent(runtime_name: str, mode: Mode) -> list[float]:
+    """How far published speeds that no constant was fitted to are from those predicted by a runtime's constants, in
+    percent, ascending; a measured time lies as far from its prediction. This tool's own runtime has Edge-LLM's."""
+    constants = "edge-llm" if runtime_name == "merino-edge" else runtime_name
+    chosen = [row for row in rows() if (row.runtime, row.mode, row.fitted) == (constants, mode, False)]
+    return sorted(100 * (row.predicted_tokens_per_s() / row.tokens_per_s - 1) for row in chosen)
+
+
+def summaries(compared: Sequence[Row]) -> list[dict[str, Any]]:
+    """Per framework and mode, of all rows and of those that nothing was fitted to: {"framework", "mode", "rows": "all"
+    or "tested", "models", "mape_percent", "max_percent", "bias_percent", "kendall_tau", ...} (`validation.figures`)."""
+    found = []
+    for framework, mode in dict.fromkeys((row.framework, row.mode) for row in compared):
+        mine = [row for row in compared if (row.framework, row.mode) == (framework, mode)]
+        for which, chosen in (("all", mine), ("tested", [row for row in mine if not row.fitted])):
+            if chosen:
+                pairs = [(row.predicted_tokens_per_s(), row.tokens_per_s) for row in chosen]
+                found.append({"framework": framework, "mode": mode, "rows": which, **figures(pairs)})
+    return found

@@ -1,0 +1,163 @@
+"""What can be timed: each backend opens the engine that runs an architecture on a device, with random weights.
+
+| backend | runs | attention of a step reads |
+|---|---|---|
+| onnxruntime-cpu, -cuda | the graph exported for `onnxruntime` (fp16 is how it is stored) | the positions in use |
+| tensorrt, tensorrt-rtx | the graph exported for `rtx`, compiled for the GPU at hand | the whole context's cache |
+| torch-cpu, -cuda | the module of `merino_edge.pytorch.model`, eager | the positions in use |
+
+Random weights do not change how long a step takes (3 layers of 768 under ONNX Runtime: 5.39 ms a token with them, 5.41
+with quantised ones of a checkpoint's form; int4 1.119 and 1.120). A backend is a name until its engine is opened: only
+then is its library imported, or refused with what is missing. It knows no clock (`merino_edge.jetson.profiler.timer`).
+
+None of the four for a GPU was run on one yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Protocol
+
+import numpy as np
+
+from merino_edge.architecture import Architecture, Block
+from merino_edge.counts import PRECISIONS
+from merino_edge.errors import UnsupportedError, require
+from merino_edge.runtime.engine import Engine
+
+MAX_GRAPH_BYTES = 2_000_000_000  # a serialized model may have 2 GiB
+TINY = Architecture(2, 16, 64, 64, (Block(64, 1, 1, 1, 64),))
+
+
+class TimedEngine(Engine, Protocol):
+    """An engine that can be timed at any length."""
+
+    def assume(self, positions: int) -> None:
+        """Take so many positions for written, whatever they hold."""
+        ...
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run a model on one kind of device."""
+
+    name: str
+    device: str  # cpu, cuda
+    libraries: tuple[str, ...]  # distributions that decide how fast it is
+    precisions: tuple[str, ...]  # that it can time
+    open: Callable[[Architecture, str, int], TimedEngine] = field(repr=False)
+    places: Callable[[int, int], int] = field(repr=False)  # of the cache that a step reads: (positions in use, context)
+    lowering: str = ""  # of its graphs
+
+    def engine(self, a: Architecture, precision: str, threads: int) -> TimedEngine:
+        """`a` with random weights and a context of all its positions; `forward` returns with the logits on the host.
+
+        Raises UnsupportedError (a precision, a shape or a machine it cannot run), MissingExtraError (a package).
+        """
+        if precision not in self.precisions:
+            raise UnsupportedError(
+                f"{self.name} cannot time {precision}", f"choose --precision {' or '.join(self.precisions)}"
+            )
+        return self.open(a, precision, threads)
+
+    def check(self, precision: str) -> None:
+        """Run one token through a tiny model, so that what is missing is refused before anything is measured."""
+        with contextlib.closing(self.engine(TINY, precision, 1)) as engine:
+            engine.forward(np.zeros(1, np.int64), 0)
+
+    def versions(self) -> dict[str, str]:
+        """Of the libraries; `unknown` where one is no Python distribution here."""
+        return {library: _version(library) for library in self.libraries}
+
+
+def backend_named(name: str) -> Backend:
+    """Raises UnsupportedError for a name that is none of `BACKENDS`."""
+    if name not in BACKENDS:
+        raise UnsupportedError(f"unknown backend {name!r}", f"choose one of: {', '.join(BACKENDS)}")
+    return BACKENDS[name]
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def random_graph(a: Architecture, precision: str, target: str, lowering: str) -> bytes:
+    """The graph that export writes of `a` for `target`, with random weights. Raises UnsupportedError."""
+    from merino_edge.export.graph import build_stored, to_bytes
+    from merino_edge.export.quantization.stored_weights import random_stored
+    from merino_edge.export.targets import Target
+
+    chosen = Target.named(target, precision, lowering)
+    if a.weight_bytes(precision) > MAX_GRAPH_BYTES:
+        raise UnsupportedError(
+            f"{a.parameters:,} parameters at {precision} are more than one graph of 2 GB holds",
+            "choose a lower precision",
+        )
+    return to_bytes(build_stored(a, random_stored(a, chosen), chosen, a.max_positions))
+
+
+# --- each kind -------------------------------------------------------------------------------------
+
+
+def _onnxruntime(device: str) -> Backend:
+    def open_engine(a: Architecture, precision: str, threads: int) -> TimedEngine:
+        from merino_edge.runtime.engines.onnx_engine import OnnxEngine
+
+        return OnnxEngine(random_graph(a, precision, "onnxruntime", "ort"), a, a.max_positions, threads, device)
+
+    library = "onnxruntime" if device == "cpu" else "onnxruntime-gpu"
+    libraries = ("numpy", library, "onnx-ir")
+    return Backend(f"onnxruntime-{device}", device, libraries, PRECISIONS, open_engine, _in_use, "ort")
+
+
+def _in_use(positions: int, context: int) -> int:
+    return positions
+
+
+def _tensorrt(name: str, distribution: str, module: str) -> Backend:
+    def open_engine(a: Architecture, precision: str, threads: int) -> TimedEngine:
+        from merino_edge.export.tensorrt import build_engine
+        from merino_edge.runtime.engines.cuda import capability_here
+        from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
+        from merino_edge.tensorrt_library import EXTRAS
+
+        require(module, EXTRAS[module])
+        capability_here()  # compiling takes long: first see whether there is a GPU
+        built = build_engine(module, random_graph(a, precision, "rtx", "native"), a.max_positions)
+        return TensorRtEngine(module, {a.max_positions: built.plan}, a)
+
+    libraries = ("numpy", distribution, "cuda-bindings", "onnx-ir")
+    precisions = tuple(p for p in PRECISIONS if p != "fp32")  # its fused attention has no float32
+    return Backend(name, "cuda", libraries, precisions, open_engine, lambda positions, context: context, "native")
+
+
+def _torch(device: str) -> Backend:
+    def open_engine(a: Architecture, precision: str, threads: int) -> TimedEngine:
+        require("torch", "train")
+        from merino_edge.pytorch.engine import TorchEngine
+        from merino_edge.pytorch.model import Model
+
+        return TorchEngine(Model(a), precision, threads, device)
+
+    # No weight-only int8 or int4: PyTorch itself has no kernel that every device runs.
+    libraries, precisions = ("numpy", "torch"), ("fp32", "fp16")
+    return Backend(f"torch-{device}", device, libraries, precisions, open_engine, _in_use)
+
+
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        _onnxruntime("cpu"),
+        _onnxruntime("cuda"),
+        _tensorrt("tensorrt", "tensorrt", "tensorrt"),
+        _tensorrt("tensorrt-rtx", "tensorrt-rtx-cu12-bindings", "tensorrt_rtx_bindings"),
+        _torch("cpu"),
+        _torch("cuda"),
+    )
+}

@@ -1,0 +1,274 @@
+"""Which probes a profile takes: the axes that cover a space, how finely, and in what order.
+
+`Detail` is a step of a ladder from two values an axis to all that matter; `merino_edge.jetson.profiler.time_budget` climbs as far
+as the time allows. Layers are measured on a star around one reference (merino_edge.latency.grids).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from merino_edge import counts
+from merino_edge.architecture import Architecture, Ffn
+from merino_edge.counts import table_bytes
+from merino_edge.errors import InputError
+from merino_edge.jetson.profiler import probe
+from merino_edge.jetson.profiler.probe import Probe, Space, Stack
+from merino_edge.latency.measurement import Cache, Mode
+
+DEFAULT_LENGTH = 256  # positions a cost is for when nobody says
+LONGEST = 1024  # measured unless asked for
+DECODE_LENGTHS = 3  # at most: what a step costs grows by as much with every position
+HELD_OUT, QUICK_HELD_OUT = 50, 10
+CALIBRATION, QUICK_CALIBRATION = 48, 8
+CANDIDATES = 40  # drawn for each calibration model
+SHARED = 64  # a part of the last cache that other guests of a machine leave alone
+ROWS = 16  # of a prompt that matrix kernels take at once
+SAMPLE = 101  # architectures drawn to see how large a space's models are
+
+Places = Callable[[int, int], int]  # (positions in use, context) -> places of the cache that a step reads
+
+
+@dataclass(frozen=True)
+class Detail:
+    """At most how many values are measured on an axis, first and last always among them."""
+
+    widths: int
+    ffn_ratios: int
+    lengths: int
+    ends: int  # vocabularies, and embedding widths
+    projections: int
+    rounds: int  # of measuring, at least: a finer plan is no use with fewer
+
+
+LADDER = (
+    Detail(2, 2, 1, 2, 2, rounds=4),
+    Detail(3, 2, 1, 2, 2, rounds=6),
+    Detail(3, 2, 2, 2, 2, rounds=8),
+    Detail(4, 2, 2, 2, 2, rounds=8),
+    Detail(5, 3, 2, 2, 3, rounds=10),
+    Detail(7, 3, 2, 3, 3, rounds=16),
+    Detail(9, 3, 3, 3, 4, rounds=32),
+    Detail(9, 3, 5, 3, 4, rounds=32),
+)
+MOST_ROUNDS = 240  # where time is left
+
+
+def thin(values: Sequence[Any], count: int) -> tuple[Any, ...]:
+    """At most `count` of `values`, evenly picked, the last always among them, the first if there is room for two."""
+    if len(values) <= count:
+        return tuple(values)
+    if count == 1:
+        return (values[-1],)
+    return tuple(values[round(i * (len(values) - 1) / (count - 1))] for i in range(count))
+
+
+def nearest(values: Sequence[int], wanted: int) -> int:
+    return min(values, key=lambda value: abs(value - wanted))
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What is measured of layers, width changes and ends. In a table's header."""
+
+    lengths: tuple[int, ...]  # of prompts
+    capacities: tuple[int, ...]  # of the cache, in decode
+    widths: tuple[int, ...]
+    ffn_ratios: tuple[float, ...]
+    ffn: tuple[Ffn, ...]
+    one_kv_head: tuple[bool, ...]  # beside as many key-value heads as query heads; cost is linear between
+    repeats: tuple[bool, ...]  # layers with own weights, and further layers of shared ones
+    projections: tuple[tuple[int, int], ...]
+    vocab_sizes: tuple[int, ...]
+    embedding_widths: tuple[int, ...]
+    caches: tuple[Cache, ...]
+
+    @staticmethod
+    def of(space: Space, detail: Detail, caches: tuple[Cache, ...], places: Places, lengths: Sequence[int]) -> Axes:
+        """What covers `space` at `lengths`. Raises InputError."""
+        positions = max(model.max_positions for model in space.models)
+        if not all(0 < length <= positions for length in lengths):
+            raise InputError(
+                f"lengths {list(lengths)} are not within the space's {positions} positions", "ask for less"
+            )
+        head_dim = space.models[0].head_dim
+        embedding_widths = sorted({model.embedding_width for model in space.models})
+        if odd := [width for width in embedding_widths if width % head_dim]:
+            raise InputError(f"embedding_width {odd[0]} is no multiple of head_dim", "change the space")
+        by_product = {x * y: (x, y) for x, y in sorted(space.projections, key=lambda pair: (pair[0] * pair[1], pair))}
+        # Contexts shorter than a bucket bind fewer places.
+        contexts = {min(model.max_positions, max(lengths)) for model in space.models} | {max(lengths)}
+        capacities = {places(min(length, context), context) for length in lengths for context in contexts}
+        return Axes(
+            tuple(sorted(set(lengths))),
+            thin(sorted(capacities), DECODE_LENGTHS),
+            thin(space.widths, detail.widths),
+            thin(space.ffn_ratios, detail.ffn_ratios),
+            tuple(sorted({model.ffn for model in space.models})),
+            (False, True) if space.kv_groups != (1,) else (False,),
+            (False, True) if True in space.shared else (False,),
+            thin(list(by_product.values()), detail.projections),
+            thin(sorted({model.vocab_size for model in space.models}), detail.ends),
+            thin(embedding_widths, detail.ends),
+            caches,
+        )
+
+    def union(self, other: Axes) -> Axes:
+        """Both."""
+        names = [field.name for field in dataclasses.fields(self)]
+        both = {name: {*getattr(self, name), *getattr(other, name)} for name in names}
+        return Axes(**{name: tuple(sorted(values)) for name, values in both.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            name: [list(x) if isinstance(x, tuple) else x for x in v] for name, v in dataclasses.asdict(self).items()
+        }
+
+    @staticmethod
+    def from_header(header: Mapping[str, Any]) -> Axes | None:
+        """Of a begun table; None where it was begun by a version that measured other axes."""
+        names = [field.name for field in dataclasses.fields(Axes)]
+        if not all(isinstance(header.get(name), list) for name in names):
+            return None
+        found: dict[str, Any] = {
+            name: tuple(tuple(x) if isinstance(x, list) else x for x in header[name]) for name in names
+        }
+        return Axes(**found)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All probes of a profile, and what they cover, for the table's header."""
+
+    axes: Axes
+    quick: bool
+    default_length: int
+    reference: Mapping[str, Any]  # of the star: {"ffn", "ratio", "decode", "prefill"}
+    probes: tuple[Probe, ...]
+    rounds: int
+
+    @property
+    def grid(self) -> dict[str, Any]:
+        fields = {"quick": self.quick, "default_length": self.default_length, "reference": dict(self.reference)}
+        return {**self.axes.to_dict(), **fields}
+
+
+def make_plan(
+    space: Space,
+    precision: str,
+    quick: bool = False,
+    lengths: Sequence[int] | None = None,
+    begun: Mapping[str, Any] | None = None,
+    detail: Detail = LADDER[-1],
+    cache_bytes: int = 0,
+    company_bytes: int = 0,
+    places: Places = lambda positions, context: positions,
+) -> Plan:
+    """The probes that cover `space`, and whole models to calibrate and to check them with. `lengths`: instead of the
+    usual ones; `begun`: the header of a table that is to be extended; `cache_bytes`: of the processor's last cache, 0
+    where no step is to be timed with cold caches; `company_bytes`: of a head in whose company warm layers are timed, as
+    far as every model of the space has one as large. Raises InputError."""
+    known = None if begun is None else Axes.from_header(begun)
+    if begun is not None and known is None:
+        raise InputError("the table was begun by an older version and cannot be continued", "choose another --out")
+    positions = max(model.max_positions for model in space.models)
+    if known is not None and lengths is None:
+        lengths = [length for length in known.lengths if length <= positions] or None
+    top = min(positions, DEFAULT_LENGTH if quick else LONGEST)
+    parts = (4, 1) if quick or detail.lengths < 3 else thin((16, 8, 4, 2, 1), detail.lengths)
+    shortest, *inner, longest = (max(1, top // part) for part in parts)
+    usual = lengths or [shortest, *map(_ordinary, inner), longest]
+    axes = Axes.of(space, detail, _caches(space, precision, cache_bytes), places, usual)
+    default = min(DEFAULT_LENGTH, axes.lengths[-1]) if lengths is None else axes.lengths[len(axes.lengths) // 2]
+    reference: Mapping[str, Any] = {
+        "ffn": axes.ffn[0],
+        "ratio": axes.ffn_ratios[0],
+        "decode": nearest(axes.capacities, places(default, max(axes.lengths))),
+        "prefill": nearest(axes.lengths, default),
+    }
+    if known is not None and begun is not None:
+        axes, default, quick = axes.union(known), begun["default_length"], begun["quick"]
+        reference = begun["reference"]
+    # What is measured depends on the axes alone; the positions only have to hold the longest.
+    base = dataclasses.replace(space.models[0], max_positions=max(axes.lengths[-1], axes.capacities[-1]))
+    company_bytes = min(company_bytes, *(table_bytes(model, precision) for model in space.models))
+    layers = _layers(base, axes, reference, precision, cache_bytes, company_bytes)
+    probes = [*layers, *_ends(base, axes, reference)]
+    between = sorted({*axes.lengths, default})
+    counts = (QUICK_CALIBRATION, QUICK_HELD_OUT) if quick else (CALIBRATION, HELD_OUT)
+    probes += _calibration(space, precision, counts[0], between, default)
+    probes += probe.drawn(space, "model", counts[1], between, default, seed=0)
+    return Plan(axes, quick, default, reference, tuple({p.key: p for p in probes}.values()), detail.rounds)
+
+
+def _ordinary(length: int) -> int:
+    """The length nearby that prompts of no special length are like: kernels take rows by sixteen, and whole blocks of
+    them take up to 6 % less per token."""
+    return length if length < ROWS else length // ROWS * ROWS + ROWS // 2
+
+
+def _calibration(space: Space, precision: str, count: int, lengths: Sequence[int], default_length: int) -> list[Probe]:
+    """Whole models in decode, most of them among the smaller half, where it is open what the caches hold."""
+    drawn = probe.drawn(space, "calibration", CANDIDATES * count, lengths, default_length, seed=1)
+    decode = [p for p in drawn if p.mode == "decode"]
+    decode.sort(key=lambda p: p.models[0].weight_bytes(precision))
+    small, large = decode[: len(decode) // 2], decode[len(decode) // 2 :]
+    few = count // 3
+    return [*thin(small, count - few), *thin(large, few)]
+
+
+def _caches(space: Space, precision: str, cache_bytes: int) -> tuple[Cache, ...]:
+    """How the space's models find the processor's caches: models well within them always warm, far larger ones cold."""
+    rng = random.Random(0)
+    sizes = sorted(counts.step_bytes(space.architecture(space.sample(rng)), precision, 0) for _ in range(SAMPLE))
+    if not cache_bytes or sizes[-1] < cache_bytes / SHARED:
+        return ("warm",)
+    return ("cold",) if sizes[0] > 2 * cache_bytes else ("cold", "warm")
+
+
+def _layers(
+    base: Architecture,
+    axes: Axes,
+    reference: Mapping[str, Any],
+    precision: str,
+    cache_bytes: int,
+    company_bytes: int,
+) -> Iterator[Probe]:
+    """The star: every FFN at the reference's place and with all key-value heads; the reference's FFN at every place and
+    share of key-value heads. A prefill has every FFN at every length, and repeats nothing."""
+    within = cache_bytes / 4 if cache_bytes else float("inf")
+
+    def one(ffn: Ffn, width: int, ratio: float, one_kv_head: bool, repeats: bool) -> Stack:
+        return Stack(dataclasses.replace(base, ffn=ffn), width, round(width * ratio), one_kv_head, repeats)
+
+    core = (reference["ffn"], reference["ratio"])
+    for width, repeats in itertools.product(axes.widths, axes.repeats):
+        shares = [share for share in axes.one_kv_head if not (share and width == base.head_dim)]
+        for (ffn, ratio), share in itertools.product(itertools.product(axes.ffn, axes.ffn_ratios), shares):
+            stack = one(ffn, width, ratio, share, repeats)
+            depth = probe.depth_within(stack, precision, within)
+            central = (ffn, ratio) == core
+            if not central and share:
+                continue
+            for capacity, cache in itertools.product(axes.capacities, axes.caches):
+                if central or capacity == reference["decode"]:
+                    vocab_size = stack.company(precision, company_bytes if cache == "warm" else 0)
+                    yield probe.layer(stack, "decode", capacity, cache, depth, vocab_size)
+            if not repeats:
+                for length in axes.lengths:
+                    yield probe.layer(stack, "prefill", length, "warm", min(depth, 3))
+
+
+def _ends(base: Architecture, axes: Axes, reference: Mapping[str, Any]) -> Iterator[Probe]:
+    places: list[tuple[Mode, int, Cache]] = [("decode", reference["decode"], cache) for cache in axes.caches]
+    places += [("prefill", length, "warm") for length in axes.lengths]
+    for mode, length, cache in places:
+        for before, after in axes.projections:
+            yield probe.width_change(base, mode, length, cache, before, after)
+        for vocab_size, width in itertools.product(axes.vocab_sizes, axes.embedding_widths):
+            yield probe.end(base, mode, length, cache, vocab_size, width)

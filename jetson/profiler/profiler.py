@@ -1,0 +1,294 @@
+"""Measures a space's parts on this device and writes the latency table as it goes.
+
+Every finished batch is appended and flushed, so whatever ends a profile, what was measured so far stays and the table
+can be resumed; one that measured nothing leaves no file. Clocks, temperatures and throttle counters are read before,
+during and after, and recorded. The last lines hold how a decode step's sums become a time (merino_edge.latency.step_time) and the
+validation against whole models. What is timed stands in `probe` and `plan`, how in `stopwatch`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from merino_edge import artefact
+from merino_edge.architecture import Architecture
+from merino_edge.errors import InputError, OutputError
+from merino_edge.jetson.device import card as device
+from merino_edge.jetson.device.energy import EnergyMeter
+from merino_edge.jetson.device.sensors import Reading, Sensors, moved
+from merino_edge.jetson.profiler.backends import Backend
+from merino_edge.jetson.profiler.batching import Batch, session
+from merino_edge.jetson.profiler.contention import STEP_SHARE
+from merino_edge.jetson.profiler.plan import LADDER, Axes, Detail, Plan, make_plan
+from merino_edge.jetson.profiler.probe import TINY_VOCAB, Probe, Space, Stack
+from merino_edge.jetson.profiler.time_budget import DEFAULT_MINUTES, FULL_MINUTES, Pace, choose
+from merino_edge.jetson.profiler.timer import Stopwatch, feels_contention, pinned
+from merino_edge.jetson.profiler.validation import fit_faces, validate
+from merino_edge.latency.measurement import Measurement, seal
+from merino_edge.latency.table import LatencyTable, family
+from merino_edge.latency.table_file import KIND, SCHEMA_VERSION, load_table
+
+COMPANY = 1.5  # times the cache before the last, of what warm layers are timed beside: it drives them out of there
+FILLED = 0.97  # of the time asked for
+STEADY_SECONDS = 10.0  # after which it counts how long batches took
+UNKNOWN_CACHE_BYTES = 32 * 2**20  # taken for the last cache's size where no file says it
+WIDE_CONTEXT = 2**20  # longer than any bucket of a cache
+# Header fields in which a table and what continues it may differ: when it was made, and what it covers.
+MOMENT = {"tool_version", "created", "clock_mhz", "sha256"}
+VARYING = {*MOMENT, "space", "minutes", *(field.name for field in dataclasses.fields(Axes))}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be measured. `only`: a pattern that an entry's kind and mode, as "layer decode", must contain."""
+
+    space: Space
+    space_document: dict[str, Any]  # for the header
+    precision: str
+    threads: int
+    backend: Backend
+    minutes: float = DEFAULT_MINUTES
+    lengths: Sequence[int] | None = None
+    only: str | None = None
+
+
+@dataclass
+class Progress:
+    """Told after every batch. `moved`: what of clocks and throttle counters changed since the beginning."""
+
+    done_seconds: float
+    total_seconds: float
+    probes: int
+    done: int = 0
+    moved: list[str] = field(default_factory=list)
+
+
+Note = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan that fits the time asked for, the header of its table, and what it takes."""
+
+    plan: Plan
+    header: dict[str, Any]
+    pace: Pace
+    stopwatch: Stopwatch
+
+    def session(
+        self, probes: Iterable[Probe] | None = None, known: Collection[tuple[str, int]] = frozenset()
+    ) -> list[Batch]:
+        """What is to be done of the plan, or of some of it."""
+        return session(self.plan.probes if probes is None else probes, self.plan.quick, self.plan.rounds, known)
+
+    @property
+    def seconds(self) -> float:
+        return self.pace.seconds(self.session())
+
+
+def prepare(request: Request, begun: dict[str, Any] | None = None) -> Prepared:
+    """Choose the plan. `begun`: the header of a table that is to be finished or extended. Raises InputError."""
+    card = device.device_card()
+    cache_bytes = device.last_level_cache_bytes(card) or UNKNOWN_CACHE_BYTES
+    cache_bytes = cache_bytes if request.backend.device == "cpu" else 0  # nothing here sweeps a GPU's cache
+    company_bytes = round(COMPANY * device.inner_cache_bytes(card)) if cache_bytes else 0
+    if begun is not None:
+        cache_bytes, company_bytes = begun.get("cache_bytes", cache_bytes), begun.get("company_bytes", 0)
+    quick = request.minutes < FULL_MINUTES
+
+    def plan_of(detail: Detail) -> Plan:
+        if begun is not None and begun.get("space") == request.space_document:
+            detail = dataclasses.replace(LADDER[0], rounds=detail.rounds)  # as finely as it was begun
+        return make_plan(
+            request.space,
+            request.precision,
+            quick,
+            request.lengths,
+            begun,
+            detail,
+            cache_bytes,
+            company_bytes,
+            request.backend.places,
+        )
+
+    sweep_bytes = 2 * cache_bytes if "cold" in plan_of(LADDER[0]).axes.caches else 0
+    yardstick = _yardstick(request.space)
+    stopwatch = Stopwatch(request.backend, request.precision, request.threads, sweep_bytes, yardstick, EnergyMeter.of())
+
+    def pace_of(plan: Plan) -> Pace:
+        sweep_s = min(stopwatch.sweep() for _ in range(3))
+        return Pace.measure(
+            request.backend, plan, request.precision, request.threads, sweep_s, stopwatch.feel_seconds()
+        )
+
+    with pinned(request.threads):
+        plan, pace = choose(plan_of, pace_of, 60 * request.minutes)
+    return Prepared(plan, _header(request, plan, card, cache_bytes, company_bytes), pace, stopwatch)
+
+
+def profile(path: Path, request: Request, resume: bool = False, note: Note = lambda progress: None) -> LatencyTable:
+    """Measure into `path` and return the table. With `resume` a table is finished, and extended by what the request
+    needs beyond it.
+
+    Raises OutputError where `path` exists and is not resumed or cannot be written, InputError where it was
+    begun otherwise, ArtefactError where it is altered.
+    """
+    deadline_s = time.monotonic() + FILLED * 60 * request.minutes
+    table = load_table(path, unfinished=True) if resume and path.exists() else None
+    if table is None and path.exists():
+        raise OutputError(f"{path} exists", "finish it with --continue, or choose another --out")
+    prepared = prepare(request, table.header if table else None)
+    header, measured = prepared.header, list(table.lines) if table else []
+    known = {(m.key, m.visit) for m in measured}
+    wanted = [probe for probe in prepared.plan.probes if _wanted(probe, request.only)]
+    batches = prepared.session(wanted, known)
+    if table:
+        header = _continued(table, header)
+        if table.finished and not batches and header is table.header:
+            return table
+        _rewrite(table, header)
+    else:
+        artefact.write_text(path, artefact.canonical_json(header) + "\n")
+    try:
+        with artefact.writing(path), open(path, "a", encoding="utf-8") as file:
+
+            def append(lines: Iterable[dict[str, Any]]) -> None:
+                file.writelines(seal(line) + "\n" for line in lines)
+                file.flush()
+                os.fsync(file.fileno())
+
+            with pinned(request.threads):
+                for fresh in _measure(prepared, batches, append, note, deadline_s):
+                    measured += fresh  # first: from here on an interruption must leave the file
+                    append(m.to_line() for m in fresh)
+            if not prepared.session(known={(m.key, m.visit) for m in measured}):
+                append(_conclusion(path, header, measured))
+    finally:
+        if not measured:
+            path.unlink(missing_ok=True)
+    return load_table(path, unfinished=True)
+
+
+def _measure(
+    prepared: Prepared,
+    batches: Sequence[Batch],
+    append: Callable[[list[dict[str, Any]]], None],
+    note: Note,
+    deadline_s: float,
+) -> Iterator[list[Measurement]]:
+    """The lines of each batch, as they come. Where time runs out, batches are gone over less often."""
+    sensors = Sensors()
+    total = prepared.pace.seconds(batches)
+    progress = Progress(0.0, total, sum(len(batch.probes) for batch in batches if batch.last))
+    note(progress)
+    first = sensors.read()
+    if batches:
+        append([_conditions("before", first, [])])
+    started_s = time.monotonic()
+    for batch in batches:
+        now_s = time.monotonic()
+        slower = max(1.0, (now_s - started_s + STEADY_SECONDS) / (progress.done_seconds + STEADY_SECONDS))
+        share = (deadline_s - now_s) / (slower * (total - progress.done_seconds + 1))
+        found = prepared.stopwatch.measure(batch.probes, batch.rounds.fewer(share))
+        yield [dataclasses.replace(m, visit=batch.visit) for m in found]
+        progress.done += len(batch.probes) if batch.last else 0
+        progress.done_seconds += prepared.pace.seconds([batch])
+        now = sensors.read()
+        if news := [line for line in moved(first, now) if line not in progress.moved]:
+            progress.moved += news
+            append([_conditions("during", now, news)])
+        note(progress)
+    if batches:
+        last = sensors.read()
+        append([_conditions("after", last, moved(first, last))])
+
+
+def _conditions(moment: str, reading: Reading, changes: list[str]) -> dict[str, Any]:
+    return {"what": "conditions", "moment": moment, **dataclasses.asdict(reading), "moved": changes}
+
+
+def _conclusion(path: Path, header: dict[str, Any], measured: list[Measurement]) -> Iterator[dict[str, Any]]:
+    """The lines that say how sums become times, and how far those are from whole models."""
+    table = LatencyTable(path, header, measured, {}, "")
+    faces = fit_faces(table)
+    if faces is not None:
+        yield {"what": "faces", "decode": faces.to_dict()}
+    yield {"what": "validation", **validate(dataclasses.replace(table, faces=faces))}
+
+
+def _wanted(probe: Probe, only: str | None) -> bool:
+    return only is None or bool(re.search(only, f"{probe.what} {probe.mode} {probe.cache}"))
+
+
+def _yardstick(space: Space) -> Architecture:
+    """A small model of the space's kind, the same for every plan."""
+    base, width = space.models[0], space.widths[len(space.widths) // 2]
+    return Stack(base, width, width).model(2, TINY_VOCAB, width)
+
+
+# --- the file --------------------------------------------------------------------------------------
+
+
+def _header(request: Request, plan: Plan, card: dict[str, Any], cache_bytes: int, company_bytes: int) -> dict[str, Any]:
+    space = request.space
+    fields = {
+        "device": card,
+        "backend": request.backend.name,
+        "lowering": request.backend.lowering,
+        "precision": request.precision,
+        "threads": request.threads,
+        "family": family(space.architecture(space.sample(random.Random(0)))),
+        **plan.grid,
+        **_buckets(request.backend),
+        "cache_bytes": cache_bytes,
+        "company_bytes": company_bytes,
+        "contention_share": STEP_SHARE if feels_contention(request.backend, request.threads) else 0.0,
+        "minutes": request.minutes,
+        "space": request.space_document,
+        "estimated": False,
+        "clock_mhz": device.clock_mhz(),
+        "libraries": request.backend.versions(),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    return artefact.stamp(KIND, fields, SCHEMA_VERSION)
+
+
+def _buckets(backend: Backend) -> dict[str, int]:
+    """How the cache's capacity follows from the positions in use; nothing where it is their number."""
+    few = 3  # no power of two
+    places = backend.places(few, WIDE_CONTEXT)
+    return {} if places == few else {"cache_buckets": 0 if places == WIDE_CONTEXT else places}
+
+
+def _continued(table: LatencyTable, header: dict[str, Any]) -> dict[str, Any]:
+    """The header of what the table will cover: its own, where that is nothing more. Raises InputError."""
+    path = table.path
+    for name in (name for name in header if name not in VARYING):  # causes first, as the header has them
+        if name == "device":
+            changed = "; ".join(device.differences(table.header["device"], header["device"]))
+            if changed:
+                raise InputError(f"{path} was begun on another device: {changed}", "choose another --out")
+        elif table.header.get(name) != header[name]:
+            raise InputError(
+                f"{path} was begun with another {name}", "continue it as it was begun, or choose another --out"
+            )
+    if all(table.header.get(name) == header[name] for name in set(header) - MOMENT - {"device", "minutes"}):
+        return table.header
+    return header
+
+
+def _rewrite(table: LatencyTable, header: dict[str, Any]) -> None:
+    """The file with what it holds under this header; a last line cut short and a former conclusion are taken out."""
+    lines = [artefact.canonical_json(header)]
+    lines += [seal(line) for line in table.conditions]
+    lines += [seal(m.to_line()) for m in table.lines]
+    artefact.write_text(table.path, "\n".join(lines) + "\n")

@@ -1,0 +1,307 @@
+"""Hugging Face model families: what a `config.json` says as an `Architecture`, and where each weight belongs.
+
+OPT, GPT-2 (and Cerebras-GPT), GPT-NeoX (Pythia), and the Llama family (Llama, Mistral and Qwen2 without sliding
+window). Configurations are read as transformers 4 and 5 write them; a missing field means that family's documented
+default, and what no architecture can spell is refused by name. One table of names serves reading and writing.
+What is written is what a family has words for: whoever writes reads it back to see whether anything is lost
+(merino_edge.convert.to_huggingface). Touches no file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from merino_edge.architecture import Architecture, Bias, Block, Ffn
+from merino_edge.convert.layouts import (
+    GPT2_LAYOUT,
+    LLAMA_LAYOUT,
+    NEOX_LAYOUT,
+    OPT_LAYOUT,
+    Fuse,
+    Layout,
+    fuse_as_is,
+    fuse_gpt2,
+    fuse_neox,
+)
+from merino_edge.errors import ArtefactError, UnsupportedError
+
+T = TypeVar("T", int, float, bool, str)
+
+ACTIVATIONS: dict[str, Ffn] = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+}
+CHOOSE = "choose another model"
+
+
+class Config:
+    """`config.json`, read field by field: typed, and refusing by name what no architecture can spell."""
+
+    def __init__(self, values: Any, where: str) -> None:
+        if not isinstance(values, dict):
+            raise ArtefactError(f"{where} is not an object", "download it again")
+        self.values: dict[str, Any] = values
+        self.where = where
+
+    def get(self, name: str, default: T) -> T:
+        """The field, or `default` where it is missing or null. Raises ArtefactError on another type."""
+        value = self.values.get(name)
+        if value is None:
+            return default
+        kind = type(default)
+        if kind is float and type(value) is int and abs(value) < 2**63:
+            value = float(value)
+        if type(value) is not kind:
+            raise ArtefactError(f"{self.where}: {name} is {value!r}, not {kind.__name__}", "download it again")
+        return value
+
+    def need(self, name: str) -> int:
+        """A whole number of at least 1 that has no default."""
+        value = self.get(name, 0)
+        if value < 1:
+            raise ArtefactError(f"{self.where}: {name} is missing or below 1", "download it again")
+        return value
+
+    def only(self, name: str, *accepted: Any) -> None:
+        """Refuse a field that is present, not null, and none of `accepted`."""
+        value = self.values.get(name)
+        if value is not None and value not in accepted:
+            raise UnsupportedError(f"{self.where}: {name} {value!r} is not supported", CHOOSE)
+
+    def activation(self, name: str, default: str) -> Ffn:
+        self.only(name, *ACTIVATIONS)
+        return ACTIVATIONS[self.get(name, default)]
+
+    def rope(self, theta_name: str, fraction_name: str, default_fraction: float) -> tuple[float, float]:
+        """Rotary base and rotated fraction of a head, from either spelling. Scaled rotary is refused."""
+        own = Config(self.values.get("rope_parameters") or {}, f"{self.where}: rope_parameters")
+        scaling = Config(self.values.get("rope_scaling") or {}, f"{self.where}: rope_scaling")
+        for spelling in (own, scaling):
+            for field in spelling.values.keys() - {"rope_theta", "partial_rotary_factor", "rope_type", "type"}:
+                raise UnsupportedError(f"{spelling.where}: {field} is not supported", CHOOSE)
+            spelling.only("rope_type", "default")
+            spelling.only("type", "default")
+        base = own.get("rope_theta", self.get(theta_name, 10000.0))
+        fraction = own.get("partial_rotary_factor", self.get(fraction_name, default_fraction))
+        if not 0 < fraction <= 1:
+            raise ArtefactError(f"{self.where}: rotated fraction {fraction} is outside 0 to 1", "download it again")
+        return base, fraction
+
+
+# --- configurations --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fields:
+    """A family's names for what it says as an `Architecture` does; empty where it leaves no choice."""
+
+    vocab_size: str = "vocab_size"
+    tied_head: str = "tie_word_embeddings"
+    max_positions: str = "max_position_embeddings"
+    embedding_width: str = ""
+    width: str = "hidden_size"
+    layers: str = "num_hidden_layers"
+    heads: str = "num_attention_heads"
+    kv_heads: str = ""
+    head_dim: str = ""
+    ffn_width: str = "intermediate_size"
+    norm_epsilon: str = ""
+    ffn: str = ""  # by the names of ACTIVATIONS
+    parallel_residual: str = ""
+
+    def read(self, c: Config, tied_head: bool, ffn_width: int | None = None, **others: Any) -> Architecture:
+        """`tied_head` and `ffn_width` where `c` says nothing; `others` as the architecture is to have them."""
+        width, heads = c.need(self.width), c.need(self.heads)
+        kv_heads = c.get(self.kv_heads, heads)
+        ffn_width = c.need(self.ffn_width) if ffn_width is None else c.get(self.ffn_width, ffn_width)
+        return Architecture(
+            vocab_size=c.need(self.vocab_size),
+            max_positions=c.need(self.max_positions),
+            embedding_width=c.get(self.embedding_width, width),
+            blocks=(Block(width, c.need(self.layers), heads, kv_heads, ffn_width),),
+            tied_head=c.get(self.tied_head, tied_head),
+            **{"head_dim": width // heads, **others},
+        )
+
+    def write(self, a: Architecture) -> dict[str, Any]:
+        """The fields of an architecture of one block."""
+        ours = {**dataclasses.asdict(a.blocks[0]), **a.to_dict(), "ffn": _NAME_OF.get(a.ffn)}
+        names = dataclasses.asdict(self)
+        return {theirs: ours[name] for name, theirs in names.items() if theirs}
+
+
+_NAME_OF: dict[Ffn, str] = {ffn: name for name, ffn in reversed(ACTIVATIONS.items())}  # the first of each
+_OPT = Fields(embedding_width="word_embed_proj_dim", ffn_width="ffn_dim", ffn="activation_function")
+_GPT2 = Fields(
+    max_positions="n_positions",
+    width="n_embd",
+    layers="n_layer",
+    heads="n_head",
+    ffn_width="n_inner",
+    norm_epsilon="layer_norm_epsilon",
+    ffn="activation_function",
+)
+_NEOX = Fields(norm_epsilon="layer_norm_eps", ffn="hidden_act", parallel_residual="use_parallel_residual")
+_LLAMA = Fields(kv_heads="num_key_value_heads", head_dim="head_dim", norm_epsilon="rms_norm_eps")
+
+
+def _opt(c: Config) -> Architecture:
+    c.only("layer_norm_elementwise_affine", True)
+    c.only("_remove_final_layer_norm", False)
+    return _OPT.read(
+        c,
+        tied_head=True,
+        norm_placement="pre" if c.get("do_layer_norm_before", True) else "post",
+        ffn=c.activation(_OPT.ffn, "relu"),
+        position_offset=2,
+        bias="all" if c.get("enable_bias", True) else "none",
+    )
+
+
+def _to_opt(a: Architecture) -> dict[str, Any]:
+    return {"do_layer_norm_before": a.norm_placement == "pre", "enable_bias": a.bias == "all"}
+
+
+def _gpt2(c: Config) -> Architecture:
+    c.only("scale_attn_weights", True)
+    c.only("scale_attn_by_inverse_layer_idx", False)
+    c.only("add_cross_attention", False)
+    return _GPT2.read(
+        c,
+        tied_head=True,
+        ffn_width=4 * c.need(_GPT2.width),
+        norm_epsilon=c.get(_GPT2.norm_epsilon, 1e-5),
+        ffn=c.activation(_GPT2.ffn, "gelu_new"),
+    )
+
+
+def _to_gpt2(a: Architecture) -> dict[str, Any]:
+    return {}
+
+
+def _neox(c: Config) -> Architecture:
+    c.only("attention_bias", True)
+    base, fraction = c.rope("rotary_emb_base", "rotary_pct", 0.25)
+    return _NEOX.read(
+        c,
+        tied_head=False,
+        norm_epsilon=c.get(_NEOX.norm_epsilon, 1e-5),
+        ffn=c.activation(_NEOX.ffn, "gelu"),
+        positions="rotary",
+        rotary_dim=int(c.need(_NEOX.width) // c.need(_NEOX.heads) * fraction),
+        rotary_base=base,
+        parallel_residual=c.get(_NEOX.parallel_residual, True),
+    )
+
+
+def _to_neox(a: Architecture) -> dict[str, Any]:
+    fraction = (a.rotary_dim or a.head_dim) / a.head_dim
+    if int(a.head_dim * fraction) < a.rotary_dim:  # as whoever reads it computes
+        fraction = math.nextafter(fraction, 1.0)
+    old = {"rotary_emb_base": a.rotary_base, "rotary_pct": fraction}
+    return {**old, "rope_parameters": {**_rope(a), "partial_rotary_factor": fraction}}
+
+
+def _llama(c: Config, bias: Bias | None = None) -> Architecture:
+    """`bias` None: as the configuration says, all or none."""
+    if bias is None:
+        attention, ffn = c.get("attention_bias", False), c.get("mlp_bias", False)
+        if attention != ffn:
+            raise UnsupportedError(
+                f"{c.where}: attention_bias {attention} with mlp_bias {ffn} is not supported", CHOOSE
+            )
+        bias = "all" if attention else "none"
+    c.only("hidden_act", "silu")
+    base, fraction = c.rope("rope_theta", "partial_rotary_factor", 1.0)
+    if fraction != 1.0:
+        raise UnsupportedError(f"{c.where}: partial_rotary_factor {fraction} is not supported", CHOOSE)
+    head_dim = c.get(_LLAMA.head_dim, c.need(_LLAMA.width) // c.need(_LLAMA.heads))
+    return _LLAMA.read(
+        c,
+        tied_head=False,
+        head_dim=head_dim,
+        norm="rmsnorm",
+        norm_epsilon=c.get(_LLAMA.norm_epsilon, 1e-6),
+        ffn="swiglu",
+        positions="rotary",
+        rotary_dim=head_dim,
+        rotary_base=base,
+        bias=bias,
+    )
+
+
+def _to_llama(a: Architecture) -> dict[str, Any]:
+    biased = a.bias == "all"
+    return {**_gated_rotary(a), "attention_bias": biased, "mlp_bias": biased}
+
+
+def _mistral(c: Config) -> Architecture:
+    if c.values.get("sliding_window", 4096) is not None:  # the family's default is a window of 4096
+        raise UnsupportedError(
+            f"{c.where}: sliding_window is not supported", "choose a model whose sliding_window is null"
+        )
+    return _llama(c, "none")
+
+
+def _to_mistral(a: Architecture) -> dict[str, Any]:
+    return {**_gated_rotary(a), "sliding_window": None}
+
+
+def _qwen2(c: Config) -> Architecture:
+    c.only("use_sliding_window", False)
+    for kind in c.values.get("layer_types") or ():
+        if kind != "full_attention":
+            raise UnsupportedError(f"{c.where}: layer_types {kind!r} is not supported", CHOOSE)
+    return _llama(c, "qkv")
+
+
+def _to_qwen2(a: Architecture) -> dict[str, Any]:
+    return {**_gated_rotary(a), "use_sliding_window": False}
+
+
+def _gated_rotary(a: Architecture) -> dict[str, Any]:
+    """`rope_theta` beside `rope_parameters`: transformers 4 knows only that, and would take its default unseen."""
+    return {"hidden_act": "silu", "rope_theta": a.rotary_base, "rope_parameters": _rope(a)}
+
+
+def _rope(a: Architecture) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": a.rotary_base}
+
+
+# --- families --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Family:
+    """`architecture` reads a configuration; `fields` and `others` write it. `fuse` undoes `layout.adapt`."""
+
+    model: str  # transformers' class
+    architecture: Callable[[Config], Architecture]
+    fields: Fields
+    others: Callable[[Architecture], dict[str, Any]]
+    layout: Layout
+    prefixes: tuple[str, ...]  # that a weight's name may or may not start with; the first is written
+    fuse: Fuse = fuse_as_is
+
+    def config(self, a: Architecture) -> dict[str, Any]:
+        """What this family's `config.json` can say of an architecture of one block, whether or not that is all."""
+        return {**self.fields.write(a), **self.others(a)}
+
+
+FAMILIES = {
+    "opt": Family("OPTForCausalLM", _opt, _OPT, _to_opt, OPT_LAYOUT, ("model.decoder.", "decoder.")),
+    "gpt2": Family("GPT2LMHeadModel", _gpt2, _GPT2, _to_gpt2, GPT2_LAYOUT, ("transformer.",), fuse_gpt2),
+    "gpt_neox": Family("GPTNeoXForCausalLM", _neox, _NEOX, _to_neox, NEOX_LAYOUT, ("gpt_neox.",), fuse_neox),
+    "llama": Family("LlamaForCausalLM", _llama, _LLAMA, _to_llama, LLAMA_LAYOUT, ("model.",)),
+    "mistral": Family("MistralForCausalLM", _mistral, _LLAMA, _to_mistral, LLAMA_LAYOUT, ("model.",)),
+    "qwen2": Family("Qwen2ForCausalLM", _qwen2, _LLAMA, _to_qwen2, LLAMA_LAYOUT, ("model.",)),
+}

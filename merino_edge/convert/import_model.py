@@ -1,0 +1,56 @@
+"""Import: a pretrained model from a Hugging Face folder or a GGUF file becomes a checkpoint.
+
+`import_model` tells the two apart, has the model read by `convert_huggingface` or `convert_gguf`, and writes the
+checkpoint (merino_edge.checkpoint) with float32 weights and, in `training.json`:
+
+    "source": {"format": "huggingface" | "gguf", "family": "llama", "name": FILE or FOLDER, "files": {FILE: sha256}}
+
+What an `Architecture` cannot spell is refused by name, and so is a weight that has no place in it: a model is
+imported exactly or not at all. Needs no PyTorch and never reads a pickle.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from merino_edge import artefact, checkpoint
+from merino_edge.architecture import Architecture
+from merino_edge.convert.imported import Imported, Step
+from merino_edge.errors import ArtefactError, InputError
+
+
+def import_model(source: Path | str, out: Path | str, step: Step = lambda done, total: None) -> Architecture:
+    """Write the checkpoint `out` from a Hugging Face folder or a GGUF file and return its architecture.
+
+    Raises UnsupportedError (what the architecture cannot spell), ArtefactError (damaged or incomplete),
+    InputError (not a model), OutputError, MissingExtraError.
+    """
+    model = _read(source, step)
+    checkpoint.save(out, model.architecture, model.weights, model.tokenizer_json, model.chat, {"source": model.source})
+    return model.architecture
+
+
+def _read(source: Path | str, step: Step) -> Imported:
+    from merino_edge.convert import gguf, huggingface
+
+    path = Path(source)
+    if not path.exists():
+        if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)) and path.suffix != ".gguf":
+            raise InputError(
+                f"there is no folder {source}; a model of the Hugging Face hub must be downloaded first",
+                f"run: hf download {source} --local-dir {path.name}",
+            )
+        raise ArtefactError(f"{source} does not exist", "check the path")
+    if path.is_dir():
+        if artefact.is_artefact_folder(path):
+            raise InputError(f"{path} is an artefact of merino-edge already", f"run: merino-edge show {path}")
+        return huggingface.read(path, step)
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read ({error.strerror})", "check its permissions") from None
+    if magic != b"GGUF":
+        raise InputError(f"{path} is not a GGUF file", "give a .gguf file, or a Hugging Face folder with config.json")
+    return gguf.read(path, step)

@@ -1,0 +1,150 @@
+"""Where Hugging Face's model families keep each weight: names, and how arrays are taken apart and put together.
+
+A layout is read as it stands (merino_edge.convert.import_model) and written by what undoes it: `fuse_*` of our arrays is what
+`_adapt_*` takes apart. Knows no configuration and no file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from merino_edge.architecture import Architecture
+
+Adapt = Callable[[Architecture, tuple[str, ...], np.ndarray], Sequence[np.ndarray]]
+
+
+def as_is(a: Architecture, ours: tuple[str, ...], array: np.ndarray) -> Sequence[np.ndarray]:
+    """The `Adapt` of a family that stores each matrix as we do."""
+    return [array]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a family names and stores weights. Module names are without `.weight` and `.bias`.
+
+    `adapt` turns one of their arrays into ours, as many as our names of it (several where theirs is fused).
+    """
+
+    outside: Mapping[str, str]  # their module -> ours
+    layer: str  # what stands before the layer's number, with its dot
+    inside: Mapping[str, str]  # their module in a layer -> ours, several separated by spaces
+    adapt: Adapt = as_is
+
+    def ours(self, name: str) -> tuple[str, ...]:
+        """Our names for their weight `name`; none where there is no such thing."""
+        module, _, kind = name.rpartition(".")
+        match = re.fullmatch(re.escape(self.layer) + r"(0|[1-9]\d{0,3})\.(.+)", module)
+        if match:
+            found = [f"blocks.0.layers.{match[1]}.{part}" for part in self.inside.get(match[2], "").split()]
+        else:
+            found = [self.outside[module]] if module in self.outside else []
+        return tuple(f"{part}.{kind}" for part in found if kind in ("weight", "bias"))
+
+
+def split_fused(a: Architecture, ours: tuple[str, ...], array: np.ndarray) -> Sequence[np.ndarray]:
+    """Query, key and value one after the other: [3 W, ...] -> 3 x [W, ...]."""
+    return np.split(array, len(ours))
+
+
+def _adapt_gpt2(a: Architecture, ours: tuple[str, ...], array: np.ndarray) -> Sequence[np.ndarray]:
+    """GPT-2's linear layers are stored [in, out], query, key and value in one."""
+    linear = ours[0].startswith("blocks.") and array.ndim == 2
+    return split_fused(a, ours, array.T if linear else array)
+
+
+def _adapt_neox(a: Architecture, ours: tuple[str, ...], array: np.ndarray) -> Sequence[np.ndarray]:
+    """Query, key and value are interleaved head by head: [heads, 3, D, ...]."""
+    if len(ours) == 1:
+        return [array]
+    block = a.blocks[0]
+    by_head = array.reshape(block.heads, 3, a.head_dim, *array.shape[1:])
+    return [by_head[:, part].reshape(block.width, *array.shape[1:]) for part in range(3)]
+
+
+Fuse = Callable[[Architecture, tuple[str, ...], Sequence[np.ndarray]], np.ndarray]
+
+
+def fuse_as_is(a: Architecture, ours: tuple[str, ...], arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return arrays[0]
+
+
+def fuse_gpt2(a: Architecture, ours: tuple[str, ...], arrays: Sequence[np.ndarray]) -> np.ndarray:
+    fused = np.concatenate(arrays)  # [3 W, ...]
+    return fused.T if ours[0].startswith("blocks.") and fused.ndim == 2 else fused
+
+
+def fuse_neox(a: Architecture, ours: tuple[str, ...], arrays: Sequence[np.ndarray]) -> np.ndarray:
+    if len(ours) == 1:
+        return arrays[0]
+    by_head = [array.reshape(a.blocks[0].heads, a.head_dim, *array.shape[1:]) for array in arrays]
+    # [heads, 3, D, ...] -> [3 W, ...]
+    return np.stack(by_head, axis=1).reshape(-1, *arrays[0].shape[1:])
+
+
+_QKV = "attention.query attention.key attention.value"
+LLAMA_LAYOUT = Layout(
+    {"embed_tokens": "embedding", "norm": "final_norm", "lm_head": "head"},
+    "layers.",
+    {
+        "input_layernorm": "attention_norm",
+        "self_attn.q_proj": "attention.query",
+        "self_attn.k_proj": "attention.key",
+        "self_attn.v_proj": "attention.value",
+        "self_attn.o_proj": "attention.output",
+        "post_attention_layernorm": "ffn_norm",
+        "mlp.gate_proj": "ffn.gate",
+        "mlp.up_proj": "ffn.up",
+        "mlp.down_proj": "ffn.down",
+    },
+)
+OPT_LAYOUT = Layout(
+    {
+        "embed_tokens": "embedding",
+        "embed_positions": "positions",
+        "project_in": "projection_in",
+        "final_layer_norm": "final_norm",
+        "project_out": "projection_out",
+        "lm_head": "head",
+    },
+    "layers.",
+    {
+        "self_attn_layer_norm": "attention_norm",
+        "self_attn.q_proj": "attention.query",
+        "self_attn.k_proj": "attention.key",
+        "self_attn.v_proj": "attention.value",
+        "self_attn.out_proj": "attention.output",
+        "final_layer_norm": "ffn_norm",
+        "fc1": "ffn.up",
+        "fc2": "ffn.down",
+    },
+)
+GPT2_LAYOUT = Layout(
+    {"wte": "embedding", "wpe": "positions", "ln_f": "final_norm", "lm_head": "head"},
+    "h.",
+    {
+        "ln_1": "attention_norm",
+        "attn.c_attn": _QKV,
+        "attn.c_proj": "attention.output",
+        "ln_2": "ffn_norm",
+        "mlp.c_fc": "ffn.up",
+        "mlp.c_proj": "ffn.down",
+    },
+    _adapt_gpt2,
+)
+NEOX_LAYOUT = Layout(
+    {"embed_in": "embedding", "final_layer_norm": "final_norm", "embed_out": "head"},
+    "layers.",
+    {
+        "input_layernorm": "attention_norm",
+        "attention.query_key_value": _QKV,
+        "attention.dense": "attention.output",
+        "post_attention_layernorm": "ffn_norm",
+        "mlp.dense_h_to_4h": "ffn.up",
+        "mlp.dense_4h_to_h": "ffn.down",
+    },
+    _adapt_neox,
+)

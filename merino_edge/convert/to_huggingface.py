@@ -1,0 +1,215 @@
+"""Export to Hugging Face: a checkpoint as a folder that transformers loads, the inverse of `convert_huggingface`.
+
+    config.json, generation_config.json, model.safetensors, tokenizer.json, tokenizer_config.json (chat template inside)
+
+The family is the first of `convert_families` whose configuration, read back, is the architecture: what one cannot say
+is found by that and refused by name. Blocks of one shape become one stack of layers, and layers that share weights get
+copies of them, since no family shares. Weights keep their float type. Needs no PyTorch and no transformers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from merino_edge import __version__, artefact, checkpoint
+from merino_edge.architecture import Architecture
+from merino_edge.checkpoint import Checkpoint, Weights
+from merino_edge.convert.families import FAMILIES, Config, Family
+from merino_edge.convert.huggingface import SAFETENSORS, prepended_token
+from merino_edge.convert.imported import load_tokenizer
+from merino_edge.errors import ArchitectureError, UnsupportedError
+from merino_edge.tokenizer import ChatFormat
+from merino_edge.weights import weight_shapes
+
+if TYPE_CHECKING:
+    import tokenizers
+
+SHAPE = ("width", "heads", "kv_heads", "ffn_width")  # what all layers of a family have alike
+# As `convert.bind_template` sets them at a template's top.
+BOUND = re.compile(r'\{% set (bos_token|eos_token) = ("(?:[^"\\]|\\.)*") %\}\n')
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: of which family, as which architecture, and how many layers were given copies of weights."""
+
+    family: str
+    model: str  # transformers' class
+    architecture: Architecture  # of one block; what importing the folder gives
+    copied_layers: int
+
+
+def export_to_huggingface(source: Path | str, out: Path | str) -> Written:
+    """Write the checkpoint `source` as the folder `out`.
+
+    Raises UnsupportedError (no family says what it is), ArtefactError, OutputError, MissingExtraError.
+    """
+    ckpt = checkpoint.load(source)
+    a = one_block(ckpt.architecture, str(source))
+    origin = ckpt.training.get("source")
+    name, config = _family(a, str(source), origin.get("family", "") if isinstance(origin, dict) else "")
+    weights = _renamed(a, FAMILIES[name], _one_block_weights(ckpt))
+    tokenizer = ckpt.path / "tokenizer.json"
+    backend = load_tokenizer(artefact.read_text(tokenizer), str(tokenizer))
+    with artefact.new_folder(out) as folder:
+        _write_weights(folder / SAFETENSORS, weights, ckpt.training["sha256"])
+        ends = _special_ids(ckpt.chat)
+        dtype = np.result_type(*weights.values()).name
+        model = {"architectures": [FAMILIES[name].model], "model_type": name, "dtype": dtype}
+        # No pad_token_id: its embedding would get no gradient, and a family's default is some token of another's.
+        _write(folder / "config.json", {**model, **config, **ends, "pad_token_id": None})
+        _write(folder / "generation_config.json", {**ends, "pad_token_id": next(iter(ckpt.chat.eos_token_ids), None)})
+        _write(folder / "tokenizer_config.json", _tokenizer_config(a, backend, ckpt.chat))
+        artefact.write_text(
+            folder / "tokenizer.json", _tokenizer_json(ckpt.path / "tokenizer.json", backend, ckpt.chat)
+        )
+    copied = a.layers - sum(block.weight_layers for block in ckpt.architecture.blocks)
+    return Written(name, FAMILIES[name].model, a, copied)
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    artefact.write_text(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+# --- shape -----------------------------------------------------------------------------------------
+
+
+def one_block(a: Architecture, where: str) -> Architecture:
+    """The same layers as one block that shares nothing. Raises UnsupportedError where they are not alike."""
+    first = a.blocks[0]
+    for index, block in enumerate(a.blocks):
+        for name in SHAPE:
+            one, other = getattr(first, name), getattr(block, name)
+            if one != other:
+                raise UnsupportedError(
+                    f"{where}: {name} is {one} in blocks[0] and {other} in blocks[{index}]; "
+                    "in a family of transformers all layers are alike",
+                    _instead(where),
+                )
+    return dataclasses.replace(a, blocks=(dataclasses.replace(first, layers=a.layers, shared=False),))
+
+
+def _family(a: Architecture, where: str, preferred: str) -> tuple[str, dict[str, Any]]:
+    """The family that says all of `a`, `preferred` if that does, and its configuration. Raises UnsupportedError."""
+    wanted, nearest = _flat(a), ("", dict.fromkeys(_flat(a)))
+    for name in sorted(FAMILIES, key=lambda name: (name != preferred, name == "mistral")):  # Llama says it plainer
+        config = FAMILIES[name].config(a)
+        try:
+            said = _flat(FAMILIES[name].architecture(Config(config, name)))
+        except ArchitectureError:
+            continue
+        other = {key: value for key, value in said.items() if value != wanted[key]}
+        if not other:
+            return name, config
+        if len(other) < len(nearest[1]):
+            nearest = (name, other)
+    name, other = nearest
+    ours, theirs = (", ".join(f"{key} {values[key]}" for key in other) for values in (wanted, other))
+    raise UnsupportedError(
+        f"{where}: no family of transformers has {ours}; the nearest, {name}, has {theirs}", _instead(where)
+    )
+
+
+def _flat(a: Architecture) -> dict[str, Any]:
+    values = {**a.to_dict(), **dataclasses.asdict(a.blocks[0])}
+    del values["blocks"]
+    return values
+
+
+def _instead(where: str) -> str:
+    return f"run it as a bundle (merino-edge export {where} --out BUNDLE), or train an architecture of that kind"
+
+
+# --- weights ---------------------------------------------------------------------------------------
+
+
+def _one_block_weights(ckpt: Checkpoint) -> Weights:
+    """The weights by the names of `one_block`'s architecture; shared ones under each layer's."""
+    sources = [
+        f"blocks.{index}.layers.{layer % block.weight_layers}."
+        for index, block in enumerate(ckpt.architecture.blocks)
+        for layer in range(block.layers)
+    ]
+    found = {name: array for name, array in ckpt.weights.items() if not name.startswith("blocks.")}
+    for layer, source in enumerate(sources):
+        of_layer = [name for name in ckpt.weights if name.startswith(source)]
+        found |= {f"blocks.0.layers.{layer}.{name.removeprefix(source)}": ckpt.weights[name] for name in of_layer}
+    return found
+
+
+def _renamed(a: Architecture, family: Family, weights: Weights) -> Weights:
+    """A family's weights from ours, the inverse of `convert.convert_weights`."""
+    expected, found = weight_shapes(a), Weights()
+    for module, parts in _modules(a, family):
+        prefix = "" if parts == ("head",) else family.prefixes[0]
+        for kind in ("weight", "bias"):
+            ours = tuple(f"{part}.{kind}" for part in parts)
+            if all(name in expected for name in ours):
+                found[f"{prefix}{module}.{kind}"] = family.fuse(a, ours, [weights[name] for name in ours])
+    return found
+
+
+def _modules(a: Architecture, family: Family) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Their modules and ours in each."""
+    for theirs, ours in family.layout.outside.items():
+        yield theirs, (ours,)
+    for layer in range(a.layers):
+        for theirs, several in family.layout.inside.items():
+            ours_of_layer = tuple(f"blocks.0.layers.{layer}.{part}" for part in several.split())
+            yield f"{family.layout.layer}{layer}.{theirs}", ours_of_layer
+
+
+def _write_weights(path: Path, weights: Weights, source_sha256: str) -> None:
+    from safetensors.numpy import save
+
+    told = {"format": "pt", "merino_edge": __version__, "checkpoint_sha256": source_sha256}  # transformers asks for pt
+    artefact.write_bytes(path, save({name: np.ascontiguousarray(array) for name, array in weights.items()}, told))
+
+
+# --- tokenizer and chat ----------------------------------------------------------------------------
+
+
+def _special_ids(chat: ChatFormat) -> dict[str, Any]:
+    """Said even where there are none: a family's defaults are ids of its first model."""
+    ends = list(chat.eos_token_ids)
+    return {"bos_token_id": chat.bos_token_id, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
+
+
+def _tokenizer_config(a: Architecture, backend: tokenizers.Tokenizer, chat: ChatFormat) -> dict[str, Any]:
+    ids = {"bos_token": chat.bos_token_id, "eos_token": next(iter(chat.eos_token_ids), None)}
+    tokens = {name: None if i is None else backend.id_to_token(i) for name, i in ids.items()}
+    template = chat.chat_template
+    while template is not None and (bound := BOUND.match(template)):
+        tokens[bound[1]], template = json.loads(bound[2]), template[bound.end() :]
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **tokens,
+        "pad_token": tokens["eos_token"],
+        "model_max_length": a.max_positions,
+        "clean_up_tokenization_spaces": False,
+        **({} if template is None else {"chat_template": template}),
+    }
+
+
+def _tokenizer_json(path: Path, backend: tokenizers.Tokenizer, chat: ChatFormat) -> str:
+    """As it is where it puts before a text what `chat` says; else changed to do so."""
+    from tokenizers import processors
+
+    if prepended_token(backend) == chat.bos_token_id:
+        return artefact.read_text(path)
+    if chat.bos_token_id is None:
+        backend.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    else:
+        first = backend.id_to_token(chat.bos_token_id)
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{first} $A", pair=f"{first} $A $B", special_tokens=[(first, chat.bos_token_id)]
+        )
+    return str(backend.to_str(pretty=True))

@@ -1,0 +1,71 @@
+"""A conversation as tokens, and which of them are learned: the assistant's words and what ends its turn.
+
+The tokenizer's chat template writes the conversation. Where the assistant speaks is found from what it writes: up to
+there it must write what it would for a prompt. What follows the last end token of a turn (ChatML's line break) is not
+learned, as a model that generates stops before it. A conversation ends with the assistant: what others say after that
+is left out, and where the template ends the last turn with no end token, END_OF_TEXT follows. Knows no files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from merino_edge.data.records import Conversation
+from merino_edge.errors import InputError, MerinoError
+from merino_edge.tokenizer import Tokenizer
+
+Span = tuple[int, int]  # characters
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What a template writes, and where in it the assistant speaks."""
+
+    text: str
+    spans: tuple[Span, ...]
+
+
+def rendered(tokenizer: Tokenizer, conversation: Conversation) -> Rendered | None:
+    """The conversation as text, None if the assistant says nothing. Raises InputError naming where it is from."""
+    messages = conversation.messages
+    said = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    text = ""
+    spans: list[Span] = []
+    for i in said:
+        try:
+            prompt = tokenizer.apply_template(messages[:i])
+            after = tokenizer.apply_template(messages[: i + 1], add_generation_prompt=False)
+        except MerinoError as error:
+            raise InputError(
+                f"{conversation.where}: {error.message}", "use a tokenizer with another template"
+            ) from None
+        if not (prompt.startswith(text) and after.startswith(prompt)):
+            what = f"{conversation.where}: the chat template does not write a prompt as it writes the conversation"
+            raise InputError(what, "use a tokenizer whose template only adds to what it wrote")
+        text = after
+        spans.append((len(prompt), len(after)))
+    return Rendered(text, tuple(spans)) if spans else None
+
+
+def encoded(
+    encoding: Any, spans: Sequence[Span], bos: int | None, eos: Sequence[int], end_of_text: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens [N] of the rendered text's `encoding` (of `tokenizers`), and which are learned, [N] bool."""
+    ids = np.array(encoding.ids, dtype=np.int64)
+    begins = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)[:, 0]  # [N] characters
+    learned = np.zeros(len(ids), dtype=bool)
+    ends = np.flatnonzero(np.isin(ids, eos))
+    ended = False
+    for first, stop in np.searchsorted(begins, np.array(spans)):
+        inside = np.searchsorted(ends, (first, stop))  # the end tokens within the turn
+        ended = bool(inside[0] < inside[1])
+        learned[first : ends[inside[1] - 1] + 1 if ended else stop] = True
+    if not ended:
+        ids, learned = np.append(ids, end_of_text), np.append(learned, True)
+    if bos is not None and ids[0] != bos:
+        ids, learned = np.insert(ids, 0, bos), np.insert(learned, 0, False)
+    return ids, learned

@@ -1,0 +1,151 @@
+"""Writes a corpus folder (merino_edge.data.corpus has its form): whole, or not at all.
+
+Sources are read once for a tokenizer that is given and twice for one that is trained on them.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from merino_edge import artefact, limits
+from merino_edge.data import bpe, sources
+from merino_edge.data.encoding import Encoded, Encoder
+from merino_edge.data.records import Conversation, Record
+from merino_edge.data.shards import ShardWriter
+from merino_edge.data.sources import Source
+from merino_edge.errors import InputError
+from merino_edge.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
+
+KIND = "corpus"
+SCHEMA_VERSION = 2
+HEADER = "corpus.json"
+CONVERSATIONS = "conversations.bin"
+SHARD_TOKENS = 2**27  # 256 MiB of uint16
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
+def tokens_of(backend: tokenizers.Tokenizer) -> int:
+    """How large a vocabulary must be for every token of it."""
+    return max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
+def write(
+    folder: Path,
+    from_sources: Sequence[Source],
+    vocab_size: int,
+    tokenizer: Tokenizer | None,
+    corpus_sha256: str,
+    shard_tokens: int,
+    on_tokens: Callable[[int], None],
+) -> None:
+    """Make the corpus in `folder`, in place of the corpus there. `on_tokens` gets how many are written so far."""
+    limits.check_range("shard_tokens", shard_tokens, 1, SHARD_TOKENS)
+    with artefact.new_folder(folder, instead_of=HEADER) as new:
+        if tokenizer is None:
+            tokenizer = _trained(from_sources, vocab_size)
+        encoder = Encoder(tokenizer)
+        written = _Tokens(new, token_dtype(vocab_size), shard_tokens)
+        try:
+            for encoded in encoder.encode(_records(from_sources)):
+                written.append(encoded)
+                on_tokens(written.count)
+        except BaseException:
+            written.abandon()
+            raise
+        if not written.has_more_than(encoder.end_of_text):
+            raise InputError("the corpus holds no text, zero tokens", "give another --corpus")
+        header = {
+            "vocab_size": vocab_size,
+            "tokenizer_tokens": tokens_of(tokenizer.backend),
+            "unanswered": encoder.unanswered,
+            "sources": [source.name for source in from_sources],
+            "corpus_sha256": corpus_sha256,
+        }
+        for name, text in (("tokenizer", tokenizer.backend.to_str()), ("chat", encoder.chat.to_json())):
+            artefact.write_text(new / f"{name}.json", text)
+            header[f"{name}_sha256"] = artefact.sha256_text(text)
+        artefact.write_json(new / HEADER, KIND, {**header, **written.finish()}, SCHEMA_VERSION)
+
+
+def _records(from_sources: Sequence[Source]) -> Iterator[Record]:
+    return (record for source in from_sources for record in source.records())
+
+
+def _trained(from_sources: Sequence[Source], vocab_size: int) -> Tokenizer:
+    talks = False
+
+    def texts() -> Iterator[str]:
+        nonlocal talks
+        for record in _records(from_sources):
+            talks = talks or isinstance(record, Conversation)
+            yield from sources.texts(record)
+
+    return Tokenizer(bpe.train_tokenizer(texts(), vocab_size), bpe.chat_format(talks))
+
+
+class _Tokens:
+    """The shards of a corpus while they are written. Those of what is learned begin with the first conversation."""
+
+    def __init__(self, folder: Path, dtype: np.dtype[Any], shard_tokens: int) -> None:
+        self.folder, self.shard_tokens = folder, shard_tokens
+        self.tokens = ShardWriter(folder, "tokens", dtype, shard_tokens)
+        self.learned: ShardWriter | None = None
+        self.begins, self.ends = array("q"), array("q")
+        self.count = self.learned_count = 0
+        self._seen: set[int] = set()  # the first few ids
+
+    def append(self, encoded: Encoded) -> None:
+        if encoded.learned is not None:
+            if self.learned is None:
+                self.learned = ShardWriter(self.folder, "learned", np.dtype("u1"), self.shard_tokens)
+                for first in range(0, self.count, 2**20):
+                    self.learned.append(np.ones(min(2**20, self.count - first), dtype=bool))
+            self.begins.append(self.count)
+            self.ends.append(self.count + len(encoded.ids))
+        learned = np.ones(len(encoded.ids), dtype=bool) if encoded.learned is None else encoded.learned
+        self.tokens.append(encoded.ids)
+        if self.learned is not None:
+            self.learned.append(learned)
+        self.count += len(encoded.ids)
+        self.learned_count += int(learned.sum())
+        if len(self._seen) < 2:
+            self._seen.update(encoded.ids.tolist())
+
+    def has_more_than(self, token: int) -> bool:
+        return bool(self._seen - {token})
+
+    def abandon(self) -> None:
+        for writer in filter(None, (self.tokens, self.learned)):
+            writer.abandon()
+
+    def finish(self) -> dict[str, Any]:
+        """End the last shards; what the header says of them."""
+        for writer in filter(None, (self.tokens, self.learned)):
+            writer.close()
+        of = None if self.learned is None else np.array([self.begins, self.ends], dtype="<i8").tobytes()
+        if of is not None:
+            artefact.write_bytes(self.folder / CONVERSATIONS, of)
+        hashes = [None] * len(self.tokens.hashes) if self.learned is None else self.learned.hashes
+        return {
+            "tokens": self.count,
+            "learned_tokens": self.learned_count,
+            "conversations": len(self.begins),
+            "conversations_sha256": None if of is None else artefact.sha256_bytes(of),
+            "shards": [
+                {"tokens": tokens, "tokens_sha256": tokens_sha256, "learned_sha256": learned_sha256}
+                for tokens, tokens_sha256, learned_sha256 in zip(
+                    self.tokens.lengths, self.tokens.hashes, hashes, strict=True
+                )
+            ],
+        }

@@ -1,0 +1,109 @@
+"""Records to tokens: plain text and conversations in order, encoded many at a time by the tokenizer's threads.
+
+A document ends with one token and, where the tokenizer has a BOS, begins with it. Knows no files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from merino_edge.data import bpe, conversation
+from merino_edge.data.bpe import END_OF_TEXT
+from merino_edge.data.conversation import Rendered
+from merino_edge.data.records import Conversation, Record
+from merino_edge.errors import InputError
+from merino_edge.tokenizer import ChatFormat, Tokenizer
+
+CHARACTERS_AT_ONCE = 2**22
+RECORDS_AT_ONCE = 2**13
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokens [N] of a conversation with which of them are learned, [N] bool; of plain text (learned: all) None."""
+
+    ids: np.ndarray
+    learned: np.ndarray | None = None
+
+
+class Encoder:
+    """Turns records into tokens. `chat` is what the model will be talked to with, ChatML after a first conversation
+    where the tokenizer's own format tells no roles apart; `unanswered` counts the conversations left out."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Raises InputError for a tokenizer without a token that can end a document."""
+        self.tokenizer = tokenizer
+        self.unanswered = 0
+        end = tokenizer.backend.token_to_id(END_OF_TEXT)
+        eos = tokenizer.chat.eos_token_ids
+        if end is None and not eos:
+            raise InputError("the tokenizer has no token that ends a document", "use another --tokenizer")
+        self.end_of_text = int(eos[0] if end is None else end)
+        self._begins = True  # the next piece of text is the beginning of a document
+        self._talks = False
+
+    @property
+    def chat(self) -> ChatFormat:
+        return self.tokenizer.chat
+
+    def encode(self, records: Iterable[Record]) -> Iterator[Encoded]:
+        """Raises InputError for a conversation that the template cannot write."""
+        waiting: list[str | Rendered] = []
+        size = 0
+        for record in records:
+            item = self._rendered(record) if isinstance(record, Conversation) else record
+            if item is None:
+                self.unanswered += 1
+                continue
+            waiting.append(item)
+            size += len(item.text if isinstance(item, Rendered) else item)
+            if size >= CHARACTERS_AT_ONCE or len(waiting) >= RECORDS_AT_ONCE:
+                yield from self._encoded(waiting)
+                waiting, size = [], 0
+        yield from self._encoded(waiting)
+
+    def _rendered(self, record: Conversation) -> Rendered | None:
+        if not self._talks:
+            self._talks = True
+            self.tokenizer = Tokenizer(
+                self.tokenizer.backend, bpe.for_conversations(self.tokenizer.backend, self.tokenizer.chat)
+            )
+        return conversation.rendered(self.tokenizer, record)
+
+    def _encoded(self, waiting: list[str | Rendered]) -> Iterator[Encoded]:
+        """Of a batch: documents are divided at END_OF_TEXT, so that no tokenizer needs to know it."""
+        backend, bos, eos = self.tokenizer.backend, self.chat.bos_token_id, self.chat.eos_token_ids
+        plain = iter(
+            backend.encode_batch_fast(
+                [part for item in waiting if isinstance(item, str) for part in item.split(END_OF_TEXT) if part],
+                add_special_tokens=False,
+            )
+        )
+        talks = iter(
+            backend.encode_batch(
+                [item.text for item in waiting if isinstance(item, Rendered)], add_special_tokens=False
+            )
+        )
+        run: list[int] = []  # of plain text
+        for item in waiting:
+            if isinstance(item, Rendered):
+                if run:
+                    yield Encoded(np.array(run, dtype=np.int64))
+                    run = []
+                yield Encoded(*conversation.encoded(next(talks), item.spans, bos, eos, self.end_of_text))
+                continue
+            for number, part in enumerate(item.split(END_OF_TEXT)):
+                if number:
+                    run.append(self.end_of_text)
+                    self._begins = True
+                if part:
+                    ids = next(plain).ids
+                    if self._begins and bos is not None and ids[:1] != [bos]:
+                        run.append(bos)
+                    run += ids
+                    self._begins = False
+        if run:
+            yield Encoded(np.array(run, dtype=np.int64))

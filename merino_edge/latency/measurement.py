@@ -1,0 +1,193 @@
+"""One line of a latency table: what one part of a model costs on one device, in time and, where it was read, energy.
+
+    {"what": "layer", "mode": "decode", "length": 256, "ffn": "relu", "width": 64, "heads": 1, "kv_heads": 1,
+     "ffn_width": 128, "cache": "cold", "unit": "ms", "median": 0.021, "interval": [0.020, 0.022],
+     "spread_percent": 1.2, "unstable": false, "samples": [...], "yardsticks": {"decode cold": 0.31},
+     "energy_mj": 0.08, "sha256": ...}
+
+`length` of a decode step counts the places of the cache that it reads, of a prefill the prompt's tokens. `cache` says
+that the processor's caches were swept before each step; left out, the step ran in a loop. `interval` is a bootstrap
+interval of the median. `yardsticks` [ms] are what fixed small models took beside it, by kind of step, so that a machine
+that was slower just then can be told from a slower part. `energy_mj` is left out where no power rail could be read. A
+shape that could not be run has `"failed": REASON` and no samples. Which kinds of line there are, and how they sum to a
+model, stands in `merino_edge.latency.table`; this module knows neither the sum nor the file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from merino_edge import artefact, limits
+from merino_edge.errors import ArtefactError
+from merino_edge.statistics import median_interval
+
+MAX_DOUBT_PERCENT = 2.5  # an entry whose median is known less well is flagged unstable
+SHARES = (0.5, 0.0, 0.25, 0.75, 1.0)  # of the cold yardstick in a whole model; the first where nothing tells
+
+Mode = Literal["decode", "prefill"]
+What = Literal["layer", "repeat", "width_change", "end", "calibration", "model"]
+Cache = Literal["warm", "cold"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+# The columns of each kind of line, beside what, mode and length.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "layer": ("ffn", "width", "heads", "kv_heads", "ffn_width"),
+    "repeat": ("ffn", "width", "heads", "kv_heads", "ffn_width"),
+    "width_change": ("before", "after"),
+    "end": ("vocab_size", "embedding_width"),
+    "calibration": ("architecture",),
+    "model": ("architecture",),
+}
+WHOLE = ("calibration", "model")  # whole models, no part of any sum
+NOT_NUMBERS = ("ffn", "architecture")
+
+Point = tuple[float, ...]
+
+
+def spread_percent(samples: Sequence[float]) -> float:
+    """Robust coefficient of variation in percent: 1.4826 * MAD / median."""
+    median = statistics.median(samples)
+    deviation = 1.4826 * statistics.median(abs(sample - median) for sample in samples)
+    return 100 * deviation / median if median > 0 else (0.0 if deviation == 0 else math.inf)
+
+
+def doubt_percent(samples: Sequence[float]) -> float:
+    """Half of the bootstrap interval, in percent of the median."""
+    low, high = median_interval(samples)
+    median = statistics.median(samples)
+    return 50 * (high - low) / median if median > 0 else (0.0 if high == low else math.inf)
+
+
+def layer_point(length: int, width: int, heads: int, kv_heads: int, ffn_width: int) -> Point:
+    """Where a layer stands on its grid: length, width squared (weights grow so), FFN width over width, and how far
+    its key-value heads go from one (0) to one per query head (1), which a single head counts as."""
+    kv_share = (kv_heads - 1) / (heads - 1) if heads > 1 else 1.0
+    return length, width**2, ffn_width / width, kv_share
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One line. `shape` holds the columns of its kind; `samples` [ms], one per round of measuring."""
+
+    what: What
+    mode: Mode
+    length: int
+    shape: Mapping[str, Any]
+    samples: tuple[float, ...]
+    energy_mj: float | None = None
+    cache: Cache = "warm"
+    failed: str = ""  # why there are no samples
+    yardsticks: Mapping[str, float] = field(default_factory=dict)  # [ms], by kind of step
+    visit: int = 0  # whole models are measured several times over a profile, each time a line
+    slowness: float = field(default=1.0, compare=False)  # of the machine while it was measured (`Yardsticks`)
+
+    @property
+    def median_ms(self) -> float:
+        """The median round, the machine's slowness taken out. A part too small for the clock can come out below zero,
+        and then counts as free."""
+        return max(0.0, statistics.median(self.samples)) / self.slowness
+
+    @property
+    def interval_ms(self) -> tuple[float, float]:
+        """Of the median."""
+        low, high = median_interval(self.samples)
+        return low / self.slowness, high / self.slowness
+
+    @property
+    def unstable(self) -> bool:
+        """Whether rounds differ too much, or are too few, for the median to be trusted."""
+        return len(self.samples) > 1 and not doubt_percent(self.samples) <= MAX_DOUBT_PERCENT
+
+    @property
+    def key(self) -> str:
+        """What makes two lines the same measurement."""
+        return entry_key(self.what, self.mode, self.length, self.shape, self.cache)
+
+    @property
+    def point(self) -> Point:
+        """Where on its kind's grid it stands. What a decode step costs outside its layers depends on no length."""
+        s = self.shape
+        length = () if self.mode == "decode" else (self.length,)
+        if self.what == "end":
+            return *length, s["vocab_size"], s["embedding_width"]
+        if self.what == "width_change":
+            return *length, s["before"] * s["after"]
+        return layer_point(self.length, s["width"], s["heads"], s["kv_heads"], s["ffn_width"])
+
+    def to_line(self) -> dict[str, Any]:
+        line = {"what": self.what, "mode": self.mode, "length": self.length, **self.shape}
+        line |= {"visit": self.visit} if self.visit else {}
+        if self.cache == "cold":
+            line["cache"] = self.cache
+        if self.failed:
+            return {**line, "failed": self.failed}
+        spread = spread_percent(self.samples)
+        line |= {
+            "unit": "ms",
+            "median": max(0.0, statistics.median(self.samples)),
+            "interval": list(median_interval(self.samples)),
+            "spread_percent": spread if math.isfinite(spread) else None,
+            "unstable": self.unstable,
+            "samples": list(self.samples),
+        }
+        line |= {"yardsticks": dict(self.yardsticks)} if self.yardsticks else {}
+        return line if self.energy_mj is None else {**line, "energy_mj": self.energy_mj}
+
+    @staticmethod
+    def from_line(line: dict[str, Any], where: str, ffn: str | None = None) -> Measurement:
+        """`ffn`: of tables whose layers do not say theirs (schema 1). Raises ArtefactError when a column is missing,
+        of another type, or out of bounds."""
+        try:
+            what, mode, length, failed = line["what"], line["mode"], line["length"], line.get("failed", "")
+            visit = line.get("visit", 0)
+            line = line if ffn is None else {"ffn": ffn, **line}
+            shape = {name: line[name] for name in COLUMNS[what]}
+            cache, energy_mj = line.get("cache", "warm"), line.get("energy_mj")
+            samples = () if failed else tuple(float(sample) for sample in line["samples"])
+            yardsticks = {str(kind): float(ms) for kind, ms in line.get("yardsticks", {}).items()}
+            numbers = [length, *(value for name, value in shape.items() if name not in NOT_NUMBERS)]
+            if not (
+                mode in MODES
+                and cache in get_args(Cache)
+                and isinstance(failed, str)
+                and type(visit) is int
+                and (failed or (samples and line["unit"] == "ms"))
+                and isinstance(shape.get("ffn", ""), str)
+                and all(type(n) is int and 0 < n <= limits.MAX_POSITIONS for n in numbers)
+                and all(map(math.isfinite, samples))
+                and all(0 < ms < math.inf for ms in yardsticks.values())
+                and (energy_mj is None or 0 <= float(energy_mj) < math.inf)
+            ):
+                raise ValueError
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise ArtefactError(f"{where} is not a measurement", "measure again: merino-edge profile") from None
+        return Measurement(what, mode, length, shape, samples, energy_mj, cache, failed, yardsticks, visit)
+
+
+def entry_key(what: str, mode: str, length: int, shape: Mapping[str, Any], cache: str) -> str:
+    """What two lines that measure the same have in common."""
+    return artefact.canonical_json([what, mode, length, dict(shape), cache])
+
+
+# --- lines -----------------------------------------------------------------------------------------
+
+
+def seal(body: dict[str, Any]) -> str:
+    """A line with its own hash, so that one flipped bit is found."""
+    return json.dumps({**body, "sha256": artefact.sha256_text(artefact.canonical_json(body))[:16]}, allow_nan=False)
+
+
+def unseal(line: str, where: str) -> dict[str, Any]:
+    """What `seal` closed. Raises ArtefactError."""
+    body = artefact.parse_json(line, where)
+    claimed = body.pop("sha256", None) if isinstance(body, dict) else None
+    if artefact.sha256_text(artefact.canonical_json(body))[:16] != claimed:
+        raise ArtefactError(
+            f"{where} does not match its own sha256", "it was altered; measure again: merino-edge profile"
+        )
+    return dict(body)

@@ -1,0 +1,144 @@
+"""A latency table as a file, and as part of a search result.
+
+Artefact `NAME.jsonl`, kind "latency_table", schema 3, one JSON object a line, append-only:
+
+    {"kind": "latency_table", "schema_version": 3, "tool_version": ..., "device": {...}, "backend": "onnxruntime-cpu",
+     "precision": "fp32", "threads": 1, "family": {"head_dim": 64, ...}, "default_length": 256, "lowering": "ort",
+     "reference": {"ffn": "relu", "ratio": 1, "decode": 256, "prefill": 256}, "estimated": false, ..., "sha256": ...}
+    {"what": "conditions", "moment": "before", "clock_mhz": {...}, ...}
+    {"what": "layer", "mode": "decode", "length": 256, ...}      (merino_edge.latency.measurement)
+    ...
+    {"what": "faces", "decode": {...}, "sha256": ...}            (merino_edge.latency.step_time)
+    {"what": "validation", "decode": {"mape_percent": ..., ...}, "prefill": {...}, "sha256": ...}
+
+Older schemas are read: schema 2 has no cold entries and one length for all, schema 1 has one FFN kind, in its header.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from merino_edge import artefact, limits
+from merino_edge.errors import ArtefactError
+from merino_edge.latency.measurement import MODES, WHOLE, Measurement, unseal
+from merino_edge.latency.step_time import Faces
+from merino_edge.latency.table import FAMILY, LatencyTable
+
+KIND = "latency_table"
+SCHEMA_VERSION = 3
+
+# The header's fields that a search needs, and those that say where on an axis a step stands.
+NEEDED = ("family", "precision", "default_length", "estimated")
+PLACES = ("reference", "cache_buckets")
+_ANY_PLACE = {"decode": 1, "prefill": 1}
+
+# --- the file --------------------------------------------------------------------------------------
+
+
+def load_table(path: Path | str, unfinished: bool = False) -> LatencyTable:
+    """Read and verify a table. With `unfinished`, one that a profile left before its end is accepted too.
+
+    A last line that was cut short is then left out. Raises ArtefactError naming the line.
+    """
+    path = Path(path)
+    text = artefact.read_text(path, limits.MAX_TABLE_BYTES)
+    lines = text.split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    elif unfinished:
+        lines.pop()  # cut while it was written
+    else:
+        raise ArtefactError(f"{path} is cut short in line {len(lines)}", f"finish it: {_continue(path)}")
+    if not lines:
+        raise ArtefactError(f"{path} is empty", "measure it: merino-edge profile")
+    header = artefact.check_header(artefact.parse_json(lines[0], f"{path} line 1"), KIND, SCHEMA_VERSION, str(path))
+    _check_header_fields(header, f"{path} line 1")
+    measurements: dict[tuple[str, int], Measurement] = {}
+    validation: dict[str, Any] = {}
+    faces: Faces | None = None
+    conditions: list[dict[str, Any]] = []
+    for number, line in enumerate(lines[1:], 2):
+        where = f"{path} line {number}"
+        body = unseal(line, where)
+        what = body.get("what")
+        if what == "validation":
+            validation = {key: body[key] for key in MODES if key in body}
+        elif what == "conditions":
+            conditions.append(body)
+        elif what == "faces":
+            faces = _faces(body, where)
+        else:
+            measurement = Measurement.from_line(body, where, header["family"].get("ffn"))
+            if measurements.setdefault((measurement.key, measurement.visit), measurement) is not measurement:
+                raise ArtefactError(
+                    f"{where} measures the same as a line before it", "measure again: merino-edge profile"
+                )
+    sha256 = artefact.sha256_text(text)
+    table = LatencyTable(path, header, list(measurements.values()), validation, sha256, faces, conditions)
+    if not unfinished and not table.finished:
+        raise ArtefactError(f"{path} is unfinished", f"finish it: {_continue(path)}")
+    return table
+
+
+def _continue(path: Path) -> str:
+    return f"merino-edge profile --continue --out {path}"
+
+
+def _faces(body: dict[str, Any], where: str) -> Faces:
+    try:
+        return Faces.from_dict(body["decode"])
+    except (KeyError, TypeError, ValueError):
+        raise ArtefactError(f"{where} is no prediction", "measure again: merino-edge profile") from None
+
+
+def _check_header_fields(header: dict[str, Any], where: str) -> None:
+    mine = header.get("family")
+    ok = isinstance(mine, dict) and set(FAMILY) <= set(mine) <= {*FAMILY, "ffn", "kv_group"}
+    ok = ok and isinstance((mine or {}).get("ffn", ""), str) and isinstance(header.get("precision"), str)
+    ok = ok and type(header.get("default_length")) is int and isinstance(header.get("estimated"), bool)
+    bucket, reference = header.get("cache_buckets", 0), header.get("reference", {"ffn": "", "ratio": 1, **_ANY_PLACE})
+    ok = ok and type(bucket) is int and bucket >= 0 and isinstance(reference, dict)
+    ok = ok and isinstance(reference.get("ffn"), str)
+    ok = ok and all(isinstance(reference.get(name), (int, float)) for name in ("ratio", *_ANY_PLACE))
+    if not ok:
+        raise ArtefactError(f"{where} lacks fields that every table has", "measure again: merino-edge profile")
+
+
+# --- inside another artefact -----------------------------------------------------------------------
+
+
+def to_compact(table: LatencyTable) -> dict[str, Any]:
+    """What a search needs of the table, without samples: enough to repeat the search."""
+    entries = [
+        [m.what, m.mode, m.length, dict(m.shape), m.median_ms, m.energy_mj, m.cache]
+        for m in table.measurements
+        if m.what not in WHOLE and not m.failed
+    ]
+    assert table.faces is not None
+    return {
+        "name": table.path.name,
+        "sha256": table.sha256,
+        "header": {name: table.header[name] for name in (*NEEDED, *PLACES, "device") if name in table.header},
+        "faces": table.faces.to_dict(),
+        "validation": table.validation,
+        "entries": entries,
+    }
+
+
+def from_compact(value: Any, where: str) -> LatencyTable:
+    """The table of `to_compact`'s form. Raises ArtefactError."""
+    try:
+        path, header, sha256 = Path(value["name"]), dict(value["header"]), str(value["sha256"])
+        lines = [
+            {"what": what, "mode": mode, "length": length, **shape, "unit": "ms", "samples": [ms],
+             "energy_mj": rest[0] if rest else None, "cache": rest[1] if len(rest) > 1 else "warm"}
+            for what, mode, length, shape, ms, *rest in value["entries"]
+        ]  # fmt: skip
+        faces = Faces.from_dict(value["faces"]) if "faces" in value else None
+        validation = dict(value.get("validation", {}))
+    except (KeyError, TypeError, ValueError):
+        raise ArtefactError(f"{where} holds no latency table", "search again with --table") from None
+    _check_header_fields(header, f"{where}: table")
+    measured = [Measurement.from_line(line, f"{where}: table entry {i}") for i, line in enumerate(lines)]
+    return LatencyTable(path, header, measured, validation, sha256, faces)

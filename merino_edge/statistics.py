@@ -1,0 +1,88 @@
+"""Bootstrap draws and rank correlations: what latency tables, studies and evaluations share.
+
+The same `seed` and number of items give the same draws, so that differences of two figures over the same items have an
+interval too. Knows numbers only: no architecture, no metric by name, no file. Needs NumPy alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+# --- bootstrap -------------------------------------------------------------------------------------
+
+
+def resampled_indices(items: int, draws: int, seed: int = 0) -> npt.NDArray[np.int64]:
+    """[draws, items] indices of `items` things, drawn with replacement."""
+    return np.random.default_rng(seed).integers(items, size=(draws, items))
+
+
+def resampled_counts(items: int, draws: int, seed: int = 0) -> Array:
+    """[draws, items]: how often a draw with replacement holds each of `items` things."""
+    return np.random.default_rng(seed).multinomial(items, np.full(items, 1 / items), draws).astype(np.float64)
+
+
+def percentile_interval(drawn: npt.ArrayLike, confidence: float = 0.95) -> tuple[Any, Any]:
+    """The percentile interval of bootstrap values [draws] or [draws, ...], along their first axis."""
+    tail = round((1 - confidence) / 2, 9)
+    low, high = np.quantile(drawn, (tail, 1 - tail), axis=0)
+    return low, high
+
+
+def median_interval(samples: Sequence[float], confidence: float = 0.95, draws: int = 400) -> tuple[float, float]:
+    """The bootstrap interval of a median; the same for the same samples."""
+    medians = np.median(np.asarray(samples)[resampled_indices(len(samples), draws)], axis=1)
+    low, high = percentile_interval(medians, confidence)
+    return float(low), float(high)
+
+
+# --- rank correlation, of many draws at once; a draw says how often it holds every item -----------------------------
+
+
+def signs(values: Array) -> Array:
+    """[N, N]: +1 where the row's value is above the column's, -1 where below, 0 where equal."""
+    return np.sign(values[:, None] - values[None, :])
+
+
+def spearman(sign_a: Array, sign_b: Array, counts: Array) -> Array:
+    """[D] Spearman's rho of draws `counts` [D, N]: Pearson's correlation of mean ranks.
+
+    Less a constant, a rank is half the sum of signs against all that were drawn. Such sums have a mean of 0 in a draw.
+    """
+    ranks_a, ranks_b = counts @ sign_a.T, counts @ sign_b.T  # [D, N]
+    product = (counts * ranks_a * ranks_b).sum(1)
+    return ratio(product, (counts * ranks_a**2).sum(1) * (counts * ranks_b**2).sum(1))
+
+
+def kendall(sign_a: Array, sign_b: Array, counts: Array, pairs: Mask | None = None) -> Array:
+    """[D] Kendall's tau-b of draws `counts` [D, N], over `pairs` [N, N] alone where given.
+
+    An item that is drawn twice is tied with itself.
+    """
+    mask = 1.0 if pairs is None else pairs.astype(np.float64)
+
+    def over_pairs(values: Array) -> Array:
+        total: Array = np.einsum("dn,dn->d", counts @ (values * mask), counts)
+        return total
+
+    return ratio(over_pairs(sign_a * sign_b), over_pairs(sign_a**2) * over_pairs(sign_b**2))
+
+
+def kendall_tau(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Kendall's tau-b of two rankings, given as pairs of values; None where either ranking is all ties."""
+    first, second = (np.array(values, np.float64) for values in zip(*pairs, strict=True))
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    return float(kendall(signs(first), signs(second), np.ones((1, len(first))))[0])
+
+
+def ratio(product: npt.NDArray[Any], squares: npt.NDArray[Any]) -> Array:
+    """[K] product / sqrt(squares), and 0 where nothing differs."""
+    result: Array = np.divide(product, np.sqrt(squares), out=np.zeros(len(product)), where=squares > 0)
+    return result

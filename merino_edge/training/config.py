@@ -1,0 +1,85 @@
+"""How to train: `TrainingConfig`, the part of a training that its result depends on. Needs no PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from merino_edge import limits
+from merino_edge.errors import InputError
+
+Precision = Literal["auto", "fp32", "bf16"]
+Optimizer = Literal["adamw", "muon"]
+Direction = Literal["forward", "reverse"]
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The defaults are the paper's recipe (section 7). Construction raises InputError naming what is out of range.
+
+    `micro_batch` only trades memory for time. Precision "auto" is bf16 autocast where the GPU or CPU computes in bf16
+    natively, else fp32. "muon" is Muon for the layers' matrices and AdamW for the rest.
+    """
+
+    steps: int = 600_000
+    batch: int = 1024  # sequences per step, over all workers
+    sequence: int = 1024  # tokens per sequence
+    micro_batch: int = 16  # sequences per forward pass of a worker
+    learning_rate: float = 6e-4  # peak
+    warmup: int = 1000  # steps
+    weight_decay: float = 0.1  # of matrices only
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip: float = 1.0  # gradient norm
+    seed: int = 0
+    precision: Precision = "auto"
+    optimizer: Optimizer = "adamw"
+    z_loss: float = 0.0  # weight of the squared log of the softmax's sum (PaLM uses 1e-4); 0: none
+    ema: float = 0.0  # what the averaged weights keep at each step, as 0.999; 0: no average, the last weights are kept
+    teacher_weight: float = 0.0  # a teacher's share of what is minimised (merino_edge.training.loss); 0: no teacher
+    temperature: float = 1.0  # of the teacher's and the student's distributions, for that share
+    direction: Direction = "forward"  # of the divergence: forward covers what the teacher says, reverse its likeliest
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("steps", 1, limits.MAX_ITERATIONS),
+            ("batch", 1, limits.MAX_BATCH),
+            ("sequence", 1, limits.MAX_POSITIONS),
+            ("micro_batch", 1, limits.MAX_BATCH),
+            ("warmup", 0, self.steps),
+            ("seed", 0, limits.MAX_SEED),
+        ):
+            limits.check_range(name, getattr(self, name), low, high)
+        _require(0 < self.learning_rate < 1, f"learning rate is {self.learning_rate}, outside 0 to 1")
+        for name in ("weight_decay", "beta1", "beta2", "z_loss", "ema"):
+            _require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}, outside 0 to 1")
+        _require(0 < self.clip <= 1e6, f"clip is {self.clip}, not a norm above 0")
+        _require(0 <= self.teacher_weight <= 1, f"teacher_weight is {self.teacher_weight}, outside 0 to 1")
+        _require(0.01 <= self.temperature <= 100, f"temperature is {self.temperature}, outside 0.01 to 100")
+        check_precision(self.precision)
+        choices = {"optimizer": Optimizer, "direction": Direction}
+        for name, allowed in ((name, get_args(kind)) for name, kind in choices.items()):
+            value = getattr(self, name)
+            _require(value in allowed, f"{name} is {value!r}, not {' or '.join(allowed)}")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up to the peak, then linear decay that would reach 0 one step after the last."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        return self.learning_rate * (self.steps - step) / max(1, self.steps - self.warmup)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch * self.sequence
+
+
+def check_precision(precision: str) -> str:
+    """It, if it is one. Raises InputError."""
+    allowed = get_args(Precision)
+    _require(precision in allowed, f"precision is {precision!r}, not {' or '.join(allowed)}")
+    return precision
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message, "see: merino-edge train --help")

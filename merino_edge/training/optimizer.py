@@ -1,0 +1,107 @@
+"""The optimizers of a training behind one face: PyTorch's AdamW (fused), or PyTorch's Muon beside it, and an average.
+
+Weight decay is for matrices only. Muon (PyTorch 2.9 and later) takes the layers' matrices, with its updates scaled to
+the size of AdamW's, so that one learning rate serves both; tables, heads and vectors stay with AdamW. State goes in and
+out as tensors named KIND.PARAMETER, which is what a training's state file holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from merino_edge.errors import UnsupportedError
+from merino_edge.training.config import TrainingConfig
+
+TABLES = ("embedding.weight", "positions.weight", "head.weight")  # matrices that are looked up or predict
+
+
+class Optimizer:
+    """Steps of all of a model's parameters, and the average of its weights where the configuration has one."""
+
+    def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
+        """Raises UnsupportedError where this PyTorch has no Muon."""
+        self._parameters = dict(model.named_parameters())
+        matrices = {name for name, p in self._parameters.items() if p.ndim >= 2}
+        by_muon = matrices - set(TABLES) if config.optimizer == "muon" else set()
+        groups = [
+            (sorted(matrices - by_muon), config.weight_decay),
+            (sorted(self._parameters.keys() - matrices), 0.0),
+        ]
+        betas = (config.beta1, config.beta2)
+        self._parts: list[tuple[torch.optim.Optimizer, list[str]]] = []  # and the names of its parameters, in order
+        named = [([self._parameters[name] for name in names], decay) for names, decay in groups if names]
+        adamw = torch.optim.AdamW(
+            [{"params": parameters, "weight_decay": decay} for parameters, decay in named], betas=betas, fused=True
+        )
+        self._parts.append((adamw, [name for names, _ in groups for name in names]))
+        if by_muon:
+            if not hasattr(torch.optim, "Muon"):
+                raise UnsupportedError(f"PyTorch {torch.__version__} has no Muon", "install torch>=2.9, or use adamw")
+            muon = torch.optim.Muon(
+                [self._parameters[name] for name in sorted(by_muon)],
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+            self._parts.append((muon, sorted(by_muon)))
+        self._ema = config.ema
+        self.average = {n: p.detach().clone() for n, p in self._parameters.items()} if config.ema else {}
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """PyTorch's groups of parameters, with what each is stepped by."""
+        return [group for part, _ in self._parts for group in part.param_groups]
+
+    def zero_grad(self) -> None:
+        for part, _ in self._parts:
+            part.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def step(self, learning_rate: float) -> None:
+        for group in self.groups:
+            group["lr"] = learning_rate
+        for part, _ in self._parts:
+            part.step()
+        for name, average in self.average.items():
+            average.lerp_(self._parameters[name].detach(), 1 - self._ema)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the model has the averaged weights, if there are any."""
+        last = {name: self._parameters[name].detach().clone() for name in self.average}
+        self._fill(self.average)
+        try:
+            yield
+        finally:
+            self._fill(last)
+
+    @torch.no_grad()
+    def _fill(self, weights: dict[str, Tensor]) -> None:
+        """In place: FSDP2 and compiled code hold on to the parameters' memory."""
+        for name, weight in weights.items():
+            self._parameters[name].copy_(weight)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that steps change beside the weights."""
+        found = {f"average.{name}": average for name, average in self.average.items()}
+        for part, names in self._parts:
+            for index, tensors in part.state_dict()["state"].items():
+                found |= {f"{kind}.{names[index]}": tensor for kind, tensor in tensors.items()}
+        return found
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `state()` gave of the same model and configuration."""
+        for name, average in self.average.items():
+            average.copy_(state[f"average.{name}"])
+        for part, names in self._parts:
+            index_of = {name: index for index, name in enumerate(names)}
+            loaded: dict[int, dict[str, Tensor]] = {}
+            for key, tensor in state.items():
+                kind, _, name = key.partition(".")
+                if kind != "average" and name in index_of:
+                    loaded.setdefault(index_of[name], {})[kind] = tensor.clone()
+            part.load_state_dict({**part.state_dict(), "state": loaded})

@@ -1,0 +1,67 @@
+"""A recipe: what to train on and how, as a file. The package holds `pile`, the paper's; a path names another.
+
+Artefact, written by hand (sha256 may be left out):
+
+    {"kind": "recipe", "schema_version": 1, "about": text, "corpus": [source, ...], "vocab_size": 50272,
+     "config": {...}}
+
+Sources are spelled as in merino_edge.data.sources, `config` has fields of TrainingConfig; the rest has the default.
+`about` and `vocab_size` (of the models that it is for; null: any) may be left out. Knows no model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merino_edge import artefact, limits, user_file
+from merino_edge.training.config import TrainingConfig
+
+KIND = "recipe"
+FOLDER = Path(__file__).parent.parent / "recipes"
+FIELDS = (*artefact.STAMP, "about", "corpus", "vocab_size", "config")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `train --recipe` begins with."""
+
+    corpus: tuple[str, ...]
+    config: dict[str, Any]  # arguments of TrainingConfig
+    vocab_size: int | None = None
+    about: str = ""
+
+
+def names() -> list[str]:
+    """Of the recipes in the package."""
+    return user_file.names(FOLDER)
+
+
+def load(name_or_path: Path | str) -> Recipe:
+    """A recipe of the package by its name, or one in a file. Raises ArtefactError, InputError for a value."""
+    path = user_file.find(FOLDER, name_or_path, "there is no recipe")
+    document = artefact.read_json(path, KIND, by_hand=True)
+    user_file.require_known(document, FIELDS, path)
+    corpus, config = document.get("corpus"), document.get("config", {})
+    if not (isinstance(corpus, list) and corpus and all(isinstance(source, str) for source in corpus)):
+        raise user_file.error(path, "corpus is no list of sources", 'write "corpus": ["FILE"]')
+    if not isinstance(config, dict):
+        raise user_file.error(path, "config is no object", 'write "config": {}')
+    known = {field.name: field.default for field in dataclasses.fields(TrainingConfig)}
+    user_file.require_known(config, known, path, " in config")
+    for name, value in config.items():
+        types: tuple[type, ...] = (int, float) if isinstance(known[name], float) else (type(known[name]),)
+        if type(value) not in types:
+            raise user_file.error(path, f"{name} is {value!r}", f"give a value like {known[name]!r}")
+    vocab_size, about = document.get("vocab_size"), document.get("about", "")
+    if vocab_size is not None:
+        if type(vocab_size) is not int:
+            raise user_file.error(path, f"vocab_size is {vocab_size!r}", "give a number of tokens")
+        limits.check_range("vocab_size", vocab_size, 1, limits.MAX_VOCAB_SIZE)
+    if not isinstance(about, str):
+        raise user_file.error(path, "about is no text", "leave it out")
+    # Alone, `steps` below the default warm-up would be refused; who trains shortens the warm-up then.
+    TrainingConfig(**{"warmup": 0, **config})
+    return Recipe(tuple(corpus), config, vocab_size, about)

@@ -1,0 +1,101 @@
+"""Who teaches: a checkpoint that is run beside the student, or what it said of every token of a corpus, stored.
+
+Both say what they expect after each token of a batch's rows: a checkpoint as logits, a store as its largest
+log-probabilities (merino_edge.training.loss has what is learned from either). A teacher must have the student's tokenizer:
+a distribution over other tokens says nothing. Knows no optimizer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from merino_edge import checkpoint
+from merino_edge.architecture import Architecture
+from merino_edge.checkpoint import Checkpoint
+from merino_edge.data.corpus import Corpus
+from merino_edge.distillation.teacher_logits import HEADER, StoredLogits
+from merino_edge.errors import InputError
+from merino_edge.pytorch.model import Model
+from merino_edge.tokenizer import Tokenizer
+from merino_edge.training.config import TrainingConfig
+from merino_edge.training.loss import TopK
+
+
+class Teacher(Protocol):
+    @property
+    def sha256(self) -> str:
+        """Of what it is: a training goes on with no other."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What text must be encoded with; None: there is a prepared corpus already."""
+
+    def prepare(self, a: Architecture, corpus: Corpus, config: TrainingConfig, device: torch.device) -> None:
+        """Before the first step. Raises InputError where it cannot teach a model of `a` on this corpus."""
+
+    def expects(self, inputs: Tensor, starts: np.ndarray, bf16: bool) -> Tensor | TopK:
+        """After each of inputs [B, T], rows that begin at `starts` [B] of the corpus."""
+
+
+class LiveTeacher:
+    """A checkpoint, run in evaluation beside the student and in its precision."""
+
+    def __init__(self, source: Checkpoint) -> None:
+        self.source, self.sha256 = source, str(source.training["sha256"])
+        self.tokenizer = Tokenizer.load(source.path)
+        self._model: Model | None = None
+
+    def prepare(self, a: Architecture, corpus: Corpus, config: TrainingConfig, device: torch.device) -> None:
+        of, where = self.source.architecture, self.source.path
+        if of.vocab_size != a.vocab_size:
+            what = f"the teacher {where} has a vocabulary of {of.vocab_size:,}, the model {a.vocab_size:,}"
+            raise InputError(what, "give a model of the teacher's vocabulary, or let it write: merino-edge write")
+        if self.tokenizer.sha256 != corpus.header["tokenizer_sha256"]:
+            what = f"the corpus was made with another tokenizer than that of the teacher {where}"
+            raise InputError(what, f"make it again: merino-edge tokenize SOURCES --tokenizer {where} --out CORPUS")
+        if config.sequence > of.max_positions:
+            what = f"sequences of {config.sequence} are longer than the teacher's {of.max_positions} positions"
+            raise InputError(what, f"use --sequence {of.max_positions} or less")
+        self._model = Model.from_weights(of, self.source.weights).eval().requires_grad_(False).to(device)
+
+    @torch.no_grad()
+    def expects(self, inputs: Tensor, starts: np.ndarray, bf16: bool) -> Tensor:
+        assert self._model is not None
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bf16):
+            return self._model(inputs)  # type: ignore[no-any-return]  # [B, T, V]
+
+
+class StoredTeacher:
+    """What `merino-edge teach` has written of a corpus."""
+
+    tokenizer = None
+
+    def __init__(self, stored: StoredLogits) -> None:
+        self.stored, self.sha256 = stored, str(stored.header["sha256"])
+
+    def prepare(self, a: Architecture, corpus: Corpus, config: TrainingConfig, device: torch.device) -> None:
+        header, folder = self.stored.header, self.stored.folder
+        if header["vocab_size"] != a.vocab_size:
+            what = f"{folder} is of a vocabulary of {header['vocab_size']:,}, the model has {a.vocab_size:,}"
+            raise InputError(what, "give a model of that vocabulary")
+        if header["corpus_sha256"] != corpus.sha256:
+            hint = "train with the folder that it was made of, or make it again: merino-edge teach"
+            raise InputError(f"{folder} is of another corpus", hint)
+        if config.temperature != 1:
+            what = f"temperature is {config.temperature}, what is stored is of 1"
+            raise InputError(what, "leave --temperature out, or give the teacher's checkpoint")
+
+    def expects(self, inputs: Tensor, starts: np.ndarray, bf16: bool) -> TopK:
+        logs, ids = self.stored.rows(starts, inputs.shape[1])
+        return TopK(torch.from_numpy(logs).to(inputs.device), torch.from_numpy(ids).to(inputs.device))
+
+
+def load(path: Path | str) -> Teacher:
+    """A checkpoint, or what `merino-edge teach` has stored, told by what the folder holds. Raises ArtefactError."""
+    path = Path(path)
+    return StoredTeacher(StoredLogits(path)) if (path / HEADER).is_file() else LiveTeacher(checkpoint.load(path))

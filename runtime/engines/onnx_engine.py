@@ -1,0 +1,316 @@
+"""The engine for ONNX Runtime: one sequence on the CPU or a CUDA GPU, its key/value cache updated in place.
+
+`new_key_L` is bound to the memory of `key_L`, so a step copies no cache; of a `primitive` graph the new rows are copied
+into it (CPU only). Attention of the `ort` graph reads the positions in use, so that a cache of the whole context is
+bound at once, of which the system backs with memory what was written. That of the others reads all of the bound cache:
+for them it is the smallest bucket that holds the sequence (256 positions, doubling up to the bundle's context), whose
+written part is copied over when a sequence outgrows it. Knows no tokenizer.
+
+On a GPU the cache lies in its memory, and ONNX Runtime leaves to the CPU every node that it has no CUDA kernel for,
+with copies there and back: `cpu_nodes` says which. Its CUDA build 1.31.1 has a kernel for TensorScatter. Not run on a
+GPU yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from merino_edge.architecture import Architecture
+from merino_edge.errors import ArtefactError, InputError, UnsupportedError
+from merino_edge.graph_io import ROWS, WANTED
+from merino_edge.runtime.memory import give_back_freed
+
+if TYPE_CHECKING:
+    from merino_edge.bundle import Bundle
+
+OLDEST_ONNX_RUNTIME = (1, 23)  # the first with CPU kernels for the operators of opset 23
+FIRST_WITH_TENSOR_SCATTER = (1, 25)  # which only the `native` lowering needs
+FIRST_WITH_INT8_CACHE = (1, 27)
+CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
+# ONNX Runtime's switches: attention by whole rows of scores, not in pieces, read when a session is made; and queries
+# rounded to 8 bits for a cache of int8 with one scale, read at its first step.
+WHOLE_ROWS, ROUNDED_QUERIES = "ORT_GQA_DISABLE_FLASH_ATTENTION", "ORT_MLAS_QKGEMM_S8_APPROX_VNNI"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+FIRST_BUCKET = 256  # positions
+PREFILL_CHUNK = 128  # tokens run at once; 256 take 6 MB more and as long, 512 6 to 9 % longer (1 MB of L2 a core)
+MAX_ROWS = 128  # of logits at once, where the graph gives more than one: memory that is taken when they are asked for
+
+
+def bucket(positions: int, context: int) -> int:
+    """Places of the cache that is bound, and read by every step, while `positions` of `context` are in use."""
+    places = FIRST_BUCKET
+    while places < positions:
+        places *= 2
+    return min(places, context)
+
+
+def installed_version() -> tuple[int, ...]:
+    """Of ONNX Runtime, as (major, minor)."""
+    import onnxruntime as ort
+
+    return tuple(map(int, ort.__version__.split(".")[:2]))
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """With the process's variable set, unless the user has set it."""
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
+class OnnxEngine:
+    """Runs a graph of any lowering (merino_edge.export.graph). Implements merino_edge.runtime.engine.Engine."""
+
+    def __init__(
+        self,
+        graph: Path | bytes,
+        a: Architecture,
+        context: int,
+        threads: int | None = None,
+        device: str = "cpu",
+        spinning: bool = True,
+    ) -> None:
+        """`graph`: path of model.onnx, or a serialized model. `device`: cpu or cuda. `spinning`: threads without work
+        wait for it actively.
+
+        Raises ArtefactError, UnsupportedError (an older ONNX Runtime, or one that reaches no GPU).
+        """
+        import onnxruntime as ort
+
+        installed = installed_version()
+        if installed < OLDEST_ONNX_RUNTIME:
+            needed = ".".join(map(str, OLDEST_ONNX_RUNTIME))
+            raise UnsupportedError(
+                f"bundles need ONNX Runtime {needed}, {ort.__version__} is installed",
+                "run: pip install -U onnxruntime",
+            )
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.inter_op_num_threads = 1
+        options.enable_mem_pattern = False  # it would reserve every shape's activations at once, and saves no time
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+        # Between steps nobody waits: another engine's threads, such as a draft model's, need the cores.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.log_severity_level = 4  # errors are raised, and reach the user as one line
+        providers = ["CPUExecutionProvider"]
+        if device == "cuda":
+            providers.insert(0, CUDA_PROVIDER)
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+            ort.set_default_logger_severity(4)
+            if CUDA_PROVIDER not in ort.get_available_providers():
+                raise UnsupportedError(
+                    f"ONNX Runtime {ort.__version__} is built without CUDA",
+                    "replace the package onnxruntime by onnxruntime-gpu, or use the CPU",
+                )
+        source = graph if isinstance(graph, bytes) else str(graph)
+        # Whole rows are faster by up to twice (docs/lab-notes.md), unless threads outnumber the heads they share.
+        fewest_heads = min(block.heads for block in a.blocks)
+        os.environ.setdefault(ROUNDED_QUERIES, "1")
+        try:
+            with _environment(WHOLE_ROWS, str(int(options.intra_op_num_threads <= fewest_heads))):
+                self._session = ort.InferenceSession(source, options, providers=providers)
+        except Exception as error:  # the library's own exception types share no base class
+            where = "the graph" if isinstance(graph, bytes) else str(graph)
+            if installed < FIRST_WITH_TENSOR_SCATTER and ("Opset 24" in str(error) or "TensorScatter" in str(error)):
+                raise UnsupportedError(
+                    f"{where} needs ONNX Runtime {'.'.join(map(str, FIRST_WITH_TENSOR_SCATTER))} (Python 3.11),"
+                    f" {ort.__version__} is installed",
+                    "export it for this one: merino-edge export CKPT --lowering ort",
+                ) from None
+            reason = str(error).splitlines()[0]
+            raise ArtefactError(f"ONNX Runtime cannot load {where} ({reason})", "export the bundle again") from None
+        if device == "cuda" and CUDA_PROVIDER not in self._session.get_providers():  # dropped with a warning only
+            raise UnsupportedError(
+                f"ONNX Runtime {ort.__version__} cannot load its CUDA provider",
+                "install the driver, CUDA and cuDNN that it is built for, or use the CPU",
+            )
+        self.device = device
+        self.vocab_size = a.vocab_size
+        self.max_positions = context
+        self.threads = int(options.intra_op_num_threads)
+        self._ort = ort
+        self._binding = self._session.io_binding()
+        inputs = {value.name: value for value in self._session.get_inputs()}
+        caches = [value for name, value in inputs.items() if name not in ("tokens", "positions", WANTED)]
+        self.max_rows = MAX_ROWS if WANTED in inputs else 1  # graphs of older bundles give one
+        self._names = [value.name for value in caches]
+        self._shapes = [(1, value.shape[1], value.shape[3]) for value in caches]
+        self._dtype = CACHE_TYPES[caches[0].type]
+        if self._dtype == np.int8 and installed < FIRST_WITH_INT8_CACHE:  # it loads, and fails at the first step
+            raise UnsupportedError(
+                f"a cache of int8 needs ONNX Runtime {'.'.join(map(str, FIRST_WITH_INT8_CACHE))},"
+                f" {ort.__version__} is installed",
+                "run: pip install -U onnxruntime, or export with --cache float",
+            )
+        # The graph fixes the cache's capacity, or is an `ort` graph on the CPU, to which it does not matter.
+        self._whole = isinstance(caches[0].shape[2], int) or (self.max_rows > 1 and device == "cpu")
+        self._row_names = [value.name for value in self._session.get_outputs() if value.name.startswith(ROWS)]
+        if self._row_names and device != "cpu":
+            raise UnsupportedError("the primitive lowering runs on the CPU only", "export with --lowering ort")
+        self._rows: list[NDArray[Any]] = []  # [1, Hkv, T, D] each, bound for steps of T tokens
+        self._caches: list[Any] = []  # OrtValue, on the device
+        self._arrays: list[NDArray[Any]] = []  # what they hold, on the CPU
+        self._length = self._written = 0  # positions in use, and those that ever were in the bound cache
+        self._most_logits = self._logits = np.zeros((0, a.vocab_size), np.float32)
+        self._tokens = self._positions = np.zeros((1, 0), np.int64)  # what is bound
+        self._bind_logits(1)
+        self._reserve(1)
+        give_back_freed()  # by loading
+
+    @staticmethod
+    def from_bundle(bundle: Bundle, threads: int | None = None, spinning: bool = True) -> OnnxEngine:
+        return OnnxEngine(bundle.graph, bundle.architecture, bundle.context, threads, spinning=spinning)
+
+    @property
+    def capacity(self) -> int:
+        """Positions that the bound cache holds now."""
+        return int(self._arrays[0].shape[2])
+
+    @property
+    def cpu_nodes(self) -> Counter[str]:
+        """On a GPU: the operators that run on the CPU all the same, and how often each stands in the graph."""
+        if self.device == "cpu":
+            return Counter()
+        subgraphs = self._session.get_provider_graph_assignment_info()
+        return Counter(n.op_type for s in subgraphs if s.ep_name != CUDA_PROVIDER for n in s.get_nodes())
+
+    def forward(self, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
+        """Run tokens [T] at positions start.., return the last one's logits [V], valid until the next call.
+
+        `start` may go back (rewind) but not past what was written. Raises InputError.
+        """
+        return np.asarray(self.forward_rows(tokens, start, 1)[0])
+
+    def forward_rows(self, tokens: NDArray[np.int64], start: int, rows: int) -> NDArray[np.float32]:
+        """As `forward`, the last `rows` positions' logits [rows, V]."""
+        end = start + len(tokens)
+        if len(tokens) == 0 or not 0 <= start <= self._length:
+            raise InputError(f"cannot run {len(tokens)} tokens at position {start} of {self._length}", "start lower")
+        if end > self.max_positions:
+            raise InputError(
+                f"position {end} is beyond the bundle's context of {self.max_positions}",
+                "export with a larger --context",
+            )
+        if not self._caches:
+            raise InputError("this engine is closed", "open the bundle again")
+        if not 1 <= rows <= min(self.max_rows, len(tokens)) or (rows > 1 and len(tokens) > PREFILL_CHUNK):
+            raise InputError(f"cannot give {rows} rows of logits of {len(tokens)} tokens", "ask for one")
+        if end > self.capacity:
+            self._reserve(end)
+        if rows != len(self._logits):
+            self._bind_logits(rows)
+        for first in range(start, end, PREFILL_CHUNK):
+            last = min(first + PREFILL_CHUNK, end)
+            self._run(np.asarray(tokens[first - start : last - start], np.int64), first)
+            self._length = last
+            self._written = max(self._written, last)
+        return self._logits
+
+    def assume(self, positions: int) -> None:
+        """Take so many positions for written, whatever they hold: to time a step at any length without the prompt."""
+        if positions > self.capacity:
+            self._reserve(positions)
+        if positions > self._written:  # pages that nobody wrote are all one, which is read from the L1 cache
+            for cache in self._arrays:
+                cache[:, :, self._written : positions] = 0
+            self._written = positions
+        self._length = positions
+
+    @property
+    def cache_dtype(self) -> np.dtype[Any]:
+        return np.dtype(self._dtype)
+
+    def cache_shapes(self, positions: int) -> list[tuple[int, int, int]]:
+        """Of every cache's first positions: (Hkv, P, D)."""
+        return [(heads, positions, head_dim) for _, heads, head_dim in self._shapes]
+
+    def read_cache(self, positions: int) -> list[NDArray[Any]]:
+        """Keys and values of the first positions, as `cache_shapes` says. On the CPU only."""
+        return [cache[0, :, :positions].copy() for cache in self._arrays]
+
+    def write_cache(self, arrays: Sequence[NDArray[Any]]) -> None:
+        """Take what `read_cache` gave for the first positions. On the CPU only."""
+        positions = arrays[0].shape[1]
+        self.assume(positions)
+        for cache, array in zip(self._arrays, arrays, strict=True):
+            cache[0, :, :positions] = array
+
+    def close(self) -> None:
+        """Free the session and the cache. May be called twice."""
+        self._caches, self._arrays, self._rows = [], [], []
+        self._length = 0
+        self._binding = self._session = None
+
+    def _run(self, tokens: NDArray[np.int64], start: int) -> None:
+        self._bind_tokens(tokens, start)
+        self._bind_rows(len(tokens))
+        try:
+            self._session.run_with_iobinding(self._binding)
+            if self.device == "cuda":
+                self._binding.synchronize_outputs()
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ArtefactError(
+                f"ONNX Runtime cannot run the graph ({reason})", "export it again, or with less --context"
+            ) from None
+
+        for cache, rows in zip(self._arrays, self._rows, strict=False):  # no rows: the caches were written in place
+            cache[:, :, start : start + len(tokens)] = rows
+
+    def _bind_logits(self, rows: int) -> None:
+        """Make room for so many rows [rows, V], and ask the graph for them."""
+        if len(self._most_logits) < rows:
+            self._most_logits = np.zeros((rows, self.vocab_size), np.float32)
+        self._logits = self._most_logits[:rows]
+        self._binding.bind_ortvalue_output("logits", self._ort.OrtValue.ortvalue_from_numpy(self._logits))
+        if self.max_rows > 1:
+            self._wanted = np.array([rows], np.int64)
+            self._binding.bind_cpu_input(WANTED, self._wanted)
+
+    def _bind_tokens(self, tokens: NDArray[np.int64], start: int) -> None:
+        """Where a step is as long as the one before, as decode's are, only the values change."""
+        other = self._tokens.shape[1] != len(tokens)
+        if other:
+            self._tokens, self._positions = (np.empty((1, len(tokens)), np.int64) for _ in range(2))
+        self._tokens[0], self._positions[0] = tokens, np.arange(start, start + len(tokens))
+        if other or self.device != "cpu":  # a GPU takes a copy when it is bound
+            for name, array in (("tokens", self._tokens), ("positions", self._positions)):
+                self._binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(array))
+
+    def _bind_rows(self, tokens: int) -> None:
+        """Of a `primitive` graph: make room for the keys and values of a step of so many tokens."""
+        if not self._row_names or (self._rows and self._rows[0].shape[2] == tokens):
+            return
+        self._rows = [np.empty((1, heads, tokens, head_dim), self._dtype) for _, heads, head_dim in self._shapes]
+        for name, rows in zip(self._row_names, self._rows, strict=True):
+            self._binding.bind_ortvalue_output(name, self._ort.OrtValue.ortvalue_from_numpy(rows))
+
+    def _reserve(self, positions: int) -> None:
+        """Bind a cache of the smallest bucket that holds `positions`, keeping what was written."""
+        places = self.max_positions if self._whole else bucket(positions, self.max_positions)
+        old, self._caches, self._arrays = self._caches, [], []
+        self._written = self._length
+        for index, (batch, heads, head_dim) in enumerate(self._shapes):
+            cache = np.zeros((batch, heads, places, head_dim), self._dtype)  # [1, Hkv, C, D]
+            if old:
+                cache[:, :, : self._length] = old[index].numpy()[:, :, : self._length]
+            value = self._ort.OrtValue.ortvalue_from_numpy(cache, self.device, 0)  # on the CPU it keeps `cache` itself
+            self._caches.append(value)
+            self._arrays.append(cache)
+            self._binding.bind_ortvalue_input(self._names[index], value)
+            if not self._row_names:
+                self._binding.bind_ortvalue_output(f"new_{self._names[index]}", value)

@@ -1,0 +1,143 @@
+"""The engine for TensorRT and TensorRT for RTX: one sequence on a GPU, its key/value cache updated in place.
+
+A graph for TensorRT fixes the capacity of its cache, and a step's cost grows with it. A bundle of several contexts has
+a plan for each; the one of the fewest places that hold the sequence is open, and one with more takes its cache over
+when the sequence outgrows it. Two are in memory only then. Not run on a GPU yet (merino_edge.runtime.engines.tensorrt_plan).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from merino_edge import tensorrt_library
+from merino_edge.architecture import Architecture
+from merino_edge.errors import ArtefactError, InputError, UnsupportedError
+from merino_edge.runtime.engine import Candidates
+from merino_edge.runtime.engines.cuda import capability_here
+from merino_edge.runtime.engines.tensorrt_plan import Plan
+
+if TYPE_CHECKING:
+    from merino_edge.bundle import Bundle
+
+
+class TensorRtEngine:
+    """Runs serialized engines. Implements merino_edge.runtime.engine.SelectingEngine."""
+
+    def __init__(
+        self, library: str, plans: Mapping[int, bytes | Path], a: Architecture, cuda_graphs: bool = True
+    ) -> None:
+        """`library`: a module named in tensorrt_library.EXTRAS, of the version that built `plans` (by their places).
+        `cuda_graphs`: launch a step of one token as one graph.
+
+        Raises UnsupportedError (no GPU, too little memory), MissingExtraError, ArtefactError (another model's plan).
+        """
+        self.vocab_size, self.max_positions, self.max_rows = a.vocab_size, max(plans), 1
+        self._library, self._plans, self._architecture = library, dict(sorted(plans.items())), a
+        self._logits: NDArray[np.float32] = np.zeros((1, a.vocab_size), np.float32)
+        self._length, self._cuda_graphs = 0, cuda_graphs
+        self._plan: Plan | None = self._open(min(plans))
+
+    @staticmethod
+    def from_bundle(bundle: Bundle, cuda_graphs: bool = True) -> TensorRtEngine:
+        """The engines for this GPU that the library which built last has built.
+
+        Raises UnsupportedError where another release built them, or for another GPU, and as __init__.
+        """
+        last, again = bundle.engines[-1], f"build it again: merino-edge build {bundle.path}"
+        library = str(last.get("library"))
+        if library not in tensorrt_library.EXTRAS:
+            raise ArtefactError(f"{bundle.path}: its engine is of the unknown library {library!r}", again)
+        trt, _ = tensorrt_library.load(library)
+        if trt.__version__ != last.get("version"):
+            raise UnsupportedError(
+                f"{bundle.path / last['file']} was built by TensorRT {last.get('version')}, not {trt.__version__}",
+                again,
+            )
+        plans: dict[str, dict[int, bytes | Path]] = {}  # by the capability of the GPU
+        for entry in bundle.engines:
+            if any(entry.get(key) != last.get(key) for key in ("library", "version")):
+                continue
+            context = entry.get("context")
+            if context not in bundle.contexts:
+                raise ArtefactError(f"{bundle.path / entry['file']} has the unknown context {context!r}", again)
+            if entry.get("onnx_sha256") != bundle.manifest["files"][bundle.graph_of(context).name]["sha256"]:
+                raise ArtefactError(f"{bundle.path / entry['file']} was built from another graph", again)
+            plans.setdefault(str(entry.get("capability")), {})[context] = bundle.path / entry["file"]
+        here = capability_here()
+        if here not in plans:
+            raise UnsupportedError(f"{bundle.path} has engines for {', '.join(plans)}, this GPU is {here}", again)
+        return TensorRtEngine(library, plans[here], bundle.architecture, cuda_graphs)
+
+    def forward(self, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
+        """Run tokens [T] at positions start.., return the last one's logits [V], valid until the next call.
+
+        `start` may go back (rewind) but not past what was written. Raises InputError, ArtefactError.
+        """
+        end = start + len(tokens)
+        plan = self._ready(start, end)
+        for first in range(start, end, plan.longest):
+            chunk = tokens[first - start : first - start + plan.longest]
+            plan.run(np.ascontiguousarray(chunk, np.int64), first, self._logits)
+            self._length = first + len(chunk)
+        return np.asarray(self._logits[0])
+
+    def forward_rows(self, tokens: NDArray[np.int64], start: int, rows: int) -> NDArray[np.float32]:
+        """As `forward`, as [1, V]: its graph returns one row."""
+        if rows != 1:
+            raise InputError(f"this engine returns one row of logits, not {rows}", "run the tokens one by one")
+        return self.forward(tokens, start)[None]
+
+    def forward_largest(self, tokens: NDArray[np.int64], start: int, k: int) -> Candidates:
+        """As `forward`, but of one token only the `k` largest logits and their ties, where the GPU can find them."""
+        if len(tokens) != 1:
+            return Candidates(self.forward(tokens, start), None)
+        plan = self._ready(start, start + 1)
+        found = plan.run_largest(tokens, start, k, self._logits)
+        self._length = start + 1
+        return found or Candidates(self._logits[0], None)
+
+    def assume(self, positions: int) -> None:
+        """Take so many positions for written, whatever they hold: to time a step at any length without the prompt."""
+        self._reserve(min(positions, self.max_positions))
+        self._length = positions
+
+    def close(self) -> None:
+        """Free the engine and the cache. May be called twice."""
+        if self._plan is not None:
+            self._plan.close()
+        self._plan = None
+        self._length = 0
+
+    def _ready(self, start: int, end: int) -> Plan:
+        """The plan that can run the positions start..end-1 next. Raises InputError where none can."""
+        if not 0 <= start <= self._length or not start < end <= self.max_positions:
+            raise InputError(
+                f"cannot run {end - start} tokens at position {start} ({self._length} of {self.max_positions} written)",
+                "start lower, or build with a larger --context",
+            )
+        return self._reserve(end)
+
+    def _reserve(self, positions: int) -> Plan:
+        """Have a plan open that holds so many, keeping what was written."""
+        if self._plan is None:
+            raise InputError("this engine is closed", "open the bundle again")
+        if positions > self._plan.places:
+            wider = self._open(next(places for places in self._plans if places >= positions))
+            try:
+                wider.take_cache(self._plan, self._length)
+            except BaseException:
+                wider.close()
+                raise
+            self._plan.close()
+            self._plan = wider
+        return self._plan
+
+    def _open(self, places: int) -> Plan:
+        plan: Any = self._plans[places]
+        serialized = plan if isinstance(plan, bytes) else plan.read_bytes()
+        return Plan(self._library, serialized, self._architecture, places, self._cuda_graphs)

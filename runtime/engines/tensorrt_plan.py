@@ -1,0 +1,237 @@
+"""A plan: an engine that TensorRT or TensorRT for RTX serialized, opened on a GPU, with the cache that it fixes.
+
+It runs a `native` or a `primitive` graph compiled by merino_edge.export.tensorrt; the calls are those of 8.6 and later.
+A native plan updates the cache in place: `new_key_L` is bound to the address of `key_L`. A primitive one puts out the
+new rows, which merino_edge.runtime.engines.kv_scatter_kernel writes into it; those of a prompt are copied on the same stream. Two
+optimization profiles: one for decode, one for chunks of a prompt. Tokens go up and logits come down with every step;
+where CPU and GPU have one memory, both read and write the same and nothing is copied. A step of one token, once it has
+run as such, is recorded as a CUDA graph and launched as one from then on; TensorRT for RTX does that itself. Where
+recording is refused, steps go on as they were. A step of which only the largest logits are wanted is another graph:
+merino_edge.runtime.engines.topk_kernel finds them on the GPU, the row stays there, and comes down after all where it must say.
+
+Nothing here was run on a GPU yet. What was tested without: NVIDIA's compiler builds such plans, its parser finds the
+very inputs and outputs that are bound here, and its bindings have every name that is called.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from merino_edge import tensorrt_library
+from merino_edge.architecture import Architecture
+from merino_edge.errors import ArtefactError, UnsupportedError
+from merino_edge.graph_io import ROWS
+from merino_edge.runtime.engine import Candidates
+from merino_edge.runtime.engines.cuda import Cuda
+from merino_edge.runtime.engines.kv_scatter_kernel import RowWriter
+from merino_edge.runtime.engines.topk_kernel import Selector
+
+
+class Tensor(NamedTuple):
+    """One input or output of a plan; -1 in its shape stands for the number of tokens."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # as numpy spells it
+
+
+def bound_tensors(a: Architecture, places: int, prefix: str = "new_", dtype: str = "float16") -> list[Tensor]:
+    """Every input and output of the graph of `a`; `prefix` of the caches' outputs: new_ (native), row_ (primitive)."""
+    caches = [
+        Tensor(f"{output}{kind}_{layer}", (1, block.kv_heads, extent, a.head_dim), dtype)
+        for layer, block in enumerate(a.layer_blocks())
+        for kind in ("key", "value")
+        for output, extent in (("", places), (prefix, -1 if prefix == ROWS else places))
+    ]
+    ends = [Tensor("tokens", (1, -1), "int64"), Tensor("positions", (1, -1), "int64")]
+    return [*ends, *caches, Tensor("logits", (1, a.vocab_size), "float32")]
+
+
+def owner(name: str) -> str:
+    """The tensor whose memory `name` uses: an updated cache lies where the cache lies."""
+    return name.removeprefix("new_")
+
+
+def buffer_bytes(tensors: Iterable[Tensor], longest: int) -> dict[str, int]:
+    """The size of every buffer, by its owner, for steps of up to `longest` tokens."""
+    return {
+        owner(t.name): math.prod(longest if extent == -1 else extent for extent in t.shape) * np.dtype(t.dtype).itemsize
+        for t in tensors
+    }
+
+
+class Plan:
+    """Steps of one sequence of up to `places` positions."""
+
+    def __init__(self, library: str, serialized: bytes, a: Architecture, places: int, cuda_graphs: bool = True) -> None:
+        """`library`: a module named in tensorrt_library.EXTRAS, of the version that built it.
+
+        Raises UnsupportedError (no GPU, too little memory), MissingExtraError, ArtefactError (another model's).
+        """
+        self.places = places
+        self._trt, self._log = tensorrt_library.load(library)
+        self._contexts: list[tuple[int, Any]] = []  # (most tokens, execution context), shortest first
+        self._counts: list[int] = []  # of tokens that each context is set to
+        self._records = cuda_graphs  # steps of one token, if they can be
+        self._graphs: dict[bool, Any] = {}  # that were recorded, by whether they select; None: could not be
+        self._writer: RowWriter | None = None  # of a primitive plan's steps of one token
+        self._selector: Selector | None = None
+        self._cuda = Cuda()
+        try:
+            self._open(serialized, a)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a step may have."""
+        return self._contexts[-1][0]
+
+    def _open(self, serialized: bytes, a: Architecture) -> None:
+        trt = self._trt
+        engine = trt.Runtime(self._log).deserialize_cuda_engine(serialized)
+        if engine is None:
+            raise ArtefactError(
+                f"TensorRT {trt.__version__} cannot load the engine: {self._log.first}", "build it again"
+            )
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        found = [
+            Tensor(n, tuple(engine.get_tensor_shape(n)), np.dtype(trt.nptype(engine.get_tensor_dtype(n))).name)
+            for n in names
+        ]
+        by_name = {tensor.name: tensor for tensor in found}
+        prefix = ROWS if f"{ROWS}key_0" in by_name else "new_"
+        dtype = by_name["key_0"].dtype if "key_0" in by_name else "float16"
+        tensors = bound_tensors(a, self.places, prefix, dtype)
+        if sorted(found) != sorted(tensors):
+            raise ArtefactError("the engine was built from another model, or for another context", "build it again")
+        most = [engine.get_tensor_profile_shape("tokens", i)[2][1] for i in range(engine.num_optimization_profiles)]
+        longest = max(most)
+        self._sent = {name: self._cuda.pinned((longest,), np.int64) for name in ("tokens", "positions")}
+        self._logits = self._cuda.pinned((1, a.vocab_size), np.float32)
+        self._copies = not self._cuda.unified
+        ends = {} if self._copies else {**self._sent, "logits": self._logits}
+        self._addresses = {name: self._cuda.address_of(array) for name, array in ends.items()}
+        for name, size_bytes in buffer_bytes(tensors, longest).items():
+            if name not in ends:
+                self._addresses[name] = self._cuda.allocate(size_bytes)
+        self._records &= len(most) > 1
+        for index in sorted(range(len(most)), key=most.__getitem__):
+            context = self._new_context(engine, records=self._records and not self._contexts)
+            if context is None:
+                raise UnsupportedError(f"TensorRT gives no context: {self._log.first}", "build with less --context")
+            self._contexts.append((most[index], context))
+            self._counts.append(0)
+            context.set_optimization_profile_async(index, self._cuda.stream)
+            for name in names:
+                context.set_tensor_address(name, self._addresses[owner(name)])
+        self._row_bytes = a.head_dim * np.dtype(dtype).itemsize  # of one position of one head
+        self._heads = {t.name: t.shape[1] for t in tensors if t.name.startswith(("key_", "value_"))}
+        self._puts_out_rows = prefix == ROWS
+        if self._puts_out_rows:
+            with suppress(UnsupportedError):  # no compiler here: rows are copied
+                self._writer = self._new_writer()
+        with suppress(UnsupportedError):  # nor here: rows come down
+            self._selector = Selector(self._cuda, self._addresses["logits"], a.vocab_size)
+        self._cuda.synchronize()
+
+    def run(self, tokens: NDArray[np.int64], start: int, logits: NDArray[np.float32]) -> None:
+        """Tokens [T], up to `longest` of them, at positions start..; the last one's logits into `logits` [1, V]."""
+        self._run(tokens, start, selects=False)
+        logits[...] = self._logits
+
+    def run_largest(
+        self, tokens: NDArray[np.int64], start: int, k: int, logits: NDArray[np.float32]
+    ) -> Candidates | None:
+        """As `run`, of one token, but the `k` largest logits and their ties; None where `logits` has them all."""
+        if self._selector is None or k > self._selector.most:
+            self.run(tokens, start, logits)
+            return None
+        self._run(tokens, start, selects=True)
+        candidates = self._selector.candidates(k)
+        if candidates is None:
+            if self._copies:
+                self._cuda.to_host(self._addresses["logits"], self._logits)
+                self._cuda.synchronize()
+            logits[...] = self._logits
+        return candidates
+
+    def _run(self, tokens: NDArray[np.int64], start: int, selects: bool) -> None:
+        count = len(tokens)
+        self._sent["tokens"][:count] = tokens
+        self._sent["positions"][:count] = np.arange(start, start + count)
+        graph = self._graphs.get(selects) if count == 1 else None
+        if graph is not None:
+            self._cuda.launch(graph)
+        else:
+            self._run_plain(count, selects)
+        if self._puts_out_rows and (count > 1 or self._writer is None):
+            width, pitch = count * self._row_bytes, self.places * self._row_bytes
+            for name, heads in self._heads.items():
+                cache = self._addresses[name] + start * self._row_bytes
+                self._cuda.copy_rows(self._addresses[f"{ROWS}{name}"], width, cache, pitch, width, heads)
+        self._cuda.synchronize()
+
+    def _run_plain(self, count: int, selects: bool) -> None:
+        """Queue a step; one of one token is recorded, if its context has run such a step before."""
+        index = 0 if count == 1 else -1  # a recorded context must keep its shape: it sees no other step
+        context, before = self._contexts[index][1], self._counts[index]
+        self._counts[index] = count
+        if before != count:
+            for name in self._sent:
+                context.set_input_shape(name, (1, count))
+        elif count == 1 and self._records and selects not in self._graphs:
+            graph = self._graphs[selects] = self._cuda.recorded(lambda: self._queue(context, count, selects))
+            if graph is not None:
+                self._cuda.launch(graph)
+                return
+        self._queue(context, count, selects)
+
+    def _queue(self, context: Any, count: int, selects: bool) -> None:
+        if self._copies:
+            for name, values in self._sent.items():
+                self._cuda.to_device(values[:count], self._addresses[name])
+        if not context.execute_async_v3(self._cuda.stream):
+            raise ArtefactError(f"TensorRT cannot run the engine: {self._log.first}", "build it again")
+        if count == 1 and self._writer is not None:
+            self._writer.queue()
+        if selects and self._selector is not None:
+            self._selector.queue()
+        elif self._copies:
+            self._cuda.to_host(self._addresses["logits"], self._logits)
+
+    def _new_writer(self) -> RowWriter:
+        at = self._addresses
+        rows, caches = [at[f"{ROWS}{name}"] for name in self._heads], [at[name] for name in self._heads]
+        heads = list(self._heads.values())
+        return RowWriter(self._cuda, at["positions"], rows, caches, heads, self._row_bytes, self.places)
+
+    def _new_context(self, engine: Any, records: bool) -> Any:
+        if not hasattr(engine, "create_runtime_config"):
+            return engine.create_execution_context()
+        runtime_config, trt = engine.create_runtime_config(), self._trt
+        if hasattr(runtime_config, "cuda_graph_strategy"):  # TensorRT for RTX records by itself
+            strategy = trt.CudaGraphStrategy
+            runtime_config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if records else strategy.DISABLED
+            self._records = False
+        return engine.create_execution_context(runtime_config)
+
+    def take_cache(self, other: Plan, positions: int) -> None:
+        """Copy so many positions of every cache of `other`, a plan of the same model with fewer places."""
+        width = positions * self._row_bytes
+        there, here = other.places * self._row_bytes, self.places * self._row_bytes
+        for name, heads in self._heads.items():
+            self._cuda.copy_rows(other._addresses[name], there, self._addresses[name], here, width, heads)
+        self._cuda.synchronize()
+
+    def close(self) -> None:
+        """Free the engine and the cache. May be called twice."""
+        self._contexts = []
+        self._cuda.close()

@@ -1,0 +1,191 @@
+"""Label setting: the best chain within the budgets, block by block, dropping only what provably cannot matter.
+
+A label is a partial chain: its score, cost and largest extra at a width and a depth. After every block a label goes if
+
+- no completion of it keeps the budgets (the least remaining cost of some metric is already too much),
+- a bound says that no completion reaches the worth wanted (merino_edge.search.exact.relaxation.Relaxation), or
+- another label at the same width and depth scores as much and costs no more in every metric (dominance).
+
+Scores and costs add without rounding, so comparisons are exact; bounds are real numbers with a margin for theirs.
+With `beam` only that many labels stay at each width and depth, and the answer is a good chain without proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from merino_edge.search.exact.relaxation import Chain, Floats, Ints, Relaxation
+
+EXPANSIONS = 1_000_000  # children weighed at a time, for memory
+MAX_LABELS = 3_000_000  # kept after one block; beyond, the chain counts as unsolved
+FRONT = 256  # labels compared at a time
+
+
+class TooManyLabels(Exception):
+    """A chain with more than MAX_LABELS partial chains worth keeping."""
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Partial chains of as many blocks, ordered by width and depth."""
+
+    parent: Ints  # index into the labels one block before
+    gene: Ints
+    score: Floats
+    cost: Floats  # [N, K]
+    extra: Floats
+    width: Ints
+    depth: Ints
+
+    def __len__(self) -> int:
+        return len(self.gene)
+
+    def pick(self, index: NDArray[np.intp]) -> _Labels:
+        return _Labels(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+
+def solve(
+    chain: Chain,
+    wanted: float,
+    relaxations: Sequence[Relaxation],
+    beam: int | None = None,
+    note: Callable[[int], None] = lambda labels: None,
+) -> list[list[int]]:
+    """Every undominated chain of the highest worth, as genes, if that is at least `wanted`; else [].
+
+    `note` is told how many labels stand after every block and may raise to give up. Raises TooManyLabels.
+    """
+    stages: list[_Labels] = []
+    best = wanted
+    found: list[list[int]] = []
+    for n in range(1, chain.blocks[-1] + 1):
+        labels = _expand(chain, stages[-1] if stages else None, n, best, relaxations)
+        if labels is None:
+            break
+        labels = labels.pick(_undominated(chain, labels, relaxations[0], beam))
+        if len(labels) > MAX_LABELS:
+            raise TooManyLabels
+        note(len(labels))
+        stages.append(labels)
+        if n in chain.blocks:
+            ends, worth = _whole(chain, labels)
+            top = worth.max(initial=-np.inf)
+            if top > best:
+                best, found = float(top), []
+            if top == best > -np.inf:
+                found += [_trace(stages, int(i)) for i in ends[worth == best]]
+    return found
+
+
+def _expand(
+    chain: Chain, labels: _Labels | None, n: int, best: float, relaxations: Sequence[Relaxation]
+) -> _Labels | None:
+    """Every label with every gene as block number `n` that may still matter; None where there is none."""
+    least, found = chain.least_rest[n], []
+    for w in chain.first if labels is None else range(len(chain.start)):
+        low, high = np.searchsorted(chain.width, [w, w + 1])
+        if labels is None:
+            at, cost = np.zeros(1, np.int64), chain.start[w][None]
+            score, extra, depth = np.zeros(1), np.zeros(1), np.zeros(1, np.int64)
+        else:
+            at = np.flatnonzero(labels.width <= w)
+            cost = labels.cost[at] + chain.changes[labels.width[at], w]
+            score, extra, depth = labels.score[at], labels.extra[at], labels.depth[at]
+        stride = max(1, EXPANSIONS // max(1, high - low))
+        for part in (slice(i, i + stride) for i in range(0, len(at) if high > low else 0, stride)):
+            left = chain.depth - depth[part, None] - chain.layers[None, low:high]  # [labels, genes]
+            rows, columns = np.nonzero(left >= 0)
+            left = left[rows, columns]
+            for relaxation in relaxations:
+                price = relaxation.per_cost
+                value = (score[part] - cost[part] @ price)[rows] + relaxation.value[low + columns]
+                if chain.peak >= 0:
+                    value -= price[chain.peak] * np.maximum(extra[part][rows], chain.extra[low + columns])
+                bound = value + relaxation.rest[n, w, left] + (relaxation.constant + relaxation.slack)
+                hopeful = (bound >= best) & (bound > -np.inf)
+                rows, columns, left = rows[hopeful], columns[hopeful], left[hopeful]
+            costs = cost[part][rows] + chain.cost[low + columns]
+            extras = np.maximum(extra[part][rows], chain.extra[low + columns])
+            total = costs + least[w, left]
+            if chain.peak >= 0:
+                total[:, chain.peak] += extras
+            fits = np.flatnonzero((total <= chain.limits).all(1))
+            if len(fits):
+                rows, columns = rows[fits], columns[fits]
+                scores = score[part][rows] + chain.score[low + columns]
+                widths = np.full(len(fits), w)
+                depths = chain.depth - left[fits]
+                found.append(_Labels(at[part][rows], low + columns, scores, costs[fits], extras[fits], widths, depths))
+    if not found:
+        return None
+    return _Labels(*(np.concatenate([getattr(f, name) for f in found]) for name in _Labels.__dataclass_fields__))
+
+
+def _whole(chain: Chain, labels: _Labels) -> tuple[NDArray[np.intp], Floats]:
+    """The labels that are whole chains within the budgets, and their worth."""
+    ends = np.flatnonzero((labels.depth == chain.depth) & np.isin(labels.width, chain.last))
+    total = labels.cost[ends] + chain.finish[labels.width[ends]]
+    if chain.peak >= 0:
+        total[:, chain.peak] += labels.extra[ends]
+    within = (total <= chain.limits).all(1)
+    ends, total = ends[within], total[within]
+    return ends, labels.score[ends] - total @ chain.weights
+
+
+def _trace(stages: Sequence[_Labels], index: int) -> list[int]:
+    genes = []
+    for labels in reversed(stages):
+        genes.append(int(labels.gene[index]))
+        index = int(labels.parent[index])
+    return genes[::-1]
+
+
+# --- dominance -------------------------------------------------------------------------------------
+
+
+def _undominated(chain: Chain, labels: _Labels, relaxation: Relaxation, beam: int | None) -> NDArray[np.intp]:
+    """The labels to keep, ordered by width and depth."""
+    columns = [*labels.cost.T, labels.extra] if chain.peak >= 0 else [*labels.cost.T]
+    # By state, then falling score, then rising costs: none is dominated by a later one of its state.
+    order = np.lexsort((*columns[::-1], -labels.score, labels.depth, labels.width))
+    state = (labels.width * (chain.depth + 1) + labels.depth)[order]
+    breaks = np.flatnonzero(np.diff(state)) + 1
+    kept = []
+    for group in np.split(order, breaks):
+        front = group[pareto_front([column[group] for column in columns])]
+        if beam is not None and len(front) > beam:
+            value = labels.score[front] - labels.cost[front] @ relaxation.per_cost
+            front = front[np.argsort(-value, kind="stable")[:beam]]
+        kept.append(front)
+    return np.concatenate(kept)
+
+
+def pareto_front(costs: Sequence[Floats]) -> NDArray[np.intp]:
+    """Indices of rows that no earlier row equals or undercuts in every column. Rows must be ordered so that no later
+    one dominates an earlier one; without columns only the first stays."""
+    count = len(costs[0]) if costs else 1
+    if len(costs) == 1:
+        lowest = np.minimum.accumulate(costs[0])
+        return np.flatnonzero(np.concatenate(([True], costs[0][1:] < lowest[:-1])))
+    if not costs:
+        return np.zeros(1, np.intp)
+    alive, kept = np.arange(count), []
+    while len(alive):
+        head, alive = alive[:FRONT], alive[FRONT:]
+        earlier = np.tri(len(head), k=-1, dtype=bool).T  # [i, j]: i comes before j
+        head = head[~(_all_at_most(costs, head, head) & earlier).any(0)]
+        kept.append(head)
+        alive = alive[~_all_at_most(costs, head, alive).any(0)]
+    return np.concatenate(kept)
+
+
+def _all_at_most(costs: Sequence[Floats], rows: NDArray[np.intp], others: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """[rows, others]: whether the row costs no more than the other in every column."""
+    result = np.ones((len(rows), len(others)), bool)
+    for column in costs:
+        result &= column[rows, None] <= column[None, others]
+    return result

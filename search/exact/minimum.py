@@ -1,0 +1,42 @@
+"""The least that a metric can be within the other budgets, and an architecture that costs so little.
+
+A metric that is a sum is minimised by one exact search. Of one that is the greatest of several sums, the least of each
+is a bound from below, and what it leads to a bound from above; between the two, limits are tried until it is proven
+that nothing costs less.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+from merino_edge.search.budget import Metric
+from merino_edge.search.exact.solver import UNBOUNDED, ExactSolver
+from merino_edge.search.problem import Problem
+from merino_edge.search.score import Score
+from merino_edge.search.space import Genome
+
+NEAR = 1e-9  # of the value: with a bound from below so near, the next limit is just below the value
+
+
+def least(problem: Problem, metric: Metric) -> tuple[float, Genome] | None:
+    """The least value of `metric` within the budgets of `problem`, its own limit aside, and a genome that has it; None
+    where nothing meets the others."""
+    nothing = Score("least", block=lambda model, block, depth, cut: 0.0, frame_free=True)
+    best, floor, limit = None, 0.0, UNBOUNDED
+    for which in itertools.count():
+        limited = problem.limited(problem.budget.within(metric, limit), nothing)
+        found = ExactSolver(limited, minimise=metric, which=which).solve()
+        if found.genome is not None:
+            frame = found.genome.frame
+            best = problem.value(metric, problem.space.architecture(found.genome), frame), found.genome
+            floor, sums = max(floor, -found.score), max(map(len, problem.parts(metric, frame).alternatives))
+            if sums == 1 or best[0] <= floor:
+                break
+        elif best is None or limit == math.nextafter(best[0], 0):
+            break
+        else:
+            floor = limit
+        below, middle = math.nextafter(best[0], 0), (floor + best[0]) / 2
+        limit = middle if which + 1 >= sums and best[0] - floor > NEAR * best[0] else below
+    return best

@@ -1,0 +1,155 @@
+"""A Pareto front for people and programs: document (JSON), terminal table, plot (PNG) and a page to point at (HTML).
+
+The page is one file with nothing to fetch: `front.html` beside this module, with the document inside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from merino_edge import artefact
+from merino_edge.errors import require
+from merino_edge.search import report, space_file
+from merino_edge.search.pareto import Front
+from merino_edge.search.reference_models import Reference
+from merino_edge.search.result import Question
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.console import RenderableType
+
+
+def document(front: Front, question: Question, references: Sequence[Reference]) -> dict[str, Any]:
+    """The fields of the report (merino_edge.search.pareto)."""
+    problem, table = front.problem, question.table
+    points = []
+    for point in front.points:
+        a = problem.space.architecture(point.genome)
+        numbers = {name: getattr(point, name) for name in ("limit", "value", "score", "bound")}
+        points.append({**numbers, "costs": problem.costs(point.genome), "id": a.id, "architecture": a.to_dict()})
+    source = None
+    if table is not None:
+        device = table.header.get("device", {}).get("name", "unknown")
+        source = {"name": table.path.name, "sha256": table.sha256, "estimated": table.estimated, "device": device}
+    return {
+        "metric": front.metric.key,
+        "label": front.metric.label,
+        "unit": front.metric.kind.unit,
+        "score": {"name": question.score.spec, **question.score.details},
+        "complete": front.complete,
+        "points": points,
+        "references": [{**dataclasses.asdict(r), "architecture": r.architecture.to_dict()} for r in references],
+        "budgets": question.budget.to_dict(),
+        "precision": question.precision,
+        "space": {"name": problem.space.name, "size": problem.space.size, "form": space_file.to_dict(problem.space)},
+        "table": source,
+    }
+
+
+def table(found: dict[str, Any]) -> RenderableType:
+    """The points, and the public models beside them."""
+    from rich.console import Group
+    from rich.table import Table
+
+    label, unit = found["label"], found["unit"]
+    points = Table(label, "score", "architecture", "blocks (layers x width / FFN)", title=_title(found))
+    for point in found["points"]:
+        blocks = point["architecture"]["blocks"]
+        points.add_row(f"{point['value'] / unit:.4g}", f"{point['score']:,.1f}", point["id"], blocks_in_words(blocks))
+    public = Table(label, "score", "public model", "with")
+    for reference in found["references"]:
+        value = "-" if reference["value"] is None else f"{reference['value'] / unit:.4g}"
+        public.add_row(value, f"{reference['score']:,.1f}", reference["name"], ", ".join(reference["notes"]))
+    claim = "the whole front" if found["complete"] else "points of the front; asking for more finds those between"
+    return Group(points, public, f"{len(found['points'])} {claim}; each proven optimal for its {found['metric']}")
+
+
+def blocks_in_words(blocks: Sequence[dict[str, Any]]) -> str:
+    return "  ".join(
+        f"{b['layers']}{'s' if b['shared'] and b['layers'] > 1 else ''} x {b['width']}/{b['ffn_width']}" for b in blocks
+    )
+
+
+def _title(found: dict[str, Any]) -> str:
+    budgets = ", ".join(f"{key} at most {limit:.6g}" for key, limit in found["budgets"].items())
+    where = f"space {found['space']['name']}, {found['precision']}"
+    if source := found["table"]:
+        where += f", {source['device']}{' (estimated)' if source['estimated'] else ''}"
+    return f"{where}{f'; {budgets}' if budgets else ''}"
+
+
+def plot(found: dict[str, Any], path: Path | str) -> None:
+    """The front as steps, with the public models. Raises MissingExtraError, OutputError."""
+    require("matplotlib", "plot")
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, NullLocator
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes, unit = figure.subplots(), found["unit"]
+    values, scores = zip(*((p["value"] / unit, p["score"]) for p in found["points"]), strict=True)
+    axes.step(values, scores, where="post", color="C0", linewidth=1)
+    axes.plot(
+        values, scores, "o", color="C0", markersize=4, label=f"best of {found['space']['size']:.3g} architectures"
+    )
+    shown = [r for r in found["references"] if r["value"] is not None]
+    for reference in shown:
+        face = "none" if reference["notes"] else "C3"
+        axes.plot(reference["value"] / unit, reference["score"], "s", color="C3", markerfacecolor=face, markersize=6)
+    axes.set(xlabel=found["label"], ylabel=f"score ({found['score']['name']})", title=_title(found), xscale="log")
+    _name(axes, [(r["value"] / unit, r["score"], r["name"]) for r in shown], list(zip(values, scores, strict=True)))
+    if shown:
+        hollow = ", hollow: nearest the table knows" if any(r["notes"] for r in shown) else ""
+        axes.plot([], [], "s", color="C3", label=f"public models{hollow}")
+    low, high = axes.get_xlim()
+    if high < 10 * low:  # too few powers of ten to name
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(_two_and_five)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(loc="upper left", fontsize="small")
+    report.save(figure, path)
+
+
+def _two_and_five(value: float, position: float) -> str:
+    """Names of the minor ticks of a logarithmic axis, those that have room."""
+    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
+
+
+def _name(axes: Axes, points: Sequence[tuple[float, float, str]], others: Sequence[tuple[float, float]]) -> None:
+    """Write names on the right of points; left or further down where one would cover another, `others` or the edge."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+
+    def place(value: float, score: float) -> tuple[float, float]:
+        return math.log(value / left) / math.log(right / left), (score - bottom) / (top - bottom)
+
+    taken = [(x - 0.01, x + 0.01, y) for x, y in (place(*other) for other in others)]
+    for value, score, name in points:
+        (x, y), width = place(value, score), len(name) / 90
+        starts = [start for start in (x, x - width) if start + width <= 1]
+        line, start = next(
+            (line, start)
+            for line in itertools.count()
+            for start in starts
+            if not any(abs(y - 0.03 * line - other) < 0.03 and a < start + width and start < b for a, b, other in taken)
+        )
+        taken.append((start, start + width, y - 0.03 * line))
+        aside, align = (-6, "right") if start < x else (6, "left")
+        axes.annotate(
+            name, (value, score), (aside, -3 - 10 * line), textcoords="offset points", fontsize="small", ha=align
+        )
+
+
+def page(found: dict[str, Any], path: Path | str) -> None:
+    """The page. Raises OutputError."""
+    template = files(__package__).joinpath("front.html").read_text(encoding="utf-8")
+    # Inside a script element only "</" could end it; as an escape it is the same JSON.
+    data = json.dumps({**found, "title": _title(found)}, allow_nan=False).replace("</", "<\\/")
+    artefact.write_text(path, template.replace("{{ data }}", data))

@@ -1,0 +1,55 @@
+"""`serve` as a user meets it: until Ctrl-C, and one-line refusals."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import openai
+import pytest
+
+from helpers.served import PATIENCE_SECONDS, ask
+from merino_edge import limits
+
+
+def test_the_verb_serves_until_it_is_told_to_end(bundle_path: Path) -> None:
+    command = [sys.executable, "-m", "merino_edge.cli", "serve", str(bundle_path), "--port", "0", "--name", "small"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as program:
+        assert program.stderr is not None
+        where = program.stderr.readline().split()[2].removesuffix(";")
+        with openai.OpenAI(base_url=where, api_key="none", max_retries=0) as client:
+            assert ask(client).choices[0].finish_reason == "length"
+            endless = client.completions.create(
+                model="small", prompt="fox", stream=True, max_tokens=limits.MAX_NEW_TOKENS
+            )
+            next(iter(endless))
+            program.send_signal(signal.SIGINT)
+        assert program.wait(PATIENCE_SECONDS) == 130
+        assert program.stderr.read().strip() == "merino-edge: interrupted"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--host", "0.0.0.0"), "give --api-key TEXT"),
+        (("--api-key", ""), "the API key is empty"),
+        (("--port", "70000"), "port is 70000"),
+        (("--host", "192.0.2.1", "--api-key", "x"), "cannot listen on 192.0.2.1"),
+        (("--waiting", "-1"), "waiting is -1"),
+    ],
+)
+def test_the_verb_refuses_what_cannot_be(bundle_path: Path, options: tuple[str, ...], said: str) -> None:
+    command = [sys.executable, "-m", "merino_edge.cli", "serve", str(bundle_path), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_named(bundle_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "merino_edge.cli", "serve", str(bundle_path), "--port", port]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and f"port {port}" in done.stderr and done.stderr.count("\n") == 1

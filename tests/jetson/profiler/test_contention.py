@@ -1,0 +1,42 @@
+"""A neighbour on the core is felt by a loop, and what it adds to a step is taken out."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from merino_edge.jetson.profiler import contention
+from merino_edge.jetson.profiler.contention import Contention, undisturbed
+
+SLOWNESS = st.floats(1, contention.MOST)
+
+
+@given(st.floats(1e-6, 10), SLOWNESS, SLOWNESS)
+def test_what_a_neighbour_adds_is_taken_out(seconds: float, before: float, after: float) -> None:
+    slower = 1 + contention.STEP_SHARE * ((before + after) / 2 - 1)
+    assert undisturbed(slower * seconds, before, after) == pytest.approx(seconds)
+    assert undisturbed(seconds, 1, 1) == seconds
+
+
+def test_the_loop_is_as_slow_as_the_machine() -> None:
+    felt = Contention()
+    felt.quiet_s /= 2  # twice as slow as it was when quiet
+    assert statistics.median(felt.slowness() for _ in range(100)) >= 1.9
+    felt.quiet_s /= 1000  # interrupted, rather
+    assert felt.slowness() == contention.MOST
+
+
+def test_what_a_step_leaves_cold_is_not_taken_for_a_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
+    felt, loops = Contention(), []
+    usual = contention._loop
+
+    def loop(turns: int = contention.TURNS) -> float:
+        loops.append(turns)
+        return usual(turns)
+
+    monkeypatch.setattr(contention, "_loop", loop)
+    felt.slowness()
+    assert loops == [contention.WARM_TURNS, contention.TURNS]

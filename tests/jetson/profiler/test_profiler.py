@@ -1,0 +1,248 @@
+"""Real profiles of a tiny space: what is written, what an interruption leaves, and what may be continued."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from merino_edge.architecture import Architecture
+from merino_edge.errors import ArtefactError, InputError, OutputError, UnsupportedError
+from merino_edge.jetson.profiler import batching, profiler
+from merino_edge.jetson.profiler.backends import backend_named
+from merino_edge.jetson.profiler.plan import QUICK_HELD_OUT
+from merino_edge.jetson.profiler.profiler import Progress, Request
+from merino_edge.latency.drift import merge_visits
+from merino_edge.latency.measurement import MODES, Measurement
+from merino_edge.latency.step import Step
+from merino_edge.latency.table import LatencyTable
+from merino_edge.latency.table_file import load_table
+from merino_edge.runtime.engine import Engine
+from merino_edge.search import space_file
+from merino_edge.search.space import Space
+
+CPU = backend_named("onnxruntime-cpu")
+
+
+def run(
+    path: Path,
+    space: Space,
+    resume: bool = False,
+    precision: str = "fp32",
+    stop_after: int | None = None,
+    **options: Any,
+) -> LatencyTable:
+    def note(progress: Progress) -> None:
+        if stop_after is not None and progress.done >= stop_after:
+            raise KeyboardInterrupt
+
+    request = Request(space, space_file.to_dict(space), precision, 1, options.pop("backend", CPU), 1.0, **options)
+    return profiler.profile(path, request, resume, note)
+
+
+@pytest.mark.usefixtures("hasty_clock")
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+def test_a_profile_prices_every_architecture_of_its_space(tmp_path: Path, tiny_space: Space, precision: str) -> None:
+    path = tmp_path / "t.jsonl"
+    table = run(path, tiny_space, precision=precision)
+    assert table == load_table(path) and table.precision == precision and not table.estimated
+    for genome in tiny_space.genomes():
+        assert all(table.model_ms(tiny_space.architecture(genome), mode) >= 0 for mode in MODES)
+    assert all(table.validation[mode]["models"] == QUICK_HELD_OUT for mode in MODES)
+    assert all(m.yardsticks for m in table.measurements)
+    samples = {m.what: m.samples for m in table.measurements if m.mode == "prefill"}
+    assert set(samples) == {"layer", "width_change", "end", "model"}
+    assert all(len(rounds) == 2 for rounds in samples.values()) and min(samples["model"]) > 0
+    assert {m.what for m in table.measurements if m.mode == "decode"} == {*samples, "repeat", "calibration"}
+    moments = [reading["moment"] for reading in table.conditions]
+    assert moments[0] == "before" and moments[-1] == "after" and "clock_mhz" in table.conditions[0]
+
+
+@pytest.mark.usefixtures("hasty_clock")
+def test_models_that_may_not_fit_the_caches_are_timed_cold_too(
+    tmp_path: Path, tiny_space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiler.device, "last_level_cache_bytes", lambda card: 2**16)
+    table = run(tmp_path / "t.jsonl", tiny_space)
+    assert {m.cache for m in table.measurements if m.what == "end" and m.mode == "decode"} == {"warm", "cold"}
+    assert any(m.what == "calibration" for m in table.measurements) and table.faces is not None
+    step = Step("decode", 8)
+    for genome in tiny_space.genomes():
+        a = tiny_space.architecture(genome)
+        sums = [[table.sum_cost(a, face) for face in faces] for faces in table.alternatives(step)]
+        assert table.model_cost(a, step) == min(map(max, sums))
+        interval = table.model_interval(a, step)
+        assert interval is not None and interval.low <= interval.high
+
+
+@pytest.mark.usefixtures("hasty_clock")
+def test_an_interrupted_profile_goes_on_where_it_stopped(
+    tmp_path: Path, tiny_space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "BATCH_PROBES", 5)
+    path = tmp_path / "t.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        run(path, tiny_space, stop_after=10)
+    begun = path.read_text()
+    assert begun.count('"samples"') >= 10
+    with pytest.raises(ArtefactError, match=r"unfinished.*--continue"):
+        load_table(path)
+
+    path.write_text(begun[:-20])  # as when power fails in the middle of a line
+    table = run(path, tiny_space, resume=True)
+    kept = [line for line in begun[:-20].split("\n")[:-1] if '"samples"' in line]
+    finished = path.read_text()
+    assert kept and all(line in finished for line in kept)
+    assert table.finished and len(table.measurements) == len({m.key for m in table.measurements})
+    assert run(path, tiny_space, resume=True).measurements == table.measurements  # nothing left to measure
+    assert path.read_text() == finished
+
+
+@pytest.mark.usefixtures("hasty_clock")
+def test_only_the_same_profile_may_be_continued(tmp_path: Path, tiny_space: Space) -> None:
+    path = tmp_path / "t.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        run(path, tiny_space, stop_after=5)
+    begun = path.read_bytes()
+    with pytest.raises(InputError, match="another precision"):
+        run(path, tiny_space, resume=True, precision="int8")
+    with pytest.raises(OutputError, match="exists; finish it with --continue"):
+        run(path, tiny_space)
+    assert path.read_bytes() == begun
+
+
+@pytest.mark.usefixtures("hasty_clock")
+def test_a_table_of_another_machine_is_not_continued(
+    tmp_path: Path, tiny_space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "t.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        run(path, tiny_space, stop_after=5)
+    card = profiler.device.device_card()
+    monkeypatch.setattr(profiler.device, "device_card", lambda: {**card, "cores": 128})
+    with pytest.raises(InputError, match="begun on another device: cores"):
+        run(path, tiny_space, resume=True)
+
+
+@pytest.mark.usefixtures("hasty_clock")
+def test_a_finished_table_can_be_extended(tmp_path: Path, tiny_space: Space) -> None:
+    """By another FFN kind, a wider embedding and a length: what a search's refusal asks for."""
+    path = tmp_path / "t.jsonl"
+    first = run(path, tiny_space)
+    wider = dataclasses.replace(tiny_space, name="wider", ffn=("relu", "swiglu"), embedding_widths=(32, 64))
+    a = wider.architecture(wider.sample(random.Random(1)))
+    assert first.gaps("layer", "swiglu", Step("decode", 10), []) != []
+    table = run(path, wider, resume=True, lengths=[10])
+    assert {m.key for m in first.measurements} < {m.key for m in table.measurements}
+    assert table.header["lengths"] == [4, 10, 16] and table.header["space"]["name"] == "wider"
+    assert table.default_length == first.default_length
+    for mode in MODES:
+        assert table.model_ms(a, mode, 10) >= 0
+        assert table.validation[mode]["models"] > first.validation[mode]["models"]
+    assert run(path, wider, resume=True).measurements == table.measurements  # nothing left to measure
+
+
+@pytest.mark.usefixtures("hasty_clock")
+def test_only_some_entries_may_be_asked_for(tmp_path: Path, tiny_space: Space) -> None:
+    path = tmp_path / "t.jsonl"
+    some = run(path, tiny_space, only="^(layer|end) decode")
+    assert {(m.what, m.mode) for m in some.measurements} == {("layer", "decode"), ("end", "decode")}
+    assert not some.finished and not some.validation
+    table = run(path, tiny_space, resume=True)
+    assert table.finished and table.measurements[: len(some.measurements)] == some.measurements
+
+
+@pytest.mark.usefixtures("hasty_clock")
+@pytest.mark.parametrize("refused", [128, 64])  # 64 is the yardstick's
+def test_a_shape_that_the_backend_cannot_run_is_recorded_and_the_rest_goes_on(
+    tmp_path: Path, tiny_space: Space, refused: int
+) -> None:
+    def open_engine(a: Architecture, precision: str, threads: int) -> Engine:
+        if any(block.ffn_width == refused for block in a.blocks):
+            raise UnsupportedError(f"no kernel for {refused}", "choose another width")
+        return CPU.open(a, precision, threads)
+
+    table = run(tmp_path / "t.jsonl", tiny_space, backend=dataclasses.replace(CPU, open=open_engine))
+    assert table == load_table(tmp_path / "t.jsonl") and table.finished
+    assert table.failed and all(f"no kernel for {refused}" in m.failed for m in table.failed)
+    assert all(m.samples or m.failed for m in table.measurements)
+    narrow = next(a for g in tiny_space.genomes() if _widest_ffn(a := tiny_space.architecture(g)) == 32)
+    assert table.model_ms(narrow, "decode") > 0
+    wide = next(a for g in tiny_space.genomes() if _widest_ffn(a := tiny_space.architecture(g)) == refused)
+    with pytest.raises(InputError, match=f"could not be measured: no kernel for {refused}"):
+        table.model_ms(wide, "decode")
+
+
+def _widest_ffn(a: Architecture) -> int:
+    return max(block.ffn_width for block in a.blocks)
+
+
+def test_a_profile_that_measured_nothing_leaves_nothing(tmp_path: Path, tiny_space: Space) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "t.jsonl", tiny_space, stop_after=0)
+    assert not (tmp_path / "t.jsonl").exists()
+
+
+def test_an_unwritable_place_is_refused_before_measuring(tmp_path: Path, tiny_space: Space) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write"):  # nobody, root included, can write below a file
+        run(tmp_path / "file" / "t.jsonl", tiny_space, stop_after=0)
+
+
+def test_batches_fit_in_memory_and_lose_nothing(monkeypatch: pytest.MonkeyPatch, tiny_space: Space) -> None:
+    request = Request(tiny_space, {}, "fp32", 1, CPU, 1.0)
+    probes = profiler.prepare(request).plan.probes
+    monkeypatch.setattr(batching, "BATCH_BYTES", 700_000)
+    found = batching.session(probes, quick=True, most=9)
+    last = [p.key for batch in found if batch.last for p in batch.probes]
+    assert sorted(last) == sorted(p.key for p in probes) and len(found) > 2
+    assert found == batching.session(probes, quick=True, most=9)
+    for batch in found:
+        models = {a for p in batch.probes for a in p.models}
+        assert len({p.models for p in batch.probes}) == 1 or 4 * sum(a.parameters for a in models) <= 700_000
+
+
+def test_whole_models_come_in_every_part_of_the_session(tiny_space: Space) -> None:
+    probes = profiler.prepare(Request(tiny_space, {}, "fp32", 1, CPU, 1.0)).plan.probes
+    for quick, times in ((True, batching.QUICK_TIMES), (False, batching.FULL_TIMES)):
+        found = [p.key for batch in batching.session(probes, quick, 9) for p in batch.probes]
+        assert {found.count(p.key) for p in probes if p.what == "model"} == {times}
+        assert {found.count(p.key) for p in probes if p.what == "layer"} == {1}
+
+
+def test_visits_merge_into_one_entry() -> None:
+    first, second, broken = (
+        Measurement("model", "decode", 8, {"architecture": {}}, samples, energy_mj, "warm", failed)
+        for samples, energy_mj, failed in (((1.0, 2.0), 3.0, ""), ((4.0,), 5.0, ""), ((), None, "no memory"))
+    )
+    assert merge_visits([first, second]) == [dataclasses.replace(first, samples=(1.0, 2.0, 4.0), energy_mj=4.0)]
+    assert merge_visits([first, broken]) == [broken]
+
+
+def test_a_visit_to_a_slow_machine_counts_like_the_others() -> None:
+    usual, slow, quick = (
+        Measurement("model", "decode", 8, {"architecture": {}}, (2.0 * pace,), yardsticks={"decode warm": 0.1 * pace})
+        for pace in (1.0, 1.5, 0.8)
+    )
+    (whole,) = merge_visits([slow, usual, quick])
+    assert whole.samples == pytest.approx((2.0, 2.0, 2.0)) and whole.yardsticks == {"decode warm": 0.1}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_visits_tell_how_much_a_cold_yardstick_says_of_whole_models(share: float) -> None:
+    """Both yardsticks wander, the models' own time follows them by some share each."""
+    rng = random.Random(0)
+    lines = []
+    for visit in range(3):
+        for length in range(8, 20):
+            warm, cold = (math.exp(rng.gauss(0, 0.1)) for _ in range(2))
+            shape, took = {"architecture": {}}, 0.1 * length * warm ** (1 - share) * cold**share
+            yardsticks = {"decode warm": 0.2 * warm, "decode cold": 0.8 * cold}
+            lines.append(Measurement("model", "decode", length, shape, (took,), yardsticks=yardsticks, visit=visit))
+    whole = merge_visits(lines)
+    paces = [m.median_ms / m.length for m in whole]
+    assert len(whole) == 12 and max(paces) == pytest.approx(min(paces))

@@ -1,0 +1,123 @@
+"""The engines that run without PyTorch keep what merino_edge.runtime.engine promises."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+
+from helpers.engine_conformance import ARCHITECTURE, CONTEXT, TOKENS, WEIGHTS, EngineConformance, NewEngine
+from helpers.random_model import random_model
+from merino_edge.errors import UnsupportedError
+from merino_edge.export.graph import build_stored, to_bytes
+from merino_edge.export.lowerings.ort import FEW
+from merino_edge.export.quantization.calibration import reach
+from merino_edge.export.quantization.smoothing import smoothed
+from merino_edge.export.quantization.stored_weights import cache_scales, store
+from merino_edge.export.targets import LOWERINGS, Target
+from merino_edge.pytorch.model import Cache, Model
+from merino_edge.runtime.engines.onnx_engine import FIRST_WITH_INT8_CACHE, OnnxEngine, installed_version
+from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
+
+Smooth = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
+FLOAT_CACHE = Target.named("onnxruntime", "fp32", "ort")
+# Of the largest logit, what a cache of int8 may change: after steps, and where nothing is past.
+ROUNDED, AT_ONCE = 0.02, 0.005
+GENTLE = random_model(ARCHITECTURE, strength=0.7)  # attention of the usual one turns over at a rounded score
+ROUNDING = {"fp32": 1e-5, "fp16": 5e-3}  # ONNX Runtime's CPU keeps fp16 caches and weights in fp16
+
+
+def graph_of(target: Target, places: int | None = None, weights: Mapping[str, np.ndarray] = WEIGHTS) -> bytes:
+    return to_bytes(build_stored(ARCHITECTURE, store(ARCHITECTURE, weights, target), target, CONTEXT, places))
+
+
+@pytest.mark.parametrize("precision", ROUNDING)
+@pytest.mark.parametrize("lowering", LOWERINGS)
+class TestOnnxRuntime(EngineConformance):
+    @pytest.fixture
+    def tolerance(self, precision: str) -> float:
+        return ROUNDING[precision]
+
+    @pytest.fixture
+    def new_engine(self, lowering: str, precision: str) -> NewEngine:
+        graph = graph_of(Target.named("onnxruntime", precision, lowering))
+        return lambda: OnnxEngine(graph, ARCHITECTURE, CONTEXT, threads=1)
+
+
+@pytest.mark.skipif(installed_version() < FIRST_WITH_INT8_CACHE, reason="this ONNX Runtime has no cache of int8")
+class TestInt8Cache(EngineConformance):
+    """With float weights, so that only the cache rounds."""
+
+    @pytest.fixture
+    def tolerance(self) -> float:
+        return ROUNDED + AT_ONCE
+
+    @pytest.fixture
+    def smooth(self) -> Smooth:
+        """Weights as an export for such a cache rounds them, and how far the caches reach on TOKENS."""
+        cache = Cache(ARCHITECTURE)
+        with torch.inference_mode():
+            Model.from_weights(ARCHITECTURE, GENTLE)(torch.from_numpy(TOKENS)[None], cache)
+        return smoothed(ARCHITECTURE, GENTLE, reach(ARCHITECTURE, cache), values_too=True)
+
+    @pytest.fixture
+    def floating(self, smooth: Smooth) -> Iterator[OnnxEngine]:
+        graph = graph_of(FLOAT_CACHE, weights=smooth[0])
+        with contextlib.closing(OnnxEngine(graph, ARCHITECTURE, CONTEXT, threads=1)) as engine:
+            engine.forward(TOKENS, 0)
+            yield engine
+
+    @pytest.fixture
+    def scales(self, smooth: Smooth) -> dict[str, np.ndarray]:
+        return cache_scales(smooth[1])
+
+    @pytest.fixture
+    def new_engine(self, smooth: Smooth, scales: dict[str, np.ndarray]) -> NewEngine:
+        target = replace(FLOAT_CACHE, cache="int8")
+        stored = replace(store(ARCHITECTURE, smooth[0], target), cache_scales=scales)
+        graph = to_bytes(build_stored(ARCHITECTURE, stored, target, CONTEXT))
+        return lambda: OnnxEngine(graph, ARCHITECTURE, CONTEXT, threads=1)
+
+    @pytest.mark.parametrize("together", [1, FEW, FEW + 1, CONTEXT])
+    def test_its_codes_are_the_nearest_to_what_a_float_cache_holds(
+        self, engine: OnnxEngine, floating: OnnxEngine, scales: dict[str, np.ndarray], together: int
+    ) -> None:
+        for start in range(0, CONTEXT, together):
+            some = TOKENS[start : start + together]
+            found, logits = engine.forward(some, start), floating.forward(some, start)
+            allowed = ROUNDED if together < CONTEXT else AT_ONCE
+            assert_allclose(found, logits, rtol=0, atol=allowed * np.abs(logits).max())
+        parts = zip(engine.read_cache(CONTEXT), floating.read_cache(CONTEXT), scales.values(), strict=True)
+        for index, (codes, exact, scale) in enumerate(parts):
+            assert codes.dtype == np.int8 and codes.shape == exact.shape
+            off = np.abs(codes - exact / scale)
+            assert np.median(off) < 1
+            assert index >= 2 or off.max() < 0.501  # later layers see what the first has rounded
+
+    def test_an_older_onnx_runtime_is_refused(self, new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("merino_edge.runtime.engines.onnx_engine.installed_version", lambda: (1, 26))
+        with pytest.raises(UnsupportedError, match=r"needs ONNX Runtime 1\.27") as caught:
+            new_engine()
+        assert "--cache float" in caught.value.hint
+
+
+@pytest.mark.parametrize(("lowering", "precision"), [("native", "fp16"), ("primitive", "fp32")])
+@pytest.mark.parametrize("places", [(CONTEXT,), (32, 256, CONTEXT)], ids=["one plan", "three plans"])
+class TestTensorRt(EngineConformance):
+    """Over the host's memory, with ONNX Runtime in place of TensorRT."""
+
+    @pytest.fixture
+    def tolerance(self, precision: str) -> float:
+        return ROUNDING[precision]
+
+    @pytest.fixture
+    def new_engine(self, host_memory: None, lowering: str, precision: str, places: tuple[int, ...]) -> NewEngine:
+        target = Target.named("rtx", precision, lowering)
+        plans: dict[int, bytes | Path] = {count: graph_of(target, count) for count in places}
+        return lambda: TensorRtEngine("any", plans, ARCHITECTURE)

@@ -1,0 +1,178 @@
+"""An engine that selects on the GPU, over the host's memory: answers are those of the whole row, a step stays one
+launch, and the row comes down where it must say."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from helpers.stand_in_gpu import COMPILER, HostMemory
+from merino_edge.architecture import Architecture
+from merino_edge.errors import ArtefactError
+from merino_edge.export.graph import build_model, to_bytes
+from merino_edge.runtime.bench import Case, bench
+from merino_edge.runtime.engine import Candidates, Engine, SelectingEngine
+from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
+from merino_edge.runtime.engines.topk_kernel import KEPT, Selector
+from merino_edge.runtime.generation import generate
+from merino_edge.runtime.grammar import Grammars
+from merino_edge.runtime.sampling import Sampler, Sampling
+from merino_edge.runtime.session import Session
+from merino_edge.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.skipif(not COMPILER, reason="needs a compiler")
+Weights = dict[str, np.ndarray]
+OpenPlans = Callable[..., TensorRtEngine]
+
+
+@pytest.fixture
+def open_plans(host_memory: None, small_model: tuple[Architecture, Weights]) -> OpenPlans:
+    """The small model on the stand-in GPU."""
+    a, weights = small_model
+    graph = to_bytes(build_model(a, weights, "fp16", a.max_positions, "rtx", "primitive"))
+    return lambda cuda_graphs=True: TensorRtEngine("any", {a.max_positions: graph}, a, cuda_graphs)
+
+
+class Whole:
+    """An engine without the ability: only the protocol's own calls."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.forward, self.forward_rows, self.assume = engine.forward, engine.forward_rows, engine.assume
+        self.vocab_size, self.max_positions, self.max_rows = engine.vocab_size, engine.max_positions, engine.max_rows
+        self.close = engine.close
+
+
+SAMPLINGS = [
+    Sampling(greedy=True),
+    Sampling(seed=1),
+    Sampling(temperature=1.5, top_k=63, top_p=1, min_p=0.02, seed=2),
+    Sampling(temperature=1.5, top_k=64, typical_p=0.9, seed=3),  # more than are kept
+    Sampling(temperature=1.5, top_k=0, top_p=1, seed=4),
+    Sampling(temperature=1.5, repetition_penalty=1.3, seed=5),
+]
+
+
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+@pytest.mark.parametrize("unified", [True, False])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_answers_are_the_same(
+    open_plans: OpenPlans,
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    sampling: Sampling,
+    unified: bool,
+    cuda_graphs: bool,
+) -> None:
+    monkeypatch.setattr(HostMemory, "unified", unified)
+    answers = []
+    for wrap in (lambda engine: engine, Whole):
+        with contextlib.closing(wrap(open_plans(cuda_graphs))) as engine:
+            assert isinstance(engine, SelectingEngine) == (wrap is not Whole)
+            session = Session(engine)
+            for prompt in ("The quick", "The quick brown"):
+                answer = generate(session, tokenizer, tokenizer.encode(prompt), sampling, max_tokens=60)
+                list(answer)
+                answers.append(answer.tokens)
+    assert answers[:2] == answers[2:] and len(answers[0]) == 60
+
+
+def test_a_step_is_one_launch_and_the_row_stays_there(
+    open_plans: OpenPlans, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    went_down: list[int] = []
+    copy = HostMemory.to_host
+    monkeypatch.setattr(
+        HostMemory, "to_host", lambda self, at, array: (went_down.append(array.nbytes), copy(self, at, array))[1]
+    )
+    with contextlib.closing(open_plans()) as engine:
+        row_bytes = 4 * engine.vocab_size
+        session, ids = Session(engine), tokenizer.encode("The quick")
+        for sampling, down_bytes in (
+            (Sampling(), 8 * KEPT),
+            (Sampling(greedy=True), 8 * KEPT),
+            (Sampling(repetition_penalty=1.1), row_bytes),
+            (Sampling(greedy=True), 8 * KEPT),
+        ):
+            HostMemory.launches = 0
+            went_down.clear()
+            list(generate(session, tokenizer, ids, sampling, max_tokens=20))
+            # The prompt gives a row; of 19 steps the first ever is not recorded yet.
+            assert 18 <= HostMemory.launches <= 20 and went_down == [row_bytes, *19 * [down_bytes]]
+        assert HostMemory.recordings == 2
+
+
+def test_where_ties_do_not_fit_or_there_is_no_compiler_the_row_comes_down(
+    open_plans: OpenPlans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.closing(open_plans()) as engine:
+        engine.forward(np.arange(5), 0)
+        row = engine.forward(np.arange(1), 5).copy()
+        logits, ids = engine.forward_largest(np.arange(1), 5, 3)
+        assert ids is not None and ids.size == logits.size >= 3
+        np.testing.assert_array_equal(logits, row[ids])
+        for k in (KEPT, row.size):
+            logits, ids = engine.forward_largest(np.arange(1), 5, k)
+            assert ids is None
+            np.testing.assert_array_equal(logits, row)
+        monkeypatch.setattr(Selector, "candidates", lambda self, k: None)
+        logits, ids = engine.forward_largest(np.arange(1), 5, 3)
+        assert ids is None
+        np.testing.assert_array_equal(logits, row)
+        logits, ids = engine.forward_largest(np.arange(3), 3, 3)  # no step of one token
+        assert ids is None and logits.shape == row.shape
+    monkeypatch.setattr(HostMemory, "can_compile", False)
+    with contextlib.closing(open_plans()) as engine:
+        engine.forward(np.arange(5), 0)
+        logits, ids = engine.forward_largest(np.arange(1), 5, 3)
+        assert ids is None
+        np.testing.assert_array_equal(logits, row)
+    assert HostMemory.live == 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_broken_model_is_refused_as_it_was(
+    host_memory: None, small_model: tuple[Architecture, Weights], tokenizer: Tokenizer, bad: float
+) -> None:
+    a, weights = small_model
+    broken = {**weights, "final_norm.weight": np.full_like(weights["final_norm.weight"], bad)}
+    graph = to_bytes(build_model(a, broken, "fp32", a.max_positions, "rtx", "primitive"))
+    with contextlib.closing(TensorRtEngine("any", {a.max_positions: graph}, a)) as engine:
+        session = Session(engine)
+        session.prefill([1, 2])
+        logits, ids = session.step_largest(3, 40)
+        assert ids is None
+        with pytest.raises(ArtefactError, match="export again"):
+            Sampler(Sampling())(logits, [])
+
+
+def test_what_needs_the_row_gets_it(
+    open_plans: OpenPlans, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*arguments: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(TensorRtEngine, "forward_largest", never)
+    with contextlib.closing(open_plans()) as engine:
+        session, ids = Session(engine), tokenizer.encode("The quick")
+        with pytest.raises(AssertionError):
+            list(generate(session, tokenizer, ids, Sampling(), max_tokens=3))
+        pytest.importorskip("llguidance")
+        grammar = Grammars(tokenizer, engine.vocab_size).regex("[a-z]{3,9}")
+        list(generate(session, tokenizer, ids, Sampling(greedy=True), max_tokens=3, grammar=grammar))
+
+
+def test_bench_times_what_generate_runs(open_plans: OpenPlans, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    forward_largest = TensorRtEngine.forward_largest
+
+    def counted(self: TensorRtEngine, tokens: np.ndarray, start: int, k: int) -> Candidates:
+        asked.append(k)
+        return forward_largest(self, tokens, start, k)
+
+    monkeypatch.setattr(TensorRtEngine, "forward_largest", counted)
+    with contextlib.closing(open_plans()) as engine:
+        bench({"one": engine}, [Case("decode", 5)], 1)
+    assert set(asked) == {1} and len(asked) >= 5

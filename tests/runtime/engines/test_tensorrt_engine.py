@@ -1,0 +1,313 @@
+"""What can be known of the TensorRT engine without a GPU: its plan of buffers is that of the graph as NVIDIA's own
+parser reads it, NVIDIA's compiler builds it, every call it makes exists in NVIDIA's bindings, and over the host's
+memory, with ONNX Runtime in place of TensorRT, it computes what it should. tests/gpu runs it."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers.stand_in_gpu import COMPILER, PROFILES, HostMemory
+from merino_edge import bundle
+from merino_edge.architecture import Architecture, Block
+from merino_edge.errors import ArtefactError, InputError, MerinoError, UnsupportedError
+from merino_edge.export import tensorrt
+from merino_edge.export.graph import build_model, build_stored, cache_names, to_bytes
+from merino_edge.export.quantization.stored_weights import store
+from merino_edge.export.targets import Target
+from merino_edge.export.tensorrt import _use_timings, build_engine
+from merino_edge.runtime.engines import kv_scatter_kernel, onnx_engine, tensorrt_engine, tensorrt_plan, topk_kernel
+from merino_edge.runtime.engines.onnx_engine import OnnxEngine
+from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
+from merino_edge.runtime.engines.tensorrt_plan import Tensor, bound_tensors, buffer_bytes, owner
+from merino_edge.tensorrt_library import EXTRAS, RTX
+from merino_edge.weights import random_weights
+
+LOWERINGS = [("native", "fp16"), ("primitive", "fp16"), ("primitive", "fp32")]
+A = Architecture(40, 64, 128, 64, (Block(128, 2, 2, 1, 96, True), Block(192, 1, 3, 3, 64)))
+
+
+@pytest.fixture(scope="module")
+def rtx() -> Any:
+    return pytest.importorskip(RTX, reason="the extra [rtx] has no package for this machine")
+
+
+@pytest.fixture(scope="module")
+def graph() -> bytes:
+    return to_bytes(build_model(A, random_weights(A), "fp16", 48, "rtx"))
+
+
+@pytest.mark.parametrize(("lowering", "precision"), LOWERINGS)
+def test_the_parser_finds_the_tensors_that_are_bound(rtx: Any, lowering: str, precision: str) -> None:
+    graph = to_bytes(build_model(A, random_weights(A), precision, 48, "rtx", lowering))
+    log = rtx.Logger(rtx.Logger.ERROR)
+    network = rtx.Builder(log).create_network(0)
+    parser = rtx.OnnxParser(network, log)
+    assert parser.parse(graph)
+    found = [network.get_input(i) for i in range(network.num_inputs)]
+    found += [network.get_output(i) for i in range(network.num_outputs)]
+    tensors = [Tensor(t.name, tuple(t.shape), np.dtype(rtx.nptype(t.dtype)).name) for t in found]
+    prefix, dtype = ("new_" if lowering == "native" else "row_"), ("float32" if precision == "fp32" else "float16")
+    assert sorted(tensors) == sorted(bound_tensors(A, 48, prefix, dtype))
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=3), st.integers(1, 99), st.integers(1, 64))
+def test_an_updated_cache_lies_where_the_cache_lies(layers: list[int], context: int, longest: int) -> None:
+    a = Architecture(40, 100, 64, 32, tuple(Block(64, n, 2, 1, 64, n == 2) for n in layers))
+    tensors = bound_tensors(a, context)
+    assert len({t.name for t in tensors}) == len(tensors) == 3 + 4 * a.layers
+    sizes = buffer_bytes(tensors, longest)
+    assert set(sizes) == {"tokens", "positions", "logits", *(name for name, _ in cache_names(a))}
+    assert all(owner(new) == owner(name) == name for name, new in cache_names(a))
+    assert sizes["tokens"] == sizes["positions"] == 8 * longest and sizes["logits"] == 4 * 40
+    assert sum(sizes[name] for name, _ in cache_names(a)) == 2 * 2 * 32 * context * a.layers  # float16, one head of 32
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("context", [1, 48])
+def test_nvidias_compiler_builds_it(rtx: Any, precision: str, context: int) -> None:
+    graph = to_bytes(build_model(A, random_weights(A), precision, context, "rtx"))
+    assert len(build_engine(RTX, graph, context, "SM86").plan) > A.weight_bytes(precision)
+
+
+@pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")
+def test_timings_of_kernels_that_do_not_fit_are_left_unused(rtx: Any) -> None:
+    builder = rtx.Builder(rtx.Logger(rtx.Logger.INTERNAL_ERROR))
+    fresh = bytes(builder.create_builder_config().create_timing_cache(b"").serialize())
+    for timings in (b"", b"something else", fresh):
+        config = builder.create_builder_config()
+        _use_timings(config, timings)
+        assert config.get_timing_cache() is not None
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_it_cannot_build_is_one_line(rtx: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UnsupportedError, match="cannot parse the graph") as refusal:
+        build_engine(RTX, b"no graph", 48, "SM86")
+    assert "\n" not in str(refusal.value)
+    odd = Architecture(40, 64, 24, 12, (Block(24, 1, 2, 2, 24),))  # NVIDIA has no attention kernel for heads of 12
+    with pytest.raises(UnsupportedError, match="cannot compile the graph") as refusal:
+        build_engine(RTX, to_bytes(build_model(odd, random_weights(odd), "fp16", 48, "rtx")), 48, "SM86")
+    assert "\n" not in str(refusal.value)
+
+
+def test_without_a_gpu_it_is_refused_in_one_line(rtx: Any) -> None:
+    with pytest.raises(MerinoError, match=r"cuda-bindings|CUDA|cannot load the engine") as refusal:
+        TensorRtEngine(RTX, {48: b""}, A)  # where there is a GPU: no engine
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("unified", [False, True])
+@pytest.mark.parametrize(("lowering", "precision"), LOWERINGS)
+def test_steps_chunks_and_rewinds_over_bound_addresses(
+    host_memory: None, monkeypatch: pytest.MonkeyPatch, lowering: str, precision: str, unified: bool
+) -> None:
+    """Where memory is unified, nothing is copied there or back."""
+    monkeypatch.setattr(HostMemory, "unified", unified)
+    monkeypatch.setattr(onnx_engine, "PREFILL_CHUNK", PROFILES[0])  # as long as TensorRT's: rounding is the same then
+    context = 1100
+    a = Architecture(60, context, 64, 64, (Block(64, 2, 1, 1, 64, True),))
+    graph = to_bytes(build_model(a, random_weights(a), precision, context, "rtx", lowering))
+    tokens = np.random.default_rng(0).integers(0, a.vocab_size, context)
+    engine, reference = TensorRtEngine("any", {context: graph}, a), OnnxEngine(graph, a, context, 1)
+    monkeypatch.setattr(HostMemory, "copies", 0)  # since it was opened
+    with contextlib.closing(engine), contextlib.closing(reference):
+        for start, end in ((0, 1), (1, 2), (2, 4), (4, 1090), (1090, 1091), (700, 703), (703, 1100), (0, 1100)):
+            expected = reference.forward(tokens[start:end], start)
+            np.testing.assert_array_equal(engine.forward(tokens[start:end], start), expected)
+        engine.assume(7)  # of what is still there
+        np.testing.assert_array_equal(engine.forward(tokens[7:8], 7), reference.forward(tokens[7:8], 7))
+        for first, start in ((0, 9), (0, 1100), (0, -1), (1100, 0)):
+            with pytest.raises(InputError):
+                engine.forward(tokens[first:], start)
+    engine.close()
+    with pytest.raises(InputError):
+        engine.forward(tokens[:1], 0)
+    assert HostMemory.live == 0
+    assert (HostMemory.copies == 0) == unified
+
+
+@pytest.mark.parametrize("lowering", ["native", "primitive"])
+def test_steps_of_one_token_are_recorded_once_and_launched(
+    host_memory: None, monkeypatch: pytest.MonkeyPatch, lowering: str
+) -> None:
+    a = Architecture(60, 64, 64, 64, (Block(64, 2, 1, 1, 64, True),))
+    plans: dict[int, bytes | Path] = {64: to_bytes(build_model(a, random_weights(a), "fp16", 64, "rtx", lowering))}
+    tokens, found = np.random.default_rng(0).integers(0, a.vocab_size, 64), []
+    for cuda_graphs, can_record, counts in ((True, True, (1, 12)), (True, False, (1, 0)), (False, True, (0, 0))):
+        monkeypatch.setattr(HostMemory, "can_record", can_record)
+        HostMemory.recordings = HostMemory.launches = 0
+        with contextlib.closing(TensorRtEngine("any", plans, a, cuda_graphs)) as engine:
+            steps = [(0, 9), *((i, i + 1) for i in range(9, 16)), (16, 18), *((i, i + 1) for i in range(18, 24))]
+            found.append([engine.forward(tokens[start:end], start).copy() for start, end in steps])
+        assert (HostMemory.recordings, HostMemory.launches) == counts
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
+
+
+def test_the_kernel_writes_the_rows_that_copies_write(host_memory: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source itself, compiled for the host."""
+    if not COMPILER:
+        pytest.skip("needs a compiler")
+    target = Target.named("rtx", "fp16", "primitive")
+    plans: dict[int, bytes | Path] = {}
+    for places in (16, 40):
+        graph = build_stored(A, store(A, random_weights(A), target), target, 40, places)
+        plans[places] = to_bytes(graph)
+    tokens, found = np.random.default_rng(0).integers(0, A.vocab_size, 40), []
+    for can_compile in (True, False):
+        monkeypatch.setattr(HostMemory, "can_compile", can_compile)
+        HostMemory.started = 0
+        with contextlib.closing(TensorRtEngine("any", plans, A)) as engine:
+            steps = [(0, 5), *((i, i + 1) for i in range(5, 39)), (7, 8), (8, 11), (11, 12)]
+            found.append([engine.forward(tokens[start:end], start).copy() for start, end in steps])
+        assert HostMemory.started == (36 if can_compile else 0)
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("kernel", [kv_scatter_kernel, topk_kernel])
+def test_cudas_compiler_takes_the_kernel(kernel: Any) -> None:
+    nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="needs the package cuda-bindings")
+    try:
+        _, program = nvrtc.nvrtcCreateProgram(kernel.SOURCE.encode(), b"kernel.cu", 0, [], [])
+    except RuntimeError as missing:
+        pytest.skip(str(missing))
+    for architecture in (b"sm_72", b"sm_87", b"sm_110" if nvrtc.nvrtcVersion()[1] >= 13 else b"sm_101"):
+        status, *_ = nvrtc.nvrtcCompileProgram(program, 1, [b"--gpu-architecture=" + architecture])
+        assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, architecture
+        _, size = nvrtc.nvrtcGetCUBINSize(program)
+        binary = bytearray(size)
+        nvrtc.nvrtcGetCUBIN(program, binary)
+        assert kernel.NAME.encode() in binary
+
+
+def graphs_of(a: Architecture, target: Target, *places: int) -> dict[int, bytes]:
+    """One of each capacity, over the same weights."""
+    stored = store(a, random_weights(a), target)
+    return {count: to_bytes(build_stored(a, stored, target, max(places), count)) for count in places}
+
+
+@pytest.mark.parametrize(("lowering", "precision"), LOWERINGS)
+def test_a_sequence_outgrows_one_plan_after_the_other(host_memory: None, lowering: str, precision: str) -> None:
+    a = Architecture(60, 96, 64, 64, (Block(64, 2, 1, 1, 64, True), Block(192, 1, 3, 3, 64)))
+    graphs = graphs_of(a, Target.named("rtx", precision, lowering), 8, 32, 96)
+    tokens = np.random.default_rng(0).integers(0, a.vocab_size, 96)
+    steps = ((0, 5), (5, 8), (8, 9), (9, 32), (4, 6), (6, 33), (33, 96), (0, 3))
+    engine, reference = TensorRtEngine("any", graphs, a), OnnxEngine(graphs[96], a, 96, 1)
+    with contextlib.closing(engine), contextlib.closing(reference):
+        assert engine.max_positions == 96
+        for start, end in steps:
+            expected = reference.forward(tokens[start:end], start)
+            got = engine.forward(tokens[start:end], start)
+            np.testing.assert_allclose(got, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
+        tables = 3 if COMPILER else 0  # of the kernel
+        rows = 2 * a.layers + tables if lowering == "primitive" else 0
+        found = 1 if COMPILER else 0  # the largest logits
+        assert 0 < HostMemory.live == len(buffer_bytes(bound_tensors(a, 96), 1)) + rows + found  # of one plan
+        with pytest.raises(InputError):
+            engine.forward(tokens[:1], 97)
+    assert HostMemory.live == 0
+
+
+def test_a_bundle_runs_on_its_engines_for_this_gpu(
+    host_memory: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = Architecture(60, 32, 64, 64, (Block(64, 2, 1, 1, 64, True),))
+    graphs = graphs_of(a, Target.named("rtx", "fp16"), 8, 32)
+    for name, content in (("model.onnx", graphs[32]), ("model-8.onnx", graphs[8])):
+        (tmp_path / name).write_bytes(content)
+    for name in ("tokenizer.json", "chat.json"):
+        (tmp_path / name).write_text(name)
+    bundle.write_manifest(tmp_path, a, "fp16", "rtx", 32, contexts=[8, 32])
+    made = bundle.load(tmp_path)
+    for capability, places in (("SM86", 32), ("SM86", 8), ("SM89", 32)):
+        files = made.manifest["files"]
+        entry = {"library": RTX, "version": "0", "capability": capability, "context": places}
+        entry["onnx_sha256"] = files[made.graph_of(places).name]["sha256"]
+        plan = graphs[places] if capability == "SM86" else b"no plan"
+        made = bundle.add_engine(made, plan, entry, lambda old: False)
+    monkeypatch.setattr(tensorrt_engine, "capability_here", lambda: "SM86")
+    tokens = np.arange(32)
+    engine, reference = TensorRtEngine.from_bundle(made), OnnxEngine(graphs[32], a, 32, 1)
+    with contextlib.closing(engine), contextlib.closing(reference):
+        for start, end in ((0, 7), (7, 8), (8, 32)):
+            expected = reference.forward(tokens[start:end], start)
+            np.testing.assert_allclose(engine.forward(tokens[start:end], start), expected, atol=2e-3)
+    monkeypatch.setattr(tensorrt_engine, "capability_here", lambda: "SM87")
+    with pytest.raises(UnsupportedError, match="has engines for SM86, SM89, this GPU is SM87") as refusal:
+        TensorRtEngine.from_bundle(made)
+    assert refusal.value.hint == f"build it again: merino-edge build {tmp_path}"
+    assert HostMemory.live == 0
+
+
+def test_an_engine_of_another_model_is_refused_and_leaves_no_memory(host_memory: None, graph: bytes) -> None:
+    for a, context in ((A, 64), (replace(A, vocab_size=41), 48), (replace(A, blocks=A.blocks[:1]), 48)):
+        with pytest.raises(ArtefactError, match="built from another model, or for another context"):
+            TensorRtEngine("any", {context: graph}, a)
+    TensorRtEngine("any", {48: graph}, A).close()
+    assert HostMemory.live == 0
+
+
+OBJECTS = {
+    "builder": "Builder",
+    "network": "INetworkDefinition",
+    "parser": "OnnxParser",
+    "config": "IBuilderConfig",
+    "profile": "IOptimizationProfile",
+    "engine": "ICudaEngine",
+    "context": "IExecutionContext",
+    "runtime_config": "IRuntimeConfig",
+}
+
+
+def test_every_name_it_uses_exists_in_the_bindings(rtx: Any) -> None:
+    used = {
+        (node.value.id, node.attr)
+        for module in (tensorrt_plan, tensorrt)
+        for node in ast.walk(ast.parse(Path(module.__file__).read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
+    ours = {(variable, name) for variable, name in used if variable in OBJECTS or variable == "trt"}
+    assert {("context", "execute_async_v3"), ("context", "set_tensor_address"), ("trt", "Runtime")} <= ours
+    missing = {
+        f"{variable}.{name}"
+        for variable, name in ours
+        if not hasattr(getattr(rtx, OBJECTS[variable]) if variable in OBJECTS else rtx, name)
+    }
+    assert not missing
+    assert hasattr(rtx.Runtime, "deserialize_cuda_engine") and set(EXTRAS) == {"tensorrt", RTX}
+
+
+def test_every_call_to_cuda_exists_in_its_bindings() -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="needs the package cuda-bindings")
+    from merino_edge.runtime.engines import cuda
+
+    tree = ast.parse(Path(cuda.__file__).read_text())
+    calls = {
+        node.args[0].value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "_call"
+        and isinstance(node.args[0], ast.Constant)
+    }
+    assert {"cudaMalloc", "cudaMemcpyAsync", "cudaStreamSynchronize"} <= calls
+    driver = pytest.importorskip("cuda.bindings.driver")
+    assert all(callable(getattr(runtime if str(name).startswith("cuda") else driver, str(name))) for name in calls)
+    enough = {"cudaMemcpy2DAsync", "cudaStreamBeginCapture", "cudaGraphInstantiate", "cudaGraphLaunch", "cudaHostAlloc"}
+    assert enough <= calls
+    assert all(callable(getattr(runtime, name)) for name in ("cudaStreamEndCapture", "cudaGetLastError"))
+    assert hasattr(runtime, "cudaHostAllocDefault")
+    assert hasattr(runtime.cudaStreamCaptureMode, "cudaStreamCaptureModeThreadLocal")
+    statuses = ("cudaSuccess", "cudaErrorInsufficientDriver", "cudaErrorMemoryAllocation")
+    assert all(hasattr(runtime.cudaError_t, name) for name in statuses)
+    assert all(hasattr(runtime.cudaDeviceAttr, f"cudaDevAttrComputeCapability{part}") for part in ("Major", "Minor"))
+    assert hasattr(runtime, "cudaStreamNonBlocking") and hasattr(runtime.cudaMemcpyKind, "cudaMemcpyHostToDevice")

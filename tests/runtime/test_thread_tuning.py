@@ -1,0 +1,72 @@
+"""How a bundle runs is measured once on a machine, kept in the bundle, and used there and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from merino_edge import artefact, bundle
+from merino_edge.errors import ArtefactError
+from merino_edge.runtime import thread_tuning
+from merino_edge.runtime.engines.onnx_engine import OnnxEngine
+from merino_edge.runtime.open_bundle import open_engine
+from merino_edge.runtime.thread_tuning import Tuning
+
+
+@given(st.integers(1, 300))
+def test_possibilities_reach_from_one_thread_to_all_cores(cores: int) -> None:
+    found = thread_tuning.possibilities(cores)
+    assert found[0] == Tuning(1) and found[-1] == Tuning(cores, cores > 1)
+    assert len(set(found)) == len(found) <= 2 * cores.bit_length() + 1
+    assert [t.threads for t in found] == sorted(t.threads for t in found)
+
+
+def test_the_leanest_of_equals_is_taken() -> None:
+    assert thread_tuning.leanest({Tuning(1): 10.2, Tuning(2): 10.1, Tuning(2, True): 10.0}) == Tuning(1)
+    assert thread_tuning.leanest({Tuning(1): 11.0, Tuning(2): 10.1, Tuning(2, True): 10.0}) == Tuning(2)
+    assert thread_tuning.leanest({Tuning(1): 11.0, Tuning(2): 12.0, Tuning(2, True): 10.0}) == Tuning(2, True)
+
+
+@pytest.fixture
+def copied(bundle_path: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle_path, tmp_path / "bundle"))
+
+
+def threads_of(path: Path, asked: int | None = None) -> int:
+    engine, _, _ = open_engine(path, asked)
+    engine.close()
+    assert isinstance(engine, OnnxEngine)
+    return engine.threads
+
+
+def test_it_holds_for_that_machine_only(copied: Path) -> None:
+    here, cores = thread_tuning.this_machine(), thread_tuning.this_machine()["cores"]
+    for entry in ({**here, "cores": cores + 1}, {**here, "cpu": "another"}):
+        bundle.add_tuning(bundle.load(copied), {**entry, "threads": cores + 5, "spinning": True})
+    assert thread_tuning.tuning_here(bundle.load(copied)) is None and threads_of(copied) == cores
+    bundle.add_tuning(bundle.load(copied), {**here, "threads": cores + 5, "spinning": False})
+    assert len(bundle.load(copied).tunings) == 3
+    assert thread_tuning.tuning_here(bundle.load(copied)) == Tuning(cores + 5) and threads_of(copied) == cores + 5
+
+
+@pytest.mark.parametrize("damaged", [{"threads": 0}, {"threads": True}, {"threads": "2"}, {"spinning": None}])
+def test_a_damaged_entry_is_one_line(copied: Path, damaged: dict[str, Any]) -> None:
+    entry = {**thread_tuning.this_machine(), "threads": 1, "spinning": False, **damaged}
+    bundle.add_tuning(bundle.load(copied), entry)
+    with pytest.raises(ArtefactError, match="merino-edge build") as refusal:
+        threads_of(copied)
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_is_no_list_of_entries_is_refused(copied: Path) -> None:
+    manifest = json.loads((copied / "manifest.json").read_text())
+    payload = {key: value for key, value in manifest.items() if key not in ("kind", "schema_version", "sha256")}
+    artefact.write_json(copied / "manifest.json", "bundle", payload | {"tunings": 3}, 1)
+    with pytest.raises(ArtefactError, match="tunings 3"):
+        bundle.load(copied)

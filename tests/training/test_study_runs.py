@@ -1,0 +1,126 @@
+"""A study: the same however many are trained at a time, whenever it was killed; refused where it is another one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from merino_edge import architecture
+from merino_edge.data.tiny_stories import tiny_stories
+from merino_edge.errors import InputError
+from merino_edge.search.builtin_spaces import STUDY
+from merino_edge.search.study import baselines
+from merino_edge.search.study.sampling import decoder_parameters, spread
+from merino_edge.training import state, study_runs
+from merino_edge.training.config import TrainingConfig
+
+CONFIG = TrainingConfig(12, 2, 32, 2, 3e-3, 1)
+SHAPE = ["--steps=12", "--batch=2", "--sequence=32", "--models=5", "--to=2e5"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "stories.txt"
+    path.write_text(tiny_stories(seed=2, stories=200))
+    return path
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "merino_edge.cli", "study", *words]
+
+
+def study(*words: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command(*words), capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == expect, done.stderr[-2000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "study"
+    study(str(folder), "--corpus", str(source), *SHAPE, "--workers=2")
+    return folder
+
+
+def losses(folder: Path) -> dict[str, Any]:
+    return {model["id"]: model["losses"] for model in json.loads((folder / "report.json").read_text())["models"]}
+
+
+def test_it_reports_every_score_of_every_model(whole: Path) -> None:
+    document = json.loads((whole / "report.json").read_text())
+    drawn = spread(STUDY, 5, 0, 1e4, 2e5)
+    assert [model["id"] for model in document["models"]] == [a.id for a in drawn]
+    assert all(len(score["scores"]) == 5 for score in document["scores"]) and len(document["scores"]) > 8
+    assert (whole / "report.md").read_text().count("\n") == len(document["scores"]) + 2
+    assert (whole / "report.png").read_bytes().startswith(b"\x89PNG")
+    again = study(str(whole), "--json")  # from what is there
+    assert {**json.loads(again.stdout), "sha256": ""} == {**document, "sha256": ""}
+
+
+def test_killed_and_continued_is_uninterrupted(source: Path, whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    words = command(str(folder), "--corpus", str(source), *SHAPE, "--workers=1")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, env=environment, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not any(map(state.exists, folder.glob("models/*"))) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert any(map(state.exists, folder.glob("models/*")))
+    study(str(folder), "--corpus", str(source), *SHAPE, "--workers=1")
+    assert losses(folder) == losses(whole)
+
+
+def test_models_that_are_given_are_compared(source: Path, tmp_path: Path) -> None:
+    for name in ("GPT-2", "SmolLM"):
+        width = {"GPT-2": 64, "SmolLM": 96}[name]
+        architecture.save(tmp_path / f"{name}.json", baselines.scaled(name, width, 1, 32, 600, 32))
+    given = [f"--model={tmp_path / name}.json" for name in ("GPT-2", "SmolLM")]
+    options = [option for option in SHAPE if "models" not in option and "--to" not in option]
+    done = study(str(tmp_path / "s"), "--corpus", str(source), *given, *options, "--seeds=2", "--json")
+    first, second = json.loads(done.stdout)["comparison"]
+    assert (first["name"], second["name"]) == ("GPT-2", "SmolLM") and first["difference"] is None
+    apart = [b - a for a, b in zip(first["losses"], second["losses"], strict=True)]
+    assert second["difference"] == pytest.approx(sum(apart) / 2) and second["low"] < second["difference"]
+
+
+def test_another_study_is_not_continued(source: Path, whole: Path, tmp_path: Path) -> None:
+    done = study(str(whole), "--corpus", str(source), *SHAPE[1:], "--steps=13", expect=2)
+    assert "is a study of other config" in done.stderr and "Traceback" not in done.stderr
+    done = study(str(tmp_path / "nothing"), expect=3)
+    assert "holds no study" in done.stderr
+
+
+def test_drawn_models_are_spread_and_different() -> None:
+    drawn = spread(STUDY, 8, 7, 1e4, 1e6)
+    sizes = [decoder_parameters(a) for a in drawn]
+    assert len({a.id for a in drawn}) == 8 and sizes == sorted(sizes) and sizes[0] >= 1e4 and sizes[-1] <= 1e6
+    assert sum(size < 1e5 for size in sizes) in (3, 4, 5)  # half of the log range
+    assert drawn == spread(STUDY, 8, 7, 1e4, 1e6) != spread(STUDY, 8, 8, 1e4, 1e6)
+    with pytest.raises(InputError, match="ask for fewer"):
+        spread(STUDY, 24, 0, 5e4, 5.02e4)
+
+
+@pytest.mark.parametrize("shape", baselines.SHAPES)
+def test_a_hand_shaped_model_keeps_its_shape_within_the_budget(shape: str) -> None:
+    width, layers = (96, 5) if shape == "SmolLM" else (192, 3)  # the families' own width per layer: 19.2 and 64
+    own = baselines.scaled(shape, width, layers, 32, 2048, 256)
+    found = baselines.largest(shape, lambda a: a.flops(256), own.flops(256), 32, 2048, 256, 512)
+    assert found == own and own.embedding_width == width and own.max_positions == 256
+    with pytest.raises(InputError, match="change the budget"):
+        baselines.largest(shape, lambda a: None, 1.0, 32, 2048, 256, 512)
+
+
+def test_plans_come_back() -> None:
+    plan = study_runs.Plan(tuple(spread(STUDY, 3, 1)), (0, 1), CONFIG, "study")
+    assert study_runs.Plan.of(plan.to_dict()) == plan
