@@ -2,7 +2,7 @@
 
 Trains byte-level BPE tokenizers as `merino-edge train` would, on WikiText-2, TinyStories and nine tenths of the novels,
 and counts the tokens of text they have not seen: WikiText-2's test set, the last tenth of the stories and the last ten
-novels, one megabyte of each at most. The figures stand in the built-in spaces (search/spaces.py).
+novels, one megabyte of each at most. The figures stand in the built-in spaces (search/builtin_spaces.py).
 """
 
 from __future__ import annotations

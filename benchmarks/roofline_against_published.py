@@ -56,7 +56,7 @@ def maxn_super_factor(base: Runtime, mine: list[Row]) -> float:
 
 def main() -> None:
     estimate(check=True)
-    print("\nfitted again (rounded in jetson/roofline.py)")
+    print("\nfitted again (rounded in jetson/estimate/roofline.py)")
     for name in ("llama.cpp", "ollama"):
         mine, plain = [row for row in rows() if row.framework == name], runtime(name)
         unfactored = dataclasses.replace(plain, clock_factors={})

@@ -84,7 +84,7 @@ class PreparedWeights:
 
     def upgraded(self, high: Mapping[str, Quantized]) -> PreparedWeights:
         """These, with the matrices `high` in place of theirs."""
-        whole, stored = (replace(part, quantized=part.quantized | high) for part in (self.whole, self.stored))
+        whole, stored = (replace(part, quantized=part.quantized | dict(high)) for part in (self.whole, self.stored))
         return replace(self, whole=whole, stored=stored)
 
 

@@ -8,7 +8,7 @@ reconstructions: within the paper's search space (four blocks with shared layers
 embedding 768, head dimension 64, 2048 positions, OPT-like layers), each is the architecture with the
 highest total score (`merino_edge.search.score`, effective) among those whose FLOPs
 (sequence 1024, head excluded) are 95 to 100 % of 60, 110 or 160 G and whose parameters round to
-52, 61 or 64 M with shared layers and to 59, 79 or 100 M without. `benchmarks/reconstruct_presets.py`
+52, 61 or 64 M with shared layers and to 59, 79 or 100 M without. `benchmarks/paper/reconstruct_presets.py`
 finds them; docs/reproduction.md has the optima under the FLOP budgets alone, which are close by.
 """
 

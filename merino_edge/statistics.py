@@ -28,7 +28,7 @@ def resampled_counts(items: int, draws: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).multinomial(items, np.full(items, 1 / items), draws).astype(np.float64)
 
 
-def percentile_interval(drawn: npt.ArrayLike, confidence: float = 0.95) -> tuple[Any, Any]:
+def percentile_interval(drawn: npt.NDArray[Any], confidence: float = 0.95) -> tuple[Any, Any]:
     """The percentile interval of bootstrap values [draws] or [draws, ...], along their first axis."""
     tail = round((1 - confidence) / 2, 9)
     low, high = np.quantile(drawn, (tail, 1 - tail), axis=0)

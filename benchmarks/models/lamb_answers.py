@@ -1,6 +1,6 @@
 """How many of lamb's questions with one right answer it answers with exactly that, greedily; and what it says else.
 
-python benchmarks/lamb_answers.py [BUNDLE]
+python benchmarks/models/lamb_answers.py [BUNDLE]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Makes lamb, the model that comes with the package: text, search, training, tuning, bundle. Killed, it goes on.
 
-    MERINO_DATA=DIR python benchmarks/lamb.py OUT [--threads 2]
+    MERINO_DATA=DIR python benchmarks/models/train_lamb.py OUT [--threads 2]
 
 1. stories.jsonl  TinyStories, both pieces of MERINO_DATA; the lower-cased one gets its capitals back.
                   Every fortieth goes into heldout.txt instead

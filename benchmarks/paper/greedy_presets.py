@@ -1,6 +1,6 @@
 """200 greedy tokens of every preset by every lowering that ONNX Runtime runs, fp32, against PyTorch.
 
-    python benchmarks/greedy_presets.py
+    python benchmarks/paper/greedy_presets.py
 
 Random weights, drawn strong enough that logits differ. The exported model chooses, PyTorch is asked whether it would
 have chosen the same after the same tokens (a difference of logits below 0.001 counts as a tie). Exit code 1 unless all

@@ -1,4 +1,4 @@
-"""Find `merino-52m`, `merino-61m` and `merino-64m` (merino_edge/presets.py): python benchmarks/reconstruct_presets.py
+"""Find `merino-52m`, `merino-61m` and `merino-64m` (merino_edge/presets.py): python benchmarks/paper/reconstruct_presets.py
 
 The paper prints for each model its FLOPs, its parameters with shared layers and without, but no architecture.
 This enumerates the paper's whole space (304 million architectures, no sampling) and prints, for each model,

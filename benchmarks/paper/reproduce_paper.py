@@ -1,9 +1,9 @@
 """The paper's search, solved exactly: what docs/reproduction.md reports.
 
-    python benchmarks/reproduce_paper.py optima                      # the optima at the default constants
-    python benchmarks/reproduce_paper.py calibrate                   # which constants come closest (8 minutes)
-    python benchmarks/reproduce_paper.py sensitivity docs/figures/sensitivity.png     # 1 minute
-    python benchmarks/reproduce_paper.py landscape docs/figures/landscape.png         # 4 minutes
+    python benchmarks/paper/reproduce_paper.py optima                      # the optima at the default constants
+    python benchmarks/paper/reproduce_paper.py calibrate                   # which constants come closest (8 minutes)
+    python benchmarks/paper/reproduce_paper.py sensitivity docs/figures/sensitivity.png     # 1 minute
+    python benchmarks/paper/reproduce_paper.py landscape docs/figures/landscape.png         # 4 minutes
 
 The paper prints, for three FLOP budgets, how many parameters its models have with shared layers and without (sections 6
 and 8), and leaves open alpha, epsilon and how the depth penalty enters (sections 3 and 4). For any choice of them the

@@ -1,6 +1,6 @@
 """The claims that matter, on trained models: writes each one's architectures, and prints the study that compares them.
 
-    python benchmarks/study_claims.py OUT [--board orin-nano-8gb --mode 15W] [--precision fp16] [--decode-ms 0.54]
+    python benchmarks/study/study_claims.py OUT [--board orin-nano-8gb --mode 15W] [--precision fp16] [--decode-ms 0.54]
     merino-edge study OUT/depth/study  --corpus TEXT --seeds 3 --model ...      # the printed commands
 
 depth   one layer of 256 against 24 layers of 64, equal weights in the layers (the paper's Table 1, scaled down)

@@ -1,7 +1,7 @@
 """Any scores against decoder parameters, over the models of one or several studies of the same trainings.
 
     merino-edge study STUDY --space SPACE --seed 1 --from 1e4 --to 1e5 --models 28 --steps 1000 --corpus T
-    python benchmarks/study_scores.py STUDY [STUDY ...] --score exit exit:shared_layer=0.1 --without EARLIER
+    python benchmarks/study/study_scores.py STUDY [STUDY ...] --score exit exit:shared_layer=0.1 --without EARLIER
 
 `--without` leaves out the architectures of other studies: those that a score's constants were fitted to. What is
 printed is of docs/study.md: Spearman, Kendall, Kendall over models of like size, and each less that of decoder

@@ -132,7 +132,7 @@ def check_optimum(
 
 @pytest.mark.parametrize(("flops", "best"), [(60e9, 8111.66), (110e9, 14521.78), (160e9, 20660.68)])
 def test_the_papers_budgets_reach_the_exhaustive_optimum(flops: float, best: float) -> None:
-    """Optima over all 304 million architectures, from benchmarks/reconstruct_presets.py."""
+    """Optima over all 304 million architectures, from benchmarks/paper/reconstruct_presets.py."""
     problem = Problem(PAPER, Budget.of({"flops": flops}), effective(), Prices("fp16"))
     certificate = ExactSolver(problem).solve()
     assert certificate.score == certificate.bound == pytest.approx(best, abs=0.005)
