@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 
-from lamb import facts
+from train_lamb import facts
 
 from merino_edge.runtime.chat import Chat
 from merino_edge.runtime.open_bundle import open_engine

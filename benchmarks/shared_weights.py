@@ -1,8 +1,8 @@
 """Where layers share weights, are they stored once: in the file, in ONNX Runtime's memory, in a TensorRT engine? And
 what does sharing cost or save in time?
 
-    python benchmarks/study/shared_weights.py --preset merino-61m [--compile]
-    python benchmarks/study/shared_weights.py --decode --threads 2
+    python benchmarks/shared_weights.py --preset merino-61m [--compile]
+    python benchmarks/shared_weights.py --decode --threads 2
 
 Every precision, as the preset shares its blocks' weights, with weights of their own for every layer ("own"), and with
 one layer a block, which has as many weights as the shared ("few"). Memory is the largest of a process that fills a
