@@ -52,10 +52,8 @@ def help_texts(file: Path) -> Iterator[tuple[str, str]]:
     """(where, text) of every `help=` in a file."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.keyword) and node.arg == "help":
-            text = "".join(
-                n.value for n in ast.walk(node.value) if isinstance(n, ast.Constant) and isinstance(n.value, str)
-            )
-            yield f"help, line {node.value.lineno}", text
+            parts = [n.value for n in ast.walk(node.value) if isinstance(n, ast.Constant)]
+            yield f"help, line {node.value.lineno}", "".join(part for part in parts if isinstance(part, str))
 
 
 def module_prose_lines(docstring: str) -> int:
@@ -66,27 +64,30 @@ def module_prose_lines(docstring: str) -> int:
 
 def long_sentences(file: Path) -> Iterator[tuple[int, str, str]]:
     """(words, where, sentence) of the sentences over MOST_WORDS in a page or a Python file."""
-    if file.suffix == ".md":
-        texts = [("", file.read_text())]
-    else:
-        texts = [*docstrings(file), *help_texts(file)]
+    texts = [("", file.read_text())] if file.suffix == ".md" else [*docstrings(file), *help_texts(file)]
     for where, text in texts:
         for sentence in sentences(text):
             if (count := words(sentence)) > MOST_WORDS:
                 yield count, f"{file}: {where}", sentence
 
 
+def long_module_docstring(file: Path) -> int:
+    """Lines of prose at a module's top, where they are more than MOST_MODULE_LINES; else 0."""
+    if file.suffix != ".py":
+        return 0
+    lines = module_prose_lines(ast.get_docstring(ast.parse(file.read_text())) or "")
+    return lines if lines > MOST_MODULE_LINES else 0
+
+
+def pages_and_modules(path: Path) -> list[Path]:
+    """The file itself, or every page and Python file of a folder."""
+    return [path] if path.is_file() else sorted([*path.rglob("*.py"), *path.rglob("*.md")])
+
+
 if __name__ == "__main__":
-    paths = [Path(argument) for argument in sys.argv[1:]]
-    found = [
-        f
-        for path in paths
-        for f in ([path] if path.is_file() else sorted(path.rglob("*.py")) + sorted(path.rglob("*.md")))
-    ]
-    rows = [row for file in found for row in long_sentences(file)]
-    for count, where, sentence in sorted(rows, reverse=True):
-        print(f"{count:4} {where}: {sentence}")
-    for file in found:
-        if file.suffix == ".py" and (text := ast.get_docstring(ast.parse(file.read_text()))):
-            if (lines := module_prose_lines(text)) > MOST_MODULE_LINES:
-                print(f"{file}: {lines} lines of prose at its top")
+    files = [file for argument in sys.argv[1:] for file in pages_and_modules(Path(argument))]
+    for count, where, sentence in sorted((row for file in files for row in long_sentences(file)), reverse=True):
+        sys.stdout.write(f"{count:4} {where}: {sentence}\n")
+    for file in files:
+        if lines := long_module_docstring(file):
+            sys.stdout.write(f"{file}: {lines} lines of prose at its top\n")
