@@ -4,7 +4,7 @@
 
 1. stories.jsonl  TinyStories, both pieces of MERINO_DATA; the lower-cased one gets its capitals back.
                   Every fortieth goes into heldout.txt instead
-2. answers.jsonl  what SmolLM2-135M-Instruct answers to questions and small talk (`merino-edge write`)
+2. answers.jsonl  what SmolLM2-135M-Instruct answers to questions and small talk (`merino-edge distill generate`)
 3. lamb.json      what `search` finds for the budget below on an estimated table
 4. pretrained     all of it as text; then talk.jsonl, as conversations: stories asked for, answers, and the questions
                   with one right answer of lamb_facts.json: tuned; last short.jsonl, with fewer stories: lamb
@@ -151,7 +151,8 @@ def main() -> None:
     teacher = ["--temperature", "0.4", "--top-p", "0.9", "--frequency-penalty", "0.1", "--max-tokens", "100"]
     teacher += ["--count", str(options.answers), "--batch", "64", "--licence", "Apache-2.0"]
     run(
-        "write",
+        "distill",
+        "generate",
         out / "teacher",
         "--prompts",
         out / "questions.json",

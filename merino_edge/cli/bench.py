@@ -69,7 +69,7 @@ def bench(
 ) -> None:
     """Measure time to first token, prefill and decode speed, and memory of a bundle."""
     from merino_edge.cli.console import print_json, progress, stderr
-    from merino_edge.cli.opening import open_bundle
+    from merino_edge.cli.bundle_options import open_bundle
     from merino_edge.jetson.device.energy import EnergyMeter
     from merino_edge.jetson.device.sensors import Sensors, moved
     from merino_edge.runtime import bench as runtime

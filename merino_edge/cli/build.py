@@ -80,9 +80,9 @@ def _tune(bundle: Bundle, as_json: bool) -> None:
     from merino_edge.cli import console
     from merino_edge.runtime import thread_tuning
 
-    tried = thread_tuning.possibilities(thread_tuning.this_machine()["cores"])
+    tried = thread_tuning.candidate_tunings(thread_tuning.this_machine()["cores"])
     with console.progress() as bar:
-        task = bar.add_task("measuring", total=thread_tuning.answers(tried), note="")
+        task = bar.add_task("measuring", total=thread_tuning.timed_answers(tried), note="")
         best, entry = thread_tuning.tune_bundle(bundle, tried, lambda: bar.advance(task))
     if as_json:
         console.print_json({"out": str(bundle.path), "tuning": entry})

@@ -61,9 +61,9 @@ def evaluate(
     os.environ["TQDM_DISABLE"] = "1"  # the harness's own bars; read when tqdm is imported
     from merino_edge.runtime.evaluation import harness
     from merino_edge.runtime.evaluation import perplexity as of_text
-    from merino_edge.runtime.evaluation.tasks import chosen
+    from merino_edge.runtime.evaluation.tasks import parse_task_names
 
-    names = [] if perplexity is not None and tasks is None else chosen("merino14" if tasks is None else tasks)
+    names = [] if perplexity is not None and tasks is None else parse_task_names("merino14" if tasks is None else tasks)
     if perplexity is None and (window, stride) != (None, None):
         raise InputError("--window and --stride are of a text", "name it: --perplexity FILE")
     if limit is not None:
@@ -78,7 +78,7 @@ def evaluate(
     with contextlib.closing(engine), stderr().status("opening") as status:
         if perplexity is not None:
             told = functools.partial(_tell, status, perplexity.name)
-            entry = of_text.perplexity(perplexity, engine, tokenizer, window, stride, told)
+            entry = of_text.perplexity(perplexity, engine, tokenizer, window=window, stride=stride, on_step=told)
             report[of_text.KEY] = entry
             if out is not None:
                 artefact.write_json(out, kind, report, newest)
@@ -87,7 +87,7 @@ def evaluate(
         for name in names:
             status.update(name)
             told = functools.partial(_tell, status, name)
-            entry = harness.evaluate_task(name, engine, tokenizer, data or Path(), limit, told)
+            entry = harness.evaluate_task(name, engine, tokenizer, data or Path(), limit=limit, on_step=told)
             report["tasks"][name] = entry
             report["mean_accuracy"] = harness.mean_accuracy(report["tasks"])
             if out is not None:  # what is done by now: whoever interrupts the next task keeps it
@@ -114,7 +114,7 @@ def open_model(path: Path, threads: int | None, cpu: bool) -> tuple[Engine, Toke
     from merino_edge import limits
 
     if not (path / "training.json").is_file():
-        from merino_edge.cli.opening import open_bundle
+        from merino_edge.cli.bundle_options import open_bundle
 
         engine, tokenizer, opened = open_bundle(path, threads, cpu)
         return engine, tokenizer, opened.card()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from merino_edge.cli.opening import LAMB, BundleOrLamb, open_bundle, open_guesser
+from merino_edge.cli.bundle_options import LAMB, BundleOrLamb, open_bundle, open_proposer
 from merino_edge.errors import InputError
 
 if TYPE_CHECKING:
@@ -89,11 +89,11 @@ def generate(
     engine, tokenizer, opened = open_bundle(bundle, threads, cpu)
     with ExitStack() as stack:
         stack.enter_context(closing(engine))
-        if guesser := open_guesser(lookup, draft, engine, opened, threads, cpu):
-            stack.enter_context(closing(guesser))
+        if proposer := open_proposer(lookup, draft, engine, opened, threads, cpu):
+            stack.enter_context(closing(proposer))
         grammar = _grammar(tokenizer, engine.vocab_size, json_schema, regex)
         raw = None if chat is None else not chat
-        talk = Chat(engine, tokenizer, sampling, max_tokens, stop or (), system, raw, grammar, guesser, slide)
+        talk = Chat(engine, tokenizer, sampling, max_tokens, stop=stop or (), system=system, raw=raw, grammar=grammar, proposer=proposer, truncate_history=slide)
         cache_to_write = _read_cache(prompt_cache, talk, opened)
         load_ms = (perf_counter() - began) * 1e3
         if prompt is None:

@@ -1,94 +1,31 @@
-"""The `merino-edge` program: collects the verbs and turns refusals into one line and an exit code.
+"""The `merino-edge` program: runs a verb, and turns a refusal into one line and an exit code.
 
-`--debug`, anywhere on the line, shows the traceback behind a refusal. Verb modules import only typer
-and the standard library at the top, so that `--help` stays instant.
+`--debug`, anywhere on the line, shows the traceback behind a refusal. Modules of verbs import only typer and the
+standard library at the top. merino_edge.cli.verbs imports them only when they are asked for. So `--help` is instant.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from merino_edge import __version__
-from merino_edge.cli import (
-    bench,
-    build,
-    demo,
-    doctor,
-    estimate,
-    evaluate,
-    export,
-    export_hf,
-    generate,
-    pareto,
-    profile,
-    search,
-    serve,
-    show,
-    study,
-    targets,
-    teach,
-    tokenize,
-    train,
-    write,
-)
-from merino_edge.cli import import_ as import_verb
-from merino_edge.errors import Interrupted, MerinoError
+from merino_edge.cli.verbs import MAX_HELP_COLUMNS, VerbGroup
+from merino_edge.errors import MerinoError
 
 app = typer.Typer(
     name="merino-edge",
-    help="From a board to a chat: profile, search, train, export and run small language models.",
+    cls=VerbGroup,
+    help="Design, train, export and run small language models for NVIDIA Jetson boards.",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,  # see merino_edge.cli.verbs
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": MAX_HELP_COLUMNS},
 )
-VERBS: dict[str, Callable[..., None]] = {
-    "profile": profile.profile,
-    "estimate": estimate.estimate,
-    "search": search.search,
-    "pareto": pareto.pareto,
-    "write": write.write,
-    "tokenize": tokenize.tokenize,
-    "teach": teach.teach,
-    "train": train.train,
-    "study": study.study,
-    "evaluate": evaluate.evaluate,
-    "import": import_verb.import_model,
-    "export": export.export,
-    "export-hf": export_hf.export_hf,
-    "build": build.build,
-    "targets": targets.targets,
-    "generate": generate.generate,
-    "serve": serve.serve,
-    "bench": bench.bench,
-    "show": show.show,
-    "doctor": doctor.doctor,
-    "demo": demo.demo,
-}
-
-
-def _interruptible(verb: Callable[..., None]) -> Callable[..., None]:
-    """`verb`, refusing when it is interrupted: typer alone would end without a word."""
-
-    @functools.wraps(verb)
-    def run(*arguments: Any, **options: Any) -> None:
-        try:
-            verb(*arguments, **options)
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted") from None
-
-    return run
-
-
-for name, verb in VERBS.items():
-    app.command(name)(_interruptible(verb))
 
 
 def _version(value: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from merino_edge.cli import budgets
+from merino_edge.cli import search_options
 
 
 def pareto(
@@ -19,22 +19,22 @@ def pareto(
         str, typer.Option(metavar="METRIC", help="The cost, as decode_ms, decode_ms@1024, weight_mb@int4 or energy_mj.")
     ] = "decode_ms",
     points: Annotated[int, typer.Option(help="How many points.")] = 40,
-    space: budgets.SpaceName = None,
-    score: budgets.ScoreName = None,
-    table: budgets.TablePath = None,
-    device: budgets.DeviceName = None,
-    precision: budgets.Precision = None,
-    shared: budgets.Shared = None,
-    decode_ms: budgets.DecodeMs = None,
-    text_ms: budgets.TextMs = None,
-    prefill_ms: budgets.PrefillMs = None,
-    first_token_ms: budgets.FirstTokenMs = None,
-    energy_mj: budgets.EnergyMj = None,
-    weight_mb: budgets.WeightMb = None,
-    kv_mb: budgets.KvMb = None,
-    peak_mb: budgets.PeakMb = None,
-    params: budgets.Params = None,
-    flops: budgets.Flops = None,
+    space: search_options.SpaceName = None,
+    score: search_options.ScoreName = None,
+    table: search_options.TablePath = None,
+    device: search_options.DeviceName = None,
+    precision: search_options.Precision = None,
+    shared: search_options.Shared = None,
+    decode_ms: search_options.DecodeMs = None,
+    text_ms: search_options.TextMs = None,
+    prefill_ms: search_options.PrefillMs = None,
+    first_token_ms: search_options.FirstTokenMs = None,
+    energy_mj: search_options.EnergyMj = None,
+    weight_mb: search_options.WeightMb = None,
+    kv_mb: search_options.KvMb = None,
+    peak_mb: search_options.PeakMb = None,
+    params: search_options.Params = None,
+    flops: search_options.Flops = None,
     plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Also plot the front.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="HTML", help="Also write a page to point at.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
@@ -62,7 +62,7 @@ def pareto(
         "parameters": params,
         "flops": flops,
     }
-    question = budgets.question(space, score, table, device, precision, shared, given)
+    question = search_options.question_from_options(space, score, table, device, precision, shared, given)
     screen = console.stderr()
     with console.progress(screen) as bar:
         task = bar.add_task("points", total=points, note="")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from merino_edge.cli import budgets
+from merino_edge.cli import search_options
 
 if TYPE_CHECKING:
     from merino_edge.search.result import Question
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
 
 def search(
     out: Annotated[Path, typer.Option(help="The architecture to write, NAME.json.")],
-    space: budgets.SpaceName = None,
+    space: search_options.SpaceName = None,
     solver: Annotated[
         str | None, typer.Option(help="exact (proven), or evolution (the paper's algorithm). [default: exact]")
     ] = None,
-    score: budgets.ScoreName = None,
-    table: budgets.TablePath = None,
-    device: budgets.DeviceName = None,
-    precision: budgets.Precision = None,
-    shared: budgets.Shared = None,
-    decode_ms: budgets.DecodeMs = None,
-    text_ms: budgets.TextMs = None,
-    prefill_ms: budgets.PrefillMs = None,
-    first_token_ms: budgets.FirstTokenMs = None,
-    energy_mj: budgets.EnergyMj = None,
-    weight_mb: budgets.WeightMb = None,
-    kv_mb: budgets.KvMb = None,
-    peak_mb: budgets.PeakMb = None,
-    params: budgets.Params = None,
-    flops: budgets.Flops = None,
-    seconds: budgets.Seconds = None,
+    score: search_options.ScoreName = None,
+    table: search_options.TablePath = None,
+    device: search_options.DeviceName = None,
+    precision: search_options.Precision = None,
+    shared: search_options.Shared = None,
+    decode_ms: search_options.DecodeMs = None,
+    text_ms: search_options.TextMs = None,
+    prefill_ms: search_options.PrefillMs = None,
+    first_token_ms: search_options.FirstTokenMs = None,
+    energy_mj: search_options.EnergyMj = None,
+    weight_mb: search_options.WeightMb = None,
+    kv_mb: search_options.KvMb = None,
+    peak_mb: search_options.PeakMb = None,
+    params: search_options.Params = None,
+    flops: search_options.Flops = None,
+    seconds: search_options.Seconds = None,
     iterations: Annotated[
         int | None, typer.Option(help="Mutations to try. [default: 100000]", rich_help_panel="Evolution")
     ] = None,
@@ -83,7 +83,7 @@ def search(
     if repeat is None:
         if options and solver != "evolution":
             raise InputError(f"--{next(iter(options))} is of the evolution", "add: --solver evolution")
-        question = budgets.question(
+        question = search_options.question_from_options(
             space, score, table, device, precision, shared, given, solver=solver or "exact", options=options
         )
     else:

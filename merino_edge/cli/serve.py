@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from merino_edge.cli.opening import LAMB, BundleOrLamb, open_bundle, open_guesser
+from merino_edge.cli.bundle_options import LAMB, BundleOrLamb, open_bundle, open_proposer
 from merino_edge.errors import InputError
 
 GRACE_SECONDS = 2  # for answers that end as the server does
@@ -56,9 +56,9 @@ def serve(
         listening = stack.enter_context(_listen(host, port))
         engine, tokenizer, opened = open_bundle(bundle, threads, cpu)
         stack.enter_context(contextlib.closing(engine))
-        if guesser := open_guesser(lookup, draft, engine, opened, threads, cpu):
-            stack.enter_context(contextlib.closing(guesser))
-        service = Service(engine, tokenizer, name or opened.path.resolve().name, waiting, api_key, guesser)
+        if proposer := open_proposer(lookup, draft, engine, opened, threads, cpu):
+            stack.enter_context(contextlib.closing(proposer))
+        service = Service(engine, tokenizer, name or opened.path.resolve().name, waiting=waiting, key=api_key, proposer=proposer)
         stack.callback(service.close)
 
         class Server(uvicorn.Server):

@@ -20,7 +20,7 @@ def targets(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON
     from rich.table import Table
 
     from merino_edge.cli import console
-    from merino_edge.export.operators import SINCE, spell
+    from merino_edge.export.operators import OPERATORS_SINCE, version_text
     from merino_edge.export.targets import PLATFORMS
 
     if as_json:
@@ -36,11 +36,11 @@ def targets(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON
                 "precisions": list(p.precisions),
                 "strongly_typed": p.strongly_typed,
                 "fused_attention": p.fused_attention,
-                "known": list(p.known),
+                "known": list(p.known_issues),
             }
             for p in PLATFORMS.values()
         ]
-        console.print_json({"targets": rows, "operators": {name: spell(since) for name, since in SINCE.items()}})
+        console.print_json({"targets": rows, "operators": {name: version_text(since) for name, since in OPERATORS_SINCE.items()}})
         return
     screen = Console(highlight=False, markup=False)
     table = Table(box=None, pad_edge=False)
@@ -52,5 +52,5 @@ def targets(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON
         table.add_row(p.name, p.boards, p.system, p.library, opsets, able, " ".join(p.precisions))
     screen.print(table)
     for p in PLATFORMS.values():
-        for line in p.known:
+        for line in p.known_issues:
             screen.print(f"{p.name}: {line}", soft_wrap=True)

@@ -150,11 +150,11 @@ def train(
         save_every = max(1, min(1000, config.steps // 10))
     workers, stop = Workers(parallel), _StopOnInterrupt()
     err = console.stderr()
-    err.quiet = not workers.first
+    err.quiet = not workers.is_main
     peak = throughput.matmul_flops_per_second(workers.device, device.uses_bf16(config.precision, workers.device))
     flops = throughput.training_flops_per_token(a, config.sequence)
     shape = f"{config.steps:,} steps of {config.batch} x {config.sequence} tokens"
-    err.print(f"{a.parameters:,} parameters, {shape}" + (f", {workers.count} workers" if workers.together else ""))
+    err.print(f"{a.parameters:,} parameters, {shape}" + (f", {workers.world_size} workers" if workers.is_distributed else ""))
 
     with stop, console.progress(err) as bar, contextlib.ExitStack() as files:
         task = bar.add_task("train", total=config.steps, note="reading the corpus")
@@ -162,9 +162,9 @@ def train(
 
         def on_step(p: trainer.Progress) -> None:
             nonlocal log
-            if workers.first and log is None:
+            if workers.is_main and log is None:
                 log = files.enter_context(TrainingLog(out, config.steps, p.step - 1, tensorboard))
-            mfu = p.tokens_per_second * flops / (peak * workers.count)
+            mfu = p.tokens_per_second * flops / (peak * workers.world_size)
             if log is not None:
                 log.record(p, p.step * config.tokens_per_step, mfu)
             note = f"loss {p.loss:.3f}, held out {p.validation_loss:.3f}, lr {p.learning_rate:.1e}"
@@ -197,7 +197,7 @@ def train(
         done = f"stopped after step {result['step']:,} of {config.steps:,}"
         err.print(f"{done}; go on with: {shlex.join(words)}", soft_wrap=True, markup=False)
         raise typer.Exit(130)
-    if not workers.first:
+    if not workers.is_main:
         return
     if json:
         console.print_json({"checkpoint": str(out), "parameters": a.parameters, **result})

@@ -25,7 +25,7 @@ from merino_edge.data.tiny_stories import tiny_stories
 from merino_edge.distillation import prompts, synthetic_corpus
 from merino_edge.distillation.synthetic_corpus import Plan, fault, write
 from merino_edge.errors import ArtefactError, InputError, OutputError
-from merino_edge.pytorch.batched_generation import Batched, Choice, choose, distribution
+from merino_edge.pytorch.batched_generation import BatchedGenerator, SamplingParams, distribution, sample
 from merino_edge.pytorch.engine import TorchEngine
 from merino_edge.pytorch.model import Model
 from merino_edge.runtime import sampling
@@ -86,8 +86,8 @@ def uninterrupted(teacher: Checkpoint, asked: Path, tmp_path_factory: pytest.Tem
     return out
 
 
-def batched(teacher: Checkpoint) -> Batched:
-    return Batched(Model.from_weights(A, teacher.weights), torch.float32, torch.device("cpu"))
+def batched(teacher: Checkpoint) -> BatchedGenerator:
+    return BatchedGenerator(Model.from_weights(A, teacher.weights), torch.float32, torch.device("cpu"))
 
 
 def randoms(count: int) -> list[np.random.Generator]:
@@ -104,11 +104,11 @@ def test_greedy_batches_equal_single_answers_and_the_runtimes(teacher: Checkpoin
     asked = np.concatenate([np.full((24, 3), 7), random.integers(3, 400, (24, 5))], axis=1).tolist()
     ends = [int(token) for token in random.choice(400, 60, replace=False)]  # so many that answers end everywhere
     tokenizer = Tokenizer(tokenizer.backend, dataclasses.replace(tokenizer.chat, eos_token_ids=tuple(ends)))
-    model, greedy = batched(teacher), Choice(temperature=0, frequency_penalty=penalty)
-    together = model.answer(asked, greedy, 20, ends, randoms(24))
-    computed = model.computed
-    alone = [model.answer([ids], greedy, 20, ends, randoms(1))[0] for ids in asked]
-    assert together == alone and model.computed == 2 * computed  # of rows that had ended nothing was computed
+    model, greedy = batched(teacher), SamplingParams(temperature=0, frequency_penalty=penalty)
+    together = model.generate(asked, greedy, 20, ends, randoms(24))
+    computed = model.computed_tokens
+    alone = [model.generate([ids], greedy, 20, ends, randoms(1))[0] for ids in asked]
+    assert together == alone and model.computed_tokens == 2 * computed  # of rows that had ended nothing was computed
     engine = TorchEngine(Model.from_weights(A, teacher.weights))
     for ids, answer in zip(asked, together, strict=True):
         how = Sampling(greedy=True, frequency_penalty=penalty)
@@ -120,12 +120,12 @@ def test_greedy_batches_equal_single_answers_and_the_runtimes(teacher: Checkpoin
 
 
 def test_a_context_that_is_full_ends_the_answer(teacher: Checkpoint) -> None:
-    (answer,) = batched(teacher).answer([[5] * 60], Choice(), 100, (), randoms(1))
+    (answer,) = batched(teacher).generate([[5] * 60], SamplingParams(), 100, (), randoms(1))
     assert (len(answer.ids), answer.ended) == (A.max_positions - 60 + 1, False)
     with pytest.raises(InputError, match="65 tokens"):
-        batched(teacher).answer([[5] * 65], Choice(), 1, (), randoms(1))
+        batched(teacher).generate([[5] * 65], SamplingParams(), 1, (), randoms(1))
     with pytest.raises(InputError, match="differ in length"):
-        batched(teacher).answer([[5], [5, 6]], Choice(), 1, (), randoms(2))
+        batched(teacher).generate([[5], [5, 6]], SamplingParams(), 1, (), randoms(2))
 
 
 @pytest.mark.parametrize("top_k", [0, 1, 7, 50, 2999, 5000])
@@ -134,7 +134,7 @@ def test_the_distribution_is_the_runtimes(top_k: int, top_p: float) -> None:
     logits = torch.randn(6, 3000, generator=torch.Generator().manual_seed(1)) * 3
     logits[3:] = logits[3:].bfloat16().float()  # many ties
     of = {"temperature": 0.7, "top_k": top_k, "top_p": top_p}
-    found, likely = distribution(logits, Choice(**of))  # type: ignore[arg-type]
+    found, likely = distribution(logits, SamplingParams(**of))  # type: ignore[arg-type]
     for row in range(len(logits)):
         ids, probabilities = sampling.distribution(logits[row].numpy(), Sampling(**of))  # type: ignore[arg-type]
         expected = np.zeros(3000)
@@ -150,15 +150,15 @@ def test_equal_draws_choose_what_the_runtime_chooses() -> None:
     of = {"temperature": 0.9, "top_k": 30, "top_p": 0.9}
     sampler, random = sampling.Sampler(Sampling(**of, seed=11)), np.random.default_rng(11)  # type: ignore[arg-type]
     for _ in range(300):
-        ours = choose(logits, Choice(**of), torch.tensor([random.random()], dtype=torch.float64))  # type: ignore[arg-type]
+        ours = sample(logits, SamplingParams(**of), torch.tensor([random.random()], dtype=torch.float64))  # type: ignore[arg-type]
         assert int(ours) == sampler(logits[0].numpy(), [])
 
 
 def test_a_row_draws_the_same_whoever_is_beside_it(teacher: Checkpoint) -> None:
     asked = np.random.default_rng(1).integers(3, 400, (9, 6)).tolist()
     model = batched(teacher)
-    together = model.answer(asked, Choice(), 10, (1,), randoms(9))
-    others = model.answer([asked[4], asked[1]], Choice(), 10, (1,), [randoms(5)[4], randoms(2)[1]])
+    together = model.generate(asked, SamplingParams(), 10, (1,), randoms(9))
+    others = model.generate([asked[4], asked[1]], SamplingParams(), 10, (1,), [randoms(5)[4], randoms(2)[1]])
     assert others == [together[4], together[1]]
 
 
@@ -204,7 +204,7 @@ def test_other_options_are_not_continued(teacher: Checkpoint, asked: Path, unint
     for plan, named in (
         (dataclasses.replace(PLAN, seed=4), "seed is 4"),
         (dataclasses.replace(PLAN, count=71), "count is 71"),
-        (dataclasses.replace(PLAN, choice=Choice(0.5)), "temperature is 0.5"),
+        (dataclasses.replace(PLAN, sampling=SamplingParams(0.5)), "temperature is 0.5"),
     ):
         with pytest.raises(InputError, match=named):
             write(teacher, found, uninterrupted, plan)
@@ -267,7 +267,8 @@ def test_the_verb_killed_at_any_moment_goes_on(
     teacher: Checkpoint, asked: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "c.jsonl"
-    command = [sys.executable, "-m", "merino_edge.cli", "write", str(teacher.path), "--prompts", str(asked)]
+    command = [sys.executable, "-m", "merino_edge.cli", "distill", "generate", str(teacher.path)]
+    command += ["--prompts", str(asked)]
     command += ["--out", str(out), "--count", "70", "--max-tokens", "12", "--batch", "4", "--seed", "3"]
     command += ["--precision", "fp32", "--threads", "1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

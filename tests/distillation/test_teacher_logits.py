@@ -250,7 +250,8 @@ def test_impossible_values(change: dict[str, Any]) -> None:
 def test_the_verbs(teacher: Checkpoint, corpus: Corpus, tmp_path: Path) -> None:
     architecture.save(tmp_path / "A.json", A)
     merino = [sys.executable, "-m", "merino_edge.cli"]
-    words = ["teach", str(teacher.path), "--corpus", str(corpus.folder), "--out", str(tmp_path / "l"), "--json"]
+    words = ["distill", "logits", str(teacher.path), "--corpus", str(corpus.folder)]
+    words += ["--out", str(tmp_path / "l"), "--json"]
     done = subprocess.run([*merino, *words], capture_output=True, text=True)
     assert done.returncode == 0 and json.loads(done.stdout)["top_k"] == 64, done.stderr
     words = ["train", str(tmp_path / "A.json"), "--corpus", str(corpus.folder), "--out", str(tmp_path / "c")]

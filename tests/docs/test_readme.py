@@ -5,11 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
-
-import pytest
 
 from helpers.documented import run
 from merino_edge.data.tiny_stories import tiny_stories
@@ -41,36 +37,3 @@ def test_every_command_runs_and_says_what_the_readme_promises(
     piped = next(text for command, text in output.items() if command.startswith("echo"))
     assert json.loads(piped)["finish_reason"] in ("stop", "length")
     assert {"table.png", "search.png"} <= {file.name for file in tmp_path.iterdir()}
-
-
-@pytest.mark.parametrize(
-    "verb",
-    [
-        *("", *sorted(VERBS), "demo", "build", "targets", "serve", "evaluate", "export-hf", "tokenize", "study"),
-        *("write", "teach"),
-    ],
-)
-def test_help_loads_no_heavy_library(verb: str) -> None:
-    heavy = [
-        "torch",
-        "onnx",
-        "onnx_ir",
-        "onnxruntime",
-        "numpy",
-        "transformers",
-        "tokenizers",
-        "matplotlib",
-        "starlette",
-        "lm_eval",
-    ]
-    code = (
-        "import sys; sys.path = [p for p in sys.path if p]\n"
-        f"sys.argv = ['merino-edge', *{[verb] if verb else []}, '--help']\n"
-        "from merino_edge.cli.main import main\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        f"print([m for m in {heavy} if m in sys.modules], file=sys.stderr)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(sys.executable).parent)
-    assert done.stderr.strip() == "[]"
-    assert "Usage: merino-edge" in done.stdout

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 
-def teach(
+def distill_logits(
     teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Checkpoint folder.")],
     corpus: Annotated[Path, typer.Option(help="Corpus folder, made by: merino-edge tokenize --tokenizer TEACHER.")],
     out: Annotated[Path, typer.Option(metavar="LOGITS", help="Folder to write.")],

@@ -53,7 +53,7 @@ Params = Annotated[Limits, _limit("N", "Stored parameters, as 60M.")]
 Flops = Annotated[Limits, _limit("N", "FLOPs per 1024 tokens without head, as 60G.")]
 
 
-def question(
+def question_from_options(
     space: str | None,
     score: str | None,
     table: Path | None,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 
-def write(
+def distill_generate(
     teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Checkpoint folder.")],
     prompts: Annotated[
         str,
@@ -46,7 +46,7 @@ def write(
     from merino_edge import checkpoint
     from merino_edge.distillation import prompts as asked
     from merino_edge.distillation import synthetic_corpus
-    from merino_edge.pytorch.batched_generation import Choice
+    from merino_edge.pytorch.batched_generation import SamplingParams
     from merino_edge.training import device as computing
 
     computing.set_threads(threads)
@@ -54,7 +54,7 @@ def write(
     plan = synthetic_corpus.Plan(
         len(found.lines) or 1000 if count is None else count,
         max_tokens,
-        Choice(temperature, top_k, top_p, frequency_penalty),
+        SamplingParams(temperature, top_k, top_p, frequency_penalty),
         batch,
         seed,
         plain,

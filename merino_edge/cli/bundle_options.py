@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from merino_edge.bundle import Bundle
     from merino_edge.runtime.engine import Engine
-    from merino_edge.runtime.speculative.drafter import Guesser
+    from merino_edge.runtime.speculative.drafter import Proposer
     from merino_edge.tokenizer import Tokenizer
 
 LAMB = Path("lamb")  # merino_edge.bundle.find
@@ -27,12 +27,14 @@ def open_bundle(
     """
     from merino_edge.runtime.open_bundle import open_engine
 
-    return open_engine(path, threads, cpu, cuda_graphs, lambda loaded: None if cpu else _tell(loaded))
+    return open_engine(
+        path, threads, cpu=cpu, cuda_graphs=cuda_graphs, on_bundle=lambda loaded: None if cpu else _tell(loaded)
+    )
 
 
-def open_guesser(
+def open_proposer(
     lookup: bool, draft: Path | None, engine: Engine, beside: Bundle, threads: int | None, cpu: bool
-) -> Guesser | None:
+) -> Proposer | None:
     """What `--lookup` or `--draft` ask for, for an engine that is open. Raises InputError, and as `open_engine`."""
     from merino_edge.errors import InputError, UnsupportedError
 
@@ -49,7 +51,7 @@ def open_guesser(
         )
     from merino_edge.runtime.speculative.draft_model import DraftModel
 
-    return DraftModel.open(draft, beside, threads, cpu)
+    return DraftModel.open(draft, beside, threads, cpu=cpu)
 
 
 def _tell(loaded: Bundle) -> None:

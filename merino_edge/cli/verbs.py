@@ -1,0 +1,127 @@
+"""The table of the verbs, and a command group that imports a verb only when it is asked for.
+
+`merino-edge --help` prints this table and imports no verb: that keeps it instant. A test compares each summary here with
+the first line of the verb's own docstring.
+
+Help is plain text. In rich's markup a bracketed part of a text, such as `[default: 5]`, is a tag and disappears.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+from merino_edge.errors import InputError, Interrupted
+
+MAX_HELP_COLUMNS = 120
+
+
+class Verb(NamedTuple):
+    panel: str  # heading in `merino-edge --help`
+    function: str  # "MODULE:FUNCTION" in merino_edge.cli, or "MODULE:GROUP"
+    summary: str
+
+
+DESIGN, TRAIN, SHIP, RUN, LOOK = "Design", "Train", "Ship", "Run", "Look"
+VERBS = {
+    "profile": Verb(DESIGN, "profile:profile", "Measure a latency table on this device."),
+    "estimate": Verb(DESIGN, "estimate:estimate", "Estimate a latency table for a board that is not at hand."),
+    "search": Verb(DESIGN, "search:search", "Find the architecture with the highest score within budgets."),
+    "pareto": Verb(DESIGN, "pareto:pareto", "Find the exact trade-off between the score and one cost."),
+    "study": Verb(DESIGN, "study:study", "Train many small models and test how well scores rank them."),
+    "tokenize": Verb(TRAIN, "tokenize:tokenize", "Tokenize a corpus once, for many training runs."),
+    "train": Verb(TRAIN, "train:train", "Train a model on text or conversations."),
+    "distill": Verb(TRAIN, "distill:group", "Let a teacher generate a corpus or store its logits."),
+    "evaluate": Verb(TRAIN, "evaluate:evaluate", "Measure zero-shot accuracy or perplexity."),
+    "import": Verb(SHIP, "import_:import_model", "Import a Hugging Face or GGUF model as a checkpoint."),
+    "export": Verb(SHIP, "export:export", "Export a checkpoint to ONNX and compare it with PyTorch."),
+    "export-hf": Verb(SHIP, "export_hf:export_hf", "Export a checkpoint as a Hugging Face folder."),
+    "build": Verb(SHIP, "build:build", "Build the engines of a bundle, or tune its CPU threads."),
+    "targets": Verb(SHIP, "targets:targets", "List the boards and runtimes that export can target."),
+    "generate": Verb(RUN, "generate:generate", "Generate text, or chat in the terminal."),
+    "serve": Verb(RUN, "serve:serve", "Serve a bundle over HTTP with OpenAI's API."),
+    "bench": Verb(RUN, "bench:bench", "Measure the speed and memory of a bundle."),
+    "show": Verb(LOOK, "show:show", "Show what an artefact holds, or compare two latency tables."),
+    "doctor": Verb(LOOK, "doctor:doctor", "Describe this machine and what each verb still needs."),
+    "demo": Verb(LOOK, "demo:demo", "Run every step on this machine, from profile to generate."),
+}
+RENAMED = {"write": "distill generate", "teach": "distill logits"}
+
+
+class HelpCommand(TyperCommand):
+    """A verb whose help lists its options under the headings that `rich_help_panel` names."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if (record := parameter.get_help_record(ctx)) is not None:
+                default = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                panels.setdefault(getattr(parameter, "rich_help_panel", None) or default, []).append(record)
+        for title, records in panels.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+class LazyVerbs(Mapping[str, Any]):
+    """The commands of the program by name. Reading one imports its module."""
+
+    def __getitem__(self, name: str) -> Any:
+        module, _, attribute = VERBS[name].function.partition(":")
+        verb = getattr(import_module(f"merino_edge.cli.{module}"), attribute)
+        return get_command(verb if isinstance(verb, typer.Typer) else _app_of(name, verb))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(VERBS)
+
+    def __len__(self) -> int:
+        return len(VERBS)
+
+
+class VerbGroup(TyperGroup):
+    """The program's group of verbs: loads them lazily and lists them by panel."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = LazyVerbs()  # type: ignore[assignment]  # nothing is added to it
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """As in click. Raises InputError where a verb's old name is used."""
+        if cmd_name in RENAMED and not ctx.resilient_parsing:  # completion parses resiliently
+            raise InputError(f"the verb {cmd_name} has a new name", f"run: merino-edge {RENAMED[cmd_name]}")
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        width = max(map(len, VERBS))
+        for panel in dict.fromkeys(verb.panel for verb in VERBS.values()):
+            with formatter.section(panel):
+                rows = [(name.ljust(width), verb.summary) for name, verb in VERBS.items() if verb.panel == panel]
+                formatter.write_dl(rows)
+
+
+def interruptible(verb: Callable[..., None]) -> Callable[..., None]:
+    """`verb`, with Ctrl-C as a refusal. typer alone would end without a message."""
+
+    @functools.wraps(verb)
+    def run(*arguments: Any, **options: Any) -> None:
+        try:
+            verb(*arguments, **options)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted") from None
+
+    return run
+
+
+def add_verb(app: typer.Typer, name: str, verb: Callable[..., None]) -> None:
+    app.command(name, cls=HelpCommand)(interruptible(verb))
+
+
+def _app_of(name: str, verb: Callable[..., None]) -> typer.Typer:
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    add_verb(app, name, verb)
+    return app
