@@ -8,6 +8,7 @@ how many are left, he or she), so that a small model has something to learn. A s
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -344,3 +345,7 @@ def tiny_stories(seed: int = 0, stories: int = 2500) -> str:
     """`stories` short stories (about 600 bytes each), the same text for the same arguments on every machine."""
     teller = _Teller(seed)
     return "".join(teller.story() + SEPARATOR for _ in range(stories))
+
+
+if __name__ == "__main__":  # python -m merino_edge.data.tiny_stories > corpus.txt
+    sys.stdout.write(tiny_stories())
