@@ -24,7 +24,7 @@ from merino_edge.runtime.generation import Generation
 from merino_edge.runtime.open_bundle import open_engine
 from merino_edge.runtime.sampling import Sampling
 from merino_edge.runtime.speculative.draft_model import DraftModel
-from merino_edge.runtime.speculative.drafter import Guesser
+from merino_edge.runtime.speculative.drafter import Proposer
 from merino_edge.runtime.speculative.prompt_lookup import PromptLookup
 from merino_edge.tokenizer import Tokenizer
 
@@ -61,8 +61,8 @@ def prompts() -> dict[str, list[str]]:
     return {"rewriting": rewriting, "asking": asking}
 
 
-def answer(engine: Engine, tokenizer: Tokenizer, prompt: str, guesser: Guesser | None, most: int) -> Generation:
-    made = Chat(engine, tokenizer, Sampling(greedy=True), most, guesser=guesser).send(prompt)
+def answer(engine: Engine, tokenizer: Tokenizer, prompt: str, proposer: Proposer | None, most: int) -> Generation:
+    made = Chat(engine, tokenizer, Sampling(greedy=True), most, proposer=proposer).send(prompt)
     for _ in made:
         pass
     return made
@@ -79,35 +79,35 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         engine, tokenizer, opened = open_engine(options.bundle, options.threads)
         stack.enter_context(contextlib.closing(engine))
-        guessers: dict[str, Guesser | None] = {"plain": None, "lookup": PromptLookup()}
+        proposers: dict[str, Proposer | None] = {"plain": None, "lookup": PromptLookup()}
         if options.draft:
             draft = DraftModel.open(options.draft, opened, options.threads)
-            guessers["draft"] = stack.enter_context(contextlib.closing(draft))
+            proposers["draft"] = stack.enter_context(contextlib.closing(draft))
         for kind, asked in prompts().items():
-            compare(engine, tokenizer, guessers, kind, asked, options.rounds, options.max_tokens)
+            compare(engine, tokenizer, proposers, kind, asked, options.rounds, options.max_tokens)
 
 
 def compare(
     engine: Engine,
     tokenizer: Tokenizer,
-    guessers: dict[str, Guesser | None],
+    proposers: dict[str, Proposer | None],
     kind: str,
     asked: list[str],
     rounds: int,
     most: int,
 ) -> None:
-    speeds: dict[str, list[float]] = {name: [] for name in guessers}
-    guessed, right, same = (dict.fromkeys(guessers, 0) for _ in range(3))
+    speeds: dict[str, list[float]] = {name: [] for name in proposers}
+    guessed, right, same = (dict.fromkeys(proposers, 0) for _ in range(3))
     for number in range(rounds):
-        made: dict[str, list[Generation]] = {name: [] for name in guessers}
+        made: dict[str, list[Generation]] = {name: [] for name in proposers}
         for prompt in asked:
-            for name in list(guessers)[:: 1 if number % 2 else -1]:
-                made[name].append(answer(engine, tokenizer, prompt, guessers[name], most))
+            for name in list(proposers)[:: 1 if number % 2 else -1]:
+                made[name].append(answer(engine, tokenizer, prompt, proposers[name], most))
         for name, answers in made.items():
             steps = sum(a.statistics.generated_tokens - 1 for a in answers)
             speeds[name].append(1e3 * steps / sum(a.statistics.decode_ms for a in answers))
-            guessed[name] += sum(a.statistics.guessed_tokens for a in answers)
-            right[name] += sum(a.statistics.right_guesses for a in answers)
+            guessed[name] += sum(a.statistics.drafted_tokens for a in answers)
+            right[name] += sum(a.statistics.accepted_tokens for a in answers)
             same[name] += sum(a.tokens == b.tokens for a, b in zip(answers, made["plain"], strict=True))
     for name, found in speeds.items():
         ratios = [on / off for on, off in zip(found, speeds["plain"], strict=True)]

@@ -50,7 +50,7 @@ def main() -> None:
             expected = np.array(by_harness(reference, task, data, options.limit))
             print(f"{task:<12} hf {100 * expected.mean():.2f} % of {len(expected)}", flush=True)
             for path, (engine, tokenizer) in opened.items():
-                entry = evaluate_task(task, engine, tokenizer, data, options.limit, lambda done, of: None)
+                entry = evaluate_task(task, engine, tokenizer, data, limit=options.limit, on_step=lambda done, of: None)
                 found = np.array(entry["per_item"]["acc"])
                 other = int((found != expected).sum())
                 print(

@@ -27,7 +27,7 @@ import json, sys
 import numpy as np
 import onnxruntime
 from merino_edge.architecture import Architecture
-from merino_edge.runtime.onnx_engine import OnnxEngine
+from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 
 def held(field):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))

@@ -19,7 +19,7 @@ import numpy as np
 
 from merino_edge import limits
 from merino_edge.errors import InputError
-from merino_edge.runtime.engine import Engine, SelectingEngine, TokenIds
+from merino_edge.runtime.engine import Engine, TopKEngine, TokenIds
 
 WARM_UP_STEPS = 8
 PERCENTILES = (50, 95, 99)
@@ -114,7 +114,7 @@ def bench(
 def run_once(engine: Engine, case: Case) -> list[float]:
     """Seconds of the prompt, or of each step."""
     prompt = np.random.default_rng(0).integers(engine.vocab_size, size=case.tokens)
-    engine.assume(case.depth)
+    engine.mark_filled(case.depth)
     if case.kind == "prefill":
         began = perf_counter()
         engine.forward(prompt, case.depth).argmax()
@@ -130,11 +130,11 @@ def run_once(engine: Engine, case: Case) -> list[float]:
 
 def _likeliest_after(engine: Engine) -> Callable[[TokenIds, int], int]:
     """Runs tokens at a position and says which comes next, with as much of the logits as `generate` asks for."""
-    if not isinstance(engine, SelectingEngine):
+    if not isinstance(engine, TopKEngine):
         return lambda tokens, start: int(engine.forward(tokens, start).argmax())
 
     def selected(tokens: TokenIds, start: int) -> int:
-        logits, ids = engine.forward_largest(tokens, start, 1)
+        logits, ids = engine.forward_topk(tokens, start, 1)
         best = int(logits.argmax())
         return best if ids is None else int(ids[best])
 

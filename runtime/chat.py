@@ -17,12 +17,12 @@ from merino_edge.runtime.generation import Generation, generate
 from merino_edge.runtime.grammar import Grammar
 from merino_edge.runtime.sampling import Sampling
 from merino_edge.runtime.session import Session
-from merino_edge.runtime.speculative.drafter import Guesser
+from merino_edge.runtime.speculative.drafter import Proposer
 from merino_edge.tokenizer import Message, Tokenizer
 
 
 class Chat:
-    """`sampling`, `max_tokens`, `stop`, `grammar`, `guesser` and `slide` may be changed between turns."""
+    """`sampling`, `max_tokens`, `stop`, `grammar`, `proposer` and `truncate_history` may be changed between turns."""
 
     def __init__(
         self,
@@ -30,16 +30,17 @@ class Chat:
         tokenizer: Tokenizer,
         sampling: Sampling,
         max_tokens: int = 256,
+        *,
         stop: Sequence[str] = (),
         system: str | None = None,
         raw: bool | None = None,
         grammar: Grammar | None = None,
-        guesser: Guesser | None = None,
-        slide: bool = False,
+        proposer: Proposer | None = None,
+        truncate_history: bool = False,
     ) -> None:
         """`raw` True bypasses the template, False insists on one, None uses one if there is one."""
         self.tokenizer, self.sampling, self.max_tokens, self.stop = tokenizer, sampling, max_tokens, stop
-        self.grammar, self.guesser, self.slide = grammar, guesser, slide
+        self.grammar, self.proposer, self.truncate_history = grammar, proposer, truncate_history
         self.dropped = 0  # messages that the last question left behind
         self.raw = tokenizer.chat.chat_template is None if raw is None else raw
         if self.raw and system is not None:
@@ -67,10 +68,10 @@ class Chat:
         asked = [*before, {"role": "user", "content": text}]
         ids = self.tokenizer.encode(text) if self.raw else self.tokenizer.encode_chat(asked)
         kept = asked
-        if self.slide and not self.raw:
-            kept, ids = self._slid(asked, ids)
+        if self.truncate_history and not self.raw:
+            kept, ids = self._truncated(asked, ids)
         context = self.session.engine.max_positions
-        if len(ids) > context and len(before) > len(self.system) and not self.slide:
+        if len(ids) > context and len(before) > len(self.system) and not self.truncate_history:
             raise InputError(
                 f"the conversation has {len(ids)} tokens, the context of this bundle is {context}",
                 "/reset starts a new one, --slide drops the oldest turns, a larger --context of the export holds more",
@@ -81,15 +82,15 @@ class Chat:
             ids,
             self.sampling,
             self.max_tokens,
-            self.stop,
-            cancel,
-            self.grammar,
-            self.guesser,
+            stop=self.stop,
+            cancel=cancel,
+            grammar=self.grammar,
+            proposer=self.proposer,
         )
         self._asked, self.dropped = kept, len(asked) - len(kept)
         return self.turn
 
-    def _slid(self, asked: list[Message], ids: list[int]) -> tuple[list[Message], list[int]]:
+    def _truncated(self, asked: list[Message], ids: list[int]) -> tuple[list[Message], list[int]]:
         """Without the oldest turns where they leave too little room for an answer; and its ids."""
         context, system = self.session.engine.max_positions, len(self.system)
         if len(ids) + min(self.max_tokens, context // 4) <= context:

@@ -34,7 +34,7 @@ class Engine(Protocol):
         """As `forward`, the last `rows` positions' logits [rows, V]; 1 to `max_rows` of them, at most T."""
         ...
 
-    def assume(self, positions: int) -> None:
+    def mark_filled(self, positions: int) -> None:
         """Take so many positions for written, whatever they hold: to time a step at any length without the prompt."""
         ...
 
@@ -51,10 +51,10 @@ class Candidates(NamedTuple):
 
 
 @runtime_checkable
-class SelectingEngine(Engine, Protocol):
+class TopKEngine(Engine, Protocol):
     """One that can leave most of a row where it is."""
 
-    def forward_largest(self, tokens: TokenIds, start: int, k: int) -> Candidates:
+    def forward_topk(self, tokens: TokenIds, start: int, k: int) -> Candidates:
         """As `forward`, the `k` largest logits and all that tie with the least of them, which is what greedy and top-k
         look at; the whole row where the engine cannot tell them, and of several tokens."""
         ...

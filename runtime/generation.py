@@ -24,12 +24,14 @@ from merino_edge.runtime.engine import Logits, TokenIds
 from merino_edge.runtime.grammar import Constraint, Grammar
 from merino_edge.runtime.sampling import Sampler, Sampling
 from merino_edge.runtime.session import Session, _common_prefix
-from merino_edge.runtime.speculative.drafter import Drafter, Guesser
-from merino_edge.runtime.text_stream import TextStream
+from merino_edge.runtime.speculative.drafter import Drafter, Proposer
+from merino_edge.runtime.detokenizer import StreamingDetokenizer
 from merino_edge.tokenizer import Tokenizer
 
 # stop: an end token or a stop string; length: max_tokens; context: the cache is full.
 FinishReason = Literal["stop", "length", "context", "cancelled"]
+# Keys of the JSON that `generate --json` and the server print: programs read them, so they keep their first names.
+WRITTEN_NAMES = {"drafted_tokens": "guessed_tokens", "accepted_tokens": "right_guesses"}
 
 
 @dataclass
@@ -39,8 +41,8 @@ class Statistics:
     prompt_tokens: int = 0
     reused_tokens: int = 0  # of the prompt, found in the cache
     generated_tokens: int = 0  # sampled, the end token included
-    guessed_tokens: int = 0  # run before they were sampled
-    right_guesses: int = 0  # of those
+    drafted_tokens: int = 0  # run before they were sampled
+    accepted_tokens: int = 0  # of those
     prompt_ms: float = 0.0
     first_token_ms: float | None = None  # from the start to the first sampled token
     decode_ms: float = 0.0  # every token after the first
@@ -55,7 +57,8 @@ class Statistics:
 
     def to_dict(self) -> dict[str, Any]:
         rates = {name: getattr(self, name) for name in ("prompt_tokens_per_second", "decode_tokens_per_second")}
-        return {k: round(v, 3) if isinstance(v, float) else v for k, v in {**asdict(self), **rates}.items()}
+        fields = {WRITTEN_NAMES.get(name, name): value for name, value in asdict(self).items()}
+        return {k: round(v, 3) if isinstance(v, float) else v for k, v in {**fields, **rates}.items()}
 
 
 def _rate(tokens: int, elapsed_ms: float) -> float | None:
@@ -72,6 +75,7 @@ class Generation(Iterator[str]):
         prompt_ids: Sequence[int],
         sampler: Sampler,
         max_tokens: int,
+        *,
         stop: Sequence[str],
         cancel: threading.Event,
         constraint: Constraint | None,
@@ -83,10 +87,10 @@ class Generation(Iterator[str]):
         self.seed = sampler.seed
         self._session, self._prompt_ids, self._sampler = session, prompt_ids, sampler
         self._eos, self._max_tokens, self._cancel = set(tokenizer.chat.eos_token_ids), max_tokens, cancel
-        self._stream, self._constraint, self._drafter = TextStream(tokenizer, stop), constraint, drafter
+        self._stream, self._constraint, self._drafter = StreamingDetokenizer(tokenizer, stop), constraint, drafter
         # Of a step's logits, so many of the largest are enough; None: the row comes, or is needed.
         whole = session.selecting is None or constraint is not None or drafter is not None
-        self._largest = None if whole else sampler.sampling.largest
+        self._largest = None if whole else sampler.sampling.required_topk
         self._pieces = self._run()
 
     @property
@@ -115,7 +119,7 @@ class Generation(Iterator[str]):
                 if self.finish_reason or token != guessed or self._cancel.is_set():
                     break
                 self._session.keep(token)
-                self.statistics.right_guesses += 1
+                self.statistics.accepted_tokens += 1
             if self.finish_reason:
                 break
             rows, ids, guess = self._step(token)
@@ -182,11 +186,11 @@ class Generation(Iterator[str]):
         if self._largest is None:
             rows, ids = self._session.step(token, guess), None
         else:
-            row, ids = self._session.step_largest(token, self._largest)
+            row, ids = self._session.step_topk(token, self._largest)
             rows = row[None]
         if self._drafter is not None:
             self._drafter.ran(1 + len(guess), perf_counter() - began_step)
-        self.statistics.guessed_tokens += len(guess)
+        self.statistics.drafted_tokens += len(guess)
         self.statistics.decode_ms += _since_ms(began)
         return rows, ids, guess
 
@@ -201,14 +205,15 @@ def generate(
     prompt_ids: Sequence[int],
     sampling: Sampling,
     max_tokens: int = 256,
+    *,
     stop: Sequence[str] = (),
     cancel: threading.Event | None = None,
     grammar: Grammar | None = None,
-    guesser: Guesser | None = None,
+    proposer: Proposer | None = None,
 ) -> Generation:
     """Start an answer to `prompt_ids`, of the form that `grammar` has; nothing runs before the first `next`.
 
-    `guesser`: run its guesses along where that pays (merino_edge.runtime.speculative.drafter). Every token is sampled all the same,
+    `proposer`: run its guesses along where that pays (merino_edge.runtime.speculative.drafter). Every token is sampled all the same,
     so an answer is what it would be without as far as steps of one and of several tokens round alike: at fp32 they do
     to a millionth of a probability, at int4 ONNX Runtime's kernels do not.
 
@@ -228,5 +233,15 @@ def generate(
     limits.check_range("max_tokens", max_tokens, 1, limits.MAX_NEW_TOKENS)
     constraint = None if grammar is None else grammar.begin()
     sampler, cancel = Sampler(sampling), cancel or threading.Event()
-    drafter = Drafter(guesser) if guesser is not None and engine.max_rows > 1 else None
-    return Generation(session, tokenizer, prompt_ids, sampler, max_tokens, stop, cancel, constraint, drafter)
+    drafter = Drafter(proposer) if proposer is not None and engine.max_rows > 1 else None
+    return Generation(
+        session,
+        tokenizer,
+        prompt_ids,
+        sampler,
+        max_tokens,
+        stop=stop,
+        cancel=cancel,
+        constraint=constraint,
+        drafter=drafter,
+    )

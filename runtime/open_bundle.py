@@ -14,6 +14,7 @@ from merino_edge.tokenizer import Tokenizer
 def open_engine(
     path: Path | str,
     threads: int | None = None,
+    *,
     cpu: bool = False,
     cuda_graphs: bool = True,
     on_bundle: Callable[[Bundle], None] = lambda loaded: None,
@@ -35,10 +36,10 @@ def open_engine(
     if loaded.engines and not cpu:
         from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
 
-        return TensorRtEngine.from_bundle(loaded, cuda_graphs), tokenizer, loaded
+        return TensorRtEngine.from_bundle(loaded, cuda_graphs=cuda_graphs), tokenizer, loaded
     from merino_edge.runtime.engines.onnx_engine import OnnxEngine
-    from merino_edge.runtime.thread_tuning import tuning_here
+    from merino_edge.runtime.thread_tuning import tuning_for_this_machine
 
-    if threads is None and (tuning := tuning_here(loaded)):
-        return OnnxEngine.from_bundle(loaded, tuning.threads, tuning.spinning), tokenizer, loaded
+    if threads is None and (tuning := tuning_for_this_machine(loaded)):
+        return OnnxEngine.from_bundle(loaded, tuning.threads, spinning=tuning.spinning), tokenizer, loaded
     return OnnxEngine.from_bundle(loaded, threads), tokenizer, loaded

@@ -48,7 +48,7 @@ def save(path: Path, session: Session, positions: int, bundle: Bundle) -> None:
         "shapes": [[array.shape[0], array.shape[2]] for array in arrays],
         "arrays_sha256": hashlib.sha256(data).hexdigest(),
     }
-    line = artefact.canonical_json(artefact.stamp(KIND, header)) + "\n"
+    line = artefact.canonical_json(artefact.add_envelope(KIND, header)) + "\n"
     artefact.write_bytes(path, line.encode() + data)
 
 

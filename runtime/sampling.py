@@ -62,7 +62,7 @@ class Sampling:
             limits.check_range("seed", self.seed, 0, limits.MAX_SEED)
 
     @property
-    def largest(self) -> int | None:
+    def required_topk(self) -> int | None:
         """How many of the largest logits, with what ties with the least of them, decide; None: all, as with penalties.
 
         Top-k goes first: what is left to the other filters is the same, whether they are given a row or that.

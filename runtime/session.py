@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from merino_edge.runtime.engine import Candidates, Engine, Logits, SelectingEngine
+from merino_edge.runtime.engine import Candidates, Engine, Logits, TopKEngine
 
 PREFILL_CHUNK = 256  # tokens between two looks at the cancel flag
 
@@ -18,7 +18,7 @@ class Session:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.ids: list[int] = []
-        self.selecting = engine if isinstance(engine, SelectingEngine) else None
+        self.selecting = engine if isinstance(engine, TopKEngine) else None
 
     def prefill(self, ids: Sequence[int], cancel: threading.Event | None = None) -> Logits | None:
         """Bring the cache to exactly `ids`, running only those it lacks; logits [V] after the last.
@@ -47,10 +47,10 @@ class Session:
         self.ids.append(token)
         return logits
 
-    def step_largest(self, token: int, k: int) -> Candidates:
+    def step_topk(self, token: int, k: int) -> Candidates:
         """As `step` where the engine is `selecting`: at least the `k` largest of the logits, and all their ties."""
         assert self.selecting is not None
-        candidates = self.selecting.forward_largest(np.asarray([token], np.int64), len(self.ids), k)
+        candidates = self.selecting.forward_topk(np.asarray([token], np.int64), len(self.ids), k)
         self.ids.append(token)
         return candidates
 

@@ -50,7 +50,7 @@ def this_machine() -> dict[str, Any]:
     return {"cpu": ", ".join(dict.fromkeys(named)), "cores": len(os.sched_getaffinity(0))}
 
 
-def tuning_here(bundle: Bundle) -> Tuning | None:
+def tuning_for_this_machine(bundle: Bundle) -> Tuning | None:
     """What was measured on such a machine last. Raises ArtefactError for an entry that is none."""
     machine = this_machine() if bundle.tunings else {}
     for entry in reversed(bundle.tunings):
@@ -65,7 +65,7 @@ def tuning_here(bundle: Bundle) -> Tuning | None:
     return None
 
 
-def possibilities(cores: int) -> list[Tuning]:
+def candidate_tunings(cores: int) -> list[Tuning]:
     """The leanest first: threads in powers of two up to the cores, each without and with spinning."""
     counts = sorted({*(2**k for k in range(cores.bit_length()) if 2**k < cores), cores})
     return [Tuning(count, spinning) for count in counts for spinning in (False, True) if count > 1 or not spinning]
@@ -91,7 +91,7 @@ def tune(
     return {tuning: statistics.median(values) for tuning, values in times_ms.items()}
 
 
-def answers(tried: Sequence[Tuning]) -> int:
+def timed_answers(tried: Sequence[Tuning]) -> int:
     """How many answers `tune` times, the warm-up included."""
     return (ROUNDS + 1) * len(tried)
 
@@ -100,8 +100,12 @@ def tune_bundle(
     bundle: Bundle, tried: Sequence[Tuning], on_answer: Callable[[], None] = lambda: None
 ) -> tuple[Tuning, dict[str, Any]]:
     """Measure `bundle` and keep the best tuning in its manifest; that, and its entry. Raises OutputError."""
-    measured = tune(lambda tuning: OnnxEngine.from_bundle(bundle, tuning.threads, tuning.spinning), tried, on_answer)
-    best = leanest(measured)
+
+    def open_with(tuning: Tuning) -> OnnxEngine:
+        return OnnxEngine.from_bundle(bundle, tuning.threads, spinning=tuning.spinning)
+
+    measured = tune(open_with, tried, on_answer)
+    best = fewest_threads_within_tolerance(measured)
     entry = {
         **this_machine(),
         "onnxruntime": version("onnxruntime"),
@@ -113,7 +117,7 @@ def tune_bundle(
     return best, entry
 
 
-def leanest(answer_ms: dict[Tuning, float]) -> Tuning:
+def fewest_threads_within_tolerance(answer_ms: dict[Tuning, float]) -> Tuning:
     """The first, in the order of `possibilities`, that is as fast as the fastest within what a measurement can tell."""
     least = min(answer_ms.values())
     return next(tuning for tuning, ms in answer_ms.items() if ms <= CLOSE * least)

@@ -16,7 +16,7 @@ from merino_edge.runtime.sampling import Sampling
 
 
 def main() -> None:
-    engine, tokenizer, _ = open_engine(sys.argv[1] if len(sys.argv) > 1 else "lamb", 1, True)
+    engine, tokenizer, _ = open_engine(sys.argv[1] if len(sys.argv) > 1 else "lamb", 1, cpu=True)
     asked = dict[str, set[str]]()
     for question, answer in facts():  # some have several
         asked.setdefault(question, set()).add(answer)

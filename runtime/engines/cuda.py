@@ -110,7 +110,9 @@ class Cuda:
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self.stream)
 
-    def copy_rows(self, source: int, source_pitch: int, target: int, target_pitch: int, width: int, rows: int) -> None:
+    def copy_rows(
+        self, source: int, target: int, width: int, rows: int, *, source_pitch: int, target_pitch: int
+    ) -> None:
         """Queue a copy of `rows` runs of `width` bytes, so many bytes apart there and here, within the device."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         self._call("cudaMemcpy2DAsync", target, target_pitch, source, source_pitch, width, rows, kind, self.stream)

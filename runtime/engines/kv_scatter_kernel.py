@@ -34,7 +34,7 @@ THREADS = 32
 POINTERS = 4  # of the arguments, the first ones; the others are 32-bit integers
 
 
-class RowWriter:
+class KvScatterKernel:
     """Writes into the caches of one plan; `queue` as often as there are steps."""
 
     def __init__(
@@ -43,9 +43,10 @@ class RowWriter:
         position: int,
         rows: Sequence[int],
         caches: Sequence[int],
+        *,
         heads: Sequence[int],
         row_bytes: int,
-        places: int,
+        capacity: int,
     ) -> None:
         """Addresses: of the step's position (int64), and by cache of its new rows [heads, row_bytes] and of itself
         [heads, places, row_bytes]. Raises UnsupportedError where there is no compiler, or no memory."""
@@ -56,7 +57,7 @@ class RowWriter:
             cuda.to_device(table, address)
         cuda.synchronize()  # the tables here may go now
         self._grid = (len(caches), max(heads))
-        self._arguments = (position, *addresses, row_bytes // 4, places)
+        self._arguments = (position, *addresses, row_bytes // 4, capacity)
 
     def queue(self) -> None:
         """Write the rows of the step that was queued before."""

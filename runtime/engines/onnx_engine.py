@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, InputError, UnsupportedError
-from merino_edge.graph_io import ROWS, WANTED
+from merino_edge.graph_io import NEW_KV_PREFIX, NUM_LOGITS
 from merino_edge.runtime.memory import give_back_freed
 
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ MAX_ROWS = 128  # of logits at once, where the graph gives more than one: memory
 
 def bucket(positions: int, context: int) -> int:
     """Places of the cache that is bound, and read by every step, while `positions` of `context` are in use."""
-    places = FIRST_BUCKET
-    while places < positions:
-        places *= 2
-    return min(places, context)
+    capacity = FIRST_BUCKET
+    while capacity < positions:
+        capacity *= 2
+    return min(capacity, context)
 
 
 def installed_version() -> tuple[int, ...]:
@@ -81,6 +81,7 @@ class OnnxEngine:
         a: Architecture,
         context: int,
         threads: int | None = None,
+        *,
         device: str = "cpu",
         spinning: bool = True,
     ) -> None:
@@ -145,8 +146,8 @@ class OnnxEngine:
         self._ort = ort
         self._binding = self._session.io_binding()
         inputs = {value.name: value for value in self._session.get_inputs()}
-        caches = [value for name, value in inputs.items() if name not in ("tokens", "positions", WANTED)]
-        self.max_rows = MAX_ROWS if WANTED in inputs else 1  # graphs of older bundles give one
+        caches = [value for name, value in inputs.items() if name not in ("tokens", "positions", NUM_LOGITS)]
+        self.max_rows = MAX_ROWS if NUM_LOGITS in inputs else 1  # graphs of older bundles give one
         self._names = [value.name for value in caches]
         self._shapes = [(1, value.shape[1], value.shape[3]) for value in caches]
         self._dtype = CACHE_TYPES[caches[0].type]
@@ -158,7 +159,7 @@ class OnnxEngine:
             )
         # The graph fixes the cache's capacity, or is an `ort` graph on the CPU, to which it does not matter.
         self._whole = isinstance(caches[0].shape[2], int) or (self.max_rows > 1 and device == "cpu")
-        self._row_names = [value.name for value in self._session.get_outputs() if value.name.startswith(ROWS)]
+        self._row_names = [value.name for value in self._session.get_outputs() if value.name.startswith(NEW_KV_PREFIX)]
         if self._row_names and device != "cpu":
             raise UnsupportedError("the primitive lowering runs on the CPU only", "export with --lowering ort")
         self._rows: list[NDArray[Any]] = []  # [1, Hkv, T, D] each, bound for steps of T tokens
@@ -172,7 +173,7 @@ class OnnxEngine:
         give_back_freed()  # by loading
 
     @staticmethod
-    def from_bundle(bundle: Bundle, threads: int | None = None, spinning: bool = True) -> OnnxEngine:
+    def from_bundle(bundle: Bundle, threads: int | None = None, *, spinning: bool = True) -> OnnxEngine:
         return OnnxEngine(bundle.graph, bundle.architecture, bundle.context, threads, spinning=spinning)
 
     @property
@@ -220,7 +221,7 @@ class OnnxEngine:
             self._written = max(self._written, last)
         return self._logits
 
-    def assume(self, positions: int) -> None:
+    def mark_filled(self, positions: int) -> None:
         """Take so many positions for written, whatever they hold: to time a step at any length without the prompt."""
         if positions > self.capacity:
             self._reserve(positions)
@@ -245,7 +246,7 @@ class OnnxEngine:
     def write_cache(self, arrays: Sequence[NDArray[Any]]) -> None:
         """Take what `read_cache` gave for the first positions. On the CPU only."""
         positions = arrays[0].shape[1]
-        self.assume(positions)
+        self.mark_filled(positions)
         for cache, array in zip(self._arrays, arrays, strict=True):
             cache[0, :, :positions] = array
 
@@ -279,7 +280,7 @@ class OnnxEngine:
         self._binding.bind_ortvalue_output("logits", self._ort.OrtValue.ortvalue_from_numpy(self._logits))
         if self.max_rows > 1:
             self._wanted = np.array([rows], np.int64)
-            self._binding.bind_cpu_input(WANTED, self._wanted)
+            self._binding.bind_cpu_input(NUM_LOGITS, self._wanted)
 
     def _bind_tokens(self, tokens: NDArray[np.int64], start: int) -> None:
         """Where a step is as long as the one before, as decode's are, only the values change."""
@@ -301,11 +302,11 @@ class OnnxEngine:
 
     def _reserve(self, positions: int) -> None:
         """Bind a cache of the smallest bucket that holds `positions`, keeping what was written."""
-        places = self.max_positions if self._whole else bucket(positions, self.max_positions)
+        capacity = self.max_positions if self._whole else bucket(positions, self.max_positions)
         old, self._caches, self._arrays = self._caches, [], []
         self._written = self._length
         for index, (batch, heads, head_dim) in enumerate(self._shapes):
-            cache = np.zeros((batch, heads, places, head_dim), self._dtype)  # [1, Hkv, C, D]
+            cache = np.zeros((batch, heads, capacity, head_dim), self._dtype)  # [1, Hkv, C, D]
             if old:
                 cache[:, :, : self._length] = old[index].numpy()[:, :, : self._length]
             value = self._ort.OrtValue.ortvalue_from_numpy(cache, self.device, 0)  # on the CPU it keeps `cache` itself

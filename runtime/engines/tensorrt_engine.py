@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 class TensorRtEngine:
-    """Runs serialized engines. Implements merino_edge.runtime.engine.SelectingEngine."""
+    """Runs serialized engines. Implements merino_edge.runtime.engine.TopKEngine."""
 
     def __init__(
-        self, library: str, plans: Mapping[int, bytes | Path], a: Architecture, cuda_graphs: bool = True
+        self, library: str, plans: Mapping[int, bytes | Path], a: Architecture, *, cuda_graphs: bool = True
     ) -> None:
         """`library`: a module named in tensorrt_library.EXTRAS, of the version that built `plans` (by their places).
         `cuda_graphs`: launch a step of one token as one graph.
@@ -43,7 +43,7 @@ class TensorRtEngine:
         self._plan: Plan | None = self._open(min(plans))
 
     @staticmethod
-    def from_bundle(bundle: Bundle, cuda_graphs: bool = True) -> TensorRtEngine:
+    def from_bundle(bundle: Bundle, *, cuda_graphs: bool = True) -> TensorRtEngine:
         """The engines for this GPU that the library which built last has built.
 
         Raises UnsupportedError where another release built them, or for another GPU, and as __init__.
@@ -71,7 +71,7 @@ class TensorRtEngine:
         here = capability_here()
         if here not in plans:
             raise UnsupportedError(f"{bundle.path} has engines for {', '.join(plans)}, this GPU is {here}", again)
-        return TensorRtEngine(library, plans[here], bundle.architecture, cuda_graphs)
+        return TensorRtEngine(library, plans[here], bundle.architecture, cuda_graphs=cuda_graphs)
 
     def forward(self, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
         """Run tokens [T] at positions start.., return the last one's logits [V], valid until the next call.
@@ -92,16 +92,16 @@ class TensorRtEngine:
             raise InputError(f"this engine returns one row of logits, not {rows}", "run the tokens one by one")
         return self.forward(tokens, start)[None]
 
-    def forward_largest(self, tokens: NDArray[np.int64], start: int, k: int) -> Candidates:
+    def forward_topk(self, tokens: NDArray[np.int64], start: int, k: int) -> Candidates:
         """As `forward`, but of one token only the `k` largest logits and their ties, where the GPU can find them."""
         if len(tokens) != 1:
             return Candidates(self.forward(tokens, start), None)
         plan = self._ready(start, start + 1)
-        found = plan.run_largest(tokens, start, k, self._logits)
+        found = plan.run_topk(tokens, start, k, self._logits)
         self._length = start + 1
         return found or Candidates(self._logits[0], None)
 
-    def assume(self, positions: int) -> None:
+    def mark_filled(self, positions: int) -> None:
         """Take so many positions for written, whatever they hold: to time a step at any length without the prompt."""
         self._reserve(min(positions, self.max_positions))
         self._length = positions
@@ -126,8 +126,8 @@ class TensorRtEngine:
         """Have a plan open that holds so many, keeping what was written."""
         if self._plan is None:
             raise InputError("this engine is closed", "open the bundle again")
-        if positions > self._plan.places:
-            wider = self._open(next(places for places in self._plans if places >= positions))
+        if positions > self._plan.capacity:
+            wider = self._open(next(capacity for capacity in self._plans if capacity >= positions))
             try:
                 wider.take_cache(self._plan, self._length)
             except BaseException:
@@ -137,7 +137,7 @@ class TensorRtEngine:
             self._plan = wider
         return self._plan
 
-    def _open(self, places: int) -> Plan:
-        plan: Any = self._plans[places]
+    def _open(self, capacity: int) -> Plan:
+        plan: Any = self._plans[capacity]
         serialized = plan if isinstance(plan, bytes) else plan.read_bytes()
-        return Plan(self._library, serialized, self._architecture, places, self._cuda_graphs)
+        return Plan(self._library, serialized, self._architecture, capacity, cuda_graphs=self._cuda_graphs)

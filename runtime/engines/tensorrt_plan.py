@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from merino_edge import tensorrt_library
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, UnsupportedError
-from merino_edge.graph_io import ROWS
+from merino_edge.graph_io import NEW_KV_PREFIX
 from merino_edge.runtime.engine import Candidates
 from merino_edge.runtime.engines.cuda import Cuda
-from merino_edge.runtime.engines.kv_scatter_kernel import RowWriter
-from merino_edge.runtime.engines.topk_kernel import Selector
+from merino_edge.runtime.engines.kv_scatter_kernel import KvScatterKernel
+from merino_edge.runtime.engines.topk_kernel import TopKKernel
 
 
 class Tensor(NamedTuple):
@@ -41,13 +41,13 @@ class Tensor(NamedTuple):
     dtype: str  # as numpy spells it
 
 
-def bound_tensors(a: Architecture, places: int, prefix: str = "new_", dtype: str = "float16") -> list[Tensor]:
+def bound_tensors(a: Architecture, capacity: int, prefix: str = "new_", dtype: str = "float16") -> list[Tensor]:
     """Every input and output of the graph of `a`; `prefix` of the caches' outputs: new_ (native), row_ (primitive)."""
     caches = [
         Tensor(f"{output}{kind}_{layer}", (1, block.kv_heads, extent, a.head_dim), dtype)
         for layer, block in enumerate(a.layer_blocks())
         for kind in ("key", "value")
-        for output, extent in (("", places), (prefix, -1 if prefix == ROWS else places))
+        for output, extent in (("", capacity), (prefix, -1 if prefix == NEW_KV_PREFIX else capacity))
     ]
     ends = [Tensor("tokens", (1, -1), "int64"), Tensor("positions", (1, -1), "int64")]
     return [*ends, *caches, Tensor("logits", (1, a.vocab_size), "float32")]
@@ -69,19 +69,21 @@ def buffer_bytes(tensors: Iterable[Tensor], longest: int) -> dict[str, int]:
 class Plan:
     """Steps of one sequence of up to `places` positions."""
 
-    def __init__(self, library: str, serialized: bytes, a: Architecture, places: int, cuda_graphs: bool = True) -> None:
+    def __init__(
+        self, library: str, serialized: bytes, a: Architecture, capacity: int, *, cuda_graphs: bool = True
+    ) -> None:
         """`library`: a module named in tensorrt_library.EXTRAS, of the version that built it.
 
         Raises UnsupportedError (no GPU, too little memory), MissingExtraError, ArtefactError (another model's).
         """
-        self.places = places
+        self.capacity = capacity
         self._trt, self._log = tensorrt_library.load(library)
         self._contexts: list[tuple[int, Any]] = []  # (most tokens, execution context), shortest first
         self._counts: list[int] = []  # of tokens that each context is set to
         self._records = cuda_graphs  # steps of one token, if they can be
         self._graphs: dict[bool, Any] = {}  # that were recorded, by whether they select; None: could not be
-        self._writer: RowWriter | None = None  # of a primitive plan's steps of one token
-        self._selector: Selector | None = None
+        self._writer: KvScatterKernel | None = None  # of a primitive plan's steps of one token
+        self._topk: TopKKernel | None = None
         self._cuda = Cuda()
         try:
             self._open(serialized, a)
@@ -107,9 +109,9 @@ class Plan:
             for n in names
         ]
         by_name = {tensor.name: tensor for tensor in found}
-        prefix = ROWS if f"{ROWS}key_0" in by_name else "new_"
+        prefix = NEW_KV_PREFIX if f"{NEW_KV_PREFIX}key_0" in by_name else "new_"
         dtype = by_name["key_0"].dtype if "key_0" in by_name else "float16"
-        tensors = bound_tensors(a, self.places, prefix, dtype)
+        tensors = bound_tensors(a, self.capacity, prefix, dtype)
         if sorted(found) != sorted(tensors):
             raise ArtefactError("the engine was built from another model, or for another context", "build it again")
         most = [engine.get_tensor_profile_shape("tokens", i)[2][1] for i in range(engine.num_optimization_profiles)]
@@ -134,28 +136,28 @@ class Plan:
                 context.set_tensor_address(name, self._addresses[owner(name)])
         self._row_bytes = a.head_dim * np.dtype(dtype).itemsize  # of one position of one head
         self._heads = {t.name: t.shape[1] for t in tensors if t.name.startswith(("key_", "value_"))}
-        self._puts_out_rows = prefix == ROWS
+        self._puts_out_rows = prefix == NEW_KV_PREFIX
         if self._puts_out_rows:
             with suppress(UnsupportedError):  # no compiler here: rows are copied
                 self._writer = self._new_writer()
         with suppress(UnsupportedError):  # nor here: rows come down
-            self._selector = Selector(self._cuda, self._addresses["logits"], a.vocab_size)
+            self._topk = TopKKernel(self._cuda, self._addresses["logits"], a.vocab_size)
         self._cuda.synchronize()
 
     def run(self, tokens: NDArray[np.int64], start: int, logits: NDArray[np.float32]) -> None:
         """Tokens [T], up to `longest` of them, at positions start..; the last one's logits into `logits` [1, V]."""
-        self._run(tokens, start, selects=False)
+        self._run(tokens, start, with_topk=False)
         logits[...] = self._logits
 
-    def run_largest(
+    def run_topk(
         self, tokens: NDArray[np.int64], start: int, k: int, logits: NDArray[np.float32]
     ) -> Candidates | None:
         """As `run`, of one token, but the `k` largest logits and their ties; None where `logits` has them all."""
-        if self._selector is None or k > self._selector.most:
+        if self._topk is None or k > self._topk.most:
             self.run(tokens, start, logits)
             return None
-        self._run(tokens, start, selects=True)
-        candidates = self._selector.candidates(k)
+        self._run(tokens, start, with_topk=True)
+        candidates = self._topk.candidates(k)
         if candidates is None:
             if self._copies:
                 self._cuda.to_host(self._addresses["logits"], self._logits)
@@ -163,23 +165,24 @@ class Plan:
             logits[...] = self._logits
         return candidates
 
-    def _run(self, tokens: NDArray[np.int64], start: int, selects: bool) -> None:
+    def _run(self, tokens: NDArray[np.int64], start: int, *, with_topk: bool) -> None:
         count = len(tokens)
         self._sent["tokens"][:count] = tokens
         self._sent["positions"][:count] = np.arange(start, start + count)
-        graph = self._graphs.get(selects) if count == 1 else None
+        graph = self._graphs.get(with_topk) if count == 1 else None
         if graph is not None:
             self._cuda.launch(graph)
         else:
-            self._run_plain(count, selects)
+            self._run_plain(count, with_topk=with_topk)
         if self._puts_out_rows and (count > 1 or self._writer is None):
-            width, pitch = count * self._row_bytes, self.places * self._row_bytes
+            width, pitch = count * self._row_bytes, self.capacity * self._row_bytes
             for name, heads in self._heads.items():
                 cache = self._addresses[name] + start * self._row_bytes
-                self._cuda.copy_rows(self._addresses[f"{ROWS}{name}"], width, cache, pitch, width, heads)
+                new = self._addresses[f"{NEW_KV_PREFIX}{name}"]
+                self._cuda.copy_rows(new, cache, width, heads, source_pitch=width, target_pitch=pitch)
         self._cuda.synchronize()
 
-    def _run_plain(self, count: int, selects: bool) -> None:
+    def _run_plain(self, count: int, *, with_topk: bool) -> None:
         """Queue a step; one of one token is recorded, if its context has run such a step before."""
         index = 0 if count == 1 else -1  # a recorded context must keep its shape: it sees no other step
         context, before = self._contexts[index][1], self._counts[index]
@@ -187,14 +190,15 @@ class Plan:
         if before != count:
             for name in self._sent:
                 context.set_input_shape(name, (1, count))
-        elif count == 1 and self._records and selects not in self._graphs:
-            graph = self._graphs[selects] = self._cuda.recorded(lambda: self._queue(context, count, selects))
+        elif count == 1 and self._records and with_topk not in self._graphs:
+            graph = self._cuda.recorded(lambda: self._queue(context, count, with_topk=with_topk))
+            self._graphs[with_topk] = graph
             if graph is not None:
                 self._cuda.launch(graph)
                 return
-        self._queue(context, count, selects)
+        self._queue(context, count, with_topk=with_topk)
 
-    def _queue(self, context: Any, count: int, selects: bool) -> None:
+    def _queue(self, context: Any, count: int, *, with_topk: bool) -> None:
         if self._copies:
             for name, values in self._sent.items():
                 self._cuda.to_device(values[:count], self._addresses[name])
@@ -202,18 +206,26 @@ class Plan:
             raise ArtefactError(f"TensorRT cannot run the engine: {self._log.first}", "build it again")
         if count == 1 and self._writer is not None:
             self._writer.queue()
-        if selects and self._selector is not None:
-            self._selector.queue()
+        if with_topk and self._topk is not None:
+            self._topk.queue()
         elif self._copies:
             self._cuda.to_host(self._addresses["logits"], self._logits)
 
-    def _new_writer(self) -> RowWriter:
+    def _new_writer(self) -> KvScatterKernel:
         at = self._addresses
-        rows, caches = [at[f"{ROWS}{name}"] for name in self._heads], [at[name] for name in self._heads]
+        rows, caches = [at[f"{NEW_KV_PREFIX}{name}"] for name in self._heads], [at[name] for name in self._heads]
         heads = list(self._heads.values())
-        return RowWriter(self._cuda, at["positions"], rows, caches, heads, self._row_bytes, self.places)
+        return KvScatterKernel(
+            self._cuda,
+            at["positions"],
+            rows,
+            caches,
+            heads=heads,
+            row_bytes=self._row_bytes,
+            capacity=self.capacity,
+        )
 
-    def _new_context(self, engine: Any, records: bool) -> Any:
+    def _new_context(self, engine: Any, *, records: bool) -> Any:
         if not hasattr(engine, "create_runtime_config"):
             return engine.create_execution_context()
         runtime_config, trt = engine.create_runtime_config(), self._trt
@@ -226,9 +238,10 @@ class Plan:
     def take_cache(self, other: Plan, positions: int) -> None:
         """Copy so many positions of every cache of `other`, a plan of the same model with fewer places."""
         width = positions * self._row_bytes
-        there, here = other.places * self._row_bytes, self.places * self._row_bytes
+        theirs, ours = other.capacity * self._row_bytes, self.capacity * self._row_bytes
         for name, heads in self._heads.items():
-            self._cuda.copy_rows(other._addresses[name], there, self._addresses[name], here, width, heads)
+            source, target = other._addresses[name], self._addresses[name]
+            self._cuda.copy_rows(source, target, width, heads, source_pitch=theirs, target_pitch=ours)
         self._cuda.synchronize()
 
     def close(self) -> None:

@@ -81,7 +81,7 @@ THREADS = 512
 POINTERS = 4  # of the arguments, the first ones; the others are 32-bit integers
 
 
-class Selector:
+class TopKKernel:
     """Of the logits of one plan; `queue` after a step, `candidates` once it is done."""
 
     def __init__(self, cuda: Cuda, logits: int, vocab_size: int) -> None:

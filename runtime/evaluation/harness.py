@@ -64,11 +64,11 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
             raise InputError("the tokenizer has no token that begins or ends a text", "give tasks that have a context")
         return chat.eos_token_ids[0]
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+    def tok_encode(self, string: str, *, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         ids, bos = self._tokenizer.encode(string), self._tokenizer.chat.bos_token_id
         return ids[1:] if add_special_tokens is False and bos is not None and ids[:1] == [bos] else ids
 
-    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Any], *, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """As the harness splits them; its bar would not heed TQDM_DISABLE."""
         found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
         return found
@@ -112,7 +112,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
             greedy &= bool((rows.argmax(axis=1) == expected).all())
         return total, greedy
 
-    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(self, requests: Sequence[Any], *, disable_tqdm: bool = False) -> list[float]:
         """Whole texts, in windows of the context that do not overlap in what they score."""
         found = []
         for done, request in enumerate(requests):
@@ -127,7 +127,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
             found.append(sum(self.log_likelihood(context, continuation)[0] for context, continuation in pairs))
         return found
 
-    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: Sequence[Any], *, disable_tqdm: bool = False) -> list[str]:
         found = []
         for done, request in enumerate(requests):
             self._on_step(done, len(requests))
@@ -135,13 +135,19 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
             most, until = how.get("max_gen_toks", 256), [how.get("until", [])]
             stop = [text for part in until for text in ([part] if isinstance(part, str) else part)]
             ids = self.tok_encode(context)[-(self._session.engine.max_positions - most) :]
-            answer = generate(self._session, self._tokenizer, ids, Sampling(greedy=True), most, stop)
+            answer = generate(self._session, self._tokenizer, ids, Sampling(greedy=True), most, stop=stop)
             found.append("".join(answer))
         return found
 
 
 def evaluate_task(
-    name: str, engine: Engine, tokenizer: Tokenizer, data: Path, limit: int | None, on_step: Callable[[int, int], None]
+    name: str,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    data: Path,
+    *,
+    limit: int | None,
+    on_step: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """One task's entry of the report, over its first `limit` items. Raises InputError."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)

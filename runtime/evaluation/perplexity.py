@@ -64,6 +64,7 @@ def perplexity(
     path: Path,
     engine: Engine,
     tokenizer: Tokenizer,
+    *,
     window: int | None,
     stride: int | None,
     on_step: Callable[[int, int], None],

@@ -147,7 +147,7 @@ MERINO14 = {
 }
 
 
-def chosen(names: str) -> list[str]:
+def parse_task_names(names: str) -> list[str]:
     """`merino14` or names joined by commas -> names. Raises InputError."""
     found = [name for part in names.split(",") for name in (MERINO14 if part == "merino14" else [part])]
     if unknown := [name for name in found if name not in MERINO14]:

@@ -35,7 +35,7 @@ from merino_edge.runtime.server.metrics import Metrics
 from merino_edge.runtime.server.replies import Reply, error_document, error_event
 from merino_edge.runtime.server.worker import Busy, Job, Worker
 from merino_edge.runtime.session import Session
-from merino_edge.runtime.speculative.drafter import Guesser
+from merino_edge.runtime.speculative.drafter import Proposer
 from merino_edge.tokenizer import Tokenizer
 
 LOCAL_NAMES = ["localhost", "127.0.0.1", "::1", "[::1]"]
@@ -54,11 +54,12 @@ class Service:
         engine: Engine,
         tokenizer: Tokenizer,
         name: str,
+        *,
         waiting: int,
         key: str | None,
-        guesser: Guesser | None = None,
+        proposer: Proposer | None = None,
     ) -> None:
-        self.name, self._key, self._tokenizer, self._guesser = name, key, tokenizer, guesser
+        self.name, self._key, self._tokenizer, self._guesser = name, key, tokenizer, proposer
         self._session, self._worker = Session(engine), Worker(waiting)
         self._metrics = Metrics(lambda: self._worker.pending)
         self._begun = int(time.time())
@@ -118,14 +119,24 @@ class Service:
         reply = Reply(self.name, request.url.path == "/v1/chat/completions", generation)
         if asked.stream:
             self._metrics.answered(request.url.path, 200)
-            return StreamingResponse(self._events(answer, reply, asked.include_usage), media_type="text/event-stream")
+            return StreamingResponse(self._events(answer, reply, with_usage=asked.include_usage), media_type="text/event-stream")
         return await self._whole(answer, reply, request)
 
     def _generation(self, asked: requests.Request, cancel: threading.Event) -> Generation:
         ids, stop = asked.prompt_ids(self._tokenizer), asked.stop_strings()
         sampling, grammar = asked.sampling(), asked.grammar(self._grammars)
-        most, guesser = asked.most_tokens, self._guesser  # of one text at a time, as the worker makes one
-        return generate(self._session, self._tokenizer, ids, sampling, most, stop, cancel, grammar, guesser)
+        most, proposer = asked.most_tokens, self._guesser  # of one text at a time, as the worker makes one
+        return generate(
+            self._session,
+            self._tokenizer,
+            ids,
+            sampling,
+            most,
+            stop=stop,
+            cancel=cancel,
+            grammar=grammar,
+            proposer=proposer,
+        )
 
     async def _whole(self, answer: _Answer, reply: Reply, request: Request) -> Response:
         made, gone = asyncio.ensure_future(answer.text()), asyncio.ensure_future(_gone(request))
@@ -141,12 +152,12 @@ class Service:
         self._metrics.answered(request.url.path, 200)
         return JSONResponse(reply.whole())
 
-    async def _events(self, answer: _Answer, reply: Reply, with_usage: bool) -> AsyncIterator[str]:
+    async def _events(self, answer: _Answer, reply: Reply, *, with_usage: bool) -> AsyncIterator[str]:
         try:
             yield reply.first()
             async for text in answer.pieces():
                 yield reply.piece(text)
-            yield reply.last(with_usage)
+            yield reply.last(with_usage=with_usage)
         except Exception as error:
             _, document = _refusal(error)
             yield error_event(document)

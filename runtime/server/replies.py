@@ -42,7 +42,7 @@ class Reply:
         said = {"delta": {"content": text}} if self.chat else {"text": text}
         return self._event([self._choice(said, None)])
 
-    def last(self, with_usage: bool) -> str:
+    def last(self, *, with_usage: bool) -> str:
         """The events after all text."""
         said: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
         end = self._event([self._choice(said, self._reason)], timings=self.usage()["timings"])
@@ -67,7 +67,7 @@ class Reply:
     def _choice(self, said: dict[str, Any], reason: str | None) -> dict[str, Any]:
         return {"index": 0, **said, "logprobs": None, "finish_reason": reason}
 
-    def _document(self, choices: list[dict[str, Any]], piece: bool) -> dict[str, Any]:
+    def _document(self, choices: list[dict[str, Any]], *, piece: bool) -> dict[str, Any]:
         kind = ("chat.completion.chunk" if piece else "chat.completion") if self.chat else "text_completion"
         prefix = "chatcmpl" if self.chat else "cmpl"
         return {

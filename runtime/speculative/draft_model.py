@@ -18,7 +18,7 @@ from merino_edge.runtime.session import Session
 
 
 class DraftModel:
-    """A second engine that follows the text. Implements merino_edge.runtime.speculative.drafter.Guesser."""
+    """A second engine that follows the text. Implements merino_edge.runtime.speculative.drafter.Proposer."""
 
     free = False
 
@@ -27,7 +27,7 @@ class DraftModel:
         self._ids: list[int] = []
 
     @staticmethod
-    def open(path: Path | str, beside: Bundle, threads: int | None = None, cpu: bool = False) -> DraftModel:
+    def open(path: Path | str, beside: Bundle, threads: int | None = None, *, cpu: bool = False) -> DraftModel:
         """The bundle at `path`, to guess for another. Raises InputError where its tokens are others, and as
         `open_engine`."""
 
@@ -39,7 +39,7 @@ class DraftModel:
                     "give a bundle of a model with the same tokenizer",
                 )
 
-        engine, _, _ = open_engine(path, threads, cpu, on_bundle=check)
+        engine, _, _ = open_engine(path, threads, cpu=cpu, on_bundle=check)
         return DraftModel(engine)
 
     def begin(self, prompt: Sequence[int], cancel: threading.Event | None = None) -> None:
@@ -50,7 +50,7 @@ class DraftModel:
     def push(self, token: int) -> None:
         self._ids.append(token)
 
-    def guess(self, most: int) -> list[int]:
+    def propose(self, most: int) -> list[int]:
         """The `most` tokens that it holds likeliest, one after the other; fewer where its context ends.
 
         What the engine has run already, of the text or of guesses that were right, is not run again.

@@ -6,7 +6,7 @@ machine: `Drafter` watches how often guesses hit, how long they take to make, an
 tokens take here, and guesses as many tokens as promise the most per second, none where none does.
 
 A guess is only run; whether it is right is for the sampler to say (merino_edge.runtime.generation). Who guesses is a
-`Guesser`: merino_edge.runtime.speculative.prompt_lookup.PromptLookup or merino_edge.runtime.speculative.draft_model.DraftModel.
+`Proposer`: merino_edge.runtime.speculative.prompt_lookup.PromptLookup or merino_edge.runtime.speculative.draft_model.DraftModel.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STALE_STEPS = 128  # after which a length that was not run is tried again
 GAIN = 1.02  # that a guess must promise
 
 
-class Guesser(Protocol):
+class Proposer(Protocol):
     """Guesses at how a text goes on, of one text at a time."""
 
     free: bool  # guessing takes no time worth counting
@@ -41,7 +41,7 @@ class Guesser(Protocol):
         """The text's next token."""
         ...
 
-    def guess(self, most: int) -> list[int]:
+    def propose(self, most: int) -> list[int]:
         """The tokens after it, at most so many, perhaps none."""
         ...
 
@@ -51,11 +51,11 @@ class Guesser(Protocol):
 
 
 class Drafter:
-    """Asks a guesser. `hit_rate`: of a guessed token, where those before it were right."""
+    """Asks a proposer. `acceptance_rate`: of a guessed token, where those before it were right."""
 
-    def __init__(self, guesser: Guesser) -> None:
-        self.hit_rate = FIRST_RATE
-        self._guesser = guesser
+    def __init__(self, proposer: Proposer) -> None:
+        self.acceptance_rate = FIRST_RATE
+        self._guesser = proposer
         self._guess: list[int] = []  # the last one, run or not; its right beginning is taken off as tokens come
         self._times_s: dict[int, deque[float]] = {}  # of steps, by their tokens
         self._guess_s: deque[float] = deque(maxlen=SAMPLES)  # a token
@@ -69,7 +69,7 @@ class Drafter:
         """A token was sampled."""
         if self._guess:
             hit = token == self._guess.pop(0)
-            self.hit_rate += RATE * (hit - self.hit_rate)
+            self.acceptance_rate += RATE * (hit - self.acceptance_rate)
             if not hit:
                 self._guess = []
         self._guesser.push(token)
@@ -81,11 +81,11 @@ class Drafter:
             self._guess = []
             return []
         if self._guesser.free:
-            self._guess = self._guesser.guess(MOST)  # those that are not run tell how often they hit, too
+            self._guess = self._guesser.propose(MOST)  # those that are not run tell how often they hit, too
             best = self._best(min(room, len(self._guess)))
         elif best := self._best(room):
             began = perf_counter()
-            self._guess = self._guesser.guess(best)
+            self._guess = self._guesser.propose(best)
             if self._guess:
                 self._guess_s.append((perf_counter() - began) / len(self._guess))
         if best:
@@ -103,7 +103,7 @@ class Drafter:
 
     def _tokens_per_second(self, length: int) -> float:
         """What a guess of this length promises: its hits and one more token, over the time of it and its step."""
-        expected = sum(self.hit_rate**i for i in range(length + 1))
+        expected = sum(self.acceptance_rate**i for i in range(length + 1))
         alone_s, step_s = self._step_s(1), self._step_s(1 + length)
         assert alone_s is not None
         if length and self._steps - self._last_run[length] > STALE_STEPS:

@@ -12,7 +12,7 @@ NGRAMS = (4, 3, 2)  # tokens that must be the same; the longest that is found be
 
 
 class PromptLookup:
-    """An index of the last places of all short runs of tokens. Implements merino_edge.runtime.speculative.drafter.Guesser."""
+    """An index of the last places of all short runs of tokens. Implements merino_edge.runtime.speculative.drafter.Proposer."""
 
     free = True
 
@@ -33,7 +33,7 @@ class PromptLookup:
                 self._after[tuple(self._ids[end - n :])] = end
         self._ids.append(token)
 
-    def guess(self, most: int) -> list[int]:
+    def propose(self, most: int) -> list[int]:
         """What followed the longest run that ends here when it came before; at most so many tokens, perhaps none."""
         end = len(self._ids)
         for n in NGRAMS:

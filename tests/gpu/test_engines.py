@@ -22,7 +22,7 @@ from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.engines.cuda import Cuda
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
-from merino_edge.runtime.engines.topk_kernel import KEPT, Selector
+from merino_edge.runtime.engines.topk_kernel import KEPT, TopKKernel
 from merino_edge.tensorrt_library import EXTRAS
 from merino_edge.weights import random_weights
 
@@ -32,7 +32,7 @@ A = Architecture(
     CONTEXT,
     128,
     64,
-    (Block(128, 2, 2, 1, 256, True), Block(192, 1, 3, 3, 128)),
+    (Block(128, 2, 2, 1, 256, shared=True), Block(192, 1, 3, 3, 128)),
     norm="rmsnorm",
     ffn="swiglu",
     positions="rotary",
@@ -80,7 +80,7 @@ FORMS = [(lowering, precision) for lowering in ("native", "primitive") for preci
 @pytest.mark.parametrize("library", EXTRAS)
 def test_tensorrt_computes_what_onnxruntime_computes(library: str, lowering: str, precision: str) -> None:
     pytest.importorskip(library)
-    graph = to_bytes(build_model(A, strong_weights(), precision, CONTEXT, "rtx", lowering))
+    graph = to_bytes(build_model(A, strong_weights(), precision, CONTEXT, "rtx", lowering=lowering))
     plan = build_engine(library, graph, CONTEXT).plan
     with contextlib.closing(TensorRtEngine(library, {CONTEXT: plan}, A)) as engine:
         with contextlib.closing(OnnxEngine(graph, A, CONTEXT, 1)) as reference:
@@ -98,8 +98,8 @@ def test_a_sequence_outgrows_one_plan_after_the_other(library: str, lowering: st
     pytest.importorskip(library)
     target = Target.named("rtx", "fp16", lowering)
     stored = store(A, strong_weights(), target)
-    graphs = {places: to_bytes(build_stored(A, stored, target, CONTEXT, places)) for places in (64, 256, CONTEXT)}
-    plans = {places: build_engine(library, graph, places).plan for places, graph in graphs.items()}
+    graphs = {capacity: to_bytes(build_stored(A, stored, target, CONTEXT, capacity)) for capacity in (64, 256, CONTEXT)}
+    plans = {capacity: build_engine(library, graph, capacity).plan for capacity, graph in graphs.items()}
     engine, reference = TensorRtEngine(library, plans, A), OnnxEngine(graphs[CONTEXT], A, CONTEXT, 1)
     with contextlib.closing(engine), contextlib.closing(reference):
         assert_equal_steps(engine, reference, HALF, ((0, 60), (60, 64), (64, 65), (65, 300), (300, 301), (9, 12)))
@@ -110,15 +110,15 @@ def test_the_largest_logits_are_found_on_the_gpu(size: int) -> None:
     rng = np.random.default_rng(size)
     with contextlib.closing(Cuda()) as cuda:
         address = cuda.allocate(4 * size)
-        selector = Selector(cuda, address, size)
+        kernel = TopKKernel(cuda, address, size)
         for values in (10, 1000, 10**6):  # few: many tie
             logits = rng.standard_normal(values).astype(np.float32)[rng.integers(values, size=size)]
             logits[rng.integers(size, size=2)] = -np.inf
             cuda.to_device(logits, address)
-            selector.queue()
+            kernel.queue()
             cuda.synchronize()
-            for k in (1, 39, selector.most):
-                found, expected = selector.candidates(k), np.flatnonzero(logits >= np.sort(logits)[-k])
+            for k in (1, 39, kernel.most):
+                found, expected = kernel.candidates(k), np.flatnonzero(logits >= np.sort(logits)[-k])
                 assert (found is None) == (expected.size >= min(size, KEPT))
                 if found is not None:
                     assert found.ids is not None
@@ -131,14 +131,14 @@ def test_the_largest_logits_are_found_on_the_gpu(size: int) -> None:
 @pytest.mark.parametrize("library", EXTRAS)
 def test_a_step_of_the_largest_logits_has_those_of_the_row(library: str, lowering: str, cuda_graphs: bool) -> None:
     pytest.importorskip(library)
-    graph = to_bytes(build_model(A, strong_weights(), "fp16", CONTEXT, "rtx", lowering))
+    graph = to_bytes(build_model(A, strong_weights(), "fp16", CONTEXT, "rtx", lowering=lowering))
     plans = {CONTEXT: build_engine(library, graph, CONTEXT).plan}
     tokens, seen = np.random.default_rng(0).integers(0, A.vocab_size, 60), 0
-    with contextlib.closing(TensorRtEngine(library, plans, A, cuda_graphs)) as engine:
+    with contextlib.closing(TensorRtEngine(library, plans, A, cuda_graphs=cuda_graphs)) as engine:
         engine.forward(tokens[:20], 0)
         for at in range(20, 60):  # of either kind more than one that is recorded, in turn
             row = engine.forward(tokens[at : at + 1], at).copy()
-            logits, ids = engine.forward_largest(tokens[at : at + 1], at, 1 + at % 50)
+            logits, ids = engine.forward_topk(tokens[at : at + 1], at, 1 + at % 50)
             seen += ids is not None
             if ids is not None:
                 np.testing.assert_array_equal(ids, np.flatnonzero(row >= np.sort(row)[-1 - at % 50]))
@@ -151,7 +151,7 @@ def test_onnxruntime_on_the_gpu_computes_what_it_computes_on_the_cpu() -> None:
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         pytest.skip("needs onnxruntime-gpu")
     graph = to_bytes(build_model(A, strong_weights(), "fp32", CONTEXT))
-    mine, theirs = OnnxEngine(graph, A, CONTEXT, 1, "cuda"), OnnxEngine(graph, A, CONTEXT, 1)
+    mine, theirs = OnnxEngine(graph, A, CONTEXT, 1, device="cuda"), OnnxEngine(graph, A, CONTEXT, 1)
     with contextlib.closing(mine), contextlib.closing(theirs):
         assert_equal_steps(mine, theirs, 0.005)  # TF32
         assert not {"TensorScatter", "Attention", "MatMul"} & set(mine.cpu_nodes), mine.cpu_nodes

@@ -26,7 +26,7 @@ ARCHITECTURE = Architecture(
     CONTEXT,
     64,
     32,
-    (Block(64, 2, 2, 1, 96, True), Block(96, 1, 3, 3, 64)),
+    (Block(64, 2, 2, 1, 96, shared=True), Block(96, 1, 3, 3, 64)),
     norm="rmsnorm",
     ffn="swiglu",
     positions="rotary",
@@ -118,7 +118,7 @@ class EngineConformance:
         expected(engine.forward(TOKENS[-1:], CONTEXT - 1), TOKENS)
 
     def test_positions_may_be_taken_for_written(self, engine: Engine, expected: Callable[..., None]) -> None:
-        engine.assume(200)
+        engine.mark_filled(200)
         assert np.isfinite(engine.forward(TOKENS[:1], 200)).all()
         expected(engine.forward(TOKENS[:3], 0), TOKENS[:3])
 

@@ -45,8 +45,8 @@ class Gated:
             raise self.failure
         return self._engine.forward_rows(tokens, start, rows)
 
-    def assume(self, positions: int) -> None:
-        self._engine.assume(positions)
+    def mark_filled(self, positions: int) -> None:
+        self._engine.mark_filled(positions)
 
     def close(self) -> None:
         self._engine.close()

@@ -107,7 +107,9 @@ class HostMemory:
         HostMemory.copies += 1
         ctypes.memmove(array.ctypes.data, address, array.nbytes)
 
-    def copy_rows(self, source: int, source_pitch: int, target: int, target_pitch: int, width: int, rows: int) -> None:
+    def copy_rows(
+        self, source: int, target: int, width: int, rows: int, *, source_pitch: int, target_pitch: int
+    ) -> None:
         for row in range(rows):
             ctypes.memmove(target + row * target_pitch, source + row * source_pitch, width)
 

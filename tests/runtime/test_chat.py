@@ -66,7 +66,7 @@ def test_a_conversation_that_no_longer_fits_is_refused_and_kept(chat: Chat) -> N
 def test_a_sliding_conversation_keeps_the_system_message_and_the_newest(
     chat: Chat, engine: Engine, tokenizer: Tokenizer
 ) -> None:
-    chat.slide, slid = True, []
+    chat.truncate_history, slid = True, []
     for turn in range(40):
         before, question = chat.messages, f"lazy dog {turn}"
         answer = chat.send(question)

@@ -72,7 +72,7 @@ def altered(path: Path, **changes: object) -> None:
     line, _, data = path.read_bytes().partition(b"\n")
     own = ("kind", "schema_version", "tool_version", "sha256")
     header = {name: value for name, value in json.loads(line).items() if name not in own} | changes
-    stamped = artefact.stamp(prompt_cache.KIND, {k: v for k, v in header.items() if v is not None})
+    stamped = artefact.add_envelope(prompt_cache.KIND, {k: v for k, v in header.items() if v is not None})
     path.write_bytes(artefact.canonical_json(stamped).encode() + b"\n" + data)
 
 

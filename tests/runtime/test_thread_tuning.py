@@ -21,16 +21,26 @@ from merino_edge.runtime.thread_tuning import Tuning
 
 @given(st.integers(1, 300))
 def test_possibilities_reach_from_one_thread_to_all_cores(cores: int) -> None:
-    found = thread_tuning.possibilities(cores)
-    assert found[0] == Tuning(1) and found[-1] == Tuning(cores, cores > 1)
+    found = thread_tuning.candidate_tunings(cores)
+    assert found[0] == Tuning(1) and found[-1] == Tuning(cores, spinning=cores > 1)
     assert len(set(found)) == len(found) <= 2 * cores.bit_length() + 1
     assert [t.threads for t in found] == sorted(t.threads for t in found)
 
 
-def test_the_leanest_of_equals_is_taken() -> None:
-    assert thread_tuning.leanest({Tuning(1): 10.2, Tuning(2): 10.1, Tuning(2, True): 10.0}) == Tuning(1)
-    assert thread_tuning.leanest({Tuning(1): 11.0, Tuning(2): 10.1, Tuning(2, True): 10.0}) == Tuning(2)
-    assert thread_tuning.leanest({Tuning(1): 11.0, Tuning(2): 12.0, Tuning(2, True): 10.0}) == Tuning(2, True)
+@pytest.mark.parametrize(
+    ("times_ms", "best"),
+    [
+        ((10.2, 10.1, 10.0), Tuning(1)),
+        ((11.0, 10.1, 10.0), Tuning(2)),
+        ((11.0, 12.0, 10.0), Tuning(2, spinning=True)),
+    ],
+)
+def test_of_equally_fast_tunings_the_one_with_the_fewest_threads_is_taken(
+    times_ms: tuple[float, ...], best: Tuning
+) -> None:
+    tunings = (Tuning(1), Tuning(2), Tuning(2, spinning=True))
+    measured = dict(zip(tunings, times_ms, strict=True))
+    assert thread_tuning.fewest_threads_within_tolerance(measured) == best
 
 
 @pytest.fixture
@@ -49,10 +59,10 @@ def test_it_holds_for_that_machine_only(copied: Path) -> None:
     here, cores = thread_tuning.this_machine(), thread_tuning.this_machine()["cores"]
     for entry in ({**here, "cores": cores + 1}, {**here, "cpu": "another"}):
         bundle.add_tuning(bundle.load(copied), {**entry, "threads": cores + 5, "spinning": True})
-    assert thread_tuning.tuning_here(bundle.load(copied)) is None and threads_of(copied) == cores
+    assert thread_tuning.tuning_for_this_machine(bundle.load(copied)) is None and threads_of(copied) == cores
     bundle.add_tuning(bundle.load(copied), {**here, "threads": cores + 5, "spinning": False})
     assert len(bundle.load(copied).tunings) == 3
-    assert thread_tuning.tuning_here(bundle.load(copied)) == Tuning(cores + 5) and threads_of(copied) == cores + 5
+    assert thread_tuning.tuning_for_this_machine(bundle.load(copied)) == Tuning(cores + 5) and threads_of(copied) == cores + 5
 
 
 @pytest.mark.parametrize("damaged", [{"threads": 0}, {"threads": True}, {"threads": "2"}, {"spinning": None}])

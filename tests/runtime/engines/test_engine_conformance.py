@@ -16,9 +16,9 @@ from helpers.engine_conformance import ARCHITECTURE, CONTEXT, TOKENS, WEIGHTS, E
 from helpers.random_model import random_model
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.graph import build_stored, to_bytes
-from merino_edge.export.lowerings.ort import FEW
-from merino_edge.export.quantization.calibration import reach
-from merino_edge.export.quantization.smoothing import smoothed
+from merino_edge.export.lowerings.ort import MAX_INT8_ATTENTION_TOKENS
+from merino_edge.export.quantization.calibration import cache_absmax
+from merino_edge.export.quantization.smoothing import smooth_attention
 from merino_edge.export.quantization.stored_weights import cache_scales, store
 from merino_edge.export.targets import LOWERINGS, Target
 from merino_edge.pytorch.model import Cache, Model
@@ -33,8 +33,8 @@ GENTLE = random_model(ARCHITECTURE, strength=0.7)  # attention of the usual one 
 ROUNDING = {"fp32": 1e-5, "fp16": 5e-3}  # ONNX Runtime's CPU keeps fp16 caches and weights in fp16
 
 
-def graph_of(target: Target, places: int | None = None, weights: Mapping[str, np.ndarray] = WEIGHTS) -> bytes:
-    return to_bytes(build_stored(ARCHITECTURE, store(ARCHITECTURE, weights, target), target, CONTEXT, places))
+def graph_of(target: Target, capacity: int | None = None, weights: Mapping[str, np.ndarray] = WEIGHTS) -> bytes:
+    return to_bytes(build_stored(ARCHITECTURE, store(ARCHITECTURE, weights, target), target, CONTEXT, capacity))
 
 
 @pytest.mark.parametrize("precision", ROUNDING)
@@ -64,7 +64,7 @@ class TestInt8Cache(EngineConformance):
         cache = Cache(ARCHITECTURE)
         with torch.inference_mode():
             Model.from_weights(ARCHITECTURE, GENTLE)(torch.from_numpy(TOKENS)[None], cache)
-        return smoothed(ARCHITECTURE, GENTLE, reach(ARCHITECTURE, cache), values_too=True)
+        return smooth_attention(ARCHITECTURE, GENTLE, cache_absmax(ARCHITECTURE, cache), smooth_values=True)
 
     @pytest.fixture
     def floating(self, smooth: Smooth) -> Iterator[OnnxEngine]:
@@ -84,7 +84,7 @@ class TestInt8Cache(EngineConformance):
         graph = to_bytes(build_stored(ARCHITECTURE, stored, target, CONTEXT))
         return lambda: OnnxEngine(graph, ARCHITECTURE, CONTEXT, threads=1)
 
-    @pytest.mark.parametrize("together", [1, FEW, FEW + 1, CONTEXT])
+    @pytest.mark.parametrize("together", [1, MAX_INT8_ATTENTION_TOKENS, MAX_INT8_ATTENTION_TOKENS + 1, CONTEXT])
     def test_its_codes_are_the_nearest_to_what_a_float_cache_holds(
         self, engine: OnnxEngine, floating: OnnxEngine, scales: dict[str, np.ndarray], together: int
     ) -> None:
@@ -108,7 +108,7 @@ class TestInt8Cache(EngineConformance):
 
 
 @pytest.mark.parametrize(("lowering", "precision"), [("native", "fp16"), ("primitive", "fp32")])
-@pytest.mark.parametrize("places", [(CONTEXT,), (32, 256, CONTEXT)], ids=["one plan", "three plans"])
+@pytest.mark.parametrize("capacities", [(CONTEXT,), (32, 256, CONTEXT)], ids=["one plan", "three plans"])
 class TestTensorRt(EngineConformance):
     """Over the host's memory, with ONNX Runtime in place of TensorRT."""
 
@@ -117,7 +117,7 @@ class TestTensorRt(EngineConformance):
         return ROUNDING[precision]
 
     @pytest.fixture
-    def new_engine(self, host_memory: None, lowering: str, precision: str, places: tuple[int, ...]) -> NewEngine:
+    def new_engine(self, host_memory: None, lowering: str, precision: str, capacities: tuple[int, ...]) -> NewEngine:
         target = Target.named("rtx", precision, lowering)
-        plans: dict[int, bytes | Path] = {count: graph_of(target, count) for count in places}
+        plans: dict[int, bytes | Path] = {count: graph_of(target, count) for count in capacities}
         return lambda: TensorRtEngine("any", plans, ARCHITECTURE)

@@ -23,7 +23,7 @@ from merino_edge.export import tensorrt
 from merino_edge.export.graph import build_model, build_stored, cache_names, to_bytes
 from merino_edge.export.quantization.stored_weights import store
 from merino_edge.export.targets import Target
-from merino_edge.export.tensorrt import _use_timings, build_engine
+from merino_edge.export.tensorrt import use_timing_cache, build_engine
 from merino_edge.runtime.engines import kv_scatter_kernel, onnx_engine, tensorrt_engine, tensorrt_plan, topk_kernel
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
@@ -32,7 +32,7 @@ from merino_edge.tensorrt_library import EXTRAS, RTX
 from merino_edge.weights import random_weights
 
 LOWERINGS = [("native", "fp16"), ("primitive", "fp16"), ("primitive", "fp32")]
-A = Architecture(40, 64, 128, 64, (Block(128, 2, 2, 1, 96, True), Block(192, 1, 3, 3, 64)))
+A = Architecture(40, 64, 128, 64, (Block(128, 2, 2, 1, 96, shared=True), Block(192, 1, 3, 3, 64)))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def graph() -> bytes:
 
 @pytest.mark.parametrize(("lowering", "precision"), LOWERINGS)
 def test_the_parser_finds_the_tensors_that_are_bound(rtx: Any, lowering: str, precision: str) -> None:
-    graph = to_bytes(build_model(A, random_weights(A), precision, 48, "rtx", lowering))
+    graph = to_bytes(build_model(A, random_weights(A), precision, 48, "rtx", lowering=lowering))
     log = rtx.Logger(rtx.Logger.ERROR)
     network = rtx.Builder(log).create_network(0)
     parser = rtx.OnnxParser(network, log)
@@ -84,7 +84,7 @@ def test_timings_of_kernels_that_do_not_fit_are_left_unused(rtx: Any) -> None:
     fresh = bytes(builder.create_builder_config().create_timing_cache(b"").serialize())
     for timings in (b"", b"something else", fresh):
         config = builder.create_builder_config()
-        _use_timings(config, timings)
+        use_timing_cache(config, timings)
         assert config.get_timing_cache() is not None
 
 
@@ -114,8 +114,8 @@ def test_steps_chunks_and_rewinds_over_bound_addresses(
     monkeypatch.setattr(HostMemory, "unified", unified)
     monkeypatch.setattr(onnx_engine, "PREFILL_CHUNK", PROFILES[0])  # as long as TensorRT's: rounding is the same then
     context = 1100
-    a = Architecture(60, context, 64, 64, (Block(64, 2, 1, 1, 64, True),))
-    graph = to_bytes(build_model(a, random_weights(a), precision, context, "rtx", lowering))
+    a = Architecture(60, context, 64, 64, (Block(64, 2, 1, 1, 64, shared=True),))
+    graph = to_bytes(build_model(a, random_weights(a), precision, context, "rtx", lowering=lowering))
     tokens = np.random.default_rng(0).integers(0, a.vocab_size, context)
     engine, reference = TensorRtEngine("any", {context: graph}, a), OnnxEngine(graph, a, context, 1)
     monkeypatch.setattr(HostMemory, "copies", 0)  # since it was opened
@@ -123,7 +123,7 @@ def test_steps_chunks_and_rewinds_over_bound_addresses(
         for start, end in ((0, 1), (1, 2), (2, 4), (4, 1090), (1090, 1091), (700, 703), (703, 1100), (0, 1100)):
             expected = reference.forward(tokens[start:end], start)
             np.testing.assert_array_equal(engine.forward(tokens[start:end], start), expected)
-        engine.assume(7)  # of what is still there
+        engine.mark_filled(7)  # of what is still there
         np.testing.assert_array_equal(engine.forward(tokens[7:8], 7), reference.forward(tokens[7:8], 7))
         for first, start in ((0, 9), (0, 1100), (0, -1), (1100, 0)):
             with pytest.raises(InputError):
@@ -139,13 +139,13 @@ def test_steps_chunks_and_rewinds_over_bound_addresses(
 def test_steps_of_one_token_are_recorded_once_and_launched(
     host_memory: None, monkeypatch: pytest.MonkeyPatch, lowering: str
 ) -> None:
-    a = Architecture(60, 64, 64, 64, (Block(64, 2, 1, 1, 64, True),))
-    plans: dict[int, bytes | Path] = {64: to_bytes(build_model(a, random_weights(a), "fp16", 64, "rtx", lowering))}
+    a = Architecture(60, 64, 64, 64, (Block(64, 2, 1, 1, 64, shared=True),))
+    plans: dict[int, bytes | Path] = {64: to_bytes(build_model(a, random_weights(a), "fp16", 64, "rtx", lowering=lowering))}
     tokens, found = np.random.default_rng(0).integers(0, a.vocab_size, 64), []
     for cuda_graphs, can_record, counts in ((True, True, (1, 12)), (True, False, (1, 0)), (False, True, (0, 0))):
         monkeypatch.setattr(HostMemory, "can_record", can_record)
         HostMemory.recordings = HostMemory.launches = 0
-        with contextlib.closing(TensorRtEngine("any", plans, a, cuda_graphs)) as engine:
+        with contextlib.closing(TensorRtEngine("any", plans, a, cuda_graphs=cuda_graphs)) as engine:
             steps = [(0, 9), *((i, i + 1) for i in range(9, 16)), (16, 18), *((i, i + 1) for i in range(18, 24))]
             found.append([engine.forward(tokens[start:end], start).copy() for start, end in steps])
         assert (HostMemory.recordings, HostMemory.launches) == counts
@@ -159,9 +159,9 @@ def test_the_kernel_writes_the_rows_that_copies_write(host_memory: None, monkeyp
         pytest.skip("needs a compiler")
     target = Target.named("rtx", "fp16", "primitive")
     plans: dict[int, bytes | Path] = {}
-    for places in (16, 40):
-        graph = build_stored(A, store(A, random_weights(A), target), target, 40, places)
-        plans[places] = to_bytes(graph)
+    for capacity in (16, 40):
+        graph = build_stored(A, store(A, random_weights(A), target), target, 40, capacity)
+        plans[capacity] = to_bytes(graph)
     tokens, found = np.random.default_rng(0).integers(0, A.vocab_size, 40), []
     for can_compile in (True, False):
         monkeypatch.setattr(HostMemory, "can_compile", can_compile)
@@ -189,15 +189,15 @@ def test_cudas_compiler_takes_the_kernel(kernel: Any) -> None:
         assert kernel.NAME.encode() in binary
 
 
-def graphs_of(a: Architecture, target: Target, *places: int) -> dict[int, bytes]:
+def graphs_of(a: Architecture, target: Target, *capacities: int) -> dict[int, bytes]:
     """One of each capacity, over the same weights."""
     stored = store(a, random_weights(a), target)
-    return {count: to_bytes(build_stored(a, stored, target, max(places), count)) for count in places}
+    return {count: to_bytes(build_stored(a, stored, target, max(capacities), count)) for count in capacities}
 
 
 @pytest.mark.parametrize(("lowering", "precision"), LOWERINGS)
 def test_a_sequence_outgrows_one_plan_after_the_other(host_memory: None, lowering: str, precision: str) -> None:
-    a = Architecture(60, 96, 64, 64, (Block(64, 2, 1, 1, 64, True), Block(192, 1, 3, 3, 64)))
+    a = Architecture(60, 96, 64, 64, (Block(64, 2, 1, 1, 64, shared=True), Block(192, 1, 3, 3, 64)))
     graphs = graphs_of(a, Target.named("rtx", precision, lowering), 8, 32, 96)
     tokens = np.random.default_rng(0).integers(0, a.vocab_size, 96)
     steps = ((0, 5), (5, 8), (8, 9), (9, 32), (4, 6), (6, 33), (33, 96), (0, 3))
@@ -220,7 +220,7 @@ def test_a_sequence_outgrows_one_plan_after_the_other(host_memory: None, lowerin
 def test_a_bundle_runs_on_its_engines_for_this_gpu(
     host_memory: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a = Architecture(60, 32, 64, 64, (Block(64, 2, 1, 1, 64, True),))
+    a = Architecture(60, 32, 64, 64, (Block(64, 2, 1, 1, 64, shared=True),))
     graphs = graphs_of(a, Target.named("rtx", "fp16"), 8, 32)
     for name, content in (("model.onnx", graphs[32]), ("model-8.onnx", graphs[8])):
         (tmp_path / name).write_bytes(content)
@@ -228,11 +228,11 @@ def test_a_bundle_runs_on_its_engines_for_this_gpu(
         (tmp_path / name).write_text(name)
     bundle.write_manifest(tmp_path, a, "fp16", "rtx", 32, contexts=[8, 32])
     made = bundle.load(tmp_path)
-    for capability, places in (("SM86", 32), ("SM86", 8), ("SM89", 32)):
+    for capability, context in (("SM86", 32), ("SM86", 8), ("SM89", 32)):
         files = made.manifest["files"]
-        entry = {"library": RTX, "version": "0", "capability": capability, "context": places}
-        entry["onnx_sha256"] = files[made.graph_of(places).name]["sha256"]
-        plan = graphs[places] if capability == "SM86" else b"no plan"
+        entry = {"library": RTX, "version": "0", "capability": capability, "context": context}
+        entry["onnx_sha256"] = files[made.graph_of(context).name]["sha256"]
+        plan = graphs[context] if capability == "SM86" else b"no plan"
         made = bundle.add_engine(made, plan, entry, lambda old: False)
     monkeypatch.setattr(tensorrt_engine, "capability_here", lambda: "SM86")
     tokens = np.arange(32)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from helpers.stand_in_gpu import COMPILER, HostMemory
 from merino_edge.runtime.engine import Candidates
-from merino_edge.runtime.engines.topk_kernel import KEPT, SLICE, SOURCE, Selector
+from merino_edge.runtime.engines.topk_kernel import KEPT, SLICE, SOURCE, TopKKernel
 from merino_edge.runtime.sampling import Sampler, Sampling
 
 pytestmark = pytest.mark.skipif(not COMPILER, reason="needs a compiler")
@@ -24,10 +24,10 @@ SPECIAL = (np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 3.4e38, -
 def selected(logits: np.ndarray, k: int) -> Candidates | None:
     cuda = HostMemory()
     with contextlib.closing(cuda):
-        selector = Selector(cuda, logits.ctypes.data, logits.size)  # type: ignore[arg-type]
-        assert selector.most == min(logits.size, KEPT) - 1
-        selector.queue()
-        return selector.candidates(k)
+        kernel = TopKKernel(cuda, logits.ctypes.data, logits.size)  # type: ignore[arg-type]
+        assert kernel.most == min(logits.size, KEPT) - 1
+        kernel.queue()
+        return kernel.candidates(k)
 
 
 def random_logits(size: int, values: int, specials: list[float], seed: int) -> np.ndarray:
@@ -79,8 +79,8 @@ def test_a_sampler_draws_from_it_what_it_draws_from_the_row(
     sampling: Sampling, size: int, values: int, specials: list[float], seed: int
 ) -> None:
     logits = random_logits(size, values, specials, seed)
-    assert sampling.largest is not None
-    found = selected(logits, sampling.largest)
+    assert sampling.required_topk is not None
+    found = selected(logits, sampling.required_topk)
     if found is None:
         return
     of_the_row, of_the_largest = Sampler(sampling), Sampler(sampling)
@@ -104,7 +104,7 @@ def test_a_sampler_draws_from_it_what_it_draws_from_the_row(
     ],
 )
 def test_how_many_of_the_largest_decide(sampling: Sampling, largest: int | None) -> None:
-    assert sampling.largest == largest
+    assert sampling.required_topk == largest
 
 
 THREADED = """

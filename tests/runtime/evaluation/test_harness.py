@@ -20,7 +20,7 @@ from helpers.evaluation_sets import write_sets
 from merino_edge import checkpoint
 from merino_edge.cli.main import main
 from merino_edge.convert.import_model import import_model
-from merino_edge.data.corpus import END_OF_TEXT, END_OF_TEXT_ID, train_tokenizer
+from merino_edge.data.bpe import END_OF_TEXT, END_OF_TEXT_ID, train_tokenizer
 from merino_edge.errors import InputError
 from merino_edge.export.graph import build_model, to_bytes
 from merino_edge.pytorch.engine import TorchEngine
@@ -34,7 +34,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
 from merino_edge.runtime.evaluation.harness import EngineLM, differences, resampled, value_of
-from merino_edge.runtime.evaluation.tasks import MERINO14, chosen, harness_task
+from merino_edge.runtime.evaluation.tasks import MERINO14, parse_task_names, harness_task
 
 POSITIONS = 48  # fewer than most prompts of the sets have
 
@@ -81,7 +81,7 @@ def model(request: pytest.FixtureRequest, imported: Path) -> Any:
         engine: Any = TorchEngine(Model.from_weights(a, weights))
     else:
         lowering = "ort" if request.param == "onnxruntime" else "native"
-        graph = to_bytes(build_model(a, weights, "fp32", POSITIONS, "onnxruntime", lowering))
+        graph = to_bytes(build_model(a, weights, "fp32", POSITIONS, "onnxruntime", lowering=lowering))
         engine = OnnxEngine(graph, a, POSITIONS, threads=1)
     with closing(engine):
         yield EngineLM(engine, Tokenizer.load(imported), nothing)
@@ -195,9 +195,9 @@ def test_the_real_sets_have_their_published_numbers_of_items(name: str, items: i
 
 
 def test_names_of_tasks() -> None:
-    assert chosen("rte,merino14") == ["rte", *(name for name in MERINO14 if name != "rte")]
+    assert parse_task_names("rte,merino14") == ["rte", *(name for name in MERINO14 if name != "rte")]
     with pytest.raises(InputError, match="no task 'mmlu'"):
-        chosen("rte,mmlu")
+        parse_task_names("rte,mmlu")
 
 
 def test_the_command_reports_compares_and_refuses(

@@ -22,7 +22,7 @@ from helpers.random_model import random_model
 from merino_edge import checkpoint
 from merino_edge.architecture import Architecture, Block
 from merino_edge.cli.main import main
-from merino_edge.data.corpus import END_OF_TEXT_ID, chat_format, train_tokenizer
+from merino_edge.data.bpe import END_OF_TEXT_ID, chat_format, train_tokenizer
 from merino_edge.errors import InputError
 from merino_edge.export.graph import build_model, to_bytes
 from merino_edge.pytorch.engine import TorchEngine
@@ -57,7 +57,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Any]:
     if request.param == "pytorch":
         found: Any = TorchEngine(Model.from_weights(A, WEIGHTS))
     else:
-        graph = to_bytes(build_model(A, WEIGHTS, "fp32", CONTEXT, "onnxruntime", "ort"))
+        graph = to_bytes(build_model(A, WEIGHTS, "fp32", CONTEXT, "onnxruntime", lowering="ort"))
         found = OnnxEngine(graph, A, CONTEXT, threads=1)
     with closing(found):
         yield found
@@ -87,7 +87,7 @@ def by_pytorch(model: Model, ids: list[int], before: int, window: int, stride: i
 def test_figures_are_those_of_pytorch_in_the_same_windows(
     engine: Any, file: Path, window: int | None, stride: int | None
 ) -> None:
-    entry = perplexity(file, engine, TOKENIZER, window, stride, nothing)
+    entry = perplexity(file, engine, TOKENIZER, window=window, stride=stride, on_step=nothing)
     size, step = entry["window"], entry["stride"]
     assert (size, step) == (window or CONTEXT, stride or CONTEXT // 2)
     expected = by_pytorch(Model.from_weights(A, WEIGHTS), IDS, END_OF_TEXT_ID, size, step)
@@ -104,7 +104,7 @@ def test_figures_are_those_of_pytorch_in_the_same_windows(
 
 
 def test_a_stride_of_the_context_is_the_harnesss_rolling_log_likelihood(engine: Any, file: Path) -> None:
-    entry = perplexity(file, engine, TOKENIZER, None, CONTEXT, nothing)
+    entry = perplexity(file, engine, TOKENIZER, window=None, stride=CONTEXT, on_step=nothing)
     rolling = EngineLM(engine, TOKENIZER, nothing).loglikelihood_rolling(
         [Instance("loglikelihood_rolling", {}, (TEXT,), 0)]
     )
@@ -115,7 +115,7 @@ def test_a_window_of_more_rows_than_are_taken_at_once_is_scored_the_same(tmp_pat
     a = dataclasses.replace(A, max_positions=2 * ROWS + 9)
     model = Model.from_weights(a, WEIGHTS)
     expected = by_pytorch(model, IDS, END_OF_TEXT_ID, a.max_positions, ROWS + 3)
-    entry = perplexity(file, TorchEngine(model), TOKENIZER, None, ROWS + 3, nothing)
+    entry = perplexity(file, TorchEngine(model), TOKENIZER, window=None, stride=ROWS + 3, on_step=nothing)
     np.testing.assert_allclose(entry["per_window"], expected, rtol=1e-5)
     assert entry["per_window"][0][1] > ROWS
 
@@ -144,7 +144,7 @@ def test_a_packed_text_is_the_same_text(engine: Any, file: Path, tmp_path: Path)
     packed = tmp_path / "text.txt.xz"
     packed.write_bytes(lzma.compress(b"\xef\xbb\xbf" + TEXT.encode()))
     assert read_text(packed) == TEXT
-    plain, unpacked = (perplexity(path, engine, TOKENIZER, 40, 20, nothing) for path in (file, packed))
+    plain, unpacked = (perplexity(path, engine, TOKENIZER, window=40, stride=20, on_step=nothing) for path in (file, packed))
     for key in ("text_sha256", "bytes", "words", "tokens", "window", "stride"):
         assert plain[key] == unpacked[key]
     np.testing.assert_allclose(plain["per_window"], unpacked["per_window"], rtol=1e-6)
@@ -153,7 +153,7 @@ def test_a_packed_text_is_the_same_text(engine: Any, file: Path, tmp_path: Path)
 def test_what_begins_a_text_stands_before_it_and_is_not_scored(file: Path) -> None:
     model = Model.from_weights(A, WEIGHTS)
     tokenizer = Tokenizer(BACKEND, ChatFormat((2,), 1))
-    entry = perplexity(file, TorchEngine(model), tokenizer, 32, 16, nothing)
+    entry = perplexity(file, TorchEngine(model), tokenizer, window=32, stride=16, on_step=nothing)
     assert entry["tokens"] == len(IDS)
     np.testing.assert_allclose(entry["per_window"], by_pytorch(model, IDS, 1, 32, 16), rtol=1e-5)
 
@@ -208,7 +208,7 @@ def test_what_a_head_without_all_tokens_cannot_say_is_refused(file: Path) -> Non
             return logits
 
     with pytest.raises(InputError, match=r"never says; .*--keep-vocab"):
-        perplexity(file, Silent(Model.from_weights(A, WEIGHTS)), TOKENIZER, None, None, nothing)
+        perplexity(file, Silent(Model.from_weights(A, WEIGHTS)), TOKENIZER, window=None, stride=None, on_step=nothing)
 
 
 def test_the_command_reports_compares_and_refuses(

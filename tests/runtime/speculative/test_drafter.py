@@ -22,7 +22,7 @@ from merino_edge.runtime.sampling import Sampler, Sampling, adjusted, distributi
 from merino_edge.runtime.session import Session
 from merino_edge.runtime.speculative import drafter as drafters
 from merino_edge.runtime.speculative.draft_model import DraftModel
-from merino_edge.runtime.speculative.drafter import LENGTHS, STALE_STEPS, Drafter, Guesser
+from merino_edge.runtime.speculative.drafter import LENGTHS, STALE_STEPS, Drafter, Proposer
 from merino_edge.runtime.speculative.prompt_lookup import PromptLookup
 from merino_edge.tokenizer import Tokenizer
 
@@ -70,7 +70,7 @@ def test_it_guesses_where_that_pays_and_leaves_off_where_it_does_not(
 
 def test_a_length_that_was_slow_once_is_tried_again() -> None:
     drafter, _ = drafter_after(DEAR, 1.0, tokens=400)
-    drafter.hit_rate = 1.0
+    drafter.acceptance_rate = 1.0
     tried = set()
     for token in range(4 * STALE_STEPS):
         guess = drafter.draft(7)
@@ -93,7 +93,7 @@ def test_a_guess_that_takes_time_is_worth_it_only_where_it_takes_little(monkeypa
             super().__init__()
             self.guess_s = guess_s
 
-        def guess(self, most: int) -> list[int]:
+        def propose(self, most: int) -> list[int]:
             now[0] += most * self.guess_s
             return [0] * most
 
@@ -114,12 +114,12 @@ def test_a_guess_that_takes_time_is_worth_it_only_where_it_takes_little(monkeypa
 
 
 @pytest.fixture(params=["lookup", "itself", "another", "short"])
-def guesser(
+def proposer(
     request: pytest.FixtureRequest,
     bundle_path: Path,
     make_bundle: Callable[..., Path],
     small_model: tuple[Architecture, dict[str, np.ndarray]],
-) -> Iterator[Guesser]:
+) -> Iterator[Proposer]:
     """Prompt lookup, or a draft model: the model itself, one that is nearly always wrong, one of a short context."""
     if request.param == "lookup":
         yield PromptLookup()
@@ -134,9 +134,9 @@ def guesser(
 
 
 def answer(
-    engine: Engine, tokenizer: Tokenizer, sampling: Sampling, guesser: Guesser | None, **more: object
+    engine: Engine, tokenizer: Tokenizer, sampling: Sampling, proposer: Proposer | None, **more: object
 ) -> Generation:
-    made = generate(Session(engine), tokenizer, tokenizer.encode(PROMPT), sampling, guesser=guesser, **more)  # type: ignore[arg-type]
+    made = generate(Session(engine), tokenizer, tokenizer.encode(PROMPT), sampling, proposer=proposer, **more)  # type: ignore[arg-type]
     for _ in made:
         pass
     return made
@@ -194,7 +194,7 @@ def outcome(made: Generation) -> tuple[object, ...]:
 def test_an_answer_is_the_same_with_and_without_guesses(
     engine: Engine,
     tokenizer: Tokenizer,
-    guesser: Guesser,
+    proposer: Proposer,
     nearest: list[float],
     seed: int,
     temperature: float,
@@ -207,39 +207,39 @@ def test_an_answer_is_the_same_with_and_without_guesses(
     nearest.clear()
     plain = answer(engine, tokenizer, sampling, None, max_tokens=max_tokens, stop=stop)
     of_plain = nearest[: len(plain.tokens)]
-    guessed = answer(engine, tokenizer, sampling, guesser, max_tokens=max_tokens, stop=stop)
+    guessed = answer(engine, tokenizer, sampling, proposer, max_tokens=max_tokens, stop=stop)
     if (other := [x != y for x, y in zip(plain.tokens, guessed.tokens, strict=False)]) and any(other):
         assert of_plain[other.index(True)] < ROUNDING
     else:
         assert outcome(guessed) == outcome(plain)
-    assert plain.statistics.guessed_tokens == 0
+    assert plain.statistics.drafted_tokens == 0
 
 
 @pytest.mark.usefixtures("eager")
 def test_guesses_are_run_and_some_are_right_up_to_the_end_of_the_context(
-    engine: Engine, tokenizer: Tokenizer, guesser: Guesser, request: pytest.FixtureRequest
+    engine: Engine, tokenizer: Tokenizer, proposer: Proposer, request: pytest.FixtureRequest
 ) -> None:
     greedy = Sampling(temperature=1, seed=2, logit_bias=FEW)
     plain = answer(engine, tokenizer, greedy, None, max_tokens=1000)
-    guessed = answer(engine, tokenizer, greedy, guesser, max_tokens=1000)
+    guessed = answer(engine, tokenizer, greedy, proposer, max_tokens=1000)
     assert outcome(guessed) == outcome(plain) and plain.finish_reason == "context"
     s = guessed.statistics
-    assert s.right_guesses <= s.guessed_tokens and s.guessed_tokens > 0
-    assert (s.right_guesses > 0) == (request.node.callspec.params["guesser"] != "another")
+    assert s.accepted_tokens <= s.drafted_tokens and s.drafted_tokens > 0
+    assert (s.accepted_tokens > 0) == (request.node.callspec.params["proposer"] != "another")
 
 
 @pytest.mark.usefixtures("eager")
 def test_the_next_turn_finds_only_what_was_said_in_the_cache(
-    engine: Engine, tokenizer: Tokenizer, guesser: Guesser
+    engine: Engine, tokenizer: Tokenizer, proposer: Proposer
 ) -> None:
     """Keys of wrong guesses lie in the cache behind the answer: the session must not take them for text."""
     session, ids = Session(engine), tokenizer.encode(PROMPT)
-    first = generate(session, tokenizer, ids, Sampling(greedy=True), 50, guesser=guesser)
+    first = generate(session, tokenizer, ids, Sampling(greedy=True), 50, proposer=proposer)
     for _ in first:
         pass
     assert session.ids == (ids + first.tokens)[: len(session.ids)]
     longer = ids + first.tokens + tokenizer.encode(" And then")
-    again = generate(session, tokenizer, longer, Sampling(greedy=True), 30, guesser=guesser)
+    again = generate(session, tokenizer, longer, Sampling(greedy=True), 30, proposer=proposer)
     fresh = generate(Session(engine), tokenizer, longer, Sampling(greedy=True), 30)
     assert "".join(again) == "".join(fresh) and again.tokens == fresh.tokens
 
@@ -259,7 +259,7 @@ def test_a_model_that_guesses_for_itself_is_always_right_and_runs_nothing_twice(
         monkeypatch.setattr(OnnxEngine, "forward_rows", counted)
         made = answer(engine, tokenizer, Sampling(greedy=True), itself, max_tokens=80)
     s = made.statistics
-    assert s.right_guesses == s.guessed_tokens > 60
+    assert s.accepted_tokens == s.drafted_tokens > 60
     assert sum(run) <= s.prompt_tokens + 80 + 80 // 8 + 8  # of every guess of seven, the last one's keys are run later
 
 

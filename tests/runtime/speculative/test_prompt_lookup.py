@@ -19,4 +19,4 @@ def test_a_guess_is_what_followed_the_longest_run_that_came_before(ids: list[int
         if places:
             expected = ids[places[-1] : places[-1] + most]
             break
-    assert lookup.guess(most) == expected
+    assert lookup.propose(most) == expected

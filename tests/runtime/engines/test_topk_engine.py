@@ -14,9 +14,9 @@ from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError
 from merino_edge.export.graph import build_model, to_bytes
 from merino_edge.runtime.bench import Case, bench
-from merino_edge.runtime.engine import Candidates, Engine, SelectingEngine
+from merino_edge.runtime.engine import Candidates, Engine, TopKEngine
 from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
-from merino_edge.runtime.engines.topk_kernel import KEPT, Selector
+from merino_edge.runtime.engines.topk_kernel import KEPT, TopKKernel
 from merino_edge.runtime.generation import generate
 from merino_edge.runtime.grammar import Grammars
 from merino_edge.runtime.sampling import Sampler, Sampling
@@ -32,15 +32,15 @@ OpenPlans = Callable[..., TensorRtEngine]
 def open_plans(host_memory: None, small_model: tuple[Architecture, Weights]) -> OpenPlans:
     """The small model on the stand-in GPU."""
     a, weights = small_model
-    graph = to_bytes(build_model(a, weights, "fp16", a.max_positions, "rtx", "primitive"))
-    return lambda cuda_graphs=True: TensorRtEngine("any", {a.max_positions: graph}, a, cuda_graphs)
+    graph = to_bytes(build_model(a, weights, "fp16", a.max_positions, "rtx", lowering="primitive"))
+    return lambda cuda_graphs=True: TensorRtEngine("any", {a.max_positions: graph}, a, cuda_graphs=cuda_graphs)
 
 
 class Whole:
     """An engine without the ability: only the protocol's own calls."""
 
     def __init__(self, engine: Engine) -> None:
-        self.forward, self.forward_rows, self.assume = engine.forward, engine.forward_rows, engine.assume
+        self.forward, self.forward_rows, self.mark_filled = engine.forward, engine.forward_rows, engine.mark_filled
         self.vocab_size, self.max_positions, self.max_rows = engine.vocab_size, engine.max_positions, engine.max_rows
         self.close = engine.close
 
@@ -70,7 +70,7 @@ def test_answers_are_the_same(
     answers = []
     for wrap in (lambda engine: engine, Whole):
         with contextlib.closing(wrap(open_plans(cuda_graphs))) as engine:
-            assert isinstance(engine, SelectingEngine) == (wrap is not Whole)
+            assert isinstance(engine, TopKEngine) == (wrap is not Whole)
             session = Session(engine)
             for prompt in ("The quick", "The quick brown"):
                 answer = generate(session, tokenizer, tokenizer.encode(prompt), sampling, max_tokens=60)
@@ -110,23 +110,23 @@ def test_where_ties_do_not_fit_or_there_is_no_compiler_the_row_comes_down(
     with contextlib.closing(open_plans()) as engine:
         engine.forward(np.arange(5), 0)
         row = engine.forward(np.arange(1), 5).copy()
-        logits, ids = engine.forward_largest(np.arange(1), 5, 3)
+        logits, ids = engine.forward_topk(np.arange(1), 5, 3)
         assert ids is not None and ids.size == logits.size >= 3
         np.testing.assert_array_equal(logits, row[ids])
         for k in (KEPT, row.size):
-            logits, ids = engine.forward_largest(np.arange(1), 5, k)
+            logits, ids = engine.forward_topk(np.arange(1), 5, k)
             assert ids is None
             np.testing.assert_array_equal(logits, row)
-        monkeypatch.setattr(Selector, "candidates", lambda self, k: None)
-        logits, ids = engine.forward_largest(np.arange(1), 5, 3)
+        monkeypatch.setattr(TopKKernel, "candidates", lambda self, k: None)
+        logits, ids = engine.forward_topk(np.arange(1), 5, 3)
         assert ids is None
         np.testing.assert_array_equal(logits, row)
-        logits, ids = engine.forward_largest(np.arange(3), 3, 3)  # no step of one token
+        logits, ids = engine.forward_topk(np.arange(3), 3, 3)  # no step of one token
         assert ids is None and logits.shape == row.shape
     monkeypatch.setattr(HostMemory, "can_compile", False)
     with contextlib.closing(open_plans()) as engine:
         engine.forward(np.arange(5), 0)
-        logits, ids = engine.forward_largest(np.arange(1), 5, 3)
+        logits, ids = engine.forward_topk(np.arange(1), 5, 3)
         assert ids is None
         np.testing.assert_array_equal(logits, row)
     assert HostMemory.live == 0
@@ -138,11 +138,11 @@ def test_a_broken_model_is_refused_as_it_was(
 ) -> None:
     a, weights = small_model
     broken = {**weights, "final_norm.weight": np.full_like(weights["final_norm.weight"], bad)}
-    graph = to_bytes(build_model(a, broken, "fp32", a.max_positions, "rtx", "primitive"))
+    graph = to_bytes(build_model(a, broken, "fp32", a.max_positions, "rtx", lowering="primitive"))
     with contextlib.closing(TensorRtEngine("any", {a.max_positions: graph}, a)) as engine:
         session = Session(engine)
         session.prefill([1, 2])
-        logits, ids = session.step_largest(3, 40)
+        logits, ids = session.step_topk(3, 40)
         assert ids is None
         with pytest.raises(ArtefactError, match="export again"):
             Sampler(Sampling())(logits, [])
@@ -154,7 +154,7 @@ def test_what_needs_the_row_gets_it(
     def never(*arguments: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(TensorRtEngine, "forward_largest", never)
+    monkeypatch.setattr(TensorRtEngine, "forward_topk", never)
     with contextlib.closing(open_plans()) as engine:
         session, ids = Session(engine), tokenizer.encode("The quick")
         with pytest.raises(AssertionError):
@@ -166,13 +166,13 @@ def test_what_needs_the_row_gets_it(
 
 def test_bench_times_what_generate_runs(open_plans: OpenPlans, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    forward_largest = TensorRtEngine.forward_largest
+    forward_topk = TensorRtEngine.forward_topk
 
     def counted(self: TensorRtEngine, tokens: np.ndarray, start: int, k: int) -> Candidates:
         asked.append(k)
-        return forward_largest(self, tokens, start, k)
+        return forward_topk(self, tokens, start, k)
 
-    monkeypatch.setattr(TensorRtEngine, "forward_largest", counted)
+    monkeypatch.setattr(TensorRtEngine, "forward_topk", counted)
     with contextlib.closing(open_plans()) as engine:
         bench({"one": engine}, [Case("decode", 5)], 1)
     assert set(asked) == {1} and len(asked) >= 5

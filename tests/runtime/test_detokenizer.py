@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
 from merino_edge.errors import InputError
-from merino_edge.runtime.text_stream import TextStream
+from merino_edge.runtime.detokenizer import StreamingDetokenizer
 from merino_edge.tokenizer import ChatFormat, Tokenizer
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -40,8 +40,8 @@ TOKENIZERS = {"byte level": byte_level(), "byte fallback": byte_fallback()}
 WORDS = st.text(st.sampled_from("ab é€🦊👩‍🚀\n"), max_size=20)
 
 
-def stream(tokenizer: Tokenizer, ids: list[int], stop: tuple[str, ...] = ()) -> tuple[list[str], TextStream]:
-    text = TextStream(tokenizer, stop)
+def stream(tokenizer: Tokenizer, ids: list[int], stop: tuple[str, ...] = ()) -> tuple[list[str], StreamingDetokenizer]:
+    text = StreamingDetokenizer(tokenizer, stop)
     pieces = []
     for token in ids:
         pieces.append(text.push(token))
@@ -91,13 +91,13 @@ def test_stop_strings_cut_where_they_begin(kind: str, text: str, stop: tuple[str
 
 
 def test_certain_text_is_given_out_at_once() -> None:
-    text = TextStream(TOKENIZERS["byte level"], ["xyz"])
+    text = StreamingDetokenizer(TOKENIZERS["byte level"], ["xyz"])
     ids = TOKENIZERS["byte level"].encode("axyb é")
     assert [text.push(token) for token in ids] == ["a", "", "", "xyb", " ", "", "é"]
 
 
 def test_bad_stop_strings_are_refused() -> None:
     with pytest.raises(InputError, match="empty"):
-        TextStream(TOKENIZERS["byte level"], [""])
+        StreamingDetokenizer(TOKENIZERS["byte level"], [""])
     with pytest.raises(InputError, match="limit"):
-        TextStream(TOKENIZERS["byte level"], ["x"] * 65)
+        StreamingDetokenizer(TOKENIZERS["byte level"], ["x"] * 65)

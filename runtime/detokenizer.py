@@ -18,7 +18,7 @@ WINDOW = 8  # ids from which on the window is cut, each time for one more decodi
 INCOMPLETE = "\ufffd"  # how an unfinished (or invalid) byte sequence decodes
 
 
-class TextStream:
+class StreamingDetokenizer:
     """One answer's text. `text` is what was given out so far; `stopped` turns true at a stop string."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
@@ -56,7 +56,7 @@ class TextStream:
         self._window, self._complete, self._taken = [], 0, 0
         return self._release(fresh, final=True)
 
-    def _release(self, fresh: str, final: bool) -> str:
+    def _release(self, fresh: str, *, final: bool) -> str:
         if self.stopped:
             return ""
         held = self._held + fresh
