@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from merino_edge.cli.bundle_options import Cpu
+
 if TYPE_CHECKING:
     from merino_edge.bundle import Bundle
     from merino_edge.runtime.bench import Case, Result
@@ -51,25 +53,45 @@ class Form(str, Enum):
 def bench(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")],
     prompt_tokens: Annotated[
-        str, typer.Option("--prompt-tokens", "-p", help="Prompts of so many tokens: 64,512; 0: none.")
+        str,
+        typer.Option(
+            "--prompt-tokens", "-p", metavar="N[,N...]", help="Prompt lengths in tokens, such as 64,512; 0 for none."
+        ),
     ] = "64",
-    new_tokens: Annotated[str, typer.Option("--new-tokens", "-n", help="Steps to decode; 0: none.")] = "128",
-    depth: Annotated[str, typer.Option("--depth", "-d", help="Positions in the cache before: 0,512")] = "0",
-    repetitions: Annotated[int, typer.Option("--repetitions", "-r", help="Measured runs, after one warm-up.")] = 5,
-    against: Annotated[Path | None, typer.Option(help="Another bundle, measured in turns and compared.")] = None,
-    threads: Annotated[
-        int | None, typer.Option("--threads", "-t", help="CPU threads. [default: what build measured, or all cores]")
+    new_tokens: Annotated[
+        str,
+        typer.Option("--new-tokens", "-n", metavar="N[,N...]", help="Numbers of tokens to decode; 0 for none."),
+    ] = "128",
+    depth: Annotated[
+        str,
+        typer.Option(
+            "--depth", "-d", metavar="N[,N...]", help="Cache positions that are filled before, such as 0,512."
+        ),
+    ] = "0",
+    repetitions: Annotated[
+        int, typer.Option("--repetitions", "-r", help="Measured repetitions, after one warm-up.")
+    ] = 5,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="BUNDLE", help="Another bundle, measured in alternation and compared."),
     ] = None,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Run the graph on the CPU, whatever engines there are.")] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", "-t", help="CPU threads. [default: as tuned by build, else all cores]"),
+    ] = None,
+    cpu: Cpu = False,
     no_cuda_graphs: Annotated[
-        bool, typer.Option("--no-cuda-graphs", help="Launch every kernel of a TensorRT engine by itself.")
+        bool, typer.Option("--no-cuda-graphs", help="Run TensorRT engines without CUDA graphs.")
     ] = False,
-    output: Annotated[Form, typer.Option("--output", "-o", help="How to print it.")] = Form.table,
+    output: Annotated[Form, typer.Option("--output", "-o", help="Form of the output.")] = Form.table,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure time to first token, prefill and decode speed, and memory of a bundle."""
-    from merino_edge.cli.console import print_json, progress, stderr
+    """Measure the speed and memory of a bundle.
+
+    It measures time to first token, prefill speed, decode speed and peak memory, with the cases of llama-bench.
+    """
     from merino_edge.cli.bundle_options import open_bundle
+    from merino_edge.cli.console import print_json, progress, stderr
     from merino_edge.jetson.device.energy import EnergyMeter
     from merino_edge.jetson.device.sensors import Sensors, moved
     from merino_edge.runtime import bench as runtime

@@ -1,8 +1,9 @@
-"""`merino-edge build BUNDLE`: make a bundle ready for the machine that will run it.
+"""`merino-edge build BUNDLE`: prepares a bundle for the machine that will run it.
 
-One for ONNX Runtime: measure with how many threads it runs best; `--json` prints {"out", "tuning": the entry of
-`merino_edge.runtime.thread_tuning`}. One for TensorRT: compile its graphs with the library of this machine; `--json`
-prints {"out", "engines": [the entries of `merino_edge.jetson.engine_build`]}, one for each of its contexts.
+A bundle for ONNX Runtime: it measures which number of threads is fastest. `--json` prints {"out", "tuning"}, where
+tuning is the entry of `merino_edge.runtime.thread_tuning`. A bundle for TensorRT: it compiles the graphs with the
+library of this machine. `--json` prints {"out", "engines": [entries of `merino_edge.jetson.engine_build`]}, one for
+each context.
 """
 
 from __future__ import annotations
@@ -19,14 +20,23 @@ if TYPE_CHECKING:
 def build(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")],
     capability: Annotated[
-        str, typer.Option(help="Compile for this one, such as SM86, instead of the GPU here (TensorRT for RTX only).")
+        str,
+        typer.Option(
+            metavar="SMxx",
+            help="Compute capability to compile for, such as SM86 (TensorRT for RTX only). [default: this GPU's]",
+        ),
     ] = "",
     workspace_mb: Annotated[
-        int | None, typer.Option(help="Most memory that a kernel may use. [default: a quarter of what is free]")
+        int | None,
+        typer.Option(help="Largest workspace of a kernel, in MB. [default: a quarter of the free memory]"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Make BUNDLE ready for this machine: TensorRT engines for its GPU, or the best threads for ONNX Runtime."""
+    """Build the engines of a bundle, or tune its CPU threads.
+
+    A bundle for TensorRT gets engines for the GPU of this machine. A bundle for ONNX Runtime gets the number of threads
+    that is fastest on this machine.
+    """
     from merino_edge import bundle as bundles
     from merino_edge.errors import InputError
 

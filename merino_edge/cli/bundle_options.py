@@ -1,4 +1,4 @@
-"""How `generate`, `serve` and `bench` open a bundle, and what they say of the engine in it."""
+"""The options that `generate`, `serve` and `bench` share, and how these verbs open a bundle."""
 
 from __future__ import annotations
 
@@ -15,8 +15,28 @@ if TYPE_CHECKING:
 
 LAMB = Path("lamb")  # merino_edge.bundle.find
 BundleOrLamb = Annotated[
-    Path, typer.Argument(metavar="BUNDLE", help="Bundle folder, or lamb: the small model of this package.")
+    Path, typer.Argument(metavar="BUNDLE", help="Bundle folder, or lamb: the small model in this package.")
 ]
+LookupFlag = Annotated[
+    bool,
+    typer.Option(
+        "--lookup",
+        "--prompt-lookup",
+        help="Speculative decoding by prompt lookup: draft tokens come from the text so far, where that is faster.",
+    ),
+]
+DraftPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--draft",
+        "--draft-model",
+        metavar="BUNDLE",
+        help="Speculative decoding by a draft model: bundle of a smaller model with the same tokenizer, "
+        "used where that is faster.",
+    ),
+]
+Threads = Annotated[int | None, typer.Option(help="CPU threads. [default: as tuned by build, else all cores]")]
+Cpu = Annotated[bool, typer.Option("--cpu", help="Run on the CPU, even if the bundle has a TensorRT engine.")]
 
 
 def open_bundle(
@@ -61,10 +81,10 @@ def _tell(loaded: Bundle) -> None:
     note = ""
     if loaded.engines:
         from merino_edge.jetson.device.card import device_card
-        from merino_edge.jetson.doctor.checks import engine_traps
+        from merino_edge.jetson.doctor.checks import check_engine
 
         here = device_card()
-        found = [engine_traps(entry.get("machine", {}), here) for entry in loaded.engines]
+        found = [check_engine(entry.get("machine", {}), here) for entry in loaded.engines]
         note = f"warning: {found[-1][0]['found']}; build it again: {again}" if all(found) else ""
     elif loaded.target != "onnxruntime":
         note = f"no engine in {loaded.path} yet: running on the CPU; on the board: {again}"

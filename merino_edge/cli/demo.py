@@ -1,7 +1,7 @@
-"""`merino-edge demo`: the whole road on this machine, in about five minutes on two cores.
+"""`merino-edge demo`: runs every step on this machine, in about five minutes on two cores.
 
-Runs the same commands a person would type, prints each, and ends with one summary. Artefacts, in the
-folder `--out`: corpus.txt, table.jsonl (+ .png), architecture.json (+ .png), checkpoint/, bundle/, summary.json.
+It runs the commands that a person would type, prints each one, and ends with a summary. The folder `--out` then holds
+corpus.txt, table.jsonl (+ .png), architecture.json (+ .png), checkpoint/, bundle/ and summary.json.
 """
 
 from __future__ import annotations
@@ -24,18 +24,25 @@ PROMPT = "One morning"
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo"),
     decode_ms: Annotated[
-        str | None, typer.Option(metavar="MS", help="Decode budget. [default: 60 % of the largest model's time]")
+        str | None,
+        typer.Option(
+            metavar="MS",
+            help="Budget for the time per generated token, in ms. [default: 60 % of the largest model's time]",
+        ),
     ] = None,
-    params: Annotated[str, typer.Option(metavar="N", help="Parameter budget.")] = "3M",
+    params: Annotated[str, typer.Option(metavar="N", help="Budget for the parameters.")] = "3M",
     steps: Annotated[int, typer.Option(help="Training steps.")] = 400,
     threads: Annotated[
-        int, typer.Option(help="Threads of what is measured; models this small gain from no second.")
+        int, typer.Option(help="CPU threads of each measurement. Models this small are not faster with more.")
     ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Profile this CPU, search, train, export, check and generate: one small model from nothing."""
+    """Run every step on this machine, from profile to generate.
+
+    It profiles this CPU, then searches, trains, exports, checks and runs one small model, in about five minutes.
+    """
     from merino_edge import artefact, limits
     from merino_edge.cli.console import print_json, stderr
     from merino_edge.data.tiny_stories import tiny_stories
@@ -147,9 +154,9 @@ def _program() -> list[str]:
 def _decode_budget(table: Path) -> float:
     from merino_edge.latency.table_file import load_table
     from merino_edge.search.builtin_spaces import DEMO
-    from merino_edge.search.space import Genome
+    from merino_edge.search.space import Candidate
 
-    largest = DEMO.architecture(Genome(0, (len(DEMO.genes) - 1,) * DEMO.blocks[-1]))
+    largest = DEMO.architecture(Candidate(0, (len(DEMO.block_choices) - 1,) * DEMO.blocks[-1]))
     return float(f"{BUDGET_SHARE * load_table(table).model_ms(largest, 'decode'):.2g}")
 
 

@@ -6,11 +6,11 @@ import typer
 
 from merino_edge.cli.distill_generate import distill_generate
 from merino_edge.cli.distill_logits import distill_logits
-from merino_edge.cli.verbs import add_verb
+from merino_edge.cli.verbs import VERBS, add_verb
 
 group = typer.Typer(
     name="distill",
-    help="Let a teacher write a training corpus, or store its logits.",
+    help=VERBS["distill"].summary,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

@@ -1,4 +1,4 @@
-"""`merino-edge write TEACHER --prompts FILE --out CORPUS.jsonl`: a checkpoint writes what a smaller one learns from."""
+"""`merino-edge distill generate TEACHER --prompts FILE --out CORPUS.jsonl`: a teacher generates a training corpus."""
 
 from __future__ import annotations
 
@@ -10,33 +10,47 @@ import typer
 
 
 def distill_generate(
-    teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Checkpoint folder.")],
+    teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Checkpoint folder of the teacher.")],
     prompts: Annotated[
         str,
         typer.Option(
-            metavar="FILE|NAME", help=".json of templates, .txt with one a line, or children (the package's)."
+            metavar="FILE|NAME",
+            help="Prompts: .json of templates, .txt with one prompt a line, or children (included in the package).",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="CORPUS.jsonl", help="File to write; CORPUS.json beside it says how.")],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="CORPUS.jsonl", help="File to write. CORPUS.json beside it records how it was made."),
+    ],
     count: Annotated[
-        int | None, typer.Option(help="Prompts to answer; fewer answers are kept. [default: the lines, or 1000]")
+        int | None,
+        typer.Option(help="Prompts to answer. Fewer answers are kept. [default: the lines of a .txt, else 1000]"),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer; one that it cuts off is dropped.")] = 300,
-    temperature: Annotated[float, typer.Option(help="0: the likeliest token.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Only the k likeliest tokens; 0: all.")] = 50,
-    top_p: Annotated[float, typer.Option(help="Only the likeliest that hold this probability.")] = 0.95,
-    frequency_penalty: Annotated[float, typer.Option(help="Holds back tokens by how often the answer has them.")] = 0.0,
-    batch: Annotated[int, typer.Option(help="Answers at once, at most.")] = 32,
-    seed: Annotated[int, typer.Option(help="Of prompts and answers.")] = 0,
-    licence: Annotated[str | None, typer.Option(help="A note on the teacher's licence, kept in CORPUS.json.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer. A longer answer is dropped.")] = 300,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 keeps all.")] = 50,
+    top_p: Annotated[
+        float, typer.Option(help="Nucleus sampling: keep the fewest tokens with this total probability; 1 keeps all.")
+    ] = 0.95,
+    frequency_penalty: Annotated[
+        float, typer.Option(help="Penalty on a token for each time that the answer already has it.")
+    ] = 0.0,
+    batch: Annotated[int, typer.Option("--batch", "--batch-size", help="Most answers generated at once.")] = 32,
+    seed: Annotated[int, typer.Option(help="Random seed of prompts and answers.")] = 0,
+    licence: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Note on the teacher's licence, kept in CORPUS.json.")
+    ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Continue the prompts instead of answering them.")] = False,
-    precision: Annotated[str, typer.Option(help="auto (bf16 where it is native), fp32 or bf16.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="Precision of the computation: auto (bf16 where the hardware has it), fp32 or bf16.")
+    ] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads. [default: all cores]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print CORPUS.json.")] = False,
 ) -> None:
-    """Let a checkpoint write a corpus of answers, or of continuations, for a smaller model to learn from.
+    """Let a teacher generate a synthetic training corpus.
 
-    Stopped or killed at any moment, the same command goes on, and ends with the same bytes.
+    A smaller model then learns from the teacher's answers (sequence-level distillation). A run that was stopped or
+    killed continues with the same command, and ends with the same bytes.
     """
     from merino_edge.cli import console
     from merino_edge.errors import Interrupted, require
@@ -64,7 +78,7 @@ def distill_generate(
     began, computed = time.perf_counter(), 0
     err = console.stderr()
     with console.progress(err) as bar:
-        task = bar.add_task("write", total=plan.count, note="opening")
+        task = bar.add_task("generate", total=plan.count, note="opening")
 
         def on_batch(header: dict[str, Any], so_far: int) -> None:
             nonlocal computed

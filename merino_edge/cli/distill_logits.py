@@ -1,4 +1,4 @@
-"""`merino-edge teach TEACHER --corpus CORPUS --out LOGITS`: what a checkpoint expects of a corpus, once."""
+"""`merino-edge distill logits TEACHER --corpus CORPUS --out LOGITS`: stores a teacher's top-k log-probabilities."""
 
 from __future__ import annotations
 
@@ -10,20 +10,30 @@ import typer
 
 
 def distill_logits(
-    teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Checkpoint folder.")],
-    corpus: Annotated[Path, typer.Option(help="Corpus folder, made by: merino-edge tokenize --tokenizer TEACHER.")],
+    teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Checkpoint folder of the teacher.")],
+    corpus: Annotated[
+        Path,
+        typer.Option(metavar="CORPUS", help="Corpus folder, made by merino-edge tokenize --tokenizer TEACHER."),
+    ],
     out: Annotated[Path, typer.Option(metavar="LOGITS", help="Folder to write.")],
-    top_k: Annotated[int, typer.Option(help="Largest log-probabilities to keep, for every token.")] = 64,
-    window: Annotated[int | None, typer.Option(help="Tokens that are seen at once. [default: all positions]")] = None,
-    stride: Annotated[int | None, typer.Option(help="Tokens that windows move by. [default: half of one]")] = None,
-    batch: Annotated[int, typer.Option(help="Windows at a time.")] = 8,
-    precision: Annotated[str, typer.Option(help="auto (bf16 where it is native), fp32 or bf16.")] = "auto",
+    top_k: Annotated[int, typer.Option(help="Highest log-probabilities to keep for each token.")] = 64,
+    window: Annotated[
+        int | None, typer.Option(help="Window length in tokens. [default: all positions of the teacher]")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens from one window to the next. [default: half a window]")
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", "--batch-size", help="Windows at a time.")] = 8,
+    precision: Annotated[
+        str, typer.Option(help="Precision of the computation: auto (bf16 where the hardware has it), fp32 or bf16.")
+    ] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads. [default: all cores]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the header as one JSON object.")] = False,
 ) -> None:
-    """Run a teacher once over a corpus and keep its largest log-probabilities, for train --teacher LOGITS.
+    """Store a teacher's top-k logits over a corpus.
 
-    Stopped or killed, the same command goes on with the first shard that is not whole.
+    train --teacher LOGITS then needs no teacher in memory. A run that was stopped or killed continues with the same
+    command.
     """
     from merino_edge.cli import console
     from merino_edge.errors import Interrupted, require
@@ -41,7 +51,7 @@ def distill_logits(
     bf16 = computing.uses_bf16(precision, device)
     began = time.perf_counter()
     with console.progress(console.stderr()) as bar:
-        task = bar.add_task("teach", total=len(found.tokens), note="")
+        task = bar.add_task("logits", total=len(found.tokens), note="")
 
         def on_tokens(done: int, now: int) -> None:
             bar.update(task, completed=done, note=f"{now / (time.perf_counter() - began):,.0f} tokens/s")

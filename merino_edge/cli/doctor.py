@@ -1,6 +1,6 @@
-"""`merino-edge doctor`: the machine, its sensors, the versions, what each verb lacks, and the known traps that lie
-open, as a block to paste. Exit code 0 always.
+"""`merino-edge doctor`: describes the machine, as a block to paste when asking for help. The exit code is always 0.
 
+The block has the device, its sensors, the versions of packages, what each verb lacks, and findings of known problems.
 `--json` prints merino_edge.jetson.doctor.doctor.examine.
 """
 
@@ -23,7 +23,7 @@ SENSORS = {
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Describe this machine and what is missing for each verb."""
+    """Describe this machine and what each verb still needs."""
     from merino_edge.cli import console
     from merino_edge.jetson.doctor.doctor import examine
 

@@ -25,25 +25,41 @@ UNLIKE = 5.0  # percent, from which a sum is worth a warning
 
 
 def estimate(
-    board: Annotated[str | None, typer.Option(help="The board to estimate for. Without it: list the boards.")] = None,
-    mode: Annotated[str | None, typer.Option(help="Its power mode, as nvpmodel calls it.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The latency table to write, NAME.jsonl.")] = None,
-    space: Annotated[
-        str | None, typer.Option(help="The space to cover: paper, edge, wide, demo, or a space file. [default: edge]")
+    board: Annotated[
+        str | None, typer.Option(metavar="BOARD", help="Board to estimate for. Without it the boards are listed.")
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, fp16, int8 or int4. [default: int4]")] = None,
+    mode: Annotated[
+        str | None, typer.Option(metavar="MODE", help="Power mode of the board, with nvpmodel's name.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Latency table to write, NAME.jsonl.")] = None,
+    space: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPACE", help="Search space to cover: paper, edge, wide, demo, or a space file. [default: edge]"
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Precision of the weights: fp32, fp16, int8 or int4. [default: int4]")
+    ] = None,
     runtime: Annotated[
         str | None,
-        typer.Option(help="merino-edge, edge-llm, llama.cpp or ollama: whose overhead. [default: merino-edge]"),
+        typer.Option(
+            help="Runtime whose overhead is assumed: merino-edge, edge-llm, llama.cpp or ollama. [default: merino-edge]"
+        ),
     ] = None,
     lengths: Annotated[
-        str | None, typer.Option(metavar="N,N,...", help="Cache and prompt lengths. [default: up to 1024, quick 256]")
+        str | None,
+        typer.Option(metavar="N,N,...", help="Cache and prompt lengths. [default: up to 1024, quick up to 256]"),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A small grid.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Compare the roofline with published speeds.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Use a small grid.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Compare the roofline model with published speeds.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Estimate a latency table for a board that is not at hand; say how far off estimates are."""
+    """Estimate a latency table for a board that is not at hand.
+
+    The estimate comes from the board's data and a roofline model. The command also prints how far such estimates are
+    from published speeds.
+    """
     from merino_edge.errors import InputError
 
     described = (mode, out, space, precision, runtime, lengths, quick or None)

@@ -1,7 +1,7 @@
-"""`merino-edge evaluate CKPT|BUNDLE`: zero-shot accuracy and perplexity, through lm-evaluation-harness.
+"""`merino-edge evaluate CKPT|BUNDLE`: measures zero-shot accuracy and perplexity, through lm-evaluation-harness.
 
-Prints a line as each task is done; `--out` keeps the report (merino_edge.runtime.evaluation.harness), which another run is
-compared with by `--against`. `--json` prints the report, with `comparison`, as one object. `--perplexity` scores a
+It prints a line as each task is done. `--out` keeps the report (merino_edge.runtime.evaluation.harness). `--against`
+compares a later run with it. `--json` prints the report, with `comparison`, as one object. `--perplexity` scores a
 whole text (merino_edge.runtime.evaluation.perplexity), alone or after the tasks. Nothing is downloaded.
 """
 
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from merino_edge.cli.bundle_options import Cpu
+
 if TYPE_CHECKING:
     from rich.status import Status
 
@@ -27,32 +29,48 @@ def evaluate(
     tasks: Annotated[
         str | None,
         typer.Option(
-            help="merino14, the paper's fourteen, or names of them joined by commas. "
-            "Without it merino14, or with --perplexity none."
+            metavar="NAME,NAME,...",
+            help="Zero-shot tasks: merino14 (the paper's fourteen), or names joined by commas. "
+            "[default: merino14, none with --perplexity]",
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many items of each task.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use only the first N items of each task. [default: all]")] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder of the sets, with lm/ and eval/.", envvar="MERINO_DATA", show_envvar=True),
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder of the evaluation sets, with lm/ and eval/.",
+            envvar="MERINO_DATA",
+            show_envvar=True,
+        ),
     ] = None,
     perplexity: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A text, plain or .xz: perplexity a token and a word, bits a byte."),
+        typer.Option(
+            metavar="FILE", help="Also score this text (plain or .xz): perplexity per token and word, bits per byte."
+        ),
     ] = None,
-    window: Annotated[int | None, typer.Option(help="Tokens of its windows (default: the model's context).")] = None,
-    stride: Annotated[int | None, typer.Option(help="Tokens that they move by (default: half a window).")] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Window length in tokens, with --perplexity. [default: the model's context]")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens from one window to the next. [default: half a window]")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Report to write (JSON).")] = None,
     against: Annotated[
-        Path | None, typer.Option(metavar="REPORT", help="An earlier report: differences with their 95 % intervals.")
+        Path | None,
+        typer.Option(metavar="REPORT", help="Earlier report: print the differences with 95 % confidence intervals."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
-    cpu: Annotated[
-        bool, typer.Option("--cpu", help="Run a bundle's graph on the CPU, whatever engines it has.")
-    ] = False,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads. [default: all cores, or as a bundle was tuned by build]")
+    ] = None,
+    cpu: Cpu = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
 ) -> None:
-    """Evaluate a checkpoint or a bundle on the paper's zero-shot tasks, or on a text."""
+    """Measure zero-shot accuracy or perplexity.
+
+    It evaluates a checkpoint or a bundle on the paper's tasks, through lm-evaluation-harness, or on a text.
+    """
     from merino_edge import artefact, limits
     from merino_edge.cli.console import print_json, print_line, stderr
     from merino_edge.errors import InputError, require

@@ -1,4 +1,4 @@
-"""`merino-edge export`: a checkpoint as a bundle that was compared with PyTorch before it was written."""
+"""`merino-edge export`: exports a checkpoint as a bundle, which is compared with PyTorch before it is written."""
 
 from __future__ import annotations
 
@@ -17,59 +17,78 @@ if TYPE_CHECKING:
 def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint folder, from train or import.")],
     out: Annotated[Path, typer.Option(help="Bundle folder to write.")],
-    precision: Annotated[str, typer.Option(help="fp32, fp16, int8 or int4 weights.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="Precision of the weights: fp32, fp16, int8 or int4.")] = "fp32",
     context: Annotated[
         str | None,
         typer.Option(
             metavar="N[,N...]",
-            help="Positions the cache holds [default: 1024, or the model's]. For TensorRT several, as 256,512,1024: "
-            "a step costs what its graph's cache holds, and the smallest that is enough runs.",
+            help="Capacity of the KV cache, in positions. For TensorRT give several, such as 256,512,1024: "
+            "a step costs what its cache can hold, and the smallest cache that suffices runs. "
+            "[default: 1024, at most all positions]",
         ),
     ] = None,
     target: Annotated[
         str,
         typer.Option(help="Where it will run: onnxruntime, or a board's TensorRT (merino-edge targets lists them)."),
     ] = "onnxruntime",
-    lowering: Annotated[str, typer.Option(help="native, primitive or ort, instead of the target's own choice.")] = "",
+    lowering: Annotated[
+        str, typer.Option(help="Lowering of the graph: native, primitive or ort. [default: the target's]")
+    ] = "",
     fast: Annotated[
         bool,
-        typer.Option("--fast", help="Of int4 for ONNX Runtime the form that takes a quarter less time at more error."),
+        typer.Option("--fast", help="int4 for ONNX Runtime in a form that takes a quarter less time, at more error."),
     ] = False,
     rounding: Annotated[
         str | None,
         typer.Option(
-            help="Of int4: nearest, or gptq, on text that the model draws itself (a minute more). "
-            "[default: nearest, of --fast gptq]"
+            help="Rounding at int4: nearest, or gptq, which calibrates on text that the model generates and takes "
+            "about a minute more. [default: nearest, with --fast gptq]"
         ),
     ] = None,
     block: Annotated[
         int | None,
-        typer.Option(help="Inputs that share a scale at int4 and int8: 32, 64 or 128. [default: 32, of --fast 64]"),
+        typer.Option(
+            help="Block size at int4 and int8: 32, 64 or 128 inputs share a scale. [default: 32, with --fast 64]"
+        ),
     ] = None,
     cache: Annotated[
         str,
         typer.Option(
-            help="Keys and values kept as float, or as int8: a quarter of the memory and faster long answers, but "
-            "slower prompts (int8 and int4 for ONNX Runtime 1.27)."
+            help="KV cache: float or int8. int8 needs a quarter of the memory. It makes long answers faster but "
+            "prompts slower. It needs int8 or int4 weights and ONNX Runtime 1.27."
         ),
     ] = "float",
     max_kl: Annotated[
         float | None,
-        typer.Option(metavar="NATS", help="At int4, as few matrices at int8 as keep mean_kl within this."),
+        typer.Option(
+            metavar="NATS",
+            help="At int4: largest mean KL divergence from PyTorch. As few matrices as possible are upgraded to int8.",
+        ),
     ] = None,
     max_mb: Annotated[
-        float | None, typer.Option(metavar="MB", help="At int4, as many matrices at int8 as fit a bundle of this size.")
+        float | None,
+        typer.Option(
+            metavar="MB",
+            help="At int4: largest size of the bundle. As many matrices as fit are upgraded to int8.",
+        ),
     ] = None,
     keep_vocab: Annotated[
         Path | None,
         typer.Option(
-            metavar="TEXT", help="Give the head the tokens of this text only (a file, .xz or a folder), and bytes."
+            metavar="TEXT",
+            help="Vocabulary pruning: the LM head keeps only the bytes and the tokens of this text "
+            "(a file, .xz or a folder).",
         ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads for the comparison.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads for the comparison with PyTorch. [default: all cores]")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
 ) -> None:
-    """Export CKPT to ONNX at a precision, prove that it matches PyTorch, and write a bundle."""
+    """Export a checkpoint to ONNX and compare it with PyTorch.
+
+    The bundle is written only if its graph computes what PyTorch computes, within the limits of the precision.
+    """
     from merino_edge import checkpoint as checkpoints
     from merino_edge import limits
     from merino_edge.cli.console import check_line, print_json, print_line, stderr

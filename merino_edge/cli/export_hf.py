@@ -1,4 +1,4 @@
-"""`merino-edge export-hf`: a checkpoint as a folder that transformers loads."""
+"""`merino-edge export-hf`: exports a checkpoint as a folder that transformers loads."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import typer
 
 
 def export_hf(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="The checkpoint folder to read.")],
-    out: Annotated[Path, typer.Option("--out", help="The folder to write.")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint folder to read.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Write CKPT as a Hugging Face folder: for transformers, and for whatever else reads that."""
+    """Export a checkpoint as a Hugging Face folder.
+
+    transformers loads the folder, and so does every tool that reads its format.
+    """
     from merino_edge.cli import console
     from merino_edge.convert.to_huggingface import export_to_huggingface
 

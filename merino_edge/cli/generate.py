@@ -1,7 +1,7 @@
-"""`merino-edge generate [BUNDLE]`: text from a bundle, once (`--prompt` or stdin) or as a chat in the terminal.
+"""`merino-edge generate [BUNDLE]`: generates text from a bundle, once or as a chat in the terminal.
 
-Text goes to stdout, statistics to stderr. Ctrl-C ends the answer within a token and keeps what was said; once
-more ends the program (exit code 130). `--json` prints `text`, `tokens`, `finish_reason`, `prompt_tokens`,
+The text goes to stdout, statistics go to stderr. Ctrl-C ends the answer within one token and keeps its text so far.
+A second Ctrl-C ends the program (exit code 130). `--json` prints `text`, `tokens`, `finish_reason`, `prompt_tokens`,
 `statistics`, `sampling` (with the seed that was used) and `bundle` as one object.
 """
 
@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from merino_edge.cli.bundle_options import LAMB, BundleOrLamb, open_bundle, open_proposer
+from merino_edge.cli.bundle_options import (
+    LAMB,
+    BundleOrLamb,
+    Cpu,
+    DraftPath,
+    LookupFlag,
+    Threads,
+    open_bundle,
+    open_proposer,
+)
 from merino_edge.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,45 +40,75 @@ INTERRUPTED = 130  # exit code after Ctrl-C, as shells count it
 
 def generate(
     bundle: BundleOrLamb = LAMB,
-    prompt: Annotated[str | None, typer.Option(help="Answer this and leave; without it: stdin, or a chat.")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Answer this prompt and exit. [default: standard input, or a chat]"),
+    ] = None,
     chat: Annotated[
-        bool | None, typer.Option("--chat/--raw", help="With or without template; default: if any.")
+        bool | None,
+        typer.Option(
+            "--chat/--raw",
+            " /--no-template",
+            help="Apply the chat template, or continue the raw text. [default: template if the bundle has one]",
+        ),
     ] = None,
-    system: Annotated[str | None, typer.Option(help="System message of the chat.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message of the chat.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 256,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
-    temperature: Annotated[float, typer.Option(help="Flatness of the distribution; 0 is greedy.")] = 0.5,
-    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = 40,
-    top_p: Annotated[float, typer.Option(help="Keep the fewest tokens with this probability; 1 keeps all.")] = 0.95,
-    min_p: Annotated[float, typer.Option(help="Drop tokens less likely than this share of the likeliest.")] = 0.0,
-    typical_p: Annotated[float, typer.Option(help="Keep those as surprising as expected, up to this.")] = 1.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: make tokens already seen less likely.")] = 1.0,
-    frequency_penalty: Annotated[float, typer.Option(help="Per time that the answer has a token.")] = 0.0,
-    presence_penalty: Annotated[float, typer.Option(help="Once if the answer has a token.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same answer.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be repeated.")] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Greedy decoding: always the likeliest token.")] = False,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.5,
+    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 keeps all.")] = 40,
+    top_p: Annotated[
+        float,
+        typer.Option(help="Nucleus sampling: keep the fewest tokens with this total probability; 1 keeps all."),
+    ] = 0.95,
+    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the highest probability.")] = 0.0,
+    typical_p: Annotated[
+        float,
+        typer.Option(help="Locally typical sampling: total probability of the tokens that are kept; 1 keeps all."),
+    ] = 1.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1: makes every token less likely that the text already has.")
+    ] = 1.0,
+    frequency_penalty: Annotated[
+        float, typer.Option(help="Penalty on a token for each time that the answer already has it.")
+    ] = 0.0,
+    presence_penalty: Annotated[float, typer.Option(help="Penalty on each token that the answer already has.")] = 0.0,
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed. The same seed gives the same answer. [default: random]")
+    ] = None,
+    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text. Repeatable.")] = None,
     json_schema: Annotated[
-        str | None, typer.Option(help="Answers are JSON of this schema: a file, or the schema itself.")
+        str | None,
+        typer.Option(
+            metavar="FILE|SCHEMA", help="Constrain answers to JSON of this schema: a file, or the schema itself."
+        ),
     ] = None,
-    regex: Annotated[str | None, typer.Option(help="Answers match this regular expression as a whole.")] = None,
-    lookup: Annotated[
-        bool, typer.Option("--lookup", help="Run guesses from the text so far along where that pays.")
-    ] = False,
-    draft: Annotated[
-        Path | None, typer.Option(help="A smaller model's bundle, same tokenizer, that guesses where that pays.")
+    regex: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Constrain answers to this regular expression.")
     ] = None,
+    lookup: LookupFlag = False,
+    draft: DraftPath = None,
     slide: Annotated[
-        bool, typer.Option("--slide", help="Drop the oldest turns of a chat that no longer fits, instead of refusing.")
+        bool,
+        typer.Option(
+            "--slide",
+            "--truncate-history",
+            help="Drop the oldest turns of a chat that no longer fits the context, instead of refusing.",
+        ),
     ] = False,
     prompt_cache: Annotated[
-        Path | None, typer.Option(help="Keys and values of a prompt: read from this file, or kept there.")
+        Path | None,
+        typer.Option(metavar="FILE", help="KV cache of the prompt: read from this file if it exists, else written."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Run the graph on the CPU, whatever engines there are.")] = False,
+    threads: Threads = None,
+    cpu: Cpu = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Statistics in four lines.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print the statistics in four lines.")] = False,
 ) -> None:
-    """Generate text, or chat in the terminal."""
+    """Generate text, or chat in the terminal.
+
+    With --prompt, or with text on standard input, it answers once. Else it opens a chat.
+    """
     from merino_edge.cli.terminal import Terminal, print_statistics, run_turn
     from merino_edge.runtime.chat import Chat
     from merino_edge.runtime.sampling import Sampling
@@ -93,7 +132,18 @@ def generate(
             stack.enter_context(closing(proposer))
         grammar = _grammar(tokenizer, engine.vocab_size, json_schema, regex)
         raw = None if chat is None else not chat
-        talk = Chat(engine, tokenizer, sampling, max_tokens, stop=stop or (), system=system, raw=raw, grammar=grammar, proposer=proposer, truncate_history=slide)
+        talk = Chat(
+            engine,
+            tokenizer,
+            sampling,
+            max_tokens,
+            stop=stop or (),
+            system=system,
+            raw=raw,
+            grammar=grammar,
+            proposer=proposer,
+            truncate_history=slide,
+        )
         cache_to_write = _read_cache(prompt_cache, talk, opened)
         load_ms = (perf_counter() - began) * 1e3
         if prompt is None:

@@ -1,4 +1,4 @@
-"""`merino-edge import`: a pretrained model as a checkpoint."""
+"""`merino-edge import`: imports a pretrained model as a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ def import_model(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="HF_FOLDER|FILE.gguf", help="A Hugging Face folder, a GGUF file, or the name smollm2-135m-instruct."
+            metavar="HF_FOLDER|FILE.gguf",
+            help="Hugging Face folder (safetensors), GGUF file, or the name smollm2-135m-instruct.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="The checkpoint folder to write.")],
+    out: Annotated[Path, typer.Option("--out", help="Checkpoint folder to write.")],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Make a checkpoint of a pretrained model: a Hugging Face folder (safetensors) or a GGUF file."""
+    """Import a Hugging Face or GGUF model as a checkpoint."""
     from merino_edge.cli import console
     from merino_edge.convert.import_model import import_model as convert
     from merino_edge.convert.pretrained import NAME, fetch_smollm2

@@ -1,6 +1,6 @@
-"""`merino-edge pareto`: the exact trade-off between score and one cost, with the public models in the same picture.
+"""`merino-edge pareto`: finds the exact Pareto front of the score and one cost, with the public models beside it.
 
-Writes a report (merino_edge.search.pareto has its form), and on request a plot and a page to point at.
+It writes a report (merino_edge.search.pareto has its form). On request it also writes a plot and a web page.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from merino_edge.cli import search_options
 
 
 def pareto(
-    out: Annotated[Path, typer.Option(help="The report to write, NAME.json.")],
+    out: Annotated[Path, typer.Option(help="Report to write, NAME.json.")],
     against: Annotated[
-        str, typer.Option(metavar="METRIC", help="The cost, as decode_ms, decode_ms@1024, weight_mb@int4 or energy_mj.")
+        str,
+        typer.Option(
+            metavar="METRIC", help="The cost, such as decode_ms, decode_ms@1024, weight_mb@int4 or energy_mj."
+        ),
     ] = "decode_ms",
-    points: Annotated[int, typer.Option(help="How many points.")] = 40,
+    points: Annotated[int, typer.Option(help="Points of the front.")] = 40,
     space: search_options.SpaceName = None,
     score: search_options.ScoreName = None,
     table: search_options.TablePath = None,
@@ -35,11 +38,15 @@ def pareto(
     peak_mb: search_options.PeakMb = None,
     params: search_options.Params = None,
     flops: search_options.Flops = None,
-    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Also plot the front.")] = None,
-    html: Annotated[Path | None, typer.Option(metavar="HTML", help="Also write a page to point at.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Also write a plot of the front.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="HTML", help="Also write an interactive web page.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Find the highest score for every cost: each point proven optimal."""
+    """Find the exact trade-off between the score and one cost.
+
+    Each point of the Pareto front has the highest score at its cost, with proof. The report also places the public
+    models beside the front.
+    """
     from merino_edge import artefact, limits
     from merino_edge.cli import console
     from merino_edge.errors import MissingExtraError
@@ -67,7 +74,7 @@ def pareto(
     with console.progress(screen) as bar:
         task = bar.add_task("points", total=points, note="")
         front = pareto_front(question.problem(), metric, points, lambda done: bar.update(task, completed=done))
-    found = pareto_report.document(front, question, references(front.metric, question.score, front.problem.prices))
+    found = pareto_report.document(front, question, references(front.metric, question.score, front.problem.cost_model))
     written = artefact.write_json(out, KIND, found, SCHEMA_VERSION)
     screen.print(pareto_report.table(found))
     if plot:

@@ -25,40 +25,61 @@ TOLD_PERCENT = 10  # how often a log that is no terminal hears of progress
 
 
 def profile(
-    out: Annotated[Path, typer.Option(help="The latency table to write, NAME.jsonl.")],
+    out: Annotated[Path, typer.Option(help="Latency table to write, NAME.jsonl.")],
     backend: Annotated[
         str | None,
         typer.Option(
             "--backend",
             "--device",
-            help="What runs the models: cpu (ONNX Runtime), cuda, tensorrt, torch or a full name. [default: cpu]",
+            help="Backend that runs the models: cpu (ONNX Runtime), cuda, tensorrt, torch, or a full name. "
+            "[default: cpu]",
         ),
     ] = None,
     space: Annotated[
-        str | None, typer.Option(help="The space to cover: paper, edge, wide, demo, or a space file. [default: paper]")
+        str | None,
+        typer.Option(
+            metavar="SPACE", help="Search space to cover: paper, edge, wide, demo, or a space file. [default: paper]"
+        ),
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, fp16, int8 or int4. [default: fp32]")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of a step. [default: 1]")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Precision of the weights: fp32, fp16, int8 or int4. [default: fp32]")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of a step. [default: 1]")] = None,
     lengths: Annotated[
-        str | None, typer.Option(metavar="N,N,...", help="Cache and prompt lengths. [default: up to 1024, quick 256]")
+        str | None,
+        typer.Option(
+            metavar="N,N,...", help="Cache and prompt lengths to measure. [default: up to 1024, quick up to 256]"
+        ),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="Measure as finely as this time allows. [default: 30]", show_default=False)
+        float | None, typer.Option(help="Time budget in minutes. More time gives a finer table. [default: 30]")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="The same as --minutes 2.")] = False,
     only: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="Only entries whose kind matches, as 'layer decode'.")
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Measure only entries whose kind matches this regular expression, for example 'layer decode'.",
+        ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--continue", help="Finish the table at --out, or add what --space and --lengths need.")
+        bool,
+        typer.Option(
+            "--continue", "--resume", help="Finish the table at --out, or add what --space and --lengths need."
+        ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be measured and how long it takes.")
+        bool, typer.Option("--dry-run", help="Only print what would be measured and how long it would take.")
     ] = False,
-    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Also plot the costs and the validation.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Also write a plot of the costs and the validation.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Measure a latency table on this device and check it against whole models."""
+    """Measure a latency table on this device.
+
+    The table is then checked against whole models that are measured on the same device.
+    """
     import time
 
     from merino_edge.cli import console

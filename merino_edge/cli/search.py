@@ -1,7 +1,7 @@
-"""`merino-edge search`: the architecture with the highest score within budgets, and the proof that none is higher.
+"""`merino-edge search`: finds the architecture with the highest score within budgets.
 
-Writes an architecture artefact (merino_edge.architecture) with how it was found (merino_edge.search.result): enough for
-`merino-edge search --from RESULT` to find it again.
+It writes an architecture artefact (merino_edge.architecture). The artefact also holds how the architecture was found
+(merino_edge.search.result). That is enough for `merino-edge search --from RESULT` to repeat the search.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import typer
 from merino_edge.cli import search_options
 
 if TYPE_CHECKING:
-    from merino_edge.search.result import Question
+    from merino_edge.search.result import SearchConfig
 
 
 def search(
-    out: Annotated[Path, typer.Option(help="The architecture to write, NAME.json.")],
+    out: Annotated[Path, typer.Option(help="Architecture file to write, NAME.json.")],
     space: search_options.SpaceName = None,
     solver: Annotated[
-        str | None, typer.Option(help="exact (proven), or evolution (the paper's algorithm). [default: exact]")
+        str | None,
+        typer.Option(help="exact (proven optimal) or evolution (the paper's algorithm). [default: exact]"),
     ] = None,
     score: search_options.ScoreName = None,
     table: search_options.TablePath = None,
@@ -43,26 +44,29 @@ def search(
         int | None, typer.Option(help="Mutations to try. [default: 100000]", rich_help_panel="Evolution")
     ] = None,
     population: Annotated[
-        int | None, typer.Option(help="Architectures kept. [default: 512]", rich_help_panel="Evolution")
+        int | None, typer.Option(help="Architectures in the population. [default: 512]", rich_help_panel="Evolution")
     ] = None,
     parents: Annotated[
-        int | None, typer.Option(help="The best, that are mutated. [default: 64]", rich_help_panel="Evolution")
+        int | None,
+        typer.Option(help="Best architectures, which are mutated. [default: 64]", rich_help_panel="Evolution"),
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="The same finds the same. [default: 0]", rich_help_panel="Evolution")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed. [default: 0]", rich_help_panel="Evolution")] = None,
     repeat: Annotated[
-        Path | None, typer.Option("--from", metavar="RESULT", help="Search again as RESULT was found, and compare.")
+        Path | None,
+        typer.Option("--from", metavar="RESULT", help="Repeat the search that found RESULT, and compare."),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Also plot the search.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Also write a plot of the search.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Find the architecture with the highest score within any combination of budgets, and prove it."""
+    """Find the architecture with the highest score within budgets.
+
+    The exact solver proves that no architecture of the space that meets the budgets scores higher.
+    """
     from merino_edge import architecture, limits
     from merino_edge.cli import console
     from merino_edge.errors import InputError, MissingExtraError
     from merino_edge.search import report
-    from merino_edge.search.result import answer
+    from merino_edge.search.result import run_search
 
     given = {
         "decode_ms": decode_ms,
@@ -94,7 +98,7 @@ def search(
 
     screen = console.stderr()
     with screen.status("searching") as status:
-        found = answer(question, seconds, lambda *progress: status.update(_progress(*progress)))
+        found = run_search(question, seconds, lambda *progress: status.update(_progress(*progress)))
     if expected is not None and found.architecture.id != expected:
         raise InputError(
             f"{repeat} holds architecture {expected}, the search found {found.architecture.id}",
@@ -115,13 +119,13 @@ def search(
         console.print_line(str(out))
 
 
-def _question_of(path: Path) -> tuple[Question, str]:
+def _question_of(path: Path) -> tuple[SearchConfig, str]:
     """What the result at `path` answers, and the id of the architecture it found."""
     from merino_edge import architecture
-    from merino_edge.search.result import Question
+    from merino_edge.search.result import SearchConfig
 
     a, document = architecture.load(path)
-    return Question.of(document, str(path)), a.id
+    return SearchConfig.of(document, str(path)), a.id
 
 
 def _progress(doing: str, score: float, bound: float) -> str:

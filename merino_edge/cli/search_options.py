@@ -1,4 +1,4 @@
-"""The options that say what to search and what it may cost, shared by `search` and `pareto`."""
+"""The options of `search` and `pareto`: what to search, and what it may cost."""
 
 from __future__ import annotations
 
@@ -12,45 +12,65 @@ if TYPE_CHECKING:
     from merino_edge.latency.table import LatencyTable
     from merino_edge.latency.table_file import load_table
     from merino_edge.search.budget import Budget
-    from merino_edge.search.result import Question
+    from merino_edge.search.result import SearchConfig
     from merino_edge.search.space import Space
 
 Limits = list[str] | None
+PANEL = "Budgets (upper limits; repeatable; a public model's name stands for its cost)"
 
 
 def _limit(metavar: str, text: str) -> Any:
-    return typer.Option(
-        metavar=metavar, help=text, rich_help_panel="Budgets (repeatable; a public model's name: its own)"
-    )
+    return typer.Option(metavar=metavar, help=text, rich_help_panel=PANEL)
 
 
 SpaceName = Annotated[
-    str | None, typer.Option(help="paper, edge, wide, demo, or a space file. [default: paper]", show_default=False)
+    str | None,
+    typer.Option(metavar="SPACE", help="Search space: paper, edge, wide, demo, or a space file. [default: paper]"),
 ]
 ScoreName = Annotated[
     str | None,
     typer.Option(
         metavar="SCORE",
-        help="effective, cut, exit, parameters, flops, or your own as MODULE:NAME. [default: effective]",
+        help="Score to maximise: effective, cut, exit, parameters, flops, or your own as MODULE:NAME. "
+        "[default: effective]",
     ),
 ]
-TablePath = Annotated[Path | None, typer.Option(help="A latency table made by: merino-edge profile.")]
-DeviceName = Annotated[str | None, typer.Option(metavar="NAME", help="Refuse a table of another device.")]
-Precision = Annotated[str | None, typer.Option(help="fp32, fp16, int8 or int4. [default: the table's, else fp16]")]
-Shared = Annotated[
-    bool | None, typer.Option("--shared/--no-shared", help="One set of weights per block. [default: the space's]")
+TablePath = Annotated[
+    Path | None, typer.Option(metavar="T.jsonl", help="Latency table, from merino-edge profile or estimate.")
 ]
-Seconds = Annotated[float | None, typer.Option(help="Stop the exact solver then, with the bound proven so far.")]
-DecodeMs = Annotated[Limits, _limit("MS[@LENGTH]", "A generated token, at a cache length.")]
-TextMs = Annotated[Limits, _limit("MS[@LENGTH]", "100 bytes of generated text: fair to any vocabulary.")]
-PrefillMs = Annotated[Limits, _limit("MS[@TOKENS]", "A prompt of so many tokens.")]
-FirstTokenMs = Annotated[Limits, _limit("MS[@BYTES]", "Until the first token, for a prompt of so many bytes.")]
-EnergyMj = Annotated[Limits, _limit("MJ[@LENGTH]", "Energy of a generated token, where the table has it.")]
+DeviceName = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Name of the device. A table of another device is refused.")
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="Precision of the weights: fp32, fp16, int8 or int4. [default: the table's, else fp16]"),
+]
+Shared = Annotated[
+    bool | None,
+    typer.Option(
+        "--shared/--no-shared",
+        help="The layers of a block share one set of weights, or each has its own. [default: the space's]",
+    ),
+]
+Seconds = Annotated[
+    float | None,
+    typer.Option(
+        help="Time limit of the exact solver, in seconds. At the limit it reports the bound proven so far. "
+        "[default: no limit]"
+    ),
+]
+DecodeMs = Annotated[Limits, _limit("MS[@LENGTH]", "Time per generated token, at a cache length.")]
+TextMs = Annotated[Limits, _limit("MS[@LENGTH]", "Time per 100 bytes of generated text: comparable across tokenizers.")]
+PrefillMs = Annotated[Limits, _limit("MS[@TOKENS]", "Time to read a prompt of TOKENS tokens.")]
+FirstTokenMs = Annotated[Limits, _limit("MS[@BYTES]", "Time to the first token, for a prompt of BYTES bytes.")]
+EnergyMj = Annotated[Limits, _limit("MJ[@LENGTH]", "Energy per generated token in mJ, if the table has it.")]
 WeightMb = Annotated[Limits, _limit("MB[@PRECISION]", "Stored weights.")]
-KvMb = Annotated[Limits, _limit("MB[@POSITIONS]", "Key-value cache.")]
-PeakMb = Annotated[Limits, _limit("MB[@TOKENS]", "Weights, full cache and activations of a prompt.")]
-Params = Annotated[Limits, _limit("N", "Stored parameters, as 60M.")]
-Flops = Annotated[Limits, _limit("N", "FLOPs per 1024 tokens without head, as 60G.")]
+KvMb = Annotated[Limits, _limit("MB[@POSITIONS]", "KV cache.")]
+PeakMb = Annotated[
+    Limits, _limit("MB[@TOKENS]", "Peak memory: weights, full KV cache, and activations of a prompt of TOKENS tokens.")
+]
+Params = Annotated[Limits, _limit("N", "Stored parameters, for example 60M.")]
+Flops = Annotated[Limits, _limit("N", "FLOPs of 1024 tokens without the LM head, for example 60G.")]
 
 
 def question_from_options(
@@ -62,12 +82,12 @@ def question_from_options(
     shared: bool | None,
     given: Mapping[str, Sequence[str] | None],
     **solver: Any,
-) -> Question:
+) -> SearchConfig:
     """What was asked for on the command line. `given`: texts by metric. Raises InputError, ArtefactError."""
     import dataclasses
 
     from merino_edge.search.builtin_spaces import load_space
-    from merino_edge.search.result import Question
+    from merino_edge.search.result import SearchConfig
     from merino_edge.search.score import parse_score
 
     for metric, texts in given.items():  # before files are read
@@ -80,7 +100,7 @@ def question_from_options(
         _check_device(latencies, device)
     precision = precision or (latencies.precision if latencies else "fp16")
     budget = _budget(given, chosen, precision, latencies)
-    return Question(chosen, budget, parse_score(score or "effective"), precision, latencies, **solver)
+    return SearchConfig(chosen, budget, parse_score(score or "effective"), precision, latencies, **solver)
 
 
 def _check(metric: str, texts: Sequence[str]) -> None:
@@ -102,16 +122,16 @@ def _budget(
     from merino_edge.errors import InputError
     from merino_edge.presets import preset
     from merino_edge.search.budget import Budget, Metric, parse_at, parse_quantity
-    from merino_edge.search.costs import Prices
+    from merino_edge.search.costs import CostModel
     from merino_edge.search.reference_models import PUBLIC, value_of
 
-    limits, prices = [], Prices(precision, table)
+    limits, cost_model = [], CostModel(precision, table)
     for name, texts in given.items():
         for text in texts or ():
             value, _, at = text.partition("@")
-            metric = prices.resolve(Metric(name, parse_at(name, at) if at else None), space)
+            metric = cost_model.resolve(Metric(name, parse_at(name, at) if at else None), space)
             if value in PUBLIC:
-                limit, notes = value_of(preset(value), metric, prices)
+                limit, notes = value_of(preset(value), metric, cost_model)
                 if limit is None:
                     raise InputError(f"{metric.kind.option} {text}: {notes[0]}", "give a number")
             else:

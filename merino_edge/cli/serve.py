@@ -1,15 +1,23 @@
-"""`merino-edge serve BUNDLE`: a bundle behind OpenAI's API, until Ctrl-C. Says on stderr where."""
+"""`merino-edge serve BUNDLE`: serves a bundle with OpenAI's API until Ctrl-C. It prints the address on stderr."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from merino_edge.cli.bundle_options import LAMB, BundleOrLamb, open_bundle, open_proposer
+from merino_edge.cli.bundle_options import (
+    LAMB,
+    BundleOrLamb,
+    Cpu,
+    DraftPath,
+    LookupFlag,
+    Threads,
+    open_bundle,
+    open_proposer,
+)
 from merino_edge.errors import InputError
 
 GRACE_SECONDS = 2  # for answers that end as the server does
@@ -17,23 +25,26 @@ GRACE_SECONDS = 2  # for answers that end as the server does
 
 def serve(
     bundle: BundleOrLamb = LAMB,
-    host: Annotated[str, typer.Option(help="Address; any but this machine's own needs a key.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. One that other machines can reach needs an API key.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8080,
     api_key: Annotated[
-        str | None, typer.Option(help="What clients must send.", envvar="MERINO_EDGE_API_KEY", show_envvar=True)
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="API key that clients must send.", envvar="MERINO_EDGE_API_KEY", show_envvar=True
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="The model's name for clients; default: the folder's.")] = None,
-    waiting: Annotated[int, typer.Option(help="Answers that may wait; more are refused with 429.")] = 8,
-    lookup: Annotated[
-        bool, typer.Option("--lookup", help="Run guesses from the text so far along where that pays.")
-    ] = False,
-    draft: Annotated[
-        Path | None, typer.Option(help="A smaller model's bundle, same tokenizer, that guesses where that pays.")
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model for clients. [default: the folder's name]")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Run the graph on the CPU, whatever engines there are.")] = False,
+    waiting: Annotated[int, typer.Option(help="Requests that may wait. More are refused with status 429.")] = 8,
+    lookup: LookupFlag = False,
+    draft: DraftPath = None,
+    threads: Threads = None,
+    cpu: Cpu = False,
 ) -> None:
-    """Serve a bundle over HTTP, for any client of OpenAI's API."""
+    """Serve a bundle over HTTP with OpenAI's API."""
     from merino_edge import limits
     from merino_edge.cli.console import stderr
     from merino_edge.errors import require
@@ -58,7 +69,9 @@ def serve(
         stack.enter_context(contextlib.closing(engine))
         if proposer := open_proposer(lookup, draft, engine, opened, threads, cpu):
             stack.enter_context(contextlib.closing(proposer))
-        service = Service(engine, tokenizer, name or opened.path.resolve().name, waiting=waiting, key=api_key, proposer=proposer)
+        service = Service(
+            engine, tokenizer, name or opened.path.resolve().name, waiting=waiting, key=api_key, proposer=proposer
+        )
         stack.callback(service.close)
 
         class Server(uvicorn.Server):

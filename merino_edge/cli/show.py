@@ -1,9 +1,9 @@
-"""`merino-edge show ARTEFACT`: what an artefact is and holds, told from its content, not from its name.
+"""`merino-edge show ARTEFACT`: shows what an artefact is and holds. The kind is read from the content, not the name.
 
-`--json` prints {"kind", "path", ...}: an architecture's, a space's and a front's own document, and that of a corpus,
-a study, a teacher's logits or what a teacher wrote; a table's header,
-validation and counts of entries; a checkpoint's training record and a bundle's manifest, each with `counts`. With
-`--against OTHER`, of two tables, merino_edge.jetson.profiler.comparison.compare.
+`--json` prints {"kind", "path", ...}. An architecture, a space, a front, a corpus, a study, stored logits and a
+synthetic corpus add their own document. A latency table adds its header, its validation and counts of its entries.
+A checkpoint adds its training record and a bundle its manifest, each with `counts`. With `--against OTHER`, of two
+tables, it prints merino_edge.jetson.profiler.comparison.compare.
 """
 
 from __future__ import annotations
@@ -26,14 +26,18 @@ Document = dict[str, Any]
 
 def show(
     path: Annotated[
-        Path, typer.Argument(metavar="ARTEFACT", help="A table, architecture, corpus, checkpoint, bundle, ...")
+        Path,
+        typer.Argument(metavar="ARTEFACT", help="Latency table, architecture, corpus, checkpoint, bundle or other."),
     ],
     against: Annotated[
-        Path | None, typer.Option(metavar="TABLE", help="Compare a latency table with this other one.")
+        Path | None, typer.Option(metavar="TABLE", help="Compare a latency table with this second one.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Explain any artefact, or compare two latency tables."""
+    """Show what an artefact holds, or compare two latency tables.
+
+    The kind of an artefact is read from its content, not from its name.
+    """
     from rich.console import Console
 
     from merino_edge import bundle
@@ -125,7 +129,7 @@ def _read_table(path: Path) -> Document:
     entries = dict(Counter(f"{m.what} {m.mode}" for m in table.measurements))
     counted = {"entries": entries, "unstable": len(table.unstable), "failed": len(table.failed)}
     told = {"finished": table.finished, "moved": table.moved, "conditions": table.conditions}
-    faces = table.faces.to_dict() if table.faces else None
+    faces = table.step_time.to_dict() if table.step_time else None
     return {**table.header, "sha256": table.sha256, **counted, **told, "faces": faces, "validation": table.validation}
 
 

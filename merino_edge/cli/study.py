@@ -1,7 +1,7 @@
-"""`merino-edge study`: train many small models for equal tokens, and see which training-free score ranks them rightly.
+"""`merino-edge study`: trains many small models on equal tokens and tests which training-free score ranks them best.
 
-Writes STUDY/report.json (merino_edge.search.study.report), report.md and report.png; STUDY itself is
-merino_edge.training.study_runs's.
+It writes STUDY/report.json (merino_edge.search.study.report), report.md and report.png. The study folder itself belongs
+to merino_edge.training.study_runs.
 """
 
 from __future__ import annotations
@@ -23,36 +23,55 @@ PROXY_SEQUENCES = 8  # of the corpus, that scores of weights look at
 
 
 def study(
-    folder: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder to begin or to go on with.")],
+    folder: Annotated[Path, typer.Argument(metavar="STUDY", help="Study folder to begin or to continue.")],
     corpus: Annotated[
-        list[str] | None, typer.Option(help="As for `train`; without it only what is trained is reported.")
+        list[str] | None,
+        typer.Option(metavar="SOURCE", help="Training text, as for train. Without it the report is made again."),
     ] = None,
-    space: Annotated[str, typer.Option(help="A space's name or file.")] = "study",
-    models: Annotated[int, typer.Option(help="Architectures to draw, evenly over log parameters.")] = 32,
-    least: Annotated[float, typer.Option("--from", help="Fewest decoder parameters.")] = 1e4,
-    most: Annotated[float, typer.Option("--to", help="Most decoder parameters.")] = 1e6,
+    space: Annotated[
+        str, typer.Option(metavar="SPACE", help="Search space to sample from: a name or a space file.")
+    ] = "study",
+    models: Annotated[
+        int, typer.Option(help="Architectures to sample, spread evenly over the logarithm of their size.")
+    ] = 32,
+    min_params: Annotated[
+        float, typer.Option("--from", "--min-params", help="Fewest parameters of the decoder.")
+    ] = 1e4,
+    max_params: Annotated[float, typer.Option("--to", "--max-params", help="Most parameters of the decoder.")] = 1e6,
     model: Annotated[
-        list[Path] | None, typer.Option(metavar="A.json", help="Train this instead of drawing; may be repeated.")
+        list[Path] | None,
+        typer.Option(metavar="A.json", help="Architecture to train instead of sampled ones. Repeatable."),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Trainings of each architecture.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of the drawing, the halves and the intervals.")] = 0,
+    seeds: Annotated[int, typer.Option(help="Training runs of each architecture.")] = 1,
+    seed: Annotated[int, typer.Option(help="Random seed of sampling, split halves and intervals.")] = 0,
     steps: Annotated[int, typer.Option(help="Optimizer steps.", rich_help_panel=TRAINING)] = 1500,
-    batch: Annotated[int, typer.Option(help="Sequences per step.", rich_help_panel=TRAINING)] = 16,
-    sequence: Annotated[int, typer.Option(help="Tokens per sequence.", rich_help_panel=TRAINING)] = 128,
+    batch: Annotated[
+        int, typer.Option("--batch", "--batch-size", help="Sequences per step.", rich_help_panel=TRAINING)
+    ] = 16,
+    sequence: Annotated[
+        int, typer.Option("--sequence", "--sequence-length", help="Tokens per sequence.", rich_help_panel=TRAINING)
+    ] = 128,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=TRAINING)] = 3e-3,
     optimizer: Annotated[
-        str, typer.Option(help="muon or adamw: see docs/study.md.", rich_help_panel=TRAINING)
+        str, typer.Option(help="muon or adamw. See docs/study.md.", rich_help_panel=TRAINING)
     ] = "muon",
     precision: Annotated[
-        str, typer.Option(help="fp32, bf16 or auto; small models are faster in fp32.", rich_help_panel=TRAINING)
+        str,
+        typer.Option(
+            help="Precision of the computation: fp32, bf16 or auto. Small models are faster in fp32.",
+            rich_help_panel=TRAINING,
+        ),
     ] = "fp32",
-    workers: Annotated[int | None, typer.Option(help="Trainings at a time. [default: all cores / --threads]")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads of each.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(help="Training runs at a time. [default: all cores / --threads]")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads of each training run.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
 ) -> None:
-    """Train architectures for equal tokens and rank every score by how well it ranks them.
+    """Train many small models and test how well scores rank them.
 
-    Killed at any moment, the same command goes on. With --model it compares the models that are given.
+    Every model is trained on the same number of tokens. With --model the report compares the given architectures.
+    A study that was killed continues with the same command.
     """
     import os
 
@@ -76,7 +95,7 @@ def study(
 
         how: dict[str, Any] = {"precision": precision, "optimizer": optimizer}  # checked there
         config = TrainingConfig(steps, batch, sequence, batch, learning_rate, steps // 10, **how)
-        plan = _plan(space, models, least, most, model or [], seeds, seed, config)
+        plan = _plan(space, models, min_params, max_params, model or [], seeds, seed, config)
         study_runs.open_study(folder, plan, corpus)
         _train(folder, plan, workers, threads, err)
     else:
@@ -89,12 +108,12 @@ def study(
 
 
 def _plan(
-    space: str, models: int, least: float, most: float, given: list[Path], seeds: int, seed: int, config: Any
+    space: str, models: int, min_params: float, max_params: float, given: list[Path], seeds: int, seed: int, config: Any
 ) -> Plan:
     from merino_edge import architecture
     from merino_edge.errors import InputError
     from merino_edge.search.builtin_spaces import load_space
-    from merino_edge.search.study.sampling import spread
+    from merino_edge.search.study.sampling import stratified_sample
     from merino_edge.training.study_runs import Plan
 
     if given:
@@ -102,7 +121,7 @@ def _plan(
         if len({a.id for a in loaded}) < len(loaded):
             raise InputError("one architecture was given twice", "give each once; --seeds trains it more often")
         return Plan(tuple(loaded), tuple(range(seeds)), config, None, tuple(names))
-    drawn = spread(load_space(space), models, seed, least, most)
+    drawn = stratified_sample(load_space(space), models, seed, min_params, max_params)
     return Plan(tuple(drawn), tuple(range(seeds)), config, space)
 
 

@@ -1,4 +1,4 @@
-"""`merino-edge targets`: where a bundle can run, and what is written for each place.
+"""`merino-edge targets`: lists where a bundle can run, and what export writes for each place.
 
 `--json` prints {"targets": [{"name", "boards", "system", "python", "library", "opsets": [oldest, newest], "lowerings":
 [...], "precisions": [...], "strongly_typed", "fused_attention", "known": [...]}], "operators": {name: release}}.
@@ -12,7 +12,10 @@ import typer
 
 
 def targets(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
-    """List the targets of export: boards, their TensorRT, the graph each gets, known bugs."""
+    """List the boards and runtimes that export can target.
+
+    For each target it prints the TensorRT release, the opsets and lowerings of the graph, and known bugs.
+    """
     from merino_edge.errors import require
 
     require("onnx_ir", "export")
@@ -40,7 +43,9 @@ def targets(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON
             }
             for p in PLATFORMS.values()
         ]
-        console.print_json({"targets": rows, "operators": {name: version_text(since) for name, since in OPERATORS_SINCE.items()}})
+        console.print_json(
+            {"targets": rows, "operators": {name: version_text(since) for name, since in OPERATORS_SINCE.items()}}
+        )
         return
     screen = Console(highlight=False, markup=False)
     table = Table(box=None, pad_edge=False)

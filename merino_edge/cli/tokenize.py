@@ -1,4 +1,4 @@
-"""`merino-edge tokenize SOURCES... --out CORPUS`: text and conversations to a corpus, once for many trainings."""
+"""`merino-edge tokenize SOURCES... --out CORPUS`: tokenizes text and conversations once, for many training runs."""
 
 from __future__ import annotations
 
@@ -13,20 +13,26 @@ def tokenize(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCES...", help="Text or .jsonl file, .xz of one, folder of them, or hf:NAME[:SPLIT[:COLUMN]]."
+            metavar="SOURCE",
+            help="Text or .jsonl files, .xz of them, folders of them, or hf:NAME[:SPLIT[:COLUMN]].",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Corpus folder to write.")],
-    vocab: Annotated[int | None, typer.Option(help="Train a tokenizer of this many tokens on the sources.")] = None,
+    vocab: Annotated[
+        int | None, typer.Option(help="Train a tokenizer with this vocabulary size on the sources.")
+    ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Use the tokenizer of this checkpoint or bundle.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Make the tokens that train --corpus takes, once; what is there already and of the same sources is kept.
+    """Tokenize a corpus once, for many training runs.
 
-    A line of a .jsonl file is {"text": ...}, or a conversation, of which only the assistant's words are learned:
-    {"messages": [{"role": ..., "content": ...}, ...]}, {"turns": [...]} or {"instruction": ..., "response": ...}.
+    The corpus folder is an argument of train --corpus. A folder that was made from the same sources is kept as it is.
+
+    A line of a .jsonl file is a text, {"text": ...}, or a conversation. Of a conversation only the assistant's words
+    are learned. Its forms are {"messages": [{"role": ..., "content": ...}, ...]}, {"turns": [...]} and
+    {"instruction": ..., "response": ...}.
     """
     from merino_edge import limits
     from merino_edge.cli import console

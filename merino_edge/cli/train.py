@@ -1,4 +1,4 @@
-"""`merino-edge train`: an architecture, or a checkpoint to begin with, and text to a checkpoint."""
+"""`merino-edge train`: trains an architecture from scratch, or fine-tunes a checkpoint, on text."""
 
 from __future__ import annotations
 
@@ -16,90 +16,138 @@ if TYPE_CHECKING:
     from merino_edge.checkpoint import Checkpoint
     from merino_edge.training.config import TrainingConfig
 
-TEACHER, SPEED, MACHINE = "Teacher", "Optimizer", "Machine"  # panels of the help
+TEACHER, OPTIMIZER, MACHINE = "Distillation", "Optimizer", "Machine"  # panels of the help
 
 
 def train(
     model: Annotated[
         Path,
-        typer.Argument(metavar="A.json|CKPT", help="Architecture or search result, or a checkpoint to begin with."),
+        typer.Argument(
+            metavar="A.json|CKPT",
+            help="Architecture or search result to train from scratch, or checkpoint to fine-tune.",
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
     corpus: Annotated[
         list[str] | None,
         typer.Option(
-            help="Text or JSON-lines file, .xz of one, folder of them, what `tokenize` made, or hf:NAME of a dataset; "
-            "may be repeated."
+            metavar="SOURCE",
+            help="Text or .jsonl file, .xz of one, folder of them, corpus from tokenize, or hf:NAME of a data set. "
+            "Repeatable.",
         ),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Corpus and options from a recipe: pile (the paper's), or a file of one.")
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE", help="Take corpus and options from a recipe: pile (the paper's), or a recipe file."
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps. [default: 600000]")] = None,
-    resume: Annotated[bool, typer.Option("--continue", help="Go on with the unfinished training in --out.")] = False,
-    batch: Annotated[int | None, typer.Option(help="Sequences per step. [default: 1024]")] = None,
-    sequence: Annotated[int | None, typer.Option(help="Tokens per sequence. [default: 1024, or all positions]")] = None,
+    resume: Annotated[
+        bool, typer.Option("--continue", "--resume", help="Continue the unfinished training in --out.")
+    ] = False,
+    batch: Annotated[
+        int | None, typer.Option("--batch", "--batch-size", help="Sequences per step. [default: 1024]")
+    ] = None,
+    sequence: Annotated[
+        int | None,
+        typer.Option(
+            "--sequence", "--sequence-length", help="Tokens per sequence. [default: 1024, at most all positions]"
+        ),
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate. [default: 6e-4]")] = None,
-    warmup: Annotated[int | None, typer.Option(help="Warm-up steps. [default: 1000, or a tenth of --steps]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the weights and the batches. [default: 0]")] = None,
+    warmup: Annotated[
+        int | None, typer.Option(help="Warm-up steps. [default: 1000, at most a tenth of --steps]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed of weights and batches. [default: 0]")] = None,
     save_every: Annotated[
-        int | None, typer.Option(help="Steps between saves. [default: 1000, or a tenth of --steps]")
+        int | None, typer.Option(help="Steps between saves. [default: 1000, at most a tenth of --steps]")
     ] = None,
     teacher: Annotated[
         Path | None,
         typer.Option(
             metavar="CKPT|LOGITS",
-            help="Learn from its expectations too: a checkpoint with the same tokenizer, or what `teach` made.",
+            help="Distill from this teacher: a checkpoint with the same tokenizer, or logits from distill logits.",
             rich_help_panel=TEACHER,
         ),
     ] = None,
     teacher_weight: Annotated[
-        float | None, typer.Option(help="Its share of what is minimised. [default: 0.5]", rich_help_panel=TEACHER)
+        float | None,
+        typer.Option(
+            "--teacher-weight",
+            "--alpha",
+            help="Weight of the distillation loss, 0 to 1. The loss on the text has the rest. [default: 0.5]",
+            rich_help_panel=TEACHER,
+        ),
     ] = None,
     temperature: Annotated[
         float | None,
-        typer.Option(help="Of both distributions; 1 for stored ones. [default: 1]", rich_help_panel=TEACHER),
+        typer.Option(
+            help="Softmax temperature of teacher and student. Stored logits need 1. [default: 1]",
+            rich_help_panel=TEACHER,
+        ),
     ] = None,
     direction: Annotated[
         str | None,
-        typer.Option(help="Of the divergence: forward or reverse. [default: forward]", rich_help_panel=TEACHER),
+        typer.Option(help="KL direction: forward or reverse. [default: forward]", rich_help_panel=TEACHER),
     ] = None,
     optimizer: Annotated[
-        str | None, typer.Option(help="adamw or muon. [default: adamw]", rich_help_panel=SPEED)
+        str | None, typer.Option(help="adamw or muon. [default: adamw]", rich_help_panel=OPTIMIZER)
     ] = None,
     weight_decay: Annotated[
-        float | None, typer.Option(help="Of matrices. [default: 0.1]", rich_help_panel=SPEED)
+        float | None, typer.Option(help="Weight decay of matrices. [default: 0.1]", rich_help_panel=OPTIMIZER)
     ] = None,
-    clip: Annotated[float | None, typer.Option(help="Longest gradient. [default: 1.0]", rich_help_panel=SPEED)] = None,
+    clip: Annotated[
+        float | None,
+        typer.Option(
+            "--clip",
+            "--max-grad-norm",
+            help="Gradient clipping: largest gradient norm. [default: 1.0]",
+            rich_help_panel=OPTIMIZER,
+        ),
+    ] = None,
     z_loss: Annotated[
-        float | None, typer.Option(help="Weight of the softmax's normalizer. [default: 0]", rich_help_panel=SPEED)
+        float | None,
+        typer.Option(
+            help="z-loss coefficient (penalty on the softmax's normaliser). [default: 0]", rich_help_panel=OPTIMIZER
+        ),
     ] = None,
     ema: Annotated[
         float | None,
-        typer.Option(help="Keep averaged weights of this decay, as 0.999. [default: off]", rich_help_panel=SPEED),
+        typer.Option(
+            help="Decay of an exponential moving average of the weights, for example 0.999. [default: off]",
+            rich_help_panel=OPTIMIZER,
+        ),
     ] = None,
     micro_batch: Annotated[
-        int | None, typer.Option(help="Sequences at a time, for memory. [default: 16]", rich_help_panel=MACHINE)
+        int | None,
+        typer.Option(
+            help="Sequences computed at a time (gradient accumulation), to save memory. [default: 16]",
+            rich_help_panel=MACHINE,
+        ),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="auto, fp32 or bf16. [default: auto]", rich_help_panel=MACHINE)
+        str | None,
+        typer.Option(help="Precision of the computation: auto, fp32 or bf16. [default: auto]", rich_help_panel=MACHINE),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads. [default: all cores]", rich_help_panel=MACHINE)
     ] = None,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the model first (torch.compile).", rich_help_panel=MACHINE)
+        bool, typer.Option("--compile", help="Compile the model with torch.compile.", rich_help_panel=MACHINE)
     ] = False,
-    parallel: Annotated[str, typer.Option(help="Under torchrun: ddp or fsdp.", rich_help_panel=MACHINE)] = "ddp",
+    parallel: Annotated[
+        str, typer.Option(help="Parallelism under torchrun: ddp or fsdp.", rich_help_panel=MACHINE)
+    ] = "ddp",
     tensorboard: Annotated[
-        Path | None, typer.Option(help="Also log for TensorBoard into this folder.", rich_help_panel=MACHINE)
+        Path | None, typer.Option(help="Also log to this TensorBoard folder.", rich_help_panel=MACHINE)
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
-    """Train on text or conversations; by default with the paper's recipe (600,000 steps of 1024 x 1024 tokens).
+    """Train a model on text or conversations.
 
-    Saves and logs (log.jsonl) as it goes. Ctrl-C finishes the step and saves; the same command with --continue goes on
-    exactly there.
+    The defaults are the paper's recipe: 600,000 steps of 1024 x 1024 tokens. The model is saved and logged (log.jsonl)
+    regularly. Ctrl-C finishes the step and saves. The same command with --continue then goes on from that step.
     """
     from merino_edge.cli import console
     from merino_edge.errors import InputError, require
@@ -154,7 +202,9 @@ def train(
     peak = throughput.matmul_flops_per_second(workers.device, device.uses_bf16(config.precision, workers.device))
     flops = throughput.training_flops_per_token(a, config.sequence)
     shape = f"{config.steps:,} steps of {config.batch} x {config.sequence} tokens"
-    err.print(f"{a.parameters:,} parameters, {shape}" + (f", {workers.world_size} workers" if workers.is_distributed else ""))
+    err.print(
+        f"{a.parameters:,} parameters, {shape}" + (f", {workers.world_size} workers" if workers.is_distributed else "")
+    )
 
     with stop, console.progress(err) as bar, contextlib.ExitStack() as files:
         task = bar.add_task("train", total=config.steps, note="reading the corpus")

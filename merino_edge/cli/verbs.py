@@ -1,7 +1,7 @@
 """The table of the verbs, and a command group that imports a verb only when it is asked for.
 
-`merino-edge --help` prints this table and imports no verb: that keeps it instant. A test compares each summary here with
-the first line of the verb's own docstring.
+`merino-edge --help` prints this table and imports no verb, which keeps it instant. A test compares each summary here
+with the first line of the verb's docstring.
 
 Help is plain text. In rich's markup a bracketed part of a text, such as `[default: 5]`, is a tag and disappears.
 """

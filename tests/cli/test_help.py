@@ -59,17 +59,9 @@ def test_help_shows_every_text_and_default(words: str, columns: int) -> None:
         assert "default" not in re.sub(r" \[default: [^][]+\]$", "", text)
         default = parameter.default
         if "[default: " in text:
-            assert default is None, f"two defaults of {words} --{parameter.name}"
-        elif default is not None and not isinstance(default, bool):
+            assert default in (None, ""), f"two defaults of {words} --{parameter.name}"
+        elif default not in (None, "") and not isinstance(default, bool):
             assert re.search(rf"default: {re.escape(str(getattr(default, 'value', default)))}[];]", shown)
-
-
-@pytest.mark.parametrize("words", COMMANDS)
-def test_an_option_left_out_says_what_happens(words: str) -> None:
-    """A number or a choice that may be left out has a default, or its text says what it does."""
-    for parameter in COMMANDS[words].params:
-        if parameter.param_type_name == "option" and not parameter.required and parameter.default is None:
-            assert parameter.help[0].isupper() and parameter.help.rstrip("]").endswith((".", *"0123456789abcdefghijklmnopqrstuvwxyz)"))
 
 
 def test_the_table_of_verbs_says_what_their_docstrings_say() -> None:
@@ -108,7 +100,7 @@ def test_the_overview_is_instant_and_imports_no_verb(merino: tuple[str, ...]) ->
 
     empty = min(processor_seconds(sys.executable, "-c", "pass") for _ in range(5))
     overview = min(processor_seconds(*merino, "--help") for _ in range(5))
-    assert overview < 0.3 + 4 * empty  # the second part for slower machines
+    assert overview < 0.3 + 2 * empty  # the second part for slower machines
     code = "import sys, merino_edge.cli.main as m; m.main()"
     loaded = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", code, "--help"], capture_output=True, text=True, check=True
