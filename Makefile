@@ -1,6 +1,7 @@
 # make demo    set up, then profile -> search -> train -> export -> chat sample on this machine
 # make chat    set up, fetch SmolLM2-135M-Instruct, import, export as int4, open a chat
 # make test    set up, then lint, types and every test
+# make docs    set up, then build the documentation site in build/site; warnings are errors
 # make bench   set up, then compare int4 with llama.cpp (compiles it, 10 minutes), onnxruntime-genai and transformers
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ OUT ?= demo
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo chat test lint types bench clean
+.PHONY: demo chat test lint types docs bench clean
 
 demo: $(VENV)/workstation
 	$(BIN)/merino-edge demo --out $(OUT)
@@ -31,6 +32,9 @@ lint: $(VENV)/dev
 types: $(VENV)/dev
 	$(BIN)/mypy -p merino_edge
 
+docs: $(VENV)/docs
+	$(BIN)/mkdocs build --quiet --strict
+
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/peers/compare.py --install llama.cpp onnxruntime-genai transformers
 
@@ -42,6 +46,10 @@ $(VENV)/dev: $(VENV)/environment pyproject.toml
 	$(PIP) -e '.[dev]'
 	-$(PIP) -e '.[rtx]' || echo "TensorRT for RTX has no package for this machine; its compile tests will be skipped"
 	touch $@ $(VENV)/workstation
+
+$(VENV)/docs: $(VENV)/environment pyproject.toml
+	$(PIP) -e '.[docs]'
+	touch $@
 
 $(VENV)/environment: constraints.txt
 	$(PYTHON) -m venv $(VENV)

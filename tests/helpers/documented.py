@@ -1,22 +1,142 @@
-"""The commands that a page prints, run as a reader would type them."""
+"""The blocks of a page, run as a reader would run them: in their order, in one folder, as they are printed.
+
+A block is fenced: ```LANGUAGE title="TITLE". What happens to it depends on the language and the title:
+
+    sh, python                     runs here
+    any, title="NAME.EXTENSION"    is written to that file
+    sh, title="in a second terminal"    runs in the background until the page ends; its server must answer
+    sh, title of ELSEWHERE         needs another machine, and is not run
+    any other language             is output or a form, and is not run
+
+Lines that set something up are checked but not run: `pip install` (its extras exist), `make` (its target exists).
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
+
+import tomllib
+
+ELSEWHERE = ("on the board", "on a GPU workstation", "on a machine with eight GPUs", "in a checkout, for minutes")
+SECOND_TERMINAL = "in a second terminal"
+TIMEOUT_S = 600
+SERVER_START_S = 120
+FENCE = re.compile(r"^```(?P<language>\w*)(?: title=\"(?P<title>[^\"]*)\")?\n(?P<text>.*?)^```$", re.M | re.S)
 
 
-def run(command: str, folder: Path, shorter: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """`command` in `folder`, with this environment's programs; what a reader waits minutes for is cut short as
-    `shorter` says. Fails where the command does."""
-    for long, short in shorter.items():
-        command = command.replace(long, short)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        command, shell=True, cwd=folder, capture_output=True, text=True, timeout=600, env={**os.environ, "PATH": path}
-    )
-    assert done.returncode == 0, f"{command}\n{done.stderr}"
-    return done
+class Block(NamedTuple):
+    language: str
+    title: str
+    text: str
+
+
+class Ran(NamedTuple):
+    """A command that ran, as it is printed in the page, and what it said."""
+
+    command: str
+    stdout: str
+    stderr: str
+
+
+def read_blocks(page: str) -> list[Block]:
+    """The fenced blocks of a page's text."""
+    return [Block(m["language"], m["title"] or "", m["text"]) for m in FENCE.finditer(page)]
+
+
+def commands(block: Block) -> list[str]:
+    """The commands of a shell block; one that goes on after a backslash is one."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def commands_outside_blocks(page: str) -> list[str]:
+    """Indented lines that a reader takes for commands: they belong into a fenced block, where they are run."""
+    prose = FENCE.sub("", page)
+    return re.findall(r"^ {4}((?:\$ )?(?:merino-edge|make|pip|docker|torchrun|python)\s.*)$", prose, re.M)
+
+
+class PageRunner:
+    """Runs the blocks of one page in `folder`. `shorter` replaces what a reader would wait minutes for."""
+
+    def __init__(
+        self, repository: Path, folder: Path, shorter: Mapping[str, str], variables: Mapping[str, str]
+    ) -> None:
+        self.repository, self.folder, self.shorter = repository, folder, shorter
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.variables = {**os.environ, "PATH": path, **variables}
+        self.ran: list[Ran] = []
+
+    def run_page(self, page: str) -> list[Ran]:
+        """Run every block. Fails at the first command that fails."""
+        with ExitStack() as servers:
+            for block in read_blocks(page):
+                if "." in block.title and " " not in block.title:
+                    (self.folder / block.title).write_text(self._shortened(block.text))
+                elif block.title == SECOND_TERMINAL:
+                    servers.enter_context(self._in_background(commands(block)[0]))
+                elif block.language == "python":
+                    self._run(block.text, [sys.executable, "-c", self._shortened(block.text)])
+                elif block.language == "sh" and block.title not in ELSEWHERE:
+                    for command in commands(block):
+                        self._run_line(command)
+        return self.ran
+
+    def _shortened(self, text: str) -> str:
+        for long, short in self.shorter.items():
+            text = text.replace(long, short)
+        return text
+
+    def _run_line(self, command: str) -> None:
+        if command.startswith("pip install"):
+            extras = tomllib.loads((self.repository / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+            wanted = {extra for group in re.findall(r"\[([\w,-]+)\]", command) for extra in group.split(",")}
+            assert wanted <= set(extras), f"{command}: no such extra"
+        elif command.startswith("make "):
+            target = command.split()[1]
+            assert re.search(rf"^{target}:", (self.repository / "Makefile").read_text(), re.M), f"no target {target}"
+        elif match := re.fullmatch(r"export (\w+)=.*", command):
+            assert match[1] in self.variables, f"the test of this page gives no {match[1]}"
+        else:
+            self._run(command, ["bash", "-c", self._shortened(command)])
+
+    def _run(self, printed: str, command: list[str]) -> None:
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.variables, capture_output=True, text=True, timeout=TIMEOUT_S
+        )
+        assert done.returncode == 0, f"{printed}\n{done.stdout}\n{done.stderr}"
+        self.ran.append(Ran(printed, done.stdout, done.stderr))
+
+    @contextmanager
+    def _in_background(self, command: str) -> Iterator[None]:
+        command = self._shortened(command)
+        port = match[1] if (match := re.search(r"--port (\d+)", command)) else "8080"
+        server = subprocess.Popen(
+            ["bash", "-c", f"exec {command}"], cwd=self.folder, env=self.variables, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            deadline = time.monotonic() + SERVER_START_S
+            while not _answers(f"http://127.0.0.1:{port}/health"):
+                assert server.poll() is None, f"{command}\n{server.stderr.read() if server.stderr else ''}"
+                assert time.monotonic() < deadline, f"{command} did not answer"
+                time.sleep(0.2)
+            yield
+        finally:
+            server.terminate()
+            server.communicate(timeout=60)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as reply:
+            return reply.status == 200
+    except OSError:
+        return False
