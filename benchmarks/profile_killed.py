@@ -54,7 +54,7 @@ def main() -> None:
         started = time.perf_counter()
         subprocess.run(_command(path, options.space), check=True, stdout=subprocess.DEVNULL)
         table = load_table(path)
-        keys = [f"{m.key} {m.visit}" for m in table.lines]
+        keys = [f"{m.key} {m.repetition}" for m in table.lines]
         finished, seconds = path.read_bytes(), time.perf_counter() - started
         subprocess.run(_command(path, options.space), check=True, stdout=subprocess.DEVNULL)
         assert len(keys) == len(set(keys)), "an entry stands twice"
@@ -75,7 +75,7 @@ def _check(path: Path, before: set[str]) -> set[str]:
     if not path.exists():
         assert not before, "the table is gone"
         return set()
-    keys = {f"{m.key} {m.visit}" for m in load_table(path, unfinished=True).lines}
+    keys = {f"{m.key} {m.repetition}" for m in load_table(path, unfinished=True).lines}
     assert before <= keys, "an entry was lost"
     return keys
 

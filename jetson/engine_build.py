@@ -25,7 +25,7 @@ from merino_edge.errors import OutputError, UnsupportedError
 from merino_edge.export.targets import PLATFORMS, TARGETS
 from merino_edge.export.tensorrt import build_engine
 from merino_edge.jetson.device.card import available_bytes, device_card
-from merino_edge.runtime.engines.cuda import capability_here
+from merino_edge.runtime.engines.cuda import gpu_capability
 from merino_edge.runtime.memory import peak_memory_mb
 
 WORKSPACE_SHARE = 0.25  # of the memory that is free, for kernels to try themselves out in
@@ -42,7 +42,7 @@ class BuildPlan:
     bundle: Bundle
     library: str
     capability: str  # compile for this one; "": for the GPU here
-    capability_here: str
+    gpu_capability: str
     workspace_bytes: int
     needed_bytes: int
     free_bytes: int
@@ -69,7 +69,7 @@ def plan_build(bundle: Bundle, capability: str = "", workspace_mb: int | None = 
             f"export it with --target, one of {able}",
         )
     library = tensorrt_library.RTX if capability else tensorrt_library.installed()
-    here = "" if capability else capability_here()
+    here = "" if capability else gpu_capability()
     graph_bytes = sum(file["bytes"] for name, file in bundle.manifest["files"].items() if name.startswith("model.onnx"))
     free = available_bytes()
     if workspace_mb is not None:
@@ -112,7 +112,7 @@ def build_engines(
         entry: dict[str, Any] = {
             "library": engine.library,
             "version": engine.version,
-            "capability": plan.capability or plan.capability_here,
+            "capability": plan.capability or plan.gpu_capability,
             "machine": card,
             "precision": bundle.precision,
             "context": context,

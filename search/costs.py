@@ -40,16 +40,16 @@ class Table(Protocol):
     def default_length(self) -> int: ...
     def check_family(self, a: Architecture) -> None: ...
     def alternatives(self, step: Step) -> tuple[tuple[Step, ...], ...]: ...
-    def places(self, step: Step, max_positions: int) -> int: ...
+    def cache_positions(self, step: Step, max_positions: int) -> int: ...
     def block_cost(self, a: Architecture, block: Block, step: Step) -> float: ...
     def width_change_cost(self, before: int, after: int, step: Step) -> float: ...
-    def end_cost(self, a: Architecture, step: Step) -> float: ...
+    def embedding_and_head_cost(self, a: Architecture, step: Step) -> float: ...
     def gaps(self, what: str, ffn: str, step: Step, points: Sequence[Point]) -> list[str]: ...
     def interval(self, value: float, step: Step) -> tuple[float, float, float] | None: ...  # value, low, high
 
 
 @dataclass(frozen=True)
-class Sum:
+class AdditiveCost:
     """A sum over the parts of models of one vocabulary, in units."""
 
     block: Callable[[Architecture, Block], float]
@@ -69,15 +69,15 @@ class Sum:
 
 
 @dataclass(frozen=True)
-class Parts:
+class MetricCost:
     """One metric over models of one vocabulary: the least over `alternatives` of the greatest of their sums. `scale`
     units are one of the metric."""
 
-    alternatives: tuple[tuple[Sum, ...], ...]
+    alternatives: tuple[tuple[AdditiveCost, ...], ...]
     scale: float = 1.0
 
     @property
-    def sums(self) -> list[Sum]:
+    def sums(self) -> list[AdditiveCost]:
         """Each once."""
         return list(dict.fromkeys(itertools.chain(*self.alternatives)))
 
@@ -98,7 +98,7 @@ def unit_limit(limit: float, scale: float) -> float:
 
 
 @dataclass(frozen=True)
-class Prices:
+class CostModel:
     """Raises InputError on an unknown precision, or a table of another."""
 
     precision: str
@@ -127,24 +127,24 @@ class Prices:
             tokens = int(tokens * min(_bytes_per_token(metric, vocabulary) for vocabulary in space.vocabularies))
         return dataclasses.replace(metric, at=max(1, tokens))
 
-    def parts(self, metric: Metric, vocabulary: Vocabulary) -> Parts:
+    def metric_cost(self, metric: Metric, vocabulary: Vocabulary) -> MetricCost:
         """Raises InputError where the vocabulary does not say how many bytes a token stands for, and is asked."""
         if metric.kind.latency:
             return self._latency_parts(metric, vocabulary)
         element_bytes = counts.cache_element_bytes(self.precision)
         if metric.name == "parameters":
-            units = Sum(counts.block_parameters, counts.width_change_parameters, counts.end_parameters)
+            units = AdditiveCost(counts.block_parameters, counts.width_projection_parameters, counts.end_parameters)
         elif metric.name == "flops":
-            units = Sum(
+            units = AdditiveCost(
                 lambda a, block: counts.block_flops(a, block, FLOPS_SEQUENCE),
-                lambda before, after: 2 * FLOPS_SEQUENCE * counts.width_change_parameters(before, after),
+                lambda before, after: 2 * FLOPS_SEQUENCE * counts.width_projection_parameters(before, after),
                 lambda a: 0,
             )
         elif metric.name == "weight_mb":
             units = _weights(str(metric.at))
         elif metric.name == "kv_mb":
             positions = metric.at
-            units = Sum(
+            units = AdditiveCost(
                 lambda a, block: counts.block_kv_bytes(a, block, int(positions or a.max_positions), element_bytes),
                 lambda before, after: 0,
                 lambda a: 0,
@@ -159,22 +159,22 @@ class Prices:
                 activation=lambda a, block: counts.layer_activation_bytes(a, block, tokens),
                 end_activation=lambda a: counts.end_activation_bytes(a, tokens),
             )
-        return Parts(((units,),), 1e6 if metric.name.endswith("_mb") else 1.0)
+        return MetricCost(((units,),), 1e6 if metric.name.endswith("_mb") else 1.0)
 
-    def _latency_parts(self, metric: Metric, vocabulary: Vocabulary) -> Parts:
+    def _latency_parts(self, metric: Metric, vocabulary: Vocabulary) -> MetricCost:
         table = self.table
         assert table is not None
 
-        def units(step: Step) -> Sum:
-            return Sum(
+        def units(step: Step) -> AdditiveCost:
+            return AdditiveCost(
                 lambda a, block: table.block_cost(a, block, step),
                 lambda before, after: table.width_change_cost(before, after, step),
-                lambda a: table.end_cost(a, step),
+                lambda a: table.embedding_and_head_cost(a, step),
             )
 
         alternatives = table.alternatives(self.step(metric, vocabulary))
         sums = {step: units(step) for step in itertools.chain(*alternatives)}
-        return Parts(
+        return MetricCost(
             tuple(tuple(sums[step] for step in steps) for steps in alternatives),
             _bytes_per_token(metric, vocabulary) / TEXT_BYTES if metric.name == "text_ms" else 1.0,
         )
@@ -193,7 +193,7 @@ class Prices:
         mode: Mode = "prefill" if metric.name == "prefill_ms" else "decode"
         return Step(mode, at, "mj" if metric.name == "energy_mj" else "ms")
 
-    def check_coverage(self, space: Space, frames: Iterable[int], metrics: Iterable[Metric]) -> None:
+    def check_coverage(self, space: Space, templates: Iterable[int], metrics: Iterable[Metric]) -> None:
         """Raise InputError, naming what the table lacks and the command that adds it, where a latency in `metrics`
         cannot be answered for every architecture of `space` in these frames."""
         asked = [metric for metric in metrics if metric.kind.latency]
@@ -201,15 +201,15 @@ class Prices:
             return
         for model in space.models:
             self.table.check_family(model)
-        chosen = [space.frames[frame] for frame in frames]
-        vocabularies = {frame.vocabulary for frame in chosen}
+        chosen = [space.templates[template] for template in templates]
+        vocabularies = {template.vocabulary for template in chosen}
         for metric, vocabulary in itertools.product(asked, vocabularies):
-            self.parts(metric, vocabulary)  # which says if a token's length is missing
+            self.metric_cost(metric, vocabulary)  # which says if a token's length is missing
         steps = sorted({self.step(metric, vocabulary) for metric in asked for vocabulary in vocabularies})
         gaps: dict[str, None] = {}  # in order, each once
         needed: set[int] = set()
         for step in steps:
-            places = {self.table.places(step, frame.context) for frame in chosen}
+            places = {self.table.cache_positions(step, template.context) for template in chosen}
             if found := self._gaps(space, step, places):
                 gaps |= dict.fromkeys(found)
                 needed |= places
@@ -225,29 +225,29 @@ class Prices:
 
     def _gaps(self, space: Space, step: Step, places: Iterable[int]) -> list[str]:
         assert self.table is not None
-        used = sorted({w for frame in range(len(space.frames)) for w in space.width_range(frame)})
-        genes = [g for w in used for g in space.genes[space.first_gene[w] : space.first_gene[w + 1]]]
-        shapes = {(g.width, g.heads, g.kv_heads, g.ffn_width) for g in genes}
+        used = sorted({w for template in range(len(space.templates)) for w in space.width_range(template)})
+        choices = [g for w in used for g in space.block_choices[space.first_choice[w] : space.first_choice[w + 1]]]
+        shapes = {(g.width, g.heads, g.kv_heads, g.ffn_width) for g in choices}
         layers = [layer_point(at, *shape) for at in places for shape in shapes]
         length = () if step.mode == "decode" else (step.length,)  # which only the layers of a decode step depend on
         changes = [(*length, x * y) for x, y in space.projections]
         ends = [(*length, v.size, e) for v in space.vocabularies for e in space.embedding_widths]
         gaps = []
-        for face in itertools.chain(*self.table.alternatives(step)):
+        for piece in itertools.chain(*self.table.alternatives(step)):
             for ffn in space.ffn:
-                gaps += self.table.gaps("layer", ffn, face, layers)
-                if any(gene.shared and gene.layers > 1 for gene in genes):
-                    gaps += self.table.gaps("repeat", ffn, face, layers)
-            gaps += self.table.gaps("width_change", "", face, changes) if changes else []
-            gaps += self.table.gaps("end", "", face, ends)
+                gaps += self.table.gaps("layer", ffn, piece, layers)
+                if any(choice.shared and choice.layers > 1 for choice in choices):
+                    gaps += self.table.gaps("repeat", ffn, piece, layers)
+            gaps += self.table.gaps("width_change", "", piece, changes) if changes else []
+            gaps += self.table.gaps("end", "", piece, ends)
         return gaps
 
 
-def _weights(precision: str) -> Sum:
+def _weights(precision: str) -> AdditiveCost:
     matrix_bytes = counts.MATRIX_BYTES[precision]
-    return Sum(
+    return AdditiveCost(
         lambda a, block: counts.block_weight_bytes(a, block, precision),
-        lambda before, after: counts.width_change_parameters(before, after) * matrix_bytes,
+        lambda before, after: counts.width_projection_parameters(before, after) * matrix_bytes,
         lambda a: counts.end_weight_bytes(a, precision),
     )
 

@@ -16,7 +16,7 @@ from merino_edge.latency.step import Step
 from merino_edge.latency.table import FAMILY, LatencyTable
 from merino_edge.presets import preset
 from merino_edge.search.budget import Metric
-from merino_edge.search.costs import Prices
+from merino_edge.search.costs import CostModel
 from merino_edge.search.score import Score
 from merino_edge.search.space import Vocabulary
 
@@ -36,27 +36,27 @@ class Reference:
     notes: tuple[str, ...]
 
 
-def references(metric: Metric, score: Score, prices: Prices) -> list[Reference]:
+def references(metric: Metric, score: Score, cost_model: CostModel) -> list[Reference]:
     """Every public model with its score and its value of `metric`."""
     found = []
     for name in PUBLIC:
         a = preset(name)
-        value, notes = value_of(a, metric, prices)
+        value, notes = value_of(a, metric, cost_model)
         found.append(Reference(name, a, score.total(a), value, notes))
     return found
 
 
-def value_of(a: Architecture, metric: Metric, prices: Prices) -> tuple[float | None, tuple[str, ...]]:
+def value_of(a: Architecture, metric: Metric, cost_model: CostModel) -> tuple[float | None, tuple[str, ...]]:
     """`metric` of a model that need not be of the table's kind: (value, what was taken instead) or (None, why not)."""
     vocabulary = Vocabulary(a.vocab_size)
     try:
-        if prices.positions(metric, vocabulary) > a.max_positions:
+        if cost_model.positions(metric, vocabulary) > a.max_positions:
             return None, (f"it has {a.max_positions} positions",)
         if not metric.kind.latency:
-            return prices.parts(metric, vocabulary).value(a), ()
-        table = prices.table
+            return cost_model.metric_cost(metric, vocabulary).value(a), ()
+        table = cost_model.table
         assert isinstance(table, LatencyTable)
-        return _latency(a, prices.step(metric, vocabulary), table)
+        return _latency(a, cost_model.step(metric, vocabulary), table)
     except InputError as error:
         return None, (error.message,)
 
@@ -73,7 +73,7 @@ def _latency(a: Architecture, step: Step, table: LatencyTable) -> tuple[float, t
     if stretch != 1:
         notes = (*notes, f"head {stretch:.2f} times that of {vocab_size} x {width}")
     near = dataclasses.replace(near, vocab_size=vocab_size, embedding_width=width)
-    head = table.end_cost(dataclasses.replace(near, blocks=(_as_wide(near, width),)), step)
+    head = table.embedding_and_head_cost(dataclasses.replace(near, blocks=(_as_wide(near, width),)), step)
     return table.model_cost(near, step) + (stretch - 1) * head, notes
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from merino_edge.jetson.device.nvpmodel import Mode
 from merino_edge.jetson.device.system_files import UNKNOWN
-from merino_edge.jetson.doctor.environment import Surroundings
+from merino_edge.jetson.doctor.environment import Environment
 from merino_edge.runtime.engines.onnx_engine import OLDEST_ONNX_RUNTIME
 
 OLDEST_TENSORRT = (10, 3)
@@ -24,19 +24,19 @@ TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
-class Trap:
+class Check:
     name: str
-    find: Callable[[Surroundings], str | None]  # what was found, where it was
+    find: Callable[[Environment], str | None]  # what was found, where it was
     advice: str
     source: str
 
 
-def find_traps(here: Surroundings) -> list[dict[str, str]]:
+def run_checks(here: Environment) -> list[dict[str, str]]:
     """[{"name", "found", "advice", "source"}] of the traps that lie open here."""
-    return [_line(trap, found) for trap in TRAPS if (found := trap.find(here))]
+    return [_line(trap, found) for trap in CHECKS if (found := trap.find(here))]
 
 
-def engine_traps(built_on: Mapping[str, Any], here: Mapping[str, Any]) -> list[dict[str, str]]:
+def check_engine(built_on: Mapping[str, Any], here: Mapping[str, Any]) -> list[dict[str, str]]:
     """The same for an engine, given the card of the machine it was built on and this one's."""
     fields: dict[str, Callable[[Mapping[str, Any]], Any]] = {
         "TensorRT": lambda card: card.get("tensorrt"),
@@ -50,7 +50,7 @@ def engine_traps(built_on: Mapping[str, Any], here: Mapping[str, Any]) -> list[d
     return [_line(ENGINE, f"engine built on {'; '.join(moved)}")] if moved else []
 
 
-def _line(trap: Trap, found: str) -> dict[str, str]:
+def _line(trap: Check, found: str) -> dict[str, str]:
     return {"name": trap.name, "found": found, "advice": trap.advice, "source": trap.source}
 
 
@@ -71,11 +71,11 @@ def _l4t(card: Mapping[str, Any]) -> str:
 # --- predicates ------------------------------------------------------------------------------------
 
 
-def _allocation(here: Surroundings) -> str | None:
+def _allocation(here: Environment) -> str | None:
     return "L4T 36.4.7" if _l4t(here.card) == "36.4.7" else None
 
 
-def _clock_cap(here: Surroundings) -> str | None:
+def _clock_cap(here: Environment) -> str | None:
     if _l4t(here.card) != "39.2.0" or here.card["module"] not in ("p3767-0003", "p3767-0005"):
         return None
     found = []
@@ -87,7 +87,7 @@ def _clock_cap(here: Surroundings) -> str | None:
     return f"L4T 39.2.0: {'; '.join(found)}" if found else None
 
 
-def _mode_not_applied(here: Surroundings) -> str | None:
+def _mode_not_applied(here: Environment) -> str | None:
     max_mhz = here.card["gpu"]["max_mhz"]
     if here.mode is None or here.mode.gpu_max_mhz is None or not isinstance(max_mhz, float):
         return None
@@ -96,7 +96,7 @@ def _mode_not_applied(here: Surroundings) -> str | None:
     return f"{here.mode.name} means a GPU limit of {here.mode.gpu_cap}, the GPU's limit is {max_mhz:g} MHz"
 
 
-def _mode_holds_back(here: Surroundings) -> str | None:
+def _mode_holds_back(here: Environment) -> str | None:
     mode, others = here.mode, [mode for mode in here.modes.values() if mode != here.mode]
     if mode is None or not others:
         return None
@@ -122,33 +122,33 @@ def _watts(mode: Mode) -> float:
     return int(found[1]) if found else math.inf
 
 
-def _old_tensorrt(here: Surroundings) -> str | None:
+def _old_tensorrt(here: Environment) -> str | None:
     found = _version(here.card["tensorrt"])
     return f"TensorRT {here.card['tensorrt']}" if here.is_jetson and found and found < OLDEST_TENSORRT else None
 
 
-def _old_onnxruntime(here: Surroundings) -> str | None:
+def _old_onnxruntime(here: Environment) -> str | None:
     found = _version(here.onnxruntime)
     if not found or found >= OLDEST_ONNX_RUNTIME:
         return None
     return f"ONNX Runtime {here.onnxruntime}"
 
 
-def _no_swap(here: Surroundings) -> str | None:
+def _no_swap(here: Environment) -> str | None:
     if not here.is_small or here.disk_swap_bytes != 0:
         return None
     return f"{here.card['memory_bytes'] / 2**30:.1f} GiB of memory, no swap on a disk"
 
 
-def _zram(here: Surroundings) -> str | None:
+def _zram(here: Environment) -> str | None:
     return "swap in memory (/dev/zram)" if here.is_small and here.zram else None
 
 
-def _desktop(here: Surroundings) -> str | None:
-    return "a graphical session runs" if here.is_small and here.desktop else None
+def _desktop(here: Environment) -> str | None:
+    return "a graphical make_batches runs" if here.is_small and here.desktop else None
 
 
-def _blind_container(here: Surroundings) -> str | None:
+def _blind_container(here: Environment) -> str | None:
     if not here.container or not here.is_jetson:
         return None
     missing = [] if here.card["compatible"] else ["/proc/device-tree"]
@@ -156,14 +156,14 @@ def _blind_container(here: Surroundings) -> str | None:
     return f"this container does not see {' and '.join(missing)}" if missing else None
 
 
-def _closed_nodes(here: Surroundings) -> str | None:
+def _closed_nodes(here: Environment) -> str | None:
     if not here.is_jetson or not here.closed_nodes:
         return None
     shown, more = here.closed_nodes[:2], len(here.closed_nodes) - 2
     return f"this user may not open {', '.join(shown)}" + (f" and {more} more" if more > 0 else "")
 
 
-def _hidden_tensorrt(here: Surroundings) -> str | None:
+def _hidden_tensorrt(here: Environment) -> str | None:
     if here.tensorrt_importable or not here.system_tensorrt:
         return None
     return f"TensorRT's bindings are in {', '.join(here.system_tensorrt)}, this Python {here.python} does not see them"
@@ -171,81 +171,81 @@ def _hidden_tensorrt(here: Surroundings) -> str | None:
 
 # --- the traps -------------------------------------------------------------------------------------
 
-ENGINE = Trap(
+ENGINE = Check(
     "engine from elsewhere",
     lambda here: None,  # only an engine at hand can show it
     "build the engine again here: it is tied to TensorRT, GPU and SM count, and timed at its power mode's clocks",
     "https://github.com/NVIDIA/TensorRT/issues/2900",
 )
-TRAPS = (
-    Trap(
+CHECKS = (
+    Check(
         "large allocations fail",
         _allocation,
         "update to L4T 36.5 (JetPack 6.2.2): sudo apt update && sudo apt full-upgrade; until then reboot first",
         "https://github.com/ggml-org/llama.cpp/pull/23732",
     ),
-    Trap(
+    Check(
         "GPU capped by JetPack 7.2.0",
         _clock_cap,
         "update to JetPack 7.2.1: sudo apt update && sudo apt full-upgrade; then sudo nvpmodel -m 2",
         "NVIDIA developer forum, threads 372627, 377003, 377553",
     ),
-    Trap(
+    Check(
         "power mode not applied",
         _mode_not_applied,
         "set it again: sudo nvpmodel -m NUMBER, and reboot if it asks; figures hold for the clocks, not for the name",
         "NVIDIA developer forum, threads 372627, 377003",
     ),
-    Trap(
+    Check(
         "power mode holds the GPU back",
         _mode_holds_back,
         "if it is not meant: sudo nvpmodel -m NUMBER; tables and engines hold for one power mode",
         "https://github.com/LineageOS/android_device_nvidia_concord (nvpmodel/)",
     ),
-    Trap(
+    Check(
         "TensorRT too old",
         _old_tensorrt,
         "engines need TensorRT 10.3 (JetPack 6.1, Orin and later); here run bundles with ONNX Runtime",
         "https://github.com/NVIDIA/TensorRT (python/src of each release branch)",
     ),
-    Trap(
+    Check(
         "ONNX Runtime too old",
         _old_onnxruntime,
         "bundles need 1.23, which is there for Python 3.10 too: pip install -U 'onnxruntime>=1.23'",
         "https://github.com/microsoft/onnxruntime/blob/main/docs/OperatorKernels.md",
     ),
-    Trap(
+    Check(
         "no swap for builds",
         _no_swap,
         "sudo fallocate -l 8G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile",
         "https://github.com/NVIDIA/TensorRT/issues/2712",
     ),
-    Trap(
+    Check(
         "swap takes memory",
         _zram,
         "put swap on a disk, then: sudo systemctl disable nvzramconfig && sudo reboot",
         "https://github.com/dusty-nv/jetson-containers/issues/598",
     ),
-    Trap(
+    Check(
         "desktop takes memory",
         _desktop,
         "before a build: sudo init 3; for good: sudo systemctl set-default multi-user.target && sudo reboot",
         "https://github.com/dusty-nv/jetson-containers/issues/598",
     ),
-    Trap(
+    Check(
         "container hides the board",
         _blind_container,
         "docker run --runtime nvidia -v /etc/nv_tegra_release:/etc/nv_tegra_release:ro ...",
         "https://github.com/dusty-nv/jetson-containers (docs/setup.md)",
     ),
-    Trap(
+    Check(
         "GPU closed to this user",
         _closed_nodes,
         "sudo usermod -aG video,render $USER and log in again; in a container: "
         "--group-add video --group-add $(getent group render | cut -d: -f3)",
         "https://github.com/dusty-nv/jetson-containers (docs/setup.md)",
     ),
-    Trap(
+    Check(
         "TensorRT out of sight",
         _hidden_tensorrt,
         "make the environment with the system's Python: python3 -m venv --system-site-packages VENV",

@@ -15,8 +15,8 @@ from typing import Any
 
 from merino_edge import __version__
 from merino_edge.jetson.device.sensors import Sensors
-from merino_edge.jetson.doctor.checks import find_traps
-from merino_edge.jetson.doctor.environment import Surroundings
+from merino_edge.jetson.doctor.checks import run_checks
+from merino_edge.jetson.doctor.environment import Environment
 
 # Module names where they differ from the package's.
 MODULES = {
@@ -78,7 +78,7 @@ def examine(root: Path | str = "/") -> dict[str, Any]:
     "sensors": {"power_source", "power_mw", "temperature_c", "clock_mhz", "throttle_events", "power_mode"},
     "verbs": {verb: {"ok", "missing": [...], "fix": command or null}}, "optional": {the same by purpose},
     "traps": [{"name", "found", "advice", "source"}]}"""
-    here, sensors = Surroundings.of(root), Sensors(root)
+    here, sensors = Environment.of(root), Sensors(root)
     names = [*BASE, *(p for packages, _ in (*NEEDS.values(), *OPTIONAL.values()) for p in packages)]
     packages = {name: installed(name) for name in dict.fromkeys(names)}
 
@@ -94,7 +94,7 @@ def examine(root: Path | str = "/") -> dict[str, Any]:
         "packages": packages,
         "verbs": {verb: state((*BASE, *needed), extras) for verb, (needed, extras) in NEEDS.items()},
         "optional": {purpose: state(needed, extras) for purpose, (needed, extras) in OPTIONAL.items()},
-        "traps": find_traps(here),
+        "traps": run_checks(here),
     }
 
 

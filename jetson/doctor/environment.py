@@ -25,13 +25,13 @@ GROUPS = ("video", "render")
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class Environment:
     card: dict[str, Any]
     modes: dict[int, Mode] = field(default_factory=dict)
     mode: Mode | None = None
     disk_swap_bytes: int | None = None  # None: no file says
     zram: bool = False  # swap that is kept in memory
-    desktop: bool = False  # a graphical session runs
+    desktop: bool = False  # a graphical make_batches runs
     container: bool = False
     closed_nodes: tuple[str, ...] = ()  # of the GPU, that this user may not open, with their group
     python: str = UNKNOWN  # 3.10
@@ -40,7 +40,7 @@ class Surroundings:
     system_tensorrt: tuple[str, ...] = ()  # folders of the system's Pythons that hold TensorRT's bindings
 
     @classmethod
-    def of(cls, root: Path | str = "/", uid: int | None = None, groups: Collection[int] | None = None) -> Surroundings:
+    def of(cls, root: Path | str = "/", uid: int | None = None, groups: Collection[int] | None = None) -> Environment:
         root = Path(root)
         card = device_card(root)
         swaps = list(_swaps(root))

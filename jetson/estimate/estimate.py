@@ -23,7 +23,7 @@ from merino_edge.jetson.estimate.roofline import STAND_IN_CPU_MHZ, Roofline
 from merino_edge.jetson.profiler.plan import make_plan
 from merino_edge.jetson.profiler.probe import Probe, Space
 from merino_edge.jetson.profiler.validation import validate
-from merino_edge.latency.measurement import MODES, Measurement, Mode, seal
+from merino_edge.latency.measurement import MODES, Measurement, Mode, add_checksum
 from merino_edge.latency.table import LatencyTable, family
 from merino_edge.latency.table_file import KIND, SCHEMA_VERSION, load_table
 
@@ -58,13 +58,13 @@ def estimate(
         "sources": list(roofline.board.sources),
         "validated_against": "the roofline's own whole models, not a board",
     }
-    header = artefact.stamp(KIND, fields, SCHEMA_VERSION)
+    header = artefact.add_envelope(KIND, fields, SCHEMA_VERSION)
     measured = [_entry(probe, precision, roofline) for probe in plan.probes]
     validation = validate(LatencyTable(path, header, measured, {}, ""))
     for mode in MODES:
         validation[mode] |= _published(roofline, mode)
-    lines = [artefact.canonical_json(header), *(seal(m.to_line()) for m in measured)]
-    artefact.write_text(path, "\n".join([*lines, seal({"what": "validation", **validation})]) + "\n")
+    lines = [artefact.canonical_json(header), *(add_checksum(m.to_line()) for m in measured)]
+    artefact.write_text(path, "\n".join([*lines, add_checksum({"what": "validation", **validation})]) + "\n")
     return load_table(path)
 
 

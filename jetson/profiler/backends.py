@@ -35,7 +35,7 @@ TINY = Architecture(2, 16, 64, 64, (Block(64, 1, 1, 1, 64),))
 class TimedEngine(Engine, Protocol):
     """An engine that can be timed at any length."""
 
-    def assume(self, positions: int) -> None:
+    def mark_filled(self, positions: int) -> None:
         """Take so many positions for written, whatever they hold."""
         ...
 
@@ -49,7 +49,7 @@ class Backend:
     libraries: tuple[str, ...]  # distributions that decide how fast it is
     precisions: tuple[str, ...]  # that it can time
     open: Callable[[Architecture, str, int], TimedEngine] = field(repr=False)
-    places: Callable[[int, int], int] = field(repr=False)  # of the cache that a step reads: (positions in use, context)
+    cache_capacity: Callable[[int, int], int] = field(repr=False)  # of the cache that a step reads: (positions in use, context)
     lowering: str = ""  # of its graphs
 
     def engine(self, a: Architecture, precision: str, threads: int) -> TimedEngine:
@@ -109,7 +109,7 @@ def _onnxruntime(device: str) -> Backend:
     def open_engine(a: Architecture, precision: str, threads: int) -> TimedEngine:
         from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 
-        return OnnxEngine(random_graph(a, precision, "onnxruntime", "ort"), a, a.max_positions, threads, device)
+        return OnnxEngine(random_graph(a, precision, "onnxruntime", "ort"), a, a.max_positions, threads, device=device)
 
     library = "onnxruntime" if device == "cpu" else "onnxruntime-gpu"
     libraries = ("numpy", library, "onnx-ir")
@@ -123,12 +123,12 @@ def _in_use(positions: int, context: int) -> int:
 def _tensorrt(name: str, distribution: str, module: str) -> Backend:
     def open_engine(a: Architecture, precision: str, threads: int) -> TimedEngine:
         from merino_edge.export.tensorrt import build_engine
-        from merino_edge.runtime.engines.cuda import capability_here
+        from merino_edge.runtime.engines.cuda import gpu_capability
         from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
         from merino_edge.tensorrt_library import EXTRAS
 
         require(module, EXTRAS[module])
-        capability_here()  # compiling takes long: first see whether there is a GPU
+        gpu_capability()  # compiling takes long: first see whether there is a GPU
         built = build_engine(module, random_graph(a, precision, "rtx", "native"), a.max_positions)
         return TensorRtEngine(module, {a.max_positions: built.plan}, a)
 

@@ -2,7 +2,7 @@
 
 Probes that share models stay together, and a batch's models fit in memory together. What one part costs is averaged
 with others' in every sum, but a whole model stands for itself, and how much of the caches other guests leave it changes
-within minutes. So batches of whole models come several times, in every part of the session, and where they are few they
+within minutes. So batches of whole models come several times, in every part of the make_batches, and where they are few they
 are timed more often.
 """
 
@@ -20,51 +20,51 @@ from merino_edge.latency.measurement import WHOLE
 
 BATCH_PROBES = 8  # what a kill can lose
 BATCH_BYTES = 2**30  # of float32 weights; engines need about twice as much
-LEAST_ROUNDS = 6  # fewer look steady by chance
+MIN_ROUNDS = 6  # fewer look steady by chance
 QUICK_TIMES, FULL_TIMES = 2, 5  # that a whole model's batch comes
 QUICK_SHARE, FULL_SHARE = 2.0, 1.0  # rounds of a whole model in all, for each of a part; few models count for more
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
-    """Probes that are timed side by side, so many rounds; `visit`: how often they came before."""
+class ProbeBatch:
+    """Probes that are timed side by side, so many rounds; `repetition`: how often they came before."""
 
     probes: tuple[Probe, ...]
     rounds: Rounds
-    visit: int = 0
+    repetition: int = 0
     last: bool = True
 
     @property
     def keys(self) -> set[tuple[str, int]]:
         """Of the lines that it makes."""
-        return {(probe.key, self.visit) for probe in self.probes}
+        return {(probe.key, self.repetition) for probe in self.probes}
 
 
-def session(
+def make_batches(
     probes: Iterable[Probe], quick: bool, most: int, known: Collection[tuple[str, int]] = frozenset()
-) -> list[Batch]:
+) -> list[ProbeBatch]:
     """The batches of a profile in order: of parts for at most `most` rounds. What is `known` is left out."""
     probes = list(probes)
     times, share = (QUICK_TIMES, QUICK_SHARE) if quick else (FULL_TIMES, FULL_SHARE)
     rounds, whole_rounds = _rounds(most), _rounds(math.ceil(share * most / times))
-    parts = [Batch(batch, rounds) for batch in _batches(p for p in probes if p.what not in WHOLE)]
+    parts = [ProbeBatch(batch, rounds) for batch in _batches(p for p in probes if p.what not in WHOLE)]
     wholes = list(_batches(p for p in probes if p.what in WHOLE))
     order = []
     for time in range(times):
-        between = [*parts[time::times], *(Batch(batch, whole_rounds, time, time == times - 1) for batch in wholes)]
+        between = [*parts[time::times], *(ProbeBatch(batch, whole_rounds, time, time == times - 1) for batch in wholes)]
         random.Random(time).shuffle(between)
         order += between
     if not known:
         return order
     left = (
-        dataclasses.replace(batch, probes=tuple(p for p in batch.probes if (p.key, batch.visit) not in known))
+        dataclasses.replace(batch, probes=tuple(p for p in batch.probes if (p.key, batch.repetition) not in known))
         for batch in order
     )
     return [batch for batch in left if batch.probes]
 
 
 def _rounds(most: int) -> Rounds:
-    return Rounds(max(min(most, LEAST_ROUNDS), most // 3), most)
+    return Rounds(max(min(most, MIN_ROUNDS), most // 3), most)
 
 
 def _batches(probes: Iterable[Probe]) -> Iterator[tuple[Probe, ...]]:

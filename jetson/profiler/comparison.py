@@ -1,7 +1,7 @@
 """Two latency tables side by side: how much faster one is, entry by entry, and whether they may be compared at all.
 
 Only entries of the same shape, mode, length and state of the caches count. A ratio is the second table's median over
-the first's; how much of it is the machine being slower that day, the yardsticks tell; what is noise and what is not
+the first's; how much of it is the machine being slower that day, the reference_ms tell; what is noise and what is not
 follows from the entries' own bootstrap intervals.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from merino_edge.errors import InputError
 from merino_edge.jetson.device import card
-from merino_edge.latency.drift import Yardsticks, usual_yardsticks_ms
+from merino_edge.latency.drift import DriftCorrection, usual_reference_ms
 from merino_edge.latency.measurement import Measurement
 from merino_edge.latency.table import LatencyTable
 
@@ -49,15 +49,15 @@ def compare(first: LatencyTable, second: LatencyTable) -> dict[str, Any]:
 
 
 def _beside_yardsticks(first: LatencyTable, second: LatencyTable, pairs: Pairs) -> dict[str, Any]:
-    mine, theirs = (usual_yardsticks_ms(table.measurements) for table in (first, second))
+    mine, theirs = (usual_reference_ms(table.measurements) for table in (first, second))
     ratios = {kind: theirs[kind] / mine[kind] for kind in sorted(mine.keys() & theirs.keys())}
     if not ratios or _different(first, second):
         return {"yardsticks": ratios, "median_apart_from_yardsticks_percent": None}
 
-    yardsticks = Yardsticks([*first.lines, *second.lines])
+    reference_ms = DriftCorrection([*first.lines, *second.lines])
 
     def evened(m: Measurement) -> Measurement:
-        slower = yardsticks.weigh({kind: ratios[kind] for kind in m.yardsticks if kind in ratios})
+        slower = reference_ms.weigh({kind: ratios[kind] for kind in m.reference_ms if kind in ratios})
         return replace(m, slowness=m.slowness * slower)
 
     found = _apart_percent([(one, evened(other)) for one, other in pairs])

@@ -31,7 +31,7 @@ SHARED = 64  # a part of the last cache that other guests of a machine leave alo
 ROWS = 16  # of a prompt that matrix kernels take at once
 SAMPLE = 101  # architectures drawn to see how large a space's models are
 
-Places = Callable[[int, int], int]  # (positions in use, context) -> places of the cache that a step reads
+CacheCapacity = Callable[[int, int], int]  # (positions in use, context) -> cache_capacity of the cache that a step reads
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ LADDER = (
     Detail(9, 3, 3, 3, 4, rounds=32),
     Detail(9, 3, 5, 3, 4, rounds=32),
 )
-MOST_ROUNDS = 240  # where time is left
+MAX_ROUNDS = 240  # where time is left
 
 
 def thin(values: Sequence[Any], count: int) -> tuple[Any, ...]:
@@ -89,7 +89,7 @@ class Axes:
     caches: tuple[Cache, ...]
 
     @staticmethod
-    def of(space: Space, detail: Detail, caches: tuple[Cache, ...], places: Places, lengths: Sequence[int]) -> Axes:
+    def of(space: Space, detail: Detail, caches: tuple[Cache, ...], cache_capacity: CacheCapacity, lengths: Sequence[int]) -> Axes:
         """What covers `space` at `lengths`. Raises InputError."""
         positions = max(model.max_positions for model in space.models)
         if not all(0 < length <= positions for length in lengths):
@@ -101,9 +101,9 @@ class Axes:
         if odd := [width for width in embedding_widths if width % head_dim]:
             raise InputError(f"embedding_width {odd[0]} is no multiple of head_dim", "change the space")
         by_product = {x * y: (x, y) for x, y in sorted(space.projections, key=lambda pair: (pair[0] * pair[1], pair))}
-        # Contexts shorter than a bucket bind fewer places.
+        # Contexts shorter than a bucket bind fewer cache_capacity.
         contexts = {min(model.max_positions, max(lengths)) for model in space.models} | {max(lengths)}
-        capacities = {places(min(length, context), context) for length in lengths for context in contexts}
+        capacities = {cache_capacity(min(length, context), context) for length in lengths for context in contexts}
         return Axes(
             tuple(sorted(set(lengths))),
             thin(sorted(capacities), DECODE_LENGTHS),
@@ -166,12 +166,12 @@ def make_plan(
     begun: Mapping[str, Any] | None = None,
     detail: Detail = LADDER[-1],
     cache_bytes: int = 0,
-    company_bytes: int = 0,
-    places: Places = lambda positions, context: positions,
+    eviction_head_bytes: int = 0,
+    cache_capacity: CacheCapacity = lambda positions, context: positions,
 ) -> Plan:
     """The probes that cover `space`, and whole models to calibrate and to check them with. `lengths`: instead of the
     usual ones; `begun`: the header of a table that is to be extended; `cache_bytes`: of the processor's last cache, 0
-    where no step is to be timed with cold caches; `company_bytes`: of a head in whose company warm layers are timed, as
+    where no step is to be timed with cold caches; `eviction_head_bytes`: of a head in whose eviction_head_vocab_size warm layers are timed, as
     far as every model of the space has one as large. Raises InputError."""
     known = None if begun is None else Axes.from_header(begun)
     if begun is not None and known is None:
@@ -183,12 +183,12 @@ def make_plan(
     parts = (4, 1) if quick or detail.lengths < 3 else thin((16, 8, 4, 2, 1), detail.lengths)
     shortest, *inner, longest = (max(1, top // part) for part in parts)
     usual = lengths or [shortest, *map(_ordinary, inner), longest]
-    axes = Axes.of(space, detail, _caches(space, precision, cache_bytes), places, usual)
+    axes = Axes.of(space, detail, _caches(space, precision, cache_bytes), cache_capacity, usual)
     default = min(DEFAULT_LENGTH, axes.lengths[-1]) if lengths is None else axes.lengths[len(axes.lengths) // 2]
     reference: Mapping[str, Any] = {
         "ffn": axes.ffn[0],
         "ratio": axes.ffn_ratios[0],
-        "decode": nearest(axes.capacities, places(default, max(axes.lengths))),
+        "decode": nearest(axes.capacities, cache_capacity(default, max(axes.lengths))),
         "prefill": nearest(axes.lengths, default),
     }
     if known is not None and begun is not None:
@@ -196,8 +196,8 @@ def make_plan(
         reference = begun["reference"]
     # What is measured depends on the axes alone; the positions only have to hold the longest.
     base = dataclasses.replace(space.models[0], max_positions=max(axes.lengths[-1], axes.capacities[-1]))
-    company_bytes = min(company_bytes, *(table_bytes(model, precision) for model in space.models))
-    layers = _layers(base, axes, reference, precision, cache_bytes, company_bytes)
+    eviction_head_bytes = min(eviction_head_bytes, *(table_bytes(model, precision) for model in space.models))
+    layers = _layers(base, axes, reference, precision, cache_bytes, eviction_head_bytes)
     probes = [*layers, *_ends(base, axes, reference)]
     between = sorted({*axes.lengths, default})
     counts = (QUICK_CALIBRATION, QUICK_HELD_OUT) if quick else (CALIBRATION, HELD_OUT)
@@ -237,7 +237,7 @@ def _layers(
     reference: Mapping[str, Any],
     precision: str,
     cache_bytes: int,
-    company_bytes: int,
+    eviction_head_bytes: int,
 ) -> Iterator[Probe]:
     """The star: every FFN at the reference's place and with all key-value heads; the reference's FFN at every place and
     share of key-value heads. A prefill has every FFN at every length, and repeats nothing."""
@@ -257,7 +257,7 @@ def _layers(
                 continue
             for capacity, cache in itertools.product(axes.capacities, axes.caches):
                 if central or capacity == reference["decode"]:
-                    vocab_size = stack.company(precision, company_bytes if cache == "warm" else 0)
+                    vocab_size = stack.eviction_head_vocab_size(precision, eviction_head_bytes if cache == "warm" else 0)
                     yield probe.layer(stack, "decode", capacity, cache, depth, vocab_size)
             if not repeats:
                 for length in axes.lengths:
@@ -265,9 +265,9 @@ def _layers(
 
 
 def _ends(base: Architecture, axes: Axes, reference: Mapping[str, Any]) -> Iterator[Probe]:
-    places: list[tuple[Mode, int, Cache]] = [("decode", reference["decode"], cache) for cache in axes.caches]
-    places += [("prefill", length, "warm") for length in axes.lengths]
-    for mode, length, cache in places:
+    cache_capacity: list[tuple[Mode, int, Cache]] = [("decode", reference["decode"], cache) for cache in axes.caches]
+    cache_capacity += [("prefill", length, "warm") for length in axes.lengths]
+    for mode, length, cache in cache_capacity:
         for before, after in axes.projections:
             yield probe.width_change(base, mode, length, cache, before, after)
         for vocab_size, width in itertools.product(axes.vocab_sizes, axes.embedding_widths):

@@ -28,7 +28,7 @@ from merino_edge.latency.measurement import MODES, Cache, Mode, What, entry_key
 
 TINY_VOCAB = 2
 DEPTHS = (4, 3, 2)  # of the deeper stack of a slope; the other has one layer
-DRAWS = 10  # tries per whole model: a tiny space may not have as many
+MAX_DRAWS = 10  # tries per whole model: a tiny space may not have as many
 
 
 class Space(Protocol):
@@ -91,12 +91,12 @@ class Stack:
             self.base, vocab_size=vocab_size, embedding_width=embedding_width, blocks=(self.block(layers),)
         )
 
-    def company(self, precision: str, byte_count: float) -> int:
+    def eviction_head_vocab_size(self, precision: str, byte_count: float) -> int:
         """The vocabulary whose head has so many bytes."""
         row = table_bytes(self.model(1, 1, self.width), precision)
         return max(TINY_VOCAB, round(byte_count / row))
 
-    def bare(self, layers: int, precision: str) -> float:
+    def layers_weight_bytes(self, layers: int, precision: str) -> float:
         """Bytes of the layers' weights."""
         tall, low = (self.model(n, TINY_VOCAB, self.width).weight_bytes(precision) for n in (layers + 1, 1))
         return tall - low
@@ -134,7 +134,7 @@ def _small(base: Architecture, width: int) -> Stack:
 
 def depth_within(stack: Stack, precision: str, byte_count: float) -> int:
     """The deepest stack whose weights stay within so many bytes, of DEPTHS."""
-    return next((depth for depth in DEPTHS if stack.bare(depth, precision) <= byte_count), DEPTHS[-1])
+    return next((depth for depth in DEPTHS if stack.layers_weight_bytes(depth, precision) <= byte_count), DEPTHS[-1])
 
 
 def whole(what: What, mode: Mode, length: int, a: Architecture) -> Probe:
@@ -148,7 +148,7 @@ def drawn(
     as far as it has positions."""
     rng = random.Random(seed)
     known: set[tuple[Architecture, int]] = set()
-    for draw in range(DRAWS * count):
+    for draw in range(MAX_DRAWS * count):
         length = default_length if draw % 2 == 0 else rng.randint(lengths[0], lengths[-1])
         a = space.architecture(space.sample(rng))
         length = min(length, a.max_positions)

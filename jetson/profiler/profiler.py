@@ -3,7 +3,7 @@
 Every finished batch is appended and flushed, so whatever ends a profile, what was measured so far stays and the table
 can be resumed; one that measured nothing leaves no file. Clocks, temperatures and throttle counters are read before,
 during and after, and recorded. The last lines hold how a decode step's sums become a time (merino_edge.latency.step_time) and the
-validation against whole models. What is timed stands in `probe` and `plan`, how in `stopwatch`.
+validation against whole models. What is timed stands in `probe` and `plan`, how in `timer`.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from merino_edge.jetson.device import card as device
 from merino_edge.jetson.device.energy import EnergyMeter
 from merino_edge.jetson.device.sensors import Reading, Sensors, moved
 from merino_edge.jetson.profiler.backends import Backend
-from merino_edge.jetson.profiler.batching import Batch, session
+from merino_edge.jetson.profiler.batching import ProbeBatch, make_batches
 from merino_edge.jetson.profiler.contention import STEP_SHARE
 from merino_edge.jetson.profiler.plan import LADDER, Axes, Detail, Plan, make_plan
 from merino_edge.jetson.profiler.probe import TINY_VOCAB, Probe, Space, Stack
-from merino_edge.jetson.profiler.time_budget import DEFAULT_MINUTES, FULL_MINUTES, Pace, choose
-from merino_edge.jetson.profiler.timer import Stopwatch, feels_contention, pinned
-from merino_edge.jetson.profiler.validation import fit_faces, validate
-from merino_edge.latency.measurement import Measurement, seal
+from merino_edge.jetson.profiler.time_budget import DEFAULT_MINUTES, FULL_MINUTES, TimeEstimate, choose
+from merino_edge.jetson.profiler.timer import Timer, can_probe_contention, pinned
+from merino_edge.jetson.profiler.validation import fit_step_time, validate
+from merino_edge.latency.measurement import Measurement, add_checksum
 from merino_edge.latency.table import LatencyTable, family
 from merino_edge.latency.table_file import KIND, SCHEMA_VERSION, load_table
 
-COMPANY = 1.5  # times the cache before the last, of what warm layers are timed beside: it drives them out of there
+EVICTION_HEAD_FACTOR = 1.5  # times the cache before the last, of what warm layers are timed beside: it drives them out of there
 FILLED = 0.97  # of the time asked for
 STEADY_SECONDS = 10.0  # after which it counts how long batches took
 UNKNOWN_CACHE_BYTES = 32 * 2**20  # taken for the last cache's size where no file says it
@@ -81,18 +81,18 @@ class Prepared:
 
     plan: Plan
     header: dict[str, Any]
-    pace: Pace
-    stopwatch: Stopwatch
+    estimate: TimeEstimate
+    timer: Timer
 
-    def session(
+    def make_batches(
         self, probes: Iterable[Probe] | None = None, known: Collection[tuple[str, int]] = frozenset()
-    ) -> list[Batch]:
+    ) -> list[ProbeBatch]:
         """What is to be done of the plan, or of some of it."""
-        return session(self.plan.probes if probes is None else probes, self.plan.quick, self.plan.rounds, known)
+        return make_batches(self.plan.probes if probes is None else probes, self.plan.quick, self.plan.rounds, known)
 
     @property
     def seconds(self) -> float:
-        return self.pace.seconds(self.session())
+        return self.estimate.seconds(self.make_batches())
 
 
 def prepare(request: Request, begun: dict[str, Any] | None = None) -> Prepared:
@@ -100,9 +100,9 @@ def prepare(request: Request, begun: dict[str, Any] | None = None) -> Prepared:
     card = device.device_card()
     cache_bytes = device.last_level_cache_bytes(card) or UNKNOWN_CACHE_BYTES
     cache_bytes = cache_bytes if request.backend.device == "cpu" else 0  # nothing here sweeps a GPU's cache
-    company_bytes = round(COMPANY * device.inner_cache_bytes(card)) if cache_bytes else 0
+    eviction_head_bytes = round(EVICTION_HEAD_FACTOR * device.inner_cache_bytes(card)) if cache_bytes else 0
     if begun is not None:
-        cache_bytes, company_bytes = begun.get("cache_bytes", cache_bytes), begun.get("company_bytes", 0)
+        cache_bytes, eviction_head_bytes = begun.get("cache_bytes", cache_bytes), begun.get("company_bytes", 0)
     quick = request.minutes < FULL_MINUTES
 
     def plan_of(detail: Detail) -> Plan:
@@ -116,23 +116,23 @@ def prepare(request: Request, begun: dict[str, Any] | None = None) -> Prepared:
             begun,
             detail,
             cache_bytes,
-            company_bytes,
-            request.backend.places,
+            eviction_head_bytes,
+            request.backend.cache_capacity,
         )
 
     sweep_bytes = 2 * cache_bytes if "cold" in plan_of(LADDER[0]).axes.caches else 0
-    yardstick = _yardstick(request.space)
-    stopwatch = Stopwatch(request.backend, request.precision, request.threads, sweep_bytes, yardstick, EnergyMeter.of())
+    reference_model = _reference_model(request.space)
+    timer = Timer(request.backend, request.precision, request.threads, sweep_bytes, reference_model, EnergyMeter.of())
 
-    def pace_of(plan: Plan) -> Pace:
-        sweep_s = min(stopwatch.sweep() for _ in range(3))
-        return Pace.measure(
-            request.backend, plan, request.precision, request.threads, sweep_s, stopwatch.feel_seconds()
+    def estimate_of(plan: Plan) -> TimeEstimate:
+        sweep_s = min(timer.sweep() for _ in range(3))
+        return TimeEstimate.measure(
+            request.backend, plan, request.precision, request.threads, sweep_s, timer.contention_probe_seconds()
         )
 
     with pinned(request.threads):
-        plan, pace = choose(plan_of, pace_of, 60 * request.minutes)
-    return Prepared(plan, _header(request, plan, card, cache_bytes, company_bytes), pace, stopwatch)
+        plan, estimate = choose(plan_of, estimate_of, 60 * request.minutes)
+    return Prepared(plan, _header(request, plan, card, cache_bytes, eviction_head_bytes), estimate, timer)
 
 
 def profile(path: Path, request: Request, resume: bool = False, note: Note = lambda progress: None) -> LatencyTable:
@@ -148,9 +148,9 @@ def profile(path: Path, request: Request, resume: bool = False, note: Note = lam
         raise OutputError(f"{path} exists", "finish it with --continue, or choose another --out")
     prepared = prepare(request, table.header if table else None)
     header, measured = prepared.header, list(table.lines) if table else []
-    known = {(m.key, m.visit) for m in measured}
+    known = {(m.key, m.repetition) for m in measured}
     wanted = [probe for probe in prepared.plan.probes if _wanted(probe, request.only)]
-    batches = prepared.session(wanted, known)
+    batches = prepared.make_batches(wanted, known)
     if table:
         header = _continued(table, header)
         if table.finished and not batches and header is table.header:
@@ -159,10 +159,10 @@ def profile(path: Path, request: Request, resume: bool = False, note: Note = lam
     else:
         artefact.write_text(path, artefact.canonical_json(header) + "\n")
     try:
-        with artefact.writing(path), open(path, "a", encoding="utf-8") as file:
+        with artefact.translate_os_errors(path), open(path, "a", encoding="utf-8") as file:
 
             def append(lines: Iterable[dict[str, Any]]) -> None:
-                file.writelines(seal(line) + "\n" for line in lines)
+                file.writelines(add_checksum(line) + "\n" for line in lines)
                 file.flush()
                 os.fsync(file.fileno())
 
@@ -170,7 +170,7 @@ def profile(path: Path, request: Request, resume: bool = False, note: Note = lam
                 for fresh in _measure(prepared, batches, append, note, deadline_s):
                     measured += fresh  # first: from here on an interruption must leave the file
                     append(m.to_line() for m in fresh)
-            if not prepared.session(known={(m.key, m.visit) for m in measured}):
+            if not prepared.make_batches(known={(m.key, m.repetition) for m in measured}):
                 append(_conclusion(path, header, measured))
     finally:
         if not measured:
@@ -180,14 +180,14 @@ def profile(path: Path, request: Request, resume: bool = False, note: Note = lam
 
 def _measure(
     prepared: Prepared,
-    batches: Sequence[Batch],
+    batches: Sequence[ProbeBatch],
     append: Callable[[list[dict[str, Any]]], None],
     note: Note,
     deadline_s: float,
 ) -> Iterator[list[Measurement]]:
     """The lines of each batch, as they come. Where time runs out, batches are gone over less often."""
     sensors = Sensors()
-    total = prepared.pace.seconds(batches)
+    total = prepared.estimate.seconds(batches)
     progress = Progress(0.0, total, sum(len(batch.probes) for batch in batches if batch.last))
     note(progress)
     first = sensors.read()
@@ -198,10 +198,10 @@ def _measure(
         now_s = time.monotonic()
         slower = max(1.0, (now_s - started_s + STEADY_SECONDS) / (progress.done_seconds + STEADY_SECONDS))
         share = (deadline_s - now_s) / (slower * (total - progress.done_seconds + 1))
-        found = prepared.stopwatch.measure(batch.probes, batch.rounds.fewer(share))
-        yield [dataclasses.replace(m, visit=batch.visit) for m in found]
+        found = prepared.timer.measure(batch.probes, batch.rounds.fewer(share))
+        yield [dataclasses.replace(m, repetition=batch.repetition) for m in found]
         progress.done += len(batch.probes) if batch.last else 0
-        progress.done_seconds += prepared.pace.seconds([batch])
+        progress.done_seconds += prepared.estimate.seconds([batch])
         now = sensors.read()
         if news := [line for line in moved(first, now) if line not in progress.moved]:
             progress.moved += news
@@ -219,17 +219,17 @@ def _conditions(moment: str, reading: Reading, changes: list[str]) -> dict[str, 
 def _conclusion(path: Path, header: dict[str, Any], measured: list[Measurement]) -> Iterator[dict[str, Any]]:
     """The lines that say how sums become times, and how far those are from whole models."""
     table = LatencyTable(path, header, measured, {}, "")
-    faces = fit_faces(table)
-    if faces is not None:
-        yield {"what": "faces", "decode": faces.to_dict()}
-    yield {"what": "validation", **validate(dataclasses.replace(table, faces=faces))}
+    step_time = fit_step_time(table)
+    if step_time is not None:
+        yield {"what": "faces", "decode": step_time.to_dict()}
+    yield {"what": "validation", **validate(dataclasses.replace(table, step_time=step_time))}
 
 
 def _wanted(probe: Probe, only: str | None) -> bool:
     return only is None or bool(re.search(only, f"{probe.what} {probe.mode} {probe.cache}"))
 
 
-def _yardstick(space: Space) -> Architecture:
+def _reference_model(space: Space) -> Architecture:
     """A small model of the space's kind, the same for every plan."""
     base, width = space.models[0], space.widths[len(space.widths) // 2]
     return Stack(base, width, width).model(2, TINY_VOCAB, width)
@@ -238,7 +238,7 @@ def _yardstick(space: Space) -> Architecture:
 # --- the file --------------------------------------------------------------------------------------
 
 
-def _header(request: Request, plan: Plan, card: dict[str, Any], cache_bytes: int, company_bytes: int) -> dict[str, Any]:
+def _header(request: Request, plan: Plan, card: dict[str, Any], cache_bytes: int, eviction_head_bytes: int) -> dict[str, Any]:
     space = request.space
     fields = {
         "device": card,
@@ -250,8 +250,8 @@ def _header(request: Request, plan: Plan, card: dict[str, Any], cache_bytes: int
         **plan.grid,
         **_buckets(request.backend),
         "cache_bytes": cache_bytes,
-        "company_bytes": company_bytes,
-        "contention_share": STEP_SHARE if feels_contention(request.backend, request.threads) else 0.0,
+        "company_bytes": eviction_head_bytes,
+        "contention_share": STEP_SHARE if can_probe_contention(request.backend, request.threads) else 0.0,
         "minutes": request.minutes,
         "space": request.space_document,
         "estimated": False,
@@ -259,14 +259,14 @@ def _header(request: Request, plan: Plan, card: dict[str, Any], cache_bytes: int
         "libraries": request.backend.versions(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    return artefact.stamp(KIND, fields, SCHEMA_VERSION)
+    return artefact.add_envelope(KIND, fields, SCHEMA_VERSION)
 
 
 def _buckets(backend: Backend) -> dict[str, int]:
     """How the cache's capacity follows from the positions in use; nothing where it is their number."""
     few = 3  # no power of two
-    places = backend.places(few, WIDE_CONTEXT)
-    return {} if places == few else {"cache_buckets": 0 if places == WIDE_CONTEXT else places}
+    cache_capacity = backend.cache_capacity(few, WIDE_CONTEXT)
+    return {} if cache_capacity == few else {"cache_buckets": 0 if cache_capacity == WIDE_CONTEXT else cache_capacity}
 
 
 def _continued(table: LatencyTable, header: dict[str, Any]) -> dict[str, Any]:
@@ -289,6 +289,6 @@ def _continued(table: LatencyTable, header: dict[str, Any]) -> dict[str, Any]:
 def _rewrite(table: LatencyTable, header: dict[str, Any]) -> None:
     """The file with what it holds under this header; a last line cut short and a former conclusion are taken out."""
     lines = [artefact.canonical_json(header)]
-    lines += [seal(line) for line in table.conditions]
-    lines += [seal(m.to_line()) for m in table.lines]
+    lines += [add_checksum(line) for line in table.conditions]
+    lines += [add_checksum(m.to_line()) for m in table.lines]
     artefact.write_text(table.path, "\n".join(lines) + "\n")

@@ -1,7 +1,7 @@
 """How far a latency table's sums are from whole models measured on the same device.
 
 The models are drawn from the space and no entry was made from them. Errors are relative to what was measured,
-in percent; Kendall's tau (tau-b) says whether the table ranks models as the device does. How far the visits to one
+in percent; Kendall's tau (tau-b) says whether the table ranks models as the device does. How far the repetitions to one
 model are apart says what of an error is the machine's: no table follows a model that does not repeat itself.
 """
 
@@ -15,9 +15,9 @@ from typing import Any
 
 from merino_edge.architecture import Architecture
 from merino_edge.errors import InputError
-from merino_edge.latency.drift import Yardsticks, visits_by_key
+from merino_edge.latency.drift import DriftCorrection, repetitions_by_key
 from merino_edge.latency.measurement import MODES, Measurement, Mode, What
-from merino_edge.latency.step_time import Faces, fit
+from merino_edge.latency.step_time import StepTimeModel, fit
 from merino_edge.latency.table import LatencyTable
 from merino_edge.statistics import kendall_tau
 
@@ -33,7 +33,7 @@ def predictions(table: LatencyTable, mode: Mode) -> list[tuple[float, float]]:
     return found
 
 
-def fit_faces(table: LatencyTable) -> Faces | None:
+def fit_step_time(table: LatencyTable) -> StepTimeModel | None:
     """How the table's decode sums become times, from its calibration models; None where it has no such model, and sums
     are times."""
     caches = {m.cache for m in table.measurements if m.mode == "decode" and m.what == "layer"}
@@ -54,20 +54,20 @@ def validate(table: LatencyTable) -> dict[str, dict[str, Any]]:
     with no model to compare."""
     pairs = {mode: predictions(table, mode) for mode in MODES}
     return {
-        mode: {**figures(found), "visits_apart_percent": visits_apart_percent(table.lines, mode)} if found else {}
+        mode: {**figures(found), "visits_apart_percent": repeatability_percent(table.lines, mode)} if found else {}
         for mode, found in pairs.items()
     }
 
 
-def visits_apart_percent(lines: Sequence[Measurement], mode: Mode) -> float | None:
-    """Mean distance of a visit to a whole model from the median of its visits, the machine's slowness taken out of
+def repeatability_percent(lines: Sequence[Measurement], mode: Mode) -> float | None:
+    """Mean distance of a repetition to a whole model from the median of its repetitions, the machine's slowness taken out of
     each; None where no model was visited twice."""
-    yardsticks = Yardsticks(lines)
+    reference_ms = DriftCorrection(lines)
     models = (m for m in lines if m.what == "model" and m.mode == mode and not m.failed)
     apart: list[float] = []
-    for visits in visits_by_key(models).values():
-        if len(visits) > 1:
-            times = [statistics.median(m.samples) / yardsticks.slowness(m) for m in visits]
+    for repetitions in repetitions_by_key(models).values():
+        if len(repetitions) > 1:
+            times = [statistics.median(m.samples) / reference_ms.slowness(m) for m in repetitions]
             apart += [abs(ms / statistics.median(times) - 1) for ms in times]
     return 100 * statistics.fmean(apart) if apart else None
 

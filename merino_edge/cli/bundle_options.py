@@ -40,22 +40,28 @@ Cpu = Annotated[bool, typer.Option("--cpu", help="Run on the CPU, even if the bu
 
 
 def open_bundle(
-    path: Path, threads: int | None, cpu: bool, cuda_graphs: bool = True
+    path: Path, threads: int | None, *, cpu: bool, cuda_graphs: bool = True
 ) -> tuple[Engine, Tokenizer, Bundle]:
-    """See merino_edge.runtime.open_bundle.open_engine. Where every engine was built on another board, under another release
-    or power mode, the last is named on stderr before it is opened; so is a graph for TensorRT that is not compiled yet.
+    """Open a bundle. Arguments and errors are those of merino_edge.runtime.open_bundle.open_engine.
+
+    Prints a warning on stderr if every engine was built for another board, release or power mode. Prints a note if a
+    bundle for TensorRT has no engine yet.
     """
     from merino_edge.runtime.open_bundle import open_engine
 
     return open_engine(
-        path, threads, cpu=cpu, cuda_graphs=cuda_graphs, on_bundle=lambda loaded: None if cpu else _tell(loaded)
+        path, threads, cpu=cpu, cuda_graphs=cuda_graphs, on_bundle=lambda bundle: None if cpu else _print_note(bundle)
     )
 
 
 def open_proposer(
-    lookup: bool, draft: Path | None, engine: Engine, beside: Bundle, threads: int | None, cpu: bool
+    engine: Engine, bundle: Bundle, *, lookup: bool, draft: Path | None, threads: int | None, cpu: bool
 ) -> Proposer | None:
-    """What `--lookup` or `--draft` ask for, for an engine that is open. Raises InputError, and as `open_engine`."""
+    """The proposer of draft tokens that `--lookup` or `--draft` asks for, or None, for the open engine of `bundle`.
+
+    Raises InputError where both are given, UnsupportedError where the engine cannot verify draft tokens, and what
+    `open_bundle` raises for the bundle of the draft model.
+    """
     from merino_edge.errors import InputError, UnsupportedError
 
     if draft is None:
@@ -63,30 +69,30 @@ def open_proposer(
 
         return PromptLookup() if lookup else None
     if lookup:
-        raise InputError("--lookup and --draft both guess", "give one")
+        raise InputError("--lookup and --draft both propose draft tokens", "give one")
     if engine.max_rows == 1:
         raise UnsupportedError(
-            f"the engine of {beside.path} gives the logits of one position, so it cannot check guesses",
+            f"the engine of {bundle.path} gives the logits of one position, so it cannot verify draft tokens",
             "leave --draft out, or run a bundle for ONNX Runtime with --cpu",
         )
     from merino_edge.runtime.speculative.draft_model import DraftModel
 
-    return DraftModel.open(draft, beside, threads, cpu=cpu)
+    return DraftModel.open(draft, bundle, threads, cpu=cpu)
 
 
-def _tell(loaded: Bundle) -> None:
+def _print_note(bundle: Bundle) -> None:
     from merino_edge.cli.console import stderr
 
-    again = f"merino-edge build {loaded.path}"
+    build_command = f"merino-edge build {bundle.path}"
     note = ""
-    if loaded.engines:
+    if bundle.engines:
         from merino_edge.jetson.device.card import device_card
         from merino_edge.jetson.doctor.checks import check_engine
 
-        here = device_card()
-        found = [check_engine(entry.get("machine", {}), here) for entry in loaded.engines]
-        note = f"warning: {found[-1][0]['found']}; build it again: {again}" if all(found) else ""
-    elif loaded.target != "onnxruntime":
-        note = f"no engine in {loaded.path} yet: running on the CPU; on the board: {again}"
+        device = device_card()
+        findings = [check_engine(entry.get("machine", {}), device) for entry in bundle.engines]
+        note = f"warning: {findings[-1][0]['found']}; build it again: {build_command}" if all(findings) else ""
+    elif bundle.target != "onnxruntime":
+        note = f"no engine in {bundle.path} yet: running on the CPU; on the board: {build_command}"
     if note:
         stderr().print(note, highlight=False, soft_wrap=True, markup=False)

@@ -1,7 +1,7 @@
 """From a table's lines to grids that can be asked anywhere between them.
 
 Layers are measured on a star, not on every combination: attention's cost (key-value heads, length) does not depend on
-the FFN, so both are varied around one reference, `{"ffn", "ratio", "decode": places, "prefill": tokens}` in the table's
+the FFN, so both are varied around one reference, `{"ffn", "ratio", "decode": lengths, "prefill": tokens}` in the table's
 header. What was left out is filled in: the reference's cost there, and what this FFN costs beyond the reference's. In a
 prefill that difference grows with the tokens.
 """
@@ -197,10 +197,10 @@ def _fill(by_ffn: Mapping[str, dict[Point, float]], ffn: str, ratio: float, plac
     core = dict(by_ffn[ffn])  # as measured
     for points in by_ffn.values():
         measured = dict(points)
-        places, widths, ratios, shares = (
+        lengths, widths, ratios, shares = (
             sorted({point[axis] for grid in (core, points) for point in grid}) for axis in range(4)
         )
-        for at, width, r, share in itertools.product(places, widths, ratios, shares):
+        for at, width, r, share in itertools.product(lengths, widths, ratios, shares):
             beyond = _beyond(measured, core, (width, r), ratio, (at, place))
             base = core.get((at, width, ratio, share))
             if (at, width, r, share) not in points and base is not None and beyond is not None:
@@ -210,11 +210,11 @@ def _fill(by_ffn: Mapping[str, dict[Point, float]], ffn: str, ratio: float, plac
 
 def _beyond(
     measured: Mapping[Point, float], core: Mapping[Point, float], shape: tuple[float, float], ratio: float,
-    places: tuple[float, float],
+    lengths: tuple[float, float],
 ) -> tuple[float, float] | None:  # fmt: skip
     """What this FFN costs beyond the reference's with all key-value heads, and the place where both were measured."""
     width, r = shape
-    for at in places:
+    for at in lengths:
         mine, reference = measured.get((at, width, r, 1.0)), core.get((at, width, ratio, 1.0))
         if mine is not None and reference is not None:
             return mine - reference, at

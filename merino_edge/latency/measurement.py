@@ -5,9 +5,9 @@
      "spread_percent": 1.2, "unstable": false, "samples": [...], "yardsticks": {"decode cold": 0.31},
      "energy_mj": 0.08, "sha256": ...}
 
-`length` of a decode step counts the places of the cache that it reads, of a prefill the prompt's tokens. `cache` says
+`length` of a decode step counts the cache_capacity of the cache that it reads, of a prefill the prompt's tokens. `cache` says
 that the processor's caches were swept before each step; left out, the step ran in a loop. `interval` is a bootstrap
-interval of the median. `yardsticks` [ms] are what fixed small models took beside it, by kind of step, so that a machine
+interval of the median. `reference_ms` [ms] are what fixed small models took beside it, by kind of step, so that a machine
 that was slower just then can be told from a slower part. `energy_mj` is left out where no power rail could be read. A
 shape that could not be run has `"failed": REASON` and no samples. Which kinds of line there are, and how they sum to a
 model, stands in `merino_edge.latency.table`; this module knows neither the sum nor the file.
@@ -26,8 +26,8 @@ from merino_edge import artefact, limits
 from merino_edge.errors import ArtefactError
 from merino_edge.statistics import median_interval
 
-MAX_DOUBT_PERCENT = 2.5  # an entry whose median is known less well is flagged unstable
-SHARES = (0.5, 0.0, 0.25, 0.75, 1.0)  # of the cold yardstick in a whole model; the first where nothing tells
+MAX_HALF_WIDTH_PERCENT = 2.5  # an entry whose median is known less well is flagged unstable
+SHARES = (0.5, 0.0, 0.25, 0.75, 1.0)  # of the cold reference_model in a whole model; the first where nothing tells
 
 Mode = Literal["decode", "prefill"]
 What = Literal["layer", "repeat", "width_change", "end", "calibration", "model"]
@@ -56,7 +56,7 @@ def spread_percent(samples: Sequence[float]) -> float:
     return 100 * deviation / median if median > 0 else (0.0 if deviation == 0 else math.inf)
 
 
-def doubt_percent(samples: Sequence[float]) -> float:
+def relative_half_width_percent(samples: Sequence[float]) -> float:
     """Half of the bootstrap interval, in percent of the median."""
     low, high = median_interval(samples)
     median = statistics.median(samples)
@@ -82,9 +82,9 @@ class Measurement:
     energy_mj: float | None = None
     cache: Cache = "warm"
     failed: str = ""  # why there are no samples
-    yardsticks: Mapping[str, float] = field(default_factory=dict)  # [ms], by kind of step
-    visit: int = 0  # whole models are measured several times over a profile, each time a line
-    slowness: float = field(default=1.0, compare=False)  # of the machine while it was measured (`Yardsticks`)
+    reference_ms: Mapping[str, float] = field(default_factory=dict)  # [ms], by kind of step
+    repetition: int = 0  # whole models are measured several times over a profile, each time a line
+    slowness: float = field(default=1.0, compare=False)  # of the machine while it was measured (`DriftCorrection`)
 
     @property
     def median_ms(self) -> float:
@@ -101,7 +101,7 @@ class Measurement:
     @property
     def unstable(self) -> bool:
         """Whether rounds differ too much, or are too few, for the median to be trusted."""
-        return len(self.samples) > 1 and not doubt_percent(self.samples) <= MAX_DOUBT_PERCENT
+        return len(self.samples) > 1 and not relative_half_width_percent(self.samples) <= MAX_HALF_WIDTH_PERCENT
 
     @property
     def key(self) -> str:
@@ -121,7 +121,7 @@ class Measurement:
 
     def to_line(self) -> dict[str, Any]:
         line = {"what": self.what, "mode": self.mode, "length": self.length, **self.shape}
-        line |= {"visit": self.visit} if self.visit else {}
+        line |= {"visit": self.repetition} if self.repetition else {}
         if self.cache == "cold":
             line["cache"] = self.cache
         if self.failed:
@@ -135,7 +135,7 @@ class Measurement:
             "unstable": self.unstable,
             "samples": list(self.samples),
         }
-        line |= {"yardsticks": dict(self.yardsticks)} if self.yardsticks else {}
+        line |= {"yardsticks": dict(self.reference_ms)} if self.reference_ms else {}
         return line if self.energy_mj is None else {**line, "energy_mj": self.energy_mj}
 
     @staticmethod
@@ -144,29 +144,29 @@ class Measurement:
         of another type, or out of bounds."""
         try:
             what, mode, length, failed = line["what"], line["mode"], line["length"], line.get("failed", "")
-            visit = line.get("visit", 0)
+            repetition = line.get("visit", 0)
             line = line if ffn is None else {"ffn": ffn, **line}
             shape = {name: line[name] for name in COLUMNS[what]}
             cache, energy_mj = line.get("cache", "warm"), line.get("energy_mj")
             samples = () if failed else tuple(float(sample) for sample in line["samples"])
-            yardsticks = {str(kind): float(ms) for kind, ms in line.get("yardsticks", {}).items()}
+            reference_ms = {str(kind): float(ms) for kind, ms in line.get("yardsticks", {}).items()}
             numbers = [length, *(value for name, value in shape.items() if name not in NOT_NUMBERS)]
             if not (
                 mode in MODES
                 and cache in get_args(Cache)
                 and isinstance(failed, str)
-                and type(visit) is int
+                and type(repetition) is int
                 and (failed or (samples and line["unit"] == "ms"))
                 and isinstance(shape.get("ffn", ""), str)
                 and all(type(n) is int and 0 < n <= limits.MAX_POSITIONS for n in numbers)
                 and all(map(math.isfinite, samples))
-                and all(0 < ms < math.inf for ms in yardsticks.values())
+                and all(0 < ms < math.inf for ms in reference_ms.values())
                 and (energy_mj is None or 0 <= float(energy_mj) < math.inf)
             ):
                 raise ValueError
         except (AttributeError, KeyError, TypeError, ValueError):
             raise ArtefactError(f"{where} is not a measurement", "measure again: merino-edge profile") from None
-        return Measurement(what, mode, length, shape, samples, energy_mj, cache, failed, yardsticks, visit)
+        return Measurement(what, mode, length, shape, samples, energy_mj, cache, failed, reference_ms, repetition)
 
 
 def entry_key(what: str, mode: str, length: int, shape: Mapping[str, Any], cache: str) -> str:
@@ -177,13 +177,13 @@ def entry_key(what: str, mode: str, length: int, shape: Mapping[str, Any], cache
 # --- lines -----------------------------------------------------------------------------------------
 
 
-def seal(body: dict[str, Any]) -> str:
+def add_checksum(body: dict[str, Any]) -> str:
     """A line with its own hash, so that one flipped bit is found."""
     return json.dumps({**body, "sha256": artefact.sha256_text(artefact.canonical_json(body))[:16]}, allow_nan=False)
 
 
-def unseal(line: str, where: str) -> dict[str, Any]:
-    """What `seal` closed. Raises ArtefactError."""
+def verify_checksum(line: str, where: str) -> dict[str, Any]:
+    """What `add_checksum` closed. Raises ArtefactError."""
     body = artefact.parse_json(line, where)
     claimed = body.pop("sha256", None) if isinstance(body, dict) else None
     if artefact.sha256_text(artefact.canonical_json(body))[:16] != claimed:

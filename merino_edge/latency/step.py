@@ -11,14 +11,14 @@ Unit = Literal["ms", "mj"]
 
 class Step(NamedTuple):
     """A decode step that reads `length` positions of the cache, or the prefill of a prompt of so many tokens; by which
-    face of the table's prediction (`LatencyTable.alternatives`)."""
+    piece of the table's prediction (`LatencyTable.alternatives`)."""
 
     mode: Mode
     length: int
     unit: Unit = "ms"
-    face: int = 0
+    piece: int = 0
 
     @property
     def fitted(self) -> bool:
-        """Whether the faces have a say: they were fitted to the times of decode steps."""
+        """Whether the step_time have a say: they were fitted to the times of decode steps."""
         return (self.mode, self.unit) == ("decode", "ms")

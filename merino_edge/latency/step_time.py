@@ -4,14 +4,14 @@ A model whose weights fit the processor's caches costs the sum of its warm entri
 sum of its cold entries. In between every further byte costs more than the last: first some of it, then all of it, and
 then what it drives out as well comes from memory. So, with warm(a), cold(a) [ms] and mb(a) summed over the parts,
 
-    t(a) = least over alternatives of the greatest over their faces of
+    t(a) = least over alternatives of the greatest over their pieces of
            warm(a) + cold_share * (cold(a) - warm(a)) + ms_per_mb * mb(a) + offset_ms
 
 with the alternatives {bent} and {far}: the warm sum and a convex function of the bytes and the cold penalty, of up to
-BENDS bends, and at most what cold entries say. Every face is a sum over parts, so an exact search can still use it.
-The faces are fitted to whole models that are measured for it and for nothing else; a constant more must be worth it.
-A device without a cold entry has one face, the warm sum and a constant: what a whole model costs beyond its parts,
-each of which is measured in smaller company.
+BENDS bends, and at most what cold entries say. Every piece is a sum over parts, so an exact search can still use it.
+The pieces are fitted to whole models that are measured for it and for nothing else; a constant more must be worth it.
+A device without a cold entry has one piece, the warm sum and a constant: what a whole model costs beyond its parts,
+each of which is measured in smaller eviction_head_vocab_size.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RESOLUTION = 2.0**-30  # of every answer, in ms or mJ
 FAR_SHARES = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05)  # cold shares tried, of large models
 BENDS = 2
 PENALTY_SHARE = 1 / 3  # of the bytes' part in what is bent; see _bent
-PLACES = 16  # tried for a bend
+HINGE_CANDIDATES = 16  # tried for a bend
 NEAR = 0.99  # of a cold sum: what takes longer is beyond the reach of bends
 LEAST_BEYOND = 4  # models behind a bend
 WORTH = 0.002  # mean relative error that a level with more constants must save; the first taken, for each level so far
@@ -40,7 +40,7 @@ LEAST_OFFSET = -0.5  # of the smallest model's warm sum: a smaller one must not 
 Floats = NDArray[np.float64]
 
 
-class Face(NamedTuple):
+class Piece(NamedTuple):
     """One sum. `cold_share` 0: of warm entries, 1: of cold ones."""
 
     cold_share: float
@@ -48,7 +48,7 @@ class Face(NamedTuple):
     offset_ms: float
 
 
-WARM, COLD = Face(0.0, 0.0, 0.0), Face(1.0, 0.0, 0.0)
+WARM, COLD = Piece(0.0, 0.0, 0.0), Piece(1.0, 0.0, 0.0)
 
 
 class Sums(NamedTuple):
@@ -60,10 +60,10 @@ class Sums(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Faces:
-    """`alternatives`: indices into `faces`."""
+class StepTimeModel:
+    """`alternatives`: indices into `pieces`."""
 
-    faces: tuple[Face, ...]
+    pieces: tuple[Piece, ...]
     alternatives: tuple[tuple[int, ...], ...]
 
     def value(self, sums: Sums) -> float:
@@ -73,57 +73,57 @@ class Faces:
     def values(self, models: Floats) -> Floats:
         """[N, 3] sums -> [N] ms."""
         warm, cold, mb = models.T
-        faces = [
-            warm + face.cold_share * np.maximum(cold - warm, 0.0) + face.ms_per_mb * mb + face.offset_ms
-            for face in self.faces
+        pieces = [
+            warm + piece.cold_share * np.maximum(cold - warm, 0.0) + piece.ms_per_mb * mb + piece.offset_ms
+            for piece in self.pieces
         ]
-        largest = [np.maximum.reduce([faces[i] for i in indices]) for indices in self.alternatives]
+        largest = [np.maximum.reduce([pieces[i] for i in indices]) for indices in self.alternatives]
         return np.asarray(np.minimum.reduce(largest))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"faces": [list(face) for face in self.faces], "alternatives": [list(x) for x in self.alternatives]}
+        return {"faces": [list(piece) for piece in self.pieces], "alternatives": [list(x) for x in self.alternatives]}
 
     @staticmethod
-    def from_dict(value: Any) -> Faces:
+    def from_dict(value: Any) -> StepTimeModel:
         """Raises KeyError, TypeError or ValueError where `value` is not of `to_dict`'s form."""
-        faces = tuple(Face(float(share), float(per_mb), float(offset)) for share, per_mb, offset in value["faces"])
+        pieces = tuple(Piece(float(share), float(per_mb), float(offset)) for share, per_mb, offset in value["faces"])
         alternatives = tuple(tuple(int(i) for i in indices) for indices in value["alternatives"])
-        known = all(alternative and set(alternative) <= set(range(len(faces))) for alternative in alternatives)
-        if not (alternatives and known and all(math.isfinite(x) for face in faces for x in face)):
+        known = all(alternative and set(alternative) <= set(range(len(pieces))) for alternative in alternatives)
+        if not (alternatives and known and all(math.isfinite(x) for piece in pieces for x in piece)):
             raise ValueError
-        return Faces(faces, alternatives)
+        return StepTimeModel(pieces, alternatives)
 
 
-def single(face: Face) -> Faces:
-    return Faces((face,), ((0,),))
+def single(piece: Piece) -> StepTimeModel:
+    return StepTimeModel((piece,), ((0,),))
 
 
-def fit(models: Sequence[tuple[Sums, float]], warm: bool, cold: bool = True) -> Faces:
-    """The faces that come closest to whole models, each with its measured time [ms]. `warm`, `cold`: which entries
-    there are. Few models fit no third face."""
+def fit(models: Sequence[tuple[Sums, float]], warm: bool, cold: bool = True) -> StepTimeModel:
+    """The pieces that come closest to whole models, each with its measured time [ms]. `warm`, `cold`: which entries
+    there are. Few models fit no third piece."""
     sums = np.array([parts for parts, _ in models])  # [N, 3]
     measured = np.array([time for _, time in models])
 
-    def through(shares: Iterable[float]) -> list[Face]:
-        return [face for share in shares for face in _through(share, sums, measured)]
+    def through(shares: Iterable[float]) -> list[Piece]:
+        return [piece for share in shares for piece in _through(share, sums, measured)]
 
     least_ms = LEAST_OFFSET * float(sums[:, 0].min())
     if not cold:  # no sum is larger than another, but a whole model may cost more than all its parts
-        alone = [face for face in through((0.0,)) if face.offset_ms >= least_ms]
+        alone = [piece for piece in through((0.0,)) if piece.offset_ms >= least_ms]
         return _best(map(single, (WARM, *alone)), sums, measured)
     far = through(FAR_SHARES)
     if not warm:
         return _best(map(single, far), sums, measured)
     everything = np.ones(len(models), bool)
-    levels: list[list[Faces]] = []  # from few constants to many
+    levels: list[list[StepTimeModel]] = []  # from few constants to many
     for bends in range(min(BENDS, len(models) // MODELS_PER_BEND) + 1):
         bent = _bent(bends, sums, measured, everything, least_ms)
-        levels.append([Faces(faces, (tuple(range(len(faces))),)) for faces in bent])
-        capped: list[Faces] = []
+        levels.append([StepTimeModel(pieces, (tuple(range(len(pieces))),)) for pieces in bent])
+        capped: list[StepTimeModel] = []
         for share in FAR_SHARES if bends else ():
-            far_ms = single(Face(share, 0.0, 0.0)).values(sums)
+            far_ms = single(Piece(share, 0.0, 0.0)).values(sums)
             bent = _bent(bends, sums, measured, measured < NEAR * far_ms, least_ms)
-            capped += [_capped(faces, share) for faces in bent]
+            capped += [_capped(pieces, share) for pieces in bent]
         levels.append(capped)
     plain = chosen = single(WARM)
     for number, level in enumerate(levels, 1):
@@ -134,15 +134,15 @@ def fit(models: Sequence[tuple[Sums, float]], warm: bool, cold: bool = True) -> 
     return chosen
 
 
-def _capped(faces: tuple[Face, ...], share: float) -> Faces:
-    return Faces((*faces, Face(share, 0.0, 0.0)), (tuple(range(len(faces))), (len(faces),)))
+def _capped(pieces: tuple[Piece, ...], share: float) -> StepTimeModel:
+    return StepTimeModel((*pieces, Piece(share, 0.0, 0.0)), (tuple(range(len(pieces))), (len(pieces),)))
 
 
 def _bent(
     bends: int, sums: Floats, measured: Floats, within: NDArray[np.bool_], least_ms: float
-) -> list[tuple[Face, ...]]:
-    """The warm sum and a convex function of the burden with so many bends, for every choice of their places; each as
-    its faces, with the least relative errors of the models `within` its reach."""
+) -> list[tuple[Piece, ...]]:
+    """The warm sum and a convex function of the burden with so many bends, for every choice of their hinges; each as
+    its pieces, with the least relative errors of the models `within` its reach."""
     if within.sum() < LEAST_BEYOND + 2:
         return []
     (warm, cold, mb), measured = sums[within].T, measured[within]
@@ -152,9 +152,9 @@ def _bent(
     mb_per_ms = PENALTY_SHARE * float(np.median(mb)) / typical_ms if typical_ms > 0 else 0.0
     burden = mb + mb_per_ms * penalty  # MB
     # The first is a slope from the start on; behind the last stand some models, lest one slow one make a slope.
-    places = np.unique(np.quantile(np.sort(burden)[:-LEAST_BEYOND], np.linspace(0, 1, PLACES)) if bends else [])
+    hinges = np.unique(np.quantile(np.sort(burden)[:-LEAST_BEYOND], np.linspace(0, 1, HINGE_CANDIDATES)) if bends else [])
     found = []
-    for chosen in itertools.combinations(places, bends):
+    for chosen in itertools.combinations(hinges, bends):
         beyond = [np.maximum(burden - place, 0.0) for place in chosen]
         columns = np.stack([np.ones_like(burden), *beyond], axis=1)  # [N, P]
         weights = 1 / measured
@@ -163,11 +163,11 @@ def _bent(
             error = np.abs(columns @ solved + warm - measured) / measured
             weights = 1 / measured / np.sqrt(np.maximum(error, 0.002))
         offset, slope = max(least_ms, float(solved[0])), 0.0
-        faces = [Face(0.0, 0.0, rounded(offset))]
+        pieces = [Piece(0.0, 0.0, rounded(offset))]
         for place, steeper in zip(chosen, solved[1:], strict=True):
             slope, offset = slope + float(steeper), offset - float(steeper) * float(place)
-            faces.append(Face(slope * mb_per_ms, rounded(slope), rounded(offset)))
-        found.append(tuple(faces))
+            pieces.append(Piece(slope * mb_per_ms, rounded(slope), rounded(offset)))
+        found.append(tuple(pieces))
     return found
 
 
@@ -185,10 +185,10 @@ def _rising(columns: Floats, values: Floats) -> Floats:
     return best
 
 
-def _through(share: float, sums: Floats, measured: Floats) -> list[Face]:
-    """The faces of this share that meet one of the models exactly."""
-    at = single(Face(share, 0.0, 0.0)).values(sums)
-    return [Face(share, 0.0, rounded(float(offset))) for offset in np.unique(measured - at)]
+def _through(share: float, sums: Floats, measured: Floats) -> list[Piece]:
+    """The pieces of this share that meet one of the models exactly."""
+    at = single(Piece(share, 0.0, 0.0)).values(sums)
+    return [Piece(share, 0.0, rounded(float(offset))) for offset in np.unique(measured - at)]
 
 
 def rounded(value: float) -> float:
@@ -196,10 +196,10 @@ def rounded(value: float) -> float:
     return round(value / RESOLUTION) * RESOLUTION
 
 
-def _best(candidates: Iterable[Faces], sums: Floats, measured: Floats) -> Faces:
-    return min(candidates, key=lambda faces: _error(faces, sums, measured))
+def _best(candidates: Iterable[StepTimeModel], sums: Floats, measured: Floats) -> StepTimeModel:
+    return min(candidates, key=lambda pieces: _error(pieces, sums, measured))
 
 
-def _error(faces: Faces, sums: Floats, measured: Floats) -> float:
+def _error(pieces: StepTimeModel, sums: Floats, measured: Floats) -> float:
     """Mean of the logarithmic error: twice too much weighs as half."""
-    return float(np.abs(np.log(np.maximum(faces.values(sums), RESOLUTION) / measured)).mean())
+    return float(np.abs(np.log(np.maximum(pieces.values(sums), RESOLUTION) / measured)).mean())

@@ -8,10 +8,10 @@ Its file form stands in `merino_edge.latency.table_file`. What an entry can be:
 | repeat | one more layer of a block that shares its weights; in a prefill as much as any other | the same |
 | width_change | a projection between two widths | before * after; of a prefill also length |
 | end | what a step costs however deep: overhead, embedding, final norm, head | vocab_size, embedding_width; the same |
-| calibration | a whole model, to fit the faces to | - |
+| calibration | a whole model, to fit the step_time to | - |
 | model | a whole model that no other line was made from: checks the sum, is not part of it | - |
 
-`mode` decode is one token; its layers' length is how many places of the cache a step reads: the positions in use, or
+`mode` decode is one token; its layers' length is how many cache_positions of the cache a step reads: the positions in use, or
 where there are `cache_buckets`, the smallest of them, doubled until the sequence fits (0: the whole context). `mode`
 prefill is `length` tokens into an empty cache. Between measured points cost is interpolated, outside refused. Every
 answer is a multiple of 2^-30 ms (a picosecond) or mJ, so that sums are exact in any order: a search that adds parts
@@ -30,11 +30,11 @@ from typing import Any, NamedTuple
 from merino_edge import counts
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import InputError
-from merino_edge.latency.drift import merge_visits
+from merino_edge.latency.drift import merge_repetitions
 from merino_edge.latency.grids import AGAIN, LatencyGrids
 from merino_edge.latency.measurement import Measurement, Mode, Point, layer_point
 from merino_edge.latency.step import Step
-from merino_edge.latency.step_time import COLD, WARM, Face, Faces, Sums, rounded, single
+from merino_edge.latency.step_time import COLD, WARM, Piece, StepTimeModel, Sums, rounded, single
 
 # What a layer of the table holds constant beside its shape.
 FAMILY = (
@@ -69,19 +69,19 @@ class LatencyTable:
 
     path: Path
     header: dict[str, Any]
-    lines: list[Measurement]  # as they stand in the file, a line for every visit
+    lines: list[Measurement]  # as they stand in the file, a line for every repetition
     validation: dict[str, Any]  # {} while the table is unfinished
     sha256: str
-    faces: Faces | None = None  # of decode; None: as entries are, unfitted
+    step_time: StepTimeModel | None = None  # of decode; None: as entries are, unfitted
     conditions: list[dict[str, Any]] = field(default_factory=list)  # clocks before, during and after
     measurements: list[Measurement] = field(init=False, repr=False, compare=False)  # an entry each, evened
     _grids: LatencyGrids = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self.measurements = merge_visits(self.lines)
+        self.measurements = merge_repetitions(self.lines)
         self._grids = LatencyGrids(self.path, self.measurements, self.header.get("reference"))
-        if self.faces is None:
-            self.faces = single(COLD if self._grids.only_cold else WARM)
+        if self.step_time is None:
+            self.step_time = single(COLD if self._grids.only_cold else WARM)
 
     @property
     def estimated(self) -> bool:
@@ -109,13 +109,13 @@ class LatencyTable:
         """Which clocks, power modes and throttle counters changed while it was measured."""
         return list(dict.fromkeys(line for reading in self.conditions for line in reading.get("moved", ())))
 
-    # --- costs: in the unit of the step, of one face ---
+    # --- costs: in the unit of the step, of one piece ---
 
     def layer_cost(self, a: Architecture, block: Block, step: Step, what: str = "layer") -> float:
         """One layer of `block`'s shape; `what` "repeat": one more that shares its weights. Raises InputError."""
-        places = self.places(step, a.max_positions)
+        cache_positions = self.cache_positions(step, a.max_positions)
         return self._cost(
-            what, a.ffn, step, layer_point(places, block.width, block.heads, block.kv_heads, block.ffn_width)
+            what, a.ffn, step, layer_point(cache_positions, block.width, block.heads, block.kv_heads, block.ffn_width)
         )
 
     def block_cost(self, a: Architecture, block: Block, step: Step) -> float:
@@ -123,8 +123,8 @@ class LatencyTable:
         first = self.layer_cost(a, block, step)
         read = 0.0
         if per_mb := self._ms_per_mb(step):
-            places = self.places(step, a.max_positions)
-            read = _reading_ms(per_mb, counts.block_step_bytes(a, block, self.precision, places))
+            cache_positions = self.cache_positions(step, a.max_positions)
+            read = _reading_ms(per_mb, counts.block_step_bytes(a, block, self.precision, cache_positions))
         if block.shared and block.layers > 1:
             return read + first + (block.layers - 1) * self.layer_cost(a, block, step, "repeat")
         return read + block.layers * first
@@ -135,11 +135,11 @@ class LatencyTable:
             return 0.0
         cost = self._cost("width_change", "", step, (*_length(step), before * after))
         if per_mb := self._ms_per_mb(step):
-            parameters = counts.width_change_parameters(before, after)
+            parameters = counts.width_projection_parameters(before, after)
             cost += _reading_ms(per_mb, parameters * counts.MATRIX_BYTES[self.precision])
         return cost
 
-    def end_cost(self, a: Architecture, step: Step) -> float:
+    def embedding_and_head_cost(self, a: Architecture, step: Step) -> float:
         """What a step costs however deep `a` is, the projections at either end and the face's constant, which may be
         negative, included. Raises InputError."""
         width, first, last = a.embedding_width, a.blocks[0].width, a.blocks[-1].width
@@ -157,26 +157,26 @@ class LatencyTable:
         self.check_family(a)
         neighbours = itertools.pairwise(block.width for block in a.blocks)
         changes = sum(self.width_change_cost(before, after, step) for before, after in neighbours)
-        return self.end_cost(a, step) + changes + sum(self.block_cost(a, block, step) for block in a.blocks)
+        return self.embedding_and_head_cost(a, step) + changes + sum(self.block_cost(a, block, step) for block in a.blocks)
 
     # --- whole models ---
 
     def sums(self, a: Architecture, length: int) -> Sums:
-        """Of a decode step: what the faces make a time of. Raises InputError."""
+        """Of a decode step: what the step_time make a time of. Raises InputError."""
         step = Step("decode", length)
-        warm, cold = (replace(self, faces=single(face)).sum_cost(a, step) for face in (WARM, COLD))
-        return Sums(warm, cold, counts.step_bytes(a, self.precision, self.places(step, a.max_positions)) / 1e6)
+        warm, cold = (replace(self, step_time=single(piece)).sum_cost(a, step) for piece in (WARM, COLD))
+        return Sums(warm, cold, counts.step_bytes(a, self.precision, self.cache_positions(step, a.max_positions)) / 1e6)
 
     def alternatives(self, step: Step) -> tuple[tuple[Step, ...], ...]:
-        """`step` by each face: a model costs the least over alternatives of the greatest over their steps."""
-        if not step.fitted or self.faces is None:
+        """`step` by each piece: a model costs the least over alternatives of the greatest over their steps."""
+        if not step.fitted or self.step_time is None:
             return ((step,),)
-        return tuple(tuple(step._replace(face=i) for i in indices) for indices in self.faces.alternatives)
+        return tuple(tuple(step._replace(piece=i) for i in indices) for indices in self.step_time.alternatives)
 
     def model_cost(self, a: Architecture, step: Step) -> float:
         """What a step of `a` costs. Raises InputError."""
-        sums = {face: self.sum_cost(a, face) for face in dict.fromkeys(itertools.chain(*self.alternatives(step)))}
-        return min(max(sums[face] for face in faces) for faces in self.alternatives(step))
+        sums = {piece: self.sum_cost(a, piece) for piece in dict.fromkeys(itertools.chain(*self.alternatives(step)))}
+        return min(max(sums[piece] for piece in step_time) for step_time in self.alternatives(step))
 
     def model_ms(self, a: Architecture, mode: Mode, length: int | None = None) -> float:
         """`model_cost` in milliseconds, at the table's default length if none is given."""
@@ -194,8 +194,8 @@ class LatencyTable:
         """`model_cost` with its error bar. Raises InputError."""
         return self.interval(self.model_cost(a, step), step)
 
-    def places(self, step: Step, max_positions: int) -> int:
-        """Where on the axis of lengths a layer stands: a prompt's tokens, or the places of the cache that are read."""
+    def cache_positions(self, step: Step, max_positions: int) -> int:
+        """Where on the axis of lengths a layer stands: a prompt's tokens, or the cache_positions of the cache that are read."""
         bucket = self.header.get("cache_buckets")
         if step.mode == "prefill" or bucket is None:
             return step.length
@@ -211,15 +211,15 @@ class LatencyTable:
                 raise InputError(f"{self.path} was measured with {name} {mine[name]}, not {getattr(a, name)}", AGAIN)
 
     def _ms_per_mb(self, step: Step) -> float:
-        """What the face says of bytes."""
+        """What the piece says of bytes."""
         return self._face(step).ms_per_mb if step.fitted else 0.0
 
     def _cold_share(self, step: Step) -> float:
         return self._face(step).cold_share if step.fitted else 0.0
 
-    def _face(self, step: Step) -> Face:
-        assert self.faces is not None
-        return self.faces.faces[step.face]
+    def _face(self, step: Step) -> Piece:
+        assert self.step_time is not None
+        return self.step_time.pieces[step.piece]
 
     def gaps(self, what: str, ffn: str, step: Step, points: Sequence[Point]) -> list[str]:
         """What the table lacks to answer for all `points` of one grid: a line for each axis, [] where nothing."""

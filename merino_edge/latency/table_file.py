@@ -21,8 +21,8 @@ from typing import Any
 
 from merino_edge import artefact, limits
 from merino_edge.errors import ArtefactError
-from merino_edge.latency.measurement import MODES, WHOLE, Measurement, unseal
-from merino_edge.latency.step_time import Faces
+from merino_edge.latency.measurement import MODES, WHOLE, Measurement, verify_checksum
+from merino_edge.latency.step_time import StepTimeModel
 from merino_edge.latency.table import FAMILY, LatencyTable
 
 KIND = "latency_table"
@@ -30,7 +30,7 @@ SCHEMA_VERSION = 3
 
 # The header's fields that a search needs, and those that say where on an axis a step stands.
 NEEDED = ("family", "precision", "default_length", "estimated")
-PLACES = ("reference", "cache_buckets")
+LENGTH_FIELDS = ("reference", "cache_buckets")
 _ANY_PLACE = {"decode": 1, "prefill": 1}
 
 # --- the file --------------------------------------------------------------------------------------
@@ -56,26 +56,26 @@ def load_table(path: Path | str, unfinished: bool = False) -> LatencyTable:
     _check_header_fields(header, f"{path} line 1")
     measurements: dict[tuple[str, int], Measurement] = {}
     validation: dict[str, Any] = {}
-    faces: Faces | None = None
+    step_time: StepTimeModel | None = None
     conditions: list[dict[str, Any]] = []
     for number, line in enumerate(lines[1:], 2):
         where = f"{path} line {number}"
-        body = unseal(line, where)
+        body = verify_checksum(line, where)
         what = body.get("what")
         if what == "validation":
             validation = {key: body[key] for key in MODES if key in body}
         elif what == "conditions":
             conditions.append(body)
         elif what == "faces":
-            faces = _faces(body, where)
+            step_time = _faces(body, where)
         else:
             measurement = Measurement.from_line(body, where, header["family"].get("ffn"))
-            if measurements.setdefault((measurement.key, measurement.visit), measurement) is not measurement:
+            if measurements.setdefault((measurement.key, measurement.repetition), measurement) is not measurement:
                 raise ArtefactError(
                     f"{where} measures the same as a line before it", "measure again: merino-edge profile"
                 )
     sha256 = artefact.sha256_text(text)
-    table = LatencyTable(path, header, list(measurements.values()), validation, sha256, faces, conditions)
+    table = LatencyTable(path, header, list(measurements.values()), validation, sha256, step_time, conditions)
     if not unfinished and not table.finished:
         raise ArtefactError(f"{path} is unfinished", f"finish it: {_continue(path)}")
     return table
@@ -85,9 +85,9 @@ def _continue(path: Path) -> str:
     return f"merino-edge profile --continue --out {path}"
 
 
-def _faces(body: dict[str, Any], where: str) -> Faces:
+def _faces(body: dict[str, Any], where: str) -> StepTimeModel:
     try:
-        return Faces.from_dict(body["decode"])
+        return StepTimeModel.from_dict(body["decode"])
     except (KeyError, TypeError, ValueError):
         raise ArtefactError(f"{where} is no prediction", "measure again: merino-edge profile") from None
 
@@ -115,12 +115,12 @@ def to_compact(table: LatencyTable) -> dict[str, Any]:
         for m in table.measurements
         if m.what not in WHOLE and not m.failed
     ]
-    assert table.faces is not None
+    assert table.step_time is not None
     return {
         "name": table.path.name,
         "sha256": table.sha256,
-        "header": {name: table.header[name] for name in (*NEEDED, *PLACES, "device") if name in table.header},
-        "faces": table.faces.to_dict(),
+        "header": {name: table.header[name] for name in (*NEEDED, *LENGTH_FIELDS, "device") if name in table.header},
+        "faces": table.step_time.to_dict(),
         "validation": table.validation,
         "entries": entries,
     }
@@ -135,10 +135,10 @@ def from_compact(value: Any, where: str) -> LatencyTable:
              "energy_mj": rest[0] if rest else None, "cache": rest[1] if len(rest) > 1 else "warm"}
             for what, mode, length, shape, ms, *rest in value["entries"]
         ]  # fmt: skip
-        faces = Faces.from_dict(value["faces"]) if "faces" in value else None
+        step_time = StepTimeModel.from_dict(value["faces"]) if "faces" in value else None
         validation = dict(value.get("validation", {}))
     except (KeyError, TypeError, ValueError):
         raise ArtefactError(f"{where} holds no latency table", "search again with --table") from None
     _check_header_fields(header, f"{where}: table")
     measured = [Measurement.from_line(line, f"{where}: table entry {i}") for i, line in enumerate(lines)]
-    return LatencyTable(path, header, measured, validation, sha256, faces)
+    return LatencyTable(path, header, measured, validation, sha256, step_time)

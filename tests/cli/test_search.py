@@ -91,9 +91,9 @@ def test_a_result_reproduces_from_its_json_alone(tmp_path: Path, arguments: tupl
 
 @pytest.mark.parametrize("faced", [False, True])
 def test_a_result_carries_its_table_and_its_space(
-    tmp_path: Path, write_table: WriteTable, write_faced: WriteTable, faced: bool
+    tmp_path: Path, write_table: WriteTable, write_piecewise: WriteTable, faced: bool
 ) -> None:
-    table = write_faced(MIXED, "int4", energy=True) if faced else write_table(MIXED, "int4", energy=True)
+    table = write_piecewise(MIXED, "int4", energy=True) if faced else write_table(MIXED, "int4", energy=True)
     space = written(MIXED, tmp_path)
     first, again = tmp_path / "first.json", tmp_path / "again.json"
     limits = ("--text-ms", "60", "--energy-mj", "12@100", "--first-token-ms", "40@200", "--kv-mb", 3)

@@ -12,9 +12,9 @@ import pytest
 
 from merino_edge import artefact, counts
 from merino_edge.architecture import Architecture
-from merino_edge.latency.measurement import MODES, Measurement, Mode, What, seal
+from merino_edge.latency.measurement import MODES, Measurement, Mode, What, add_checksum
 from merino_edge.latency.step import Step
-from merino_edge.latency.step_time import COLD, WARM, Face, Faces, rounded, single
+from merino_edge.latency.step_time import COLD, WARM, Piece, StepTimeModel, rounded, single
 from merino_edge.latency.table import LatencyTable, family
 from merino_edge.latency.table_file import KIND, SCHEMA_VERSION, load_table
 from merino_edge.search.space import Space
@@ -25,7 +25,7 @@ MJ_PER_MS = 7.5
 WriteTable = Callable[..., LatencyTable]
 
 
-# Which faces a prediction may have: the last of an alternative's is the coldest.
+# Which step_time a prediction may have: the last of an alternative's is the coldest.
 ALTERNATIVES: tuple[tuple[tuple[int, ...], ...], ...] = (
     ((0, 1),),
     ((0, 1, 2),),
@@ -46,20 +46,22 @@ def entries(space: Space, change_ms: float, energy: bool, cold: bool) -> Iterato
 
     for mode, length in itertools.product(MODES, LENGTHS):
         seen = set()
-        for ffn, gene in itertools.product(space.ffn, space.genes):
-            for kv_heads in {1, gene.heads}:
-                shape = {"ffn": ffn, "width": gene.width, "heads": gene.heads, "kv_heads": kv_heads}
-                if (key := (*shape.values(), gene.ffn_width)) not in seen:
+        for ffn, choice in itertools.product(space.ffn, space.block_choices):
+            for kv_heads in {1, choice.heads}:
+                shape = {"ffn": ffn, "width": choice.width, "heads": choice.heads, "kv_heads": kv_heads}
+                if (key := (*shape.values(), choice.ffn_width)) not in seen:
                     seen.add(key)
                     matrices = 3 if ffn == "swiglu" else 2
-                    elements = gene.width * (2 * gene.width + 2 * kv_heads * model.head_dim + matrices * gene.ffn_width)
+                    elements = choice.width * (
+                        2 * choice.width + 2 * kv_heads * model.head_dim + matrices * choice.ffn_width
+                    )
                     cost = 0.02 + elements / BYTES_PER_MS[mode]
-                    yield entry("layer", mode, length, cost, ffn_width=gene.ffn_width, **shape)
-                    yield entry("repeat", mode, length, 0.7 * cost, ffn_width=gene.ffn_width, **shape)
+                    yield entry("layer", mode, length, cost, ffn_width=choice.ffn_width, **shape)
+                    yield entry("repeat", mode, length, 0.7 * cost, ffn_width=choice.ffn_width, **shape)
                     if cold and mode == "decode":
-                        swept = cost + gene.width * (gene.width + 2 * gene.ffn_width) / BYTES_PER_MS[mode]
+                        swept = cost + choice.width * (choice.width + 2 * choice.ffn_width) / BYTES_PER_MS[mode]
                         for what, time in (("layer", swept), ("repeat", 0.9 * swept)):
-                            line = entry(what, mode, length, time, ffn_width=gene.ffn_width, **shape)  # type: ignore[arg-type]
+                            line = entry(what, mode, length, time, ffn_width=choice.ffn_width, **shape)  # type: ignore[arg-type]
                             yield dataclasses.replace(line, cache="cold")
         for product in {x * y for x, y in space.projections}:
             yield entry("width_change", mode, length, change_ms + product / BYTES_PER_MS[mode], before=1, after=product)
@@ -77,7 +79,7 @@ def write_table(tmp_path_factory: pytest.TempPathFactory) -> WriteTable:
         precision: str = "fp32",
         change_ms: float = 0.01,
         energy: bool = False,
-        faces: Faces | None = None,
+        step_time: StepTimeModel | None = None,
         cache_buckets: int | None = None,
         decode: dict[str, float] | None = None,
     ) -> LatencyTable:
@@ -86,11 +88,11 @@ def write_table(tmp_path_factory: pytest.TempPathFactory) -> WriteTable:
         header["device"] = {"name": "Formula Board", "compatible": ["formula,one"]}
         if cache_buckets is not None:
             header["cache_buckets"] = cache_buckets
-        lines = [json.dumps(artefact.stamp(KIND, header, SCHEMA_VERSION))]
-        lines += [seal(m.to_line()) for m in entries(space, change_ms, energy, faces is not None)]
-        if faces is not None:
-            lines.append(seal({"what": "faces", "decode": faces.to_dict()}))
-        lines.append(seal({"what": "validation", "decode": decode or {}, "prefill": {}}))
+        lines = [json.dumps(artefact.add_envelope(KIND, header, SCHEMA_VERSION))]
+        lines += [add_checksum(m.to_line()) for m in entries(space, change_ms, energy, step_time is not None)]
+        if step_time is not None:
+            lines.append(add_checksum({"what": "faces", "decode": step_time.to_dict()}))
+        lines.append(add_checksum({"what": "validation", "decode": decode or {}, "prefill": {}}))
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return load_table(path)
 
@@ -98,23 +100,25 @@ def write_table(tmp_path_factory: pytest.TempPathFactory) -> WriteTable:
 
 
 @pytest.fixture(scope="session")
-def write_faced(write_table: WriteTable) -> WriteTable:
-    """The same with a decode step of several faces, the colder ones steeper, that cross in the midst of `space`."""
+def write_piecewise(write_table: WriteTable) -> WriteTable:
+    """The same with a decode step of several step_time, the colder ones steeper, that cross in the midst of `space`."""
 
     def write(space: Space, precision: str = "fp32", seed: int = 0, **options: object) -> LatencyTable:
         rng = random.Random(seed)
-        table = write_table(space, precision, faces=single(WARM), **options)
+        table = write_table(space, precision, step_time=single(WARM), **options)
 
-        def cost(face: Face, a: Architecture) -> float:
-            faced = dataclasses.replace(table, faces=single(face))
+        def cost(piece: Piece, a: Architecture) -> float:
+            faced = dataclasses.replace(table, step_time=single(piece))
             return faced.model_cost(a, Step("decode", 64))
 
-        def through(face: Face, value: Face, a: Architecture) -> Face:
-            return face._replace(offset_ms=rounded(cost(value, a) - cost(face, a)))
+        def through(piece: Piece, value: Piece, a: Architecture) -> Piece:
+            return piece._replace(offset_ms=rounded(cost(value, a) - cost(piece, a)))
 
-        steep = through(Face(2.5, rounded(0.001), 0.0), WARM, space.architecture(space.sample(rng)))
+        steep = through(Piece(2.5, rounded(0.001), 0.0), WARM, space.architecture(space.sample(rng)))
         cold = through(COLD, steep, space.architecture(space.sample(rng)))
-        return write_table(space, precision, faces=Faces((WARM, steep, cold), rng.choice(ALTERNATIVES)), **options)
+        return write_table(
+            space, precision, step_time=StepTimeModel((WARM, steep, cold), rng.choice(ALTERNATIVES)), **options
+        )
 
     return write
 

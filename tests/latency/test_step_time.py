@@ -1,4 +1,4 @@
-"""The faces of a decode step find the law again that whole models follow."""
+"""The step_time of a decode step find the law again that whole models follow."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merino_edge.latency.step_time import COLD, WARM, Face, Faces, Sums, fit, single
+from merino_edge.latency.step_time import COLD, WARM, Piece, StepTimeModel, Sums, fit, single
 
 MODELS = 48  # that a profile fits to
-FAR = Face(0.95, 0.0, 0.0)
+FAR = Piece(0.95, 0.0, 0.0)
 # A byte's cold penalty is 0.02 ms per MB in what `drawn` draws.
-LAW = Faces((WARM, Face(1.0, 0.01, -0.8), FAR), ((0, 1), (2,)))
-CURVE = Faces((WARM, Face(0.0, 0.01, -0.2), Face(0.0, 0.03, -1.2)), ((0, 1, 2),))
-HINGE = Faces((WARM, Face(1.0, 0.0, -0.5)), ((0, 1),))
-NEAR = single(Face(0.05, 0.0, -0.02))
+LAW = StepTimeModel((WARM, Piece(1.0, 0.01, -0.8), FAR), ((0, 1), (2,)))
+CURVE = StepTimeModel((WARM, Piece(0.0, 0.01, -0.2), Piece(0.0, 0.03, -1.2)), ((0, 1, 2),))
+HINGE = StepTimeModel((WARM, Piece(1.0, 0.0, -0.5)), ((0, 1),))
+NEAR = single(Piece(0.05, 0.0, -0.02))
 
 
-def drawn(law: Faces, count: int, noise: float = 0.0, seed: int = 0) -> list[tuple[Sums, float]]:
+def drawn(law: StepTimeModel, count: int, noise: float = 0.0, seed: int = 0) -> list[tuple[Sums, float]]:
     rng, models = random.Random(seed), []
     for _ in range(count):
         mb = rng.uniform(5, 100)
@@ -31,7 +31,7 @@ def drawn(law: Faces, count: int, noise: float = 0.0, seed: int = 0) -> list[tup
 
 
 @pytest.mark.parametrize("law", [LAW, CURVE, HINGE, NEAR, single(WARM)])
-def test_a_law_of_this_form_is_found_again(law: Faces) -> None:
+def test_a_law_of_this_form_is_found_again(law: StepTimeModel) -> None:
     found = fit(drawn(law, MODELS), warm=True)
     for sums, measured in drawn(law, 50, seed=1):
         assert found.value(sums) == pytest.approx(measured, rel=0.05)
@@ -64,14 +64,14 @@ def test_without_cold_entries_warm_ones_get_a_constant() -> None:
 
 
 def test_few_models_fit_no_bend() -> None:
-    assert len(fit(drawn(LAW, 7), warm=True).faces) == 1
-    assert len(fit(drawn(LAW, 15), warm=True).faces) <= 3
+    assert len(fit(drawn(LAW, 7), warm=True).pieces) == 1
+    assert len(fit(drawn(LAW, 15), warm=True).pieces) <= 3
 
 
 @given(st.floats(0.1, 5), st.floats(0, 5), st.floats(1, 100))
 @settings(max_examples=50, deadline=None)
 def test_faces_read_back_as_they_were_written(warm: float, penalty: float, mb: float) -> None:
-    assert Faces.from_dict(LAW.to_dict()) == LAW
+    assert StepTimeModel.from_dict(LAW.to_dict()) == LAW
     sums = Sums(warm, warm + penalty, mb)
     steep, far = warm + penalty + 0.01 * mb - 0.8, warm + 0.95 * penalty
     assert LAW.value(sums) == pytest.approx(min(max(warm, steep), far))
@@ -92,4 +92,4 @@ def test_faces_read_back_as_they_were_written(warm: float, penalty: float, mb: f
 )
 def test_what_is_no_form_of_faces_is_refused(harm: object) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
-        Faces.from_dict(harm)
+        StepTimeModel.from_dict(harm)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from merino_edge import artefact
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError, InputError
-from merino_edge.latency.measurement import MODES, Measurement, Mode, What, layer_point, seal, spread_percent
+from merino_edge.latency.measurement import MODES, Measurement, Mode, What, layer_point, add_checksum, spread_percent
 from merino_edge.latency.step import Step
-from merino_edge.latency.step_time import COLD, RESOLUTION, WARM, Face, Faces, single
+from merino_edge.latency.step_time import COLD, RESOLUTION, WARM, Piece, StepTimeModel, single
 from merino_edge.latency.table import LatencyTable, family
 from merino_edge.latency.table_file import KIND, SCHEMA_VERSION, from_compact, load_table, to_compact
 
@@ -69,10 +69,10 @@ def measurements() -> Iterator[Measurement]:
 
 def table_text(lines: list[Measurement] | None = None, finished: bool = True, **header: object) -> str:
     fields = {"family": family(MODEL), "precision": "fp32", "default_length": 64, "estimated": True, **header}
-    written = [json.dumps(artefact.stamp(KIND, fields, SCHEMA_VERSION))]
-    written += [seal(m.to_line()) for m in (list(measurements()) if lines is None else lines)]
+    written = [json.dumps(artefact.add_envelope(KIND, fields, SCHEMA_VERSION))]
+    written += [add_checksum(m.to_line()) for m in (list(measurements()) if lines is None else lines)]
     if finished:
-        written.append(seal({"what": "validation", "decode": {"mape_percent": 1.5}, "prefill": {"mape_percent": 2.5}}))
+        written.append(add_checksum({"what": "validation", "decode": {"mape_percent": 1.5}, "prefill": {"mape_percent": 2.5}}))
     return "\n".join(written) + "\n"
 
 
@@ -117,7 +117,7 @@ def test_a_model_costs_the_sum_of_its_parts(
     expected += cost_ms("layer", mode, length, shapes[0]) + (layers - 1) * further
     expected += cost_ms("layer", mode, length, shapes[1]) + 2 * cost_ms("layer", mode, length, shapes[2])
     assert table.model_cost(a, step) == pytest.approx(expected, rel=1e-7)
-    parts = [table.block_cost(a, b, step) for b in blocks] + [table.end_cost(a, step)]
+    parts = [table.block_cost(a, b, step) for b in blocks] + [table.embedding_and_head_cost(a, step)]
     parts += [table.width_change_cost(x, y, step) for x, y in ((32, 96), (96, 128))]
     for order in (parts, parts[::-1], sorted(parts)):
         assert sum(order) == table.model_cost(a, step)  # exactly: parts are multiples of 2^-30
@@ -143,11 +143,11 @@ def test_a_table_of_the_first_schema_is_still_read(tmp_path: Path, table: Latenc
         if m.shape.get("kv_heads") == m.shape.get("heads"):
             line = m.to_line()
             line.pop("ffn", None)
-            lines.append(seal(line))
+            lines.append(add_checksum(line))
     fields = {"family": {**family(MODEL), "ffn": "relu", "kv_group": 1}, "precision": "fp32", "default_length": 64}
-    header = json.dumps(artefact.stamp(KIND, {**fields, "estimated": True}, 1))
+    header = json.dumps(artefact.add_envelope(KIND, {**fields, "estimated": True}, 1))
     path = tmp_path / "first.jsonl"
-    path.write_text("\n".join([header, *lines, seal({"what": "validation", "decode": {"models": 1}})]) + "\n")
+    path.write_text("\n".join([header, *lines, add_checksum({"what": "validation", "decode": {"models": 1}})]) + "\n")
     assert load_table(path).model_ms(MODEL, "decode") == table.model_ms(MODEL, "decode")
 
 
@@ -201,17 +201,17 @@ def test_a_decode_step_costs_the_least_over_alternatives_of_the_greatest_face(
 ) -> None:
     table = with_cold(slower)
     steep_ms, cold_ms = (round(x / RESOLUTION) * RESOLUTION for x in (steep_ms, cold_ms))
-    faces = Faces((WARM, Face(share, 0.01, steep_ms), Face(1.0, 0.0, cold_ms)), ((0, 1), (0, 2)))
-    folded, step = dataclasses.replace(table, faces=faces), Step("decode", 40)
+    step_time = StepTimeModel((WARM, Piece(share, 0.01, steep_ms), Piece(1.0, 0.0, cold_ms)), ((0, 1), (0, 2)))
+    folded, step = dataclasses.replace(table, step_time=step_time), Step("decode", 40)
     sums_of_parts = table.sums(MODEL, 40)
     assert sums_of_parts.cold_ms == pytest.approx(slower * sums_of_parts.warm_ms, rel=1e-7)
-    assert folded.model_cost(MODEL, step) == pytest.approx(faces.value(sums_of_parts), abs=1e-6)
+    assert folded.model_cost(MODEL, step) == pytest.approx(step_time.value(sums_of_parts), abs=1e-6)
     steps = folded.alternatives(step)
-    sums = [[folded.sum_cost(MODEL, face) for face in alternative] for alternative in steps]
+    sums = [[folded.sum_cost(MODEL, piece) for piece in alternative] for alternative in steps]
     assert folded.model_cost(MODEL, step) == min(map(max, sums))
-    for face in steps[0]:  # each is exactly the sum of its parts
-        parts = [folded.block_cost(MODEL, b, face) for b in MODEL.blocks] + [folded.end_cost(MODEL, face)]
-        assert sum(parts) + folded.width_change_cost(32, 128, face) == folded.sum_cost(MODEL, face)
+    for piece in steps[0]:  # each is exactly the sum of its parts
+        parts = [folded.block_cost(MODEL, b, piece) for b in MODEL.blocks] + [folded.embedding_and_head_cost(MODEL, piece)]
+        assert sum(parts) + folded.width_change_cost(32, 128, piece) == folded.sum_cost(MODEL, piece)
     for other in (Step("prefill", 40), Step("decode", 40, "mj")):  # have one sum, of warm entries
         assert folded.alternatives(other) == ((other,),)
         assert folded.model_cost(MODEL, other) == table.model_cost(MODEL, other)
@@ -220,7 +220,7 @@ def test_a_decode_step_costs_the_least_over_alternatives_of_the_greatest_face(
 
 
 def test_where_noise_says_that_cold_is_faster_it_is_not() -> None:
-    table = dataclasses.replace(with_cold(0.5), faces=single(COLD))
+    table = dataclasses.replace(with_cold(0.5), step_time=single(COLD))
     assert table.model_ms(MODEL, "decode") == with_cold(1.0).model_ms(MODEL, "decode")
 
 
@@ -228,17 +228,17 @@ def test_cold_entries_alone_are_taken_as_they_are() -> None:
     table = with_cold(3.0)
     lines = [m for m in table.measurements if m.cache == "cold" or m.mode == "prefill"]
     alone = LatencyTable(Path("t"), table.header, lines, {}, "")
-    assert alone.model_ms(MODEL, "decode") == dataclasses.replace(table, faces=single(COLD)).model_ms(MODEL, "decode")
+    assert alone.model_ms(MODEL, "decode") == dataclasses.replace(table, step_time=single(COLD)).model_ms(MODEL, "decode")
 
 
 def test_a_step_reads_the_bucket_that_holds_the_sequence(table: LatencyTable) -> None:
-    def places(length: int, context: int, **header: int) -> int:
-        return dataclasses.replace(table, header={**table.header, **header}).places(Step("decode", length), context)
+    def cache_positions(length: int, context: int, **header: int) -> int:
+        return dataclasses.replace(table, header={**table.header, **header}).cache_positions(Step("decode", length), context)
 
-    assert [places(n, 1000, cache_buckets=256) for n in (1, 256, 257, 512, 900)] == [256, 256, 512, 512, 1000]
-    assert places(10, 64, cache_buckets=256) == 64  # a shorter context has no more
-    assert places(10, 64, cache_buckets=0) == 64  # the whole context
-    assert places(10, 64) == 10 == table.places(Step("prefill", 10), 64)
+    assert [cache_positions(n, 1000, cache_buckets=256) for n in (1, 256, 257, 512, 900)] == [256, 256, 512, 512, 1000]
+    assert cache_positions(10, 64, cache_buckets=256) == 64  # a shorter context has no more
+    assert cache_positions(10, 64, cache_buckets=0) == 64  # the whole context
+    assert cache_positions(10, 64) == 10 == table.cache_positions(Step("prefill", 10), 64)
 
 
 def test_the_interval_is_that_of_the_held_out_models(table: LatencyTable) -> None:
@@ -311,11 +311,11 @@ def test_a_cut_last_line_is_left_out_only_of_an_unfinished_table(tmp_path: Path)
         (table_text(family={}), "lacks fields"),
         (table_text(cache_buckets="many"), "lacks fields"),
         (table_text(reference={"ffn": "relu"}), "lacks fields"),
-        (table_text() + seal({"what": "faces", "decode": {"faces": [], "alternatives": []}}) + "\n", "no prediction"),
+        (table_text() + add_checksum({"what": "faces", "decode": {"faces": [], "alternatives": []}}) + "\n", "no prediction"),
         (table_text().replace('"what": "layer"', '"what": "lawyer"', 1), "sha256"),
         (table_text().replace("\n", "\n\n", 1), "JSON"),
-        (json.dumps(artefact.stamp(KIND, {}, 99)) + "\n", "schema version 99"),
-        (json.dumps(artefact.stamp("architecture", {})) + "\n", "expected 'latency_table'"),
+        (json.dumps(artefact.add_envelope(KIND, {}, 99)) + "\n", "schema version 99"),
+        (json.dumps(artefact.add_envelope("architecture", {})) + "\n", "expected 'latency_table'"),
         ("[]\n", "not a latency_table"),
         ("\n", "JSON"),
     ],
@@ -346,7 +346,7 @@ def test_bad_tables_are_refused_in_one_line(tmp_path: Path, text: str, says: str
 )
 def test_a_sealed_line_that_is_no_measurement_is_refused(tmp_path: Path, line: dict[str, object]) -> None:
     path = tmp_path / "t.jsonl"
-    path.write_text(table_text(finished=False) + seal(line) + "\n")
+    path.write_text(table_text(finished=False) + add_checksum(line) + "\n")
     with pytest.raises(ArtefactError, match="is not a measurement"):
         load_table(path, unfinished=True)
 

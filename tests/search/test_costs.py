@@ -20,7 +20,7 @@ from merino_edge.latency.step import Step
 from merino_edge.latency.table import LatencyTable
 from merino_edge.search.budget import Budget
 from merino_edge.search.builtin_spaces import DEMO, EDGE, PAPER
-from merino_edge.search.costs import Prices, unit_limit
+from merino_edge.search.costs import CostModel, unit_limit
 from merino_edge.search.problem import Problem
 from merino_edge.search.score import effective
 from merino_edge.search.space import Space, Vocabulary
@@ -31,16 +31,16 @@ LATENCIES = ["decode_ms@64", "decode_ms@100", "prefill_ms@128", "text_ms@64", "f
 
 
 def problem(space: Space, keys: list[str], precision: str = "int8", table: LatencyTable | None = None) -> Problem:
-    return Problem(space, Budget.of(dict.fromkeys(keys, 1e18)), effective(), Prices(precision, table))
+    return Problem(space, Budget.of(dict.fromkeys(keys, 1e18)), effective(), CostModel(precision, table))
 
 
 @pytest.mark.parametrize("space", [PAPER, replace(PAPER, shared=(False,)), DEMO, EDGE, MIXED])
 def test_sums_equal_the_whole_architectures_counts(space: Space) -> None:
     asked, rng = problem(space, COUNTED), random.Random(0)
     for _ in range(50):
-        genome = space.sample(rng)
-        a, (program,) = space.architecture(genome), asked.programs(genome.frame)
-        units_of = program.units(genome.genes, [space.width_of[gene] for gene in genome.genes])
+        candidate = space.sample(rng)
+        a, (program,) = space.architecture(candidate), asked.programs(candidate.template)
+        units_of = program.units(candidate.choices, [space.width_of[choice] for choice in candidate.choices])
         for units, scale, key in zip(units_of, program.scales, COUNTED, strict=True):
             half_a_byte = 0.5 / scale if key.startswith(("weight", "peak")) else 0.0  # weight_bytes() is rounded
             assert abs(units / scale - whole_cost(key, a, None, None)) <= half_a_byte
@@ -50,32 +50,32 @@ def test_sums_equal_the_tables_whole_models_exactly(write_table: WriteTable) -> 
     table = write_table(MIXED, "int8", energy=True)
     asked, rng = problem(MIXED, LATENCIES, table=table), random.Random(0)
     for _ in range(50):
-        genome = MIXED.sample(rng)
-        a, (program,) = MIXED.architecture(genome), asked.programs(genome.frame)
-        per_token = MIXED.frames[genome.frame].vocabulary.bytes_per_token
-        units_of = program.units(genome.genes, [MIXED.width_of[gene] for gene in genome.genes])
+        candidate = MIXED.sample(rng)
+        a, (program,) = MIXED.architecture(candidate), asked.programs(candidate.template)
+        per_token = MIXED.templates[candidate.template].vocabulary.bytes_per_token
+        units_of = program.units(candidate.choices, [MIXED.width_of[choice] for choice in candidate.choices])
         for units, scale, metric in zip(units_of, program.scales, asked.budget.metrics, strict=True):
             value = whole_cost(metric.key, a, table, per_token)
-            assert asked.value(metric, a, genome.frame) == pytest.approx(value, rel=1e-14)
-            assert units / scale == asked.value(metric, a, genome.frame)
+            assert asked.value(metric, a, candidate.template) == pytest.approx(value, rel=1e-14)
+            assert units / scale == asked.value(metric, a, candidate.template)
 
 
 @pytest.mark.parametrize(("seed", "cache_buckets"), [(0, None), (1, 0), (2, 64), (3, None), (4, 0), (5, 64)])
 def test_a_step_of_several_faces_costs_the_least_over_programs_of_the_greatest_sum(
-    write_faced: WriteTable, seed: int, cache_buckets: int | None
+    write_piecewise: WriteTable, seed: int, cache_buckets: int | None
 ) -> None:
-    table = write_faced(MIXED, "int8", seed, cache_buckets=cache_buckets)
+    table = write_piecewise(MIXED, "int8", seed, cache_buckets=cache_buckets)
     asked, rng = problem(MIXED, ["decode_ms@64", "parameters", "text_ms@100"], table=table), random.Random(seed)
     checked = 0
     for _ in range(50):
-        genome = MIXED.sample(rng)
-        a, programs = MIXED.architecture(genome), asked.programs(genome.frame)
-        widths = [MIXED.width_of[gene] for gene in genome.genes]
+        candidate = MIXED.sample(rng)
+        a, programs = MIXED.architecture(candidate), asked.programs(candidate.template)
+        widths = [MIXED.width_of[choice] for choice in candidate.choices]
         found = []
         for program in programs:
-            values = program.units(genome.genes, widths) / program.scales
+            values = program.units(candidate.choices, widths) / program.scales
             found.append([values[np.array(program.metrics) == k].max() for k in range(3)])
-        costs = [asked.value(metric, a, genome.frame) for metric in asked.budget.metrics]
+        costs = [asked.value(metric, a, candidate.template) for metric in asked.budget.metrics]
         assert np.min(found, axis=0).tolist() == costs
         assert costs[0] == table.model_cost(a, Step("decode", 64))
         if min(costs) <= 0:  # a face's constant may take more than a small model has; no budget says so
@@ -83,7 +83,7 @@ def test_a_step_of_several_faces_costs_the_least_over_programs_of_the_greatest_s
         checked += 1
         for values, within in ((costs, True), ([math.nextafter(costs[0], 0), *costs[1:]], False)):
             limits = {metric.key: value for metric, value in zip(asked.budget.metrics, values, strict=True)}
-            assert asked.limited(Budget.of(limits)).feasible(genome) is within
+            assert asked.limited(Budget.of(limits)).feasible(candidate) is within
     assert checked >= 10
 
 
@@ -104,7 +104,7 @@ def test_what_a_metric_is_at_when_nobody_says(write_table: WriteTable) -> None:
 
 
 def test_a_budget_at_a_length_asks_for_a_model_of_such_a_context() -> None:
-    contexts = [MIXED.frames[frame].context for frame in problem(MIXED, ["kv_mb@200"]).frames]
+    contexts = [MIXED.templates[template].context for template in problem(MIXED, ["kv_mb@200"]).templates]
     assert set(contexts) == {256} and set(MIXED.contexts) == {128, 256}
     with pytest.raises(InputError, match=r"kv_mb@300 needs 300 positions, but space mixed has contexts up to 256"):
         problem(MIXED, ["kv_mb@300"])
@@ -114,8 +114,10 @@ def test_a_prompt_of_text_must_fit_the_context(write_table: WriteTable) -> None:
     """300 bytes are 117 tokens of the smaller vocabulary and 90 of the larger, 400 are 156 and 120."""
     table = write_table(MIXED, "int8")
     for prompt_bytes, smallest in ((300, {1024: 128, 4096: 128}), (400, {1024: 256, 4096: 128})):
-        frames = [MIXED.frames[i] for i in problem(MIXED, [f"first_token_ms@{prompt_bytes}"], table=table).frames]
-        assert {size: min(f.context for f in frames if f.vocabulary.size == size) for size in smallest} == smallest
+        templates = [
+            MIXED.templates[i] for i in problem(MIXED, [f"first_token_ms@{prompt_bytes}"], table=table).templates
+        ]
+        assert {size: min(f.context for f in templates if f.vocabulary.size == size) for size in smallest} == smallest
 
 
 def test_latencies_need_a_table_of_the_same_precision_and_kind(write_table: WriteTable) -> None:
@@ -123,11 +125,11 @@ def test_latencies_need_a_table_of_the_same_precision_and_kind(write_table: Writ
         problem(SMALL, ["prefill_ms"])
     table = write_table(SMALL)
     with pytest.raises(InputError, match=r"was measured in fp32, not int4; measure it in int4"):
-        Prices("int4", table)
+        CostModel("int4", table)
     with pytest.raises(InputError, match="was measured with head_dim 32, not 64"):
         problem(PAPER, ["decode_ms"], "fp32", table)
     with pytest.raises(InputError, match="no precision 'fp64'"):
-        Prices("fp64")
+        CostModel("fp64")
     with pytest.raises(InputError, match=r"energy of decode of layer .swiglu. .no measurement"):
         problem(SMALL, ["energy_mj"], "fp32", table)
 
@@ -170,8 +172,8 @@ def test_a_table_must_cover_the_places_that_a_step_reads(write_table: WriteTable
         problem(space, ["decode_ms@200"], "fp32", write_table(SMALL, cache_buckets=0))
 
 
-def test_every_face_must_be_covered(write_faced: WriteTable) -> None:
-    whole = write_faced(SMALL)
+def test_every_face_must_be_covered(write_piecewise: WriteTable) -> None:
+    whole = write_piecewise(SMALL)
     measured = [m for m in whole.measurements if m.cache == "warm" or m.shape["width"] < 256]
     table = replace(whole, lines=measured)
     with pytest.raises(

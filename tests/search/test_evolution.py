@@ -12,7 +12,7 @@ from merino_edge.errors import InputError
 from merino_edge.latency.table import LatencyTable
 from merino_edge.search.budget import Budget
 from merino_edge.search.builtin_spaces import PAPER
-from merino_edge.search.costs import Prices
+from merino_edge.search.costs import CostModel
 from merino_edge.search.evolution import Evolution, evolve
 from merino_edge.search.exact.solver import ExactSolver
 from merino_edge.search.problem import Problem
@@ -26,7 +26,7 @@ KEYS = ["parameters", "weight_mb@fp32", "flops", "peak_mb@64", "decode_ms@64", "
 def problem(
     space: Space, limits: dict[str, float], spec: str = "effective", table: LatencyTable | None = None
 ) -> Problem:
-    return Problem(space, Budget.of(limits), parse_score(spec), Prices("fp32", table))
+    return Problem(space, Budget.of(limits), parse_score(spec), CostModel("fp32", table))
 
 
 @settings(max_examples=8, deadline=None)
@@ -46,29 +46,31 @@ def test_what_is_found_meets_the_budgets_and_never_passes_the_optimum(
 @settings(max_examples=6, deadline=None)
 @given(st.sampled_from([SMALL, MIXED]), st.sampled_from(KEYS[:4]), st.integers(0, 2**32))
 def test_what_is_found_meets_a_budget_of_several_faces(
-    write_faced: WriteTable, space: Space, key: str, seed: int
+    write_piecewise: WriteTable, space: Space, key: str, seed: int
 ) -> None:
-    check_evolution(space, ["decode_ms@64", key], "effective", seed, write_faced(space, seed=seed))
+    check_evolution(space, ["decode_ms@64", key], "effective", seed, write_piecewise(space, seed=seed))
 
 
 def check_evolution(space: Space, keys: list[str], spec: str, seed: int, table: LatencyTable) -> None:
     free = problem(space, dict.fromkeys(keys, 1e18), spec, table)
-    genome = space.sample(random.Random(seed))
-    a = space.architecture(genome)
-    limits = {metric.key: free.value(metric, a, genome.frame) for metric in free.budget.metrics}
+    candidate = space.sample(random.Random(seed))
+    a = space.architecture(candidate)
+    limits = {metric.key: free.value(metric, a, candidate.template) for metric in free.budget.metrics}
     assume(all(limit > 0 for limit in limits.values()))  # random faces may give a small model less than no time
     asked = problem(space, limits, spec, table)
     found = evolve(asked, iterations=20_000, seed=seed)
-    assert found.genome is not None and asked.feasible(found.genome)
-    assert asked.total(found.genome) <= ExactSolver(asked).solve().score * (1 + 1e-12)
+    assert found.candidate is not None and asked.feasible(found.candidate)
+    assert asked.total(found.candidate) <= ExactSolver(asked).solve().score * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("limits", [{"parameters": 2e6}, {"flops": 4e9, "weight_mb@fp32": 9.0}, {"peak_mb@64": 14.0}])
 def test_most_seeds_reach_the_optimum_of_a_small_space(limits: dict[str, float]) -> None:
     asked = problem(SMALL, limits)
     optimum = ExactSolver(asked).solve().score
-    found = [evolve(asked, iterations=20_000, seed=seed).genome for seed in range(7)]
-    reached = [genome is not None and asked.total(genome) == pytest.approx(optimum, rel=1e-12) for genome in found]
+    found = [evolve(asked, iterations=20_000, seed=seed).candidate for seed in range(7)]
+    reached = [
+        candidate is not None and asked.total(candidate) == pytest.approx(optimum, rel=1e-12) for candidate in found
+    ]
     assert sum(reached) > len(reached) / 2
 
 
@@ -76,7 +78,7 @@ def test_most_seeds_reach_the_optimum_of_a_small_space(limits: dict[str, float])
 def test_the_papers_budgets_end_just_below_the_exhaustive_optimum(flops: float, best: float) -> None:
     """Half of the seeds come within half a percent (benchmarks/evolution_gap.py); none can pass it."""
     asked = problem(PAPER, {"flops": flops})
-    totals = [asked.total(found.genome) for s in range(3) if (found := evolve(asked, seed=s)).genome is not None]
+    totals = [asked.total(found.candidate) for s in range(3) if (found := evolve(asked, seed=s)).candidate is not None]
     assert 0.995 * best < max(totals) < best + 0.005
 
 
@@ -92,16 +94,16 @@ def test_the_history_rises_to_what_is_returned(write_table: WriteTable) -> None:
     asked = problem(SMALL, {"parameters": 2e6, "decode_ms@64": 10.0}, table=write_table(SMALL))
     found = evolve(asked, iterations=5000)
     bests = [best for _, best in found.history]
-    assert found.genome is not None and bests == sorted(bests)
-    assert bests[-1] == pytest.approx(asked.total(found.genome), rel=1e-12)
+    assert found.candidate is not None and bests == sorted(bests)
+    assert bests[-1] == pytest.approx(asked.total(found.candidate), rel=1e-12)
     assert max(asked.total(g) for g in found.cloud if asked.feasible(g)) <= bests[-1] * (1 + 1e-12)
 
 
 def test_without_budgets_the_largest_wins() -> None:
     asked = problem(SMALL, {}, "effective:beta_depth=0")
     found = evolve(asked)
-    assert found.genome is not None
-    blocks = SMALL.architecture(found.genome).blocks
+    assert found.candidate is not None
+    blocks = SMALL.architecture(found.candidate).blocks
     assert all((block.width, block.layers, block.ffn_width) == (256, 3, 1024) for block in blocks)
 
 
@@ -110,13 +112,13 @@ def test_progress_is_reported() -> None:
     asked = problem(PAPER, {})
     found = evolve(asked, iterations=8000, on_progress=lambda done, best: calls.append((done, best)))
     assert [done for done, _ in calls] == list(range(2, 8001, 2))
-    assert found.genome is not None and calls[-1][1] == pytest.approx(asked.total(found.genome))
+    assert found.candidate is not None and calls[-1][1] == pytest.approx(asked.total(found.candidate))
 
 
 def test_only_frames_that_are_long_enough_are_visited() -> None:
     asked = problem(MIXED, {"kv_mb@200": 4.0})
     found = evolve(asked, iterations=3000)
-    assert found.genome is not None and MIXED.frames[found.genome.frame].context == 256
+    assert found.candidate is not None and MIXED.templates[found.candidate.template].context == 256
 
 
 def test_budgets_feasible_alone_but_not_together_find_nothing(write_table: WriteTable) -> None:
@@ -124,17 +126,17 @@ def test_budgets_feasible_alone_but_not_together_find_nothing(write_table: Write
     table = write_table(SMALL, change_ms=5.0)
     limits = {"parameters": 1_400_000.0, "decode_ms@64": 3.0}
     for key, limit in limits.items():
-        assert evolve(problem(SMALL, {key: limit}, table=table), iterations=0).genome is not None
+        assert evolve(problem(SMALL, {key: limit}, table=table), iterations=0).candidate is not None
     found = evolve(problem(SMALL, limits, table=table), iterations=5000)
-    assert found.genome is None and found.history == ()
+    assert found.candidate is None and found.history == ()
 
 
 def test_a_score_of_whole_architectures_can_be_evolved() -> None:
     """No sum over blocks: it wants exactly five layers, and little else."""
     score = Score("five", whole=lambda a: -abs(a.layers - 5) + 1e-9 * a.parameters)
-    asked = Problem(SMALL, Budget.of({"parameters": 2e6}), score, Prices("fp16"))
+    asked = Problem(SMALL, Budget.of({"parameters": 2e6}), score, CostModel("fp16"))
     found = evolve(asked, iterations=3000)
-    assert found.genome is not None and SMALL.architecture(found.genome).layers == 5
+    assert found.candidate is not None and SMALL.architecture(found.candidate).layers == 5
 
 
 @pytest.mark.parametrize(
@@ -149,4 +151,4 @@ def test_a_score_of_whole_architectures_can_be_evolved() -> None:
 )
 def test_arguments_out_of_range_are_refused(arguments: dict[str, int], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        evolve(Problem(SMALL, Budget(), effective(), Prices("fp16")), **arguments)
+        evolve(Problem(SMALL, Budget(), effective(), CostModel("fp16")), **arguments)

@@ -16,7 +16,7 @@ from merino_edge.latency.table import LatencyTable
 from merino_edge.presets import preset
 from merino_edge.search.budget import Budget, Metric
 from merino_edge.search.builtin_spaces import PAPER, WIDE, vocabularies
-from merino_edge.search.costs import Prices
+from merino_edge.search.costs import CostModel
 from merino_edge.search.pareto import Front, pareto_front
 from merino_edge.search.problem import Problem
 from merino_edge.search.reference_models import PUBLIC, references, value_of
@@ -27,7 +27,7 @@ WriteTable = Callable[..., LatencyTable]
 
 
 def front(space: Space, key: str, count: int, limits: dict[str, float] | None = None, spec: str = "effective") -> Front:
-    problem = Problem(space, Budget.of(limits or {}), parse_score(spec), Prices("int8"))
+    problem = Problem(space, Budget.of(limits or {}), parse_score(spec), CostModel("int8"))
     return pareto_front(problem, Metric.parse(key), count)
 
 
@@ -58,8 +58,8 @@ def test_the_least_peak_counts_what_the_ends_of_each_embedding_width_take() -> N
         least_width=0,
         least_embedding=0,
     )
-    metric, problem = Metric.parse("peak_mb@64"), Problem(space, Budget(), parse_score("cut"), Prices("int8"))
-    values = [problem.value(metric, space.architecture(g), g.frame) for g in space.genomes()]
+    metric, problem = Metric.parse("peak_mb@64"), Problem(space, Budget(), parse_score("cut"), CostModel("int8"))
+    values = [problem.value(metric, space.architecture(g), g.template) for g in space.candidates()]
     found = pareto_front(problem, metric, 10)
     assert found.points[0].value == min(values) and len(set(values)) > 1
 
@@ -67,16 +67,16 @@ def test_the_least_peak_counts_what_the_ends_of_each_embedding_width_take() -> N
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(spaces(), st.sampled_from(["decode_ms@64", "text_ms@64"]), st.integers(0, 2**32))
 def test_the_whole_front_is_that_of_brute_force_where_a_step_has_several_faces(
-    write_faced: WriteTable, space: Space, key: str, seed: int
+    write_piecewise: WriteTable, space: Space, key: str, seed: int
 ) -> None:
-    check_front(space, key, "effective", write_faced(space, "int8", seed))
+    check_front(space, key, "effective", write_piecewise(space, "int8", seed))
 
 
 def check_front(space: Space, key: str, spec: str, table: LatencyTable | None = None) -> None:
     small = replace(space, vocabularies=space.vocabularies[:1])
     assume(small.size <= 500)
-    asked = Problem(small, Budget(), parse_score(spec), Prices("int8", table))
-    assume(all(asked.value(Metric.parse(key), small.architecture(g), g.frame) > 0 for g in small.genomes()))
+    asked = Problem(small, Budget(), parse_score(spec), CostModel("int8", table))
+    assume(all(asked.value(Metric.parse(key), small.architecture(g), g.template) > 0 for g in small.candidates()))
     found = pareto_front(asked, Metric.parse(key), 10_000)
     assert found.complete
     problem, metric = found.problem, Metric.parse(key)
@@ -84,8 +84,8 @@ def check_front(space: Space, key: str, spec: str, table: LatencyTable | None = 
     expected = []
     points = sorted(
         (
-            (problem.value(metric, a, g.frame), problem.score.total(a))
-            for g in small.genomes()
+            (problem.value(metric, a, g.template), problem.score.total(a))
+            for g in small.candidates()
             if (a := small.architecture(g))
         ),
         key=lambda point: (point[0], -point[1]),
@@ -111,8 +111,8 @@ def test_other_budgets_hold_along_the_front() -> None:
     found = front(MIXED, "parameters", 30, {"kv_mb@128": 0.6})
     kv = Metric("kv_mb", 128)
     for point in found.points:
-        a = MIXED.architecture(point.genome)
-        assert found.problem.value(kv, a, point.genome.frame) <= 0.6
+        a = MIXED.architecture(point.candidate)
+        assert found.problem.value(kv, a, point.candidate.template) <= 0.6
     limited = front(MIXED, "parameters", 30, {"parameters": 1e6})
     assert limited.points[-1].value <= 1e6 < front(MIXED, "parameters", 30).points[-1].value
 
@@ -142,7 +142,7 @@ AROUND = replace(
 
 def test_public_models_are_priced_by_the_same_table(write_table: WriteTable) -> None:
     table = write_table(AROUND, "fp16")
-    found = {r.name: r for r in references(Metric("decode_ms", 64), effective(), Prices("fp16", table))}
+    found = {r.name: r for r in references(Metric("decode_ms", 64), effective(), CostModel("fp16", table))}
     assert tuple(found) == PUBLIC
     # OPT-125M is of the table's kind; nothing is taken instead.
     opt = found["opt-125m"]
@@ -163,21 +163,21 @@ def test_public_models_are_priced_by_the_same_table(write_table: WriteTable) -> 
 
 def test_a_public_model_beyond_the_table_has_a_reason_instead_of_a_value(write_table: WriteTable) -> None:
     table = write_table(SMALL, "fp16")  # heads of 32
-    for reference in references(Metric("decode_ms", 64), effective(), Prices("fp16", table)):
+    for reference in references(Metric("decode_ms", 64), effective(), CostModel("fp16", table)):
         assert reference.value is None and reference.notes == ("the table has heads of 32, not 64",)
     narrow = write_table(replace(AROUND, widths=(256, 512), embedding_widths=(512,)), "fp16")
-    value, notes = value_of(preset("opt-125m"), Metric("decode_ms", 64), Prices("fp16", narrow))
+    value, notes = value_of(preset("opt-125m"), Metric("decode_ms", 64), CostModel("fp16", narrow))
     assert value is None and "width" in notes[0]
     ungated = write_table(replace(AROUND, ffn=("relu",)), "fp16")
-    assert value_of(preset("smollm2-135m"), Metric("decode_ms", 64), Prices("fp16", ungated)) == (
+    assert value_of(preset("smollm2-135m"), Metric("decode_ms", 64), CostModel("fp16", ungated)) == (
         None,
         ("the table has no gated FFN",),
     )
 
 
 def test_counted_metrics_need_no_table_and_text_needs_more() -> None:
-    prices = Prices("int4")
-    assert value_of(preset("gpt2"), Metric("parameters"), prices) == (preset("gpt2").parameters, ())
-    assert value_of(preset("gpt2"), Metric("kv_mb", 2048), prices) == (None, ("it has 1024 positions",))
-    value, notes = value_of(preset("gpt2"), Metric("weight_mb", "int4"), prices)
+    cost_model = CostModel("int4")
+    assert value_of(preset("gpt2"), Metric("parameters"), cost_model) == (preset("gpt2").parameters, ())
+    assert value_of(preset("gpt2"), Metric("kv_mb", 2048), cost_model) == (None, ("it has 1024 positions",))
+    value, notes = value_of(preset("gpt2"), Metric("weight_mb", "int4"), cost_model)
     assert value == pytest.approx(preset("gpt2").weight_bytes("int4") / 1e6) and notes == ()

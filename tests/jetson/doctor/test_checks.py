@@ -12,8 +12,8 @@ import pytest
 
 from helpers.recorded_boards import BOARDS, board_files, expand, write
 from merino_edge.jetson.device.card import device_card
-from merino_edge.jetson.doctor.checks import TRAPS, engine_traps, find_traps
-from merino_edge.jetson.doctor.environment import Surroundings
+from merino_edge.jetson.doctor.checks import CHECKS, check_engine, run_checks
+from merino_edge.jetson.doctor.environment import Environment
 
 NANO_SUPER = "jetpack7-orin-nano-super"
 STATUS, L4T, LIMIT = "var/lib/nvpmodel/status", "etc/nv_tegra_release", "sys/class/devfreq/17000000.gpu/max_freq"
@@ -24,13 +24,13 @@ ZRAM_SWAP = SWAPS + "/dev/zram0                              partition\t635008\t
 NEWER_RUNTIME = "1.25.0"
 
 
-def here(root: Path) -> Surroundings:
+def here(root: Path) -> Environment:
     """The tree's surroundings under a Python that itself gives no reason to complain."""
-    return replace(Surroundings.of(root), onnxruntime=NEWER_RUNTIME)
+    return replace(Environment.of(root), onnxruntime=NEWER_RUNTIME)
 
 
 def fired(root: Path) -> dict[str, str]:
-    return {trap["name"]: trap["found"] for trap in find_traps(here(root))}
+    return {trap["name"]: trap["found"] for trap in run_checks(here(root))}
 
 
 def healthy(root: Path) -> Path:
@@ -133,8 +133,8 @@ def file(path: str, text: str) -> Callable[[Path], None]:
         ),
         (file("proc/swaps", SWAPS), "no swap for builds", "7.3 GiB of memory, no swap on a disk"),
         (file("proc/swaps", DISK_SWAP + ZRAM_SWAP.splitlines()[1]), "swap takes memory", "swap in memory (/dev/zram)"),
-        (file("tmp/.X11-unix/X0", ""), "desktop takes memory", "a graphical session runs"),
-        (file("run/user/1000/wayland-0", ""), "desktop takes memory", "a graphical session runs"),
+        (file("tmp/.X11-unix/X0", ""), "desktop takes memory", "a graphical make_batches runs"),
+        (file("run/user/1000/wayland-0", ""), "desktop takes memory", "a graphical make_batches runs"),
         (container, "container hides the board", "this container does not see /etc/nv_tegra_release"),
     ],
 )
@@ -196,7 +196,7 @@ def test_the_package_tells_l4t_where_the_release_file_is_not_seen(tmp_path: Path
     ("version", "fires"), [(None, False), ("1.22.1", True), ("1.9.0", True), ("1.23.0", False), ("2.0", False)]
 )
 def test_an_onnx_runtime_that_runs_no_bundle_is_named(version: str | None, fires: bool, tmp_path: Path) -> None:
-    traps = find_traps(replace(Surroundings.of(tmp_path), onnxruntime=version))
+    traps = run_checks(replace(Environment.of(tmp_path), onnxruntime=version))
     assert [trap["found"] for trap in traps] == ([f"ONNX Runtime {version}"] if fires else [])
 
 
@@ -204,21 +204,21 @@ def test_bindings_that_only_the_system_s_python_sees_are_named(tmp_path: Path) -
     folder = tmp_path / "usr/lib/python3.12/dist-packages/tensorrt"
     folder.mkdir(parents=True)
     surroundings = replace(here(tmp_path), tensorrt_importable=False, python="3.12")
-    assert [trap["found"] for trap in find_traps(surroundings)] == [
+    assert [trap["found"] for trap in run_checks(surroundings)] == [
         f"TensorRT's bindings are in {folder}, this Python 3.12 does not see them"
     ]
-    assert find_traps(replace(surroundings, tensorrt_importable=True)) == []
-    assert find_traps(replace(surroundings, system_tensorrt=())) == []
+    assert run_checks(replace(surroundings, tensorrt_importable=True)) == []
+    assert run_checks(replace(surroundings, system_tensorrt=())) == []
 
 
 def test_closed_device_nodes_are_named_with_their_group(tmp_path: Path) -> None:
     surroundings = here(healthy(tmp_path))
     nodes = ("/dev/nvhost-ctrl-gpu (group video)", "/dev/nvmap (group video)", "/dev/dri/renderD128 (group render)")
-    assert [trap["found"] for trap in find_traps(replace(surroundings, closed_nodes=nodes))] == [
+    assert [trap["found"] for trap in run_checks(replace(surroundings, closed_nodes=nodes))] == [
         "this user may not open /dev/nvhost-ctrl-gpu (group video), /dev/nvmap (group video) and 1 more"
     ]
     other = replace(surroundings, card=device_card(tmp_path / "nothing"), closed_nodes=nodes)  # no Jetson
-    assert find_traps(other) == []
+    assert run_checks(other) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another group")
@@ -228,14 +228,14 @@ def test_nodes_are_closed_to_who_is_in_no_group_of_theirs(tmp_path: Path) -> Non
         node = write(tmp_path, f"dev/{name}", "")
         node.chmod(mode)
         os.chown(node, 0, group)
-    assert Surroundings.of(tmp_path, uid=1000, groups={1000}).closed_nodes == ("/dev/nvhost-ctrl-gpu (group video)",)
-    assert Surroundings.of(tmp_path, uid=1000, groups={1000, video}).closed_nodes == ()
-    assert Surroundings.of(tmp_path, uid=0, groups={0}).closed_nodes == ()
+    assert Environment.of(tmp_path, uid=1000, groups={1000}).closed_nodes == ("/dev/nvhost-ctrl-gpu (group video)",)
+    assert Environment.of(tmp_path, uid=1000, groups={1000, video}).closed_nodes == ()
+    assert Environment.of(tmp_path, uid=0, groups={0}).closed_nodes == ()
 
 
 def test_every_trap_names_a_cure_and_a_source_in_a_line() -> None:
-    assert len({trap.name for trap in TRAPS}) == len(TRAPS)
-    for trap in TRAPS:
+    assert len({trap.name for trap in CHECKS}) == len(CHECKS)
+    for trap in CHECKS:
         assert trap.advice and trap.source and not {"\n"} & {*trap.name, *trap.advice, *trap.source}
 
 
@@ -258,12 +258,12 @@ def test_a_garbled_file_never_breaks_the_doctor(path: str, tmp_path: Path) -> No
 
 def test_an_engine_from_another_machine_or_mode_is_named(tmp_path: Path) -> None:
     built_on = device_card(healthy(tmp_path))
-    assert engine_traps(built_on, device_card(tmp_path)) == []
+    assert check_engine(built_on, device_card(tmp_path)) == []
     write(tmp_path, STATUS, "pmode:0002 fmode:cool\n")  # the fan is no matter
-    assert engine_traps(built_on, device_card(tmp_path)) == []
+    assert check_engine(built_on, device_card(tmp_path)) == []
     write(tmp_path, STATUS, "pmode:0001 fmode:cool\n")
     write(tmp_path, "sys/devices/platform/gpu.0/tpc_pg_mask", "252\n")
-    (trap,) = engine_traps(built_on, device_card(tmp_path))
+    (trap,) = check_engine(built_on, device_card(tmp_path))
     assert trap["found"] == ("engine built on SMs 8, here 4; power mode pmode:0002 (MAXN_SUPER), here pmode:0001 (25W)")
-    (trap,) = engine_traps(built_on, device_card(tmp_path / "nothing"))
+    (trap,) = check_engine(built_on, device_card(tmp_path / "nothing"))
     assert "TensorRT 10.16.2.10-1+cuda13.2, here unknown; L4T 39.2.1, here unknown" in trap["found"]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merino_edge.architecture import Architecture, Block
-from merino_edge.counts import PRECISIONS, layer_matrix_parameters, width_change_parameters
+from merino_edge.counts import PRECISIONS, layer_matrix_parameters, width_projection_parameters
 from merino_edge.errors import InputError
 from merino_edge.jetson.estimate.boards import BOARDS, Board, PowerMode, board
 from merino_edge.jetson.estimate.published_speeds import (
@@ -26,9 +26,9 @@ from merino_edge.jetson.estimate.roofline import RUNTIMES, Roofline, kernels, ru
 from merino_edge.latency.measurement import MODES
 
 MERINO, NANO = runtime("merino-edge"), board("orin-nano-8gb")
-PLACES = [(board, mode) for board in BOARDS for mode in board.modes]
+BOARD_MODES = [(board, mode) for board in BOARDS for mode in board.modes]
 modes, lengths, precisions = st.sampled_from(MODES), st.integers(1, 2048), st.sampled_from(PRECISIONS)
-runtimes, places = st.sampled_from(RUNTIMES), st.sampled_from(PLACES)
+runtimes, board_modes = st.sampled_from(RUNTIMES), st.sampled_from(BOARD_MODES)
 
 
 @st.composite
@@ -55,7 +55,7 @@ def ms(a: Architecture, mode: str, length: int, precision: str = "int4", place: 
 def test_the_work_is_what_the_counts_say(a: Architecture, length: int, precision: str) -> None:
     storage = tool_storage(precision)
     width, first, last = a.embedding_width, a.blocks[0].width, a.blocks[-1].width
-    way_in, way_out = width_change_parameters(width, first), width_change_parameters(last, width)
+    way_in, way_out = width_projection_parameters(width, first), width_projection_parameters(last, width)
     heads = a.vocab_size * width
     work = kernels(a, "prefill", length, storage, 2**40)
     flops = sum(count * k.flops for count, k in work if k.kind != "other")
@@ -63,7 +63,7 @@ def test_the_work_is_what_the_counts_say(a: Architecture, length: int, precision
 
     unshared = dataclasses.replace(a, blocks=tuple(dataclasses.replace(b, shared=False) for b in a.blocks))
     layers = sum(b.layers * layer_matrix_parameters(a, b) for b in a.blocks)
-    inner = sum(width_change_parameters(x.width, y.width) for x, y in zip(a.blocks, a.blocks[1:], strict=False))
+    inner = sum(width_projection_parameters(x.width, y.width) for x, y in zip(a.blocks, a.blocks[1:], strict=False))
     stored = (layers + inner + way_in + way_out) * storage.matrix_bytes + heads * storage.head_bytes
     read = sum(count * k.dram_bytes for count, k in kernels(unshared, "decode", length, storage, 2**40))
     assert read == pytest.approx(stored + a.kv_bytes(length, int(storage.cache_bytes)))
@@ -97,7 +97,7 @@ def never_faster(more: float, less: float) -> bool:
     return more >= less * (1 - 1e-12)
 
 
-@given(architectures(), modes, lengths, precisions, runtimes, places, st.floats(1, 4))
+@given(architectures(), modes, lengths, precisions, runtimes, board_modes, st.floats(1, 4))
 def test_more_board_is_never_slower(
     a: Architecture, mode: str, length: int, precision: str, by: object, place: tuple[Board, PowerMode], factor: float
 ) -> None:
@@ -114,7 +114,7 @@ def test_more_board_is_never_slower(
     assert all(never_faster(here, ms(a, mode, length, precision, more)) for more in bigger)
 
 
-@given(architectures(), modes, st.integers(1, 1024), precisions, runtimes, places)
+@given(architectures(), modes, st.integers(1, 1024), precisions, runtimes, board_modes)
 def test_more_model_is_never_faster(
     a: Architecture, mode: str, length: int, precision: str, by: object, place: tuple[Board, PowerMode]
 ) -> None:
@@ -141,7 +141,7 @@ def test_more_model_is_never_faster(
     assert never_faster(ms(a, mode, 2 * length, precision, roofline), here)
 
 
-@given(architectures(), lengths, places)
+@given(architectures(), lengths, board_modes)
 def test_fewer_bits_are_never_slower(a: Architecture, length: int, place: tuple[Board, PowerMode]) -> None:
     roofline = Roofline(*place, MERINO)
     int4, int8, fp16, fp32 = (ms(a, "decode", length, precision, roofline) for precision in reversed(PRECISIONS))

@@ -42,7 +42,7 @@ def test_a_backend_runs_what_it_was_asked_for(name: str, precision: str) -> None
 def test_a_step_runs_at_any_length_that_is_assumed(name: str) -> None:
     with contextlib.closing(backend_named(name).engine(SMALL, "fp32", 1)) as engine:
         for length in (0, 1099, 300):
-            engine.assume(length)
+            engine.mark_filled(length)
             assert np.isfinite(engine.forward(np.zeros(1, np.int64), length)).all()
         with pytest.raises(InputError):
             engine.forward(np.zeros(1, np.int64), 302)
@@ -56,19 +56,19 @@ def test_threads_are_those_asked_for() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
 def test_a_step_reads_the_positions_in_use_except_where_a_graph_fixes_the_cache(backend: Backend) -> None:
-    assert backend.places(300, 1100) == (1100 if backend.name.startswith("tensorrt") else 300)
+    assert backend.cache_capacity(300, 1100) == (1100 if backend.name.startswith("tensorrt") else 300)
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 599), st.integers(0, 599))
 def test_onnxruntime_reads_no_place_beyond_the_positions_in_use(length: int, more: int) -> None:
-    """What would make a step's cost depend on them: places never written hold what is no number."""
+    """What would make a step's cost depend on them: cache_capacity never written hold what is no number."""
     with contextlib.closing(backend_named("onnxruntime-cpu").engine(SMALL, "fp32", 1)) as engine:
         assert isinstance(engine, OnnxEngine)
-        engine.assume(min(length + more, SMALL.max_positions))  # a larger cache than the step needs
+        engine.mark_filled(min(length + more, SMALL.max_positions))  # a larger cache than the step needs
         for cache in engine._arrays:
             cache[:, :, length:] = np.nan
-        engine.assume(length)
+        engine.mark_filled(length)
         assert np.isfinite(engine.forward(np.zeros(1, np.int64), length)).all()
 
 

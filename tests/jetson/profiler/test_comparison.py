@@ -13,13 +13,13 @@ from merino_edge.latency.measurement import Measurement
 from merino_edge.latency.table import LatencyTable
 
 
-def table(pace: float = 1.0, machine: float = 1.0, noise: float = 0.01, **header: object) -> LatencyTable:
-    """Of three projections; `pace` times slower, on a machine that is `machine` times slower in all it does."""
+def table(slowdown: float = 1.0, machine: float = 1.0, noise: float = 0.01, **header: object) -> LatencyTable:
+    """Of three projections; `slowdown` times slower, on a machine that is `machine` times slower in all it does."""
     measured = [
         Measurement(
             "width_change", "decode", 64, {"before": 64, "after": after},
-            tuple(after * pace * machine * (1 + noise * share) for share in (-1, -0.5, 0, 0.5, 1)),
-            yardsticks={"decode warm": 0.5 * machine},
+            tuple(after * slowdown * machine * (1 + noise * share) for share in (-1, -0.5, 0, 0.5, 1)),
+            reference_ms={"decode warm": 0.5 * machine},
         )
         for after in (128, 256, 384)
     ]  # fmt: skip
@@ -34,7 +34,7 @@ def test_a_table_is_no_way_apart_from_itself() -> None:
 
 
 def test_slower_parts_show_and_a_slower_machine_is_told_apart() -> None:
-    slower = compare(table(), table(pace=1.1))
+    slower = compare(table(), table(slowdown=1.1))
     assert slower["kinds"]["width_change decode"]["ratio"]["median"] == pytest.approx(1.1)
     assert slower["apart"] == 3 and slower["median_apart_percent"] == pytest.approx(200 * 0.1 / 2.1)
     assert slower["median_apart_from_yardsticks_percent"] == pytest.approx(slower["median_apart_percent"])
@@ -46,7 +46,7 @@ def test_slower_parts_show_and_a_slower_machine_is_told_apart() -> None:
 
 
 def test_what_lies_within_the_intervals_is_no_difference() -> None:
-    assert compare(table(noise=0.2), table(pace=1.05, noise=0.2))["apart"] == 0
+    assert compare(table(noise=0.2), table(slowdown=1.05, noise=0.2))["apart"] == 0
 
 
 def test_other_conditions_are_named_and_other_tables_refused() -> None:

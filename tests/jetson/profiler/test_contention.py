@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merino_edge.jetson.profiler import contention
-from merino_edge.jetson.profiler.contention import Contention, undisturbed
+from merino_edge.jetson.profiler.contention import ContentionProbe, without_contention
 
 SLOWNESS = st.floats(1, contention.MOST)
 
@@ -17,12 +17,12 @@ SLOWNESS = st.floats(1, contention.MOST)
 @given(st.floats(1e-6, 10), SLOWNESS, SLOWNESS)
 def test_what_a_neighbour_adds_is_taken_out(seconds: float, before: float, after: float) -> None:
     slower = 1 + contention.STEP_SHARE * ((before + after) / 2 - 1)
-    assert undisturbed(slower * seconds, before, after) == pytest.approx(seconds)
-    assert undisturbed(seconds, 1, 1) == seconds
+    assert without_contention(slower * seconds, before, after) == pytest.approx(seconds)
+    assert without_contention(seconds, 1, 1) == seconds
 
 
 def test_the_loop_is_as_slow_as_the_machine() -> None:
-    felt = Contention()
+    felt = ContentionProbe()
     felt.quiet_s /= 2  # twice as slow as it was when quiet
     assert statistics.median(felt.slowness() for _ in range(100)) >= 1.9
     felt.quiet_s /= 1000  # interrupted, rather
@@ -30,7 +30,7 @@ def test_the_loop_is_as_slow_as_the_machine() -> None:
 
 
 def test_what_a_step_leaves_cold_is_not_taken_for_a_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
-    felt, loops = Contention(), []
+    felt, loops = ContentionProbe(), []
     usual = contention._loop
 
     def loop(turns: int = contention.TURNS) -> float:

@@ -14,25 +14,25 @@ from merino_edge.architecture import Architecture
 from merino_edge.errors import InputError
 from merino_edge.jetson.profiler.plan import CALIBRATION, HELD_OUT, LADDER, QUICK_HELD_OUT, Axes, Plan, make_plan, thin
 from merino_edge.jetson.profiler.probe import TINY_VOCAB
-from merino_edge.jetson.profiler.validation import fit_faces, validate
+from merino_edge.jetson.profiler.validation import fit_step_time, validate
 from merino_edge.latency.measurement import MODES, Measurement
 from merino_edge.latency.step import Step
 from merino_edge.latency.step_time import COLD, single
 from merino_edge.latency.table import LatencyTable, family
 from merino_edge.search.builtin_spaces import DEMO, EDGE, PAPER
-from merino_edge.search.space import Genome, Space
+from merino_edge.search.space import Candidate, Space
 
 LARGE_CACHE = 64 * 2**20
 
 
-def places(positions: int, context: int) -> int:
+def cache_capacity(positions: int, context: int) -> int:
     return min(256 if positions <= 256 else 512 if positions <= 512 else 1024, context)
 
 
 def law_ms(a: Architecture, mode: str, length: int, cache: str = "warm") -> float:
     """An additive device: with cold caches weights cost twice, but not what further layers of a shared block find."""
     tokens = 1 if mode == "decode" else length
-    attended = places(length, a.max_positions) if mode == "decode" else length
+    attended = cache_capacity(length, a.max_positions) if mode == "decode" else length
     slow = 2.0 if cache == "cold" else 1.0
     widths = [a.embedding_width, *(b.width for b in a.blocks)]
     total = 3.0 + slow * a.vocab_size * a.embedding_width * 1e-9
@@ -63,7 +63,7 @@ def measured(plan: Plan) -> list[Measurement]:
 
 
 def table_of(space: Space, **options: object) -> LatencyTable:
-    plan = make_plan(space, "fp16", places=places, **options)  # type: ignore[arg-type]
+    plan = make_plan(space, "fp16", cache_capacity=cache_capacity, **options)  # type: ignore[arg-type]
     header = {"family": family(space.models[0]), "precision": "fp16", "cache_buckets": 256, **plan.grid}
     return LatencyTable(Path("t"), header, measured(plan), {}, "")
 
@@ -81,12 +81,12 @@ UNSHARED = dataclasses.replace(OPEN, name="unshared", shared=(False,))
 SPACES = [PAPER, DEMO, dataclasses.replace(DEMO, shared=(True,)), OPEN]
 
 
-@pytest.mark.parametrize("company_bytes", [0, 2**20])
+@pytest.mark.parametrize("eviction_head_bytes", [0, 2**20])
 @pytest.mark.parametrize("space", SPACES, ids=["paper", "demo", "shared", "open"])
-def test_an_additive_device_is_predicted_exactly(space: Space, company_bytes: int) -> None:
+def test_an_additive_device_is_predicted_exactly(space: Space, eviction_head_bytes: int) -> None:
     """From a star of entries. Left over are the tiny vocabulary's own head in a width change, and the one token that
     leaves by the way out in a prefill's."""
-    table, rng = table_of(space, company_bytes=company_bytes), random.Random(5)
+    table, rng = table_of(space, eviction_head_bytes=eviction_head_bytes), random.Random(5)
     for _ in range(20):
         a = space.architecture(space.sample(rng))
         for mode, length in (("decode", 256), ("prefill", 256), ("decode", 700), ("prefill", space.contexts[0] // 8)):
@@ -99,7 +99,7 @@ def test_an_additive_device_is_predicted_exactly(space: Space, company_bytes: in
 
 
 def test_cold_entries_predict_a_cold_device() -> None:
-    table = dataclasses.replace(table_of(UNSHARED, cache_bytes=LARGE_CACHE), faces=single(COLD))
+    table = dataclasses.replace(table_of(UNSHARED, cache_bytes=LARGE_CACHE), step_time=single(COLD))
     assert {m.cache for m in table.measurements if m.what == "layer" and m.mode == "decode"} == {"warm", "cold"}
     rng = random.Random(3)
     for _ in range(10):
@@ -109,12 +109,12 @@ def test_cold_entries_predict_a_cold_device() -> None:
 
 
 def test_calibration_finds_which_caches_the_models_meet() -> None:
-    """The law's whole models are timed warm here, so the faces must say so."""
+    """The law's whole models are timed warm here, so the step_time must say so."""
     table = table_of(UNSHARED, cache_bytes=LARGE_CACHE)
     for measured in (table, table_of(UNSHARED)):
-        faces = fit_faces(measured)
-        assert faces is not None
-        figures = validate(dataclasses.replace(measured, faces=faces))
+        step_time = fit_step_time(measured)
+        assert step_time is not None
+        figures = validate(dataclasses.replace(measured, step_time=step_time))
         assert figures["decode"]["models"] == HELD_OUT and figures["decode"]["mape_percent"] < 0.1
     calibrations = [m for m in table.measurements if m.what == "calibration"]
     held_out = {m.key for m in table.measurements if m.what == "model"}
@@ -122,17 +122,17 @@ def test_calibration_finds_which_caches_the_models_meet() -> None:
 
 
 def test_warm_layers_are_timed_beside_a_head_that_every_model_has() -> None:
-    for company_bytes in (0, 2**20, 2**30):
-        plan = make_plan(EDGE, "int4", cache_bytes=2**25, company_bytes=company_bytes)
+    for eviction_head_bytes in (0, 2**20, 2**30):
+        plan = make_plan(EDGE, "int4", cache_bytes=2**25, eviction_head_bytes=eviction_head_bytes)
         smallest = min(counts.table_bytes(a, "int4") for a in EDGE.models)
         for probe in (p for p in plan.probes if p.what in ("layer", "repeat")):
             least, deeper = probe.models
             assert least.vocab_size == deeper.vocab_size
             head = counts.table_bytes(least, "int4")
-            if probe.mode == "prefill" or probe.cache == "cold" or company_bytes == 0:
+            if probe.mode == "prefill" or probe.cache == "cold" or eviction_head_bytes == 0:
                 assert least.vocab_size == TINY_VOCAB
             else:
-                assert head == pytest.approx(min(company_bytes, smallest), abs=least.embedding_width)
+                assert head == pytest.approx(min(eviction_head_bytes, smallest), abs=least.embedding_width)
 
 
 def test_caches_are_swept_only_where_models_may_not_fit() -> None:
@@ -147,14 +147,14 @@ def test_caches_are_swept_only_where_models_may_not_fit() -> None:
 def test_a_plan_covers_its_whole_space_however_coarse(detail: object) -> None:
     for space in (PAPER, DEMO, EDGE):
         table = table_of(space, quick=True, detail=detail)
-        for frame, gene in itertools.product(range(len(space.frames)), (0, len(space.genes) - 1)):
-            a = space.architecture(Genome(frame, (gene,) * space.blocks[-1]))
+        for frame, gene in itertools.product(range(len(space.templates)), (0, len(space.block_choices) - 1)):
+            a = space.architecture(Candidate(frame, (gene,) * space.blocks[-1]))
             assert table.model_ms(a, "decode") > 0 and table.model_ms(a, "prefill") > 0
         assert {figures["models"] for figures in validate(table).values()} == {QUICK_HELD_OUT}
 
 
 def test_the_star_is_far_smaller_than_every_combination() -> None:
-    plan = make_plan(EDGE, "int4", places=places, cache_bytes=2**25)
+    plan = make_plan(EDGE, "int4", cache_capacity=cache_capacity, cache_bytes=2**25)
     axes = plan.axes
     layers = [p for p in plan.probes if p.what in ("layer", "repeat") and p.mode == "decode"]
     every = len(axes.ffn) * len(axes.widths) * len(axes.ffn_ratios) * len(axes.one_kv_head) * len(axes.repeats)
@@ -199,7 +199,7 @@ def test_lengths_may_be_chosen_within_the_positions() -> None:
 
 
 def test_decode_is_measured_at_the_capacities_that_steps_read() -> None:
-    axes = make_plan(EDGE, "fp32", places=places).axes
+    axes = make_plan(EDGE, "fp32", cache_capacity=cache_capacity).axes
     assert axes.lengths == (64, 136, 264, 520, 1024) and axes.capacities == (256, 512, 1024)
     assert Axes.from_header(axes.to_dict()) == axes
 

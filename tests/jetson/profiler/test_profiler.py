@@ -16,7 +16,7 @@ from merino_edge.jetson.profiler import batching, profiler
 from merino_edge.jetson.profiler.backends import backend_named
 from merino_edge.jetson.profiler.plan import QUICK_HELD_OUT
 from merino_edge.jetson.profiler.profiler import Progress, Request
-from merino_edge.latency.drift import merge_visits
+from merino_edge.latency.drift import merge_repetitions
 from merino_edge.latency.measurement import MODES, Measurement
 from merino_edge.latency.step import Step
 from merino_edge.latency.table import LatencyTable
@@ -50,10 +50,10 @@ def test_a_profile_prices_every_architecture_of_its_space(tmp_path: Path, tiny_s
     path = tmp_path / "t.jsonl"
     table = run(path, tiny_space, precision=precision)
     assert table == load_table(path) and table.precision == precision and not table.estimated
-    for genome in tiny_space.genomes():
+    for genome in tiny_space.candidates():
         assert all(table.model_ms(tiny_space.architecture(genome), mode) >= 0 for mode in MODES)
     assert all(table.validation[mode]["models"] == QUICK_HELD_OUT for mode in MODES)
-    assert all(m.yardsticks for m in table.measurements)
+    assert all(m.reference_ms for m in table.measurements)
     samples = {m.what: m.samples for m in table.measurements if m.mode == "prefill"}
     assert set(samples) == {"layer", "width_change", "end", "model"}
     assert all(len(rounds) == 2 for rounds in samples.values()) and min(samples["model"]) > 0
@@ -69,11 +69,11 @@ def test_models_that_may_not_fit_the_caches_are_timed_cold_too(
     monkeypatch.setattr(profiler.device, "last_level_cache_bytes", lambda card: 2**16)
     table = run(tmp_path / "t.jsonl", tiny_space)
     assert {m.cache for m in table.measurements if m.what == "end" and m.mode == "decode"} == {"warm", "cold"}
-    assert any(m.what == "calibration" for m in table.measurements) and table.faces is not None
+    assert any(m.what == "calibration" for m in table.measurements) and table.step_time is not None
     step = Step("decode", 8)
-    for genome in tiny_space.genomes():
+    for genome in tiny_space.candidates():
         a = tiny_space.architecture(genome)
-        sums = [[table.sum_cost(a, face) for face in faces] for faces in table.alternatives(step)]
+        sums = [[table.sum_cost(a, piece) for piece in pieces] for pieces in table.alternatives(step)]
         assert table.model_cost(a, step) == min(map(max, sums))
         interval = table.model_interval(a, step)
         assert interval is not None and interval.low <= interval.high
@@ -170,9 +170,9 @@ def test_a_shape_that_the_backend_cannot_run_is_recorded_and_the_rest_goes_on(
     assert table == load_table(tmp_path / "t.jsonl") and table.finished
     assert table.failed and all(f"no kernel for {refused}" in m.failed for m in table.failed)
     assert all(m.samples or m.failed for m in table.measurements)
-    narrow = next(a for g in tiny_space.genomes() if _widest_ffn(a := tiny_space.architecture(g)) == 32)
+    narrow = next(a for g in tiny_space.candidates() if _widest_ffn(a := tiny_space.architecture(g)) == 32)
     assert table.model_ms(narrow, "decode") > 0
-    wide = next(a for g in tiny_space.genomes() if _widest_ffn(a := tiny_space.architecture(g)) == refused)
+    wide = next(a for g in tiny_space.candidates() if _widest_ffn(a := tiny_space.architecture(g)) == refused)
     with pytest.raises(InputError, match=f"could not be measured: no kernel for {refused}"):
         table.model_ms(wide, "decode")
 
@@ -197,10 +197,10 @@ def test_batches_fit_in_memory_and_lose_nothing(monkeypatch: pytest.MonkeyPatch,
     request = Request(tiny_space, {}, "fp32", 1, CPU, 1.0)
     probes = profiler.prepare(request).plan.probes
     monkeypatch.setattr(batching, "BATCH_BYTES", 700_000)
-    found = batching.session(probes, quick=True, most=9)
+    found = batching.make_batches(probes, quick=True, most=9)
     last = [p.key for batch in found if batch.last for p in batch.probes]
     assert sorted(last) == sorted(p.key for p in probes) and len(found) > 2
-    assert found == batching.session(probes, quick=True, most=9)
+    assert found == batching.make_batches(probes, quick=True, most=9)
     for batch in found:
         models = {a for p in batch.probes for a in p.models}
         assert len({p.models for p in batch.probes}) == 1 or 4 * sum(a.parameters for a in models) <= 700_000
@@ -209,7 +209,7 @@ def test_batches_fit_in_memory_and_lose_nothing(monkeypatch: pytest.MonkeyPatch,
 def test_whole_models_come_in_every_part_of_the_session(tiny_space: Space) -> None:
     probes = profiler.prepare(Request(tiny_space, {}, "fp32", 1, CPU, 1.0)).plan.probes
     for quick, times in ((True, batching.QUICK_TIMES), (False, batching.FULL_TIMES)):
-        found = [p.key for batch in batching.session(probes, quick, 9) for p in batch.probes]
+        found = [p.key for batch in batching.make_batches(probes, quick, 9) for p in batch.probes]
         assert {found.count(p.key) for p in probes if p.what == "model"} == {times}
         assert {found.count(p.key) for p in probes if p.what == "layer"} == {1}
 
@@ -219,30 +219,30 @@ def test_visits_merge_into_one_entry() -> None:
         Measurement("model", "decode", 8, {"architecture": {}}, samples, energy_mj, "warm", failed)
         for samples, energy_mj, failed in (((1.0, 2.0), 3.0, ""), ((4.0,), 5.0, ""), ((), None, "no memory"))
     )
-    assert merge_visits([first, second]) == [dataclasses.replace(first, samples=(1.0, 2.0, 4.0), energy_mj=4.0)]
-    assert merge_visits([first, broken]) == [broken]
+    assert merge_repetitions([first, second]) == [dataclasses.replace(first, samples=(1.0, 2.0, 4.0), energy_mj=4.0)]
+    assert merge_repetitions([first, broken]) == [broken]
 
 
 def test_a_visit_to_a_slow_machine_counts_like_the_others() -> None:
     usual, slow, quick = (
-        Measurement("model", "decode", 8, {"architecture": {}}, (2.0 * pace,), yardsticks={"decode warm": 0.1 * pace})
-        for pace in (1.0, 1.5, 0.8)
+        Measurement("model", "decode", 8, {"architecture": {}}, (2.0 * slowdown,), reference_ms={"decode warm": 0.1 * slowdown})
+        for slowdown in (1.0, 1.5, 0.8)
     )
-    (whole,) = merge_visits([slow, usual, quick])
-    assert whole.samples == pytest.approx((2.0, 2.0, 2.0)) and whole.yardsticks == {"decode warm": 0.1}
+    (whole,) = merge_repetitions([slow, usual, quick])
+    assert whole.samples == pytest.approx((2.0, 2.0, 2.0)) and whole.reference_ms == {"decode warm": 0.1}
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_visits_tell_how_much_a_cold_yardstick_says_of_whole_models(share: float) -> None:
-    """Both yardsticks wander, the models' own time follows them by some share each."""
+    """Both reference_ms wander, the models' own time follows them by some share each."""
     rng = random.Random(0)
     lines = []
-    for visit in range(3):
+    for repetition in range(3):
         for length in range(8, 20):
             warm, cold = (math.exp(rng.gauss(0, 0.1)) for _ in range(2))
             shape, took = {"architecture": {}}, 0.1 * length * warm ** (1 - share) * cold**share
-            yardsticks = {"decode warm": 0.2 * warm, "decode cold": 0.8 * cold}
-            lines.append(Measurement("model", "decode", length, shape, (took,), yardsticks=yardsticks, visit=visit))
-    whole = merge_visits(lines)
-    paces = [m.median_ms / m.length for m in whole]
-    assert len(whole) == 12 and max(paces) == pytest.approx(min(paces))
+            reference_ms = {"decode warm": 0.2 * warm, "decode cold": 0.8 * cold}
+            lines.append(Measurement("model", "decode", length, shape, (took,), reference_ms=reference_ms, repetition=repetition))
+    whole = merge_repetitions(lines)
+    ms_per_position = [m.median_ms / m.length for m in whole]
+    assert len(whole) == 12 and max(ms_per_position) == pytest.approx(min(ms_per_position))

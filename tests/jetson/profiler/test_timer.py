@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from merino_edge.jetson.profiler import contention, timer
 from merino_edge.jetson.profiler.backends import BACKENDS, TINY
-from merino_edge.jetson.profiler.contention import Contention
+from merino_edge.jetson.profiler.contention import ContentionProbe
 from merino_edge.jetson.profiler.timer import (
     FEWEST_ROUNDS,
     LONG_SECONDS,
     Rounds,
-    Stopwatch,
-    Visit,
-    feels_contention,
+    Timer,
+    TimedStep,
+    can_probe_contention,
     warm_up_steps,
 )
 
@@ -40,7 +40,7 @@ class Clocked:
         """How many times longer the next step takes."""
         raise NotImplementedError
 
-    def assume(self, positions: int) -> None:
+    def mark_filled(self, positions: int) -> None:
         pass
 
     def forward(self, tokens: np.ndarray, start: int) -> np.ndarray:
@@ -76,28 +76,28 @@ class Shared(Clocked):
 
 
 def test_a_warm_burst_does_not_see_the_caches_fill(monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = Stopwatch(CPU, "fp32", 2, 0, TINY)  # two threads feel no neighbour
-    visit = Visit(TINY, "decode", 8, "warm")
-    took_s = watch._burst(Filling(monkeypatch), visit, 2e-3)  # type: ignore[arg-type]
+    watch = Timer(CPU, "fp32", 2, 0, TINY)  # two threads contention_probe_s no neighbour
+    timed_step = TimedStep(TINY, "decode", 8, "warm")
+    took_s = watch._burst(Filling(monkeypatch), timed_step, 2e-3)  # type: ignore[arg-type]
     assert took_s == pytest.approx(1e-3, rel=0.01)
 
 
 @pytest.mark.parametrize("cache", ["warm", "cold"])
 def test_a_burst_is_as_long_beside_a_neighbour_as_alone(monkeypatch: pytest.MonkeyPatch, cache: str) -> None:
-    core, watch = Shared(monkeypatch), Stopwatch(CPU, "fp32", 1, 64, TINY)
-    visit = Visit(TINY, "decode", 8, cache)  # type: ignore[arg-type]
-    disturbed = [watch._burst(core, visit, 1e-3) for _ in range(200)]  # type: ignore[arg-type]
+    core, watch = Shared(monkeypatch), Timer(CPU, "fp32", 1, 64, TINY)
+    timed_step = TimedStep(TINY, "decode", 8, cache)  # type: ignore[arg-type]
+    disturbed = [watch._burst(core, timed_step, 1e-3) for _ in range(200)]  # type: ignore[arg-type]
     assert statistics.fmean(disturbed) > 1.2e-3
     core.loop_slower = 1.0
-    watch._contention = Contention()
-    calm = [watch._burst(core, visit, 1e-3) for _ in range(200)]  # type: ignore[arg-type]
+    watch._contention = ContentionProbe()
+    calm = [watch._burst(core, timed_step, 1e-3) for _ in range(200)]  # type: ignore[arg-type]
     assert statistics.median(calm) == pytest.approx(1e-3, rel=0.01)
 
 
 def test_only_one_thread_of_a_cpu_feels_it() -> None:
     gpu = BACKENDS["tensorrt"]
-    assert feels_contention(CPU, 1) and not feels_contention(CPU, 2) and not feels_contention(gpu, 1)
-    assert feels_contention(dataclasses.replace(CPU, name="another"), 1)
+    assert can_probe_contention(CPU, 1) and not can_probe_contention(CPU, 2) and not can_probe_contention(gpu, 1)
+    assert can_probe_contention(dataclasses.replace(CPU, name="another"), 1)
 
 
 @given(st.floats(1e-6, 1.0))

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
-from merino_edge.jetson.profiler.validation import figures, visits_apart_percent
+from merino_edge.jetson.profiler.validation import figures, repeatability_percent
 from merino_edge.latency.measurement import Measurement, What
 from merino_edge.statistics import kendall_tau
 
@@ -27,18 +27,18 @@ def test_figures_are_relative_to_what_was_measured() -> None:
     assert found["kendall_tau"] == 1.0 and found["models"] == 4
 
 
-def visit(model: int, ms: float, number: int, yardstick_ms: float = 1.0, what: What = "model") -> Measurement:
+def repetition(model: int, ms: float, number: int, yardstick_ms: float = 1.0, what: What = "model") -> Measurement:
     shape = {"architecture": {"model": model}}
-    return Measurement(what, "prefill", 8, shape, (ms, ms), yardsticks={"prefill": yardstick_ms}, visit=number)
+    return Measurement(what, "prefill", 8, shape, (ms, ms), reference_ms={"prefill": yardstick_ms}, repetition=number)
 
 
 def test_visits_to_one_model_are_compared_with_each_other_alone() -> None:
-    lines = [visit(1, ms, number) for number, ms in enumerate((10.0, 12.0, 9.0))]
-    lines += [visit(2, 500.0, 0), visit(3, 1.0, 0, what="calibration"), visit(3, 9.0, 1, what="calibration")]
-    assert visits_apart_percent(lines, "prefill") == pytest.approx(100 * (0 + 0.2 + 0.1) / 3)
-    assert visits_apart_percent(lines, "decode") is None and visits_apart_percent(lines[:1], "prefill") is None
+    lines = [repetition(1, ms, number) for number, ms in enumerate((10.0, 12.0, 9.0))]
+    lines += [repetition(2, 500.0, 0), repetition(3, 1.0, 0, what="calibration"), repetition(3, 9.0, 1, what="calibration")]
+    assert repeatability_percent(lines, "prefill") == pytest.approx(100 * (0 + 0.2 + 0.1) / 3)
+    assert repeatability_percent(lines, "decode") is None and repeatability_percent(lines[:1], "prefill") is None
 
 
 def test_a_slower_machine_is_no_distance_between_visits() -> None:
-    lines = [visit(1, 10.0, 0), visit(1, 20.0, 1, 2.0), visit(1, 5.0, 2, 0.5)]
-    assert visits_apart_percent(lines, "prefill") == pytest.approx(0)
+    lines = [repetition(1, 10.0, 0), repetition(1, 20.0, 1, 2.0), repetition(1, 5.0, 2, 0.5)]
+    assert repeatability_percent(lines, "prefill") == pytest.approx(0)

@@ -19,14 +19,14 @@ from merino_edge.latency.table import LatencyTable
 from merino_edge.presets import preset
 from merino_edge.search.budget import Budget, Metric
 from merino_edge.search.builtin_spaces import EDGE, PAPER, WIDE
-from merino_edge.search.costs import Prices
+from merino_edge.search.costs import CostModel
 from merino_edge.search.exact import label_setting
 from merino_edge.search.exact.label_setting import pareto_front
-from merino_edge.search.exact.minimum import least
+from merino_edge.search.exact.minimum import minimum
 from merino_edge.search.exact.solver import ExactSolver
 from merino_edge.search.problem import Problem
 from merino_edge.search.score import Score, effective, parse_score
-from merino_edge.search.space import Genome, Space
+from merino_edge.search.space import Candidate, Space
 
 WriteTable = Callable[..., LatencyTable]
 KEYS = [
@@ -37,26 +37,26 @@ SCORES = ["effective", "cut", "parameters", "flops", "effective:effectiveness_po
 SCORES += ["exit", "exit:exit_power=2,shared_layer=0.1"]
 
 
-def brute_force(problem: Problem, limits: dict[str, float]) -> tuple[float, set[Genome]]:
+def brute_force(problem: Problem, limits: dict[str, float]) -> tuple[float, set[Candidate]]:
     """The highest score and who has it, from whole architectures; costs by definition where they decide."""
-    space, table = problem.space, problem.prices.table
+    space, table = problem.space, problem.cost_model.table
     assert table is None or isinstance(table, LatencyTable)
     best, found = -math.inf, set()
-    for genome in space.genomes():
-        a, per_token = space.architecture(genome), space.frames[genome.frame].vocabulary.bytes_per_token
+    for candidate in space.candidates():
+        a, per_token = space.architecture(candidate), space.templates[candidate.template].vocabulary.bytes_per_token
         metrics = {metric: limits[metric.key] for metric in problem.budget.metrics}
-        vocabulary = space.frames[genome.frame].vocabulary
-        if any(problem.prices.positions(metric, vocabulary) > a.max_positions for metric in metrics):
+        vocabulary = space.templates[candidate.template].vocabulary
+        if any(problem.cost_model.positions(metric, vocabulary) > a.max_positions for metric in metrics):
             continue
         if any(whole_cost(m.key, a, table, per_token) > limit * (1 + 1e-9) for m, limit in metrics.items()):
             continue
-        if any(problem.value(metric, a, genome.frame) > limit for metric, limit in metrics.items()):
+        if any(problem.value(metric, a, candidate.template) > limit for metric, limit in metrics.items()):
             continue
         total = problem.score.total(a)
         if total > best * (1 + 1e-12 * math.copysign(1, best)):
             best, found = total, set()
         if total >= best * (1 - 1e-12 * math.copysign(1, best)):
-            found.add(genome)
+            found.add(candidate)
     return best, found
 
 
@@ -86,7 +86,7 @@ def test_the_optimum_is_that_of_brute_force(
     st.sampled_from((None, 0, 64)),
 )
 def test_the_optimum_is_that_of_brute_force_where_a_step_has_several_faces(
-    write_faced: WriteTable,
+    write_piecewise: WriteTable,
     space: Space,
     spec: str,
     keys: list[str],
@@ -95,7 +95,7 @@ def test_the_optimum_is_that_of_brute_force_where_a_step_has_several_faces(
     factor: float,
     cache_buckets: int | None,
 ) -> None:
-    table = write_faced(space, "int8", seed, energy=True, cache_buckets=cache_buckets)
+    table = write_piecewise(space, "int8", seed, energy=True, cache_buckets=cache_buckets)
     check_optimum(space, spec, [*keys, *more], seed, factor, table)
 
 
@@ -103,40 +103,45 @@ def check_optimum(
     space: Space, spec: str, keys: list[str], seed: int, factor: float, table: LatencyTable | None
 ) -> None:
     """Limits are the costs of random architectures, so that budgets bind, are met with equality, or cannot be met."""
-    rng, prices = random.Random(seed), Prices("int8", table)
+    rng, cost_model = random.Random(seed), CostModel("int8", table)
     limits = {}
     for key in keys:
-        metric, genome = Metric.parse(key), space.sample(rng)
-        if prices.positions(metric, space.frames[genome.frame].vocabulary) > space.frames[genome.frame].context:
+        metric, candidate = Metric.parse(key), space.sample(rng)
+        if (
+            cost_model.positions(metric, space.templates[candidate.template].vocabulary)
+            > space.templates[candidate.template].context
+        ):
             continue
-        value = prices.parts(metric, space.frames[genome.frame].vocabulary).value(space.architecture(genome))
+        value = cost_model.metric_cost(metric, space.templates[candidate.template].vocabulary).value(
+            space.architecture(candidate)
+        )
         assume(value > 0)  # a face's constant may take more than there is
         limits[key] = value * factor
-    problem = Problem(space, Budget.of(limits), parse_score(spec), prices)
+    problem = Problem(space, Budget.of(limits), parse_score(spec), cost_model)
     certificate = ExactSolver(problem).solve()
     best, found = brute_force(problem, limits)
     assert certificate.gap_percent == 0
     if not found:
-        assert certificate.genome is None and certificate.infeasible
+        assert certificate.candidate is None and certificate.infeasible
         return
     assert certificate.score == certificate.bound == pytest.approx(best, rel=1e-12)
-    assert certificate.genome is not None and problem.feasible(certificate.genome)
+    assert certificate.candidate is not None and problem.feasible(certificate.candidate)
     # blocks of one width may stand in any order
-    assert certificate.genome in {Genome(g.frame, tuple(sorted(g.genes))) for g in found}
+    assert certificate.candidate in {Candidate(g.template, tuple(sorted(g.choices))) for g in found}
     metrics = problem.budget.metrics
     if metrics:  # of equal scores the lowest costs, in the order of the budgets
-        architectures = {genome: space.architecture(genome) for genome in {*found, certificate.genome}}
-        costs = {g: tuple(problem.value(metric, a, g.frame) for metric in metrics) for g, a in architectures.items()}
-        assert costs[certificate.genome] == min(costs.values())
+        architectures = {candidate: space.architecture(candidate) for candidate in {*found, certificate.candidate}}
+        costs = {g: tuple(problem.value(metric, a, g.template) for metric in metrics) for g, a in architectures.items()}
+        assert costs[certificate.candidate] == min(costs.values())
 
 
 @pytest.mark.parametrize(("flops", "best"), [(60e9, 8111.66), (110e9, 14521.78), (160e9, 20660.68)])
 def test_the_papers_budgets_reach_the_exhaustive_optimum(flops: float, best: float) -> None:
     """Optima over all 304 million architectures, from benchmarks/paper/reconstruct_presets.py."""
-    problem = Problem(PAPER, Budget.of({"flops": flops}), effective(), Prices("fp16"))
+    problem = Problem(PAPER, Budget.of({"flops": flops}), effective(), CostModel("fp16"))
     certificate = ExactSolver(problem).solve()
     assert certificate.score == certificate.bound == pytest.approx(best, abs=0.005)
-    assert certificate.genome is not None and PAPER.architecture(certificate.genome).flops() <= flops
+    assert certificate.candidate is not None and PAPER.architecture(certificate.candidate).flops() <= flops
 
 
 @pytest.mark.parametrize(
@@ -149,14 +154,14 @@ def test_the_papers_budgets_reach_the_exhaustive_optimum(flops: float, best: flo
 )
 def test_large_spaces_hold_nothing_better_nearby(space: Space, limits: dict[str, float]) -> None:
     """What brute force cannot reach: the proof must survive every change of one or two blocks."""
-    problem = Problem(space, Budget.of(limits), effective(), Prices("int4"))
+    problem = Problem(space, Budget.of(limits), effective(), CostModel("int4"))
     certificate = ExactSolver(problem).solve()
-    assert certificate.gap_percent == 0 and certificate.genome is not None
-    genome, rng = certificate.genome, random.Random(0)
+    assert certificate.gap_percent == 0 and certificate.candidate is not None
+    candidate, rng = certificate.candidate, random.Random(0)
     from merino_edge.search.evolution import mutate
 
     for _ in range(20_000):
-        other = mutate(space, genome, rng)
+        other = mutate(space, candidate, rng)
         if rng.random() < 0.5:
             other = mutate(space, other, rng)
         if problem.feasible(other):
@@ -168,21 +173,21 @@ def test_the_answer_does_not_depend_on_how_it_was_found(monkeypatch: pytest.Monk
     from merino_edge.search.exact import relaxation
     from merino_edge.search.exact import solver as exact
 
-    problem = Problem(PAPER, Budget.of({"flops": 60e9}), effective(), Prices("fp16"))
+    problem = Problem(PAPER, Budget.of({"flops": 60e9}), effective(), CostModel("fp16"))
     first = ExactSolver(problem).solve()
     monkeypatch.setattr(exact, "BEAM_TASKS", 0)
     monkeypatch.setattr(relaxation, "STEPS", 25)
     monkeypatch.setattr(label_setting, "EXPANSIONS", 1000)
     monkeypatch.setattr(label_setting, "FRONT", 7)
     second = ExactSolver(problem).solve()
-    assert (second.genome, second.score, second.bound) == (first.genome, first.score, first.bound)
+    assert (second.candidate, second.score, second.bound) == (first.candidate, first.score, first.bound)
 
 
 def test_equal_scores_go_to_the_longer_context_where_that_costs_nothing() -> None:
     for limits, context in (({"weight_mb@int4": 20.0}, 2048), ({"weight_mb@int4": 20.0, "kv_mb": 9.0}, 512)):
-        problem = Problem(EDGE, Budget.of(limits), effective(), Prices("int4"))
-        genome = ExactSolver(problem).solve().genome
-        assert genome is not None and EDGE.frames[genome.frame].context == context
+        problem = Problem(EDGE, Budget.of(limits), effective(), CostModel("int4"))
+        candidate = ExactSolver(problem).solve().candidate
+        assert candidate is not None and EDGE.templates[candidate.template].context == context
 
 
 def test_the_cut_keeps_the_solver_from_a_narrow_first_block() -> None:
@@ -190,9 +195,9 @@ def test_the_cut_keeps_the_solver_from_a_narrow_first_block() -> None:
     budget = Budget.of({"weight_mb@int4": 48.0})
     firsts = {}
     for spec in ("effective", "cut"):
-        genome = ExactSolver(Problem(PAPER, budget, parse_score(spec), Prices("int4"))).solve().genome
-        assert genome is not None
-        firsts[spec] = PAPER.architecture(genome).blocks[0].width
+        candidate = ExactSolver(Problem(PAPER, budget, parse_score(spec), CostModel("int4"))).solve().candidate
+        assert candidate is not None
+        firsts[spec] = PAPER.architecture(candidate).blocks[0].width
     assert firsts["effective"] == 64 and firsts["cut"] >= 384
 
 
@@ -216,30 +221,32 @@ def test_the_least_of_a_metric_is_the_minimum(
     st.integers(0, 2**32),
 )
 def test_the_least_of_several_faces_is_the_minimum(
-    write_faced: WriteTable, space: Space, key: str, other: str, change_ms: float, seed: int
+    write_piecewise: WriteTable, space: Space, key: str, other: str, change_ms: float, seed: int
 ) -> None:
-    check_least(space, key, other, seed, write_faced(space, "int8", seed, change_ms=change_ms, energy=True))
+    check_least(space, key, other, seed, write_piecewise(space, "int8", seed, change_ms=change_ms, energy=True))
 
 
 def check_least(space: Space, key: str, other: str, seed: int, table: LatencyTable) -> None:
-    prices, metric, second = Prices("int8", table), Metric.parse(key), Metric.parse(other)
-    genome = space.sample(random.Random(seed))
+    cost_model, metric, second = CostModel("int8", table), Metric.parse(key), Metric.parse(other)
+    candidate = space.sample(random.Random(seed))
 
-    def positions(g: Genome) -> int:
-        vocabulary = space.frames[g.frame].vocabulary
-        return max(prices.positions(metric, vocabulary), prices.positions(second, vocabulary))
+    def positions(g: Candidate) -> int:
+        vocabulary = space.templates[g.template].vocabulary
+        return max(cost_model.positions(metric, vocabulary), cost_model.positions(second, vocabulary))
 
-    assume(positions(genome) <= space.frames[genome.frame].context)
-    limit = prices.parts(second, space.frames[genome.frame].vocabulary).value(space.architecture(genome))
+    assume(positions(candidate) <= space.templates[candidate.template].context)
+    limit = cost_model.metric_cost(second, space.templates[candidate.template].vocabulary).value(
+        space.architecture(candidate)
+    )
     assume(limit > 0)
     budget = Budget(((second, limit),)) if second != metric else Budget(((metric, 1.0),))
-    problem = Problem(space, budget.within(metric, 1.0), effective(), prices)
-    found = least(problem, metric)
+    problem = Problem(space, budget.within(metric, 1.0), effective(), cost_model)
+    found = minimum(problem, metric)
     values = []
-    for g in space.genomes():
+    for g in space.candidates():
         a = space.architecture(g)
-        if positions(g) <= a.max_positions and (second == metric or problem.value(second, a, g.frame) <= limit):
-            values.append(problem.value(metric, a, g.frame))
+        if positions(g) <= a.max_positions and (second == metric or problem.value(second, a, g.template) <= limit):
+            values.append(problem.value(metric, a, g.template))
     assume(min(values, default=1) > 0)
     if not values:
         assert found is None
@@ -248,10 +255,10 @@ def check_least(space: Space, key: str, other: str, seed: int, table: LatencyTab
 
 
 def test_out_of_time_the_bound_is_still_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = Problem(WIDE, Budget.of({"weight_mb@int4": 30.0, "kv_mb@1024": 8.0}), effective(), Prices("int4"))
+    problem = Problem(WIDE, Budget.of({"weight_mb@int4": 30.0, "kv_mb@1024": 8.0}), effective(), CostModel("int4"))
     optimum = ExactSolver(problem).solve()
     nothing = ExactSolver(problem, seconds=1e-9).solve()
-    assert nothing.genome is None and nothing.bound == math.inf == nothing.gap_percent and not nothing.infeasible
+    assert nothing.candidate is None and nothing.bound == math.inf == nothing.gap_percent and not nothing.infeasible
 
     calls = 0
 
@@ -263,12 +270,12 @@ def test_out_of_time_the_bound_is_still_one(monkeypatch: pytest.MonkeyPatch) -> 
 
     solver = ExactSolver(problem, note=stop)
     stopped = solver.solve()
-    assert stopped.genome is not None and stopped.score <= optimum.score <= stopped.bound
+    assert stopped.candidate is not None and stopped.score <= optimum.score <= stopped.bound
     assert stopped.bound > optimum.bound and stopped.gap_percent > 0
 
 
 def test_too_many_labels_leave_a_gap_and_no_wrong_claim(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = Problem(PAPER, Budget.of({"flops": 60e9, "parameters": 50e6}), effective(), Prices("fp16"))
+    problem = Problem(PAPER, Budget.of({"flops": 60e9, "parameters": 50e6}), effective(), CostModel("fp16"))
     optimum = ExactSolver(problem).solve()
     monkeypatch.setattr(label_setting, "MAX_LABELS", 40)
     limited = ExactSolver(problem).solve()
@@ -278,15 +285,15 @@ def test_too_many_labels_leave_a_gap_and_no_wrong_claim(monkeypatch: pytest.Monk
 def test_only_sums_over_blocks_are_solved() -> None:
     whole = Score("mine", whole=lambda a: 1.0)
     with pytest.raises(InputError, match=r"mine is not a sum over blocks.*--solver evolution"):
-        ExactSolver(Problem(SMALL, Budget(), whole, Prices("fp16")))
+        ExactSolver(Problem(SMALL, Budget(), whole, CostModel("fp16")))
 
 
 def test_scores_may_be_negative_and_see_the_frame() -> None:
     """A user's own: fewer layers, and the larger vocabulary of two."""
     score = Score("mine", block=lambda model, block, depth, cut: model.vocab_size / 1e6 - block.layers - depth / 7)
-    problem = Problem(MIXED, Budget.of({"parameters": 2e6}), score, Prices("fp16"))
+    problem = Problem(MIXED, Budget.of({"parameters": 2e6}), score, CostModel("fp16"))
     certificate = ExactSolver(problem).solve()
-    best = max(score.total(MIXED.architecture(g)) for g in MIXED.genomes() if problem.feasible(g))
+    best = max(score.total(MIXED.architecture(g)) for g in MIXED.candidates() if problem.feasible(g))
     assert certificate.score == certificate.bound == pytest.approx(best) and best < 0
 
 
@@ -320,5 +327,5 @@ def test_smollm2s_parameters_buy_more_entropy_than_it_has() -> None:
         vocabularies=tuple(replace(v, size=49152) for v in WIDE.vocabularies[-1:]),
     )
     budget = Budget.of({"parameters": smollm2.parameters, "weight_mb@fp16": smollm2.weight_bytes("fp16") / 1e6})
-    certificate = ExactSolver(Problem(space, budget, effective(), Prices("fp16"))).solve()
+    certificate = ExactSolver(Problem(space, budget, effective(), CostModel("fp16"))).solve()
     assert certificate.score >= effective().total(smollm2)
