@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and editors
     from merino_edge.runtime.session import Session
     from merino_edge.search.budget import Budget
     from merino_edge.search.builtin_spaces import load_space
-    from merino_edge.search.result import Question, answer
+    from merino_edge.search.result import SearchConfig, run_search
     from merino_edge.search.score import parse_score
 
 __version__ = "0.1.0"
@@ -40,10 +40,9 @@ __all__ = [
     "Budget",
     "Chat",
     "ExportOptions",
-    "Question",
     "Sampling",
+    "SearchConfig",
     "Session",
-    "answer",
     "generate",
     "import_model",
     "load_checkpoint",
@@ -52,6 +51,7 @@ __all__ = [
     "open_engine",
     "parse_score",
     "preset",
+    "run_search",
     "write_bundle",
 ]
 
@@ -62,10 +62,9 @@ _HOMES = {
     "Budget": "merino_edge.search.budget",
     "Chat": "merino_edge.runtime.chat",
     "ExportOptions": "merino_edge.export.prepare_weights",
-    "Question": "merino_edge.search.result",
     "Sampling": "merino_edge.runtime.sampling",
+    "SearchConfig": "merino_edge.search.result",
     "Session": "merino_edge.runtime.session",
-    "answer": "merino_edge.search.result",
     "generate": "merino_edge.runtime.generation",
     "import_model": "merino_edge.convert.import_model",
     "load_checkpoint": "merino_edge.checkpoint:load",
@@ -74,6 +73,7 @@ _HOMES = {
     "open_engine": "merino_edge.runtime.open_bundle",
     "parse_score": "merino_edge.search.score",
     "preset": "merino_edge.presets",
+    "run_search": "merino_edge.search.result",
     "write_bundle": "merino_edge.export.bundle_writer",
 }
 

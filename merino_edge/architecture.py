@@ -227,7 +227,7 @@ def save(path: Path | str, a: Architecture, **found: Any) -> dict[str, Any]:
 
 def load(path: Path | str) -> tuple[Architecture, dict[str, Any]]:
     """Read an artefact: the architecture and the whole document. Raises ArtefactError, ArchitectureError."""
-    document = artefact.read_json(path, KIND, SCHEMA_VERSION, by_hand=True)
+    document = artefact.read_json(path, KIND, SCHEMA_VERSION, handwritten=True)
     a = Architecture.from_dict(document.get("architecture"))
     if "id" in document and document["id"] != a.id:
         raise ArtefactError(

@@ -23,7 +23,7 @@ from typing import Any
 from merino_edge import __version__, limits
 from merino_edge.errors import ArtefactError, OutputError
 
-STAMP = ("kind", "schema_version", "tool_version", "sha256")
+ENVELOPE = ("kind", "schema_version", "tool_version", "sha256")
 
 
 def canonical_json(value: Any) -> str:
@@ -90,10 +90,10 @@ def read_text(path: Path, limit_bytes: int = limits.MAX_JSON_BYTES) -> str:
         raise ArtefactError(f"{path} cannot be read ({error.strerror})", "check its permissions") from None
 
 
-def check_header(document: Any, kind: str, newest: int, where: str, by_hand: bool = False) -> dict[str, Any]:
+def check_header(document: Any, kind: str, newest: int, where: str, handwritten: bool = False) -> dict[str, Any]:
     """Return `document` if it is an object of this kind, not newer than `newest`, with a true hash.
 
-    `by_hand`: people write this kind too, and may leave the hash out.
+    `handwritten`: people write this kind too, and may leave the hash out.
     """
     if not isinstance(document, dict):
         raise ArtefactError(f"{where} is not a {kind} artefact", "see: merino-edge show PATH")
@@ -107,28 +107,28 @@ def check_header(document: Any, kind: str, newest: int, where: str, by_hand: boo
             f"{where} has schema version {version}, this tool knows up to {newest}",
             "run: pip install -U merino-edge",
         )
-    if "sha256" in document or not by_hand:
+    if "sha256" in document or not handwritten:
         body = {key: value for key, value in document.items() if key != "sha256"}
         if sha256_text(canonical_json(body)) != document.get("sha256"):
             raise ArtefactError(f"{where} does not match its own sha256", "it was altered; make it again")
     return document
 
 
-def read_json(path: Path | str, kind: str, newest: int = 1, by_hand: bool = False) -> dict[str, Any]:
+def read_json(path: Path | str, kind: str, newest: int = 1, handwritten: bool = False) -> dict[str, Any]:
     """Read, verify (see `check_header`) and return a JSON artefact. Raises ArtefactError."""
     path = Path(path)
-    return check_header(parse_json(read_text(path), str(path)), kind, newest, str(path), by_hand)
+    return check_header(parse_json(read_text(path), str(path)), kind, newest, str(path), handwritten)
 
 
-def payload(document: dict[str, Any]) -> dict[str, Any]:
-    """What a JSON artefact says, without what `stamp` adds."""
-    return {key: value for key, value in document.items() if key not in STAMP}
+def remove_envelope(document: dict[str, Any]) -> dict[str, Any]:
+    """What a JSON artefact says, without what `add_envelope` adds."""
+    return {key: value for key, value in document.items() if key not in ENVELOPE}
 
 
 # --- writing ---------------------------------------------------------------------------------------
 
 
-def stamp(kind: str, payload: dict[str, Any], schema_version: int = 1) -> dict[str, Any]:
+def add_envelope(kind: str, payload: dict[str, Any], schema_version: int = 1) -> dict[str, Any]:
     """`payload` with kind, versions and its hash: the object that `read_json` accepts."""
     document = {"kind": kind, "schema_version": schema_version, "tool_version": __version__, **payload}
     return {**document, "sha256": sha256_text(canonical_json(document))}
@@ -136,7 +136,7 @@ def stamp(kind: str, payload: dict[str, Any], schema_version: int = 1) -> dict[s
 
 def write_json(path: Path | str, kind: str, payload: dict[str, Any], schema_version: int = 1) -> dict[str, Any]:
     """Write a JSON artefact atomically and return what was written. Raises OutputError."""
-    document = stamp(kind, payload, schema_version)
+    document = add_envelope(kind, payload, schema_version)
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return document
 
@@ -153,7 +153,7 @@ def user_cache() -> Path:
 def write_bytes(path: Path | str, data: bytes) -> None:
     """Temporary file in the same folder, fsync, rename: readers see the old file or the new one."""
     path = Path(path)
-    with writing(path):
+    with translate_os_errors(path):
         if path.exists() and not path.is_file():  # the rename would replace a device too
             raise OutputError(f"{path} exists and is not a plain file", "choose another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -171,17 +171,17 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path | str, instead_of: str | None = None) -> Iterator[Path]:
+def atomic_directory(path: Path | str, marker: str | None = None) -> Iterator[Path]:
     """Yield a hidden folder beside `path` that becomes `path` on success and vanishes on any failure.
 
-    An existing artefact at `path` (or, given `instead_of`, a folder that holds this file) is replaced only at the end;
+    An existing artefact at `path` (or, given `marker`, a folder that holds this file) is replaced only at the end;
     a folder that holds anything else is refused, so a typing error never deletes a home folder. Raises OutputError.
     """
     path = Path(path)
-    with writing(path):
+    with translate_os_errors(path):
         ours = path.is_dir() and (
             not any(path.iterdir())
-            or (is_artefact_folder(path) if instead_of is None else (path / instead_of).is_file())
+            or (is_artefact_folder(path) if marker is None else (path / marker).is_file())
         )
         if path.exists() and not ours:
             raise OutputError(f"{path} exists and is not an artefact of merino-edge", "choose another --out")
@@ -209,7 +209,7 @@ def is_artefact_folder(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def translate_os_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals while writing `path` into one-line OutputErrors."""
     try:
         yield

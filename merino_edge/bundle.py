@@ -117,7 +117,7 @@ def add_tuning(bundle: Bundle, entry: dict[str, Any]) -> Bundle:
 
 
 def _rewritten(bundle: Bundle, **changed: Any) -> Bundle:
-    payload = artefact.payload(bundle.manifest) | changed
+    payload = artefact.remove_envelope(bundle.manifest) | changed
     document = artefact.write_json(bundle.path / "manifest.json", KIND, payload, SCHEMA_VERSION)
     return replace(bundle, manifest=document)
 

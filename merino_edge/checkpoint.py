@@ -71,7 +71,7 @@ def save(
     path: Path | str, a: Architecture, weights: Weights, tokenizer_json: str, chat: ChatFormat, training: dict[str, Any]
 ) -> None:
     """Write a whole checkpoint folder, atomically. Raises OutputError, ArtefactError."""
-    with artefact.new_folder(path) as folder:
+    with artefact.atomic_directory(path) as folder:
         write_files(folder, a, weights, tokenizer_json, chat, training)
 
 

@@ -50,12 +50,12 @@ def block_parameters(a: Architecture, block: Block) -> int:
     return block.weight_layers * (layer_matrix_parameters(a, block) + layer_vector_parameters(a, block))
 
 
-def width_change_parameters(before: int, after: int) -> int:
+def width_projection_parameters(before: int, after: int) -> int:
     return before * after if before != after else 0
 
 
-def _inner_change_parameters(a: Architecture) -> int:
-    return sum(width_change_parameters(x.width, y.width) for x, y in pairwise(a.blocks))
+def _inner_projection_parameters(a: Architecture) -> int:
+    return sum(width_projection_parameters(x.width, y.width) for x, y in pairwise(a.blocks))
 
 
 def end_parameters(a: Architecture) -> int:
@@ -63,13 +63,13 @@ def end_parameters(a: Architecture) -> int:
     first, last = a.blocks[0].width, a.blocks[-1].width
     table = a.vocab_size * a.embedding_width
     total = table * (1 if a.tied_head else 2) + a.position_rows * first
-    total += width_change_parameters(a.embedding_width, first) + width_change_parameters(last, a.embedding_width)
+    total += width_projection_parameters(a.embedding_width, first) + width_projection_parameters(last, a.embedding_width)
     return total + (_norm_parameters(a, last) if a.norm_placement == "pre" else 0)
 
 
 def parameters(a: Architecture) -> int:
     """Stored parameters, shared layers once, a tied head once."""
-    return end_parameters(a) + _inner_change_parameters(a) + sum(block_parameters(a, block) for block in a.blocks)
+    return end_parameters(a) + _inner_projection_parameters(a) + sum(block_parameters(a, block) for block in a.blocks)
 
 
 # --- FLOPs -----------------------------------------------------------------------------------------
@@ -86,13 +86,13 @@ def block_flops(a: Architecture, block: Block, sequence: int) -> int:
 def head_flops(a: Architecture, sequence: int) -> int:
     """Output head over every position, with the width projections at either end."""
     first, last, width = a.blocks[0].width, a.blocks[-1].width, a.embedding_width
-    ends = width_change_parameters(width, first) + width_change_parameters(last, width)
+    ends = width_projection_parameters(width, first) + width_projection_parameters(last, width)
     return 2 * sequence * (a.vocab_size * width + ends)
 
 
 def flops(a: Architecture, sequence: int = 1024, head: bool = False) -> int:
     """FLOPs of one forward pass over `sequence` tokens, batch 1 (paper section 6)."""
-    total = sum(block_flops(a, block, sequence) for block in a.blocks) + 2 * sequence * _inner_change_parameters(a)
+    total = sum(block_flops(a, block, sequence) for block in a.blocks) + 2 * sequence * _inner_projection_parameters(a)
     return total + (head_flops(a, sequence) if head else 0)
 
 
@@ -132,7 +132,7 @@ def table_bytes(a: Architecture, precision: str) -> int:
 def end_weight_bytes(a: Architecture, precision: str) -> float:
     """Embedding, positions, final norm and head."""
     first, last, width = a.blocks[0].width, a.blocks[-1].width, a.embedding_width
-    projections = width_change_parameters(width, first) + width_change_parameters(last, width)
+    projections = width_projection_parameters(width, first) + width_projection_parameters(last, width)
     total = a.position_rows * first * POSITION_BYTES[precision] + projections * MATRIX_BYTES[precision]
     total += (1 if a.tied_head else 2) * table_bytes(a, precision)
     return total + (_norm_parameters(a, last) * VECTOR_BYTES if a.norm_placement == "pre" else 0)
@@ -141,7 +141,7 @@ def end_weight_bytes(a: Architecture, precision: str) -> float:
 def weight_bytes(a: Architecture, precision: str = "fp16") -> int:
     """Bytes of the stored weights, rounded. Raises InputError on an unknown precision."""
     check_precision(precision)
-    total = end_weight_bytes(a, precision) + _inner_change_parameters(a) * MATRIX_BYTES[precision]
+    total = end_weight_bytes(a, precision) + _inner_projection_parameters(a) * MATRIX_BYTES[precision]
     return round(total + sum(block_weight_bytes(a, block, precision) for block in a.blocks))
 
 
@@ -174,9 +174,9 @@ def block_step_bytes(a: Architecture, block: Block, precision: str, places: int)
 def step_bytes(a: Architecture, precision: str, places: int) -> float:
     """What a decode step of the whole model reads; of the table of embeddings it is a row."""
     blocks = sum(block_step_bytes(a, block, precision, places) for block in a.blocks)
-    changes = _inner_change_parameters(a)
+    changes = _inner_projection_parameters(a)
     changes += sum(
-        width_change_parameters(a.embedding_width, width)
+        width_projection_parameters(a.embedding_width, width)
         for width in (a.blocks[0].width, a.blocks[-1].width)
         if width != a.embedding_width
     )

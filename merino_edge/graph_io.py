@@ -6,7 +6,7 @@ Knows no operator and no engine. The whole signature stands in `merino_edge.expo
 from __future__ import annotations
 
 # Prefix of the cache outputs of a `primitive` graph: the step's new keys and values, which the engine copies into the cache.
-ROWS = "row_"
+NEW_KV_PREFIX = "row_"
 
 # Input of an `ort` graph, int64 [1]: for how many of the last positions the graph returns logits.
-WANTED = "wanted"
+NUM_LOGITS = "wanted"

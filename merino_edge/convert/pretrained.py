@@ -32,7 +32,7 @@ def fetch_smollm2(cache: Path | None = None) -> Path:
     path = cache / FILE
     if path.is_file() and artefact.sha256_file(path) == SHA256:
         return path
-    with artefact.writing(path):
+    with artefact.translate_os_errors(path):
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             extracted = extract(_download(Path(folder)))

@@ -59,7 +59,7 @@ def export_to_huggingface(source: Path | str, out: Path | str) -> Written:
     weights = _renamed(a, FAMILIES[name], _one_block_weights(ckpt))
     tokenizer = ckpt.path / "tokenizer.json"
     backend = load_tokenizer(artefact.read_text(tokenizer), str(tokenizer))
-    with artefact.new_folder(out) as folder:
+    with artefact.atomic_directory(out) as folder:
         _write_weights(folder / SAFETENSORS, weights, ckpt.training["sha256"])
         ends = _special_ids(ckpt.chat)
         dtype = np.result_type(*weights.values()).name

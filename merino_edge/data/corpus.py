@@ -30,33 +30,12 @@ import numpy as np
 
 from merino_edge import artefact
 from merino_edge.data import corpus_writer
-from merino_edge.data.bpe import (
-    END_OF_TEXT,
-    END_OF_TEXT_ID,
-    SMALLEST_VOCABULARY,
-    SPECIAL_TOKENS,
-    chat_format,
-    train_tokenizer,
-)
+from merino_edge.data.bpe import SMALLEST_VOCABULARY
 from merino_edge.data.corpus_writer import CONVERSATIONS, HEADER, KIND, SCHEMA_VERSION, SHARD_TOKENS, token_dtype
 from merino_edge.data.shards import Shards, Verified, name_of
 from merino_edge.data.sources import named, texts
 from merino_edge.errors import ArtefactError, InputError
 from merino_edge.tokenizer import ChatFormat, Tokenizer
-
-__all__ = (
-    "END_OF_TEXT",
-    "END_OF_TEXT_ID",
-    "SMALLEST_VOCABULARY",
-    "SPECIAL_TOKENS",
-    "Corpus",
-    "chat_format",
-    "fingerprint",
-    "load",
-    "pieces",
-    "prepare",
-    "train_tokenizer",
-)
 
 IGNORED = -100  # a target that nothing is learned from
 HELD_OUT = 0.05  # of the tokens

@@ -51,7 +51,7 @@ def write(
 ) -> None:
     """Make the corpus in `folder`, in place of the corpus there. `on_tokens` gets how many are written so far."""
     limits.check_range("shard_tokens", shard_tokens, 1, SHARD_TOKENS)
-    with artefact.new_folder(folder, instead_of=HEADER) as new:
+    with artefact.atomic_directory(folder, marker=HEADER) as new:
         if tokenizer is None:
             tokenizer = _trained(from_sources, vocab_size)
         encoder = Encoder(tokenizer)

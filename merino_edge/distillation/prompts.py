@@ -31,7 +31,7 @@ from merino_edge.errors import InputError
 KIND = "prompts"
 FOLDER = Path(__file__).parent.parent / "recipes" / "prompts"
 FIELDS = (
-    *artefact.STAMP,
+    *artefact.ENVELOPE,
     *("about", "templates", "groups", "slots", "system", "asked", "unwanted"),
 )
 GROUP_FIELDS = ("share", "system", "asked", "templates")
@@ -103,7 +103,7 @@ def load(name_or_path: Path | str) -> Prompts:
         if not lines:
             raise InputError(f"{path} holds no prompt", "write one a line")
         return Prompts(path.name, sha256, lines)
-    document = artefact.check_header(artefact.parse_json(text, str(path)), KIND, 1, str(path), by_hand=True)
+    document = artefact.check_header(artefact.parse_json(text, str(path)), KIND, 1, str(path), handwritten=True)
     user_file.require_known(document, FIELDS, path)
     if ("templates" in document) == ("groups" in document):
         raise user_file.error(path, "has not one of templates and groups", 'write "templates": ["Say hello.", ...]')

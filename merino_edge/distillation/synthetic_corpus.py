@@ -36,7 +36,7 @@ from merino_edge import artefact, limits
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.distillation.prompts import Prompt, Prompts
 from merino_edge.errors import ArtefactError, InputError, OutputError
-from merino_edge.pytorch.batched_generation import Answer, Batched, Choice
+from merino_edge.pytorch.batched_generation import BatchedGenerator, Completion, SamplingParams
 from merino_edge.pytorch.model import Model
 from merino_edge.tokenizer import Message, Tokenizer
 
@@ -48,11 +48,11 @@ REPEATED = 8  # words
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be written, with `choice`; construction raises InputError naming what is out of range."""
+    """What is to be written, with `sampling`; construction raises InputError naming what is out of range."""
 
     count: int  # of prompts; fewer answers are kept
     max_tokens: int = 300
-    choice: Choice = field(default_factory=Choice)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     batch: int = 32
     seed: int = 0
     plain: bool = False  # prompts are continued instead of answered
@@ -105,8 +105,8 @@ def write(
     if (header := _begun(out, identity))["finished"]:
         return header
     model = Model.from_weights(teacher.architecture, teacher.weights)
-    batched = Batched(model, torch.bfloat16 if bf16 else torch.float32, device)
-    with artefact.writing(out), open(out, "r+b") as file:
+    generator = BatchedGenerator(model, torch.bfloat16 if bf16 else torch.float32, device)
+    with artefact.translate_os_errors(out), open(out, "r+b") as file:
         _lock(file, out)
         header = _begun(out, identity)  # as it is now that nobody else writes
         digest = _rewound(file, header, out)
@@ -115,7 +115,7 @@ def write(
                 continue
             generators = [np.random.default_rng([plan.seed, sample.number, 1]) for sample in samples]
             prompt_ids, ends = [sample.ids for sample in samples], tokenizer.chat.eos_token_ids
-            answers = batched.answer(prompt_ids, plan.choice, plan.max_tokens, ends, generators)
+            answers = generator.generate(prompt_ids, plan.sampling, plan.max_tokens, ends, generators)
             lines = _lines(samples, answers, tokenizer, prompts.unwanted, plan.plain, header)
             file.write(lines)
             file.flush()
@@ -127,7 +127,7 @@ def write(
             header["finished"] = header["samples"] == plan.count
             header["content_sha256"] = digest.hexdigest()
             _save(out, header)
-            on_batch(header, batched.computed)
+            on_batch(header, generator.computed_tokens)
     return header
 
 
@@ -135,7 +135,7 @@ def _identity(
     teacher: Checkpoint, prompts: Prompts, plan: Plan, bf16: bool, device: torch.device, licence: str | None
 ) -> dict[str, Any]:
     options = dataclasses.asdict(plan)
-    options |= options.pop("choice")
+    options |= options.pop("sampling")
     source = teacher.training.get("source")
     name = source.get("name") if isinstance(source, dict) else None
     return {
@@ -167,9 +167,9 @@ def _begun(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
         if not out.exists() and header["bytes"]:
             raise ArtefactError(f"{out} is gone, {path.name} is there", f"remove {path} and begin again")
     if not out.exists():
-        with artefact.writing(out), open(out, "xb"):
+        with artefact.translate_os_errors(out), open(out, "xb"):
             pass
-    return artefact.payload(header)
+    return artefact.remove_envelope(header)
 
 
 def _lock(file: IO[bytes], out: Path) -> None:
@@ -229,7 +229,7 @@ def _encoded(prompt: Prompt, tokenizer: Tokenizer, plain: bool) -> list[int]:
 
 def _lines(
     samples: Sequence[Sample],
-    answers: Sequence[Answer],
+    answers: Sequence[Completion],
     tokenizer: Tokenizer,
     unwanted: Sequence[str],
     plain: bool,

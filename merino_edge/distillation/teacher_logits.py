@@ -93,7 +93,7 @@ def teach(
         shards.append({"tokens": len(logs), **hashes})
         done += len(logs)
         header["finished"] = done == n
-        header = artefact.write_json(folder / HEADER, KIND, artefact.payload(header), SCHEMA_VERSION)
+        header = artefact.write_json(folder / HEADER, KIND, artefact.remove_envelope(header), SCHEMA_VERSION)
         on_tokens(done, done - before)
     return header
 
@@ -159,7 +159,7 @@ class StoredLogits:
         self.folder = Path(folder)
         self.header = header = artefact.read_json(self.folder / HEADER, KIND, SCHEMA_VERSION)
         if not header["finished"]:
-            raise ArtefactError(f"{folder} is unfinished", "give its merino-edge teach command again")
+            raise ArtefactError(f"{folder} is unfinished", "give its merino-edge distill logits command again")
         verified = Verified(self.folder, header["sha256"])
         k, dtypes = header["top_k"], {"logs": np.dtype("<f2"), "ids": token_dtype(header["vocab_size"])}
         found: dict[str, list[np.ndarray]] = {stem: [] for stem in dtypes}

@@ -23,7 +23,7 @@ from merino_edge.pytorch.model import Cache, Model
 
 
 @dataclass(frozen=True)
-class Choice:
+class SamplingParams:
     """How to choose a token; as in merino_edge.runtime.sampling. Raises InputError naming what is out of range."""
 
     temperature: float = 0.8  # 0: the likeliest
@@ -40,36 +40,36 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Completion:
     """Token ids without the end token, and whether there was one: else `max_tokens` or the context cut it off."""
 
     ids: tuple[int, ...]
     ended: bool
 
 
-def distribution(logits: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+def distribution(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
     """Of logits [B, V] the candidates' ids [B, N] and probabilities [B, N] float64, summing to 1.
 
     A row with fewer than N candidates has others, of probability 0. With top-p the least likely come first.
     """
-    ids, scores = _top(logits, choice.top_k)
-    likely = (scores.double() / choice.temperature).softmax(-1)
-    if choice.top_p < 1:
+    ids, scores = _top(logits, params.top_k)
+    likely = (scores.double() / params.temperature).softmax(-1)
+    if params.top_p < 1:
         # Drop the unlikeliest while they hold no more than 1 - top_p; the likeliest always stays.
         likely, order = likely.sort(dim=-1, stable=True)
         ids = ids.gather(1, order)
-        dropped = likely.cumsum(-1) <= 1 - choice.top_p
+        dropped = likely.cumsum(-1) <= 1 - params.top_p
         dropped[:, -1] = False
         likely = likely.masked_fill(dropped, 0)
         likely = likely / likely.sum(-1, keepdim=True)
     return ids, likely
 
 
-def choose(logits: Tensor, choice: Choice, draws: Tensor) -> Tensor:
+def sample(logits: Tensor, params: SamplingParams, draws: Tensor) -> Tensor:
     """The next token [B] of each row of logits [B, V], by its draw [B] float64, uniform in 0 to 1."""
-    if choice.temperature == 0:
+    if params.temperature == 0:
         return logits.argmax(-1)
-    ids, likely = distribution(logits, choice)
+    ids, likely = distribution(logits, params)
     cumulative = likely.cumsum(-1)
     # The first whose cumulative probability exceeds the draw: never one of probability zero.
     index = (cumulative <= (draws * cumulative[:, -1])[:, None]).sum(-1, keepdim=True)
@@ -87,23 +87,23 @@ def _top(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return ids, found.masked_fill(found < least, -torch.inf)
 
 
-class Batched:
+class BatchedGenerator:
     """A model that answers batches, which it takes over: moved to `device`, cast to `dtype`."""
 
     def __init__(self, model: Model, dtype: torch.dtype, device: torch.device) -> None:
         self.model = model.eval().to(device, dtype)
         self.dtype, self.device = dtype, device
-        self.computed = 0  # tokens that were run after prompts, over all batches
+        self.computed_tokens = 0  # tokens that were run after prompts, over all batches
 
     @torch.inference_mode()
-    def answer(
+    def generate(
         self,
         prompts: Sequence[Sequence[int]],
-        choice: Choice,
+        params: SamplingParams,
         max_tokens: int,
         ends: Sequence[int],
         generators: Sequence[np.random.Generator],
-    ) -> list[Answer]:
+    ) -> list[Completion]:
         """One answer to each of `prompts`, ids of one length; row i draws its numbers from `generators[i]`.
 
         Raises InputError for a prompt that leaves no room, ArtefactError for logits that are not finite.
@@ -121,7 +121,7 @@ class Batched:
         uniform = torch.from_numpy(draws).to(self.device)
         of = torch.arange(len(prompts), device=self.device)  # which prompt each row that is left belongs to
         times = None  # [B, V], how often each answer has each token
-        if choice.frequency_penalty:
+        if params.frequency_penalty:
             times = torch.zeros((len(prompts), a.vocab_size), device=self.device)
         written = torch.empty((len(prompts), steps), dtype=torch.int64, device=self.device)
         lengths, ended = [steps] * len(prompts), [False] * len(prompts)
@@ -134,8 +134,8 @@ class Batched:
                 raise ArtefactError("the model returned logits that are not finite", "use --precision fp32")
             start += tokens.shape[1]
             if times is not None:
-                logits = logits - choice.frequency_penalty * times
-            chosen = choose(logits, choice, uniform[of, step])
+                logits = logits - params.frequency_penalty * times
+            chosen = sample(logits, params, uniform[of, step])
             written[of, step] = chosen
             going = ~torch.isin(chosen, last)
             if not bool(going.all()):
@@ -149,9 +149,9 @@ class Batched:
             tokens = chosen[:, None]
             if times is not None:
                 times.scatter_add_(1, tokens, torch.ones_like(tokens, dtype=times.dtype))
-            self.computed += len(chosen)
+            self.computed_tokens += len(chosen)
         found = written.tolist()
-        return [Answer(tuple(found[i][: lengths[i]]), ended[i]) for i in range(len(prompts))]
+        return [Completion(tuple(found[i][: lengths[i]]), ended[i]) for i in range(len(prompts))]
 
     def _prefill_common(self, prompts: Sequence[Sequence[int]], cache: Cache) -> int:
         """Run once what all prompts begin with (their last tokens apart), for every row; how many tokens that is."""

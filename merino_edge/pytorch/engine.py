@@ -58,7 +58,7 @@ class TorchEngine:
         self._length = start + len(tokens)
         return logits[0, -rows:].float().numpy(force=True)  # type: ignore[no-any-return]
 
-    def assume(self, positions: int) -> None:
+    def mark_filled(self, positions: int) -> None:
         """Take so many positions for written, whatever they hold: to time a step at any length without the prompt."""
         self._length = positions
 

@@ -32,34 +32,34 @@ class Workers:
         if parallel not in get_args(Parallel):
             raise InputError(f"parallel is {parallel!r}", f"choose {' or '.join(get_args(Parallel))}")
         self.parallel = parallel
-        self.rank, self.count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank, self.world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         self.device = device.device()
         self._wrapped: nn.Module | None = None
-        if self.together:
+        if self.is_distributed:
             if self.device.type == "cuda":
                 self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
                 torch.cuda.set_device(self.device)
             torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
 
     @property
-    def together(self) -> bool:
+    def is_distributed(self) -> bool:
         """Whether there are others, or torchrun started this one alone."""
-        return self.count > 1
+        return self.world_size > 1
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
-    def part(self, batch: int) -> slice:
+    def shard_of_batch(self, batch: int) -> slice:
         """Which of a batch's sequences are this worker's. Raises InputError where they cannot be divided evenly."""
-        if batch % self.count:
-            raise InputError(f"{self.count} workers cannot share {batch} sequences a step", "change --batch")
-        share = batch // self.count
+        if batch % self.world_size:
+            raise InputError(f"{self.world_size} workers cannot share {batch} sequences a step", "change --batch")
+        share = batch // self.world_size
         return slice(self.rank * share, (self.rank + 1) * share)
 
     def wrap(self, model: Model) -> nn.Module:
         """What to call instead of `model` so that gradients are averaged over workers."""
-        if not self.together:
+        if not self.is_distributed:
             return model
         if self.parallel == "fsdp":
             from torch.distributed.fsdp import fully_shard
@@ -76,7 +76,7 @@ class Workers:
         return wrapped
 
     @contextlib.contextmanager
-    def accumulating(self, last: bool) -> Iterator[None]:
+    def accumulate_gradients(self, *, last: bool) -> Iterator[None]:
         """Around a backward pass: gradients are exchanged in the last of a step only."""
         if self._wrapped is None:
             yield
@@ -87,31 +87,31 @@ class Workers:
             with contextlib.nullcontext() if last else self._wrapped.no_sync():  # type: ignore[operator]
                 yield
 
-    def sums(self, *values: float) -> list[float]:
+    def all_reduce_sum(self, *values: float) -> list[float]:
         """Each value added up over all workers."""
-        if not self.together:
+        if not self.is_distributed:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         torch.distributed.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until every worker is here."""
-        if self.together:
+        if self.is_distributed:
             torch.distributed.barrier()
 
     def close(self) -> None:
-        if self.together:
+        if self.is_distributed:
             torch.distributed.destroy_process_group()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor with what other workers hold of it; all of them must ask."""
     full: Any = getattr(tensor, "full_tensor", None)
     return tensor if full is None else full()
 
 
-def divided(tensor: Tensor, like: Tensor) -> Tensor:
+def shard(tensor: Tensor, like: Tensor) -> Tensor:
     """This worker's part of a whole tensor, as `like` is divided."""
     if not hasattr(like, "full_tensor"):
         return tensor

@@ -31,7 +31,7 @@ class TrainingLog:
         self._every = max(1, steps // LINES)
         path = out / LOG
         kept = _lines_until(path, done) if done else []
-        with artefact.writing(path):
+        with artefact.translate_os_errors(path):
             out.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(kept))
             self._file = open(path, "a", buffering=1)  # noqa: SIM115 - closed by __exit__

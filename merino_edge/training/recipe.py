@@ -21,7 +21,7 @@ from merino_edge.training.config import TrainingConfig
 
 KIND = "recipe"
 FOLDER = Path(__file__).parent.parent / "recipes"
-FIELDS = (*artefact.STAMP, "about", "corpus", "vocab_size", "config")
+FIELDS = (*artefact.ENVELOPE, "about", "corpus", "vocab_size", "config")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def names() -> list[str]:
 def load(name_or_path: Path | str) -> Recipe:
     """A recipe of the package by its name, or one in a file. Raises ArtefactError, InputError for a value."""
     path = user_file.find(FOLDER, name_or_path, "there is no recipe")
-    document = artefact.read_json(path, KIND, by_hand=True)
+    document = artefact.read_json(path, KIND, handwritten=True)
     user_file.require_known(document, FIELDS, path)
     corpus, config = document.get("corpus"), document.get("config", {})
     if not (isinstance(corpus, list) and corpus and all(isinstance(source, str) for source in corpus)):

@@ -55,7 +55,7 @@ def save(out: Path | str, head: dict[str, Any], tensors: dict[str, Tensor]) -> N
     file = folder_of(out) / f"step-{head['step']}.safetensors"
     temporary = file.with_suffix(".tmp")
     try:
-        with artefact.writing(file):
+        with artefact.translate_os_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, temporary)
             with open(temporary, "rb+") as written:

@@ -54,7 +54,7 @@ class LiveTeacher:
         of, where = self.source.architecture, self.source.path
         if of.vocab_size != a.vocab_size:
             what = f"the teacher {where} has a vocabulary of {of.vocab_size:,}, the model {a.vocab_size:,}"
-            raise InputError(what, "give a model of the teacher's vocabulary, or let it write: merino-edge write")
+            raise InputError(what, "give a model of the teacher's vocabulary, or use: merino-edge distill generate")
         if self.tokenizer.sha256 != corpus.header["tokenizer_sha256"]:
             what = f"the corpus was made with another tokenizer than that of the teacher {where}"
             raise InputError(what, f"make it again: merino-edge tokenize SOURCES --tokenizer {where} --out CORPUS")
@@ -71,7 +71,7 @@ class LiveTeacher:
 
 
 class StoredTeacher:
-    """What `merino-edge teach` has written of a corpus."""
+    """What `merino-edge distill logits` has written of a corpus."""
 
     tokenizer = None
 
@@ -84,7 +84,7 @@ class StoredTeacher:
             what = f"{folder} is of a vocabulary of {header['vocab_size']:,}, the model has {a.vocab_size:,}"
             raise InputError(what, "give a model of that vocabulary")
         if header["corpus_sha256"] != corpus.sha256:
-            hint = "train with the folder that it was made of, or make it again: merino-edge teach"
+            hint = "train with the folder that it was made of, or make it again: merino-edge distill logits"
             raise InputError(f"{folder} is of another corpus", hint)
         if config.temperature != 1:
             what = f"temperature is {config.temperature}, what is stored is of 1"
@@ -96,6 +96,6 @@ class StoredTeacher:
 
 
 def load(path: Path | str) -> Teacher:
-    """A checkpoint, or what `merino-edge teach` has stored, told by what the folder holds. Raises ArtefactError."""
+    """A checkpoint, or stored logits (`merino-edge distill logits`), told by what the folder holds. Raises ArtefactError."""
     path = Path(path)
     return StoredTeacher(StoredLogits(path)) if (path / HEADER).is_file() else LiveTeacher(checkpoint.load(path))

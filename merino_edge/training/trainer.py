@@ -39,7 +39,7 @@ from merino_edge.tokenizer import Tokenizer
 from merino_edge.training import device
 from merino_edge.training import state as training_state
 from merino_edge.training.config import TrainingConfig
-from merino_edge.training.distributed import Workers, divided, whole
+from merino_edge.training.distributed import Workers, full_tensor, shard
 from merino_edge.training.loss import distillation, next_token
 from merino_edge.training.optimizer import Optimizer
 from merino_edge.training.teacher import Teacher
@@ -78,9 +78,9 @@ def check(a: Architecture, config: TrainingConfig, workers: Workers) -> None:
     if config.sequence > a.max_positions:
         what = f"sequences of {config.sequence} are longer than the model's {a.max_positions} positions"
         raise InputError(what, f"use --sequence {a.max_positions} or less")
-    if workers.together and workers.parallel == "fsdp" and config.optimizer == "muon":
+    if workers.is_distributed and workers.parallel == "fsdp" and config.optimizer == "muon":
         raise InputError("Muon needs whole matrices, FSDP divides them", "use --parallel ddp, or --optimizer adamw")
-    workers.part(config.batch)
+    workers.shard_of_batch(config.batch)
 
 
 class Trainer:
@@ -101,7 +101,7 @@ class Trainer:
         self.corpus, self.config, self.step, self.gradient_norm = corpus, config, 0, 0.0
         self.workers = workers or Workers()
         check(a, config, self.workers)
-        self.part = self.workers.part(config.batch)
+        self.batch_shard = self.workers.shard_of_batch(config.batch)
         self.device = self.workers.device
         self.bf16 = device.uses_bf16(config.precision, self.device)
         if (teacher is None) != (config.teacher_weight == 0):
@@ -138,17 +138,17 @@ class Trainer:
         starts = self.corpus.starts(self.step, c.batch, c.sequence, c.seed)
         inputs, targets = self.corpus.rows(starts, c.sequence)
         learned = max(1, int((targets != IGNORED).sum()))  # over all workers
-        starts, inputs, targets = starts[self.part], inputs[self.part], targets[self.part]
+        starts, inputs, targets = starts[self.batch_shard], inputs[self.batch_shard], targets[self.batch_shard]
         self.optimizer.zero_grad()
         entropies = []
         for first in range(0, len(inputs), c.micro_batch):
             rows = slice(first, first + c.micro_batch)
-            with self.workers.accumulating(last=first + c.micro_batch >= len(inputs)):
+            with self.workers.accumulate_gradients(last=first + c.micro_batch >= len(inputs)):
                 total, entropy = self._losses(inputs[rows], targets[rows], starts[rows])
-                (total * (self.workers.count / learned)).backward()  # type: ignore[no-untyped-call]
+                (total * (self.workers.world_size / learned)).backward()  # type: ignore[no-untyped-call]
             entropies.append(entropy.detach())
-        (loss,) = self.workers.sums(sum(float(entropy) for entropy in entropies) / learned)
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.clip))
+        (loss,) = self.workers.all_reduce_sum(sum(float(entropy) for entropy in entropies) / learned)
+        norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.clip))
         self.gradient_norm = float(norm)
         if not (math.isfinite(loss) and math.isfinite(self.gradient_norm)):
             raise Diverged(self._divergence(loss, entropies), "train again with a lower --learning-rate")
@@ -161,8 +161,8 @@ class Trainer:
         bad = [i for i, entropy in enumerate(entropies) if not math.isfinite(float(entropy))]
         what = f"loss {loss}, gradient {self.gradient_norm}"
         if bad:
-            first = self.part.start + bad[0] * self.config.micro_batch
-            what += f", first in sequences {first} to {min(self.part.stop, first + self.config.micro_batch) - 1}"
+            first = self.batch_shard.start + bad[0] * self.config.micro_batch
+            what += f", first in sequences {first} to {min(self.batch_shard.stop, first + self.config.micro_batch) - 1}"
         return f"training diverged at step {self.step + 1} ({what})"
 
     @torch.no_grad()
@@ -194,7 +194,7 @@ class Trainer:
     def tensors(self) -> dict[str, Tensor]:
         """Everything that training changes, by its name in the state file; whole, on every worker."""
         found = {f"weights.{name}": value for name, value in self.model.state_dict().items()}
-        return {name: whole(tensor) for name, tensor in (found | self.optimizer.state()).items()}
+        return {name: full_tensor(tensor) for name, tensor in (found | self.optimizer.state()).items()}
 
     def restore(self, tensors: dict[str, Tensor], step: int) -> None:
         """Continue from what `tensors` gave at `step`."""
@@ -202,7 +202,7 @@ class Trainer:
         like = self.model.state_dict()
         of = {name: like.get(name.partition(".")[2], tensor) for name, tensor in tensors.items()}
         parts = {
-            name: divided(tensor.to(self.device), of[name]) if tensor.shape == of[name].shape else tensor
+            name: shard(tensor.to(self.device), of[name]) if tensor.shape == of[name].shape else tensor
             for name, tensor in tensors.items()
         }
         self.model.load_state_dict({name: parts.pop(f"weights.{name}") for name in like})
@@ -212,7 +212,7 @@ class Trainer:
         """The weights that a checkpoint gets: averaged ones where there are any. On every worker."""
         with self.optimizer.averaged():
             state = self.model.state_dict()
-            return {name: whole(value).float().numpy(force=True).copy() for name, value in state.items()}
+            return {name: full_tensor(value).float().numpy(force=True).copy() for name, value in state.items()}
 
 
 def train(
@@ -243,7 +243,7 @@ def train(
     saved = training_state.load(out) if resume else None
     prepared = corpus if isinstance(corpus, Corpus) else None
     if saved is None:
-        if workers.first:
+        if workers.is_main:
             _refuse_occupied(out)
     else:
         sha256 = prepared.sha256 if prepared else fingerprint(corpus, _tokenizer(start, teacher))  # type: ignore[arg-type]
@@ -259,7 +259,7 @@ def train(
         return _run(trainer, out, saved["figures"] if saved else None, save_every, on_step, should_stop)
     except BaseException as error:
         if not training_state.exists(out):
-            if workers.first:
+            if workers.is_main:
                 shutil.rmtree(training_state.folder_of(out), ignore_errors=True)
                 with contextlib.suppress(OSError):
                     (out / training_state.LOG).unlink(missing_ok=True)
@@ -274,11 +274,11 @@ def _prepared(
     sources: Sequence[Path | str], a: Architecture, tokenizer: Tokenizer | None, folder: Path, workers: Workers
 ) -> Corpus:
     """The corpus of `sources` in `folder`: the first worker makes it, the others read it."""
-    if not workers.first:
-        workers.wait()
+    if not workers.is_main:
+        workers.barrier()
     found = prepare(sources, a.vocab_size, folder, tokenizer)
-    if workers.first:
-        workers.wait()
+    if workers.is_main:
+        workers.barrier()
     return found
 
 
@@ -307,7 +307,7 @@ def _run(
         figures["train_seconds"] += time.perf_counter() - began
         if trainer.step == 1 or trainer.step % max(1, c.steps // HISTORY_POINTS) == 0:
             figures["history"].append([trainer.step, loss])
-        (asked,) = trainer.workers.sums(should_stop())
+        (asked,) = trainer.workers.all_reduce_sum(should_stop())
         if trainer.step < c.steps and (asked or trainer.step % save_every == 0):
             figures["validation_loss"] = trainer.validation_loss()
             training = _save(trainer, out, figures, unfinished=True)
@@ -318,9 +318,9 @@ def _run(
         on_step(Progress(trainer.step, loss, rate, norm, speed, figures["validation_loss"]))
     figures["validation_loss"] = trainer.validation_loss()
     training = _save(trainer, out, figures, unfinished=False)
-    if trainer.workers.first:
+    if trainer.workers.is_main:
         shutil.rmtree(training_state.folder_of(out), ignore_errors=True)
-    trainer.workers.wait()
+    trainer.workers.barrier()
     return Outcome(True, training)
 
 
@@ -337,12 +337,12 @@ def _save(trainer: Trainer, out: Path, figures: dict[str, Any], unfinished: bool
     }
     tensors = trainer.tensors() if unfinished else {}
     weights = trainer.kept_weights()
-    if trainer.workers.first:
+    if trainer.workers.is_main:
         if unfinished:
             training_state.save(out, {**identity, "figures": figures}, tensors)
         a, corpus = trainer.model.architecture, trainer.corpus
         checkpoint.write_files(out, a, weights, corpus.tokenizer_json, corpus.chat, training)
-    trainer.workers.wait()
+    trainer.workers.barrier()
     return training
 
 

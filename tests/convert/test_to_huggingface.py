@@ -24,7 +24,7 @@ from merino_edge.convert.families import FAMILIES
 from merino_edge.convert.import_model import import_model
 from merino_edge.convert.imported import bind_template
 from merino_edge.convert.to_huggingface import export_to_huggingface
-from merino_edge.data.corpus import END_OF_TEXT, END_OF_TEXT_ID, chat_format, train_tokenizer
+from merino_edge.data.bpe import END_OF_TEXT, END_OF_TEXT_ID, chat_format, train_tokenizer
 from merino_edge.errors import OutputError, UnsupportedError
 from merino_edge.pytorch.model import Model
 from merino_edge.tokenizer import ChatFormat, Tokenizer

@@ -51,7 +51,7 @@ def test_reconstructions_fit_the_papers_figures_and_space(name: str, shared: int
     own = replace(a, blocks=tuple(replace(block, shared=False) for block in a.blocks))
     assert round(own.parameters / 1e6) == unshared
     assert 0.95 * budget <= a.flops() <= budget
-    assert set(a.blocks) <= set(PAPER.genes) and replace(a, blocks=PAPER.genes[:1]) == PAPER.models[0]
+    assert set(a.blocks) <= set(PAPER.block_choices) and replace(a, blocks=PAPER.block_choices[:1]) == PAPER.models[0]
 
 
 def test_every_preset_has_a_shape_of_its_own() -> None:

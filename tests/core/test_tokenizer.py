@@ -9,7 +9,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merino_edge.data.corpus import train_tokenizer
+from merino_edge.data.bpe import train_tokenizer
 from merino_edge.errors import ArtefactError
 from merino_edge.tokenizer import compact
 

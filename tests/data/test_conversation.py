@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merino_edge.data import bpe, conversation, records, sources
-from merino_edge.data.corpus import END_OF_TEXT, IGNORED, Corpus, chat_format, prepare
+from merino_edge.data.bpe import END_OF_TEXT, chat_format
+from merino_edge.data.corpus import IGNORED, Corpus, prepare
 from merino_edge.data.records import Conversation
 from merino_edge.data.tiny_stories import tiny_stories
 from merino_edge.errors import InputError

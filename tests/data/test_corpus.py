@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from merino_edge.data.corpus import END_OF_TEXT, END_OF_TEXT_ID, Corpus, fingerprint, load, prepare
+from merino_edge.data.bpe import END_OF_TEXT, END_OF_TEXT_ID
+from merino_edge.data.corpus import Corpus, fingerprint, load, prepare
 from merino_edge.data.shards import Shards
 from merino_edge.data.tiny_stories import tiny_stories
 from merino_edge.errors import ArtefactError, InputError

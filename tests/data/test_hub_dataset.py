@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from merino_edge.data import corpus, hub_dataset, sources
+from merino_edge.data.bpe import END_OF_TEXT
 from merino_edge.data.records import Conversation
 from merino_edge.errors import InputError, MissingExtraError
 
@@ -59,7 +60,7 @@ def test_lines_of_text_are_documents(tmp_path: Path) -> None:
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "a.txt").write_text("one\n\ntwo\n")
     (source,) = sources.named([f"hf:{tmp_path / 'rows'}"])
-    assert "".join(map(str, source.records())) == f"one{corpus.END_OF_TEXT}two{corpus.END_OF_TEXT}"
+    assert "".join(map(str, source.records())) == f"one{END_OF_TEXT}two{END_OF_TEXT}"
 
 
 def test_its_fingerprint_is_of_what_is_read(tmp_path: Path) -> None:

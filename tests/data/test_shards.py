@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from merino_edge import artefact
 from merino_edge.data import shards
-from merino_edge.data.bpe import train_tokenizer
-from merino_edge.data.corpus import Corpus, chat_format, fingerprint, load, prepare
+from merino_edge.data.bpe import chat_format, train_tokenizer
+from merino_edge.data.corpus import Corpus, fingerprint, load, prepare
 from merino_edge.data.shards import Shards, ShardWriter, name_of
 from merino_edge.data.tiny_stories import tiny_stories
 from merino_edge.errors import ArtefactError, InputError

@@ -15,11 +15,11 @@ from helpers.random_model import random_model
 from helpers.tiny_checkpoint import TINY
 from merino_edge import checkpoint as checkpoints
 from merino_edge.checkpoint import Checkpoint
-from merino_edge.data.corpus import chat_format, train_tokenizer
+from merino_edge.data.bpe import chat_format, train_tokenizer
 from merino_edge.errors import InputError, UnsupportedError
 from merino_edge.export import mixed_precision, parity
 from merino_edge.export.bundle_writer import write_bundle
-from merino_edge.export.mixed_precision import MARGIN, Raise, fitting_kl, within_bytes
+from merino_edge.export.mixed_precision import MARGIN, Upgrade, upgrades_within_bytes, upgrades_within_kl
 from merino_edge.export.prepare_weights import ExportOptions
 from merino_edge.export.quantization.stored_weights import StoredWeights, store
 from merino_edge.export.sensitivity import rounding_costs
@@ -31,7 +31,7 @@ INT4 = Target.named("onnxruntime", "int4")
 
 
 def one_rounded(weights: dict[str, np.ndarray], stored: StoredWeights, unit: Sequence[str]) -> dict[str, np.ndarray]:
-    return weights | {name: stored.quantized[name].restore() for name in unit}
+    return weights | {name: stored.quantized[name].dequantize() for name in unit}
 
 
 def matrices(stored: StoredWeights) -> list[str]:
@@ -44,13 +44,13 @@ def test_costs_of_one_position_are_its_divergences() -> None:
     stored, tokens = store(TINY, weights, INT4), np.array([7])
     chosen = with_shared_inputs(matrices(stored))
     # A tenth of the way to int4, so that second order is all there is.
-    near = {name: weights[name] + 0.1 * (stored.quantized[name].restore() - weights[name]) for name in matrices(stored)}
+    near = {name: weights[name] + 0.1 * (stored.quantized[name].dequantize() - weights[name]) for name in matrices(stored)}
 
     class Near:
         def __init__(self, name: str) -> None:
             self.name = name
 
-        def restore(self) -> np.ndarray:
+        def dequantize(self) -> np.ndarray:
             return near[self.name]
 
     forms = {unit: [{name: Near(name) for name in unit}] for unit in chosen}
@@ -91,12 +91,12 @@ def test_units_are_what_the_graph_writes_as_one() -> None:
     assert (f"{layer}attention.output.weight",) in found and (f"{layer}ffn.down.weight",) in found
 
 
-RAISES = st.lists(st.builds(Raise, st.just({}), st.floats(-1e-3, 1), st.integers(1, 10**6)), min_size=1, max_size=40)
+RAISES = st.lists(st.builds(Upgrade, st.just({}), st.floats(-1e-3, 1), st.integers(1, 10**6)), min_size=1, max_size=40)
 
 
 @given(RAISES, st.integers(0, 10**7))
-def test_bytes_are_kept(candidates: list[Raise], spare_bytes: int) -> None:
-    chosen = within_bytes(candidates, spare_bytes)
+def test_bytes_are_kept(candidates: list[Upgrade], spare_bytes: int) -> None:
+    chosen = upgrades_within_bytes(candidates, spare_bytes)
     used = sum(r.added_bytes for r in chosen)
     assert used <= spare_bytes and all(r.saved_kl > 0 for r in chosen)
     left_out = [r for r in candidates if r.saved_kl > 0 and not any(r is c for c in chosen)]
@@ -105,14 +105,14 @@ def test_bytes_are_kept(candidates: list[Raise], spare_bytes: int) -> None:
 
 @given(RAISES, st.floats(1e-3, 2), st.floats(0.2, 5), st.floats(0, 0.1))
 def test_nats_are_kept_however_far_off_the_estimate_is(
-    candidates: list[Raise], max_kl: float, factor: float, rest: float
+    candidates: list[Upgrade], max_kl: float, factor: float, rest: float
 ) -> None:
-    def measured(chosen: Sequence[Raise]) -> float:
+    def measured(chosen: Sequence[Upgrade]) -> float:
         left = sum(max(r.saved_kl, 0.0) for r in candidates) - sum(max(r.saved_kl, 0.0) for r in chosen)
         return factor * max(left, 0.0) + rest
 
     try:
-        chosen = fitting_kl(candidates, max_kl, measured, lambda step: None)
+        chosen = upgrades_within_kl(candidates, max_kl, measured, lambda step: None)
     except UnsupportedError:
         assert measured(candidates) > MARGIN * max_kl
     else:
@@ -178,7 +178,7 @@ def test_only_int4_is_mixed(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None
 def test_what_raising_adds_is_what_the_file_grows_by(tiny_checkpoint: Checkpoint) -> None:
     plain = store(tiny_checkpoint.architecture, tiny_checkpoint.weights, INT4)
     tokens = np.arange(60)
-    found = mixed_precision.raises(tiny_checkpoint, plain, INT4, tokens)
+    found = mixed_precision.upgrade_candidates(tiny_checkpoint, plain, INT4, tokens)
     for r in found:
         for name, matrix in r.high.items():
             assert matrix.bits == 8

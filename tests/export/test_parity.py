@@ -15,7 +15,7 @@ from merino_edge import bundle, checkpoint
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.counts import PRECISIONS
-from merino_edge.data.corpus import train_tokenizer
+from merino_edge.data.bpe import train_tokenizer
 from merino_edge.errors import ArtefactError, InputError, MerinoError, OutputError, ParityError, UnsupportedError
 from merino_edge.export import bundle_writer, parity
 from merino_edge.export.bundle_writer import write_bundle

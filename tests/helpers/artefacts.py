@@ -10,7 +10,7 @@ import pytest
 
 from helpers.stranger import TINY, Refused, run
 from merino_edge import architecture, artefact, checkpoint
-from merino_edge.data.corpus import chat_format, train_tokenizer
+from merino_edge.data.bpe import chat_format, train_tokenizer
 from merino_edge.search import space_file
 from merino_edge.search.builtin_spaces import DEMO
 from merino_edge.search.space import Vocabulary

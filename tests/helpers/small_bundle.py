@@ -15,7 +15,7 @@ import tokenizers
 from helpers.stand_in_gpu import HostMemory, OnnxInPlaceOfTensorRt
 from merino_edge import bundle, tensorrt_library
 from merino_edge.architecture import Architecture, Block
-from merino_edge.data.corpus import train_tokenizer
+from merino_edge.data.bpe import train_tokenizer
 from merino_edge.export.graph import build_model, to_bytes
 from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.engines import tensorrt_plan

@@ -8,7 +8,7 @@ from helpers.random_model import random_model
 from merino_edge import checkpoint
 from merino_edge.architecture import Architecture, Block
 from merino_edge.checkpoint import Checkpoint
-from merino_edge.data.corpus import chat_format, train_tokenizer
+from merino_edge.data.bpe import chat_format, train_tokenizer
 from merino_edge.export.parity import TEXT
 
 TINY = Architecture(

@@ -18,7 +18,7 @@ from merino_edge.data.tiny_stories import tiny_stories
 from merino_edge.errors import InputError
 from merino_edge.search.builtin_spaces import STUDY
 from merino_edge.search.study import baselines
-from merino_edge.search.study.sampling import decoder_parameters, spread
+from merino_edge.search.study.sampling import decoder_parameters, stratified_sample
 from merino_edge.training import state, study_runs
 from merino_edge.training.config import TrainingConfig
 
@@ -57,7 +57,7 @@ def losses(folder: Path) -> dict[str, Any]:
 
 def test_it_reports_every_score_of_every_model(whole: Path) -> None:
     document = json.loads((whole / "report.json").read_text())
-    drawn = spread(STUDY, 5, 0, 1e4, 2e5)
+    drawn = stratified_sample(STUDY, 5, 0, 1e4, 2e5)
     assert [model["id"] for model in document["models"]] == [a.id for a in drawn]
     assert all(len(score["scores"]) == 5 for score in document["scores"]) and len(document["scores"]) > 8
     assert (whole / "report.md").read_text().count("\n") == len(document["scores"]) + 2
@@ -102,13 +102,13 @@ def test_another_study_is_not_continued(source: Path, whole: Path, tmp_path: Pat
 
 
 def test_drawn_models_are_spread_and_different() -> None:
-    drawn = spread(STUDY, 8, 7, 1e4, 1e6)
+    drawn = stratified_sample(STUDY, 8, 7, 1e4, 1e6)
     sizes = [decoder_parameters(a) for a in drawn]
     assert len({a.id for a in drawn}) == 8 and sizes == sorted(sizes) and sizes[0] >= 1e4 and sizes[-1] <= 1e6
     assert sum(size < 1e5 for size in sizes) in (3, 4, 5)  # half of the log range
-    assert drawn == spread(STUDY, 8, 7, 1e4, 1e6) != spread(STUDY, 8, 8, 1e4, 1e6)
+    assert drawn == stratified_sample(STUDY, 8, 7, 1e4, 1e6) != stratified_sample(STUDY, 8, 8, 1e4, 1e6)
     with pytest.raises(InputError, match="ask for fewer"):
-        spread(STUDY, 24, 0, 5e4, 5.02e4)
+        stratified_sample(STUDY, 24, 0, 5e4, 5.02e4)
 
 
 @pytest.mark.parametrize("shape", baselines.SHAPES)
@@ -122,5 +122,5 @@ def test_a_hand_shaped_model_keeps_its_shape_within_the_budget(shape: str) -> No
 
 
 def test_plans_come_back() -> None:
-    plan = study_runs.Plan(tuple(spread(STUDY, 3, 1)), (0, 1), CONFIG, "study")
+    plan = study_runs.Plan(tuple(stratified_sample(STUDY, 3, 1)), (0, 1), CONFIG, "study")
     assert study_runs.Plan.of(plan.to_dict()) == plan

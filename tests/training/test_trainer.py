@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from merino_edge import architecture, artefact, checkpoint
 from merino_edge.architecture import Architecture, Block
-from merino_edge.data.corpus import END_OF_TEXT, IGNORED, prepare
+from merino_edge.data.bpe import END_OF_TEXT
+from merino_edge.data.corpus import IGNORED, prepare
 from merino_edge.data.tiny_stories import tiny_stories
 from merino_edge.errors import ArtefactError, InputError, OutputError
 from merino_edge.tokenizer import Tokenizer
