@@ -24,11 +24,11 @@ from merino_edge.errors import ArtefactError
 from merino_edge.export import mixed_precision, parity
 from merino_edge.export.graph import build_stored, cache_names, lowering, save, save_beside
 from merino_edge.export.prepare_weights import ExportOptions, OnStep, PreparedWeights, prepare_weights
-from merino_edge.export.quantization.quantized_matrix import Quantized
+from merino_edge.export.quantization.quantized_matrix import QuantizedMatrix
 from merino_edge.export.quantization.stored_weights import StoredWeights
 from merino_edge.export.targets import Target, require_parsed
 from merino_edge.export.tensorrt import build_engine
-from merino_edge.graph_io import WANTED
+from merino_edge.graph_io import NUM_LOGITS
 from merino_edge.tokenizer import Tokenizer, compact
 
 COMPILED_FOR = "SM86"  # what an export for `rtx` is compiled for, to see that it can be
@@ -54,7 +54,7 @@ def write_bundle(
     """
     a, target = checkpoint.architecture, options.target
     options.check(a)
-    with artefact.new_folder(out) as folder:
+    with artefact.atomic_directory(out) as folder:
         tokenizer = _copy_tokenizer(checkpoint, folder)
         tokens = _parity_tokens(tokenizer, a)
         prepared = prepare_weights(checkpoint, options, tokenizer, tokens, on_step)
@@ -79,7 +79,7 @@ def write_bundle(
             int4=form if target.precision == "int4" else None,
             raised_to_int8=sorted(upgraded),
             vocabulary=vocabulary,
-            float32_ffns=sorted(prepared.whole.wide),
+            float32_ffns=sorted(prepared.whole.fp32_ffns),
             made_from={"checkpoint_sha256": checkpoint.training["sha256"]},
             parity=parity.report(checks),
             compiled=compiled,
@@ -119,14 +119,14 @@ class _Draft:
         require_parsed(model, self.options.target)
         save(model, self.graph)
 
-    def upgrade(self) -> dict[str, Quantized]:
+    def upgrade(self) -> dict[str, QuantizedMatrix]:
         """Write the graph again with the int4 matrices that are worth int8, and return these. Raises UnsupportedError."""
         options, prepared = self.options, self.prepared
         if not options.is_mixed:
             return {}
         self.on_step("looking which matrices matter most")
         max_bytes, size_bytes = options.max_bytes, sum(file.stat().st_size for file in self.folder.iterdir())
-        upgraded = mixed_precision.raised_matrices(
+        upgraded = mixed_precision.upgraded_matrices(
             prepared.smooth,
             prepared.stored,
             options.target,
@@ -152,14 +152,14 @@ class _Draft:
             beside = self.folder / bundle.smaller_graph(capacity)
             save_beside(self.build(stored, capacity), beside, self.graph)
             other = self.open_engine(beside, capacity)
-            checks.append(parity.compare_smaller(other, engine, precision, self.tokens))
+            checks.append(parity.compare_capacity(other, engine, precision, self.tokens))
             other.close()
         parity.require_passed(checks)
         return checks
 
     def vocabulary_facts(self, engine: Any) -> dict[str, Any] | None:
         """What a pruned vocabulary saves, timed beside the whole one; None where nothing was pruned."""
-        kept = self.prepared.stored.kept
+        kept = self.prepared.stored.pruned_vocab
         if kept is None:
             return None
         self.on_step("timing the whole vocabulary")
@@ -210,7 +210,7 @@ def _graph_facts(a: Architecture, target: Target) -> dict[str, Any]:
     return {
         "opset": target.opset,
         "lowering": target.lowering,
-        "inputs": ["tokens", "positions", *([WANTED] if target.lowering == "ort" else [])],
+        "inputs": ["tokens", "positions", *([NUM_LOGITS] if target.lowering == "ort" else [])],
         "output": "logits",
         "caches": cache_names(a, lowering(target.lowering).output_prefix),
         "cache": target.cache,
@@ -222,7 +222,7 @@ def _decode_ms(*engines: Any) -> list[float]:
     times: list[list[float]] = [[] for _ in engines]
     for _ in range(TIMED_STEPS):
         for engine, found in zip(engines, times, strict=True):
-            engine.assume(start := engine.max_positions // 4)
+            engine.mark_filled(start := engine.max_positions // 4)
             begun = time.perf_counter()
             engine.forward(np.zeros(1, np.int64), start)
             found.append(1000 * (time.perf_counter() - begun))

@@ -31,7 +31,7 @@ import onnx_ir as ir
 
 from merino_edge.architecture import Architecture
 from merino_edge.export.lowerings.builder import GraphBuilder
-from merino_edge.export.lowerings.linear import TWIN
+from merino_edge.export.lowerings.weight_writer import ALIAS
 from merino_edge.export.quantization.stored_weights import StoredWeights, store
 from merino_edge.export.targets import Target
 
@@ -82,7 +82,7 @@ def to_bytes(model: ir.Model) -> bytes:
 
 def save(model: ir.Model, path: Path) -> None:
     """The model as `path`, and its weights beside it (`model.onnx.data`); those of a twin are its original's."""
-    twins = [value for name, value in model.graph.initializers.items() if name.endswith(TWIN)]
+    twins = [value for name, value in model.graph.initializers.items() if name.endswith(ALIAS)]
     for twin in twins:
         twin.const_value = ir.tensor(np.empty(0, np.uint8))
     ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=MIN_EXTERNAL_BYTES)
@@ -94,7 +94,7 @@ def save_beside(model: ir.Model, path: Path, saved: Path) -> None:
     """The model as `path`, over the weights of `saved` in the same folder: those by the same names are the same."""
     stored = ir.load(saved).graph.initializers
     for name, value in model.graph.initializers.items():
-        original = stored.get(name.removesuffix(TWIN))
+        original = stored.get(name.removesuffix(ALIAS))
         if original is not None and isinstance(original.const_value, ir.ExternalTensor):
             value.const_value = original.const_value
     ir.save(model, path)

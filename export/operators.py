@@ -18,7 +18,7 @@ OLDEST: Version = (8, 5)  # "8.5 or older": the first of the tables
 NEVER: Version = (99, 0)
 
 # The first TensorRT whose parser takes an operator of ONNX's own domain.
-SINCE: dict[str, Version] = {
+OPERATORS_SINCE: dict[str, Version] = {
     **dict.fromkeys(
         [
             "Add",
@@ -83,35 +83,35 @@ TYPES_SINCE: dict[ir.DataType, Version] = {
 
 
 @dataclass(frozen=True)
-class Lacking:
+class Unsupported:
     """What a parser does not take, and the release that does (None: none of them)."""
 
     what: str
     since: Version | None
 
     def __str__(self) -> str:
-        return f"{self.what} ({'no TensorRT has it' if self.since is None else f'from TensorRT {spell(self.since)}'})"
+        return f"{self.what} ({'no TensorRT has it' if self.since is None else f'from TensorRT {version_text(self.since)}'})"
 
 
-def spell(version: Version) -> str:
+def version_text(version: Version) -> str:
     return ".".join(map(str, version))
 
 
-def lacking(model: ir.Model, tensorrt: Version) -> list[Lacking]:
+def find_unsupported(model: ir.Model, tensorrt: Version) -> list[Unsupported]:
     """Every operator and element type of `model` that the parser of release `tensorrt` does not take, each once."""
     found = {**{_operator(node): None for node in model.graph}, **{_type(v): None for v in _typed(model)}}
     return [thing for thing in found if thing.since is None or thing.since > tensorrt]
 
 
-def _operator(node: ir.Node) -> Lacking:
+def _operator(node: ir.Node) -> Unsupported:
     name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-    return Lacking(name, None if node.domain else SINCE.get(node.op_type))
+    return Unsupported(name, None if node.domain else OPERATORS_SINCE.get(node.op_type))
 
 
-def _type(value: ir.Value) -> Lacking:
+def _type(value: ir.Value) -> Unsupported:
     assert value.dtype is not None
     since = TYPES_SINCE.get(value.dtype, NEVER)
-    return Lacking(value.dtype.name, None if since == NEVER else since)
+    return Unsupported(value.dtype.name, None if since == NEVER else since)
 
 
 def _typed(model: ir.Model) -> Iterator[ir.Value]:

@@ -98,13 +98,13 @@ def compare(
     reference = TorchReference(a, checkpoint.weights)
     expected = reference.windows(text, places)  # [P, V]
     left_out_kl = None
-    if stored.kept is not None:
-        reference.kept = stored.kept
-        left_out_kl = float(-np.log(np.exp(_log_softmax(expected))[:, stored.kept].sum(axis=-1)).mean())
-        stored_logits, expected = stored_logits[:, stored.kept], expected[:, stored.kept]  # [P, V']
+    if stored.pruned_vocab is not None:
+        reference.pruned_vocab = stored.pruned_vocab
+        left_out_kl = float(-np.log(np.exp(_log_softmax(expected))[:, stored.pruned_vocab].sum(axis=-1)).mean())
+        stored_logits, expected = stored_logits[:, stored.pruned_vocab], expected[:, stored.pruned_vocab]  # [P, V']
     got, prefill_difference = _run_windows(engine, text, places)
-    if stored.kept is not None:
-        got = got[:, stored.kept]
+    if stored.pruned_vocab is not None:
+        got = got[:, stored.pruned_vocab]
     greedy_start = text[: max(1, min(GREEDY_PROMPT, len(text) // 4))]
     count = min(GREEDY_TOKENS, engine.max_positions - len(greedy_start))
     figures = {
@@ -124,7 +124,7 @@ def compare(
     return [_judge(name, value, limits.get(name)) for name, value in figures.items()]
 
 
-def compare_smaller(engine: Engine, whole: Engine, precision: str, tokens: Sequence[int]) -> Check:
+def compare_capacity(engine: Engine, whole: Engine, precision: str, tokens: Sequence[int]) -> Check:
     """Of a graph with fewer places for the cache: its KL from the `whole` one, over windows that fill it."""
     text = np.resize(np.asarray(tokens, np.int64), engine.max_positions)  # [C]
     (expected, _), (got, _) = (_run_windows(e, text, windows(len(text))) for e in (whole, engine))
@@ -135,7 +135,7 @@ def compare_smaller(engine: Engine, whole: Engine, precision: str, tokens: Seque
 
 def stored_reference(a: Architecture, stored: StoredWeights) -> TorchReference:
     """The model of the weights that are stored."""
-    return TorchReference(replace(a, tied_head=a.tied_head and not stored.own_head), stored.restore())
+    return TorchReference(replace(a, tied_head=a.tied_head and not stored.own_head), stored.dequantize())
 
 
 def windows(context: int) -> list[tuple[int, int]]:
@@ -228,7 +228,7 @@ def greedy_agreement(reference: TorchReference, engine: Engine, start: NDArray[n
 class TorchReference:
     """The model in PyTorch, float32. `kept`: tokens that it may say, all if None."""
 
-    kept: np.ndarray | None = None
+    pruned_vocab: np.ndarray | None = None
 
     def __init__(self, a: Architecture, weights: Mapping[str, NDArray[np.floating]]) -> None:
         from merino_edge.pytorch.model import Model
@@ -241,8 +241,8 @@ class TorchReference:
 
         with torch.inference_mode():
             logits = np.asarray(self.model(torch.from_numpy(tokens)[None])[0].float().numpy())
-        if self.kept is not None:
-            logits[:, np.delete(np.arange(logits.shape[1]), self.kept)] = -np.inf
+        if self.pruned_vocab is not None:
+            logits[:, np.delete(np.arange(logits.shape[1]), self.pruned_vocab)] = -np.inf
         return logits
 
     def windows(self, text: NDArray[np.int64], places: Sequence[tuple[int, int]]) -> NDArray[np.float32]:

@@ -17,13 +17,13 @@ from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.data.corpus import pieces
 from merino_edge.errors import InputError
-from merino_edge.export.quantization.calibration import Observed, observe
-from merino_edge.export.quantization.fp16_overflow import wide_ffns
-from merino_edge.export.quantization.quantized_matrix import Quantized
-from merino_edge.export.quantization.smoothing import smoothed
+from merino_edge.export.quantization.calibration import CalibrationStatistics, collect_statistics
+from merino_edge.export.quantization.fp16_overflow import find_fp32_ffns
+from merino_edge.export.quantization.quantized_matrix import QuantizedMatrix
+from merino_edge.export.quantization.smoothing import smooth_attention
 from merino_edge.export.quantization.stored_weights import StoredWeights, cache_scales, store
 from merino_edge.export.targets import Target
-from merino_edge.export.vocabulary_pruning import kept_tokens
+from merino_edge.export.vocabulary_pruning import pruned_vocab
 from merino_edge.tokenizer import Tokenizer
 
 OnStep = Callable[[str], None]
@@ -82,7 +82,7 @@ class PreparedWeights:
     whole: StoredWeights  # with every token in the head
     stored: StoredWeights  # with the tokens that are kept
 
-    def upgraded(self, high: Mapping[str, Quantized]) -> PreparedWeights:
+    def upgraded(self, high: Mapping[str, QuantizedMatrix]) -> PreparedWeights:
         """These, with the matrices `high` in place of theirs."""
         whole, stored = (replace(part, quantized=part.quantized | dict(high)) for part in (self.whole, self.stored))
         return replace(self, whole=whole, stored=stored)
@@ -101,25 +101,25 @@ def prepare_weights(
     kept = None
     if options.keep_vocab is not None:
         on_step("reading the text to keep the vocabulary of")
-        kept = kept_tokens(tokenizer, pieces(options.keep_vocab), a.vocab_size)
+        kept = pruned_vocab(tokenizer, pieces(options.keep_vocab), a.vocab_size)
     half = target.compute_dtype == ir.DataType.FLOAT16
-    wide = wide_ffns(a, checkpoint.weights, np.asarray(tokens)[: a.max_positions]) if half else frozenset[str]()
+    wide = find_fp32_ffns(a, checkpoint.weights, np.asarray(tokens)[: a.max_positions]) if half else frozenset[str]()
     on_step(f"rounding to {target.precision}")
     whole = store(a, smooth.weights, target, observed.moments)
-    whole = replace(whole, wide=wide, cache_scales=cache_scales(observed.reach))
-    return PreparedWeights(smooth, whole, whole if kept is None else whole.keeping(kept))
+    whole = replace(whole, fp32_ffns=wide, cache_scales=cache_scales(observed.reach))
+    return PreparedWeights(smooth, whole, whole if kept is None else whole.with_pruned_vocab(kept))
 
 
-def _observed(checkpoint: Checkpoint, options: ExportOptions, on_step: OnStep) -> tuple[Checkpoint, Observed]:
+def _observed(checkpoint: Checkpoint, options: ExportOptions, on_step: OnStep) -> tuple[Checkpoint, CalibrationStatistics]:
     """The checkpoint, smoothed where the cache is int8, and what rounding needs to know of it."""
     target = options.target
     by_gptq = target.precision == "int4" and options.rounding == "gptq"
-    if not (by_gptq or target.cache_in_int8):
-        return checkpoint, Observed({}, {})
+    if not (by_gptq or target.int8_cache):
+        return checkpoint, CalibrationStatistics({}, {})
     on_step("drawing calibration text")
-    observed = observe(checkpoint.architecture, checkpoint.weights, moments_too=by_gptq)
-    if not target.cache_in_int8:
+    observed = collect_statistics(checkpoint.architecture, checkpoint.weights, with_moments=by_gptq)
+    if not target.int8_cache:
         return checkpoint, observed
-    values_too = target.precision == "int8"
-    weights, reach = smoothed(checkpoint.architecture, checkpoint.weights, observed.reach, values_too)
+    smooth_values = target.precision == "int8"
+    weights, reach = smooth_attention(checkpoint.architecture, checkpoint.weights, observed.reach, smooth_values)
     return replace(checkpoint, weights=weights), observed._replace(reach=reach)

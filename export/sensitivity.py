@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from merino_edge.architecture import Architecture
-from merino_edge.export.quantization.quantized_matrix import Quantized
+from merino_edge.export.quantization.quantized_matrix import QuantizedMatrix
 
 DRAWS = 4  # of a token at every position, each a backward pass
 
@@ -24,7 +24,7 @@ Unit = tuple[str, ...]  # names of matrices that are written as one
 def rounding_costs(
     a: Architecture,
     weights: Mapping[str, np.ndarray],
-    forms: Mapping[Unit, Sequence[Mapping[str, Quantized]]],
+    forms: Mapping[Unit, Sequence[Mapping[str, QuantizedMatrix]]],
     tokens: np.ndarray,
     draws: int = DRAWS,
     seed: int = 0,
@@ -57,10 +57,10 @@ def rounding_costs(
     for draw in range(draws):
         (-log_p.gather(1, drawn[:, draw, None]).sum()).backward(retain_graph=draw < draws - 1)
 
-    def cost(choice: Mapping[str, Quantized]) -> float:
+    def cost(choice: Mapping[str, QuantizedMatrix]) -> float:
         moved = torch.zeros(draws, len(tokens))  # of -log p, first order
         for name, form in choice.items():
-            change = torch.from_numpy(form.restore() - np.asarray(weights[name], np.float32))  # [N, K]
+            change = torch.from_numpy(form.dequantize() - np.asarray(weights[name], np.float32))  # [N, K]
             count = len(inputs[name])
             for application, x in enumerate(inputs[name]):
                 y = x @ change.T  # [T, N]

@@ -15,13 +15,13 @@ import onnx_ir as ir
 
 from merino_edge.counts import INT4_BLOCK, PRECISIONS
 from merino_edge.errors import UnsupportedError
-from merino_edge.export.operators import Version, lacking, spell
+from merino_edge.export.operators import Version, find_unsupported, version_text
 
 Lowering = Literal["native", "primitive", "ort"]
 LOWERINGS: tuple[str, ...] = get_args(Lowering)
 Cache = Literal["float", "int8"]
 CACHES: tuple[str, ...] = get_args(Cache)
-BLOCKS = (INT4_BLOCK, 64, 128)  # inputs that share a scale
+BLOCK_SIZES = (INT4_BLOCK, 64, 128)  # inputs that share a scale
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Platform:
     def library(self) -> str:
         if self.tensorrt is None:
             return "ONNX Runtime from 1.23"
-        return "TensorRT for RTX" if self.name == "rtx" else f"TensorRT {spell(self.tensorrt)}"
+        return "TensorRT for RTX" if self.name == "rtx" else f"TensorRT {version_text(self.tensorrt)}"
 
-    def able(self, precision: str) -> tuple[Lowering, ...]:
+    def lowerings_at(self, precision: str) -> tuple[Lowering, ...]:
         """The lowerings that it can run at `precision`: TensorRT's fused attention has no fp32."""
         return tuple(low for low in self.lowerings if not (self.tensorrt and low == "native" and precision == "fp32"))
 
@@ -168,14 +168,14 @@ class Target:
             raise UnsupportedError(f"unknown target {name!r}", f"choose one of: {', '.join(TARGETS)}")
         if precision not in PRECISIONS:
             raise UnsupportedError(f"unknown precision {precision!r}", f"choose one of: {', '.join(PRECISIONS)}")
-        if block not in BLOCKS:
-            raise UnsupportedError(f"no target has blocks of {block}", f"choose one of: {', '.join(map(str, BLOCKS))}")
+        if block not in BLOCK_SIZES:
+            raise UnsupportedError(f"no target has blocks of {block}", f"choose one of: {', '.join(map(str, BLOCK_SIZES))}")
         platform = PLATFORMS[name]
         if precision not in platform.precisions:
             raise UnsupportedError(
                 f"{name} ({platform.library}) has no {precision}", f"choose one of: {', '.join(platform.precisions)}"
             )
-        able = platform.able(precision)
+        able = platform.lowerings_at(precision)
         chosen = lowering or able[0]
         if chosen not in LOWERINGS:
             raise UnsupportedError(f"unknown lowering {chosen!r}", f"choose one of: {', '.join(LOWERINGS)}")
@@ -216,7 +216,7 @@ class Target:
         return ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
 
     @property
-    def cache_in_int8(self) -> bool:
+    def int8_cache(self) -> bool:
         return self.cache == "int8"
 
     @property
@@ -227,7 +227,7 @@ class Target:
     @property
     def opset(self) -> int:
         """The oldest that has what the lowering writes."""
-        if self.lowering == "native" or self.cache_in_int8:
+        if self.lowering == "native" or self.int8_cache:
             return 24  # the first with TensorScatter
         if self.lowering == "ort" or (self.precision == "int4" and self.on_tensorrt):
             return 21  # the first with INT4, and with blocks in DequantizeLinear
@@ -244,7 +244,7 @@ def require_parsed(model: ir.Model, target: Target) -> None:
 
     Raises UnsupportedError.
     """
-    if target.platform.tensorrt and (missing := lacking(model, target.platform.tensorrt)):
+    if target.platform.tensorrt and (missing := find_unsupported(model, target.platform.tensorrt)):
         raise UnsupportedError(
             f"{target.name} ({target.platform.library}) does not parse {', '.join(map(str, missing))}",
             "choose another --target (merino-edge targets lists them)",

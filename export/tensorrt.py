@@ -78,7 +78,7 @@ def build_engine(
         config.set_flag(getattr(trt.BuilderFlag, name))
     times_kernels = library != tensorrt_library.RTX  # whose calls for it do nothing
     if times_kernels:
-        _use_timings(config, timings)
+        use_timing_cache(config, timings)
     longest = min(context, PREFILL_CHUNK)
     profiles = [(1, 1, min(2, longest)), (1, longest, longest)]  # 1..1 finds no fused kernel for attention
     for tokens in profiles:
@@ -106,7 +106,7 @@ def build_engine(
     )
 
 
-def _use_timings(config: Any, timings: bytes) -> None:
+def use_timing_cache(config: Any, timings: bytes) -> None:
     if not config.set_timing_cache(config.create_timing_cache(timings), False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
 

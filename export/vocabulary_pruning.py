@@ -18,7 +18,7 @@ from merino_edge.tokenizer import Tokenizer
 PIECES_AT_ONCE = 64
 
 
-def kept_tokens(tokenizer: Tokenizer, text: Iterable[str], vocab_size: int) -> np.ndarray:
+def pruned_vocab(tokenizer: Tokenizer, text: Iterable[str], vocab_size: int) -> np.ndarray:
     """Ids, rising, int64: of everything that the pieces of `text` are made of, of special tokens and of bytes.
 
     Ids from `vocab_size` on, which the model does not have, are left out. Raises InputError where the text is empty.

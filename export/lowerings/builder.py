@@ -14,7 +14,7 @@ from onnx_ir.tape import Tape
 
 from merino_edge import __version__
 from merino_edge.architecture import Architecture, Block
-from merino_edge.export.lowerings.linear import MICROSOFT, MatrixWriter
+from merino_edge.export.lowerings.weight_writer import MICROSOFT, WeightWriter
 from merino_edge.export.quantization.stored_weights import StoredWeights
 from merino_edge.export.targets import Target
 
@@ -37,7 +37,7 @@ class GraphBuilder(ABC):
         self.tape = Tape()
         self.places = capacity or context  # that the cache may have
         self.capacity: int | str = self.places if target.static_cache else "C"  # of the caches
-        self.matrices = MatrixWriter(self.tape, target, stored)
+        self.matrices = WeightWriter(self.tape, target, stored)
         self.asked: list[ir.Value] = []  # inputs that a lowering has beyond the others
         self.layer = 0
         self.shared = False  # whether the layers being written use one set of weights
@@ -49,7 +49,7 @@ class GraphBuilder(ABC):
 
     @property
     def cache_dtype(self) -> ir.DataType:
-        return ir.DataType.INT8 if self.target.cache_in_int8 else self.half
+        return ir.DataType.INT8 if self.target.int8_cache else self.half
 
     # --- what a lowering decides ---
 
@@ -248,7 +248,7 @@ class GraphBuilder(ABC):
             self.matrices.dtype = usual
 
     def ffn(self, x: ir.Value, block: Block, name: str) -> ir.Value:
-        with self.computing(ir.DataType.FLOAT if name in self.stored.wide else self.half):
+        with self.computing(ir.DataType.FLOAT if name in self.stored.fp32_ffns else self.half):
             return self.ffn_products(x, block, name)
 
     def ffn_products(self, x: ir.Value, block: Block, name: str) -> ir.Value:
@@ -268,7 +268,7 @@ class GraphBuilder(ABC):
     def spread(self, logits: ir.Value) -> ir.Value:
         """Logits [N, V'] of the tokens kept to [N, V]; all others are never drawn."""
         nothing = ir.tensor(np.array([-np.inf], np.float32))
-        shape, places = self.shape(1, self.a.vocab_size), self.op("Unsqueeze", self.matrices.kept(), self.shape(0))
+        shape, places = self.shape(1, self.a.vocab_size), self.op("Unsqueeze", self.matrices.pruned_vocab(), self.shape(0))
         if self.rows != 1:
             shape = self.op("Concat", self.op("Shape", logits, end=1), self.shape(self.a.vocab_size), axis=0)
             places = self.op("Expand", places, self.op("Shape", logits))  # [N, V']
@@ -285,6 +285,6 @@ class GraphBuilder(ABC):
             x = self.widen(x, "projection_out")
         x = self.cast(self.op("Reshape", x, self.shape(1 if self.rows == 1 else -1, a.embedding_width)), self.half)
         logits = self.cast(self.matrices.head(x, a.tied_head), ir.DataType.FLOAT)
-        logits = self.op("Identity", logits) if self.stored.kept is None else self.spread(logits)
+        logits = self.op("Identity", logits) if self.stored.pruned_vocab is None else self.spread(logits)
         logits.name, logits.dtype, logits.shape = "logits", ir.DataType.FLOAT, ir.Shape([self.rows, a.vocab_size])
         return logits

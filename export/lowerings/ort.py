@@ -2,7 +2,7 @@
 
 GroupQueryAttention rotates, writes the cache in place (its outputs are bound to its inputs' memory) and attends over
 the positions in use, however large the cache; SkipLayerNormalization adds and norms; MatMulNBits
-(merino_edge.export.lowerings.linear) multiplies by int8 and int4 codes and adds the bias. Keys and values may be kept as int8
+(merino_edge.export.lowerings.weight_writer) multiplies by int8 and int4 codes and adds the bias. Keys and values may be kept as int8
 codes with one scale each (merino_edge.export.quantization.smoothing), which attention multiplies by as they are; that needs a newer
 ONNX Runtime, whose kernel takes row by row. So a step of more than a few tokens makes floats of the codes, attends as
 over a float cache, and writes the new codes.
@@ -20,12 +20,12 @@ from onnx_ir.tape import Tape
 from merino_edge.architecture import Block
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.lowerings.builder import LAST, GraphBuilder
-from merino_edge.export.lowerings.linear import MICROSOFT
-from merino_edge.graph_io import WANTED
+from merino_edge.export.lowerings.weight_writer import MICROSOFT
+from merino_edge.graph_io import NUM_LOGITS
 
 ROTATED_TOGETHER = 16  # numbers of a head
 FIRST_SCALE = 12  # of GroupQueryAttention's inputs: the keys' scale, and then the values'
-FEW = 8  # tokens of a step, as many as a guess and the one before it are, for which codes are as fast as floats
+MAX_INT8_ATTENTION_TOKENS = 8  # tokens of a step, as many as a guess and the one before it are, for which codes are as fast as floats
 INT8 = ir.DataType.INT8.value
 CODED: dict[str, Any] = {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR", "kv_cache_bit_width": 8}
 
@@ -41,7 +41,7 @@ class OrtBuilder(GraphBuilder):
     rows = "N"
 
     def last_positions(self, x: ir.Value) -> ir.Value:
-        wanted = ir.val(WANTED, ir.DataType.INT64, [1])
+        wanted = ir.val(NUM_LOGITS, ir.DataType.INT64, [1])
         self.asked.append(wanted)
         return self.op("Slice", x, self.op("Neg", wanted), self.shape(LAST), self.shape(1))
 
@@ -60,15 +60,15 @@ class OrtBuilder(GraphBuilder):
             self.rotation = [
                 self.computed(f"rotary.{n}", t) for n, t in zip(("cos", "sin"), self.angles(), strict=True)
             ]
-        if self.target.cache_in_int8:
+        if self.target.int8_cache:
             self.own_places = self.op("Reshape", self.positions, self.shape(-1))  # int64 [T]
             self.start = self.slice(self.own_places, 0, 0, 1)  # int64 [1]
             tokens = self.op("Squeeze", self.op("Shape", self.tokens, start=1))  # int64 []
-            self.many = self.op("Greater", tokens, self.constant("few", np.array(FEW, np.int64)))  # bool []
+            self.many = self.op("Greater", tokens, self.constant("few", np.array(MAX_INT8_ATTENTION_TOKENS, np.int64)))  # bool []
 
     def attend(self, packed: ir.Value, block: Block, cache: Sequence[ir.Value]) -> tuple[ir.Value, list[ir.Value]]:
         outputs = [ir.Value(), *(self.output(past, block, self.capacity) for past in cache)]
-        if self.target.cache_in_int8:
+        if self.target.int8_cache:
             scales = [self.constant(f"{c.name}.scale", self.stored.cache_scales[str(c.name)]) for c in cache]
             branches = {
                 "then_branch": self.branch("many", lambda: self.attend_to_floats(packed, block, cache, scales)),

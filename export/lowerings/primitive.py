@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from merino_edge.architecture import Block
 from merino_edge.export.lowerings.builder import GraphBuilder
-from merino_edge.graph_io import ROWS
+from merino_edge.graph_io import NEW_KV_PREFIX
 
 MASKED = np.float32(-1e9)  # added to a score that must not count; its exponential is 0
 
@@ -24,7 +24,7 @@ MASKED = np.float32(-1e9)  # added to a score that must not count; its exponenti
 class PrimitiveBuilder(GraphBuilder):
     """See merino_edge.export.graph. G: the query heads that share a key/value head."""
 
-    output_prefix = ROWS
+    output_prefix = NEW_KV_PREFIX
 
     def prepare(self, caches: Sequence[ir.Value]) -> None:
         first = self.slice(self.positions, 1, 0, 1)  # [1, 1]

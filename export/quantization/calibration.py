@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SEQUENCES, LENGTH = 16, 192  # drawn, and positions of each
 
 
-class Observed(NamedTuple):
+class CalibrationStatistics(NamedTuple):
     """`moments`, by weight name: sum of x x^T [K, K] float32 over every input x of that matrix, of a tied table the
     head's; matrices that share their input (query, key, value; gate, up) share one array. `reach`, by the cache's name
     in a graph: the greatest magnitude of every channel [Hkv, D] float32, wherever a rotation may turn it."""
@@ -31,14 +31,14 @@ class Observed(NamedTuple):
     reach: dict[str, np.ndarray]
 
 
-def observe(
+def collect_statistics(
     a: Architecture,
     weights: Mapping[str, np.ndarray],
     sequences: int = SEQUENCES,
     length: int = LENGTH,
     seed: int = 0,
-    moments_too: bool = True,
-) -> Observed:
+    with_moments: bool = True,
+) -> CalibrationStatistics:
     """Let the model draw `sequences` of `length` tokens and look on; `moments` take most of the time."""
     import torch
 
@@ -60,7 +60,7 @@ def observe(
     def watch(name: str) -> None:
         linears[name].register_forward_pre_hook(lambda _, inputs: add(name, inputs[0]))
 
-    if moments_too:
+    if with_moments:
         for names in together:
             watch(names[0])
         model.projection_out.register_forward_hook(lambda _, inputs, x: add(head, x))  # the head is no module if tied
@@ -72,13 +72,13 @@ def observe(
             logits = model(tokens, cache, position, last_only=True)[:, 0]  # [B, V]
             tokens = torch.multinomial(logits.softmax(-1), 1, generator=generator)
     found = {name: moment.numpy() for name, moment in moments.items()}
-    if moments_too:
+    if with_moments:
         found |= {name: found[names[0]] for names in together for name in names}
-    return Observed(found, reach(a, cache))
+    return CalibrationStatistics(found, cache_absmax(a, cache))
 
 
-def reach(a: Architecture, cache: Cache) -> dict[str, np.ndarray]:
-    """As `Observed` says, of what a full cache holds."""
+def cache_absmax(a: Architecture, cache: Cache) -> dict[str, np.ndarray]:
+    """As `CalibrationStatistics` says, of what a full cache holds."""
     found, half = {}, a.rotary_dim // 2
     for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):  # [B, Hkv, T, D] each
         for kind, tensor in (("key", keys), ("value", values)):

@@ -19,7 +19,7 @@ from merino_edge.errors import UnsupportedError
 SAFE = float(np.finfo(np.float16).max) / 4
 
 
-def wide_ffns(a: Architecture, weights: Mapping[str, np.ndarray], tokens: np.ndarray) -> frozenset[str]:
+def find_fp32_ffns(a: Architecture, weights: Mapping[str, np.ndarray], tokens: np.ndarray) -> frozenset[str]:
     """Prefixes of the FFNs ("blocks.0.layers.0.ffn.") that reach `SAFE` on `tokens` [T].
 
     Raises UnsupportedError where anything else does.

@@ -13,15 +13,15 @@ import numpy as np
 
 from merino_edge.export.quantization.rounding import int4_codes
 
-DAMP = 0.01  # of the mean second moment, added to each: inputs that text never showed
+DAMPING = 0.01  # of the mean second moment, added to each: inputs that text never showed
 
 
-def inverse_factor(moments: np.ndarray) -> np.ndarray:
+def inverse_hessian_factor(moments: np.ndarray) -> np.ndarray:
     """Upper Cholesky factor U [K, K] of the inverse of the damped moments [K, K]: inverse = U^T U, float32."""
     h = moments.astype(np.float64)
     unseen = np.diag(h) == 0
     h[unseen, unseen] = 1.0
-    h[np.diag_indices_from(h)] += DAMP * np.diag(h).mean()
+    h[np.diag_indices_from(h)] += DAMPING * np.diag(h).mean()
     return np.linalg.cholesky(np.linalg.inv(h)).T.astype(np.float32)
 
 
@@ -36,7 +36,7 @@ def gptq(groups: np.ndarray, moments: np.ndarray, choose: Choose) -> tuple[np.nd
     """
     outputs, blocks, block = groups.shape
     w = np.array(groups.reshape(outputs, -1), np.float32, order="F")  # columns are contiguous
-    factor = inverse_factor(moments)
+    factor = inverse_hessian_factor(moments)
     importance = 1 / np.square(np.diag(factor))
     codes, scales = np.empty(groups.shape, np.int8), np.empty(groups.shape[:2], np.float32)
     for group in range(blocks):

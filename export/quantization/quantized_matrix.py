@@ -10,7 +10,7 @@ from merino_edge.counts import SCALE_BYTES
 
 
 @dataclass(frozen=True)
-class Quantized:
+class QuantizedMatrix:
     """codes int8 [N, G, B], scales float32 [N, G]: the weight [N, G * B] is codes * scales, and to every weight of a
     block its offset is added.
 
@@ -22,7 +22,7 @@ class Quantized:
     codes: np.ndarray
     scales: np.ndarray
     bits: int
-    offsets: Quantized | None = None
+    offsets: QuantizedMatrix | None = None
 
     @property
     def inputs(self) -> int:
@@ -45,37 +45,37 @@ class Quantized:
         """Of one row's codes, without those that fill up the last block of offsets."""
         return -(-self.multiplied * self.bits // 8)
 
-    def restore(self) -> np.ndarray:
+    def dequantize(self) -> np.ndarray:
         """float32 [N, G * B]"""
         values = self.codes.astype(np.float32) * self.scales[..., None]
         if self.offsets is not None:
-            values += self.offsets.restore()[:, : values.shape[1], None]
+            values += self.offsets.dequantize()[:, : values.shape[1], None]
         return np.asarray(values.reshape(len(self.codes), -1))
 
-    def extended(self) -> Quantized:
+    def extended(self) -> QuantizedMatrix:
         """The matrix [N, G * B + O * B] over inputs and block sums; this one where it has no offsets."""
         if self.offsets is None:
             return self
         codes = np.concatenate([self.codes, self.offsets.codes], axis=1)
-        return Quantized(codes, np.concatenate([self.scales, self.offsets.scales], axis=1), self.bits)
+        return QuantizedMatrix(codes, np.concatenate([self.scales, self.offsets.scales], axis=1), self.bits)
 
-    def rows(self, which: np.ndarray) -> Quantized:
+    def rows(self, which: np.ndarray) -> QuantizedMatrix:
         """The matrix of these outputs alone."""
         offsets = self.offsets and self.offsets.rows(which)
         return replace(self, codes=self.codes[which], scales=self.scales[which], offsets=offsets)
 
-    def scaled(self, factor: float) -> Quantized:
+    def scaled(self, factor: float) -> QuantizedMatrix:
         """This matrix times a positive number."""
         offsets = self.offsets and self.offsets.scaled(factor)
         return replace(self, scales=self.scales * np.float32(factor), offsets=offsets)
 
 
-def stacked(parts: list[Quantized]) -> Quantized:
+def stacked(parts: list[QuantizedMatrix]) -> QuantizedMatrix:
     """Matrices of one bit width and as many inputs as one, along N. Offsets that some lack are zeros there."""
     codes, scales = (np.concatenate([getattr(part, what) for part in parts]) for what in ("codes", "scales"))
     if all(part.offsets is None for part in parts):
-        return Quantized(codes, scales, parts[0].bits)
+        return QuantizedMatrix(codes, scales, parts[0].bits)
     blocks = next(part.offsets for part in parts if part.offsets is not None).codes.shape[1:]
-    zeros = [Quantized(np.zeros((len(p.codes), *blocks), np.int8), p.scales[:, : blocks[0]], p.bits) for p in parts]
+    zeros = [QuantizedMatrix(np.zeros((len(p.codes), *blocks), np.int8), p.scales[:, : blocks[0]], p.bits) for p in parts]
     offsets = stacked([part.offsets or zero for part, zero in zip(parts, zeros, strict=True)])
-    return Quantized(codes, scales, parts[0].bits, offsets)
+    return QuantizedMatrix(codes, scales, parts[0].bits, offsets)

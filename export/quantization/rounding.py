@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 # How far below the largest magnitude a scale may clip; 1.0 is plain round-to-nearest.
-SHRINK = (np.arange(72, 112, 2) / 100).astype(np.float32)
+CLIP_RATIOS = (np.arange(72, 112, 2) / 100).astype(np.float32)
 SEARCHED_AT_ONCE = 1 << 22  # weights, to bound the working set
 
 
 def search_scales(groups: np.ndarray, importance: np.ndarray | None = None, signed: bool = False) -> np.ndarray:
-    """Scales [N, G] of int4 groups [N, G, B]: of `SHRINK` x max|w| / 7.5 the one with the least squared error, group by
+    """Scales [N, G] of int4 groups [N, G, B]: of `CLIP_RATIOS` x max|w| / 7.5 the one with the least squared error, group by
     group, and then the best for the codes that it gives.
 
     `importance` [G, B] weighs the errors. `signed`: of either sign, so that the larger end of a group may have the
@@ -30,12 +30,12 @@ def _search(groups: np.ndarray, importance: np.ndarray | np.float32, signed: boo
     if signed:
         largest = np.where(groups.max(axis=-1) > -groups.min(axis=-1), -largest, largest)
     best, least = nonzero(largest), np.full(largest.shape, np.inf, np.float32)
-    for shrink in SHRINK:
+    for shrink in CLIP_RATIOS:
         scales = nonzero(largest * shrink)
-        error = (importance * np.square(groups - nearest(groups, scales) * scales[..., None])).sum(axis=-1)
+        error = (importance * np.square(groups - round_to_nearest(groups, scales) * scales[..., None])).sum(axis=-1)
         better = error < least
         least[better], best[better] = error[better], scales[better]
-    codes = nearest(groups, best).astype(np.float32)
+    codes = round_to_nearest(groups, best).astype(np.float32)
     squares = (importance * np.square(codes)).sum(axis=-1)
     fitted = (importance * codes * groups).sum(axis=-1) / np.where(squares > 0, squares, 1)  # least squares
     return np.where(fitted * best > 0, nonzero(fitted), best)
@@ -46,18 +46,18 @@ def int4_codes(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.clip(np.rint(values), -8, 7))
 
 
-def nearest(groups: np.ndarray, scales: np.ndarray) -> np.ndarray:
+def round_to_nearest(groups: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """int4 codes int8 [N, G, B] of groups [N, G, B] in steps of scales [N, G]."""
     return int4_codes(groups / scales[..., None]).astype(np.int8)
 
 
-def centres(groups: np.ndarray) -> np.ndarray:
+def block_offsets(groups: np.ndarray) -> np.ndarray:
     """What the int4 code 0 stands for [N, G], where -8 and 7 stand for the ends of each of `groups` [N, G, B]."""
     least, most = groups.min(axis=-1), groups.max(axis=-1)
     return np.asarray(least + 8 * (most - least) / 15)
 
 
-def byte_scales(scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def scales_to_bytes(scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """scales [N, G] as codes uint8 [N, G], from 1 on, and the largest of every row, float16 [N, 1]."""
     most = np.maximum(scales.max(axis=-1, keepdims=True).astype(np.float16), np.finfo(np.float16).smallest_subnormal)
     codes = np.clip(np.rint(scales * (np.float32(255) / most.astype(np.float32))), 1, 255)
@@ -65,7 +65,7 @@ def byte_scales(scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return codes.astype(np.uint8), most
 
 
-def from_bytes(codes: np.ndarray, most: np.ndarray) -> np.ndarray:
+def scales_from_bytes(codes: np.ndarray, most: np.ndarray) -> np.ndarray:
     """The scales [N, G] float32 that `byte_scales` wrote; written again they come out the same."""
     return np.asarray(codes * (most.astype(np.float32) * np.float32(1 / 255)))
 

@@ -19,8 +19,8 @@ from merino_edge.export.quantization.rounding import nonzero
 Arrays = dict[str, np.ndarray]
 
 
-def smoothed(
-    a: Architecture, weights: Mapping[str, np.ndarray], reach: Mapping[str, np.ndarray], values_too: bool
+def smooth_attention(
+    a: Architecture, weights: Mapping[str, np.ndarray], reach: Mapping[str, np.ndarray], smooth_values: bool
 ) -> tuple[Arrays, Arrays]:
     """The same function's weights, and how far its caches reach then (merino_edge.export.quantization.calibration).
 
@@ -35,7 +35,7 @@ def smoothed(
             keys = _evened(reach, [f"key_{layer}" for layer in layers], 0.5)
             _scale_rows(weights, f"{prefix}key", 1 / keys.ravel())
             _scale_rows(weights, f"{prefix}query", keys.repeat(queries, axis=0).ravel())
-            if values_too:
+            if smooth_values:
                 values = _evened(reach, [f"value_{layer}" for layer in layers], 1.0)
                 _scale_rows(weights, f"{prefix}value", 1 / values.ravel())
                 columns = values.repeat(queries, axis=0).ravel()

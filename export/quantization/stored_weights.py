@@ -20,8 +20,15 @@ from merino_edge.architecture import Architecture
 from merino_edge.counts import INT4_BLOCK
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.quantization.gptq import gptq
-from merino_edge.export.quantization.quantized_matrix import Quantized
-from merino_edge.export.quantization.rounding import byte_scales, centres, from_bytes, nearest, nonzero, search_scales
+from merino_edge.export.quantization.quantized_matrix import QuantizedMatrix
+from merino_edge.export.quantization.rounding import (
+    block_offsets,
+    nonzero,
+    round_to_nearest,
+    scales_from_bytes,
+    scales_to_bytes,
+    search_scales,
+)
 from merino_edge.export.targets import Target
 from merino_edge.weights import weight_shapes
 
@@ -40,10 +47,10 @@ class StoredWeights:
     """A model's weights in the form a target stores them, by the names of merino_edge.weights."""
 
     arrays: dict[str, np.ndarray]
-    quantized: dict[str, Quantized]
+    quantized: dict[str, QuantizedMatrix]
     # Prefixes of the FFNs that compute in float32 (merino_edge.export.quantization.fp16_overflow).
-    wide: frozenset[str] = frozenset()
-    kept: np.ndarray | None = None  # ids of the tokens that the head gives logits of [V'], rising; None: all
+    fp32_ffns: frozenset[str] = frozenset()
+    pruned_vocab: np.ndarray | None = None  # ids of the tokens that the head gives logits of [V'], rising; None: all
     cache_scales: Mapping[str, np.ndarray] = field(default_factory=dict)  # of int8 caches, by their names: [] each
 
     @property
@@ -51,19 +58,19 @@ class StoredWeights:
         """Whether the head is a matrix of its own, of a tied embedding in another form too."""
         return HEAD in self.quantized
 
-    def keeping(self, kept: np.ndarray) -> StoredWeights:
+    def with_pruned_vocab(self, kept: np.ndarray) -> StoredWeights:
         """These, with a head for the tokens `kept` [V'] alone; a tied table stays whole, its rows are taken later."""
         arrays = self.arrays | {HEAD: self.arrays[HEAD][kept]} if HEAD in self.arrays else self.arrays
         quantized = self.quantized | {HEAD: self.quantized[HEAD].rows(kept)} if self.own_head else self.quantized
-        return replace(self, arrays=arrays, quantized=quantized, kept=kept)
+        return replace(self, arrays=arrays, quantized=quantized, pruned_vocab=kept)
 
-    def restore(self) -> dict[str, np.ndarray]:
+    def dequantize(self) -> dict[str, np.ndarray]:
         """What the stored weights stand for, float32."""
         arrays = {name: array.astype(np.float32) for name, array in self.arrays.items()}
-        arrays |= {name: matrix.restore() for name, matrix in self.quantized.items()}
-        if self.kept is not None and HEAD in arrays:
+        arrays |= {name: matrix.dequantize() for name, matrix in self.quantized.items()}
+        if self.pruned_vocab is not None and HEAD in arrays:
             whole = np.zeros_like(arrays[EMBEDDING])  # what it says of other tokens is not asked
-            whole[self.kept] = arrays[HEAD]
+            whole[self.pruned_vocab] = arrays[HEAD]
             arrays[HEAD] = whole
         return arrays
 
@@ -99,13 +106,13 @@ def cache_scales(reach: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def quantize_matrix(
     name: str, weight: np.ndarray, bits: int, target: Target, moments: np.ndarray | None = None
-) -> Quantized:
+) -> QuantizedMatrix:
     """weight [N, K] as codes of 8 or 4 bits, these by GPTQ where `moments` of its inputs are given."""
     block = _block(name, weight.shape[1], bits, target)
     groups = weight.astype(np.float32).reshape(len(weight), -1, block)  # [N, G, B]
     if bits == 8:
         scales = _half_scales(name, nonzero(np.abs(groups).max(axis=-1) / 127))
-        return Quantized(np.clip(np.rint(groups / scales[..., None]), -127, 127).astype(np.int8), scales, bits)
+        return QuantizedMatrix(np.clip(np.rint(groups / scales[..., None]), -127, 127).astype(np.int8), scales, bits)
     if not target.fast and _wants_offsets(groups):
         in_bytes = not target.on_tensorrt
         return _with_offsets(groups, _byte_scales if in_bytes else partial(_half_scales, name), moments)
@@ -115,24 +122,24 @@ def quantize_matrix(
         return _half_scales(name, search_scales(w[:, None], importance[None], signed))[:, 0]
 
     if moments is not None:
-        return Quantized(*gptq(groups, moments, choose), 4)
+        return QuantizedMatrix(*gptq(groups, moments, choose), 4)
     scales = _half_scales(name, search_scales(groups, signed=signed))
-    return Quantized(nearest(groups, scales), scales, 4)
+    return QuantizedMatrix(round_to_nearest(groups, scales), scales, 4)
 
 
-def _with_offsets(groups: np.ndarray, as_stored: Scales, moments: np.ndarray | None = None) -> Quantized:
+def _with_offsets(groups: np.ndarray, as_stored: Scales, moments: np.ndarray | None = None) -> QuantizedMatrix:
     """int4 groups [N, G, B] with an offset for each; `as_stored`: scales [N, G] as they will be read."""
-    between = centres(groups)  # [N, G]
+    between = block_offsets(groups)  # [N, G]
     offset_groups = _whole_blocks(between, groups.shape[2])
     both = [search_scales(groups - between[..., None]), search_scales(offset_groups)]
     scales, offset_scales = np.split(as_stored(np.concatenate(both, axis=1)), [groups.shape[1]], axis=1)
-    offsets = Quantized(nearest(offset_groups, offset_scales), offset_scales, 4)
-    groups = groups - offsets.restore()[:, : groups.shape[1], None]
+    offsets = QuantizedMatrix(round_to_nearest(offset_groups, offset_scales), offset_scales, 4)
+    groups = groups - offsets.dequantize()[:, : groups.shape[1], None]
     if moments is None:
-        codes = nearest(groups, scales)
+        codes = round_to_nearest(groups, scales)
     else:
         codes, scales = gptq(groups, moments, lambda group, w, importance: scales[:, group])
-    return Quantized(codes, scales, 4, offsets)
+    return QuantizedMatrix(codes, scales, 4, offsets)
 
 
 def _rounded(name: str, values: np.ndarray, dtype: type) -> np.ndarray:
@@ -210,8 +217,8 @@ def _wants_offsets(groups: np.ndarray) -> bool:
     """Whether int4 groups [N, G, B] are much closer to 16 steps from end to end than to 16 around zero."""
     some = groups[:: -(-len(groups) // LOOKED_AT)]
     plain_scales = search_scales(some)
-    plain = some - nearest(some, plain_scales) * plain_scales[..., None]
-    offset = some.reshape(len(some), -1) - _with_offsets(some, lambda scales: scales).restore()
+    plain = some - round_to_nearest(some, plain_scales) * plain_scales[..., None]
+    offset = some.reshape(len(some), -1) - _with_offsets(some, lambda scales: scales).dequantize()
     return bool(np.square(offset).sum() < WORTH_OFFSETS * np.square(plain).sum())
 
 
@@ -223,7 +230,7 @@ def _whole_blocks(values: np.ndarray, block: int) -> np.ndarray:
 
 def _byte_scales(scales: np.ndarray) -> np.ndarray:
     """As bytes of each row's largest store them."""
-    return from_bytes(*byte_scales(scales))
+    return scales_from_bytes(*scales_to_bytes(scales))
 
 
 def _half_scales(name: str, scales: np.ndarray) -> np.ndarray:
@@ -233,10 +240,10 @@ def _half_scales(name: str, scales: np.ndarray) -> np.ndarray:
     return np.asarray(np.copysign(np.maximum(np.abs(stored), least), scales), np.float32)
 
 
-def _random_codes(rng: np.random.Generator, name: str, shape: tuple[int, ...], bits: int, target: Target) -> Quantized:
+def _random_codes(rng: np.random.Generator, name: str, shape: tuple[int, ...], bits: int, target: Target) -> QuantizedMatrix:
     outputs, inputs = shape
     block = _block(name, inputs, bits, target)
     largest = (1 << (bits - 1)) - 1
     codes = rng.integers(-largest, largest + 1, (outputs, inputs // block, block), np.int8)  # [N, G, B]
     scale = np.float16(RANDOM_STD / math.sqrt(largest * (largest + 1) / 3))
-    return Quantized(codes, np.full(codes.shape[:2], scale, np.float32), bits)
+    return QuantizedMatrix(codes, np.full(codes.shape[:2], scale, np.float32), bits)

@@ -135,7 +135,7 @@ def test_blocks_are_as_wide_as_asked_for_if_they_divide_the_inputs(lowering: str
     tokens = np.random.default_rng(3).integers(0, 96, 40)
     found = {q.codes[0].size: q.codes.shape[2] for name, q in stored.quantized.items() if name != "embedding.weight"}
     assert found == {128: block, 192: 64, 256: block}
-    expected = reference_logits(WIDE, stored.restore(), tokens)
+    expected = reference_logits(WIDE, stored.dequantize(), tokens)
     engine = OnnxEngine(to_bytes(build_stored(WIDE, stored, target, 64)), WIDE, 64, threads=1)
     got = np.stack([engine.forward(tokens[i : i + 1], i).copy() for i in range(40)])
     assert mean_kl(expected, got) < LIMITS[precision]["graph_kl"]
@@ -175,7 +175,7 @@ def test_the_fast_form_computes_what_it_stores(lowering: str, tied: bool, tmp_pa
     a = dataclasses.replace(WIDE, tied_head=tied)
     stored = store(a, random_model(a), target)
     tokens = np.random.default_rng(3).integers(0, 96, 40)
-    expected = reference_logits(a, stored.restore(), tokens)
+    expected = reference_logits(a, stored.dequantize(), tokens)
     save(build_stored(a, stored, target, 64), tmp_path / "model.onnx")
     assert len(stored_tables(tmp_path / "model.onnx", 96)) == (1 if tied else 2)  # a tied one is stored once
     engine = OnnxEngine(tmp_path / "model.onnx", a, 64, threads=1)

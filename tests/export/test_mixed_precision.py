@@ -154,7 +154,7 @@ def test_a_model_of_few_positions_is_mixed_too(tmp_path: Path) -> None:
     a = dataclasses.replace(TINY, max_positions=20)
     path = tmp_path / "checkpoint"
     tokenizer = train_tokenizer(iter([parity.TEXT]), a.vocab_size)
-    checkpoints.save(path, a, random_model(a), tokenizer.to_str(), chat_format(), {"source": "random"})
+    checkpoints.save(path, a, random_model(a), tokenizer_json=tokenizer.to_str(), chat=chat_format(), training={"source": "random"})
     for target, out in ((INT4, tmp_path / "ort"), (Target.named("jetpack-6.2", "int4"), tmp_path / "board")):
         made = write_bundle(
             checkpoints.load(path),

@@ -171,7 +171,7 @@ def test_impossible_requests_are_refused_in_one_line(
 def test_a_tokenizer_of_another_model_is_refused(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     foreign = train_tokenizer(iter([parity.TEXT]), 400)  # the model has 300 tokens
     a, weights = tiny_checkpoint.architecture, tiny_checkpoint.weights
-    checkpoint.save(tmp_path / "c", a, weights, foreign.to_str(), tiny_checkpoint.chat, {"source": "random"})
+    checkpoint.save(tmp_path / "c", a, weights, tokenizer_json=foreign.to_str(), chat=tiny_checkpoint.chat, training={"source": "random"})
     with pytest.raises(ArtefactError, match="the model has 300 tokens"):
         export(checkpoint.load(tmp_path / "c"), tmp_path / "b")
     assert os.listdir(tmp_path) == ["c"]

@@ -11,15 +11,15 @@ import pytest
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.graph import build_model, build_stored, save, to_bytes
-from merino_edge.export.operators import lacking
+from merino_edge.export.operators import find_unsupported
 from merino_edge.export.quantization.stored_weights import random_stored
-from merino_edge.export.targets import BLOCKS, PLATFORMS, Target
+from merino_edge.export.targets import BLOCK_SIZES, PLATFORMS, Target
 from merino_edge.export.tensorrt import NO_KERNEL, build_engine
 from merino_edge.presets import PRESETS, shrunk
 from merino_edge.tensorrt_library import RTX
 from merino_edge.weights import weight_shapes
 
-FORMS = [(lowering, p) for p in PLATFORMS["rtx"].precisions for lowering in PLATFORMS["rtx"].able(p)]
+FORMS = [(lowering, p) for p in PLATFORMS["rtx"].precisions for lowering in PLATFORMS["rtx"].lowerings_at(p)]
 
 
 @pytest.fixture
@@ -68,8 +68,8 @@ def test_other_capabilities_compile_what_they_have_kernels_for(lowering: str, pr
 
 
 @pytest.mark.usefixtures("rtx")
-@pytest.mark.parametrize("lowering", PLATFORMS["rtx"].able("int4"))
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("lowering", PLATFORMS["rtx"].lowerings_at("int4"))
+@pytest.mark.parametrize("block", BLOCK_SIZES)
 def test_every_block_of_int4_compiles(lowering: str, block: int) -> None:
     a, target = shrunk("cerebras-gpt-111m"), Target.named("rtx", "int4", lowering, block)  # widths of 768 and 3072
     stored = random_stored(a, target)
@@ -83,10 +83,10 @@ def test_no_graph_has_an_operator_that_its_targets_parser_lacks(name: str, targe
     a, platform = shrunk(name), PLATFORMS[target]
     assert platform.tensorrt is not None
     for precision in platform.precisions:
-        for lowering in platform.able(precision):
+        for lowering in platform.lowerings_at(precision):
             chosen = Target.named(target, precision, lowering)
             model = build_stored(a, random_stored(a, chosen), chosen, 128)
-            assert lacking(model, platform.tensorrt) == []
+            assert find_unsupported(model, platform.tensorrt) == []
             assert platform.opsets[0] <= model.opset_imports[""] <= platform.opsets[1]
 
 
@@ -105,7 +105,7 @@ def test_what_an_older_parser_lacks_is_named_with_the_release_that_has_it(
     a = shrunk("smollm2-135m")
     target = Target.named("onnxruntime", "fp32", lowering)
     model = build_stored(a, random_stored(a, target), target, 128)
-    assert said in map(str, lacking(model, tensorrt))
+    assert said in map(str, find_unsupported(model, tensorrt))
 
 
 @pytest.mark.usefixtures("rtx")

@@ -24,7 +24,7 @@ from merino_edge.export.prepare_weights import ExportOptions
 from merino_edge.export.quantization.stored_weights import store
 from merino_edge.export.targets import LOWERINGS, Target
 from merino_edge.export.tensorrt import build_engine
-from merino_edge.export.vocabulary_pruning import kept_tokens
+from merino_edge.export.vocabulary_pruning import pruned_vocab
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 from merino_edge.runtime.generation import generate
 from merino_edge.runtime.open_bundle import open_engine
@@ -39,7 +39,7 @@ UNTIED = dataclasses.replace(TINY, tied_head=False)
 def test_a_text_keeps_its_tokens_and_every_byte_and_every_special_token(tiny_checkpoint: Checkpoint) -> None:
     tokenizer = Tokenizer.load(tiny_checkpoint.path)
     word = next(token for token in tokenizer.encode(TEXT) if len(tokenizer.decode([token])) > 2)
-    kept = kept_tokens(tokenizer, iter([tokenizer.decode([word])]), TINY.vocab_size)
+    kept = pruned_vocab(tokenizer, iter([tokenizer.decode([word])]), TINY.vocab_size)
     assert word in kept and (np.diff(kept) > 0).all()
     special = [token for token in range(TINY.vocab_size) if token in tokenizer.backend.get_added_tokens_decoder()]
     assert set(special) | set(tokenizer.chat.eos_token_ids) <= set(kept)
@@ -54,7 +54,7 @@ def test_a_text_keeps_its_tokens_and_every_byte_and_every_special_token(tiny_che
 
 def test_a_text_without_text_is_refused(tiny_checkpoint: Checkpoint) -> None:
     with pytest.raises(InputError, match="empty"):
-        kept_tokens(Tokenizer.load(tiny_checkpoint.path), iter([""]), TINY.vocab_size)
+        pruned_vocab(Tokenizer.load(tiny_checkpoint.path), iter([""]), TINY.vocab_size)
 
 
 @pytest.mark.parametrize("a", [TINY, UNTIED], ids=["tied", "untied"])
@@ -66,7 +66,7 @@ def test_kept_logits_are_those_of_the_whole_head(a: Architecture, precision: str
     stored = store(a, weights, target)
     whole, some = (
         OnnxEngine(to_bytes(build_stored(a, form, target, 32)), a, 32, 1).forward(tokens, 0)
-        for form in (stored, stored.keeping(KEPT))
+        for form in (stored, stored.with_pruned_vocab(KEPT))
     )
     assert some.shape == whole.shape and (np.delete(some, KEPT) == -np.inf).all()
     np.testing.assert_allclose(some[KEPT], whole[KEPT], rtol=1e-5, atol=1e-5)
@@ -77,7 +77,7 @@ def test_kept_logits_are_those_of_the_whole_head(a: Architecture, precision: str
 def test_it_compiles(a: Architecture, precision: str) -> None:
     pytest.importorskip(tensorrt_library.RTX)
     target = Target.named("rtx", precision)
-    model = build_stored(a, store(a, random_model(a), target).keeping(KEPT), target, 32)
+    model = build_stored(a, store(a, random_model(a), target).with_pruned_vocab(KEPT), target, 32)
     assert build_engine(tensorrt_library.RTX, to_bytes(model), 32, "SM86").plan
 
 
@@ -105,7 +105,7 @@ def test_an_exported_bundle_says_only_what_was_kept(
     assert checks["left_out_kl"] > 0
     assert sorted(p.name for p in out.iterdir()) == sorted([*made.manifest["files"], "manifest.json"])
     engine, tokenizer, _ = open_engine(out)
-    kept = set(kept_tokens(tokenizer, iter([TEXT[:300]]), TINY.vocab_size))
+    kept = set(pruned_vocab(tokenizer, iter([TEXT[:300]]), TINY.vocab_size))
     session = Session(engine)
     said = [
         token

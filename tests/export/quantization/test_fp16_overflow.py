@@ -16,7 +16,7 @@ from merino_edge import tensorrt_library
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.graph import build_stored, to_bytes
 from merino_edge.export.parity import mean_kl, stored_reference
-from merino_edge.export.quantization.fp16_overflow import wide_ffns
+from merino_edge.export.quantization.fp16_overflow import find_fp32_ffns
 from merino_edge.export.quantization.stored_weights import store
 from merino_edge.export.targets import Target
 from merino_edge.export.tensorrt import build_engine
@@ -36,17 +36,17 @@ def loud_model(name: str = LOUD) -> dict[str, np.ndarray]:
 
 
 def test_only_what_reaches_too_far_is_named() -> None:
-    assert wide_ffns(TINY, random_model(TINY, strength=1.0), TOKENS) == frozenset()
-    assert wide_ffns(TINY, loud_model(), TOKENS) == {LOUD}
+    assert find_fp32_ffns(TINY, random_model(TINY, strength=1.0), TOKENS) == frozenset()
+    assert find_fp32_ffns(TINY, loud_model(), TOKENS) == {LOUD}
     shared = "blocks.0.layers.0.ffn."
-    assert wide_ffns(TINY, loud_model(shared), TOKENS) == {shared}
+    assert find_fp32_ffns(TINY, loud_model(shared), TOKENS) == {shared}
 
 
 def test_attention_that_reaches_too_far_is_refused() -> None:
     weights = random_model(TINY, strength=1.0)
     weights["blocks.0.layers.0.attention.value.weight"] *= 1e6
     with pytest.raises(UnsupportedError, match=r"attention\.value reaches .* export --precision fp32"):
-        wide_ffns(TINY, weights, TOKENS)
+        find_fp32_ffns(TINY, weights, TOKENS)
 
 
 def run_in_float16(model: ir.Model) -> np.ndarray:
@@ -65,7 +65,7 @@ def test_the_network_computes_in_float32(precision: str, lowering: str) -> None:
     target, weights = Target.named("rtx", precision, lowering), loud_model()
     outcomes = []
     for wide in (frozenset({LOUD}), frozenset[str]()):
-        stored = replace(store(TINY, weights, target), wide=wide)
+        stored = replace(store(TINY, weights, target), fp32_ffns=wide)
         expected = stored_reference(TINY, stored).logits(TOKENS)[-1:]  # [1, V]
         got = run_in_float16(build_stored(TINY, stored, target, 64))
         outcomes.append(mean_kl(expected, got))
@@ -77,5 +77,5 @@ def test_the_network_computes_in_float32(precision: str, lowering: str) -> None:
 def test_it_compiles(precision: str, lowering: str) -> None:
     pytest.importorskip(tensorrt_library.RTX)
     target = Target.named("rtx", precision, lowering)
-    stored = replace(store(TINY, loud_model(), target), wide=frozenset({LOUD}))
+    stored = replace(store(TINY, loud_model(), target), fp32_ffns=frozenset({LOUD}))
     assert build_engine(tensorrt_library.RTX, to_bytes(build_stored(TINY, stored, target, 64)), 64, "SM86").plan

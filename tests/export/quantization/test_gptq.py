@@ -17,8 +17,8 @@ from merino_edge.checkpoint import Checkpoint
 from merino_edge.export.bundle_writer import write_bundle
 from merino_edge.export.graph import cache_names
 from merino_edge.export.prepare_weights import ExportOptions
-from merino_edge.export.quantization.calibration import observe, reach
-from merino_edge.export.quantization.gptq import gptq, inverse_factor
+from merino_edge.export.quantization.calibration import cache_absmax, collect_statistics
+from merino_edge.export.quantization.gptq import gptq, inverse_hessian_factor
 from merino_edge.export.quantization.rounding import int4_codes, search_scales
 from merino_edge.export.quantization.stored_weights import store
 from merino_edge.export.targets import Target
@@ -71,7 +71,7 @@ def test_outputs_on_correlated_inputs_are_closer_than_by_rounding_to_the_nearest
 def test_the_factor_is_that_of_the_damped_inverse() -> None:
     x = correlated(np.random.default_rng(0), 32)
     moments = x.T @ x
-    factor = inverse_factor(moments)
+    factor = inverse_hessian_factor(moments)
     damped = moments + 0.01 * np.diag(moments).mean() * np.eye(32)
     np.testing.assert_allclose(factor.T @ factor @ damped, np.eye(32), atol=2e-3)
     assert np.allclose(factor, np.triu(factor))
@@ -90,17 +90,17 @@ def test_moments_are_those_of_the_inputs_that_the_model_sees() -> None:
     blocks = tuple(dataclasses.replace(b, width=64, heads=1, kv_heads=1, ffn_width=96) for b in a.blocks[:2])
     a = dataclasses.replace(a, vocab_size=80, embedding_width=64, blocks=blocks, max_positions=32)
     weights = {name: 3 * w for name, w in random_weights(a).items()}
-    found = observe(a, weights, sequences=3, length=20).moments
+    found = collect_statistics(a, weights, sequences=3, length=20).moments
     assert set(found) == {name for name, w in weights.items() if w.ndim == 2 and name != "positions.weight"}
     assert found["blocks.0.layers.0.attention.key.weight"] is found["blocks.0.layers.0.attention.query.weight"]
     for name, moment in found.items():
         assert moment.shape == (weights[name].shape[1],) * 2
         assert np.linalg.eigvalsh(moment.astype(np.float64)).min() > -1e-2 * np.trace(moment)
-    again = observe(a, weights, sequences=3, length=20).moments
+    again = collect_statistics(a, weights, sequences=3, length=20).moments
     assert all(np.array_equal(found[name], again[name]) for name in found)
     # The head's are those of what leaves the last norm, whether or not it is a matrix of its own.
     untied = dataclasses.replace(a, tied_head=False)
-    own = observe(untied, weights | {"head.weight": weights["embedding.weight"]}, sequences=3, length=20).moments
+    own = collect_statistics(untied, weights | {"head.weight": weights["embedding.weight"]}, sequences=3, length=20).moments
     assert "embedding.weight" not in own and np.array_equal(own["head.weight"], found["embedding.weight"])
     # The first matrix of a block of two shared layers saw 3 sequences of 20 positions twice.
     model, seen = Model.from_weights(a, weights), []
@@ -114,13 +114,13 @@ def test_keys_and_values_stay_within_reach_wherever_a_rotation_turns_them(rotary
     kind = {"positions": "rotary", "rotary_dim": rotary_dim} if rotary_dim else {}
     a = Architecture(80, 100, 64, 32, (Block(64, 2, 2, 1, 96, True), Block(96, 1, 3, 3, 64)), **kind)
     weights = random_weights(a)
-    assert list(observe(a, weights, sequences=2, length=9, moments_too=False).reach) == [n for n, _ in cache_names(a)]
+    assert list(collect_statistics(a, weights, sequences=2, length=9, with_moments=False).reach) == [n for n, _ in cache_names(a)]
     model, tokens = Model.from_weights(a, weights), torch.arange(80)[None]
     caches = [Cache(a), Cache(a)]
     with torch.inference_mode():
         model(tokens, caches[0])
         model(tokens.flip(1), caches[1])  # of the first layer the same keys, turned otherwise
-    found = reach(a, caches[0])
+    found = cache_absmax(a, caches[0])
     for layer in range(a.layers):
         for name, tensor in ((f"key_{layer}", caches[0].keys[layer]), (f"value_{layer}", caches[0].values[layer])):
             largest = tensor[0].abs().amax(dim=1).numpy()

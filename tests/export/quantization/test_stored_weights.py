@@ -16,9 +16,9 @@ from merino_edge.architecture import Architecture, Block
 from merino_edge.counts import PRECISIONS
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.graph import build_stored, to_bytes
-from merino_edge.export.lowerings.linear import MatrixWriter
-from merino_edge.export.quantization.quantized_matrix import Quantized, stacked
-from merino_edge.export.quantization.rounding import byte_scales, from_bytes, int4_codes, search_scales
+from merino_edge.export.lowerings.weight_writer import WeightWriter
+from merino_edge.export.quantization.quantized_matrix import QuantizedMatrix, stacked
+from merino_edge.export.quantization.rounding import int4_codes, scales_from_bytes, scales_to_bytes, search_scales
 from merino_edge.export.quantization.stored_weights import (
     WORTH_OFFSETS,
     StoredWeights,
@@ -108,7 +108,7 @@ def test_groups_of_zeros_stay_zero() -> None:
     weight[1, 40] = 1.0
     for quantized in (quantize_matrix("m", weight, 4, INT4), quantize_matrix("m", weight, 8, INT8)):
         assert (quantized.scales != 0).all()
-        np.testing.assert_allclose(quantized.restore(), weight, atol=0.02)
+        np.testing.assert_allclose(quantized.dequantize(), weight, atol=0.02)
 
 
 def test_the_fast_form_has_no_offsets_and_its_table_at_int4() -> None:
@@ -136,7 +136,7 @@ def test_the_fast_form_has_no_offsets_and_its_table_at_int4() -> None:
 def test_a_cache_of_int8_goes_with_rounded_weights_and_onnx_runtimes_own_attention(
     platform: str, precision: str, lowering: str
 ) -> None:
-    assert Target.named("onnxruntime", "int8", cache="int8").cache_in_int8
+    assert Target.named("onnxruntime", "int8", cache="int8").int8_cache
     with pytest.raises(UnsupportedError, match="a cache of int8 goes with int8 or int4 weights by the ort lowering"):
         Target.named(platform, precision, lowering, cache="int8")
     with pytest.raises(UnsupportedError, match="unknown cache 'int4'") as caught:
@@ -150,7 +150,7 @@ def test_int8_error_is_at_most_half_a_step() -> None:
     steps = np.repeat(quantized.scales, 32, axis=1)
     # A scale is rounded to float16, so the largest weight may lie a little beyond 127 steps.
     allowed = np.where(np.abs(quantized.codes.reshape(weight.shape)) == 127, 0.5 + 127 / 2048, 0.5001)
-    assert (np.abs(weight - quantized.restore()) <= steps * allowed).all()
+    assert (np.abs(weight - quantized.dequantize()) <= steps * allowed).all()
 
 
 def between_two_ends(seed: int, rows: int, blocks: int) -> np.ndarray:
@@ -172,7 +172,7 @@ def test_blocks_between_two_ends_keep_their_steps(seed: int, rows: int, blocks: 
         groups = weight.reshape(rows, blocks, 32)
         scales = search_scales(groups)
         plain = np.square(groups - int4_codes(groups / scales[..., None]) * scales[..., None]).sum()
-        assert np.square(weight - found.restore()).sum() < WORTH_OFFSETS * plain  # or they would not be there
+        assert np.square(weight - found.dequantize()).sum() < WORTH_OFFSETS * plain  # or they would not be there
 
 
 def test_normal_weights_need_no_offsets() -> None:
@@ -184,9 +184,9 @@ def test_normal_weights_need_no_offsets() -> None:
 @settings(max_examples=40, deadline=None)
 def test_scales_in_bytes_stay_what_they_are(seed: int, spread: float) -> None:
     scales = (np.random.default_rng(seed).random((5, 19)) * 10**spread).astype(np.float32)
-    found = from_bytes(*byte_scales(scales))
+    found = scales_from_bytes(*scales_to_bytes(scales))
     assert (np.abs(found - scales) <= scales.max(axis=1, keepdims=True) / 250 + 2.0**-24).all() and (found > 0).all()
-    np.testing.assert_array_equal(from_bytes(*byte_scales(found)), found)
+    np.testing.assert_array_equal(scales_from_bytes(*scales_to_bytes(found)), found)
 
 
 def test_matrices_are_stacked_and_scaled_with_their_offsets() -> None:
@@ -194,8 +194,8 @@ def test_matrices_are_stacked_and_scaled_with_their_offsets() -> None:
     without = quantize_matrix("m", np.random.default_rng(0).standard_normal((30, 96)).astype(np.float32), 4, INT4)
     assert without.offsets is None
     whole = stacked([without, with_offsets.scaled(0.5)])
-    np.testing.assert_array_equal(whole.restore(), np.concatenate([without.restore(), with_offsets.restore() / 2]))
-    assert isinstance(whole.extended(), Quantized) and whole.extended().codes.shape == (50, 4, 32)
+    np.testing.assert_array_equal(whole.dequantize(), np.concatenate([without.dequantize(), with_offsets.dequantize() / 2]))
+    assert isinstance(whole.extended(), QuantizedMatrix) and whole.extended().codes.shape == (50, 4, 32)
     assert stacked([without, without]).offsets is None
 
 
@@ -206,7 +206,7 @@ def multiply(x: np.ndarray, weight: np.ndarray, target: Target, fused: bool, unf
     value = ir.val("x", dtype, list(x.shape))
     bits = 4 if target.precision == "int4" else 8
     stored = StoredWeights({}, {"m.weight": quantize_matrix("m.weight", weight, bits, target)})
-    y = MatrixWriter(tape, target, stored).matmul(value, ["m"], unfused=unfused)
+    y = WeightWriter(tape, target, stored).matmul(value, ["m"], unfused=unfused)
     y.name, y.dtype, y.shape = "y", dtype, ir.Shape([*x.shape[:-1], len(weight)])
     graph = ir.Graph(
         [value], [y], nodes=tape.nodes, initializers=tape.initializers, opset_imports={"": 24, "com.microsoft": 1}
@@ -227,10 +227,10 @@ def test_graph_multiplies_offsets(target: str, blocks: int) -> None:
     x = np.random.default_rng(3).standard_normal((1, 3, weight.shape[1])).astype(np.float32)
     quantized = quantize_matrix("m.weight", weight, 4, chosen)
     assert quantized.offsets is not None
-    expected = x @ quantized.restore().T
+    expected = x @ quantized.dequantize().T
     got = multiply(x, weight, chosen, fused=True)
     assert np.abs(got - expected).max() <= 0.01 * np.abs(expected).max()
-    without = x @ Quantized(quantized.codes, quantized.scales, 4).restore().T
+    without = x @ QuantizedMatrix(quantized.codes, quantized.scales, 4).dequantize().T
     assert np.abs(got - without).max() > 0.1 * np.abs(expected).max()  # the check would see them missing
 
 
@@ -240,7 +240,7 @@ def test_graph_multiplies_the_dequantized_matrix(target: str, precision: str) ->
     rng = np.random.default_rng(3)
     x, weight = rng.standard_normal((3, 128)).astype(np.float32), rng.standard_normal((40, 128)).astype(np.float32)
     chosen = Target.named(target, precision, "native")
-    stored = quantize_matrix("m.weight", weight, 4 if precision == "int4" else 8, chosen).restore()
+    stored = quantize_matrix("m.weight", weight, 4 if precision == "int4" else 8, chosen).dequantize()
     exact = multiply(x, weight, chosen, fused=False)
     half_rounding = 0.15 if target == "rtx" else 1e-4  # sums of 128 products of float16 numbers of order 10
     np.testing.assert_allclose(exact, x @ stored.T, atol=half_rounding)
@@ -264,7 +264,7 @@ def test_weights_beyond_float16_are_refused(precision: str) -> None:
         weights = random_weights(a)
         weights[name] = weights[name] * 0 + np.float32(large)
         if large < 65504:
-            assert all(np.isfinite(array).all() for array in store(a, weights, chosen).restore().values())
+            assert all(np.isfinite(array).all() for array in store(a, weights, chosen).dequantize().values())
         else:
             with pytest.raises(UnsupportedError, match="float16 ends at 65504; export --precision fp32"):
                 store(a, weights, chosen)
@@ -303,7 +303,7 @@ def test_random_storage_makes_the_graph_that_quantising_makes(
 @pytest.mark.parametrize(("target", "precision"), FORMS)
 def test_random_storage_stands_for_the_same_weights(target: str, precision: str) -> None:
     a = Architecture(512, 64, 128, 64, (Block(128, 1, 2, 2, 256),), tied_head=False)
-    drawn, weights = random_stored(a, Target.named(target, precision)).restore(), random_weights(a)
+    drawn, weights = random_stored(a, Target.named(target, precision)).dequantize(), random_weights(a)
     assert set(drawn) == set(weights)
     for name, values in drawn.items():
         assert values.shape == weights[name].shape
@@ -312,5 +312,5 @@ def test_random_storage_stands_for_the_same_weights(target: str, precision: str)
         )
         if values.ndim == 2:
             assert np.abs(values).max() < 0.05
-    again = random_stored(a, Target.named(target, precision)).restore()
+    again = random_stored(a, Target.named(target, precision)).dequantize()
     assert all(np.array_equal(again[name], values) for name, values in drawn.items())

@@ -27,18 +27,18 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from merino_edge.export.quantization.quantized_matrix import Quantized, stacked
-from merino_edge.export.quantization.rounding import byte_scales
+from merino_edge.export.quantization.quantized_matrix import QuantizedMatrix, stacked
+from merino_edge.export.quantization.rounding import scales_to_bytes
 from merino_edge.export.quantization.stored_weights import EMBEDDING, HEAD, StoredWeights
 from merino_edge.export.targets import Target
 
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
-TWIN = ".twin"  # ends the name of an initializer whose bytes are another's
+ALIAS = ".twin"  # ends the name of an initializer whose bytes are another's
 LARGEST_BLOCK = 256  # inputs with one scale, of MatMulNBits
 BYTE = np.array(1 / 255, np.float32)
 
 
-class MatrixWriter:
+class WeightWriter:
     """Adds weights and their products to a tape, every weight once however often it is used."""
 
     def __init__(self, tape: Tape, target: Target, stored: StoredWeights) -> None:
@@ -81,7 +81,7 @@ class MatrixWriter:
         return product if bias is None else self.tape.op("Add", [product, bias])
 
     def _quantized_product(
-        self, x: ir.Value, name: str, q: Quantized, bias: ir.Value | None, unfused: bool
+        self, x: ir.Value, name: str, q: QuantizedMatrix, bias: ir.Value | None, unfused: bool
     ) -> ir.Value:
         if q.offsets is not None:
             x = self._with_block_sums(x, q)
@@ -92,7 +92,7 @@ class MatrixWriter:
             self.values[name] = self._dequantized(name, q.extended())
         return self._product(x, self.values[name], bias)
 
-    def _with_block_sums(self, x: ir.Value, q: Quantized) -> ir.Value:
+    def _with_block_sums(self, x: ir.Value, q: QuantizedMatrix) -> ir.Value:
         """x [1, T, K] followed by the sums of its G blocks: [1, T, K + G]. For TensorRT, zeros up to whole blocks."""
         _, groups, block = q.codes.shape
         blocks = self.tape.op("Reshape", [x, self.shape(1, -1, groups, block)])
@@ -106,7 +106,7 @@ class MatrixWriter:
         """Of a tensor, or other whole numbers [len(sizes)]."""
         return self.initializer(f"shape.{'x'.join(map(str, sizes))}", np.array(sizes, np.int64))
 
-    def _matmul_nbits(self, x: ir.Value, name: str, q: Quantized, bias: ir.Value | None) -> ir.Value:
+    def _matmul_nbits(self, x: ir.Value, name: str, q: QuantizedMatrix, bias: ir.Value | None) -> ir.Value:
         """com.microsoft.MatMulNBits: codes [N, G, B * bits / 8] uint8 with the middle as zero, scales [N, G]."""
         codes, scales, block = self._kernel_form(name, q)
         inputs: list[ir.Value | None] = [x, codes, scales]
@@ -114,7 +114,7 @@ class MatrixWriter:
         shape = {"K": q.multiplied, "N": len(q.codes), "bits": q.bits, "block_size": block, "accuracy_level": 4}
         return self.tape.op("MatMulNBits", inputs, shape, domain=MICROSOFT)
 
-    def _kernel_form(self, name: str, q: Quantized) -> tuple[ir.Value, ir.Value, int]:
+    def _kernel_form(self, name: str, q: QuantizedMatrix) -> tuple[ir.Value, ir.Value, int]:
         """Codes and scales as ONNX Runtime's kernels read them, and how many inputs share a scale there: of a row that
         has one scale, the largest power of two that divides it."""
         if name in self.kernel_forms:
@@ -137,7 +137,7 @@ class MatrixWriter:
         self.kernel_forms[name] = self.initializer(name, codes), scales, block
         return self.kernel_forms[name]
 
-    def _short_codes(self, name: str, codes: np.ndarray, q: Quantized) -> ir.Value:
+    def _short_codes(self, name: str, codes: np.ndarray, q: QuantizedMatrix) -> ir.Value:
         """codes [N, G, B / 2] stored without those of inputs that there are not, filled up when the graph is loaded."""
         rows = codes.reshape(len(codes), -1)
         used = q.stored_row_bytes
@@ -149,7 +149,7 @@ class MatrixWriter:
 
     def _byte_scales(self, name: str, scales: np.ndarray) -> ir.Value:
         """scales [N, G] float32, stored as bytes of each row's largest."""
-        codes, most = byte_scales(scales)
+        codes, most = scales_to_bytes(scales)
         most_read, codes_read = (
             self._computed(self.initializer(f"{name}.scale{part}", array))
             for part, array in (("", most), (".codes", codes))
@@ -163,7 +163,7 @@ class MatrixWriter:
         if self.stored.own_head:
             return self.matmul(x, ["head"])
         name = EMBEDDING if tied else HEAD
-        kept = self.stored.kept if tied else None
+        kept = self.stored.pruned_vocab if tied else None
         if name in self.stored.quantized:
             q = self.stored.quantized[name]
             if kept is not None:
@@ -175,14 +175,14 @@ class MatrixWriter:
         table = self._computed(table if kept is None else self._rows(table))
         return self.tape.op("Gemm", [x, table], {"transB": 1})
 
-    def kept(self) -> ir.Value:
+    def pruned_vocab(self) -> ir.Value:
         """Ids of the tokens that the head knows [V']."""
-        assert self.stored.kept is not None
-        return self.initializer("kept", self.stored.kept.astype(np.int64))
+        assert self.stored.pruned_vocab is not None
+        return self.initializer("kept", self.stored.pruned_vocab.astype(np.int64))
 
     def _rows(self, table: ir.Value) -> ir.Value:
         """Of the tokens kept."""
-        rows = self.tape.op("Gather", [table, self.kept()])
+        rows = self.tape.op("Gather", [table, self.pruned_vocab()])
         if table.dtype is not None:
             rows.dtype = table.dtype
         return rows
@@ -209,9 +209,9 @@ class MatrixWriter:
         """A second name for stored bytes. ONNX Runtime lets go of a matrix once it is packed for multiplication, unless
         something else reads it too; of the twin, only the rows looked up come to memory."""
         assert table.name is not None and table.const_value is not None
-        return self.initializer(f"{table.name}{TWIN}", table.const_value.numpy())
+        return self.initializer(f"{table.name}{ALIAS}", table.const_value.numpy())
 
-    def _dequantized(self, name: str, q: Quantized) -> ir.Value:
+    def _dequantized(self, name: str, q: QuantizedMatrix) -> ir.Value:
         """The matrix [N, K] as the right-hand operand [K, N] of a MatMul.
 
         Scales have the type of the product. ONNX Runtime gets them by a cast, which it does once; TensorRT wants them
