@@ -11,7 +11,7 @@ import time
 
 from merino_edge.search.budget import Budget
 from merino_edge.search.builtin_spaces import EDGE, PAPER, WIDE
-from merino_edge.search.costs import Prices
+from merino_edge.search.costs import CostModel
 from merino_edge.search.evolution import evolve
 from merino_edge.search.exact.solver import ExactSolver
 from merino_edge.search.problem import Problem
@@ -32,14 +32,14 @@ CASES = (
 def main() -> None:
     print("space", "budgets", "median gap %", "mean", "worst", "optimal", "seconds (worst)", sep="\t")
     for space, limits in CASES:
-        problem = Problem(space, Budget.of(limits), effective(), Prices("int4"))
+        problem = Problem(space, Budget.of(limits), effective(), CostModel("int4"))
         optimum = ExactSolver(problem).solve().score
         gaps, seconds = [], []
         for seed in range(SEEDS):
             began = time.perf_counter()
             found = evolve(problem, seed=seed)
             seconds.append(time.perf_counter() - began)
-            gaps.append(100.0 if found.genome is None else 100 * (1 - problem.total(found.genome) / optimum))
+            gaps.append(100.0 if found.candidate is None else 100 * (1 - problem.total(found.candidate) / optimum))
         figures = (statistics.median(gaps), statistics.fmean(gaps), max(gaps))
         optimal = sum(gap < 1e-9 for gap in gaps)
         print(space.name, limits, *(f"{figure:.3f}" for figure in figures), f"{optimal} of {SEEDS}",

@@ -23,7 +23,7 @@ import numpy as np
 
 from merino_edge.search.budget import Budget
 from merino_edge.search.builtin_spaces import EDGE, PAPER, WIDE
-from merino_edge.search.costs import Prices
+from merino_edge.search.costs import CostModel
 from merino_edge.search.exact.solver import ExactSolver
 from merino_edge.search.problem import Problem
 from merino_edge.search.score import effective
@@ -49,7 +49,7 @@ NATS = 1000  # CP-SAT's scores are whole thousandths
 
 
 def problem(space: Space, limits: dict[str, float]) -> Problem:
-    return Problem(space, Budget.of(limits), effective(), Prices("int4"))
+    return Problem(space, Budget.of(limits), effective(), CostModel("int4"))
 
 
 def ours(asked: Problem) -> float:
@@ -64,15 +64,15 @@ class Program:
     def __init__(self, asked: Problem, depth: int) -> None:
         space, program = asked.space, asked.program(0)
         (self.blocks,), self.depth, self.program = space.blocks, depth, program
-        self.layers = np.array([gene.layers for gene in space.genes])
+        self.layers = np.array([choice.layers for choice in space.block_choices])
         self.width = np.array(space.width_of)
         model = space.models[0]
-        self.scores = np.array([asked.score.block_total(model, gene, depth, 0) for gene in space.genes])
+        self.scores = np.array([asked.score.block_total(model, choice, depth, 0) for choice in space.block_choices])
         self.pairs = [(v, w) for v in program.widths for w in program.widths if v <= w]
 
     def block_costs(self, block: int) -> np.ndarray:
         """[G, K], with what the outer widths add."""
-        cost = self.program.genes.copy()
+        cost = self.program.block_costs.copy()
         if block == 0:
             cost += self.program.start[self.width]
         if block == self.blocks - 1:
@@ -91,21 +91,21 @@ def cp_sat(asked: Problem) -> float:
     best = -np.inf
     for depth in depths(asked):
         part, model = Program(asked, depth), cp_model.CpModel()
-        genes, blocks = range(len(part.layers)), range(part.blocks)
-        x = [[model.new_bool_var("") for _ in genes] for _ in blocks]
+        choices, blocks = range(len(part.layers)), range(part.blocks)
+        x = [[model.new_bool_var("") for _ in choices] for _ in blocks]
         t = [{pair: model.new_bool_var("") for pair in part.pairs} for _ in blocks[1:]]
         for row in x:
             model.add_exactly_one(row)
-        model.add(sum(int(part.layers[g]) * row[g] for row in x for g in genes) == depth)
+        model.add(sum(int(part.layers[g]) * row[g] for row in x for g in choices) == depth)
         for i, w in product(blocks[1:], part.program.widths):
-            here = [g for g in genes if part.width[g] == w]
+            here = [g for g in choices if part.width[g] == w]
             model.add(sum(x[i - 1][g] for g in here) == sum(v for (a, _), v in t[i - 1].items() if a == w))
             model.add(sum(x[i][g] for g in here) == sum(v for (_, b), v in t[i - 1].items() if b == w))
         for k, limit in enumerate(part.program.limits):
-            spent = sum(int(part.block_costs(i)[g, k]) * x[i][g] for i in blocks for g in genes)
+            spent = sum(int(part.block_costs(i)[g, k]) * x[i][g] for i in blocks for g in choices)
             spent += sum(int(part.program.changes[a, b, k]) * v for row in t for (a, b), v in row.items())
             model.add(spent <= int(limit))
-        model.maximize(sum(round(NATS * part.scores[g]) * row[g] for row in x for g in genes))
+        model.maximize(sum(round(NATS * part.scores[g]) * row[g] for row in x for g in choices))
         solver = cp_model.CpSolver()
         solver.parameters.max_time_in_seconds = SECONDS
         status = solver.solve(model)
@@ -123,15 +123,15 @@ def highs(asked: Problem) -> float:
     best = -np.inf
     for depth in depths(asked):
         part = Program(asked, depth)
-        genes, pairs = len(part.layers), len(part.pairs)
-        columns = part.blocks * genes + (part.blocks - 1) * pairs
+        choices, pairs = len(part.layers), len(part.pairs)
+        columns = part.blocks * choices + (part.blocks - 1) * pairs
         flows = 2 * (part.blocks - 1) * len(part.program.widths)
         metrics = len(part.program.limits)
         rows = lil_matrix((part.blocks + 1 + flows + metrics, columns))
         low, high = np.zeros(rows.shape[0]), np.zeros(rows.shape[0])
         for i in range(part.blocks):
-            rows[i, i * genes : (i + 1) * genes] = 1
-            rows[part.blocks, i * genes : (i + 1) * genes] = part.layers
+            rows[i, i * choices : (i + 1) * choices] = 1
+            rows[part.blocks, i * choices : (i + 1) * choices] = part.layers
         low[: part.blocks] = high[: part.blocks] = 1
         low[part.blocks] = high[part.blocks] = depth
         row = part.blocks + 1
@@ -139,17 +139,17 @@ def highs(asked: Problem) -> float:
             for w in part.program.widths:
                 block = i - 1 + side
                 for g in np.flatnonzero(part.width == w):
-                    rows[row, block * genes + g] = 1
+                    rows[row, block * choices + g] = 1
                 for at, pair in enumerate(part.pairs):
                     if pair[side] == w:
-                        rows[row, part.blocks * genes + (i - 1) * pairs + at] = -1
+                        rows[row, part.blocks * choices + (i - 1) * pairs + at] = -1
                 row += 1
         for k, limit in enumerate(part.program.limits):
             for i in range(part.blocks):
-                rows[row, i * genes : (i + 1) * genes] = part.block_costs(i)[:, k] / limit
+                rows[row, i * choices : (i + 1) * choices] = part.block_costs(i)[:, k] / limit
             change = [part.program.changes[a, b, k] / limit for a, b in part.pairs]
             for i in range(part.blocks - 1):
-                rows[row, part.blocks * genes + i * pairs : part.blocks * genes + (i + 1) * pairs] = change
+                rows[row, part.blocks * choices + i * pairs : part.blocks * choices + (i + 1) * pairs] = change
             low[row], high[row] = -np.inf, 1.0
             row += 1
         objective = np.concatenate((np.tile(-part.scores, part.blocks), np.zeros((part.blocks - 1) * pairs)))

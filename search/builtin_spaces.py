@@ -137,6 +137,6 @@ def load_space(name_or_path: str) -> Space:
     path = Path(name_or_path)
     if not path.suffix and not path.exists():
         raise InputError(f"there is no space {name_or_path!r}", f"choose {', '.join(SPACES)} or give a space file")
-    document = artefact.read_json(path, space_file.KIND, space_file.SCHEMA_VERSION, by_hand=True)
+    document = artefact.read_json(path, space_file.KIND, space_file.SCHEMA_VERSION, handwritten=True)
     space = space_file.from_dict(document, name_or_path, SPACES)
     return dataclasses.replace(space, origin=name_or_path)

@@ -24,9 +24,9 @@ from typing import Any
 
 from merino_edge import limits
 from merino_edge.search.budget import Budget, Metric
-from merino_edge.search.exact.minimum import least
-from merino_edge.search.problem import FrameProgram, Problem
-from merino_edge.search.space import Genome, Space
+from merino_edge.search.exact.minimum import minimum
+from merino_edge.search.problem import Problem, TemplateProgram
+from merino_edge.search.space import Candidate, Space
 
 SECOND_MUTATION = 0.5  # probability
 OTHER_MUTATION = 0.25  # of the number of blocks, and of the frame, where there is a choice
@@ -37,10 +37,10 @@ CLOUD_POINTS = 4000
 class Evolution:
     """The best genome found, None where none met the budgets, and how the search went."""
 
-    genome: Genome | None
+    candidate: Candidate | None
     iterations: int
     history: tuple[tuple[int, float], ...]  # (iteration, best score from then on)
-    cloud: tuple[Genome, ...]  # a sample of the genomes visited
+    cloud: tuple[Candidate, ...]  # a sample of the genomes visited
 
 
 class _Evaluator:
@@ -48,61 +48,69 @@ class _Evaluator:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.layers = [gene.layers for gene in problem.space.genes]
+        self.layers = [choice.layers for choice in problem.space.block_choices]
         self.width_of = problem.space.width_of
-        self._tables: dict[int, list[tuple[FrameProgram, tuple[Any, ...]]]] = {}  # by frame
+        self._tables: dict[int, list[tuple[TemplateProgram, tuple[Any, ...]]]] = {}  # by frame
         self._scores: dict[tuple[int, int, int], list[float | None]] = {}
 
-    def score(self, genome: Genome) -> float:
+    def score(self, candidate: Candidate) -> float:
         problem = self.problem
         if problem.score.block is None:
-            return problem.total(genome)
-        model, genes = problem.space.models[genome.frame], problem.space.genes
-        depth = sum([self.layers[gene] for gene in genome.genes])
-        cut = min(model.embedding_width, genes[genome.genes[0]].width)
-        known = self._scores.setdefault((genome.frame, depth, cut), [None] * len(genes))
+            return problem.total(candidate)
+        model, choices = problem.space.models[candidate.template], problem.space.block_choices
+        depth = sum([self.layers[choice] for choice in candidate.choices])
+        cut = min(model.embedding_width, choices[candidate.choices[0]].width)
+        known = self._scores.setdefault((candidate.template, depth, cut), [None] * len(choices))
         total = 0.0
-        for gene in genome.genes:
-            part = known[gene]
+        for choice in candidate.choices:
+            part = known[choice]
             if part is None:
-                part = known[gene] = problem.score.block_total(model, genes[gene], depth, cut)
+                part = known[choice] = problem.score.block_total(model, choices[choice], depth, cut)
             total += part
-        return problem.score.factor(genes[genome.genes[-1]].width) * total
+        return problem.score.factor(choices[candidate.choices[-1]].width) * total
 
-    def excess(self, genome: Genome) -> float:
+    def excess(self, candidate: Candidate) -> float:
         """How far over the budgets, as a sum of fractions of each; 0 within."""
-        if genome.frame not in self._tables:
-            self._tables[genome.frame] = [(program, _lists(program)) for program in self.problem.programs(genome.frame)]
-        return min([self._over(genome, program, lists) for program, lists in self._tables[genome.frame]])
+        if candidate.template not in self._tables:
+            self._tables[candidate.template] = [
+                (program, _lists(program)) for program in self.problem.programs(candidate.template)
+            ]
+        return min([self._over(candidate, program, lists) for program, lists in self._tables[candidate.template]])
 
-    def _over(self, genome: Genome, program: FrameProgram, lists: tuple[Any, ...]) -> float:
+    def _over(self, candidate: Candidate, program: TemplateProgram, lists: tuple[Any, ...]) -> float:
         """`excess` by one program: of a metric's sums the largest counts."""
-        genes, changes, start, finish, most = lists
+        choices, changes, start, finish, most = lists
         over = [0.0] * len(most)
         for k, limit in enumerate(most):
-            before = self.width_of[genome.genes[0]]
+            before = self.width_of[candidate.choices[0]]
             total = start[k][before]
-            for gene in genome.genes:
-                after = self.width_of[gene]
-                total += genes[k][gene] + changes[k][before][after]
+            for choice in candidate.choices:
+                after = self.width_of[choice]
+                total += choices[k][choice] + changes[k][before][after]
                 before = after
             total += finish[k][before]
             if k == program.peak:
-                total += max(program.end_activation, *(program.activations[gene] for gene in genome.genes))
+                total += max(program.end_activation, *(program.activations[choice] for choice in candidate.choices))
             if total > limit:
                 metric = program.metrics[k]
                 over[metric] = max(over[metric], total / limit - 1)
         return sum(over)
 
-    def rank(self, genome: Genome) -> tuple[bool, float]:
+    def rank(self, candidate: Candidate) -> tuple[bool, float]:
         """Within the budgets by score, outside below them by excess."""
-        excess = self.excess(genome)
-        return (False, -excess) if excess > 0 else (True, self.score(genome))
+        excess = self.excess(candidate)
+        return (False, -excess) if excess > 0 else (True, self.score(candidate))
 
 
-def _lists(program: FrameProgram) -> tuple[Any, ...]:
+def _lists(program: TemplateProgram) -> tuple[Any, ...]:
     """A program's costs as nested lists, faster to index."""
-    arrays = (program.genes.T, program.changes.transpose(2, 0, 1), program.start.T, program.finish.T, program.limits)
+    arrays = (
+        program.block_costs.T,
+        program.changes.transpose(2, 0, 1),
+        program.start.T,
+        program.finish.T,
+        program.limits,
+    )
     return tuple(array.tolist() for array in arrays)
 
 
@@ -123,15 +131,15 @@ def evolve(
     limits.check_range("seed", seed, 0, limits.MAX_SEED)
     rng = random.Random(seed)
     space, evaluator = problem.space, _Evaluator(problem)
-    frames = set(problem.frames)
+    templates = set(problem.templates)
     members = _cheapest(problem)
     for _ in range(100 * population):  # frames too short for the budgets may be most of the space
-        if len(members) < min(population, space.size) and (genome := space.sample(rng)).frame in frames:
-            members.add(genome)
-    ranked = sorted((evaluator.rank(genome), genome) for genome in members)  # worst first
+        if len(members) < min(population, space.size) and (candidate := space.sample(rng)).template in templates:
+            members.add(candidate)
+    ranked = sorted((evaluator.rank(candidate), candidate) for candidate in members)  # worst first
 
     history = [(0, ranked[-1][0])]
-    visited: list[Genome] = []
+    visited: list[Candidate] = []
     stride = max(1, iterations // CLOUD_POINTS)
     for iteration in range(1, iterations + 1):
         parent = ranked[-1 - int(rng.random() * min(parents, len(ranked)))][1]
@@ -143,7 +151,7 @@ def evolve(
             if on_progress:
                 feasible, best_score = history[-1][1]
                 on_progress(iteration, best_score if feasible else -math.inf)
-        if child in members or child.frame not in frames:
+        if child in members or child.template not in templates:
             continue
         entry = (evaluator.rank(child), child)
         if entry > ranked[0]:
@@ -158,47 +166,47 @@ def evolve(
     return Evolution(best if within else None, iterations, scores, tuple(visited))
 
 
-def _cheapest(problem: Problem) -> set[Genome]:
+def _cheapest(problem: Problem) -> set[Candidate]:
     """For each budget a genome of least cost; without budgets any that is allowed."""
     found = set()
     for metric, limit in problem.budget.limits or ((Metric("parameters"), 1.0),):
-        cheapest = least(problem.limited(Budget(((metric, limit),))), metric)
-        if cheapest is not None and cheapest[1].frame in problem.frames:
+        cheapest = minimum(problem.limited(Budget(((metric, limit),))), metric)
+        if cheapest is not None and cheapest[1].template in problem.templates:
             found.add(cheapest[1])
     return found
 
 
-def mutate(space: Space, genome: Genome, rng: random.Random) -> Genome:
+def mutate(space: Space, candidate: Candidate, rng: random.Random) -> Candidate:
     """`genome` with one block drawn anew: width within the neighbours', FFN ratio, depth and the rest (paper section
     6); or with a block more or less; or with one choice of its frame changed."""
-    if len(space.frames) > 1 and rng.random() < OTHER_MUTATION:
-        return _reframed(space, genome, rng)
-    genes, widths = genome.genes, space.width_range(genome.frame)
+    if len(space.templates) > 1 and rng.random() < OTHER_MUTATION:
+        return _with_other_template(space, candidate, rng)
+    choices, widths = candidate.choices, space.width_range(candidate.template)
     added = 0
     if len(space.blocks) > 1 and rng.random() < OTHER_MUTATION:
         added = rng.choice((-1, 1))
-        if len(genes) + added not in space.blocks:
-            return genome
-    index = int(rng.random() * (len(genes) + (added > 0)))
-    before, after = genes[:index], genes[index + (added <= 0) :]
+        if len(choices) + added not in space.blocks:
+            return candidate
+    index = int(rng.random() * (len(choices) + (added > 0)))
+    before, after = choices[:index], choices[index + (added <= 0) :]
     if added < 0:
-        return Genome(genome.frame, before + after)
-    low = space.first_gene[space.width_of[before[-1]] if before else widths.start]
-    high = space.first_gene[space.width_of[after[0]] + 1 if after else widths.stop]
-    return Genome(genome.frame, (*before, low + int(rng.random() * (high - low)), *after))
+        return Candidate(candidate.template, before + after)
+    low = space.first_choice[space.width_of[before[-1]] if before else widths.start]
+    high = space.first_choice[space.width_of[after[0]] + 1 if after else widths.stop]
+    return Candidate(candidate.template, (*before, low + int(rng.random() * (high - low)), *after))
 
 
-def _reframed(space: Space, genome: Genome, rng: random.Random) -> Genome:
+def _with_other_template(space: Space, candidate: Candidate, rng: random.Random) -> Candidate:
     """Another value in one of the frame's choices; blocks of a width not allowed there get the nearest that is."""
     sizes = [len(choices) for choices in (space.ffn, space.vocabularies, space.embedding_widths, space.contexts)]
     place = rng.choice([i for i, size in enumerate(sizes) if size > 1])
     stride = math.prod(sizes[place + 1 :])
-    digit = genome.frame // stride % sizes[place]
-    frame = genome.frame + (rng.randrange(sizes[place]) - digit) * stride
-    widths, genes = space.width_range(frame), []
-    for gene in genome.genes:
-        width = min(max(space.width_of[gene], widths.start), widths.stop - 1)
-        if width != space.width_of[gene]:
-            gene = rng.randrange(space.first_gene[width], space.first_gene[width + 1])
-        genes.append(gene)
-    return Genome(frame, tuple(genes))
+    digit = candidate.template // stride % sizes[place]
+    template = candidate.template + (rng.randrange(sizes[place]) - digit) * stride
+    widths, choices = space.width_range(template), []
+    for choice in candidate.choices:
+        width = min(max(space.width_of[choice], widths.start), widths.stop - 1)
+        if width != space.width_of[choice]:
+            choice = rng.randrange(space.first_choice[width], space.first_choice[width + 1])
+        choices.append(choice)
+    return Candidate(template, tuple(choices))

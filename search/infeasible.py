@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from merino_edge.errors import BudgetError
 from merino_edge.search.budget import Budget, Metric, spell_quantity
-from merino_edge.search.exact.minimum import least
+from merino_edge.search.exact.minimum import minimum
 from merino_edge.search.problem import Problem
 
 STEPS = 12  # halvings of the factor by which all budgets must grow
 
 
-def refusal(problem: Problem) -> BudgetError:
+def infeasibility_error(problem: Problem) -> BudgetError:
     """The error for a problem that was proven to have no solution."""
     budget = problem.budget
-    alone = {metric: _least(problem, Budget(((metric, limit),)), metric) for metric, limit in budget.limits}
+    alone = {metric: _minimum(problem, Budget(((metric, limit),)), metric) for metric, limit in budget.limits}
     beyond = [metric for metric, limit in budget.limits if alone[metric] > limit]
     where = f"no architecture of space {problem.space.name} meets"
     if beyond:
         # Beside budgets that can be met, an impossible one may need more than it does alone.
         rest = budget.without(*beyond)
-        nearest = {metric: _least(problem, rest.within(metric, 1.0), metric) or alone[metric] for metric in beyond}
+        nearest = {metric: _minimum(problem, rest.within(metric, 1.0), metric) or alone[metric] for metric in beyond}
         what = " and ".join(
             f"{_spell(problem, metric)} (the least possible is {spell_quantity(nearest[metric])})" for metric in beyond
         )
         return BudgetError(f"{where} {what}", f"raise {' and '.join(_options(beyond))}")
     together = " and ".join(_spell(problem, metric) for metric in budget.metrics)
-    nearest = {metric: _least(problem, budget, metric) for metric in budget.metrics}
+    nearest = {metric: _minimum(problem, budget, metric) for metric in budget.metrics}
     helps = [metric for metric in budget.metrics if nearest[metric]]
     if helps:
         what = " or ".join(f"{metric.key} to {spell_quantity(nearest[metric])}" for metric in helps)
@@ -44,9 +44,9 @@ def _spell(problem: Problem, metric: Metric) -> str:
     return f"{metric.key} {spell_quantity(dict(problem.budget.limits)[metric])}"
 
 
-def _least(problem: Problem, budget: Budget, metric: Metric) -> float:
+def _minimum(problem: Problem, budget: Budget, metric: Metric) -> float:
     """The least value of `metric` within the other budgets of `budget`; 0 where they cannot be met."""
-    found = least(problem.limited(budget), metric)
+    found = minimum(problem.limited(budget), metric)
     return found[0] if found else 0.0
 
 
@@ -56,7 +56,7 @@ def _common_factor(problem: Problem) -> float:
     def met(factor: float) -> bool:
         grown = Budget(tuple((metric, limit * factor) for metric, limit in problem.budget.limits))
         first, limit = grown.limits[0]
-        return 0 < _least(problem, grown, first) <= limit
+        return 0 < _minimum(problem, grown, first) <= limit
 
     low, high = 1.0, 2.0
     while not met(high):

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 
 from merino_edge.errors import InputError
 from merino_edge.search.budget import Metric
-from merino_edge.search.exact.minimum import least
+from merino_edge.search.exact.minimum import minimum
 from merino_edge.search.exact.solver import UNBOUNDED, ExactSolver
-from merino_edge.search.infeasible import refusal
+from merino_edge.search.infeasible import infeasibility_error
 from merino_edge.search.problem import Problem
-from merino_edge.search.space import Genome
+from merino_edge.search.space import Candidate
 
 KIND = "pareto_front"
 SCHEMA_VERSION = 1
@@ -39,7 +39,7 @@ class Point:
 
     limit: float
     value: float
-    genome: Genome
+    candidate: Candidate
     score: float
     bound: float
 
@@ -61,22 +61,22 @@ def pareto_front(
     nothing meets those, InputError for fewer than two points or a score that is not a sum over blocks."""
     if count < 2:
         raise InputError(f"a front of {count} points", "ask for at least 2")
-    metric = problem.prices.resolve(metric, problem.space)
+    metric = problem.cost_model.resolve(metric, problem.space)
     most = dict(problem.budget.limits).get(metric, UNBOUNDED)
-    problem = Problem(problem.space, problem.budget.within(metric, most), problem.score, problem.prices)
+    problem = Problem(problem.space, problem.budget.within(metric, most), problem.score, problem.cost_model)
 
     def solve(limit: float) -> Point | None:
         limited = problem.limited(problem.budget.within(metric, limit))
         found = ExactSolver(limited).solve()
-        if found.genome is None:
+        if found.candidate is None:
             return None
-        value = problem.value(metric, problem.space.architecture(found.genome), found.genome.frame)
-        return Point(value if limit == UNBOUNDED else limit, value, found.genome, found.score, found.bound)
+        value = problem.value(metric, problem.space.architecture(found.candidate), found.candidate.template)
+        return Point(value if limit == UNBOUNDED else limit, value, found.candidate, found.score, found.bound)
 
     last = solve(dict(problem.budget.limits)[metric])
     if last is None:
-        raise refusal(problem)
-    cheapest = least(problem, metric)
+        raise infeasibility_error(problem)
+    cheapest = minimum(problem, metric)
     assert cheapest is not None
     first = solve(cheapest[0])
     assert first is not None

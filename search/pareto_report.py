@@ -19,21 +19,21 @@ from merino_edge.errors import require
 from merino_edge.search import report, space_file
 from merino_edge.search.pareto import Front
 from merino_edge.search.reference_models import Reference
-from merino_edge.search.result import Question
+from merino_edge.search.result import SearchConfig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.console import RenderableType
 
 
-def document(front: Front, question: Question, references: Sequence[Reference]) -> dict[str, Any]:
+def document(front: Front, config: SearchConfig, references: Sequence[Reference]) -> dict[str, Any]:
     """The fields of the report (merino_edge.search.pareto)."""
-    problem, table = front.problem, question.table
+    problem, table = front.problem, config.table
     points = []
     for point in front.points:
-        a = problem.space.architecture(point.genome)
+        a = problem.space.architecture(point.candidate)
         numbers = {name: getattr(point, name) for name in ("limit", "value", "score", "bound")}
-        points.append({**numbers, "costs": problem.costs(point.genome), "id": a.id, "architecture": a.to_dict()})
+        points.append({**numbers, "costs": problem.costs(point.candidate), "id": a.id, "architecture": a.to_dict()})
     source = None
     if table is not None:
         device = table.header.get("device", {}).get("name", "unknown")
@@ -42,12 +42,12 @@ def document(front: Front, question: Question, references: Sequence[Reference]) 
         "metric": front.metric.key,
         "label": front.metric.label,
         "unit": front.metric.kind.unit,
-        "score": {"name": question.score.spec, **question.score.details},
+        "score": {"name": config.score.spec, **config.score.details},
         "complete": front.complete,
         "points": points,
         "references": [{**dataclasses.asdict(r), "architecture": r.architecture.to_dict()} for r in references],
-        "budgets": question.budget.to_dict(),
-        "precision": question.precision,
+        "budgets": config.budget.to_dict(),
+        "precision": config.precision,
         "space": {"name": problem.space.name, "size": problem.space.size, "form": space_file.to_dict(problem.space)},
         "table": source,
     }

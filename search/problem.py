@@ -21,16 +21,16 @@ from numpy.typing import NDArray
 from merino_edge.architecture import Architecture
 from merino_edge.errors import InputError
 from merino_edge.search.budget import Budget, Metric
-from merino_edge.search.costs import Parts, Prices, Sum, unit_limit
+from merino_edge.search.costs import AdditiveCost, CostModel, MetricCost, unit_limit
 from merino_edge.search.score import Score
-from merino_edge.search.space import Genome, Space
+from merino_edge.search.space import Candidate, Space
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class FrameProgram:
+class TemplateProgram:
     """One frame's costs in units, by one alternative of every metric: K sums, G genes, W widths (all of the space's;
     `widths` are those allowed).
 
@@ -38,9 +38,9 @@ class FrameProgram:
     largest of its genes' and `end_activation`, and count towards sum `peak` (-1: none).
     """
 
-    frame: int
+    template: int
     widths: range
-    genes: Floats  # [G, K]
+    block_costs: Floats  # [G, K]
     changes: Floats  # [W, W, K]: from, to
     start: Floats  # [W, K]
     finish: Floats  # [W, K]
@@ -51,17 +51,17 @@ class FrameProgram:
     activations: Floats  # [G]
     end_activation: float
 
-    def units(self, genes: tuple[int, ...], widths: list[int]) -> Floats:
+    def units(self, choices: tuple[int, ...], widths: list[int]) -> Floats:
         """The cost [K] of a chain of genes with these width indices."""
-        total = self.start[widths[0]] + self.finish[widths[-1]] + self.genes[list(genes)].sum(0)
+        total = self.start[widths[0]] + self.finish[widths[-1]] + self.block_costs[list(choices)].sum(0)
         total = total + self.changes[widths[:-1], widths[1:]].sum(0)
         if self.peak >= 0:
-            total[self.peak] += max(self.end_activation, float(self.activations[list(genes)].max()))
+            total[self.peak] += max(self.end_activation, float(self.activations[list(choices)].max()))
         return np.asarray(total)
 
-    def within(self, genes: tuple[int, ...], widths: list[int]) -> bool:
+    def within(self, choices: tuple[int, ...], widths: list[int]) -> bool:
         """Whether every sum of a chain is at most its limit."""
-        return bool((self.units(genes, widths) <= self.limits).all())
+        return bool((self.units(choices, widths) <= self.limits).all())
 
 
 class Problem:
@@ -71,27 +71,29 @@ class Problem:
     """
 
     def __init__(
-        self, space: Space, budget: Budget, score: Score, prices: Prices, shared: Problem | None = None
+        self, space: Space, budget: Budget, score: Score, cost_model: CostModel, shared: Problem | None = None
     ) -> None:
-        limits = tuple((prices.resolve(metric, space), limit) for metric, limit in budget.limits)
-        self.space, self.score, self.prices = space, score, prices
+        limits = tuple((cost_model.resolve(metric, space), limit) for metric, limit in budget.limits)
+        self.space, self.score, self.cost_model = space, score, cost_model
         self.budget = Budget(limits)  # with every metric resolved
-        self._programs: dict[int, list[FrameProgram]] = {}
-        self._genes: dict[tuple[object, ...], tuple[list[Floats], Floats]] = {} if shared is None else shared._genes
-        self.frames = self._frames()
+        self._programs: dict[int, list[TemplateProgram]] = {}
+        self._block_cost_cache: dict[tuple[object, ...], tuple[list[Floats], Floats]] = (
+            {} if shared is None else shared._block_cost_cache
+        )
+        self.templates = self._templates()
         if shared is None or not set(self.budget.metrics) <= set(shared.budget.metrics):
-            prices.check_coverage(space, self.frames, self.budget.metrics)
+            cost_model.check_coverage(space, self.templates, self.budget.metrics)
 
     def limited(self, budget: Budget, score: Score | None = None) -> Problem:
         """The same question with other limits, or another score."""
-        return Problem(self.space, budget, score or self.score, self.prices, self)
+        return Problem(self.space, budget, score or self.score, self.cost_model, self)
 
-    def _frames(self) -> list[int]:
+    def _templates(self) -> list[int]:
         """The frames whose context is as long as every budget asks. Raises InputError where there is none."""
-        found = list(range(len(self.space.frames)))
+        found = list(range(len(self.space.templates)))
         for metric in self.budget.metrics:
-            needed = {i: self.prices.positions(metric, self.space.frames[i].vocabulary) for i in found}
-            found = [i for i in found if self.space.frames[i].context >= needed[i]]
+            needed = {i: self.cost_model.positions(metric, self.space.templates[i].vocabulary) for i in found}
+            found = [i for i in found if self.space.templates[i].context >= needed[i]]
             if not found:
                 raise InputError(
                     f"{metric.key} needs {min(needed.values())} positions, but space {self.space.name} has contexts up "
@@ -102,25 +104,25 @@ class Problem:
 
     # --- one frame ---
 
-    def programs(self, frame: int) -> list[FrameProgram]:
+    def programs(self, template: int) -> list[TemplateProgram]:
         """One for each combination of the metrics' alternatives, all with the same frame and metrics."""
-        if frame not in self._programs:
-            self._programs[frame] = self._frame_programs(frame)
-        return self._programs[frame]
+        if template not in self._programs:
+            self._programs[template] = self._template_programs(template)
+        return self._programs[template]
 
-    def parts(self, metric: Metric, frame: int) -> Parts:
-        return self.prices.parts(metric, self.space.frames[frame].vocabulary)
+    def metric_cost(self, metric: Metric, template: int) -> MetricCost:
+        return self.cost_model.metric_cost(metric, self.space.templates[template].vocabulary)
 
-    def _frame_programs(self, frame: int) -> list[FrameProgram]:
-        space, model = self.space, self.space.models[frame]
-        parts = [self.parts(metric, frame) for metric in self.budget.metrics]
-        sums = [each for part in parts for each in part.sums]
-        widths = space.width_range(frame)
+    def _template_programs(self, template: int) -> list[TemplateProgram]:
+        space, model = self.space, self.space.models[template]
+        metric_costs = [self.metric_cost(metric, template) for metric in self.budget.metrics]
+        sums = [each for cost in metric_costs for each in cost.sums]
+        widths = space.width_range(template)
         count, low, high = len(space.widths), widths[0], widths[-1]
         changes, start, finish = (np.zeros((*shape, len(sums))) for shape in ((count, count), (count,), (count,)))
-        blocks = {w: space.genes[space.first_gene[w]] for w in widths}
+        blocks = {w: space.block_choices[space.first_choice[w]] for w in widths}
 
-        def end(each: Sum, first: int, last: int) -> float:
+        def end(each: AdditiveCost, first: int, last: int) -> float:
             return each.end(dataclasses.replace(model, blocks=(blocks[first], blocks[last])))
 
         for k, each in enumerate(sums):
@@ -129,81 +131,94 @@ class Problem:
                 finish[w, k] = end(each, low, w) - end(each, low, high)
                 for after in range(w + 1, high + 1):
                     changes[w, after, k] = each.change(space.widths[w], space.widths[after])
-        limits = [unit_limit(limit, part.scale) for (_, limit), part in zip(self.budget.limits, parts, strict=True)]
+        limits = [
+            unit_limit(limit, cost.scale) for (_, limit), cost in zip(self.budget.limits, metric_costs, strict=True)
+        ]
         peak = next((k for k, each in enumerate(sums) if each.activation), -1)
         end_activation = sums[peak].end_activation if peak >= 0 else None
-        chosen = [_columns(sums, alternatives) for alternatives in itertools.product(*(p.alternatives for p in parts))]
-        genes, activations = self._gene_costs(frame, sums, peak, [columns for columns, _ in chosen])
+        selected = [
+            _columns(sums, alternatives)
+            for alternatives in itertools.product(*(cost.alternatives for cost in metric_costs))
+        ]
+        block_costs, activations = self._block_costs(template, sums, peak, [columns for columns, _ in selected])
         return [
-            FrameProgram(
-                frame, widths, costs, changes.take(columns, -1), start.take(columns, -1), finish.take(columns, -1),
-                np.array([limits[k] for k in metrics]), np.array([parts[k].scale for k in metrics]), tuple(metrics),
+            TemplateProgram(
+                template, widths, costs, changes.take(columns, -1), start.take(columns, -1), finish.take(columns, -1),
+                np.array([limits[k] for k in metrics]), np.array([metric_costs[k].scale for k in metrics]), tuple(metrics),
                 columns.index(peak) if peak >= 0 else -1, activations, end_activation(model) if end_activation else 0.0,
             )
-            for costs, (columns, metrics) in zip(genes, chosen, strict=True)
+            for costs, (columns, metrics) in zip(block_costs, selected, strict=True)
         ]  # fmt: skip
 
-    def _gene_costs(
-        self, frame: int, sums: list[Sum], peak: int, chosen: list[list[int]]
+    def _block_costs(
+        self, template: int, sums: list[AdditiveCost], peak: int, chosen: list[list[int]]
     ) -> tuple[list[Floats], Floats]:
         """[G, K] of each program, whose sums are `chosen`, and [G]; the same for frames that differ only in what blocks
         do not see."""
-        space, model, shape = self.space, self.space.models[frame], self.space.frames[frame]
+        space, model, shape = self.space, self.space.models[template], self.space.templates[template]
         per_text = any(metric.kind.at == "prompt bytes" for metric in self.budget.metrics)
-        key = (self.budget.metrics, shape.ffn, shape.context, space.width_range(frame), per_text and shape.vocabulary)
-        if key not in self._genes:
-            costs = np.full((len(space.genes), len(sums)), np.inf)
-            activations = np.zeros(len(space.genes))
+        key = (
+            self.budget.metrics,
+            shape.ffn,
+            shape.context,
+            space.width_range(template),
+            per_text and shape.vocabulary,
+        )
+        if key not in self._block_cost_cache:
+            costs = np.full((len(space.block_choices), len(sums)), np.inf)
+            activations = np.zeros(len(space.block_choices))
             activation = sums[peak].activation if peak >= 0 else None
-            widths = space.width_range(frame)
-            for g in range(space.first_gene[widths.start], space.first_gene[widths.stop]):
-                block = space.genes[g]
+            widths = space.width_range(template)
+            for g in range(space.first_choice[widths.start], space.first_choice[widths.stop]):
+                block = space.block_choices[g]
                 costs[g] = [each.block(model, block) for each in sums]
                 if activation:
                     activations[g] = activation(model, block)
-            self._genes[key] = [costs.take(columns, -1) for columns in chosen], activations
-        return self._genes[key]
+            self._block_cost_cache[key] = [costs.take(columns, -1) for columns in chosen], activations
+        return self._block_cost_cache[key]
 
     # --- whole genomes ---
 
-    def total(self, genome: Genome) -> float:
+    def total(self, candidate: Candidate) -> float:
         """The score."""
-        return self.score.total(self.space.architecture(genome))
+        return self.score.total(self.space.architecture(candidate))
 
-    def feasible(self, genome: Genome) -> bool:
-        widths = [self.space.width_of[gene] for gene in genome.genes]
-        return any(program.within(genome.genes, widths) for program in self.programs(genome.frame))
+    def feasible(self, candidate: Candidate) -> bool:
+        widths = [self.space.width_of[choice] for choice in candidate.choices]
+        return any(program.within(candidate.choices, widths) for program in self.programs(candidate.template))
 
-    def costs(self, genome: Genome) -> dict[str, float]:
+    def costs(self, candidate: Candidate) -> dict[str, float]:
         """What is reported of an architecture: every metric that can be answered, and the budgeted ones."""
         usual = [Metric("parameters"), Metric("flops"), Metric("weight_mb"), Metric("kv_mb"), Metric("peak_mb")]
-        if self.prices.table is not None:
+        if self.cost_model.table is not None:
             usual += [Metric("decode_ms"), Metric("prefill_ms")]
-        a, found = self.space.architecture(genome), {}
-        for metric in (self.prices.resolve(metric, self.space) for metric in usual):
+        a, found = self.space.architecture(candidate), {}
+        for metric in (self.cost_model.resolve(metric, self.space) for metric in usual):
             with contextlib.suppress(InputError):  # a table may lack what nobody budgeted
-                found[metric.key] = self.value(metric, a, genome.frame)
-        found |= {metric.key: self.value(metric, a, genome.frame) for metric in self.budget.metrics}
+                found[metric.key] = self.value(metric, a, candidate.template)
+        found |= {metric.key: self.value(metric, a, candidate.template) for metric in self.budget.metrics}
         return found
 
-    def intervals(self, genome: Genome) -> dict[str, tuple[float, float]]:
+    def intervals(self, candidate: Candidate) -> dict[str, tuple[float, float]]:
         """Of the reported times: between which bounds the table's validation expects them."""
-        table, found = self.prices.table, {}
-        for key, value in self.costs(genome).items():
+        table, found = self.cost_model.table, {}
+        for key, value in self.costs(candidate).items():
             metric = Metric.parse(key)
             if table is not None and metric.kind.latency:
-                step = self.prices.step(metric, self.space.frames[genome.frame].vocabulary)
+                step = self.cost_model.step(metric, self.space.templates[candidate.template].vocabulary)
                 if (interval := table.interval(value, step)) is not None:
                     found[key] = interval[1:]
         return found
 
-    def value(self, metric: Metric, a: Architecture, frame: int) -> float:
+    def value(self, metric: Metric, a: Architecture, template: int) -> float:
         """One metric of a whole architecture."""
-        value = self.parts(metric, frame).value(a)
+        value = self.metric_cost(metric, template).value(a)
         return int(value) if metric.name in ("parameters", "flops") else value
 
 
-def _columns(sums: list[Sum], alternatives: tuple[tuple[Sum, ...], ...]) -> tuple[list[int], list[int]]:
+def _columns(
+    sums: list[AdditiveCost], alternatives: tuple[tuple[AdditiveCost, ...], ...]
+) -> tuple[list[int], list[int]]:
     """Which sums an alternative of every metric has, and of which metric each is."""
     pairs = [(sums.index(each), k) for k, chosen in enumerate(alternatives) for each in chosen]
     return [column for column, _ in pairs], [k for _, k in pairs]

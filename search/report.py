@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from merino_edge import artefact
 from merino_edge.errors import require
 from merino_edge.search.budget import Metric
-from merino_edge.search.result import Answer
+from merino_edge.search.result import SearchResult
 from merino_edge.search.score import narrowest_cut
-from merino_edge.search.space import Genome
+from merino_edge.search.space import Candidate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,21 +23,21 @@ SAMPLE = 2000  # random architectures beside an exact answer
 NARROW = 0.5  # of the embedding: a cut below this gets a warning
 
 
-def summary(answer: Answer) -> RenderableType:
+def summary(result: SearchResult) -> RenderableType:
     """The blocks found, and each cost beside its budget."""
     from rich.console import Group
     from rich.table import Table
 
-    a, budgets = answer.architecture, answer.problem.budget.to_dict()
+    a, budgets = result.architecture, result.problem.budget.to_dict()
     title = f"architecture {a.id}: {a.ffn}, vocabulary {a.vocab_size}, embedding {a.embedding_width}, "
     blocks = Table("block", "width", "layers", "heads", "kv heads", "FFN", title=f"{title}context {a.max_positions}")
     for index, block in enumerate(a.blocks):
         layers = f"{block.layers}{' shared' if block.shared and block.layers > 1 else ''}"
         numbers = (block.heads, block.kv_heads, block.ffn_width)
         blocks.add_row(str(index), str(block.width), layers, *map(str, numbers))
-    costs, intervals = Table("cost", "found", "budget", "9 of 10 within"), answer.problem.intervals(answer.genome)
-    estimated = answer.question.table is not None and answer.question.table.estimated
-    for key, value in answer.problem.costs(answer.genome).items():
+    costs, intervals = Table("cost", "found", "budget", "9 of 10 within"), result.problem.intervals(result.candidate)
+    estimated = result.config.table is not None and result.config.table.estimated
+    for key, value in result.problem.costs(result.candidate).items():
         metric, limit = Metric.parse(key), budgets.get(key)
         note = " estimated" if estimated and metric.kind.latency else ""
         shown = ["" if number is None else f"{number / metric.kind.unit:.4g}" for number in (value, limit)]
@@ -46,12 +46,12 @@ def summary(answer: Answer) -> RenderableType:
     return Group(blocks, costs)
 
 
-def verdict(answer: Answer) -> list[str]:
+def verdict(result: SearchResult) -> list[str]:
     """What the score is worth: how far from the optimum, how that is known, and what the score cannot see."""
-    space, certificate, score = answer.problem.space, answer.certificate, answer.question.score
+    space, certificate, score = result.problem.space, result.certificate, result.config.score
     of = f"of the {space.size:,} architectures of space {space.name}"
-    lines = [f"score {answer.total:,.2f} ({score.spec})"]
-    gap = answer.gap_percent
+    lines = [f"score {result.total:,.2f} ({score.spec})"]
+    gap = result.gap_percent
     if certificate is None or gap is None:
         lines.append(f"nothing is proven: {score.spec} is not a sum over blocks")
     elif not math.isfinite(gap):
@@ -61,14 +61,14 @@ def verdict(answer: Answer) -> list[str]:
         lines[0] += f", {claim}: none {of} within the budgets scores above {certificate.bound:,.2f}"
         effort = "every architecture tried"
         if score.block:
-            effort = f"{certificate.tasks:,} chains, {certificate.solved:,} solved, {certificate.labels:,} labels"
+            effort = f"{certificate.subproblems:,} chains, {certificate.solved:,} solved, {certificate.labels:,} labels"
         lines.append(f"gap {gap:.3g} %, proven in {certificate.seconds:.1f} s ({effort})")
-    if answer.evolution is not None:
-        lines.append(f"found by {answer.evolution.iterations:,} iterations of evolution")
-    counts_text = any(metric.name in ("text_ms", "first_token_ms") for metric in answer.problem.budget.metrics)
+    if result.evolution is not None:
+        lines.append(f"found by {result.evolution.iterations:,} iterations of evolution")
+    counts_text = any(metric.name in ("text_ms", "first_token_ms") for metric in result.problem.budget.metrics)
     if len(space.vocabularies) > 1 and not counts_text:
         lines.append(f"{score.spec} does not see the vocabulary: cost alone chose it; --text-ms is fair to larger ones")
-    cut, width = narrowest_cut(answer.architecture), answer.architecture.embedding_width
+    cut, width = narrowest_cut(result.architecture), result.architecture.embedding_width
     if cut < NARROW * width and not score.uses_cut:
         lines.append(
             f"warning: everything passes through {cut} of {width} numbers, which {score.spec} does not see; "
@@ -77,55 +77,57 @@ def verdict(answer: Answer) -> list[str]:
     return lines
 
 
-def plot(answer: Answer, path: Path | str) -> None:
+def plot(result: SearchResult, path: Path | str) -> None:
     """Score against the binding budget among other architectures, and how an evolution got there. Raises
     MissingExtraError, OutputError."""
     require("matplotlib", "plot")
     from matplotlib.figure import Figure
 
-    evolution = answer.evolution
+    evolution = result.evolution
     figure = Figure(figsize=(11 if evolution else 6.5, 4.2), layout="constrained")
     if evolution:
         left, right = figure.subplots(1, 2)
-        iterations, best = zip(*evolution.history, (evolution.iterations, answer.total), strict=True)
+        iterations, best = zip(*evolution.history, (evolution.iterations, result.total), strict=True)
         left.step([max(1, iteration) for iteration in iterations], best, where="post")
         left.set(xscale="log", xlabel="iteration", ylabel="best score within the budgets", title="Search")
         left.grid(alpha=0.3)
-        _cloud(right, answer, evolution.cloud, "visited")
+        _cloud(right, result, evolution.cloud, "visited")
     else:
-        rng, frames = random.Random(0), set(answer.problem.frames)
-        drawn = [genome for _ in range(SAMPLE) if (genome := answer.problem.space.sample(rng)).frame in frames]
-        _cloud(figure.subplots(), answer, drawn, "drawn at random")
+        rng, templates = random.Random(0), set(result.problem.templates)
+        drawn = [
+            candidate for _ in range(SAMPLE) if (candidate := result.problem.space.sample(rng)).template in templates
+        ]
+        _cloud(figure.subplots(), result, drawn, "drawn at random")
     save(figure, path)
 
 
-def _cloud(axes: Axes, answer: Answer, genomes: tuple[Genome, ...] | list[Genome], label: str) -> None:
-    problem, metric = answer.problem, binding(answer)
+def _cloud(axes: Axes, result: SearchResult, candidates: tuple[Candidate, ...] | list[Candidate], label: str) -> None:
+    problem, metric = result.problem, binding_metric(result)
     limit, unit = problem.budget.to_dict().get(metric.key), metric.kind.unit
 
-    def value(genome: Genome) -> float:
-        return problem.value(metric, problem.space.architecture(genome), genome.frame) / unit
+    def value(candidate: Candidate) -> float:
+        return problem.value(metric, problem.space.architecture(candidate), candidate.template) / unit
 
-    points = [(value(genome), problem.total(genome)) for genome in genomes]
+    points = [(value(candidate), problem.total(candidate)) for candidate in candidates]
     if points:
         values, scores = zip(*points, strict=True)
         axes.scatter(values, scores, s=4, alpha=0.35, linewidths=0, label=label)
-    axes.scatter([value(answer.genome)], [answer.total], marker="*", s=140, color="C3", label="found", zorder=3)
+    axes.scatter([value(result.candidate)], [result.total], marker="*", s=140, color="C3", label="found", zorder=3)
     if limit is not None:
         axes.axvline(limit / unit, color="C3", linestyle="--", linewidth=1, label="budget")
-    if answer.certificate is not None and math.isfinite(answer.certificate.bound):
-        axes.axhline(answer.certificate.bound, color="grey", linewidth=1, label="proven bound")
-    axes.set(xlabel=metric.label, ylabel=f"score ({answer.question.score.spec})", title=f"space {problem.space.name}")
+    if result.certificate is not None and math.isfinite(result.certificate.bound):
+        axes.axhline(result.certificate.bound, color="grey", linewidth=1, label="proven bound")
+    axes.set(xlabel=metric.label, ylabel=f"score ({result.config.score.spec})", title=f"space {problem.space.name}")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
 
 
-def binding(answer: Answer) -> Metric:
+def binding_metric(result: SearchResult) -> Metric:
     """The budgeted metric nearest to its limit; parameters where nothing is budgeted."""
-    limits = dict(answer.problem.budget.limits)
+    limits = dict(result.problem.budget.limits)
 
     def share(metric: Metric) -> float:
-        return answer.problem.value(metric, answer.architecture, answer.genome.frame) / limits[metric]
+        return result.problem.value(metric, result.architecture, result.candidate.template) / limits[metric]
 
     return max(limits, key=share, default=Metric("parameters"))
 

@@ -27,22 +27,22 @@ from merino_edge.errors import ArtefactError, BudgetError, InputError
 from merino_edge.latency.table import LatencyTable
 from merino_edge.latency.table_file import from_compact, to_compact
 from merino_edge.search import space_file
-from merino_edge.search.brute_force import enumerate_all
+from merino_edge.search.brute_force import brute_force
 from merino_edge.search.budget import Budget
-from merino_edge.search.costs import Prices
+from merino_edge.search.costs import CostModel
 from merino_edge.search.evolution import Evolution, evolve
 from merino_edge.search.exact.solver import Certificate, ExactSolver, Note
-from merino_edge.search.infeasible import refusal
+from merino_edge.search.infeasible import infeasibility_error
 from merino_edge.search.problem import Problem
 from merino_edge.search.score import Score, parse_score
-from merino_edge.search.space import Genome, Space
+from merino_edge.search.space import Candidate, Space
 
 SOLVERS = ("exact", "evolution")
 OPTIONS = ("iterations", "population", "parents", "seed")  # of evolution
 
 
 @dataclass(frozen=True)
-class Question:
+class SearchConfig:
     """All that a search depends on."""
 
     space: Space
@@ -62,17 +62,17 @@ class Question:
             )
 
     def problem(self) -> Problem:
-        return Problem(self.space, self.budget, self.score, Prices(self.precision, self.table))
+        return Problem(self.space, self.budget, self.score, CostModel(self.precision, self.table))
 
     @staticmethod
-    def of(document: dict[str, Any], where: str) -> Question:
+    def of(document: dict[str, Any], where: str) -> SearchConfig:
         """The question that a result answers. Raises ArtefactError where it does not say, InputError for a user's score
         that cannot be found or has changed since."""
         try:
             form, table = document["space"]["form"], document["table"]
             score = parse_score(document["score"]["name"])
             budget = Budget.of(document["budgets"])
-            question = Question(
+            config = SearchConfig(
                 space_file.from_dict(form, where),
                 budget,
                 score,
@@ -85,30 +85,30 @@ class Question:
             raise ArtefactError(
                 f"{where} does not say how it was found", "give a result of merino-edge search"
             ) from None
-        if question.solver == "exact" and document.get("certificate", {}).get("gap_percent") != 0:
+        if config.solver == "exact" and document.get("certificate", {}).get("gap_percent") != 0:
             raise InputError(f"{where} was stopped before it was proven", "search again without --seconds")
         if {name: document["score"].get(name) for name in score.details} != score.details:
             raise InputError(f"score {score.spec} is not what {where} was found with", "search again with --score")
-        return question
+        return config
 
 
 @dataclass(frozen=True)
-class Answer:
+class SearchResult:
     """A question's answer. `certificate` is None where the score is not a sum over blocks."""
 
-    question: Question
+    config: SearchConfig
     problem: Problem
-    genome: Genome
+    candidate: Candidate
     certificate: Certificate | None
     evolution: Evolution | None
 
     @property
     def architecture(self) -> Architecture:
-        return self.problem.space.architecture(self.genome)
+        return self.problem.space.architecture(self.candidate)
 
     @property
     def total(self) -> float:
-        return self.problem.total(self.genome)
+        return self.problem.total(self.candidate)
 
     @property
     def gap_percent(self) -> float | None:
@@ -120,27 +120,27 @@ class Answer:
 
     def document(self) -> dict[str, Any]:
         """The artefact's fields."""
-        problem, question, space = self.problem, self.question, self.problem.space
-        frame, form = space.frames[self.genome.frame], space_file.to_dict(space)
+        problem, config, space = self.problem, self.config, self.problem.space
+        template, form = space.templates[self.candidate.template], space_file.to_dict(space)
         bound, gap = None if self.certificate is None else self.certificate.bound, self.gap_percent
         return {
-            "score": {"name": question.score.spec, "total": self.total, **question.score.details},
+            "score": {"name": config.score.spec, "total": self.total, **config.score.details},
             "certificate": {"bound": _finite(bound), "gap_percent": _finite(gap), "architectures": space.size},
-            "costs": problem.costs(self.genome),
-            "intervals": {key: list(bounds) for key, bounds in problem.intervals(self.genome).items()},
+            "costs": problem.costs(self.candidate),
+            "intervals": {key: list(bounds) for key, bounds in problem.intervals(self.candidate).items()},
             "budgets": problem.budget.to_dict(),
-            "precision": question.precision,
+            "precision": config.precision,
             "choices": {
-                "blocks": len(self.genome.genes),
-                "ffn": frame.ffn,
-                "vocabulary": dataclasses.asdict(frame.vocabulary),
-                "embedding_width": frame.embedding_width,
-                "context": frame.context,
+                "blocks": len(self.candidate.choices),
+                "ffn": template.ffn,
+                "vocabulary": dataclasses.asdict(template.vocabulary),
+                "embedding_width": template.embedding_width,
+                "context": template.context,
             },
-            "solver": question.solver,
-            "solver_options": question.options,
+            "solver": config.solver,
+            "solver_options": config.options,
             "space": {"name": space.name, "sha256": artefact.sha256_text(artefact.canonical_json(form)), "form": form},
-            "table": None if question.table is None else to_compact(question.table),
+            "table": None if config.table is None else to_compact(config.table),
         }
 
 
@@ -148,32 +148,32 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def answer(question: Question, seconds: float | None = None, note: Note = lambda *_: None) -> Answer:
+def run_search(config: SearchConfig, seconds: float | None = None, note: Note = lambda *_: None) -> SearchResult:
     """Search. Evolution is followed by the exact solver, to say how far from the optimum it ended. `seconds` bounds the
     proof. Raises BudgetError where nothing meets the budgets, or nothing was found in that time."""
-    problem = question.problem()
+    problem = config.problem()
     evolution = None
-    if question.solver == "evolution":
-        evolution = evolve(problem, **question.options, on_progress=lambda i, best: note("evolving", best, math.inf))
+    if config.solver == "evolution":
+        evolution = evolve(problem, **config.options, on_progress=lambda i, best: note("evolving", best, math.inf))
     certificate = _prove(problem, seconds, note)
     if certificate is not None and certificate.infeasible:
-        raise refusal(problem)
+        raise infeasibility_error(problem)
     found = evolution or certificate
     if found is None:
         raise InputError(
-            f"score {question.score.spec} is not a sum over blocks, and space {problem.space.name} is too large to try "
+            f"score {config.score.spec} is not a sum over blocks, and space {problem.space.name} is too large to try "
             "every architecture",
             "write it as NAME(model, block, depth, cut), or add: --solver evolution",
         )
-    if found.genome is None:
+    if found.candidate is None:
         raise BudgetError(
             f"no architecture of space {problem.space.name} was found within the budgets, and none was ruled out",
             "search longer: --seconds, --iterations",
         )
-    return Answer(question, problem, found.genome, certificate, evolution)
+    return SearchResult(config, problem, found.candidate, certificate, evolution)
 
 
 def _prove(problem: Problem, seconds: float | None, note: Note) -> Certificate | None:
     if problem.score.block is not None:
         return ExactSolver(problem, seconds, note).solve()
-    return enumerate_all(problem, seconds, note) if problem.space.size <= limits.MAX_ENUMERATED else None
+    return brute_force(problem, seconds, note) if problem.space.size <= limits.MAX_ENUMERATED else None

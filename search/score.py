@@ -57,7 +57,7 @@ class Score:
     whole: Callable[[Architecture], float] | None = None
     last: Callable[[int], float] | None = None  # what an additive score is multiplied by, given the last block's width
     uses_cut: bool = False
-    frame_free: bool = False  # sees the FFN kind of a frame and nothing else
+    sees_ffn_only: bool = False  # sees the FFN kind of a frame and nothing else
     details: dict[str, Any] = field(default_factory=dict)  # for the artefact: constants, or a source's hash
 
     def total(self, a: Architecture) -> float:
@@ -108,7 +108,7 @@ def effective(hyperparameters: Hyperparameters | None = None, cut: bool = False)
     own = {f.name: getattr(constants, f.name) for f in dataclasses.fields(constants)}
     changed = [f"{f.name}={own[f.name]!r}" for f in dataclasses.fields(constants) if own[f.name] != f.default]
     spec = ("cut" if cut else "effective") + (f":{','.join(changed)}" if changed else "")
-    return Score(spec, block_score, uses_cut=cut, frame_free=True, details={"hyperparameters": own})
+    return Score(spec, block_score, uses_cut=cut, sees_ffn_only=True, details={"hyperparameters": own})
 
 
 def at_exit(hyperparameters: Hyperparameters | None = None, power: float = EXIT_POWER) -> Score:
@@ -142,8 +142,8 @@ def _layer_score(
     return round((mha + ffn) / RESOLUTION) * RESOLUTION
 
 
-PARAMETERS = Score("parameters", lambda a, block, depth, cut: counts.block_parameters(a, block), frame_free=True)
-FLOPS = Score("flops", lambda a, block, depth, cut: counts.block_flops(a, block, FLOPS_SEQUENCE), frame_free=True)
+PARAMETERS = Score("parameters", lambda a, block, depth, cut: counts.block_parameters(a, block), sees_ffn_only=True)
+FLOPS = Score("flops", lambda a, block, depth, cut: counts.block_flops(a, block, FLOPS_SEQUENCE), sees_ffn_only=True)
 
 
 def parse_score(spec: str) -> Score:

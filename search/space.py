@@ -21,11 +21,11 @@ from merino_edge.architecture import Architecture, Block, Ffn
 from merino_edge.errors import InputError
 
 
-class Genome(NamedTuple):
+class Candidate(NamedTuple):
     """A frame's index and one gene's index per block, in order."""
 
-    frame: int
-    genes: tuple[int, ...]
+    template: int
+    choices: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Vocabulary:
     tokenizer: str = "byte-level BPE"
 
 
-class Frame(NamedTuple):
+class ModelTemplate(NamedTuple):
     ffn: Ffn
     vocabulary: Vocabulary
     embedding_width: int
@@ -80,17 +80,19 @@ class Space:
                 raise InputError(f"space {self.name}: {name} {list(choices)}", f"list ascending numbers up to {high}")
         self._check_rest()
         count = len(self.widths) * len(self.ffn_ratios) * len(self.layers) * len(self.kv_groups) * len(self.shared)
-        limits.check_range("widths x FFN ratios x layers x key-value heads x sharing", count, 1, limits.MAX_GENES)
-        limits.check_range("frames", len(self.frames), 1, limits.MAX_FRAMES)
+        limits.check_range(
+            "widths x FFN ratios x layers x key-value heads x sharing", count, 1, limits.MAX_BLOCK_CHOICES
+        )
+        limits.check_range("frames", len(self.templates), 1, limits.MAX_TEMPLATES)
         limits.check_range("blocks x layers", self.blocks[-1] * self.layers[-1], 1, limits.MAX_LAYERS)
-        for frame, model in enumerate(self.models):
-            if not self.width_range(frame):
+        for template, model in enumerate(self.models):
+            if not self.width_range(template):
                 raise InputError(
                     f"space {self.name}: no width goes with embedding width {model.embedding_width}",
                     "add one, or lower least_width or least_embedding",
                 )
-        for gene in (0, -1):  # the smallest and the largest must both be allowed
-            dataclasses.replace(self.models[-1], blocks=(self.genes[gene],) * self.blocks[-1])
+        for choice in (0, -1):  # the smallest and the largest must both be allowed
+            dataclasses.replace(self.models[-1], blocks=(self.block_choices[choice],) * self.blocks[-1])
 
     def _check_rest(self) -> None:
         def require(condition: bool, message: str, hint: str) -> None:
@@ -121,10 +123,10 @@ class Space:
     # --- frames and genes ---
 
     @cached_property
-    def frames(self) -> tuple[Frame, ...]:
+    def templates(self) -> tuple[ModelTemplate, ...]:
         return tuple(
             itertools.starmap(
-                Frame, itertools.product(self.ffn, self.vocabularies, self.embedding_widths, self.contexts)
+                ModelTemplate, itertools.product(self.ffn, self.vocabularies, self.embedding_widths, self.contexts)
             )
         )
 
@@ -134,17 +136,17 @@ class Space:
         return tuple(
             dataclasses.replace(
                 self.model,
-                ffn=frame.ffn,
-                vocab_size=frame.vocabulary.size,
-                embedding_width=frame.embedding_width,
-                max_positions=frame.context,
-                blocks=self.genes[:1],
+                ffn=template.ffn,
+                vocab_size=template.vocabulary.size,
+                embedding_width=template.embedding_width,
+                max_positions=template.context,
+                blocks=self.block_choices[:1],
             )
-            for frame in self.frames
+            for template in self.templates
         )
 
     @cached_property
-    def genes(self) -> tuple[Block, ...]:
+    def block_choices(self) -> tuple[Block, ...]:
         """Every block there is, ordered by width. One layer needs no sharing: where both are allowed it has its own."""
         found = []
         for width in self.widths:
@@ -169,16 +171,16 @@ class Space:
     def width_of(self) -> tuple[int, ...]:
         """The index into `widths` of every gene."""
         index = {width: i for i, width in enumerate(self.widths)}
-        return tuple(index[gene.width] for gene in self.genes)
+        return tuple(index[choice.width] for choice in self.block_choices)
 
     @cached_property
-    def first_gene(self) -> tuple[int, ...]:
+    def first_choice(self) -> tuple[int, ...]:
         """The first gene of every width, and the number of genes at the end."""
         return tuple(bisect.bisect_left(self.width_of, i) for i in range(len(self.widths) + 1))
 
-    def width_range(self, frame: int) -> range:
+    def width_range(self, template: int) -> range:
         """The indices of the widths that a block may have in this frame."""
-        embedding = self.frames[frame].embedding_width
+        embedding = self.templates[template].embedding_width
         allowed = [w >= self.least_width * embedding and w * self.least_embedding <= embedding for w in self.widths]
         return range(allowed.index(True), allowed.index(True) + sum(allowed)) if any(allowed) else range(0)
 
@@ -192,24 +194,24 @@ class Space:
     # --- genomes ---
 
     @cached_property
-    def _chains(self) -> list[list[list[int]]]:
+    def _path_counts(self) -> list[list[list[int]]]:
         """[frame][n][w]: how many ways there are to place n blocks of width index w and up."""
         known: dict[range, list[list[int]]] = {}
-        for widths in map(self.width_range, range(len(self.frames))):
+        for widths in map(self.width_range, range(len(self.templates))):
             if widths not in known:
                 known[widths] = counts = [[1] * (len(self.widths) + 1)]
                 for _ in range(self.blocks[-1]):
                     row = [0] * (len(self.widths) + 1)
                     for w in reversed(widths):
-                        row[w] = row[w + 1] + (self.first_gene[w + 1] - self.first_gene[w]) * counts[-1][w]
+                        row[w] = row[w + 1] + (self.first_choice[w + 1] - self.first_choice[w]) * counts[-1][w]
                     counts.append(row)
-        return [known[self.width_range(frame)] for frame in range(len(self.frames))]
+        return [known[self.width_range(template)] for template in range(len(self.templates))]
 
     @cached_property
     def _sizes(self) -> list[tuple[int, int, int]]:
         """(architectures up to here, frame, blocks), for every frame and number of blocks."""
-        pairs = list(itertools.product(range(len(self.frames)), self.blocks))
-        sums = itertools.accumulate(self._chains[f][blocks][self.width_range(f).start] for f, blocks in pairs)
+        pairs = list(itertools.product(range(len(self.templates)), self.blocks))
+        sums = itertools.accumulate(self._path_counts[f][blocks][self.width_range(f).start] for f, blocks in pairs)
         return [(total, *pair) for total, pair in zip(sums, pairs, strict=True)]
 
     @property
@@ -217,27 +219,29 @@ class Space:
         """How many architectures there are."""
         return self._sizes[-1][0]
 
-    def architecture(self, genome: Genome) -> Architecture:
-        return dataclasses.replace(self.models[genome.frame], blocks=tuple(self.genes[gene] for gene in genome.genes))
+    def architecture(self, candidate: Candidate) -> Architecture:
+        return dataclasses.replace(
+            self.models[candidate.template], blocks=tuple(self.block_choices[choice] for choice in candidate.choices)
+        )
 
-    def genomes(self) -> Iterator[Genome]:
+    def candidates(self) -> Iterator[Candidate]:
         """Every genome, once: for exhaustive search of small spaces."""
-        for frame, blocks in itertools.product(range(len(self.frames)), self.blocks):
-            for widths in itertools.combinations_with_replacement(self.width_range(frame), blocks):
-                choices = (range(self.first_gene[w], self.first_gene[w + 1]) for w in widths)
-                yield from (Genome(frame, genes) for genes in itertools.product(*choices))
+        for template, blocks in itertools.product(range(len(self.templates)), self.blocks):
+            for widths in itertools.combinations_with_replacement(self.width_range(template), blocks):
+                choices = (range(self.first_choice[w], self.first_choice[w + 1]) for w in widths)
+                yield from (Candidate(template, choices) for choices in itertools.product(*choices))
 
-    def sample(self, rng: random.Random) -> Genome:
+    def sample(self, rng: random.Random) -> Candidate:
         """A genome drawn uniformly."""
         pick = rng.randrange(self.size)
-        _, frame, blocks = self._sizes[bisect.bisect_right(self._sizes, pick, key=lambda entry: entry[0])]
-        chains, genes, w = self._chains[frame], [], self.width_range(frame).start
+        _, template, blocks = self._sizes[bisect.bisect_right(self._sizes, pick, key=lambda entry: entry[0])]
+        counts, choices, w = self._path_counts[template], [], self.width_range(template).start
         for left in reversed(range(blocks)):
-            rest = rng.randrange(chains[left + 1][w])
-            while (here := (self.first_gene[w + 1] - self.first_gene[w]) * chains[left][w]) <= rest:
+            rest = rng.randrange(counts[left + 1][w])
+            while (here := (self.first_choice[w + 1] - self.first_choice[w]) * counts[left][w]) <= rest:
                 rest, w = rest - here, w + 1
-            genes.append(self.first_gene[w] + rest // chains[left][w])
-        return Genome(frame, tuple(genes))
+            choices.append(self.first_choice[w] + rest // counts[left][w])
+        return Candidate(template, tuple(choices))
 
 
 _BOUNDS = {

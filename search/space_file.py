@@ -59,7 +59,7 @@ def from_dict(value: Any, where: str = "space", bases: Mapping[str, Space] | Non
     ArchitectureError."""
     if not isinstance(value, dict):
         raise ArtefactError(f"{where} holds no space", "name one: --space paper, edge, or a space file")
-    given = artefact.payload(value)
+    given = artefact.remove_envelope(value)
     if (base := given.pop("base", None)) is not None:
         if not isinstance(base, str) or base not in (bases or {}):
             raise ArtefactError(f"{where}: base {base!r}", f"choose one of {', '.join(bases or {})}")

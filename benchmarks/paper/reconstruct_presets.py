@@ -16,23 +16,23 @@ import numpy as np
 
 from merino_edge.search.budget import Budget
 from merino_edge.search.builtin_spaces import PAPER
-from merino_edge.search.costs import Prices
+from merino_edge.search.costs import CostModel
 from merino_edge.search.problem import Problem
 from merino_edge.search.score import effective
-from merino_edge.search.space import Genome, Space
+from merino_edge.search.space import Candidate, Space
 
 # name, FLOPs budget, parameters in M with shared layers, and without (paper sections 6 and 8)
 TARGETS = (("merino-52m", 60e9, 52, 59), ("merino-61m", 110e9, 61, 79), ("merino-64m", 160e9, 64, 100))
 OWN = dataclasses.replace(PAPER, shared=(False,))
-(BLOCKS,), PER_WIDTH = PAPER.blocks, len(PAPER.genes) // len(PAPER.widths)
+(BLOCKS,), PER_WIDTH = PAPER.blocks, len(PAPER.block_choices) // len(PAPER.widths)
 Sums = Callable[[tuple[int, ...]], np.ndarray]
 
 
 def outer_sums(space: Space, metric: str) -> Sums:
     """A function that gives the cost of every architecture with some width indices: [PER_WIDTH**2, PER_WIDTH**2]."""
-    problem = Problem(space, Budget.of({metric: 1e18}), effective(), Prices("fp16"))
+    problem = Problem(space, Budget.of({metric: 1e18}), effective(), CostModel("fp16"))
     program = problem.program(0)
-    cost = program.genes[:, 0].reshape(len(space.widths), PER_WIDTH)
+    cost = program.block_costs[:, 0].reshape(len(space.widths), PER_WIDTH)
 
     def sums(widths: tuple[int, ...]) -> np.ndarray:
         first, last = widths[0], widths[-1]
@@ -53,19 +53,19 @@ def main() -> None:
     score, model = effective(), PAPER.models[0]
     scores = np.array(
         [
-            [score.block_total(model, gene, depth, model.embedding_width) for gene in PAPER.genes]
+            [score.block_total(model, choice, depth, model.embedding_width) for choice in PAPER.block_choices]
             for depth in range(BLOCKS * PAPER.layers[-1] + 1)
         ]
     )
-    layers = np.array([gene.layers for gene in PAPER.genes])
+    layers = np.array([choice.layers for choice in PAPER.block_choices])
 
     def best_of(mask: np.ndarray, widths: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
         front, back = np.nonzero(mask)
         picks = np.stack([front // PER_WIDTH, front % PER_WIDTH, back // PER_WIDTH, back % PER_WIDTH])  # [4, N]
-        genomes = picks + PER_WIDTH * np.array(widths)[:, None]
-        total = scores[layers[genomes].sum(0), genomes].sum(0)
+        candidates = picks + PER_WIDTH * np.array(widths)[:, None]
+        total = scores[layers[candidates].sum(0), candidates].sum(0)
         best = int(total.argmax())
-        return float(total[best]), tuple(int(gene) for gene in genomes[:, best])
+        return float(total[best]), tuple(int(choice) for choice in candidates[:, best])
 
     found: dict[str, tuple[float, tuple[int, ...]]] = {}
     highest: dict[str, tuple[float, tuple[int, ...]]] = {}
@@ -85,17 +85,17 @@ def main() -> None:
                 found[name] = max(found.get(name, (0.0, ())), best_of(fits, widths))
 
     for name, *_ in TARGETS:
-        total, genome = found[name]
-        own = OWN.architecture(Genome(0, genome)).parameters
-        a = PAPER.architecture(Genome(0, genome))
-        print(f"{name}: the best of {fitting[name]:,} that fit is {_blocks(genome)}")
+        total, candidate = found[name]
+        own = OWN.architecture(Candidate(0, candidate)).parameters
+        a = PAPER.architecture(Candidate(0, candidate))
+        print(f"{name}: the best of {fitting[name]:,} that fit is {_blocks(candidate)}")
         print(f"    score {total:.2f}, {a.parameters:,} parameters ({own:,} unshared), {a.flops() / 1e9:.2f} GFLOPs")
-        total, genome = highest[name]
-        print(f"    highest score under the FLOP budget alone: {total:.2f} with {_blocks(genome)}")
+        total, candidate = highest[name]
+        print(f"    highest score under the FLOP budget alone: {total:.2f} with {_blocks(candidate)}")
 
 
-def _blocks(genome: tuple[int, ...]) -> str:
-    return ", ".join(f"({b.width}, {b.layers}, {b.ffn_width})" for b in PAPER.architecture(Genome(0, genome)).blocks)
+def _blocks(candidate: tuple[int, ...]) -> str:
+    return ", ".join(f"({b.width}, {b.layers}, {b.ffn_width})" for b in PAPER.architecture(Candidate(0, candidate)).blocks)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from merino_edge.architecture import Architecture
 from merino_edge.search import report
 from merino_edge.search.budget import Budget
 from merino_edge.search.builtin_spaces import PAPER
-from merino_edge.search.costs import Prices
+from merino_edge.search.costs import CostModel
 from merino_edge.search.entropy import Hyperparameters
 from merino_edge.search.exact.solver import ExactSolver
 from merino_edge.search.problem import Problem
@@ -49,10 +49,10 @@ def optima(constants: Constants) -> list[Architecture]:
     hyperparameters = Hyperparameters(share, 1 - share, epsilon_squared, effectiveness_power=power)
     found = []
     for flops, *_ in TARGETS:
-        problem = Problem(PAPER, Budget.of({"flops": flops}), effective(hyperparameters), Prices("fp16"))
+        problem = Problem(PAPER, Budget.of({"flops": flops}), effective(hyperparameters), CostModel("fp16"))
         certificate = ExactSolver(problem).solve()
-        assert certificate.genome is not None and certificate.gap_percent == 0
-        found.append(PAPER.architecture(certificate.genome))
+        assert certificate.candidate is not None and certificate.gap_percent == 0
+        found.append(PAPER.architecture(certificate.candidate))
     return found
 
 

@@ -23,7 +23,7 @@ from merino_edge.architecture import Architecture, Block
 from merino_edge.latency.table_file import load_table
 from merino_edge.search.budget import Metric
 from merino_edge.search.builtin_spaces import STUDY
-from merino_edge.search.costs import Prices
+from merino_edge.search.costs import CostModel
 from merino_edge.search.reference_models import value_of
 from merino_edge.search.study.baselines import SHAPES, largest
 from merino_edge.search.study.sampling import decoder_parameters
@@ -88,12 +88,12 @@ def latency(
         budget = ["--table", str(table), "--decode-ms", f"{decode_ms}@{length}"]
         _run("search", "--space", str(space), "--precision", precision, *budget, *more, "--out", str(out))
         found[name] = architecture.load(out)[0]
-    metric, prices = Metric("decode_ms", length), Prices(precision, load_table(table))
+    metric, cost_model = Metric("decode_ms", length), CostModel(precision, load_table(table))
     for shape in SHAPES:
         try:
             found[shape] = largest(
                 shape,
-                lambda a: value_of(a, metric, prices)[0],
+                lambda a: value_of(a, metric, cost_model)[0],
                 decode_ms,
                 FRAME.head_dim,
                 FRAME.vocab_size,
@@ -103,7 +103,7 @@ def latency(
         except Exception as error:
             print(f"{shape}: {error}", file=sys.stderr)
     for name, a in found.items():
-        print(f"{name}: {value_of(a, metric, prices)[0]:.4f} ms, {a.parameters:,} parameters", file=sys.stderr)
+        print(f"{name}: {value_of(a, metric, cost_model)[0]:.4f} ms, {a.parameters:,} parameters", file=sys.stderr)
     return found
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PRECISION = "int8"
-BUDGET_SHARE = 0.6  # of the predicted decode time of the space's largest architecture
+BUDGET_SHARE = 0.6  # share of the predicted decode time of the largest architecture of the space
 PROMPT = "One morning"
 
 
@@ -57,10 +57,10 @@ def demo(
         if quantity is not None:
             parse_quantity(quantity, name)
     run = _Runner(stderr())
-    corpus, table, found = out / "corpus.txt", out / "table.jsonl", out / "architecture.json"
+    corpus, table, architecture = out / "corpus.txt", out / "table.jsonl", out / "architecture.json"
     checkpoint, bundle = out / "checkpoint", out / "bundle"
     artefact.write_text(corpus, tiny_stories())
-    for stale in filter(artefact.is_artefact_folder, (checkpoint, bundle)):  # of an earlier demo
+    for stale in filter(artefact.is_artefact_folder, (checkpoint, bundle)):  # from an earlier demo
         shutil.rmtree(stale)
     table.unlink(missing_ok=True)
 
@@ -82,11 +82,11 @@ def demo(
         decode_ms=budget,
         params=params,
         precision=PRECISION,
-        out=found,
+        out=architecture,
         plot=out / "architecture.png",
     )
     trained = run(
-        "train", found, corpus=corpus, steps=steps, batch=16, sequence=128, learning_rate="3e-3", out=checkpoint
+        "train", architecture, corpus=corpus, steps=steps, batch=16, sequence=128, learning_rate="3e-3", out=checkpoint
     )
     context = searched["architecture"]["max_positions"]
     exported = run("export", checkpoint, precision=PRECISION, context=context, threads=threads, out=bundle)
@@ -105,7 +105,7 @@ def demo(
         "sample": PROMPT + written["text"],
         "artefacts": {
             "table": str(table),
-            "architecture": str(found),
+            "architecture": str(architecture),
             "checkpoint": str(checkpoint),
             "bundle": str(bundle),
         },
@@ -118,7 +118,7 @@ def demo(
 
 
 class _Runner:
-    """Runs verbs of this program with `--json`; their progress goes to the terminal as they write it."""
+    """Runs verbs of this program with `--json`. Their progress goes straight to the terminal."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -132,11 +132,11 @@ class _Runner:
         child = subprocess.Popen([*_program(), *words, "--json"], stdout=subprocess.PIPE, text=True)
         try:
             text, _ = child.communicate()
-        except KeyboardInterrupt:  # the child got the signal too and has its own last word
+        except KeyboardInterrupt:  # the child also got the signal and prints its own refusal
             child.wait()
             raise
         if child.returncode:
-            raise typer.Exit(child.returncode)  # the verb has said why
+            raise typer.Exit(child.returncode)  # the verb has printed why
         document: dict[str, Any] = json.loads(text)
         return document
 

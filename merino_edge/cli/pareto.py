@@ -57,7 +57,7 @@ def pareto(
 
     limits.check_range("points", points, 2, limits.MAX_POINTS)
     metric = Metric.parse(against)
-    given = {
+    budgets = {
         "decode_ms": decode_ms,
         "text_ms": text_ms,
         "prefill_ms": prefill_ms,
@@ -69,21 +69,23 @@ def pareto(
         "parameters": params,
         "flops": flops,
     }
-    question = search_options.question_from_options(space, score, table, device, precision, shared, given)
+    config = search_options.search_config(
+        space=space, score=score, table=table, device=device, precision=precision, shared=shared, limits=budgets
+    )
     screen = console.stderr()
     with console.progress(screen) as bar:
         task = bar.add_task("points", total=points, note="")
-        front = pareto_front(question.problem(), metric, points, lambda done: bar.update(task, completed=done))
-    found = pareto_report.document(front, question, references(front.metric, question.score, front.problem.cost_model))
-    written = artefact.write_json(out, KIND, found, SCHEMA_VERSION)
-    screen.print(pareto_report.table(found))
+        front = pareto_front(config.problem(), metric, points, lambda done: bar.update(task, completed=done))
+    report = pareto_report.document(front, config, references(front.metric, config.score, front.problem.cost_model))
+    written = artefact.write_json(out, KIND, report, SCHEMA_VERSION)
+    screen.print(pareto_report.table(report))
     if plot:
         try:
-            pareto_report.plot(found, plot)
+            pareto_report.plot(report, plot)
         except MissingExtraError as error:
             screen.print(f"no plot: {error}", markup=False, soft_wrap=True)
     if html:
-        pareto_report.page(found, html)
+        pareto_report.page(report, html)
     if as_json:
         console.print_json(written)
     else:

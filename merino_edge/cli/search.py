@@ -68,7 +68,7 @@ def search(
     from merino_edge.search import report
     from merino_edge.search.result import run_search
 
-    given = {
+    budgets = {
         "decode_ms": decode_ms,
         "text_ms": text_ms,
         "prefill_ms": prefill_ms,
@@ -80,37 +80,45 @@ def search(
         "parameters": params,
         "flops": flops,
     }
-    asked = {"iterations": iterations, "population": population, "parents": parents, "seed": seed}
-    options = {name: value for name, value in asked.items() if value is not None}
+    evolution = {"iterations": iterations, "population": population, "parents": parents, "seed": seed}
+    options = {name: value for name, value in evolution.items() if value is not None}
     limits.check_seconds(seconds)
     expected: str | None = None
     if repeat is None:
         if options and solver != "evolution":
-            raise InputError(f"--{next(iter(options))} is of the evolution", "add: --solver evolution")
-        question = search_options.question_from_options(
-            space, score, table, device, precision, shared, given, solver=solver or "exact", options=options
+            raise InputError(f"--{next(iter(options))} is an option of the evolution", "add: --solver evolution")
+        config = search_options.search_config(
+            space=space,
+            score=score,
+            table=table,
+            device=device,
+            precision=precision,
+            shared=shared,
+            limits=budgets,
+            solver=solver or "exact",
+            options=options,
         )
     else:
-        described = (space, solver, score, table, device, precision, shared, seconds, *given.values())
+        described = (space, solver, score, table, device, precision, shared, seconds, *budgets.values())
         if options or any(value is not None for value in described):
-            raise InputError("--from searches as the result was found", "leave everything else but --out away")
-        question, expected = _question_of(repeat)
+            raise InputError("--from repeats a search with its own options", "leave out every other option but --out")
+        config, expected = _config_of(repeat)
 
     screen = console.stderr()
     with screen.status("searching") as status:
-        found = run_search(question, seconds, lambda *progress: status.update(_progress(*progress)))
-    if expected is not None and found.architecture.id != expected:
+        result = run_search(config, seconds, lambda *progress: status.update(_progress(*progress)))
+    if expected is not None and result.architecture.id != expected:
         raise InputError(
-            f"{repeat} holds architecture {expected}, the search found {found.architecture.id}",
+            f"{repeat} holds architecture {expected}, the search found {result.architecture.id}",
             "it was made by another version of the tool",
         )
-    document = architecture.save(out, found.architecture, **found.document())
-    screen.print(report.summary(found))
-    for line in report.verdict(found):
+    document = architecture.save(out, result.architecture, **result.document())
+    screen.print(report.summary(result))
+    for line in report.verdict(result):
         screen.print(line, markup=False, soft_wrap=True)
     if plot:
         try:
-            report.plot(found, plot)
+            report.plot(result, plot)
         except MissingExtraError as error:
             screen.print(f"no plot: {error}", markup=False, soft_wrap=True)
     if as_json:
@@ -119,8 +127,8 @@ def search(
         console.print_line(str(out))
 
 
-def _question_of(path: Path) -> tuple[SearchConfig, str]:
-    """What the result at `path` answers, and the id of the architecture it found."""
+def _config_of(path: Path) -> tuple[SearchConfig, str]:
+    """The search that found the result at `path`, and the id of its architecture."""
     from merino_edge import architecture
     from merino_edge.search.result import SearchConfig
 
@@ -129,5 +137,5 @@ def _question_of(path: Path) -> tuple[SearchConfig, str]:
 
 
 def _progress(doing: str, score: float, bound: float) -> str:
-    found = f", best {score:.6g}" if score > -float("inf") else ""
-    return f"{doing}{found}" + (f", none above {bound:.6g}" if bound < float("inf") else "")
+    best = f", best {score:.6g}" if score > -float("inf") else ""
+    return f"{doing}{best}" + (f", none above {bound:.6g}" if bound < float("inf") else "")

@@ -10,7 +10,6 @@ import typer
 
 if TYPE_CHECKING:
     from merino_edge.latency.table import LatencyTable
-    from merino_edge.latency.table_file import load_table
     from merino_edge.search.budget import Budget
     from merino_edge.search.result import SearchConfig
     from merino_edge.search.space import Space
@@ -73,38 +72,43 @@ Params = Annotated[Limits, _limit("N", "Stored parameters, for example 60M.")]
 Flops = Annotated[Limits, _limit("N", "FLOPs of 1024 tokens without the LM head, for example 60G.")]
 
 
-def question_from_options(
+def search_config(
+    *,
     space: str | None,
     score: str | None,
     table: Path | None,
     device: str | None,
     precision: str | None,
     shared: bool | None,
-    given: Mapping[str, Sequence[str] | None],
+    limits: Mapping[str, Sequence[str] | None],
     **solver: Any,
 ) -> SearchConfig:
-    """What was asked for on the command line. `given`: texts by metric. Raises InputError, ArtefactError."""
+    """The search that the options describe. `limits` holds the texts of each metric's budgets, such as 5@1024.
+
+    Raises InputError and, for a space file or a table that cannot be read, ArtefactError.
+    """
     import dataclasses
 
+    from merino_edge.latency.table_file import load_table
     from merino_edge.search.builtin_spaces import load_space
     from merino_edge.search.result import SearchConfig
     from merino_edge.search.score import parse_score
 
-    for metric, texts in given.items():  # before files are read
-        _check(metric, texts or ())
-    chosen = load_space(space or "paper")
+    for metric, texts in limits.items():  # before files are read
+        _check_limits(metric, texts or ())
+    search_space = load_space(space or "paper")
     if shared is not None:
-        chosen = dataclasses.replace(chosen, shared=(shared,))
-    latencies = load_table(table) if table else None
+        search_space = dataclasses.replace(search_space, shared=(shared,))
+    latency_table = load_table(table) if table else None
     if device is not None:
-        _check_device(latencies, device)
-    precision = precision or (latencies.precision if latencies else "fp16")
-    budget = _budget(given, chosen, precision, latencies)
-    return SearchConfig(chosen, budget, parse_score(score or "effective"), precision, latencies, **solver)
+        _check_device(latency_table, device)
+    precision = precision or (latency_table.precision if latency_table else "fp16")
+    budget = _budget(limits, search_space, precision, latency_table)
+    return SearchConfig(search_space, budget, parse_score(score or "effective"), precision, latency_table, **solver)
 
 
-def _check(metric: str, texts: Sequence[str]) -> None:
-    """Refuse what is neither a quantity nor a public model's name."""
+def _check_limits(metric: str, texts: Sequence[str]) -> None:
+    """Raises InputError for a text that is neither a quantity nor the name of a public model."""
     from merino_edge.search.budget import KINDS, parse_at, parse_quantity
     from merino_edge.search.reference_models import PUBLIC
 
@@ -117,7 +121,7 @@ def _check(metric: str, texts: Sequence[str]) -> None:
 
 
 def _budget(
-    given: Mapping[str, Sequence[str] | None], space: Space, precision: str, table: LatencyTable | None
+    texts_of: Mapping[str, Sequence[str] | None], space: Space, precision: str, table: LatencyTable | None
 ) -> Budget:
     from merino_edge.errors import InputError
     from merino_edge.presets import preset
@@ -126,7 +130,7 @@ def _budget(
     from merino_edge.search.reference_models import PUBLIC, value_of
 
     limits, cost_model = [], CostModel(precision, table)
-    for name, texts in given.items():
+    for name, texts in texts_of.items():
         for text in texts or ():
             value, _, at = text.partition("@")
             metric = cost_model.resolve(Metric(name, parse_at(name, at) if at else None), space)
@@ -144,7 +148,7 @@ def _check_device(table: LatencyTable | None, device: str) -> None:
     from merino_edge.errors import InputError
 
     if table is None:
-        raise InputError("--device asks for a latency table", "add --table T.jsonl")
+        raise InputError("--device needs a latency table", "add --table T.jsonl")
     card = table.header.get("device", {})
     names = [card.get("name", ""), *card.get("compatible", [])]
     if not any(device.lower() in str(name).lower() for name in names):

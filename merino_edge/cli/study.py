@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from merino_edge.search.study.scores import Trained
+    from merino_edge.training.config import TrainingConfig
     from merino_edge.training.study_runs import Plan
 
 TRAINING = "Training"  # a panel of the help
-PROXY_SEQUENCES = 8  # of the corpus, that scores of weights look at
+PROXY_SEQUENCES = 8  # sequences of the corpus for the scores that need weights
 
 
 def study(
@@ -93,9 +94,26 @@ def study(
     if corpus:
         from merino_edge.training.config import TrainingConfig
 
-        how: dict[str, Any] = {"precision": precision, "optimizer": optimizer}  # checked there
-        config = TrainingConfig(steps, batch, sequence, batch, learning_rate, steps // 10, **how)
-        plan = _plan(space, models, min_params, max_params, model or [], seeds, seed, config)
+        checked_there: dict[str, Any] = {"precision": precision, "optimizer": optimizer}
+        config = TrainingConfig(
+            steps=steps,
+            batch=batch,
+            sequence=sequence,
+            micro_batch=batch,
+            learning_rate=learning_rate,
+            warmup=steps // 10,
+            **checked_there,
+        )
+        plan = _plan(
+            config,
+            model or [],
+            space=space,
+            models=models,
+            min_params=min_params,
+            max_params=max_params,
+            seeds=seeds,
+            seed=seed,
+        )
         study_runs.open_study(folder, plan, corpus)
         _train(folder, plan, workers, threads, err)
     else:
@@ -108,31 +126,40 @@ def study(
 
 
 def _plan(
-    space: str, models: int, min_params: float, max_params: float, given: list[Path], seeds: int, seed: int, config: Any
+    config: TrainingConfig,
+    paths: list[Path],
+    *,
+    space: str,
+    models: int,
+    min_params: float,
+    max_params: float,
+    seeds: int,
+    seed: int,
 ) -> Plan:
+    """The study of the architectures at `paths`, or else of `models` sampled ones. Raises InputError, ArtefactError."""
     from merino_edge import architecture
     from merino_edge.errors import InputError
     from merino_edge.search.builtin_spaces import load_space
     from merino_edge.search.study.sampling import stratified_sample
     from merino_edge.training.study_runs import Plan
 
-    if given:
-        loaded, names = [architecture.load(path)[0] for path in given], [path.stem for path in given]
+    if paths:
+        loaded, names = [architecture.load(path)[0] for path in paths], [path.stem for path in paths]
         if len({a.id for a in loaded}) < len(loaded):
             raise InputError("one architecture was given twice", "give each once; --seeds trains it more often")
         return Plan(tuple(loaded), tuple(range(seeds)), config, None, tuple(names))
-    drawn = stratified_sample(load_space(space), models, seed, min_params, max_params)
-    return Plan(tuple(drawn), tuple(range(seeds)), config, space)
+    sampled = stratified_sample(load_space(space), models, seed, min_params, max_params)
+    return Plan(tuple(sampled), tuple(range(seeds)), config, space)
 
 
 def _train(folder: Path, plan: Plan, workers: int, threads: int, err: Console) -> None:
     from merino_edge.cli import console
     from merino_edge.training import study_runs
 
-    everything = study_runs.runs(folder, plan)
-    done = sum(run.finished for run in everything)
+    runs = study_runs.runs(folder, plan)
+    done = sum(run.finished for run in runs)
     with console.progress(err) as bar:
-        task = bar.add_task("study", total=len(everything), completed=done, note=f"{workers} at a time")
+        task = bar.add_task("study", total=len(runs), completed=done, note=f"{workers} at a time")
 
         def on_run(run: study_runs.Run, training: dict[str, Any]) -> None:
             note = f"{run.architecture.id} seed {run.seed}: loss {training['validation_loss']:.3f}"
@@ -142,7 +169,7 @@ def _train(folder: Path, plan: Plan, workers: int, threads: int, err: Console) -
 
 
 def trained(folder: Path, plan: Plan) -> list[Trained]:
-    """The architectures that all seeds are finished of, with their losses. Raises ArtefactError."""
+    """The architectures whose runs are finished for every seed, with their losses. Raises ArtefactError."""
     from merino_edge import artefact, checkpoint
     from merino_edge.search.study.scores import Trained
     from merino_edge.training import study_runs
@@ -160,28 +187,28 @@ def trained(folder: Path, plan: Plan) -> list[Trained]:
 
 
 def report(folder: Path, plan: Plan, seed: int, err: Console) -> dict[str, Any]:
-    """Write and return the report over what is trained. Raises InputError where that is too little."""
+    """Write and return the report over the trained models. Raises InputError where they are too few."""
     from merino_edge import artefact
 
-    found = trained(folder, plan)
-    if len(found) < len(plan.architectures):
-        err.print(f"note: {len(found)} of {len(plan.architectures)} architectures are trained", markup=False)
-    fields, text = _compared(found, plan) if plan.names else _ranked(folder, found, plan, seed, err)
+    models = trained(folder, plan)
+    if len(models) < len(plan.architectures):
+        err.print(f"note: {len(models)} of {len(plan.architectures)} architectures are trained", markup=False)
+    fields, text = _compared(models, plan) if plan.names else _ranked(folder, models, plan, seed, err)
     artefact.write_text(folder / "report.md", text)
     return artefact.write_json(folder / "report.json", "study-report", fields)
 
 
-def _compared(found: list[Trained], plan: Plan) -> tuple[dict[str, Any], str]:
-    """Of models that were given: each against the first."""
+def _compared(models: list[Trained], plan: Plan) -> tuple[dict[str, Any], str]:
+    """The report over given models: each is compared with the first."""
     from merino_edge.search.study import comparison
 
     name_of = {a.id: name for a, name in zip(plan.architectures, plan.names, strict=True)}
-    rows = comparison.comparison(found, [name_of[model.architecture.id] for model in found])
-    return {"comparison": comparison.comparison_fields(rows)}, comparison.comparison_table(rows, found)
+    rows = comparison.comparison(models, [name_of[model.architecture.id] for model in models])
+    return {"comparison": comparison.comparison_fields(rows)}, comparison.comparison_table(rows, models)
 
 
-def _ranked(folder: Path, found: list[Trained], plan: Plan, seed: int, err: Console) -> tuple[dict[str, Any], str]:
-    """Of models that were drawn: how well each score orders them."""
+def _ranked(folder: Path, models: list[Trained], plan: Plan, seed: int, err: Console) -> tuple[dict[str, Any], str]:
+    """The report over sampled models: how well each score ranks them."""
     import torch
 
     from merino_edge.data.corpus import load
@@ -190,21 +217,21 @@ def _ranked(folder: Path, found: list[Trained], plan: Plan, seed: int, err: Cons
     from merino_edge.search.study import report as study_report
     from merino_edge.search.study import scores as studies
 
-    studies.losses(found)  # refuses too few before proxies take their time
+    studies.losses(models)  # refuses too few models before the slow scores
     tokens, _ = load(folder / "corpus").validation(PROXY_SEQUENCES, plan.config.sequence)
     with err.status("scores that need weights") as status:
         columns: dict[str, list[float]] = {}
-        for number, model in enumerate(found):
-            status.update(f"scores that need weights: {number} of {len(found)}")
+        for number, model in enumerate(models):
+            status.update(f"scores that need weights: {number} of {len(models)}")
             for name, value in proxies.scores(model.architecture, torch.from_numpy(tokens), plan.seeds).items():
                 columns.setdefault(name, []).append(value)
         status.update("calibration")
-        rows = studies.table(found, columns, seed)
-        fit = calibration.calibrate(found, seed=seed) if len(found) >= 2 * rank_correlation.LEAST else None
-    study_report.figure(found, rows, folder / "report.png")
-    document = study_report.document(found, rows, fit)
+        rows = studies.table(models, columns, seed)
+        fit = calibration.calibrate(models, seed=seed) if len(models) >= 2 * rank_correlation.LEAST else None
+    study_report.figure(models, rows, folder / "report.png")
+    document = study_report.document(models, rows, fit)
     parts = [study_report.scores_table(rows)]
-    if (again := studies.repeatability(found, seed)) is not None:
+    if (again := studies.repeatability(models, seed)) is not None:
         document["repeatability"] = study_report.agreement_fields(again)
         cells = " / ".join(study_report.agreement_cells(again))
         parts.append(f"One half of the seeds against the other (Spearman / Kendall / of like size): {cells}\n")

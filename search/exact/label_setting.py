@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from merino_edge.search.exact.relaxation import Chain, Floats, Ints, Relaxation
+from merino_edge.search.exact.relaxation import Floats, Ints, LagrangianRelaxation, PathProblem
 
 EXPANSIONS = 1_000_000  # children weighed at a time, for memory
 MAX_LABELS = 3_000_000  # kept after one block; beyond, the chain counts as unsolved
@@ -34,7 +34,7 @@ class _Labels:
     """Partial chains of as many blocks, ordered by width and depth."""
 
     parent: Ints  # index into the labels one block before
-    gene: Ints
+    choice: Ints
     score: Floats
     cost: Floats  # [N, K]
     extra: Floats
@@ -42,16 +42,16 @@ class _Labels:
     depth: Ints
 
     def __len__(self) -> int:
-        return len(self.gene)
+        return len(self.choice)
 
     def pick(self, index: NDArray[np.intp]) -> _Labels:
         return _Labels(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
 
 def solve(
-    chain: Chain,
+    problem: PathProblem,
     wanted: float,
-    relaxations: Sequence[Relaxation],
+    relaxations: Sequence[LagrangianRelaxation],
     beam: int | None = None,
     note: Callable[[int], None] = lambda labels: None,
 ) -> list[list[int]]:
@@ -62,97 +62,99 @@ def solve(
     stages: list[_Labels] = []
     best = wanted
     found: list[list[int]] = []
-    for n in range(1, chain.blocks[-1] + 1):
-        labels = _expand(chain, stages[-1] if stages else None, n, best, relaxations)
+    for n in range(1, problem.blocks[-1] + 1):
+        labels = _expand(problem, stages[-1] if stages else None, n, best, relaxations)
         if labels is None:
             break
-        labels = labels.pick(_undominated(chain, labels, relaxations[0], beam))
+        labels = labels.pick(_undominated(problem, labels, relaxations[0], beam))
         if len(labels) > MAX_LABELS:
             raise TooManyLabels
         note(len(labels))
         stages.append(labels)
-        if n in chain.blocks:
-            ends, worth = _whole(chain, labels)
-            top = worth.max(initial=-np.inf)
+        if n in problem.blocks:
+            ends, objective = _whole(problem, labels)
+            top = objective.max(initial=-np.inf)
             if top > best:
                 best, found = float(top), []
             if top == best > -np.inf:
-                found += [_trace(stages, int(i)) for i in ends[worth == best]]
+                found += [_trace(stages, int(i)) for i in ends[objective == best]]
     return found
 
 
 def _expand(
-    chain: Chain, labels: _Labels | None, n: int, best: float, relaxations: Sequence[Relaxation]
+    problem: PathProblem, labels: _Labels | None, n: int, best: float, relaxations: Sequence[LagrangianRelaxation]
 ) -> _Labels | None:
     """Every label with every gene as block number `n` that may still matter; None where there is none."""
-    least, found = chain.least_rest[n], []
-    for w in chain.first if labels is None else range(len(chain.start)):
-        low, high = np.searchsorted(chain.width, [w, w + 1])
+    least, found = problem.min_remaining_cost[n], []
+    for w in problem.first if labels is None else range(len(problem.start)):
+        low, high = np.searchsorted(problem.width, [w, w + 1])
         if labels is None:
-            at, cost = np.zeros(1, np.int64), chain.start[w][None]
+            at, cost = np.zeros(1, np.int64), problem.start[w][None]
             score, extra, depth = np.zeros(1), np.zeros(1), np.zeros(1, np.int64)
         else:
             at = np.flatnonzero(labels.width <= w)
-            cost = labels.cost[at] + chain.changes[labels.width[at], w]
+            cost = labels.cost[at] + problem.changes[labels.width[at], w]
             score, extra, depth = labels.score[at], labels.extra[at], labels.depth[at]
         stride = max(1, EXPANSIONS // max(1, high - low))
         for part in (slice(i, i + stride) for i in range(0, len(at) if high > low else 0, stride)):
-            left = chain.depth - depth[part, None] - chain.layers[None, low:high]  # [labels, genes]
+            left = problem.depth - depth[part, None] - problem.layers[None, low:high]  # [labels, genes]
             rows, columns = np.nonzero(left >= 0)
             left = left[rows, columns]
             for relaxation in relaxations:
-                price = relaxation.per_cost
-                value = (score[part] - cost[part] @ price)[rows] + relaxation.value[low + columns]
-                if chain.peak >= 0:
-                    value -= price[chain.peak] * np.maximum(extra[part][rows], chain.extra[low + columns])
+                multiplier = relaxation.per_cost
+                value = (score[part] - cost[part] @ multiplier)[rows] + relaxation.value[low + columns]
+                if problem.peak >= 0:
+                    value -= multiplier[problem.peak] * np.maximum(extra[part][rows], problem.extra[low + columns])
                 bound = value + relaxation.rest[n, w, left] + (relaxation.constant + relaxation.slack)
                 hopeful = (bound >= best) & (bound > -np.inf)
                 rows, columns, left = rows[hopeful], columns[hopeful], left[hopeful]
-            costs = cost[part][rows] + chain.cost[low + columns]
-            extras = np.maximum(extra[part][rows], chain.extra[low + columns])
+            costs = cost[part][rows] + problem.cost[low + columns]
+            extras = np.maximum(extra[part][rows], problem.extra[low + columns])
             total = costs + least[w, left]
-            if chain.peak >= 0:
-                total[:, chain.peak] += extras
-            fits = np.flatnonzero((total <= chain.limits).all(1))
+            if problem.peak >= 0:
+                total[:, problem.peak] += extras
+            fits = np.flatnonzero((total <= problem.limits).all(1))
             if len(fits):
                 rows, columns = rows[fits], columns[fits]
-                scores = score[part][rows] + chain.score[low + columns]
+                scores = score[part][rows] + problem.score[low + columns]
                 widths = np.full(len(fits), w)
-                depths = chain.depth - left[fits]
+                depths = problem.depth - left[fits]
                 found.append(_Labels(at[part][rows], low + columns, scores, costs[fits], extras[fits], widths, depths))
     if not found:
         return None
     return _Labels(*(np.concatenate([getattr(f, name) for f in found]) for name in _Labels.__dataclass_fields__))
 
 
-def _whole(chain: Chain, labels: _Labels) -> tuple[NDArray[np.intp], Floats]:
+def _whole(problem: PathProblem, labels: _Labels) -> tuple[NDArray[np.intp], Floats]:
     """The labels that are whole chains within the budgets, and their worth."""
-    ends = np.flatnonzero((labels.depth == chain.depth) & np.isin(labels.width, chain.last))
-    total = labels.cost[ends] + chain.finish[labels.width[ends]]
-    if chain.peak >= 0:
-        total[:, chain.peak] += labels.extra[ends]
-    within = (total <= chain.limits).all(1)
+    ends = np.flatnonzero((labels.depth == problem.depth) & np.isin(labels.width, problem.last))
+    total = labels.cost[ends] + problem.finish[labels.width[ends]]
+    if problem.peak >= 0:
+        total[:, problem.peak] += labels.extra[ends]
+    within = (total <= problem.limits).all(1)
     ends, total = ends[within], total[within]
-    return ends, labels.score[ends] - total @ chain.weights
+    return ends, labels.score[ends] - total @ problem.weights
 
 
 def _trace(stages: Sequence[_Labels], index: int) -> list[int]:
-    genes = []
+    choices = []
     for labels in reversed(stages):
-        genes.append(int(labels.gene[index]))
+        choices.append(int(labels.choice[index]))
         index = int(labels.parent[index])
-    return genes[::-1]
+    return choices[::-1]
 
 
 # --- dominance -------------------------------------------------------------------------------------
 
 
-def _undominated(chain: Chain, labels: _Labels, relaxation: Relaxation, beam: int | None) -> NDArray[np.intp]:
+def _undominated(
+    problem: PathProblem, labels: _Labels, relaxation: LagrangianRelaxation, beam: int | None
+) -> NDArray[np.intp]:
     """The labels to keep, ordered by width and depth."""
-    columns = [*labels.cost.T, labels.extra] if chain.peak >= 0 else [*labels.cost.T]
+    columns = [*labels.cost.T, labels.extra] if problem.peak >= 0 else [*labels.cost.T]
     # By state, then falling score, then rising costs: none is dominated by a later one of its state.
     order = np.lexsort((*columns[::-1], -labels.score, labels.depth, labels.width))
-    state = (labels.width * (chain.depth + 1) + labels.depth)[order]
+    state = (labels.width * (problem.depth + 1) + labels.depth)[order]
     breaks = np.flatnonzero(np.diff(state)) + 1
     kept = []
     for group in np.split(order, breaks):

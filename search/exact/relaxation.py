@@ -29,7 +29,7 @@ STALLED = 4  # steps without a better bound, then the step is halved
 
 
 @dataclass(frozen=True)
-class Chain:
+class PathProblem:
     """G genes ordered by cell (width, then layers), K budgets, W widths. Costs and limits in exact units.
 
     What is maximised, a chain's worth, is the sum of its scores less `weights` . costs: to find the least of a metric,
@@ -50,7 +50,7 @@ class Chain:
     peak: int  # the budget that `extra` counts towards, -1: none
     depth: int  # layers in all
     blocks: tuple[int, ...]  # allowed numbers of blocks
-    genes: Ints  # [G] what the caller calls each
+    choices: Ints  # [G] what the caller calls each
     weights: Floats  # [K]
 
     @cached_property
@@ -67,42 +67,42 @@ class Chain:
         return np.where(np.tril(np.ones((count, count), bool), -1), -np.inf, 0.0)
 
     @cached_property
-    def least_rest(self) -> Floats:
+    def min_remaining_cost(self) -> Floats:
         """[blocks placed, W, depth left, K]: the least that the rest of a chain costs, metric by metric."""
         shape = (self.blocks[-1] + 1, len(self.start), self.depth + 1, len(self.limits))
         least = np.zeros(shape)
-        for k, price in enumerate(np.eye(len(self.limits))):
-            least[..., k] = -Relaxation(self, price, worth=False).rest
+        for k, multiplier in enumerate(np.eye(len(self.limits))):
+            least[..., k] = -LagrangianRelaxation(self, multiplier, objective=False).rest
         return least
 
-    def costs(self, genes: Sequence[int]) -> Floats:
+    def costs(self, choices: Sequence[int]) -> Floats:
         """The cost [K] of a whole chain, the largest extra included."""
-        widths = self.width[list(genes)]
-        total = self.start[widths[0]] + self.finish[widths[-1]] + self.cost[list(genes)].sum(0)
+        widths = self.width[list(choices)]
+        total = self.start[widths[0]] + self.finish[widths[-1]] + self.cost[list(choices)].sum(0)
         total = total + self.changes[widths[:-1], widths[1:]].sum(0)
         if self.peak >= 0:
-            total[self.peak] += self.extra[list(genes)].max()
+            total[self.peak] += self.extra[list(choices)].max()
         return np.asarray(total)
 
-    def worth(self, genes: Sequence[int]) -> float:
+    def objective(self, choices: Sequence[int]) -> float:
         """What is maximised, of a whole chain."""
-        return float(self.score[list(genes)].sum() - self.weights @ self.costs(genes))
+        return float(self.score[list(choices)].sum() - self.weights @ self.costs(choices))
 
 
-class Relaxation:
+class LagrangianRelaxation:
     """The best priced chains for `prices` [K]; `worth` False: of the priced costs alone."""
 
-    def __init__(self, chain: Chain, prices: Floats, worth: bool = True) -> None:
-        self.chain, self.prices = chain, prices
-        self.constant = float(prices @ chain.limits)
-        self.per_cost = prices = prices + chain.weights if worth else prices
-        self.value = (chain.score if worth else 0.0) - chain.cost @ prices  # [G]
-        starts, cell_width, cell_layers = chain.cells
+    def __init__(self, problem: PathProblem, multipliers: Floats, objective: bool = True) -> None:
+        self.problem, self.multipliers = problem, multipliers
+        self.constant = float(multipliers @ problem.limits)
+        self.per_cost = multipliers = multipliers + problem.weights if objective else multipliers
+        self.value = (problem.score if objective else 0.0) - problem.cost @ multipliers  # [G]
+        starts, cell_width, cell_layers = problem.cells
         best = np.maximum.reduceat(self.value, starts)
-        count, depth, most = len(chain.start), chain.depth, chain.blocks[-1]
-        change = chain.ascending - chain.changes @ prices  # [W, W]
+        count, depth, most = len(problem.start), problem.depth, problem.blocks[-1]
+        change = problem.ascending - problem.changes @ multipliers  # [W, W]
         exact = np.full((most + 1, count, depth + 1), -np.inf)  # [blocks left, W, depth left]
-        exact[0, chain.last, 0] = -(chain.finish[chain.last] @ prices)
+        exact[0, problem.last, 0] = -(problem.finish[problem.last] @ multipliers)
         placed = np.full((most + 1, count, depth + 1), -np.inf)  # the same with the next block's width given
         depths = np.unique(cell_layers)
         by_depth = np.full((len(depths), count), -np.inf)  # the best gene of every width with so many layers
@@ -114,13 +114,13 @@ class Relaxation:
             exact[n] = (change[:, :, None] + placed[n][None]).max(1)
         self.exact, self.cell_best, self.change = exact, best, change
         # [blocks placed, W, depth left]: the most that any allowed number of further blocks adds
-        ends = [[total - n for total in chain.blocks if total >= n] for n in range(most + 1)]
+        ends = [[total - n for total in problem.blocks if total >= n] for n in range(most + 1)]
         self.rest = np.stack([exact[left].max(0) if left else np.full_like(exact[0], -np.inf) for left in ends])
         begin = np.full(count, -np.inf)
-        begin[chain.first] = -(chain.start[chain.first] @ prices)
+        begin[problem.first] = -(problem.start[problem.first] @ multipliers)
         self.begin = begin
-        whole = np.stack([begin + placed[n, :, depth] for n in chain.blocks])  # [numbers of blocks, W]
-        self.best_blocks = chain.blocks[int(whole.max(1).argmax())]
+        whole = np.stack([begin + placed[n, :, depth] for n in problem.blocks])  # [numbers of blocks, W]
+        self.best_blocks = problem.blocks[int(whole.max(1).argmax())]
         bound = float(whole.max()) + self.constant
         # Rounding must not cut off what is really there.
         self.slack = SAFETY * (abs(float(whole.max())) + self.constant) if np.isfinite(bound) else 0.0
@@ -128,55 +128,55 @@ class Relaxation:
 
     def maximiser(self) -> list[int]:
         """The genes of a best priced chain, which need not keep the budgets."""
-        chain, genes, before, left = self.chain, [], self.begin, self.chain.depth
-        starts, cell_width, cell_layers = chain.cells
-        stops = np.append(starts[1:], len(chain.width))
+        problem, choices, before, left = self.problem, [], self.begin, self.problem.depth
+        starts, cell_width, cell_layers = problem.cells
+        stops = np.append(starts[1:], len(problem.width))
         for n in reversed(range(self.best_blocks)):
             fits = np.flatnonzero(cell_layers <= left)
             w, layers = cell_width[fits], cell_layers[fits]
             at = fits[int((before[w] + self.cell_best[fits] + self.exact[n, w, left - layers]).argmax())]
-            genes.append(int(starts[at] + self.value[starts[at] : stops[at]].argmax()))
+            choices.append(int(starts[at] + self.value[starts[at] : stops[at]].argmax()))
             before, left = self.change[cell_width[at]], left - int(cell_layers[at])
-        return genes
+        return choices
 
 
 @dataclass(frozen=True)
-class Tightened:
+class SubgradientResult:
     """The relaxations tried, lowest bound first, and the best chain within the budgets that they came upon."""
 
-    relaxations: list[Relaxation]
-    genes: list[int] | None
-    worth: float
+    relaxations: list[LagrangianRelaxation]
+    choices: list[int] | None
+    objective: float
 
     @property
     def bound(self) -> float:
         return self.relaxations[0].bound
 
 
-def tighten(chain: Chain, prices: Floats, target: float) -> Tightened:
+def subgradient_descent(problem: PathProblem, multipliers: Floats, target: float) -> SubgradientResult:
     """Lower the bound from `prices` on, by Polyak's subgradient steps towards `target`, a worth known to be possible or
     below all that are; stops when the bound is below it."""
-    best: Relaxation | None = None
-    tried, genes, worth, stride, stalled = [], None, target, 1.0, 0
+    best: LagrangianRelaxation | None = None
+    tried, choices, objective, stride, stalled = [], None, target, 1.0, 0
     for _ in range(STEPS):
-        relaxation = Relaxation(chain, prices)
+        relaxation = LagrangianRelaxation(problem, multipliers)
         tried.append(relaxation)
         if not np.isfinite(relaxation.bound):
             break  # no chain of this depth
         found = relaxation.maximiser()
-        spent = chain.costs(found)
-        if (reached := chain.worth(found)) > worth and (spent <= chain.limits).all():
-            genes, worth = found, reached
+        spent = problem.costs(found)
+        if (reached := problem.objective(found)) > objective and (spent <= problem.limits).all():
+            choices, objective = found, reached
         if best is None or relaxation.bound < best.bound:
             best, stalled = relaxation, 0
         elif (stalled := stalled + 1) == STALLED:
-            stride, stalled, prices = stride / 2, 0, best.prices
-        if relaxation.bound < worth or stride < 0.01:
+            stride, stalled, multipliers = stride / 2, 0, best.multipliers
+        if relaxation.bound < objective or stride < 0.01:
             break
-        excess = spent / chain.limits - 1
-        excess[(prices == 0) & (excess < 0)] = 0.0
+        excess = spent / problem.limits - 1
+        excess[(multipliers == 0) & (excess < 0)] = 0.0
         if (norm := float(excess @ excess)) < TIGHT:
             break
-        step = stride * (relaxation.bound - worth) * excess / norm
-        prices = np.maximum(0.0, prices * chain.limits + step) / chain.limits
-    return Tightened(sorted(tried, key=lambda relaxation: relaxation.bound), genes, worth)
+        step = stride * (relaxation.bound - objective) * excess / norm
+        multipliers = np.maximum(0.0, multipliers * problem.limits + step) / problem.limits
+    return SubgradientResult(sorted(tried, key=lambda relaxation: relaxation.bound), choices, objective)

@@ -31,12 +31,12 @@ from merino_edge.errors import InputError
 from merino_edge.search.budget import Metric
 from merino_edge.search.exact.dominance import useful_programs
 from merino_edge.search.exact.label_setting import TooManyLabels, solve
-from merino_edge.search.exact.relaxation import Chain, Floats, Relaxation, tighten
-from merino_edge.search.problem import FrameProgram, Problem
-from merino_edge.search.space import Genome
+from merino_edge.search.exact.relaxation import Floats, LagrangianRelaxation, PathProblem, subgradient_descent
+from merino_edge.search.problem import Problem, TemplateProgram
+from merino_edge.search.space import Candidate
 
 BEAM = 30
-BEAM_TASKS = 6  # of the highest bounds
+BEAM_SUBPROBLEMS = 6  # of the highest bounds
 RELAXATIONS = 4  # that label setting weighs every child with
 UNBOUNDED = 1e300  # a limit that nothing reaches, of a metric that is minimised
 SCORE_BITS = 50  # of the largest sum of scores; what is finer is rounded off
@@ -49,10 +49,10 @@ class Certificate:
     """`genome` is the best found, None where nothing was; no architecture scores above `bound` (minus infinity: none
     meets the budgets)."""
 
-    genome: Genome | None
+    candidate: Candidate | None
     score: float
     bound: float
-    tasks: int  # pairs of program and depth
+    subproblems: int  # pairs of program and depth
     solved: int  # of them, by label setting; the others by their bound
     labels: int
     seconds: float
@@ -60,7 +60,7 @@ class Certificate:
     @property
     def infeasible(self) -> bool:
         """Whether it is proven that nothing meets the budgets."""
-        return self.genome is None and self.bound == -math.inf
+        return self.candidate is None and self.bound == -math.inf
 
     @property
     def gap_percent(self) -> float:
@@ -71,16 +71,16 @@ class Certificate:
 
 
 @dataclass
-class _Task:
+class _Subproblem:
     """One program, one class of first widths (one cut), one of last widths (one factor of the score), one depth."""
 
-    program: FrameProgram
+    program: TemplateProgram
     cut: int
     first: range
     last: range
     depth: int
     bound: float = math.inf
-    prices: list[Floats] = field(default_factory=list)  # of the lowest bounds
+    multipliers: list[Floats] = field(default_factory=list)  # of the lowest bounds
 
 
 class _OutOfTime(Exception):
@@ -109,52 +109,59 @@ class ExactSolver:
         self.problem, self.note = problem, note
         self.began = time.monotonic()
         self.deadline = math.inf if seconds is None else self.began + seconds
-        self.best: Genome | None = None  # found by label setting, which meets every tie
-        self.met: Genome | None = None  # the best that bounding and beams came upon
+        self.best: Candidate | None = None  # found by label setting, which meets every tie
+        self.met: Candidate | None = None  # the best that bounding and beams came upon
         self.score = -math.inf  # of the better of the two, on the scores' grid
         self.labels = self.solved = 0
         self._minimised, self._which = minimise, which
         space = problem.space
-        self._width, self._layers = np.array(space.width_of), np.array([gene.layers for gene in space.genes])
+        self._width, self._layers = (
+            np.array(space.width_of),
+            np.array([choice.layers for choice in space.block_choices]),
+        )
         self._order = np.lexsort((self._layers, self._width))  # genes by cell
         self._depths = range(space.blocks[0] * space.layers[0], space.blocks[-1] * space.layers[-1] + 1)
         self._raw: dict[tuple[object, ...], Floats] = {}
         self._scores: dict[tuple[object, ...], Floats] = {}
         self._useful: dict[tuple[object, ...], NDArray[np.bool_]] = {}
-        self._prices: dict[tuple[object, ...], Floats] = {}  # by FFN kind: what the limits were worth last
+        self._multipliers: dict[tuple[object, ...], Floats] = {}  # by FFN kind: what the limits were worth last
 
     def solve(self) -> Certificate:
-        tasks = [task for program in useful_programs(self.problem) for task in self._tasks(program)]
+        subproblems = [
+            subproblem for program in useful_programs(self.problem) for subproblem in self._subproblems(program)
+        ]
         given_up = -math.inf  # the highest bound of tasks that are not solved
         try:
-            for task in tasks:
-                self._bound(task)
-            for task in self._hopeful(tasks)[:BEAM_TASKS]:
+            for subproblem in subproblems:
+                self._bound(subproblem)
+            for subproblem in self._hopeful(subproblems)[:BEAM_SUBPROBLEMS]:
                 with contextlib.suppress(TooManyLabels):
-                    self._label(task, BEAM)
-            for task in self._hopeful(tasks):
-                self._bound(task)
-            for task in self._hopeful(tasks):
-                if task.bound < self.score:
+                    self._label(subproblem, BEAM)
+            for subproblem in self._hopeful(subproblems):
+                self._bound(subproblem)
+            for subproblem in self._hopeful(subproblems):
+                if subproblem.bound < self.score:
                     break
-                self._tell("solving", max(given_up, task.bound))
+                self._tell("solving", max(given_up, subproblem.bound))
                 try:
-                    self._label(task)
+                    self._label(subproblem)
                 except TooManyLabels:
-                    given_up = max(given_up, task.bound)
-                task.bound = -math.inf
+                    given_up = max(given_up, subproblem.bound)
+                subproblem.bound = -math.inf
         except _OutOfTime:
-            given_up = max(given_up, *(task.bound for task in tasks))
-        genome = self.met if self.best is None else self.best
-        score = self.score if genome is None or self._minimised else self.problem.total(genome)
+            given_up = max(given_up, *(subproblem.bound for subproblem in subproblems))
+        candidate = self.met if self.best is None else self.best
+        score = self.score if candidate is None or self._minimised else self.problem.total(candidate)
         bound = score if given_up <= self.score else given_up
-        return Certificate(genome, score, bound, len(tasks), self.solved, self.labels, time.monotonic() - self.began)
+        return Certificate(
+            candidate, score, bound, len(subproblems), self.solved, self.labels, time.monotonic() - self.began
+        )
 
     # --- what there is to solve ---
 
-    def _tasks(self, program: FrameProgram) -> Iterator[_Task]:
+    def _subproblems(self, program: TemplateProgram) -> Iterator[_Subproblem]:
         space, widths = self.problem.space, program.widths
-        embedding = space.frames[program.frame].embedding_width
+        embedding = space.templates[program.template].embedding_width
         wide = next((w for w in widths if space.widths[w] >= embedding), widths.stop)
         classes = [(embedding, widths)]
         if self.problem.score.uses_cut:
@@ -163,41 +170,44 @@ class ExactSolver:
         ends = [widths] if self.problem.score.last is None else [range(w, w + 1) for w in widths]
         for (cut, first), last, depth in itertools.product(classes, ends, self._depths):
             if first.start < last.stop:  # widths do not decrease
-                yield _Task(program, cut, first, last, depth)
+                yield _Subproblem(program, cut, first, last, depth)
 
-    def _hopeful(self, tasks: list[_Task]) -> list[_Task]:
+    def _hopeful(self, subproblems: list[_Subproblem]) -> list[_Subproblem]:
         """The tasks that may still hold the optimum or a tie with it, highest bound first."""
-        return sorted((task for task in tasks if task.bound >= self.score), key=lambda task: -task.bound)
+        return sorted(
+            (subproblem for subproblem in subproblems if subproblem.bound >= self.score),
+            key=lambda subproblem: -subproblem.bound,
+        )
 
     # --- one task ---
 
-    def _chain(self, task: _Task) -> Chain:
-        program, space = task.program, self.problem.space
-        genes = self._order[self._useful_genes(task)[task.depth - self._depths.start]]
-        genes = genes[self._width[genes] < task.last.stop]
+    def _path_problem(self, subproblem: _Subproblem) -> PathProblem:
+        program, space = subproblem.program, self.problem.space
+        choices = self._order[self._useful_choices(subproblem)[subproblem.depth - self._depths.start]]
+        choices = choices[self._width[choices] < subproblem.last.stop]
         start = program.start.copy()
         if program.peak >= 0:  # part of what is minimised too: frames differ in it
             start[:, program.peak] += program.end_activation
-        return Chain(
-            width=self._width[genes],
-            layers=self._layers[genes],
-            score=self._block_scores(task)[task.depth - self._depths.start, genes],
-            cost=program.genes[genes],
-            extra=np.maximum(program.activations[genes] - program.end_activation, 0.0),
-            first=np.array(task.first),
-            last=np.array(task.last),
+        return PathProblem(
+            width=self._width[choices],
+            layers=self._layers[choices],
+            score=self._block_scores(subproblem)[subproblem.depth - self._depths.start, choices],
+            cost=program.block_costs[choices],
+            extra=np.maximum(program.activations[choices] - program.end_activation, 0.0),
+            first=np.array(subproblem.first),
+            last=np.array(subproblem.last),
             start=start,
             changes=program.changes,
             finish=program.finish,
             limits=program.limits,
             peak=program.peak,
-            depth=task.depth,
+            depth=subproblem.depth,
             blocks=space.blocks,
-            genes=genes,
+            choices=choices,
             weights=self._weights(program),
         )
 
-    def _weights(self, program: FrameProgram) -> Floats:
+    def _weights(self, program: TemplateProgram) -> Floats:
         """[K]: by what each cost counts in what is minimised."""
         weights, metrics = np.zeros(len(program.metrics)), self.problem.budget.metrics
         if self._minimised is not None:
@@ -206,19 +216,25 @@ class ExactSolver:
             weights[chosen] = 1 / program.scales[chosen]
         return weights
 
-    def _block_scores(self, task: _Task) -> Floats:
+    def _block_scores(self, subproblem: _Subproblem) -> Floats:
         """[depths, G]: every gene's score at every depth, multiplied by what it will be, on a grid on which sums are
         exact."""
         problem = self.problem
-        score, frame = problem.score, task.program.frame
-        alike = (problem.space.frames[frame].ffn if score.frame_free else frame, task.cut if score.uses_cut else None)
-        factor = score.factor(problem.space.widths[task.last[-1]])
+        score, template = problem.score, subproblem.program.template
+        alike = (
+            problem.space.templates[template].ffn if score.sees_ffn_only else template,
+            subproblem.cut if score.uses_cut else None,
+        )
+        factor = score.factor(problem.space.widths[subproblem.last[-1]])
         key = (*alike, factor)
         if key not in self._scores:
             if alike not in self._raw:
-                model, genes = problem.space.models[frame], problem.space.genes
+                model, choices = problem.space.models[template], problem.space.block_choices
                 self._raw[alike] = np.array(
-                    [[score.block_total(model, gene, depth, task.cut) for gene in genes] for depth in self._depths]
+                    [
+                        [score.block_total(model, choice, depth, subproblem.cut) for choice in choices]
+                        for depth in self._depths
+                    ]
                 )
             raw = factor * self._raw[alike]
             largest = problem.space.blocks[-1] * float(np.abs(raw).max())
@@ -226,73 +242,80 @@ class ExactSolver:
             self._scores[key] = np.round(raw / grid) * grid
         return self._scores[key]
 
-    def _useful_genes(self, task: _Task) -> NDArray[np.bool_]:
+    def _useful_choices(self, subproblem: _Subproblem) -> NDArray[np.bool_]:
         """[depths, G in cell order]: the genes that no other of their width and layers replaces at no loss."""
-        program, scores = task.program, self._block_scores(task)
-        key = (id(program.genes), id(scores), program.end_activation)
+        program, scores = subproblem.program, self._block_scores(subproblem)
+        key = (id(program.block_costs), id(scores), program.end_activation)
         if key not in self._useful:
             space, order = self.problem.space, self._order
             useful = np.zeros((len(self._depths), len(order)), bool)
-            costs = np.column_stack((program.genes, np.maximum(program.activations - program.end_activation, 0.0)))
-            parameters = np.array([counts.block_parameters(space.models[program.frame], gene) for gene in space.genes])
+            costs = np.column_stack(
+                (program.block_costs, np.maximum(program.activations - program.end_activation, 0.0))
+            )
+            parameters = np.array(
+                [counts.block_parameters(space.models[program.template], choice) for choice in space.block_choices]
+            )
             cells = self._width[order] * (self._layers.max() + 1) + self._layers[order]
             for cell in np.split(np.arange(len(order)), np.flatnonzero(np.diff(cells)) + 1):
                 if self._width[order[cell[0]]] in program.widths:
-                    genes = order[cell]
-                    useful[:, cell] = ~_replaced(scores[:, genes], costs[genes], parameters[genes])
+                    choices = order[cell]
+                    useful[:, cell] = ~_replaced(scores[:, choices], costs[choices], parameters[choices])
             self._useful[key] = useful
         return self._useful[key]
 
-    def _bound(self, task: _Task) -> None:
+    def _bound(self, subproblem: _Subproblem) -> None:
         """Lower the task's bound as far as it is above the best score."""
         self._tell("bounding", math.inf)
-        chain, alike = self._chain(task), (self.problem.space.frames[task.program.frame].ffn, task.program.metrics)
-        usual = self._prices.get(alike)
+        paths, alike = (
+            self._path_problem(subproblem),
+            (self.problem.space.templates[subproblem.program.template].ffn, subproblem.program.metrics),
+        )
+        usual = self._multipliers.get(alike)
         if usual is None:
-            usual = np.full(len(chain.limits), np.abs(chain.score).max() / max(1, len(chain.limits)))
-        prices = task.prices[0] if task.prices else usual / chain.limits
-        lowest = _lowest(chain)
-        tightened = tighten(chain, prices, max(self.score, lowest))
-        if tightened.genes is not None:
-            self._meet(_genome(task, chain, tightened.genes), tightened.worth)
-        task.bound = min(task.bound, tightened.bound if tightened.bound > lowest else -math.inf)
+            usual = np.full(len(paths.limits), np.abs(paths.score).max() / max(1, len(paths.limits)))
+        multipliers = subproblem.multipliers[0] if subproblem.multipliers else usual / paths.limits
+        lowest = _lowest(paths)
+        tightened = subgradient_descent(paths, multipliers, max(self.score, lowest))
+        if tightened.choices is not None:
+            self._meet(_candidate(subproblem, paths, tightened.choices), tightened.objective)
+        subproblem.bound = min(subproblem.bound, tightened.bound if tightened.bound > lowest else -math.inf)
         lower = tightened.relaxations[:: max(1, len(tightened.relaxations) // RELAXATIONS)][:RELAXATIONS]
-        task.prices = [relaxation.prices for relaxation in lower]
-        if math.isfinite(task.bound):
-            self._prices[alike] = task.prices[0] * chain.limits
+        subproblem.multipliers = [relaxation.multipliers for relaxation in lower]
+        if math.isfinite(subproblem.bound):
+            self._multipliers[alike] = subproblem.multipliers[0] * paths.limits
 
-    def _label(self, task: _Task, beam: int | None = None) -> None:
+    def _label(self, subproblem: _Subproblem, beam: int | None = None) -> None:
         """Solve the task, or with `beam` look for a good architecture in it."""
-        chain = self._chain(task)
+        paths = self._path_problem(subproblem)
         self.solved += beam is None
 
         def note(labels: int) -> None:
             self.labels += labels
-            self._tell("solving", task.bound)
+            self._tell("solving", subproblem.bound)
 
-        relaxations = [Relaxation(chain, prices) for prices in task.prices]
-        found = solve(chain, self.score, relaxations, beam, note)
+        relaxations = [LagrangianRelaxation(paths, multipliers) for multipliers in subproblem.multipliers]
+        found = solve(paths, self.score, relaxations, beam, note)
         if not found:
             return
-        score = chain.worth(found[0])
-        genomes = [_genome(task, chain, genes) for genes in found]
+        score = paths.objective(found[0])
+        candidates = [_candidate(subproblem, paths, choices) for choices in found]
         if beam is not None:
-            self._meet(genomes[0], score)
+            self._meet(candidates[0], score)
             return
         if score == self.score and self.best is not None:
-            genomes.append(self.best)
-        self.best, self.score = min(genomes, key=self._key), score
+            candidates.append(self.best)
+        self.best, self.score = min(candidates, key=self._key), score
 
-    def _meet(self, genome: Genome, score: float) -> None:
+    def _meet(self, candidate: Candidate, score: float) -> None:
         if score > self.score:
-            self.met, self.best, self.score = genome, None, score
+            self.met, self.best, self.score = candidate, None, score
 
-    def _key(self, genome: Genome) -> tuple[object, ...]:
+    def _key(self, candidate: Candidate) -> tuple[object, ...]:
         """What decides between equal scores."""
-        problem, frame = self.problem, self.problem.space.frames[genome.frame]
-        a = problem.space.architecture(genome)
-        costs = tuple(problem.value(metric, a, genome.frame) for metric in problem.budget.metrics)
-        return costs, -frame.context, a.parameters, genome
+        problem, template = self.problem, self.problem.space.templates[candidate.template]
+        a = problem.space.architecture(candidate)
+        costs = tuple(problem.value(metric, a, candidate.template) for metric in problem.budget.metrics)
+        return costs, -template.context, a.parameters, candidate
 
     def _tell(self, doing: str, bound: float) -> None:
         if time.monotonic() > self.deadline:
@@ -300,18 +323,18 @@ class ExactSolver:
         self.note(doing, self.score, bound)
 
 
-def _lowest(chain: Chain) -> float:
+def _lowest(paths: PathProblem) -> float:
     """A worth that no chain sinks to."""
-    most = chain.blocks[-1]
-    finite = np.where(np.isfinite(chain.cost), chain.cost, 0.0)
-    dearest = chain.start.max(0) + chain.finish.max(0) + most * (finite.max(0) + chain.changes.max((0, 1)))
-    dearest[chain.peak :][:1] += chain.extra.max()
-    return most * min(0.0, float(chain.score.min())) - float(chain.weights @ np.maximum(dearest, 0.0)) - 1.0
+    most = paths.blocks[-1]
+    finite = np.where(np.isfinite(paths.cost), paths.cost, 0.0)
+    dearest = paths.start.max(0) + paths.finish.max(0) + most * (finite.max(0) + paths.changes.max((0, 1)))
+    dearest[paths.peak :][:1] += paths.extra.max()
+    return most * min(0.0, float(paths.score.min())) - float(paths.weights @ np.maximum(dearest, 0.0)) - 1.0
 
 
-def _genome(task: _Task, chain: Chain, genes: list[int]) -> Genome:
+def _candidate(subproblem: _Subproblem, paths: PathProblem, choices: list[int]) -> Candidate:
     """Blocks of one width may stand in any order: the genes ascend."""
-    return Genome(task.program.frame, tuple(sorted(int(chain.genes[gene]) for gene in genes)))
+    return Candidate(subproblem.program.template, tuple(sorted(int(paths.choices[choice]) for choice in choices)))
 
 
 def _replaced(scores: Floats, costs: Floats, parameters: NDArray[np.int64]) -> NDArray[np.bool_]:

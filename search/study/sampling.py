@@ -23,7 +23,9 @@ def decoder_parameters(a: Architecture) -> int:
     return counts.parameters(a) - counts.end_parameters(a)
 
 
-def spread(space: Space, count: int, seed: int = 0, least: float = 0, most: float = math.inf) -> list[Architecture]:
+def stratified_sample(
+    space: Space, count: int, seed: int = 0, least: float = 0, most: float = math.inf
+) -> list[Architecture]:
     """`count` different architectures with `least` to `most` decoder parameters, smallest first; the same for the same
     arguments. One from each of `count` equal intervals of log parameters, where the space has one there.
 

@@ -38,7 +38,7 @@ def test_public_models_have_the_published_parameters(name: str, parameters: int)
 )
 def test_flops_explain_the_papers_column(name: str, head: bool, gflops: int) -> None:
     """The paper's column mixes FLOPs without the output head and with it (paper section 6)."""
-    assert round(preset(name).flops(1024, head) / 1e9) == gflops
+    assert round(preset(name).flops(1024, head=head) / 1e9) == gflops
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from merino_edge.errors import ArchitectureError, ArtefactError, InputError, Mer
 from merino_edge.search import space_file
 from merino_edge.search.builtin_spaces import BYTES_PER_TOKEN, EDGE, PAPER, SPACES, WIDE, load_space
 from merino_edge.search.evolution import mutate
-from merino_edge.search.space import Genome, Space
+from merino_edge.search.space import Candidate, Space
 
 TINY = replace(SMALL, name="tiny", blocks=(2,), ffn_ratios=(1, 4), layers=(1, 3))  # 96 architectures
 TWO_BLOCKS = replace(
@@ -47,20 +47,22 @@ def test_the_other_spaces_leave_every_dimension_open_and_allow_no_bottleneck() -
 
 @pytest.mark.parametrize("space", [TINY, replace(TINY, blocks=(1,)), replace(TINY, blocks=(1, 3)), TWO_BLOCKS])
 def test_enumeration_is_complete_and_valid(space: Space) -> None:
-    genomes = list(space.genomes())
-    assert len(genomes) == len(set(genomes)) == space.size
-    assert len({space.architecture(genome).id for genome in genomes}) == space.size  # none breaks a rule, all differ
+    candidates = list(space.candidates())
+    assert len(candidates) == len(set(candidates)) == space.size
+    assert (
+        len({space.architecture(candidate).id for candidate in candidates}) == space.size
+    )  # none breaks a rule, all differ
 
 
 @settings(max_examples=30, deadline=None)
 @given(spaces())
 def test_any_space_holds_what_its_dimensions_say(space: Space) -> None:
     count = 0
-    for genome in space.genomes():
+    for candidate in space.candidates():
         count += 1
-        a, frame = space.architecture(genome), space.frames[genome.frame]
+        a, template = space.architecture(candidate), space.templates[candidate.template]
         assert len(a.blocks) in space.blocks and a.ffn in space.ffn and a.max_positions in space.contexts
-        assert a.vocab_size == frame.vocabulary.size and a.embedding_width in space.embedding_widths
+        assert a.vocab_size == template.vocabulary.size and a.embedding_width in space.embedding_widths
         assert a.blocks[0].width >= space.least_width * a.embedding_width
         assert a.embedding_width >= space.least_embedding * a.blocks[-1].width
         for block in a.blocks:
@@ -76,7 +78,7 @@ def test_any_space_holds_what_its_dimensions_say(space: Space) -> None:
 def test_sampling_is_uniform(space: Space) -> None:
     rng = random.Random(0)
     counted = Counter(space.sample(rng) for _ in range(100 * space.size))
-    assert set(counted) == set(space.genomes())
+    assert set(counted) == set(space.candidates())
     chi_squared = sum((count - 100) ** 2 / 100 for count in counted.values())
     assert chi_squared < space.size + 5 * (2 * space.size) ** 0.5  # five standard deviations
 
@@ -85,20 +87,20 @@ def test_sampling_is_uniform(space: Space) -> None:
 @given(st.sampled_from([PAPER, SMALL]), st.integers(0, 2**32))
 def test_mutation_changes_one_block_and_stays_inside(space: Space, seed: int) -> None:
     rng = random.Random(seed)
-    genome = space.sample(rng)
-    mutant = mutate(space, genome, rng)
-    assert sum(x != y for x, y in zip(genome.genes, mutant.genes, strict=True)) <= 1
+    candidate = space.sample(rng)
+    mutant = mutate(space, candidate, rng)
+    assert sum(x != y for x, y in zip(candidate.choices, mutant.choices, strict=True)) <= 1
     space.architecture(mutant)
 
 
 @pytest.mark.parametrize("space", [TINY, TWO_BLOCKS])
 def test_mutations_reach_every_genome_and_no_other(space: Space) -> None:
     rng = random.Random(0)
-    genome, every = space.sample(rng), set(space.genomes())
-    seen: set[Genome] = set()
+    candidate, every = space.sample(rng), set(space.candidates())
+    seen: set[Candidate] = set()
     for _ in range(150 * space.size):
-        genome = mutate(space, genome, rng)
-        seen.add(genome)
+        candidate = mutate(space, candidate, rng)
+        seen.add(candidate)
     assert seen == every
 
 
@@ -133,7 +135,7 @@ def test_what_a_file_leaves_out_has_one_value(tmp_path: Path) -> None:
     model = {"vocab_size": 300, "max_positions": 64, "embedding_width": 64, "head_dim": 32, "ffn": "gelu"}
     space = load_space(write(tmp_path / "s.json", name="s", widths=[64], ffn_ratios=2, layers=[1], model=model))
     assert space.size == 1
-    a = space.architecture(Genome(0, (0,)))
+    a = space.architecture(Candidate(0, (0,)))
     assert (a.vocab_size, a.max_positions, a.embedding_width, a.ffn) == (300, 64, 64, "gelu")
     assert space.vocabularies[0].bytes_per_token is None and space.least_width == 0
 
