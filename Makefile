@@ -33,7 +33,7 @@ types: $(VENV)/dev
 	$(BIN)/mypy -p merino_edge
 
 docs: $(VENV)/docs
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/peers/compare.py --install llama.cpp onnxruntime-genai transformers

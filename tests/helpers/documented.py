@@ -26,7 +26,13 @@ from typing import NamedTuple
 
 import tomllib
 
-ELSEWHERE = ("on the board", "on a GPU workstation", "on a machine with eight GPUs", "in a checkout, for minutes")
+ELSEWHERE = (
+    "on the board",
+    "on an emulated board",
+    "on a GPU workstation",
+    "on a machine with eight GPUs",
+    "takes hours",
+)
 SECOND_TERMINAL = "in a second terminal"
 TIMEOUT_S = 600
 SERVER_START_S = 120
@@ -96,6 +102,8 @@ class PageRunner:
         return text
 
     def _run_line(self, command: str) -> None:
+        if command.startswith("python3 -m venv"):
+            return  # the tests have an environment already
         if command.startswith("pip install"):
             extras = tomllib.loads((self.repository / "pyproject.toml").read_text())["project"]["optional-dependencies"]
             wanted = {extra for group in re.findall(r"\[([\w,-]+)\]", command) for extra in group.split(",")}
