@@ -151,8 +151,10 @@ def _code(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """Plain text as a cell of a Markdown table."""
-    return re.sub(r"([|*_<\[\]{}])", r"\\\1", " ".join(text.split()))
+    """Plain text as a cell of a Markdown table; what stands between backticks is code already."""
+    parts = " ".join(text.split()).split("`")
+    parts[::2] = [re.sub(r"([|*_<\[\]{}])", r"\\\1", part) for part in parts[::2]]
+    return "`".join(parts)
 
 
 def exit_codes() -> Iterator[str]:

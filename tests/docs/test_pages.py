@@ -64,6 +64,7 @@ def check_search(text: str, folder: Path, ran: Sequence[Ran]) -> None:
 
 SETUPS: dict[str, Setup] = {
     "README.md": Setup(check=check_readme),
+    "docs/api.md": Setup(given={"smollm2.gguf": "smollm2_gguf", "checkpoint": "tiny_checkpoint"}),
 }
 
 
@@ -71,7 +72,8 @@ SETUPS: dict[str, Setup] = {
 def test_every_block_runs(page: str, tmp_path: Path, smollm2_gguf: Path, request: pytest.FixtureRequest) -> None:
     text, setup = (ROOT / page).read_text(), SETUPS.get(page, Setup())
     for name, fixture in setup.given.items():
-        (tmp_path / name).symlink_to(request.getfixturevalue(fixture))
+        value = request.getfixturevalue(fixture)
+        (tmp_path / name).symlink_to(getattr(value, "path", value))
     variables = {name: str(request.getfixturevalue(fixture)) for name, fixture in setup.variables.items()}
     # The name of SmolLM2 stands for the file that this test session already has.
     shorter = {**SHORTER, **setup.shorter, "smollm2-135m-instruct": str(smollm2_gguf), "8080": str(free_port())}
