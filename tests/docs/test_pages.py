@@ -9,6 +9,8 @@ import json
 import re
 import shlex
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,9 @@ from merino_edge.search.builtin_spaces import load_space
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").rglob("*.md")))]
-README_VERBS = {"profile", "estimate", "search", "pareto", "train", "import", "export", "generate", "bench", "show"}
+README_VERBS = {
+    *("profile", "estimate", "search", "pareto", "train", "import", "export", "generate", "bench", "show", "doctor"),
+}
 # What takes minutes for a reader, in every page. Nothing else of a command is changed.
 SHORTER = {"--steps 400": "--steps 12", "--quick": "--minutes 0.01", "--points 40": "--points 4"}
 Check = Callable[[str, Path, Sequence[Ran]], None]
@@ -29,19 +33,20 @@ Check = Callable[[str, Path, Sequence[Ran]], None]
 
 @dataclass(frozen=True)
 class Setup:
-    """`shorter`: more replacements. `given`: fixtures that stand in the folder under these names. `check`: what the
-    page promises of its results. `variables`: environment variables, as fixtures."""
+    """`shorter`: more replacements. `given`: fixtures that stand in the folder under these names. `inline`: which
+    commands within sentences run too. `check`: what the page promises of its results."""
 
     shorter: Mapping[str, str] = field(default_factory=dict)
     given: Mapping[str, str] = field(default_factory=dict)
-    variables: Mapping[str, str] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)  # environment variables, from fixtures
+    inline: str = "(?!)"
     check: Check | None = None
 
 
 def check_readme(text: str, folder: Path, ran: Sequence[Ran]) -> None:
-    verbs = {shlex.split(command)[1] for command, _, _ in ran if command.startswith("merino-edge")}
-    assert verbs == README_VERBS | {"doctor"}
-    output = {command: stdout for command, stdout, _ in ran}
+    verbs = {shlex.split(one.command)[1] for one in ran if one.command.startswith("merino-edge")}
+    assert verbs == README_VERBS
+    output = {one.command: one.stdout for one in ran}
     assert "Paris" in next(stdout for command, stdout in output.items() if "capital of France" in command)
     piped = next(stdout for command, stdout in output.items() if command.startswith("echo"))
     assert json.loads(piped)["finish_reason"] in ("stop", "length")
@@ -49,22 +54,35 @@ def check_readme(text: str, folder: Path, ran: Sequence[Ran]) -> None:
 
 
 def check_profiling(text: str, folder: Path, ran: Sequence[Ran]) -> None:
+    assert sum(one.command.startswith("merino-edge") for one in ran) >= 6
     assert load_table(folder / "board.jsonl").finished
     assert load_table(folder / "nano.jsonl").estimated
+    assert (folder / "board.png").exists() or "--plot board.png" not in text
 
 
 def check_search(text: str, folder: Path, ran: Sequence[Ran]) -> None:
-    first = next(one for one in ran if one.command.startswith("merino-edge search"))
+    searches = [one for one in ran if re.match("merino-edge (search|pareto)", one.command)]
+    assert len(searches) >= 4
     (claim,) = re.findall(r"^(?:    )?(score .* scores above .*)$", text, re.MULTILINE)
-    assert claim in first.stderr  # the certificate that the page prints
+    assert claim in searches[0].stderr  # the certificate that the page prints
     assert load_space(str(folder / "mine.json")).blocks == (2, 3)
-    costs = json.loads((folder / "flops.json").read_text())["costs"]
+    costs = json.loads(next(one.written for one in searches if "--flops" in one.command))["costs"]
     assert f"{costs['parameters'] / 1e6:.1f} M parameters, {costs['weight_mb@int4']:.1f} MB" in text
 
 
 SETUPS: dict[str, Setup] = {
-    "README.md": Setup(check=check_readme),
+    "README.md": Setup(shorter={"--target jetpack-6.2": "--target jetpack-6.2 --context 64"}, check=check_readme),
     "docs/api.md": Setup(given={"smollm2.gguf": "smollm2_gguf", "checkpoint": "tiny_checkpoint"}),
+    "docs/profiling.md": Setup(
+        shorter={
+            "--space edge --precision int4 --out": "--space edge --precision int4 --minutes 0.01 --out",
+            "--space edge": "--space demo",
+        },
+        inline="merino-edge estimate --board [^`]*",
+        check=check_profiling,
+    ),
+    "docs/search.md": Setup(given={"board.jsonl": "edge_table"}, check=check_search),
+    "docs/start-orin-nano.md": Setup(shorter={"--target jetpack-6.2": "--target jetpack-6.2 --context 64"}),
 }
 
 
@@ -77,7 +95,7 @@ def test_every_block_runs(page: str, tmp_path: Path, smollm2_gguf: Path, request
     variables = {name: str(request.getfixturevalue(fixture)) for name, fixture in setup.variables.items()}
     # The name of SmolLM2 stands for the file that this test session already has.
     shorter = {**SHORTER, **setup.shorter, "smollm2-135m-instruct": str(smollm2_gguf), "8080": str(free_port())}
-    ran = PageRunner(ROOT, tmp_path, shorter, variables).run_page(text)
+    ran = PageRunner(ROOT, tmp_path, shorter, variables).run_page(text, setup.inline)
     if setup.check is not None:
         setup.check(text, tmp_path, ran)
 
@@ -91,6 +109,15 @@ def free_port() -> int:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_is_in_a_block(page: str) -> None:
     assert commands_outside_blocks((ROOT / page).read_text()) == []
+
+
+def test_the_refusal_is_the_one_that_is_printed(tmp_path: Path) -> None:
+    (line,) = re.findall(r"^(?:    )?(merino-edge: .*)$", (ROOT / "docs/search.md").read_text(), re.MULTILINE)
+    words = ["search", "--space", "edge", "--precision", "int4", "--flops", "3G", "--weight-mb", "1", "--out", "a.json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "merino_edge.cli", *words], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stderr == f"{line}\n"
 
 
 def test_blocks_are_told_apart() -> None:

@@ -34,7 +34,7 @@ ELSEWHERE = (
     "takes hours",
 )
 SECOND_TERMINAL = "in a second terminal"
-TIMEOUT_S = 600
+TIMEOUT_S = 1200  # of one command, on a busy machine
 SERVER_START_S = 120
 FENCE = re.compile(r"^```(?P<language>\w*)(?: title=\"(?P<title>[^\"]*)\")?\n(?P<text>.*?)^```$", re.M | re.S)
 
@@ -46,11 +46,12 @@ class Block(NamedTuple):
 
 
 class Ran(NamedTuple):
-    """A command that ran, as it is printed in the page, and what it said."""
+    """A command that ran, as it is printed in the page, what it said, and the file that `--out` names (empty: none)."""
 
     command: str
     stdout: str
     stderr: str
+    written: str = ""
 
 
 def read_blocks(page: str) -> list[Block]:
@@ -81,8 +82,8 @@ class PageRunner:
         self.variables = {**os.environ, "PATH": path, **variables}
         self.ran: list[Ran] = []
 
-    def run_page(self, page: str) -> list[Ran]:
-        """Run every block. Fails at the first command that fails."""
+    def run_page(self, page: str, inline: str = "(?!)") -> list[Ran]:
+        """Run every block, then the commands within sentences that match `inline`. Fails at the first that fails."""
         with ExitStack() as servers:
             for block in read_blocks(page):
                 if "." in block.title and " " not in block.title:
@@ -94,6 +95,8 @@ class PageRunner:
                 elif block.language == "sh" and block.title not in ELSEWHERE:
                     for command in commands(block):
                         self._run_line(command)
+            for command in re.findall(rf"`({inline})`", page):
+                self._run_line(command)
         return self.ran
 
     def _shortened(self, text: str) -> str:
@@ -121,7 +124,9 @@ class PageRunner:
             command, cwd=self.folder, env=self.variables, capture_output=True, text=True, timeout=TIMEOUT_S
         )
         assert done.returncode == 0, f"{printed}\n{done.stdout}\n{done.stderr}"
-        self.ran.append(Ran(printed, done.stdout, done.stderr))
+        named = re.search(r"--out (\S+\.json)\b", command[-1])
+        written = (self.folder / named[1]).read_text() if named and (self.folder / named[1]).is_file() else ""
+        self.ran.append(Ran(printed, done.stdout, done.stderr, written))
 
     @contextmanager
     def _in_background(self, command: str) -> Iterator[None]:
