@@ -1,7 +1,7 @@
-"""Bootstrap draws and rank correlations: what latency tables, studies and evaluations share.
+"""Bootstrap draws and rank correlations, shared by latency tables, studies and evaluations.
 
-The same `seed` and number of items give the same draws, so that differences of two figures over the same items have an
-interval too. Knows numbers only: no architecture, no metric by name, no file. Needs NumPy alone.
+The same seed and number of items give the same draws, so that the difference of two figures over the same items has an
+interval too. This module knows numbers only: no architecture, no metric by name, no file. It needs NumPy alone.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Mask = npt.NDArray[np.bool_]
 
 
 def resampled_indices(items: int, draws: int, seed: int = 0) -> npt.NDArray[np.int64]:
-    """[draws, items] indices of `items` things, drawn with replacement."""
+    """The indices [draws, items] of `items` things drawn with replacement."""
     return np.random.default_rng(seed).integers(items, size=(draws, items))
 
 
 def resampled_counts(items: int, draws: int, seed: int = 0) -> Array:
-    """[draws, items]: how often a draw with replacement holds each of `items` things."""
+    """How often each draw with replacement holds each of `items` things: [draws, items]."""
     return np.random.default_rng(seed).multinomial(items, np.full(items, 1 / items), draws).astype(np.float64)
 
 
@@ -36,24 +36,24 @@ def percentile_interval(drawn: npt.NDArray[Any], confidence: float = 0.95) -> tu
 
 
 def median_interval(samples: Sequence[float], confidence: float = 0.95, draws: int = 400) -> tuple[float, float]:
-    """The bootstrap interval of a median; the same for the same samples."""
+    """The bootstrap interval of the samples' median; the same samples give the same interval."""
     medians = np.median(np.asarray(samples)[resampled_indices(len(samples), draws)], axis=1)
     low, high = percentile_interval(medians, confidence)
     return float(low), float(high)
 
 
-# --- rank correlation, of many draws at once; a draw says how often it holds every item -----------------------------
+# --- rank correlation of many draws at once; a draw is the number of times that it holds each item ------------------
 
 
 def signs(values: Array) -> Array:
-    """[N, N]: +1 where the row's value is above the column's, -1 where below, 0 where equal."""
+    """The signs [N, N]: +1 where the row's value is above the column's, -1 where below, 0 where equal."""
     return np.sign(values[:, None] - values[None, :])
 
 
 def spearman(sign_a: Array, sign_b: Array, counts: Array) -> Array:
-    """[D] Spearman's rho of draws `counts` [D, N]: Pearson's correlation of mean ranks.
+    """Spearman's rho [D] of draws `counts` [D, N]: Pearson's correlation of mean ranks.
 
-    Less a constant, a rank is half the sum of signs against all that were drawn. Such sums have a mean of 0 in a draw.
+    A rank is a constant plus half the sum of signs against all items of the draw. Such sums have the mean 0.
     """
     ranks_a, ranks_b = counts @ sign_a.T, counts @ sign_b.T  # [D, N]
     product = (counts * ranks_a * ranks_b).sum(1)
@@ -61,7 +61,7 @@ def spearman(sign_a: Array, sign_b: Array, counts: Array) -> Array:
 
 
 def kendall(sign_a: Array, sign_b: Array, counts: Array, pairs: Mask | None = None) -> Array:
-    """[D] Kendall's tau-b of draws `counts` [D, N], over `pairs` [N, N] alone where given.
+    """Kendall's tau-b [D] of draws `counts` [D, N]; `pairs` [N, N] restricts it to some pairs of items.
 
     An item that is drawn twice is tied with itself.
     """
@@ -75,7 +75,7 @@ def kendall(sign_a: Array, sign_b: Array, counts: Array, pairs: Mask | None = No
 
 
 def kendall_tau(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """Kendall's tau-b of two rankings, given as pairs of values; None where either ranking is all ties."""
+    """Kendall's tau-b of pairs (first value, second value); None where all first or all second values are equal."""
     first, second = (np.array(values, np.float64) for values in zip(*pairs, strict=True))
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
@@ -83,6 +83,6 @@ def kendall_tau(pairs: Sequence[tuple[float, float]]) -> float | None:
 
 
 def ratio(product: npt.NDArray[Any], squares: npt.NDArray[Any]) -> Array:
-    """[K] product / sqrt(squares), and 0 where nothing differs."""
+    """product / sqrt(squares) [K], and 0 where `squares` is 0."""
     result: Array = np.divide(product, np.sqrt(squares), out=np.zeros(len(product)), where=squares > 0)
     return result

@@ -1,13 +1,16 @@
-"""How much of a core others take, felt between two steps.
+"""Contention probe: it measures how much of a core other guests of the machine take between two steps.
 
-Two virtual cores are often two threads of one physical core, or of as many as other guests want at that moment. Such a
-neighbour comes and goes within a millisecond, no counter of the system shows it, and while it runs a step takes up to
-half longer: a median over steps then says how often it ran. A loop that touches no memory takes twice as long beside
-it, so one just before and one just after a step tell what the step met.
+Two virtual cores are often two threads of one physical core. A neighbour there comes and goes within a millisecond, and
+no counter of the system shows it. While it runs, a step takes up to half longer, and a loop that touches no memory takes
+twice as long. So the probe runs such a loop just before and just after each step, and corrects the step's time.
 
-Eight models of the demo space at int4, eight repetitions each, minutes apart, on such a machine (a neighbour during four
-fifths of the time): repetitions were 7.8 - 10 % (decode, warm), 6.4 % (cold) and 6.8 % (prefill) from their median, and with
-a neighbour taken out 4.5 - 6.4, 2.9 and 2.1 %. Where the loop is even, nothing changes.
+Measured on such a machine, with a neighbour four fifths of the time (eight models of the demo space at int4, eight
+repetitions each, minutes apart; mean distance of a repetition from its model's median):
+
+    step              uncorrected    corrected
+    decode, warm      7.8 - 10 %     4.5 - 6.4 %
+    decode, cold      6.4 %          2.9 %
+    prefill           6.8 %          2.1 %
 """
 
 from __future__ import annotations
@@ -15,38 +18,38 @@ from __future__ import annotations
 import statistics
 import time
 
-TURNS = 800  # of the loop: about 20 us, where a neighbour stays for some hundred
-WARM_TURNS = 200  # before it: a step leaves the loop's own code cold, a long one so that it takes a fifth longer
-QUIET_LOOPS = 20_000  # half a second, in which it is without_contention for a moment, as a rule
-STEP_SHARE = 0.6  # of the loop's slowness that a step shares; 0.5 to 0.8 repeat alike, in all three kinds of step
-MOST = 3.0  # times slower: beyond, the loop itself was interrupted
+LOOP_TURNS = 800  # about 20 us; a neighbour stays for some hundred
+WARM_UP_TURNS = 200  # run first: after a long step the loop's own code is cold and takes a fifth longer
+QUIET_LOOPS = 20_000  # half a second, in which some loop is usually undisturbed
+STEP_SHARE = 0.6  # of the loop's slowness that a step has; 0.5 to 0.8 do as well in all three kinds of step
+MAX_SLOWNESS = 3.0  # a slower loop was itself interrupted
 
 
 class ContentionProbe:
-    """Feels the core that this thread is on. Taking it out needs a step that runs on the same core alone."""
+    """Times a short loop on this thread's core. It can correct steps that run on this core alone."""
 
     def __init__(self) -> None:
         self.quiet_s = min(_loop() for _ in range(QUIET_LOOPS))
 
     def slowness(self) -> float:
-        """How many times longer than without_contention the loop takes now."""
-        _loop(WARM_TURNS)
+        """How many times longer than undisturbed the loop takes now, at most MAX_SLOWNESS."""
+        _loop(WARM_UP_TURNS)
         took_s = _loop()
         self.quiet_s = min(self.quiet_s, took_s)
-        return min(MOST, took_s / self.quiet_s)
+        return min(MAX_SLOWNESS, took_s / self.quiet_s)
 
 
 def without_contention(seconds: float, before: float, after: float) -> float:
-    """What a step would have taken, had the loop not been slower just before and after it."""
+    """A step's time without contention, by the loop's slowness just `before` and `after` it."""
     return seconds / (1 + STEP_SHARE * ((before + after) / 2 - 1))
 
 
-def loop_seconds() -> float:
-    """Of feeling the core once, as a rule."""
-    return statistics.median(_loop(WARM_TURNS) + _loop() for _ in range(100))
+def probe_seconds() -> float:
+    """The median time of one probe."""
+    return statistics.median(_loop(WARM_UP_TURNS) + _loop() for _ in range(100))
 
 
-def _loop(turns: int = TURNS) -> float:
+def _loop(turns: int = LOOP_TURNS) -> float:
     begun = time.perf_counter()
     total = 0
     for turn in range(turns):

@@ -32,7 +32,7 @@ from merino_edge.architecture import Architecture
 from merino_edge.errors import MerinoError
 from merino_edge.jetson.device.energy import EnergyMeter
 from merino_edge.jetson.profiler.backends import Backend
-from merino_edge.jetson.profiler.contention import ContentionProbe, loop_seconds, without_contention
+from merino_edge.jetson.profiler.contention import ContentionProbe, probe_seconds, without_contention
 from merino_edge.jetson.profiler.probe import Probe
 from merino_edge.latency.measurement import WHOLE, Cache, Measurement, Mode, relative_half_width_percent
 from merino_edge.runtime.engine import Engine
@@ -98,7 +98,7 @@ class Timer:
 
     def contention_probe_seconds(self) -> float:
         """Of feeling the core before and after a step; 0 where that is not done."""
-        return 2 * loop_seconds() if can_probe_contention(self.backend, self.threads) else 0.0
+        return 2 * probe_seconds() if can_probe_contention(self.backend, self.threads) else 0.0
 
     # --- a batch ---
 

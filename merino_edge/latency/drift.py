@@ -1,4 +1,8 @@
-"""Reference probes: what a slow moment of the machine adds, taken out again."""
+"""Drift correction: it divides measurements by how slow the machine was while they were taken.
+
+The profiler times a small reference model beside every batch. Its time, over its median of the whole profile, says how
+slow the machine was. This module knows no clock and no file.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,22 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from merino_edge.latency.measurement import SHARES, WHOLE, Measurement
+from merino_edge.latency.measurement import WHOLE, Measurement
+
+# Shares of the cold reference model in a whole model that are tried. The first is taken where nothing tells.
+COLD_SHARES = (0.5, 0.0, 0.25, 0.75, 1.0)
 
 
 def repetitions_by_key(lines: Iterable[Measurement]) -> dict[str, list[Measurement]]:
-    """Lines that measured the same, together, in the order of the first."""
-    found: dict[str, list[Measurement]] = {}
+    """Lines grouped by what they measured, in the order of the first."""
+    groups: dict[str, list[Measurement]] = {}
     for m in lines:
-        found.setdefault(m.key, []).append(m)
-    return found
+        groups.setdefault(m.key, []).append(m)
+    return groups
 
 
 def usual_reference_ms(measurements: Iterable[Measurement]) -> dict[str, float]:
-    """What each kind took in the middle of all the measuring."""
+    """The median time [ms] of the reference model over a profile, by kind of step."""
     seen: dict[str, list[float]] = {}
     for m in measurements:
         for kind, ms in m.reference_ms.items():
@@ -28,36 +35,41 @@ def usual_reference_ms(measurements: Iterable[Measurement]) -> dict[str, float]:
 
 
 class DriftCorrection:
-    """How many times slower than usual the machine was, as far as reference_ms tell.
+    """How many times slower than usual the machine was, by the reference model's times.
 
-    A part is as slow as the reference_model of its kind. A whole model finds some of itself in the caches, and how much no
-    one knows beforehand: of the shares that a cold reference_model can have in it (`SHARES`), the one counts by which the
-    repetitions to the same models agree best.
+    A part is as slow as the reference model in steps of its kind. A whole model finds an unknown share of its weights
+    in the processor's caches. So every share of COLD_SHARES is tried, and the one counts by which the repetitions of
+    the same models agree best.
     """
 
     def __init__(self, lines: Iterable[Measurement]) -> None:
         lines = list(lines)
         self.usual_ms = usual_reference_ms(lines)
-        wholes = (m for m in lines if m.what in WHOLE and m.mode == "decode" and len(m.reference_ms) > 1 and not m.failed)
-        repeated = [repetitions for repetitions in repetitions_by_key(wholes).values() if len(repetitions) > 1]
-        self.cold_share = min(SHARES, key=lambda share: self._scatter(repeated, share)) if repeated else SHARES[0]
+        wholes = (
+            m for m in lines if m.what in WHOLE and m.mode == "decode" and len(m.reference_ms) > 1 and not m.failed
+        )
+        repeated = [group for group in repetitions_by_key(wholes).values() if len(group) > 1]
+        self.cold_share = COLD_SHARES[0]
+        if repeated:
+            self.cold_share = min(COLD_SHARES, key=lambda share: self._scatter(repeated, share))
 
     def slowness(self, m: Measurement) -> float:
+        """How many times slower than usual the machine was while `m` was measured."""
         return self._slowness(m, self.cold_share)
 
     def weigh(self, ratios: Mapping[str, float]) -> float:
-        """One figure of how many times slower each kind of reference_model was."""
+        """One slowness of the reference model's `ratios` to its usual time, by kind of step."""
         return _weighed(ratios, self.cold_share)
 
     def _slowness(self, m: Measurement, cold_share: float) -> float:
         return _weighed({kind: ms / self.usual_ms[kind] for kind, ms in m.reference_ms.items()}, cold_share)
 
     def _scatter(self, repeated: Iterable[Sequence[Measurement]], cold_share: float) -> float:
-        """Mean difference of a repetition from its model's others, as a ratio."""
+        """The mean absolute difference of log times from the median of their model."""
         differences: list[float] = []
-        for repetitions in repeated:
-            times = [math.log(max(1e-9, statistics.median(m.samples)) / self._slowness(m, cold_share)) for m in repetitions]
-            differences += [abs(time - statistics.median(times)) for time in times]
+        for group in repeated:
+            logs = [math.log(max(1e-9, statistics.median(m.samples)) / self._slowness(m, cold_share)) for m in group]
+            differences += [abs(log - statistics.median(logs)) for log in logs]
         return statistics.fmean(differences)
 
 
@@ -69,15 +81,18 @@ def _weighed(ratios: Mapping[str, float], cold_share: float) -> float:
 
 
 def merge_repetitions(lines: Iterable[Measurement]) -> list[Measurement]:
-    """One entry of all the times that something was measured, in the order of the first; failed if it failed once."""
+    """One drift-corrected entry for each thing measured, in the order of the first repetitions.
+
+    An entry has failed if one of its repetitions failed.
+    """
     lines = list(lines)
-    reference_ms = DriftCorrection(lines)
-    repetitions = repetitions_by_key(replace(m, slowness=reference_ms.slowness(m)) for m in lines)
-    return [_merged(found, reference_ms.usual_ms) if len(found) > 1 else found[0] for found in repetitions.values()]
+    drift = DriftCorrection(lines)
+    groups = repetitions_by_key(replace(m, slowness=drift.slowness(m)) for m in lines)
+    return [_merged(group, drift.usual_ms) if len(group) > 1 else group[0] for group in groups.values()]
 
 
 def _merged(repetitions: list[Measurement], usual_ms: Mapping[str, float]) -> Measurement:
-    """With the machine's slowness taken out of every sample: the first repetition may have found it slower than the last."""
+    """One entry of all samples, each divided by the slowness of its own repetition."""
     for m in repetitions:
         if m.failed:
             return m

@@ -1,16 +1,23 @@
-"""One line of a latency table: what one part of a model costs on one device, in time and, where it was read, energy.
+"""One line of a latency table: what one part of a model costs on one device, in time and in energy.
+
+This module knows neither the sum over a model nor the file. `merino_edge.latency.table` lists the kinds of line and
+how they sum to a model. A line is a JSON object:
 
     {"what": "layer", "mode": "decode", "length": 256, "ffn": "relu", "width": 64, "heads": 1, "kv_heads": 1,
      "ffn_width": 128, "cache": "cold", "unit": "ms", "median": 0.021, "interval": [0.020, 0.022],
      "spread_percent": 1.2, "unstable": false, "samples": [...], "yardsticks": {"decode cold": 0.31},
      "energy_mj": 0.08, "sha256": ...}
 
-`length` of a decode step counts the cache_capacity of the cache that it reads, of a prefill the prompt's tokens. `cache` says
-that the processor's caches were swept before each step; left out, the step ran in a loop. `interval` is a bootstrap
-interval of the median. `reference_ms` [ms] are what fixed small models took beside it, by kind of step, so that a machine
-that was slower just then can be told from a slower part. `energy_mj` is left out where no power rail could be read. A
-shape that could not be run has `"failed": REASON` and no samples. Which kinds of line there are, and how they sum to a
-model, stands in `merino_edge.latency.table`; this module knows neither the sum nor the file.
+| field | means |
+|---|---|
+| what | `end` is the embedding and the head, `repeat` one more layer that shares its weights |
+| length | of a decode step: the KV-cache positions that it reads; of a prefill: the tokens of the prompt |
+| cache | `cold`: the processor's caches were swept before each step; without the field steps ran in a loop |
+| interval | the bootstrap interval of the median, 95 % |
+| yardsticks | [ms] of the reference model in the same rounds, by kind of step: tells a slow machine from a slow part |
+| visit | which repetition this is, from 0; without the field 0 |
+| energy_mj | of one step; without the field no power rail could be read |
+| failed | why the shape could not be run; such a line has no samples |
 """
 
 from __future__ import annotations
@@ -20,59 +27,64 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from merino_edge import artefact, limits
 from merino_edge.errors import ArtefactError
 from merino_edge.statistics import median_interval
 
-MAX_HALF_WIDTH_PERCENT = 2.5  # an entry whose median is known less well is flagged unstable
-SHARES = (0.5, 0.0, 0.25, 0.75, 1.0)  # of the cold reference_model in a whole model; the first where nothing tells
+MAX_HALF_WIDTH_PERCENT = 2.5  # an entry with a wider confidence interval is flagged unstable
 
 Mode = Literal["decode", "prefill"]
 What = Literal["layer", "repeat", "width_change", "end", "calibration", "model"]
 Cache = Literal["warm", "cold"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+# Kinds whose names in files are older than the ones in this code.
+EMBEDDING_AND_HEAD: Final = "end"
+SHARED_LAYER: Final = "repeat"
 
 # The columns of each kind of line, beside what, mode and length.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "layer": ("ffn", "width", "heads", "kv_heads", "ffn_width"),
-    "repeat": ("ffn", "width", "heads", "kv_heads", "ffn_width"),
+    SHARED_LAYER: ("ffn", "width", "heads", "kv_heads", "ffn_width"),
     "width_change": ("before", "after"),
-    "end": ("vocab_size", "embedding_width"),
+    EMBEDDING_AND_HEAD: ("vocab_size", "embedding_width"),
     "calibration": ("architecture",),
     "model": ("architecture",),
 }
-WHOLE = ("calibration", "model")  # whole models, no part of any sum
+WHOLE = ("calibration", "model")  # whole models: no sum uses them
 NOT_NUMBERS = ("ffn", "architecture")
 
 Point = tuple[float, ...]
 
 
 def spread_percent(samples: Sequence[float]) -> float:
-    """Robust coefficient of variation in percent: 1.4826 * MAD / median."""
+    """The robust coefficient of variation, 1.4826 * MAD / median, in percent."""
     median = statistics.median(samples)
     deviation = 1.4826 * statistics.median(abs(sample - median) for sample in samples)
     return 100 * deviation / median if median > 0 else (0.0 if deviation == 0 else math.inf)
 
 
 def relative_half_width_percent(samples: Sequence[float]) -> float:
-    """Half of the bootstrap interval, in percent of the median."""
+    """Half the width of the median's bootstrap interval, in percent of the median."""
     low, high = median_interval(samples)
     median = statistics.median(samples)
     return 50 * (high - low) / median if median > 0 else (0.0 if high == low else math.inf)
 
 
 def layer_point(length: int, width: int, heads: int, kv_heads: int, ffn_width: int) -> Point:
-    """Where a layer stands on its grid: length, width squared (weights grow so), FFN width over width, and how far
-    its key-value heads go from one (0) to one per query head (1), which a single head counts as."""
+    """A layer's coordinates on its grid: (length, width squared, FFN width / width, share of key-value heads).
+
+    The width is squared because weights grow with its square. The share goes from 0 (one key-value head) to 1 (one for
+    each query head). A single head has the share 1.
+    """
     kv_share = (kv_heads - 1) / (heads - 1) if heads > 1 else 1.0
     return length, width**2, ffn_width / width, kv_share
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One line. `shape` holds the columns of its kind; `samples` [ms], one per round of measuring."""
+    """One line. `shape` holds the columns of its kind, `samples` [ms] one value for each round."""
 
     what: What
     mode: Mode
@@ -82,44 +94,47 @@ class Measurement:
     energy_mj: float | None = None
     cache: Cache = "warm"
     failed: str = ""  # why there are no samples
-    reference_ms: Mapping[str, float] = field(default_factory=dict)  # [ms], by kind of step
-    repetition: int = 0  # whole models are measured several times over a profile, each time a line
-    slowness: float = field(default=1.0, compare=False)  # of the machine while it was measured (`DriftCorrection`)
+    reference_ms: Mapping[str, float] = field(default_factory=dict)  # of the reference model, by kind of step
+    repetition: int = 0  # a profile measures whole models several times and writes a line each time
+    slowness: float = field(default=1.0, compare=False)  # of the machine meanwhile (`DriftCorrection`)
 
     @property
     def median_ms(self) -> float:
-        """The median round, the machine's slowness taken out. A part too small for the clock can come out below zero,
-        and then counts as free."""
+        """The median of the rounds, divided by the machine's slowness.
+
+        A part too small for the clock can have a negative median. It counts as 0.
+        """
         return max(0.0, statistics.median(self.samples)) / self.slowness
 
     @property
     def interval_ms(self) -> tuple[float, float]:
-        """Of the median."""
+        """The bootstrap interval of the median, divided by the machine's slowness."""
         low, high = median_interval(self.samples)
         return low / self.slowness, high / self.slowness
 
     @property
     def unstable(self) -> bool:
-        """Whether rounds differ too much, or are too few, for the median to be trusted."""
+        """Whether the median is uncertain because rounds differ too much or are too few."""
         return len(self.samples) > 1 and not relative_half_width_percent(self.samples) <= MAX_HALF_WIDTH_PERCENT
 
     @property
     def key(self) -> str:
-        """What makes two lines the same measurement."""
+        """The identity of what was measured: repetitions share it."""
         return entry_key(self.what, self.mode, self.length, self.shape, self.cache)
 
     @property
     def point(self) -> Point:
-        """Where on its kind's grid it stands. What a decode step costs outside its layers depends on no length."""
+        """The coordinates on the grid of its kind. Outside layers a decode step depends on no length."""
         s = self.shape
         length = () if self.mode == "decode" else (self.length,)
-        if self.what == "end":
+        if self.what == EMBEDDING_AND_HEAD:
             return *length, s["vocab_size"], s["embedding_width"]
         if self.what == "width_change":
             return *length, s["before"] * s["after"]
         return layer_point(self.length, s["width"], s["heads"], s["kv_heads"], s["ffn_width"])
 
     def to_line(self) -> dict[str, Any]:
+        """The line's JSON object, without its checksum."""
         line = {"what": self.what, "mode": self.mode, "length": self.length, **self.shape}
         line |= {"visit": self.repetition} if self.repetition else {}
         if self.cache == "cold":
@@ -140,8 +155,10 @@ class Measurement:
 
     @staticmethod
     def from_line(line: dict[str, Any], where: str, ffn: str | None = None) -> Measurement:
-        """`ffn`: of tables whose layers do not say theirs (schema 1). Raises ArtefactError when a column is missing,
-        of another type, or out of bounds."""
+        """The measurement of a line. `ffn` is the FFN kind of a schema 1 table, whose layers do not name theirs.
+
+        Raises ArtefactError where a column is missing, of another type, or out of bounds.
+        """
         try:
             what, mode, length, failed = line["what"], line["mode"], line["length"], line.get("failed", "")
             repetition = line.get("visit", 0)
@@ -166,11 +183,22 @@ class Measurement:
                 raise ValueError
         except (AttributeError, KeyError, TypeError, ValueError):
             raise ArtefactError(f"{where} is not a measurement", "measure again: merino-edge profile") from None
-        return Measurement(what, mode, length, shape, samples, energy_mj, cache, failed, reference_ms, repetition)
+        return Measurement(
+            what,
+            mode,
+            length,
+            shape,
+            samples,
+            energy_mj=energy_mj,
+            cache=cache,
+            failed=failed,
+            reference_ms=reference_ms,
+            repetition=repetition,
+        )
 
 
 def entry_key(what: str, mode: str, length: int, shape: Mapping[str, Any], cache: str) -> str:
-    """What two lines that measure the same have in common."""
+    """The identity of an entry as canonical JSON."""
     return artefact.canonical_json([what, mode, length, dict(shape), cache])
 
 
@@ -178,12 +206,12 @@ def entry_key(what: str, mode: str, length: int, shape: Mapping[str, Any], cache
 
 
 def add_checksum(body: dict[str, Any]) -> str:
-    """A line with its own hash, so that one flipped bit is found."""
+    """The line of `body` with its own sha256, so that one flipped bit is found."""
     return json.dumps({**body, "sha256": artefact.sha256_text(artefact.canonical_json(body))[:16]}, allow_nan=False)
 
 
 def verify_checksum(line: str, where: str) -> dict[str, Any]:
-    """What `add_checksum` closed. Raises ArtefactError."""
+    """The body of a line by `add_checksum`. Raises ArtefactError where the checksum does not match."""
     body = artefact.parse_json(line, where)
     claimed = body.pop("sha256", None) if isinstance(body, dict) else None
     if artefact.sha256_text(artefact.canonical_json(body))[:16] != claimed:

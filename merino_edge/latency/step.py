@@ -1,4 +1,4 @@
-"""What is asked of a latency table: the time or the energy of one step of a model."""
+"""A query of a latency table: the time or the energy of one step of a model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ Unit = Literal["ms", "mj"]
 
 
 class Step(NamedTuple):
-    """A decode step that reads `length` positions of the cache, or the prefill of a prompt of so many tokens; by which
-    piece of the table's prediction (`LatencyTable.alternatives`)."""
+    """A decode step that reads `length` cache positions, or the prefill of a prompt of `length` tokens.
+
+    `piece` is the index of the step-time model's piece that sums the parts (`LatencyTable.alternatives`).
+    """
 
     mode: Mode
     length: int
@@ -20,5 +22,5 @@ class Step(NamedTuple):
 
     @property
     def fitted(self) -> bool:
-        """Whether the step_time have a say: they were fitted to the times of decode steps."""
+        """Whether the step-time model applies: it was fitted to the times of decode steps."""
         return (self.mode, self.unit) == ("decode", "ms")

@@ -1,17 +1,15 @@
-"""How a step's time comes of sums over a model's parts: of warm entries, of cold ones, and of bytes.
+"""The step-time model: a piecewise-linear function from sums over a model's parts to the time of a decode step.
 
-A model whose weights fit the processor's caches costs the sum of its warm entries. A far larger one costs nearly the
-sum of its cold entries. In between every further byte costs more than the last: first some of it, then all of it, and
-then what it drives out as well comes from memory. So, with warm(a), cold(a) [ms] and mb(a) summed over the parts,
+A model whose weights fit the processor's caches costs the sum of its warm entries. A far larger model costs nearly the
+sum of its cold entries. In between each further byte costs more than the last, because more of the weights come from
+memory. With warm(a), cold(a) [ms] and mb(a) summed over the parts of a model a:
 
-    t(a) = least over alternatives of the greatest over their pieces of
+    t(a) = min over alternatives of the max over their pieces of
            warm(a) + cold_share * (cold(a) - warm(a)) + ms_per_mb * mb(a) + offset_ms
 
-with the alternatives {bent} and {far}: the warm sum and a convex function of the bytes and the cold penalty, of up to
-BENDS bends, and at most what cold entries say. Every piece is a sum over parts, so an exact search can still use it.
-The pieces are fitted to whole models that are measured for it and for nothing else; a constant more must be worth it.
-A device without a cold entry has one piece, the warm sum and a constant: what a whole model costs beyond its parts,
-each of which is measured in smaller eviction_head_vocab_size.
+One alternative is a convex function with up to MAX_HINGES hinges, the other caps it at a share of the cold entries.
+Every piece is a sum over parts, so an exact search can use it. Pieces are fitted to whole models that serve nothing
+else. A table without cold entries has one piece: the warm sum and a constant.
 """
 
 from __future__ import annotations
@@ -25,23 +23,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-RESOLUTION = 2.0**-30  # of every answer, in ms or mJ
-FAR_SHARES = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05)  # cold shares tried, of large models
-BENDS = 2
-PENALTY_SHARE = 1 / 3  # of the bytes' part in what is bent; see _bent
-HINGE_CANDIDATES = 16  # tried for a bend
-NEAR = 0.99  # of a cold sum: what takes longer is beyond the reach of bends
-LEAST_BEYOND = 4  # models behind a bend
-WORTH = 0.002  # mean relative error that a level with more constants must save; the first taken, for each level so far
-MODELS_PER_BEND = 8  # at least
-STEPS = 6  # of reweighting: least absolute errors by least squares
-LEAST_OFFSET = -0.5  # of the smallest model's warm sum: a smaller one must not come out at nothing
+RESOLUTION = 2.0**-30  # every answer is a multiple of it, in ms or mJ
+CAP_COLD_SHARES = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05)  # tried for the piece of large models
+MAX_HINGES = 2
+PENALTY_SHARE = 1 / 3  # weight of the cold penalty beside the bytes in the burden (_hinged)
+HINGE_CANDIDATES = 16  # quantiles of the burden that are tried for a hinge
+NEAR = 0.99  # models slower than this share of the cap are left to the cap
+MIN_MODELS_BEYOND = 4  # a hinge has at least as many models behind it
+MIN_GAIN = 0.002  # mean log error that a level with more constants must save (the first one taken: for each level)
+MODELS_PER_HINGE = 8  # at least
+REWEIGHTINGS = 6  # of least squares, which so find the least absolute errors
+MIN_OFFSET = -0.5  # of the smallest model's warm sum, so that no model comes out at 0 ms
 
 Floats = NDArray[np.float64]
 
 
 class Piece(NamedTuple):
-    """One sum. `cold_share` 0: of warm entries, 1: of cold ones."""
+    """One linear piece. `cold_share` is 0 for warm entries and 1 for cold entries."""
 
     cold_share: float
     ms_per_mb: float
@@ -52,7 +50,7 @@ WARM, COLD = Piece(0.0, 0.0, 0.0), Piece(1.0, 0.0, 0.0)
 
 
 class Sums(NamedTuple):
-    """A model's parts, summed: warm and cold entries [ms], and what a step reads [MB]."""
+    """Sums over a model's parts: warm and cold entries [ms], and the bytes that a step reads [MB]."""
 
     warm_ms: float
     cold_ms: float
@@ -61,7 +59,7 @@ class Sums(NamedTuple):
 
 @dataclass(frozen=True)
 class StepTimeModel:
-    """`alternatives`: indices into `pieces`."""
+    """The min over `alternatives` of the max over their pieces; an alternative holds indices into `pieces`."""
 
     pieces: tuple[Piece, ...]
     alternatives: tuple[tuple[int, ...], ...]
@@ -71,7 +69,7 @@ class StepTimeModel:
         return float(self.values(np.array([sums]))[0])
 
     def values(self, models: Floats) -> Floats:
-        """[N, 3] sums -> [N] ms."""
+        """The times [N] in ms of models with the sums [N, 3]."""
         warm, cold, mb = models.T
         pieces = [
             warm + piece.cold_share * np.maximum(cold - warm, 0.0) + piece.ms_per_mb * mb + piece.offset_ms
@@ -81,6 +79,7 @@ class StepTimeModel:
         return np.asarray(np.minimum.reduce(largest))
 
     def to_dict(self) -> dict[str, Any]:
+        """{"faces": [[cold_share, ms_per_mb, offset_ms], ...], "alternatives": [[index into "faces", ...], ...]}."""
         return {"faces": [list(piece) for piece in self.pieces], "alternatives": [list(x) for x in self.alternatives]}
 
     @staticmethod
@@ -95,90 +94,97 @@ class StepTimeModel:
 
 
 def single(piece: Piece) -> StepTimeModel:
+    """The model of one piece."""
     return StepTimeModel((piece,), ((0,),))
 
 
-def fit(models: Sequence[tuple[Sums, float]], warm: bool, cold: bool = True) -> StepTimeModel:
-    """The pieces that come closest to whole models, each with its measured time [ms]. `warm`, `cold`: which entries
-    there are. Few models fit no third piece."""
+def fit(models: Sequence[tuple[Sums, float]], *, warm: bool, cold: bool = True) -> StepTimeModel:
+    """The step-time model with the least error on whole models, each with its measured time [ms].
+
+    `warm` and `cold` say which entries the table has. There is a hinge for every MODELS_PER_HINGE models at most.
+    """
     sums = np.array([parts for parts, _ in models])  # [N, 3]
     measured = np.array([time for _, time in models])
 
-    def through(shares: Iterable[float]) -> list[Piece]:
-        return [piece for share in shares for piece in _through(share, sums, measured)]
+    def through(cold_shares: Iterable[float]) -> list[Piece]:
+        return [piece for share in cold_shares for piece in _through(share, sums, measured)]
 
-    least_ms = LEAST_OFFSET * float(sums[:, 0].min())
-    if not cold:  # no sum is larger than another, but a whole model may cost more than all its parts
-        alone = [piece for piece in through((0.0,)) if piece.offset_ms >= least_ms]
-        return _best(map(single, (WARM, *alone)), sums, measured)
-    far = through(FAR_SHARES)
+    min_offset_ms = MIN_OFFSET * float(sums[:, 0].min())
+    if not cold:  # a whole model may still cost more than all its parts
+        with_offset = [piece for piece in through((0.0,)) if piece.offset_ms >= min_offset_ms]
+        return _best(map(single, (WARM, *with_offset)), sums, measured)
     if not warm:
-        return _best(map(single, far), sums, measured)
+        return _best(map(single, through(CAP_COLD_SHARES)), sums, measured)
     everything = np.ones(len(models), bool)
     levels: list[list[StepTimeModel]] = []  # from few constants to many
-    for bends in range(min(BENDS, len(models) // MODELS_PER_BEND) + 1):
-        bent = _bent(bends, sums, measured, everything, least_ms)
-        levels.append([StepTimeModel(pieces, (tuple(range(len(pieces))),)) for pieces in bent])
+    for hinges in range(min(MAX_HINGES, len(models) // MODELS_PER_HINGE) + 1):
+        convex = _hinged(hinges, sums, measured, everything, min_offset_ms)
+        levels.append([StepTimeModel(pieces, (tuple(range(len(pieces))),)) for pieces in convex])
         capped: list[StepTimeModel] = []
-        for share in FAR_SHARES if bends else ():
-            far_ms = single(Piece(share, 0.0, 0.0)).values(sums)
-            bent = _bent(bends, sums, measured, measured < NEAR * far_ms, least_ms)
-            capped += [_capped(pieces, share) for pieces in bent]
+        for share in CAP_COLD_SHARES if hinges else ():
+            cap_ms = single(Piece(share, 0.0, 0.0)).values(sums)
+            convex = _hinged(hinges, sums, measured, measured < NEAR * cap_ms, min_offset_ms)
+            capped += [_capped(pieces, share) for pieces in convex]
         levels.append(capped)
-    plain = chosen = single(WARM)
+    plain = best = single(WARM)
     for number, level in enumerate(levels, 1):
         if level:
             better = _best(level, sums, measured)
-            gain = _error(chosen, sums, measured) - _error(better, sums, measured)
-            chosen = better if gain > WORTH * (number if chosen == plain else 1) else chosen
-    return chosen
+            gain = _error(best, sums, measured) - _error(better, sums, measured)
+            best = better if gain > MIN_GAIN * (number if best == plain else 1) else best
+    return best
 
 
 def _capped(pieces: tuple[Piece, ...], share: float) -> StepTimeModel:
+    """The convex function of `pieces`, and at most the cold entries' sum with this share."""
     return StepTimeModel((*pieces, Piece(share, 0.0, 0.0)), (tuple(range(len(pieces))), (len(pieces),)))
 
 
-def _bent(
-    bends: int, sums: Floats, measured: Floats, within: NDArray[np.bool_], least_ms: float
+def _hinged(
+    count: int, sums: Floats, measured: Floats, within: NDArray[np.bool_], min_offset_ms: float
 ) -> list[tuple[Piece, ...]]:
-    """The warm sum and a convex function of the burden with so many bends, for every choice of their hinges; each as
-    its pieces, with the least relative errors of the models `within` its reach."""
-    if within.sum() < LEAST_BEYOND + 2:
+    """The pieces of the warm sum plus a convex function of the burden with `count` hinges, for each choice of hinges.
+
+    Each is fitted to the models `within` its reach, by relative error.
+    """
+    if within.sum() < MIN_MODELS_BEYOND + 2:
         return []
     (warm, cold, mb), measured = sums[within].T, measured[within]
     penalty = np.maximum(cold - warm, 0.0)
-    # What is bent: megabytes, and PENALTY_SHARE as much of what cold entries cost more, as a typical model has both.
+    # The burden is megabytes plus the cold penalty, scaled so that in a typical model it weighs PENALTY_SHARE as much.
     typical_ms = float(np.median(penalty))
     mb_per_ms = PENALTY_SHARE * float(np.median(mb)) / typical_ms if typical_ms > 0 else 0.0
     burden = mb + mb_per_ms * penalty  # MB
-    # The first is a slope from the start on; behind the last stand some models, lest one slow one make a slope.
-    hinges = np.unique(np.quantile(np.sort(burden)[:-LEAST_BEYOND], np.linspace(0, 1, HINGE_CANDIDATES)) if bends else [])
-    found = []
-    for chosen in itertools.combinations(hinges, bends):
-        beyond = [np.maximum(burden - place, 0.0) for place in chosen]
+    # The first candidate is a slope from the start. Some models stand behind the last, lest a slow one make a slope.
+    candidates = np.unique(
+        np.quantile(np.sort(burden)[:-MIN_MODELS_BEYOND], np.linspace(0, 1, HINGE_CANDIDATES)) if count else []
+    )
+    fits = []
+    for hinges in itertools.combinations(candidates, count):
+        beyond = [np.maximum(burden - hinge, 0.0) for hinge in hinges]
         columns = np.stack([np.ones_like(burden), *beyond], axis=1)  # [N, P]
         weights = 1 / measured
-        for _ in range(STEPS):
+        for _ in range(REWEIGHTINGS):
             solved = _rising(columns * weights[:, None], (measured - warm) * weights)
             error = np.abs(columns @ solved + warm - measured) / measured
             weights = 1 / measured / np.sqrt(np.maximum(error, 0.002))
-        offset, slope = max(least_ms, float(solved[0])), 0.0
+        offset, slope = max(min_offset_ms, float(solved[0])), 0.0
         pieces = [Piece(0.0, 0.0, rounded(offset))]
-        for place, steeper in zip(chosen, solved[1:], strict=True):
-            slope, offset = slope + float(steeper), offset - float(steeper) * float(place)
+        for hinge, steeper in zip(hinges, solved[1:], strict=True):
+            slope, offset = slope + float(steeper), offset - float(steeper) * float(hinge)
             pieces.append(Piece(slope * mb_per_ms, rounded(slope), rounded(offset)))
-        found.append(tuple(pieces))
-    return found
+        fits.append(tuple(pieces))
+    return fits
 
 
 def _rising(columns: Floats, values: Floats) -> Floats:
-    """Least squares with no negative coefficient but the first, by trying which of them are 0."""
+    """Least squares whose coefficients, but for the first, are not negative: tries which of them are 0."""
     count = columns.shape[1]
     best, least = np.zeros(count), math.inf
     for kept in itertools.product((False, True), repeat=count - 1):
-        chosen = np.array([True, *kept])
+        free = np.array([True, *kept])
         solved = np.zeros(count)
-        solved[chosen] = np.linalg.lstsq(columns[:, chosen], values, rcond=None)[0]
+        solved[free] = np.linalg.lstsq(columns[:, free], values, rcond=None)[0]
         error = float(np.square(columns @ solved - values).sum())
         if (solved[1:] >= 0).all() and error < least:
             best, least = solved, error
@@ -186,13 +192,13 @@ def _rising(columns: Floats, values: Floats) -> Floats:
 
 
 def _through(share: float, sums: Floats, measured: Floats) -> list[Piece]:
-    """The pieces of this share that meet one of the models exactly."""
+    """The pieces with this cold share, each with the offset that meets one of the models exactly."""
     at = single(Piece(share, 0.0, 0.0)).values(sums)
     return [Piece(share, 0.0, rounded(float(offset))) for offset in np.unique(measured - at)]
 
 
 def rounded(value: float) -> float:
-    """To a multiple of RESOLUTION, so that sums are exact in any order."""
+    """`value` rounded to a multiple of RESOLUTION, so that sums are exact in any order."""
     return round(value / RESOLUTION) * RESOLUTION
 
 
@@ -201,5 +207,5 @@ def _best(candidates: Iterable[StepTimeModel], sums: Floats, measured: Floats) -
 
 
 def _error(pieces: StepTimeModel, sums: Floats, measured: Floats) -> float:
-    """Mean of the logarithmic error: twice too much weighs as half."""
+    """The mean absolute log error: a factor of two too much weighs as much as a factor of two too little."""
     return float(np.abs(np.log(np.maximum(pieces.values(sums), RESOLUTION) / measured)).mean())

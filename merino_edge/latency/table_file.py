@@ -1,6 +1,6 @@
-"""A latency table as a file, and as part of a search result.
+"""The latency table as a file, and as part of a search result.
 
-Artefact `NAME.jsonl`, kind "latency_table", schema 3, one JSON object a line, append-only:
+Artefact `NAME.jsonl`, kind "latency_table", schema 3. Each line is a JSON object; lines are only appended:
 
     {"kind": "latency_table", "schema_version": 3, "tool_version": ..., "device": {...}, "backend": "onnxruntime-cpu",
      "precision": "fp32", "threads": 1, "family": {"head_dim": 64, ...}, "default_length": 256, "lowering": "ort",
@@ -8,10 +8,10 @@ Artefact `NAME.jsonl`, kind "latency_table", schema 3, one JSON object a line, a
     {"what": "conditions", "moment": "before", "clock_mhz": {...}, ...}
     {"what": "layer", "mode": "decode", "length": 256, ...}      (merino_edge.latency.measurement)
     ...
-    {"what": "faces", "decode": {...}, "sha256": ...}            (merino_edge.latency.step_time)
+    {"what": "faces", "decode": {...}, "sha256": ...}            (the step-time model)
     {"what": "validation", "decode": {"mape_percent": ..., ...}, "prefill": {...}, "sha256": ...}
 
-Older schemas are read: schema 2 has no cold entries and one length for all, schema 1 has one FFN kind, in its header.
+Older schemas are read. Schema 2 has no cold entries and one length for all. Schema 1 has one FFN kind, in its header.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from merino_edge.latency.table import FAMILY, LatencyTable
 KIND = "latency_table"
 SCHEMA_VERSION = 3
 
-# The header's fields that a search needs, and those that say where on an axis a step stands.
-NEEDED = ("family", "precision", "default_length", "estimated")
+# The header's fields that a search needs, and those that say which length on a grid a step has.
+REQUIRED_FIELDS = ("family", "precision", "default_length", "estimated")
 LENGTH_FIELDS = ("reference", "cache_buckets")
-_ANY_PLACE = {"decode": 1, "prefill": 1}
+_ANY_LENGTH = {"decode": 1, "prefill": 1}
 
 # --- the file --------------------------------------------------------------------------------------
 
 
-def load_table(path: Path | str, unfinished: bool = False) -> LatencyTable:
-    """Read and verify a table. With `unfinished`, one that a profile left before its end is accepted too.
+def load_table(path: Path | str, *, unfinished: bool = False) -> LatencyTable:
+    """Read and verify a table. Raises ArtefactError naming the line.
 
-    A last line that was cut short is then left out. Raises ArtefactError naming the line.
+    `unfinished` also accepts a table that a profile left before its end, without a last line that was cut short.
     """
     path = Path(path)
     text = artefact.read_text(path, limits.MAX_TABLE_BYTES)
@@ -47,7 +47,7 @@ def load_table(path: Path | str, unfinished: bool = False) -> LatencyTable:
     if lines[-1] == "":
         lines.pop()
     elif unfinished:
-        lines.pop()  # cut while it was written
+        lines.pop()  # the write was interrupted
     else:
         raise ArtefactError(f"{path} is cut short in line {len(lines)}", f"finish it: {_continue(path)}")
     if not lines:
@@ -67,7 +67,7 @@ def load_table(path: Path | str, unfinished: bool = False) -> LatencyTable:
         elif what == "conditions":
             conditions.append(body)
         elif what == "faces":
-            step_time = _faces(body, where)
+            step_time = _read_step_time(body, where)
         else:
             measurement = Measurement.from_line(body, where, header["family"].get("ffn"))
             if measurements.setdefault((measurement.key, measurement.repetition), measurement) is not measurement:
@@ -85,7 +85,7 @@ def _continue(path: Path) -> str:
     return f"merino-edge profile --continue --out {path}"
 
 
-def _faces(body: dict[str, Any], where: str) -> StepTimeModel:
+def _read_step_time(body: dict[str, Any], where: str) -> StepTimeModel:
     try:
         return StepTimeModel.from_dict(body["decode"])
     except (KeyError, TypeError, ValueError):
@@ -93,14 +93,14 @@ def _faces(body: dict[str, Any], where: str) -> StepTimeModel:
 
 
 def _check_header_fields(header: dict[str, Any], where: str) -> None:
-    mine = header.get("family")
-    ok = isinstance(mine, dict) and set(FAMILY) <= set(mine) <= {*FAMILY, "ffn", "kv_group"}
-    ok = ok and isinstance((mine or {}).get("ffn", ""), str) and isinstance(header.get("precision"), str)
+    fields = header.get("family")
+    ok = isinstance(fields, dict) and set(FAMILY) <= set(fields) <= {*FAMILY, "ffn", "kv_group"}
+    ok = ok and isinstance((fields or {}).get("ffn", ""), str) and isinstance(header.get("precision"), str)
     ok = ok and type(header.get("default_length")) is int and isinstance(header.get("estimated"), bool)
-    bucket, reference = header.get("cache_buckets", 0), header.get("reference", {"ffn": "", "ratio": 1, **_ANY_PLACE})
+    bucket, reference = header.get("cache_buckets", 0), header.get("reference", {"ffn": "", "ratio": 1, **_ANY_LENGTH})
     ok = ok and type(bucket) is int and bucket >= 0 and isinstance(reference, dict)
     ok = ok and isinstance(reference.get("ffn"), str)
-    ok = ok and all(isinstance(reference.get(name), (int, float)) for name in ("ratio", *_ANY_PLACE))
+    ok = ok and all(isinstance(reference.get(name), (int, float)) for name in ("ratio", *_ANY_LENGTH))
     if not ok:
         raise ArtefactError(f"{where} lacks fields that every table has", "measure again: merino-edge profile")
 
@@ -109,7 +109,7 @@ def _check_header_fields(header: dict[str, Any], where: str) -> None:
 
 
 def to_compact(table: LatencyTable) -> dict[str, Any]:
-    """What a search needs of the table, without samples: enough to repeat the search."""
+    """The part of the table that a search needs, without samples: enough to repeat the search."""
     entries = [
         [m.what, m.mode, m.length, dict(m.shape), m.median_ms, m.energy_mj, m.cache]
         for m in table.measurements
@@ -119,7 +119,9 @@ def to_compact(table: LatencyTable) -> dict[str, Any]:
     return {
         "name": table.path.name,
         "sha256": table.sha256,
-        "header": {name: table.header[name] for name in (*NEEDED, *LENGTH_FIELDS, "device") if name in table.header},
+        "header": {
+            name: table.header[name] for name in (*REQUIRED_FIELDS, *LENGTH_FIELDS, "device") if name in table.header
+        },
         "faces": table.step_time.to_dict(),
         "validation": table.validation,
         "entries": entries,
@@ -127,7 +129,7 @@ def to_compact(table: LatencyTable) -> dict[str, Any]:
 
 
 def from_compact(value: Any, where: str) -> LatencyTable:
-    """The table of `to_compact`'s form. Raises ArtefactError."""
+    """The table of `to_compact`'s form. Raises ArtefactError where `value` does not have it."""
     try:
         path, header, sha256 = Path(value["name"]), dict(value["header"]), str(value["sha256"])
         lines = [

@@ -22,7 +22,7 @@ def test_the_block_of_a_board_reads_as_one(tmp_path: Path, monkeypatch: pytest.M
         "  power [mW]       VDD_IN 3462, VDD_CPU_GPU_CV 442, VDD_SOC 1127",
         "  clock [MHz]      cpu 960, gpu 306, emc 665.6",
         "  throttle events  none can be read",
-        "known traps",
+        "findings",
         "  no swap for builds: 7.3 GiB of memory, no swap on a disk",
     ):
         assert line in text.splitlines()
@@ -38,7 +38,7 @@ def test_a_machine_without_traps_says_so(tmp_path: Path) -> None:
         "throttle_events",
         "power_mode",
     }
-    assert list(doctor_verb._lines({**found, "traps": []}))[-1] == "known traps: none found"
+    assert list(doctor_verb._lines({**found, "traps": []}))[-1] == "findings: none"
 
 
 def test_every_verb_is_examined() -> None:

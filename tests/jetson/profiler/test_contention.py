@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from merino_edge.jetson.profiler import contention
 from merino_edge.jetson.profiler.contention import ContentionProbe, without_contention
 
-SLOWNESS = st.floats(1, contention.MOST)
+SLOWNESS = st.floats(1, contention.MAX_SLOWNESS)
 
 
 @given(st.floats(1e-6, 10), SLOWNESS, SLOWNESS)
@@ -26,17 +26,17 @@ def test_the_loop_is_as_slow_as_the_machine() -> None:
     felt.quiet_s /= 2  # twice as slow as it was when quiet
     assert statistics.median(felt.slowness() for _ in range(100)) >= 1.9
     felt.quiet_s /= 1000  # interrupted, rather
-    assert felt.slowness() == contention.MOST
+    assert felt.slowness() == contention.MAX_SLOWNESS
 
 
 def test_what_a_step_leaves_cold_is_not_taken_for_a_neighbour(monkeypatch: pytest.MonkeyPatch) -> None:
     felt, loops = ContentionProbe(), []
     usual = contention._loop
 
-    def loop(turns: int = contention.TURNS) -> float:
+    def loop(turns: int = contention.LOOP_TURNS) -> float:
         loops.append(turns)
         return usual(turns)
 
     monkeypatch.setattr(contention, "_loop", loop)
     felt.slowness()
-    assert loops == [contention.WARM_TURNS, contention.TURNS]
+    assert loops == [contention.WARM_UP_TURNS, contention.LOOP_TURNS]
