@@ -122,8 +122,8 @@ class Architecture:
     def parameters(self) -> int:
         return counts.parameters(self)
 
-    def flops(self, sequence: int = 1024, head: bool = False) -> int:
-        return counts.flops(self, sequence, head)
+    def flops(self, sequence: int = 1024, *, head: bool = False) -> int:
+        return counts.flops(self, sequence, head=head)
 
     def weight_bytes(self, precision: str = "fp16") -> int:
         return counts.weight_bytes(self, precision)
@@ -147,7 +147,7 @@ def _checked_fields(value: Any, cls: type, where: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _require(condition: bool, message: str) -> None:
+def _require(condition: object, message: str) -> None:
     if not condition:
         raise ArchitectureError(message, "change the architecture; its rules are in merino_edge/architecture.py")
 

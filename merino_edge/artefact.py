@@ -90,7 +90,7 @@ def read_text(path: Path, limit_bytes: int = limits.MAX_JSON_BYTES) -> str:
         raise ArtefactError(f"{path} cannot be read ({error.strerror})", "check its permissions") from None
 
 
-def check_header(document: Any, kind: str, newest: int, where: str, handwritten: bool = False) -> dict[str, Any]:
+def check_header(document: Any, kind: str, newest: int, where: str, *, handwritten: bool = False) -> dict[str, Any]:
     """Return `document` if it is an object of this kind, not newer than `newest`, with a true hash.
 
     `handwritten`: people write this kind too, and may leave the hash out.
@@ -114,10 +114,10 @@ def check_header(document: Any, kind: str, newest: int, where: str, handwritten:
     return document
 
 
-def read_json(path: Path | str, kind: str, newest: int = 1, handwritten: bool = False) -> dict[str, Any]:
+def read_json(path: Path | str, kind: str, newest: int = 1, *, handwritten: bool = False) -> dict[str, Any]:
     """Read, verify (see `check_header`) and return a JSON artefact. Raises ArtefactError."""
     path = Path(path)
-    return check_header(parse_json(read_text(path), str(path)), kind, newest, str(path), handwritten)
+    return check_header(parse_json(read_text(path), str(path)), kind, newest, str(path), handwritten=handwritten)
 
 
 def remove_envelope(document: dict[str, Any]) -> dict[str, Any]:

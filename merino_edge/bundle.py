@@ -129,7 +129,7 @@ def find(path: Path | str) -> Path:
     return packaged if not path.exists() and path.name == str(path) and packaged.is_dir() else path
 
 
-def load(path: Path | str, verify: bool = True) -> Bundle:
+def load(path: Path | str, *, verify: bool = True) -> Bundle:
     """Read a bundle, `find`'s, and check every file's name, size and (with `verify`) sha256. Raises ArtefactError."""
     path = find(path)
     if not path.is_dir():
@@ -139,7 +139,7 @@ def load(path: Path | str, verify: bool = True) -> Bundle:
     if not isinstance(files, dict) or any(name not in files for name in REQUIRED_FILES):
         raise ArtefactError(f"{path / 'manifest.json'} lists no {', '.join(REQUIRED_FILES)}", "export the bundle again")
     for name, entry in files.items():
-        _check_file(path, name, entry, verify, linked=path.parent == PACKAGED)
+        _check_file(path, name, entry, verify=verify, linked=path.parent == PACKAGED)
         if name.endswith(".onnx"):
             _check_locations(path / name)
     a = Architecture.from_dict(document.get("architecture"))
@@ -162,7 +162,7 @@ def load(path: Path | str, verify: bool = True) -> Bundle:
     return Bundle(path, a, str(document.get("precision")), str(document.get("target")), context, document)
 
 
-def _check_file(folder: Path, name: str, entry: Any, verify: bool, linked: bool) -> None:
+def _check_file(folder: Path, name: str, entry: Any, *, verify: bool, linked: bool) -> None:
     file = folder / name
     if PurePath(name).name != name or name in (".", "..") or not isinstance(entry, dict):
         raise ArtefactError(

@@ -53,7 +53,7 @@ def check_weights(a: Architecture, weights: Weights, where: str) -> None:
 
 
 def write_files(
-    folder: Path, a: Architecture, weights: Weights, tokenizer_json: str, chat: ChatFormat, training: dict[str, Any]
+    folder: Path, a: Architecture, weights: Weights, *, tokenizer_json: str, chat: ChatFormat, training: dict[str, Any]
 ) -> None:
     """Write a checkpoint's files into an existing folder, the manifest last."""
     from safetensors.numpy import save
@@ -68,11 +68,11 @@ def write_files(
 
 
 def save(
-    path: Path | str, a: Architecture, weights: Weights, tokenizer_json: str, chat: ChatFormat, training: dict[str, Any]
+    path: Path | str, a: Architecture, weights: Weights, *, tokenizer_json: str, chat: ChatFormat, training: dict[str, Any]
 ) -> None:
     """Write a whole checkpoint folder, atomically. Raises OutputError, ArtefactError."""
     with artefact.atomic_directory(path) as folder:
-        write_files(folder, a, weights, tokenizer_json, chat, training)
+        write_files(folder, a, weights, tokenizer_json=tokenizer_json, chat=chat, training=training)
 
 
 def load(path: Path | str) -> Checkpoint:

@@ -90,7 +90,7 @@ def head_flops(a: Architecture, sequence: int) -> int:
     return 2 * sequence * (a.vocab_size * width + ends)
 
 
-def flops(a: Architecture, sequence: int = 1024, head: bool = False) -> int:
+def flops(a: Architecture, sequence: int = 1024, *, head: bool = False) -> int:
     """FLOPs of one forward pass over `sequence` tokens, batch 1 (paper section 6)."""
     total = sum(block_flops(a, block, sequence) for block in a.blocks) + 2 * sequence * _inner_projection_parameters(a)
     return total + (head_flops(a, sequence) if head else 0)
@@ -165,15 +165,15 @@ def block_kv_bytes(a: Architecture, block: Block, positions: int, element_bytes:
     return 2 * block.layers * block.kv_heads * a.head_dim * positions * element_bytes
 
 
-def block_step_bytes(a: Architecture, block: Block, precision: str, places: int) -> float:
-    """What a decode step reads of a block: every weight once, and `places` of the cache."""
-    cache = block_kv_bytes(a, block, places, cache_element_bytes(precision))
+def block_step_bytes(a: Architecture, block: Block, precision: str, positions: int) -> float:
+    """What a decode step reads of a block: every weight once, and `positions` of the cache."""
+    cache = block_kv_bytes(a, block, positions, cache_element_bytes(precision))
     return block_weight_bytes(a, block, precision) + cache
 
 
-def step_bytes(a: Architecture, precision: str, places: int) -> float:
+def step_bytes(a: Architecture, precision: str, positions: int) -> float:
     """What a decode step of the whole model reads; of the table of embeddings it is a row."""
-    blocks = sum(block_step_bytes(a, block, precision, places) for block in a.blocks)
+    blocks = sum(block_step_bytes(a, block, precision, positions) for block in a.blocks)
     changes = _inner_projection_parameters(a)
     changes += sum(
         width_projection_parameters(a.embedding_width, width)

@@ -1,12 +1,14 @@
-"""Names of a graph's inputs and outputs: what export and runtime agree on.
+"""Names of a graph's inputs and outputs, on which export and runtime agree.
 
-Knows no operator and no engine. The whole signature stands in `merino_edge.export.graph`.
+Knows no operator and no engine. `merino_edge.export.graph` shows the whole signature.
 """
 
 from __future__ import annotations
 
-# Prefix of the cache outputs of a `primitive` graph: the step's new keys and values, which the engine copies into the cache.
+# Prefix of the cache outputs of a `primitive` graph: the keys and values of the step's new positions. The engine copies
+# them into the cache.
 NEW_KV_PREFIX = "row_"
 
-# Input of an `ort` graph, int64 [1]: for how many of the last positions the graph returns logits.
+# Input of an `ort` graph, int64 [1]: how many of the last positions the graph returns logits for. Others call it
+# num_logits_to_keep; the name in the file stays, so that bundles stay readable.
 NUM_LOGITS = "wanted"

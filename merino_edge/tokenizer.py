@@ -104,10 +104,10 @@ class Tokenizer:
         ids, bos = self.encode(self.apply_template(messages)), self.chat.bos_token_id
         return ids[1:] if ids[:2] == [bos, bos] else ids  # some templates write the BOS that `encode` adds
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
-    def apply_template(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+    def apply_template(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The prompt for a conversation, ending where the assistant starts; without `add_generation_prompt` where the
         last message does. Raises InputError, ArtefactError."""
         if self.chat.chat_template is None:

@@ -42,7 +42,7 @@ def _norm(name: str, width: int, a: Architecture) -> Iterator[tuple[str, Shape]]
         yield f"{name}.bias", (width,)
 
 
-def _linear(name: str, out: int, into: int, bias: bool) -> Iterator[tuple[str, Shape]]:
+def _linear(name: str, out: int, into: int, *, bias: bool) -> Iterator[tuple[str, Shape]]:
     yield f"{name}.weight", (out, into)
     if bias:
         yield f"{name}.bias", (out,)
@@ -53,12 +53,12 @@ def layer_shapes(a: Architecture, block: Block, prefix: str) -> Iterator[tuple[s
     width, kv_width, everywhere = block.width, block.kv_heads * a.head_dim, a.bias == "all"
     yield from _norm(f"{prefix}attention_norm", width, a)
     for name, out in (("query", width), ("key", kv_width), ("value", kv_width)):
-        yield from _linear(f"{prefix}attention.{name}", out, width, a.bias != "none")
-    yield from _linear(f"{prefix}attention.output", width, width, everywhere)
+        yield from _linear(f"{prefix}attention.{name}", out, width, bias=a.bias != "none")
+    yield from _linear(f"{prefix}attention.output", width, width, bias=everywhere)
     yield from _norm(f"{prefix}ffn_norm", width, a)
     for name in ("gate", "up") if a.gated else ("up",):
-        yield from _linear(f"{prefix}ffn.{name}", block.ffn_width, width, everywhere)
-    yield from _linear(f"{prefix}ffn.down", width, block.ffn_width, everywhere)
+        yield from _linear(f"{prefix}ffn.{name}", block.ffn_width, width, bias=everywhere)
+    yield from _linear(f"{prefix}ffn.down", width, block.ffn_width, bias=everywhere)
 
 
 def weight_shapes(a: Architecture) -> dict[str, Shape]:
@@ -70,18 +70,18 @@ def weight_shapes(a: Architecture) -> dict[str, Shape]:
         if a.positions == "learned":
             yield "positions.weight", (a.position_rows, first)
         if a.embedding_width != first:
-            yield from _linear("projection_in", first, a.embedding_width, False)
+            yield from _linear("projection_in", first, a.embedding_width, bias=False)
         previous = first
         for index, block in enumerate(a.blocks):
             if block.width != previous:
-                yield from _linear(f"blocks.{index}.projection", block.width, previous, False)
+                yield from _linear(f"blocks.{index}.projection", block.width, previous, bias=False)
             previous = block.width
             for layer in range(block.weight_layers):
                 yield from layer_shapes(a, block, f"blocks.{index}.layers.{layer}.")
         if a.norm_placement == "pre":
             yield from _norm("final_norm", last, a)
         if a.embedding_width != last:
-            yield from _linear("projection_out", a.embedding_width, last, False)
+            yield from _linear("projection_out", a.embedding_width, last, bias=False)
         if not a.tied_head:
             yield "head.weight", (a.vocab_size, a.embedding_width)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -71,14 +71,14 @@ class Config:
             raise ArtefactError(f"{self.where}: {name} is missing or below 1", "download it again")
         return value
 
-    def only(self, name: str, *accepted: Any) -> None:
+    def only(self, name: str, accepted: Collection[Any]) -> None:
         """Refuse a field that is present, not null, and none of `accepted`."""
         value = self.values.get(name)
         if value is not None and value not in accepted:
             raise UnsupportedError(f"{self.where}: {name} {value!r} is not supported", CHOOSE)
 
     def activation(self, name: str, default: str) -> Ffn:
-        self.only(name, *ACTIVATIONS)
+        self.only(name, ACTIVATIONS)
         return ACTIVATIONS[self.get(name, default)]
 
     def rope(self, theta_name: str, fraction_name: str, default_fraction: float) -> tuple[float, float]:
@@ -88,8 +88,8 @@ class Config:
         for spelling in (own, scaling):
             for field in spelling.values.keys() - {"rope_theta", "partial_rotary_factor", "rope_type", "type"}:
                 raise UnsupportedError(f"{spelling.where}: {field} is not supported", CHOOSE)
-            spelling.only("rope_type", "default")
-            spelling.only("type", "default")
+            spelling.only("rope_type", ("default",))
+            spelling.only("type", ("default",))
         base = own.get("rope_theta", self.get(theta_name, 10000.0))
         fraction = own.get("partial_rotary_factor", self.get(fraction_name, default_fraction))
         if not 0 < fraction <= 1:
@@ -118,7 +118,7 @@ class Fields:
     ffn: str = ""  # by the names of ACTIVATIONS
     parallel_residual: str = ""
 
-    def read(self, c: Config, tied_head: bool, ffn_width: int | None = None, **others: Any) -> Architecture:
+    def read(self, c: Config, *, tied_head: bool, ffn_width: int | None = None, **others: Any) -> Architecture:
         """`tied_head` and `ffn_width` where `c` says nothing; `others` as the architecture is to have them."""
         width, heads = c.need(self.width), c.need(self.heads)
         kv_heads = c.get(self.kv_heads, heads)
@@ -155,8 +155,8 @@ _LLAMA = Fields(kv_heads="num_key_value_heads", head_dim="head_dim", norm_epsilo
 
 
 def _opt(c: Config) -> Architecture:
-    c.only("layer_norm_elementwise_affine", True)
-    c.only("_remove_final_layer_norm", False)
+    c.only("layer_norm_elementwise_affine", (True,))
+    c.only("_remove_final_layer_norm", (False,))
     return _OPT.read(
         c,
         tied_head=True,
@@ -172,9 +172,9 @@ def _to_opt(a: Architecture) -> dict[str, Any]:
 
 
 def _gpt2(c: Config) -> Architecture:
-    c.only("scale_attn_weights", True)
-    c.only("scale_attn_by_inverse_layer_idx", False)
-    c.only("add_cross_attention", False)
+    c.only("scale_attn_weights", (True,))
+    c.only("scale_attn_by_inverse_layer_idx", (False,))
+    c.only("add_cross_attention", (False,))
     return _GPT2.read(
         c,
         tied_head=True,
@@ -189,7 +189,7 @@ def _to_gpt2(a: Architecture) -> dict[str, Any]:
 
 
 def _neox(c: Config) -> Architecture:
-    c.only("attention_bias", True)
+    c.only("attention_bias", (True,))
     base, fraction = c.rope("rotary_emb_base", "rotary_pct", 0.25)
     return _NEOX.read(
         c,
@@ -220,7 +220,7 @@ def _llama(c: Config, bias: Bias | None = None) -> Architecture:
                 f"{c.where}: attention_bias {attention} with mlp_bias {ffn} is not supported", CHOOSE
             )
         bias = "all" if attention else "none"
-    c.only("hidden_act", "silu")
+    c.only("hidden_act", ("silu",))
     base, fraction = c.rope("rope_theta", "partial_rotary_factor", 1.0)
     if fraction != 1.0:
         raise UnsupportedError(f"{c.where}: partial_rotary_factor {fraction} is not supported", CHOOSE)
@@ -257,7 +257,7 @@ def _to_mistral(a: Architecture) -> dict[str, Any]:
 
 
 def _qwen2(c: Config) -> Architecture:
-    c.only("use_sliding_window", False)
+    c.only("use_sliding_window", (False,))
     for kind in c.values.get("layer_types") or ():
         if kind != "full_attention":
             raise UnsupportedError(f"{c.where}: layer_types {kind!r} is not supported", CHOOSE)

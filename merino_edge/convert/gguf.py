@@ -46,7 +46,7 @@ def read(path: Path, step: Step) -> Imported:
     chat = _chat(m, backend)
     check_tokenizer(backend, a.vocab_size, chat, str(path))
     weights = convert_weights(
-        a, LAYOUTS[family], tensors, lambda name: _dequantised(tensors[name], path), str(path), step
+        a, LAYOUTS[family], tensors, lambda name: _dequantised(tensors[name], path), where=str(path), step=step
     )
     source = {"format": "gguf", "family": family, "name": path.name, "files": {path.name: artefact.sha256_file(path)}}
     return Imported(a, weights, str(backend.to_str(pretty=True)), chat, source)

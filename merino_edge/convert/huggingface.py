@@ -39,7 +39,7 @@ def read(folder: Path, step: Step) -> Imported:
         raise UnsupportedError(
             f"{config.where}: model_type {name!r} is not supported", f"choose one of {', '.join(FAMILIES)}"
         )
-    config.only("quantization_config")
+    config.only("quantization_config", ())
     family = FAMILIES[name]
     try:
         a = family.architecture(config)
@@ -59,7 +59,7 @@ def read(folder: Path, step: Step) -> Imported:
     return Imported(a, weights, str(backend.to_str(pretty=True)), chat, source)
 
 
-def _config(folder: Path, name: str, required: bool = True) -> Config:
+def _config(folder: Path, name: str, *, required: bool = True) -> Config:
     path = folder / name
     if not path.is_file() and not required:
         return Config({}, str(path))
@@ -120,7 +120,7 @@ def _weights(a: Architecture, family: Family, files: list[Path], step: Step) -> 
                 )
             return np.asarray(array, np.float32)
 
-        return convert_weights(a, family.layout, places, load, str(files[0].parent), step)
+        return convert_weights(a, family.layout, places, load, where=str(files[0].parent), step=step)
     except (SafetensorError, OSError, TypeError) as error:
         raise ArtefactError(
             f"{file} cannot be read ({error})", "it is damaged or truncated; download it again"

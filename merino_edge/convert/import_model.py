@@ -27,7 +27,7 @@ def import_model(source: Path | str, out: Path | str, step: Step = lambda done, 
     InputError (not a model), OutputError, MissingExtraError.
     """
     model = _read(source, step)
-    checkpoint.save(out, model.architecture, model.weights, model.tokenizer_json, model.chat, {"source": model.source})
+    checkpoint.save(out, model.architecture, model.weights, tokenizer_json=model.tokenizer_json, chat=model.chat, training={"source": model.source})
     return model.architecture
 
 

@@ -36,7 +36,13 @@ class Imported:
 
 
 def convert_weights(
-    a: Architecture, layout: Layout, names: Iterable[str], load: Callable[[str], np.ndarray], where: str, step: Step
+    a: Architecture,
+    layout: Layout,
+    names: Iterable[str],
+    load: Callable[[str], np.ndarray],
+    *,
+    where: str,
+    step: Step,
 ) -> Weights:
     """Our weights from theirs: `load(name)` gives float32. Every name must have its place, every place its name."""
     expected, weights = weight_shapes(a), Weights()

@@ -46,7 +46,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> tokenizers.Tokeniz
     return tokenizer
 
 
-def chat_format(conversations: bool = False) -> ChatFormat:
+def chat_format(*, conversations: bool = False) -> ChatFormat:
     """Chat conventions of a model trained here, on plain text or with conversations."""
     if conversations:
         return ChatFormat((TURN_ENDS_ID, END_OF_TEXT_ID), None, CHATML_TEMPLATE)

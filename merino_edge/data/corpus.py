@@ -160,7 +160,7 @@ def prepare(
         header = _header(folder)
         if header["corpus_sha256"] == corpus_sha256 and header["vocab_size"] == vocab_size:
             return dataclasses.replace(load(folder), sha256=corpus_sha256)
-    corpus_writer.write(folder, named(sources), vocab_size, tokenizer, corpus_sha256, shard_tokens, on_tokens)
+    corpus_writer.write(folder, named(sources), vocab_size=vocab_size, tokenizer=tokenizer, corpus_sha256=corpus_sha256, shard_tokens=shard_tokens, on_tokens=on_tokens)
     return dataclasses.replace(load(folder), sha256=corpus_sha256)
 
 

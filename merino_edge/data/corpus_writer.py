@@ -43,6 +43,7 @@ def tokens_of(backend: tokenizers.Tokenizer) -> int:
 def write(
     folder: Path,
     from_sources: Sequence[Source],
+    *,
     vocab_size: int,
     tokenizer: Tokenizer | None,
     corpus_sha256: str,
@@ -91,7 +92,7 @@ def _trained(from_sources: Sequence[Source], vocab_size: int) -> Tokenizer:
             talks = talks or isinstance(record, Conversation)
             yield from sources.texts(record)
 
-    return Tokenizer(bpe.train_tokenizer(texts(), vocab_size), bpe.chat_format(talks))
+    return Tokenizer(bpe.train_tokenizer(texts(), vocab_size), bpe.chat_format(conversations=talks))
 
 
 class _Tokens:

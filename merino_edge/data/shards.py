@@ -55,7 +55,7 @@ class Shards:
                 break
         return np.concatenate(pieces)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, *, copy: bool | None = None) -> np.ndarray:
         return np.concatenate(self.parts).astype(dtype or self.dtype)
 
 

@@ -115,7 +115,7 @@ def write(
                 continue
             generators = [np.random.default_rng([plan.seed, sample.number, 1]) for sample in samples]
             prompt_ids, ends = [sample.ids for sample in samples], tokenizer.chat.eos_token_ids
-            answers = generator.generate(prompt_ids, plan.sampling, plan.max_tokens, ends, generators)
+            answers = generator.generate(prompt_ids, plan.sampling, max_tokens=plan.max_tokens, end_token_ids=ends, generators=generators)
             lines = _lines(samples, answers, tokenizer, prompts.unwanted, plan.plain, header)
             file.write(lines)
             file.flush()
@@ -239,7 +239,7 @@ def _lines(
     lines = []
     for sample, answer in zip(samples, answers, strict=True):
         said, asked = tokenizer.decode(answer.ids), sample.prompt.user
-        if (reason := fault(said, answer.ended, unwanted)) is not None:
+        if (reason := fault(said, ended=answer.ended, unwanted=unwanted)) is not None:
             header["dropped"][reason] = header["dropped"].get(reason, 0) + 1
             continue
         messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": said.strip()}]

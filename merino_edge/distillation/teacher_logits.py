@@ -77,7 +77,7 @@ def teach(
     header = _begun(folder, identity)
     if header["finished"]:
         return header
-    model = Model.from_weights(a, teacher.weights).eval().requires_grad_(False).to(device)
+    model = Model.from_weights(a, teacher.weights).eval().requires_grad_(requires_grad=False).to(device)
     shards: list[dict[str, Any]] = header["shards"]
     done = before = sum(shard["tokens"] for shard in shards)
     of_shard = max(1, shard_values // (top_k * stride))  # windows

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from merino_edge.errors import InputError, UnsupportedError
-from merino_edge.pytorch.model import Cache, Model
+from merino_edge.pytorch.model import KVCache, Model
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -35,7 +35,7 @@ class TorchEngine:
         self.vocab_size, self.max_positions, self.max_rows = a.vocab_size, a.max_positions, a.max_positions
         self._device, self._length = torch.device(device), 0
         self._model: Model | None = model.eval().to(self._device, DTYPES[precision])
-        self._cache: Cache | None = Cache(a, dtype=DTYPES[precision], device=self._device)
+        self._cache: KVCache | None = KVCache(a, dtype=DTYPES[precision], device=self._device)
 
     def forward(self, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
         """Run tokens [T] at positions start.., return the last one's logits [V].

@@ -23,7 +23,7 @@ from merino_edge.errors import InputError
 INIT_STD = 0.02  # of linear layers and embeddings
 
 
-class Cache:
+class KVCache:
     """Static key-value cache: per computed layer k and v of [B, Hkv, C, D], written in place by `Model.forward`."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Cache:
 class _Context:
     """What every layer of one forward pass shares: positions' rotation, the mask and the cache."""
 
-    def __init__(self, a: Architecture, length: int, cache: Cache | None, start: int, device: torch.device) -> None:
+    def __init__(self, a: Architecture, length: int, cache: KVCache | None, start: int, device: torch.device) -> None:
         self.cache, self.start = cache, start
         self.positions = torch.arange(start, start + length, device=device)  # [T]
         self.mask: Tensor | None = None  # [T, start+T]; None: plain causal, nothing before
@@ -169,7 +169,7 @@ class Model(nn.Module):
         if not self.embedding.weight.is_meta:
             self._initialise(seed)
 
-    def forward(self, tokens: Tensor, cache: Cache | None = None, start: int = 0, last_only: bool = False) -> Tensor:
+    def forward(self, tokens: Tensor, cache: KVCache | None = None, start: int = 0, *, last_only: bool = False) -> Tensor:
         """Logits [B, T, V] (or [B, 1, V] with `last_only`) of tokens [B, T] int64 at positions start..start+T.
 
         With a cache, positions before `start` are read from it and these are added; rewinding is a smaller

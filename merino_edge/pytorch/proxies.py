@@ -75,7 +75,7 @@ def _linearised(model: Model, length: int) -> dict[str, tuple[Tensor, Tensor]]:
     A vision model's input of ones enters its first matrix; here that is the table of embeddings, so a position's input
     is the sum of all of them. One sequence of `length` positions.
     """
-    positive = copy.deepcopy(model).double().requires_grad_(True)
+    positive = copy.deepcopy(model).double().requires_grad_()
     with torch.no_grad():
         for parameter in positive.parameters():
             parameter.abs_()
@@ -143,7 +143,7 @@ def snip(model: Model, tokens: Tensor) -> float:
 
     was = [parameter.requires_grad for parameter in model.parameters()]
     try:
-        return _saliency(_gradients(model.requires_grad_(True), loss))
+        return _saliency(_gradients(model.requires_grad_(), loss))
     finally:
         for parameter, needed in zip(model.parameters(), was, strict=True):
             parameter.requires_grad_(needed)

@@ -80,6 +80,6 @@ def check_precision(precision: str) -> str:
     return precision
 
 
-def _require(condition: bool, message: str) -> None:
+def _require(condition: object, message: str) -> None:
     if not condition:
         raise InputError(message, "see: merino-edge train --help")

@@ -38,7 +38,7 @@ class Teacher(Protocol):
     def prepare(self, a: Architecture, corpus: Corpus, config: TrainingConfig, device: torch.device) -> None:
         """Before the first step. Raises InputError where it cannot teach a model of `a` on this corpus."""
 
-    def expects(self, inputs: Tensor, starts: np.ndarray, bf16: bool) -> Tensor | TopK:
+    def expects(self, inputs: Tensor, starts: np.ndarray, *, bf16: bool) -> Tensor | TopK:
         """After each of inputs [B, T], rows that begin at `starts` [B] of the corpus."""
 
 
@@ -61,10 +61,10 @@ class LiveTeacher:
         if config.sequence > of.max_positions:
             what = f"sequences of {config.sequence} are longer than the teacher's {of.max_positions} positions"
             raise InputError(what, f"use --sequence {of.max_positions} or less")
-        self._model = Model.from_weights(of, self.source.weights).eval().requires_grad_(False).to(device)
+        self._model = Model.from_weights(of, self.source.weights).eval().requires_grad_(requires_grad=False).to(device)
 
     @torch.no_grad()
-    def expects(self, inputs: Tensor, starts: np.ndarray, bf16: bool) -> Tensor:
+    def expects(self, inputs: Tensor, starts: np.ndarray, *, bf16: bool) -> Tensor:
         assert self._model is not None
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bf16):
             return self._model(inputs)  # type: ignore[no-any-return]  # [B, T, V]
@@ -90,7 +90,7 @@ class StoredTeacher:
             what = f"temperature is {config.temperature}, what is stored is of 1"
             raise InputError(what, "leave --temperature out, or give the teacher's checkpoint")
 
-    def expects(self, inputs: Tensor, starts: np.ndarray, bf16: bool) -> TopK:
+    def expects(self, inputs: Tensor, starts: np.ndarray, *, bf16: bool) -> TopK:
         logs, ids = self.stored.rows(starts, inputs.shape[1])
         return TopK(torch.from_numpy(logs).to(inputs.device), torch.from_numpy(ids).to(inputs.device))
 

@@ -23,7 +23,7 @@ def training_flops_per_token(a: Architecture, sequence: int) -> float:
     return 3 * counts.flops(a, sequence, head=True) / sequence
 
 
-def matmul_flops_per_second(device: torch.device, bf16: bool) -> float:
+def matmul_flops_per_second(device: torch.device, *, bf16: bool) -> float:
     """The fastest of a few products of large square matrices on this device."""
     size = SIZES.get(device.type, 1024)
     left = torch.ones(size, size, dtype=torch.bfloat16 if bf16 else torch.float32, device=device)

@@ -128,7 +128,7 @@ class Trainer:
         total, entropy = next_token(logits, y, self.config.z_loss)
         if self.teacher is None or starts is None:
             return total, entropy
-        c, expected = self.config, self.teacher.expects(x, starts, self.bf16)
+        c, expected = self.config, self.teacher.expects(x, starts, bf16=self.bf16)
         taught = distillation(logits, expected, y, c.temperature, c.direction)
         return total + c.teacher_weight * (taught - entropy), entropy
 
@@ -341,7 +341,7 @@ def _save(trainer: Trainer, out: Path, figures: dict[str, Any], unfinished: bool
         if unfinished:
             training_state.save(out, {**identity, "figures": figures}, tensors)
         a, corpus = trainer.model.architecture, trainer.corpus
-        checkpoint.write_files(out, a, weights, corpus.tokenizer_json, corpus.chat, training)
+        checkpoint.write_files(out, a, weights, tokenizer_json=corpus.tokenizer_json, chat=corpus.chat, training=training)
     trainer.workers.barrier()
     return training
 
@@ -375,6 +375,6 @@ def _refuse_occupied(out: Path) -> None:
         raise OutputError(f"{out} exists and is not an artefact of merino-edge", "choose another --out")
 
 
-def _require(condition: bool, message: str, hint: str) -> None:
+def _require(condition: object, message: str, hint: str) -> None:
     if not condition:
         raise InputError(message, hint)

@@ -62,7 +62,7 @@ SPELLED = {
 
 def _checkpoint(path: Path, a: Architecture, chat: ChatFormat | None = None, dtype: Any = np.float32) -> Path:
     weights = {name: array.astype(dtype) for name, array in random_model(a).items()}
-    checkpoint.save(path, a, weights, str(BACKEND.to_str()), chat or chat_format(), {"source": "random"})
+    checkpoint.save(path, a, weights, tokenizer_json=str(BACKEND.to_str()), chat=chat or chat_format(), training={"source": "random"})
     return path
 
 
@@ -109,7 +109,7 @@ def test_every_family_of_the_import_is_written_as_what_it_was(tmp_path: Path) ->
     ckpt = _checkpoint(tmp_path / "ckpt", LLAMA)
     source = checkpoint.load(ckpt)
     told = {"source": {"format": "huggingface", "family": "mistral"}}
-    checkpoint.save(ckpt, LLAMA, source.weights, str(BACKEND.to_str()), source.chat, told)
+    checkpoint.save(ckpt, LLAMA, source.weights, tokenizer_json=str(BACKEND.to_str()), chat=source.chat, training=told)
     assert export_to_huggingface(ckpt, tmp_path / "hf").model == "MistralForCausalLM"
     _same_logits(tmp_path / "hf", ckpt)
     _comes_back(tmp_path / "hf", ckpt, tmp_path / "back")
@@ -224,7 +224,7 @@ def test_a_tokenizer_that_prepends_what_the_chat_does_not_is_mended(tmp_path: Pa
     export_to_huggingface(_checkpoint(tmp_path / "ckpt", LLAMA, ChatFormat((2,), 1)), with_bos)
     before = checkpoint.load(tmp_path / "ckpt")
     prepending = (with_bos / "tokenizer.json").read_text()
-    checkpoint.save(tmp_path / "ckpt", LLAMA, before.weights, prepending, ChatFormat((2,)), {})
+    checkpoint.save(tmp_path / "ckpt", LLAMA, before.weights, tokenizer_json=prepending, chat=ChatFormat((2,)), training={})
     export_to_huggingface(tmp_path / "ckpt", without)
     firsts = [transformers.AutoTokenizer.from_pretrained(folder)("12").input_ids[0] for folder in (with_bos, without)]
     assert firsts[0] == 1 and firsts[1] != 1

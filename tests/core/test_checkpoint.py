@@ -20,7 +20,7 @@ CHAT = ChatFormat((0,), None, "{{ messages }}")
 
 
 def save(path: Path, weights: checkpoint.Weights | None = None) -> Path:
-    checkpoint.save(path, A, random_weights(A) if weights is None else weights, "{}\n", CHAT, {"source": "test"})
+    checkpoint.save(path, A, random_weights(A) if weights is None else weights, tokenizer_json="{}\n", chat=CHAT, training={"source": "test"})
     return path
 
 
@@ -76,7 +76,7 @@ def test_a_swapped_architecture_is_refused(tmp_path: Path) -> None:
     folder = save(tmp_path / "c")
     other = dataclasses.replace(A, norm="rmsnorm")
     with pytest.raises(MerinoError, match="unexpected weight"):
-        checkpoint.write_files(folder, other, random_weights(A), "{}\n", CHAT, {})
+        checkpoint.write_files(folder, other, random_weights(A), tokenizer_json="{}\n", chat=CHAT, training={})
 
 
 def test_only_an_artefact_is_replaced(tmp_path: Path) -> None:

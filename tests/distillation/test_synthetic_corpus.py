@@ -65,9 +65,9 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     backend = bpe.train_tokenizer([tiny_stories(seed=1, stories=40)], A.vocab_size)
     weights = Model(A, seed=1).to_weights()
     weights["embedding.weight"] *= 20
-    chat = bpe.chat_format(True)
+    chat = bpe.chat_format(conversations=True)
     chat = dataclasses.replace(chat, eos_token_ids=(*chat.eos_token_ids, *range(100, 160)))  # or hardly any would end
-    checkpoint.save(folder, A, weights, backend.to_str(), chat, {"source": "test"})
+    checkpoint.save(folder, A, weights, tokenizer_json=backend.to_str(), chat=chat, training={"source": "test"})
     return checkpoint.load(folder)
 
 
@@ -105,9 +105,9 @@ def test_greedy_batches_equal_single_answers_and_the_runtimes(teacher: Checkpoin
     ends = [int(token) for token in random.choice(400, 60, replace=False)]  # so many that answers end everywhere
     tokenizer = Tokenizer(tokenizer.backend, dataclasses.replace(tokenizer.chat, eos_token_ids=tuple(ends)))
     model, greedy = batched(teacher), SamplingParams(temperature=0, frequency_penalty=penalty)
-    together = model.generate(asked, greedy, 20, ends, randoms(24))
+    together = model.generate(asked, greedy, max_tokens=20, end_token_ids=ends, generators=randoms(24))
     computed = model.computed_tokens
-    alone = [model.generate([ids], greedy, 20, ends, randoms(1))[0] for ids in asked]
+    alone = [model.generate([ids], greedy, max_tokens=20, end_token_ids=ends, generators=randoms(1))[0] for ids in asked]
     assert together == alone and model.computed_tokens == 2 * computed  # of rows that had ended nothing was computed
     engine = TorchEngine(Model.from_weights(A, teacher.weights))
     for ids, answer in zip(asked, together, strict=True):
@@ -120,12 +120,12 @@ def test_greedy_batches_equal_single_answers_and_the_runtimes(teacher: Checkpoin
 
 
 def test_a_context_that_is_full_ends_the_answer(teacher: Checkpoint) -> None:
-    (answer,) = batched(teacher).generate([[5] * 60], SamplingParams(), 100, (), randoms(1))
+    (answer,) = batched(teacher).generate([[5] * 60], SamplingParams(), max_tokens=100, end_token_ids=(), generators=randoms(1))
     assert (len(answer.ids), answer.ended) == (A.max_positions - 60 + 1, False)
     with pytest.raises(InputError, match="65 tokens"):
-        batched(teacher).generate([[5] * 65], SamplingParams(), 1, (), randoms(1))
+        batched(teacher).generate([[5] * 65], SamplingParams(), max_tokens=1, end_token_ids=(), generators=randoms(1))
     with pytest.raises(InputError, match="differ in length"):
-        batched(teacher).generate([[5], [5, 6]], SamplingParams(), 1, (), randoms(2))
+        batched(teacher).generate([[5], [5, 6]], SamplingParams(), max_tokens=1, end_token_ids=(), generators=randoms(2))
 
 
 @pytest.mark.parametrize("top_k", [0, 1, 7, 50, 2999, 5000])
@@ -157,8 +157,8 @@ def test_equal_draws_choose_what_the_runtime_chooses() -> None:
 def test_a_row_draws_the_same_whoever_is_beside_it(teacher: Checkpoint) -> None:
     asked = np.random.default_rng(1).integers(3, 400, (9, 6)).tolist()
     model = batched(teacher)
-    together = model.generate(asked, SamplingParams(), 10, (1,), randoms(9))
-    others = model.generate([asked[4], asked[1]], SamplingParams(), 10, (1,), [randoms(5)[4], randoms(2)[1]])
+    together = model.generate(asked, SamplingParams(), max_tokens=10, end_token_ids=(1,), generators=randoms(9))
+    others = model.generate([asked[4], asked[1]], SamplingParams(), max_tokens=10, end_token_ids=(1,), generators=[randoms(5)[4], randoms(2)[1]])
     assert others == [together[4], together[1]]
 
 
@@ -257,10 +257,10 @@ def test_plain_prompts_are_continued(teacher: Checkpoint, tmp_path: Path) -> Non
 
 def test_faults() -> None:
     eight = "one two three four five six seven eight"
-    assert fault(f"{eight} nine.", True) is None
-    assert fault(f"{eight} and {eight.upper()}", True) == "repeats itself"
-    assert fault("Hello", False) == "cut off" and fault(" \n", True) == "empty"
-    assert fault("I am a Robot.", True, ["robot"]) == "unwanted words" and fault("a\ufffd", True) == "broken characters"
+    assert fault(f"{eight} nine.", ended=True) is None
+    assert fault(f"{eight} and {eight.upper()}", ended=True) == "repeats itself"
+    assert fault("Hello", ended=False) == "cut off" and fault(" \n", ended=True) == "empty"
+    assert fault("I am a Robot.", ended=True, unwanted=["robot"]) == "unwanted words" and fault("a\ufffd", ended=True) == "broken characters"
 
 
 def test_the_verb_killed_at_any_moment_goes_on(

@@ -139,7 +139,7 @@ def test_all_of_the_vocabulary_stored_equals_live(
     for one in (live, stored):
         one.prepare(A, corpus, TAUGHT, torch.device("cpu"))
         student.zero_grad()
-        loss = distillation(student(inputs), one.expects(inputs, starts, False), targets, 1.0, direction)
+        loss = distillation(student(inputs), one.expects(inputs, starts, bf16=False), targets, 1.0, direction)
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.item())
         gradients.append(torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None]))

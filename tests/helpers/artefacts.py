@@ -33,7 +33,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     artefact.write_json(folder / "space.json", "space", space_file.to_dict(space), space_file.SCHEMA_VERSION)
     assert run("search", "--space", folder / "space.json", "--flops", "1G", "--out", folder / "result.json") == 0
     tokenizer = train_tokenizer(iter([TEXT]), TINY.vocab_size).to_str()
-    checkpoint.save(folder / "checkpoint", TINY, random_weights(TINY), tokenizer, chat_format(), {"source": "random"})
+    checkpoint.save(folder / "checkpoint", TINY, random_weights(TINY), tokenizer_json=tokenizer, chat=chat_format(), training={"source": "random"})
     assert run("export", folder / "checkpoint", "--threads", 1, "--out", folder / "bundle") == 0
     measure = (
         "profile",

@@ -31,6 +31,6 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     path = tmp_path_factory.mktemp("tiny") / "checkpoint"
     tokenizer = train_tokenizer(iter([TEXT]), TINY.vocab_size)
     checkpoint.save(
-        path, TINY, random_model(TINY, strength=1.0), tokenizer.to_str(), chat_format(), {"source": "random"}
+        path, TINY, random_model(TINY, strength=1.0), tokenizer_json=tokenizer.to_str(), chat=chat_format(), training={"source": "random"}
     )
     return checkpoint.load(path)

@@ -14,7 +14,7 @@ from helpers.architectures import architectures, random_tokens
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError, InputError
 from merino_edge.presets import PRESETS, preset
-from merino_edge.pytorch.model import Cache, Model
+from merino_edge.pytorch.model import KVCache, Model
 from merino_edge.weights import weight_shapes
 
 FLOAT64_NOISE = 1e-10  # logits here are of order 1, float64 keeps 16 digits
@@ -52,7 +52,7 @@ def test_any_architecture_is_built_as_counted(a: Architecture) -> None:
 def test_cached_equals_uncached_for_any_split(a: Architecture, lengths: list[int], batch: int) -> None:
     model, total = random_model(a), sum(lengths)
     tokens = random_tokens(a, batch, total)
-    cache, start, parts = Cache(a, batch, dtype=torch.float64), 0, []
+    cache, start, parts = KVCache(a, batch, dtype=torch.float64), 0, []
     with torch.no_grad():
         expected = model(tokens)
         for length in lengths:
@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InputError, match="17 tokens"):
         model(torch.zeros(1, 17, dtype=torch.int64))
     with pytest.raises(InputError, match="do not fit 4 positions"):
-        model(torch.zeros(1, 3, dtype=torch.int64), Cache(a, capacity=4), start=2)
+        model(torch.zeros(1, 3, dtype=torch.int64), KVCache(a, capacity=4), start=2)
     with pytest.raises(InputError):
         model(torch.zeros(1, 1, dtype=torch.int64), start=1)  # nothing to read what came before from
     weights = model.to_weights()
