@@ -1,10 +1,12 @@
-"""`merino-edge bench BUNDLE`: how fast a bundle runs on this machine, with llama-bench's cases and options.
+"""`merino-edge bench BUNDLE`: measures how fast a bundle runs here, with the cases and options of llama-bench.
 
-`--output`: a table, Markdown, CSV or one JSON object a line. `--json`: one object with `results`, one for each case
-(`test`, `tokens_per_second`, `mean`, `sd`, `min`, `max`; `p50_ms`, `p95_ms`, `p99_ms` of a step, or a whole prompt up
-to the first token; `energy_mj_per_token`; `gb_per_second` of weights and cache; `samples`), `comparison` with
-`--against`, `load_ms`, `peak_memory_mb`, `notes`, the settings, the bundles (with their `threads`) and the versions.
-"""
+`--output` chooses a table, Markdown, CSV or one JSON object a line. `--json` prints one object:
+
+    results     one for each case: test, tokens_per_second, mean, sd, min, max, p50_ms, p95_ms and p99_ms (of a decode
+                step, or of a whole prompt up to the first token), energy_mj_per_token, gb_per_second (weights and
+                KV cache that decode reads), roofline_percent, samples
+    comparison  with --against: one for each case
+    and         load_ms, peak_memory_mb, notes, the settings, the bundles (with their threads) and the versions"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from merino_edge.runtime.bench import Case, Result
     from merino_edge.runtime.engine import Engine
 
-COLUMNS = {  # of every form but JSON: heading, digits
+COLUMNS = {  # of every form but JSON: (heading, digits)
     "bundle": ("bundle", None),
     "test": ("test", None),
     "tokens_per_second": ("tok/s", 1),
@@ -40,7 +42,7 @@ COLUMNS = {  # of every form but JSON: heading, digits
     "gb_per_second": ("GB/s", 1),
     "roofline_percent": ("roof %", 0),
 }
-BUSY_LOAD = 0.5  # runnable processes, by the kernel's mean over the last minute, beside which a note is made
+BUSY_LOAD = 0.5  # load average of the last minute, above which a note is printed
 
 
 class Form(str, Enum):
@@ -98,7 +100,7 @@ def bench(
     from merino_edge.runtime.memory import peak_memory_mb
 
     prompts, steps = ([count for count in _counts(text) if count] for text in (prompt_tokens, new_tokens))
-    wanted = runtime.cases(prompts, steps, _counts(depth))
+    cases = runtime.cases(prompts, steps, _counts(depth))
     notes = _load_notes()
     sensors = Sensors()
     with contextlib.ExitStack() as stack:
@@ -106,39 +108,41 @@ def bench(
         opened: dict[str, Bundle] = {}
         engines: dict[str, Engine] = {}
         for path in (bundle, *([against] if against else [])):
-            engine, _, found = open_bundle(path, threads, cpu, not no_cuda_graphs)
-            name = found.path.name if found.path.name not in engines else str(found.path)
-            engines[name], opened[name] = stack.enter_context(contextlib.closing(engine)), found
+            engine, _, loaded = open_bundle(path, threads, cpu=cpu, cuda_graphs=not no_cuda_graphs)
+            name = loaded.path.name if loaded.path.name not in engines else str(loaded.path)
+            engines[name], opened[name] = stack.enter_context(contextlib.closing(engine)), loaded
         load_ms = 1e3 * (perf_counter() - began) / len(engines)
         bar = stack.enter_context(progress())
-        task = bar.add_task("measuring", total=repetitions * len(wanted) * len(engines), note="")
+        task = bar.add_task("measuring", total=repetitions * len(cases) * len(engines), note="")
         before = sensors.read()
-        results = runtime.bench(engines, wanted, repetitions, lambda: bar.advance(task))
+        results = runtime.bench(engines, cases, repetitions, lambda: bar.advance(task))
         notes += moved(before, sensors.read())
-        used = {name: getattr(engine, "threads", None) for name, engine in engines.items()}  # None: on a GPU
-        energy = _energy_mj(engines, wanted, EnergyMeter.of())
+        threads_of = {name: getattr(engine, "threads", None) for name, engine in engines.items()}  # None: on a GPU
+        energy = _energy_mj(engines, cases, EnergyMeter.of())
         memory_mb = peak_memory_mb()
     rows = [
         {
             "bundle": name,
             **result.to_dict(),
-            **_reading(result, opened[name], used[name]),
+            **_read_rate(result, opened[name], threads_of[name]),
             "energy_mj_per_token": energy[name, case],
         }
-        for name, found_results in results.items()
-        for case, result in zip(wanted, found_results, strict=True)
+        for name, bundle_results in results.items()
+        for case, result in zip(cases, bundle_results, strict=True)
     ]
     comparison = _comparison(results)
     if as_json:
         settings = {"repetitions": repetitions, "load_ms": load_ms}
-        cards = {name: {**found.card(), "threads": used[name]} for name, found in opened.items()}
+        cards = {name: {**loaded.card(), "threads": threads_of[name]} for name, loaded in opened.items()}
         memory = {"peak_memory_mb": memory_mb, "versions": _versions(), "bundles": cards}
         print_json({"results": rows, "comparison": comparison, **settings, **memory, "notes": notes})
         return
     _print(rows, output)
     say = stderr().print
-    said = ", ".join(dict.fromkeys("on a GPU" if count is None else f"{count} threads" for count in used.values()))
-    say(f"{said}, {repetitions} repetitions, load {load_ms:.0f} ms, peak memory {memory_mb:.0f} MB")
+    where = ", ".join(
+        dict.fromkeys("on a GPU" if count is None else f"{count} threads" for count in threads_of.values())
+    )
+    say(f"{where}, {repetitions} repetitions, load {load_ms:.0f} ms, peak memory {memory_mb:.0f} MB")
     for line in comparison:
         spread, p_value = f"{line['low']:.2f} - {line['high']:.2f}", f"{line['p_value']:.3f}"
         say(f"{line['test']}: {line['ratio']:.2f} times as fast ({spread}), p {p_value}")
@@ -147,7 +151,7 @@ def bench(
 
 
 def _counts(text: str) -> list[int]:
-    """Of a list such as 64,512."""
+    """64,512 -> [64, 512]"""
     from merino_edge.errors import InputError
 
     try:
@@ -158,29 +162,34 @@ def _counts(text: str) -> list[int]:
 
 def _load_notes() -> list[str]:
     load = os.getloadavg()[0]
-    return [f"other work was running (load {load:.1f}): speeds are of what it left over"] if load > BUSY_LOAD else []
+    return [f"other programs were running (load {load:.1f}), so the speeds are too low"] if load > BUSY_LOAD else []
 
 
 def _energy_mj(
-    engines: Mapping[str, Engine], wanted: Sequence[Case], meter: Any
+    engines: Mapping[str, Engine], cases: Sequence[Case], meter: Any
 ) -> dict[tuple[str, Case], float | None]:
-    """Per token, of one more run each: sampling power takes processor time of its own. None where none can be read."""
+    """The energy per token, by bundle and case, or None where no power sensor can be read.
+
+    It takes one more run of each case, because sampling the power takes processor time.
+    """
     from merino_edge.runtime.bench import run_once
 
-    found: dict[tuple[str, Case], float | None] = {}
+    energy: dict[tuple[str, Case], float | None] = {}
     for name, engine in engines.items():
-        for case in wanted:
-            found[name, case] = None
+        for case in cases:
+            energy[name, case] = None
             if meter is not None:
                 with meter.measuring() as used:
                     run_once(engine, case)
-                found[name, case] = None if used.energy_mj is None else used.energy_mj / case.tokens
-    return found
+                energy[name, case] = None if used.energy_mj is None else used.energy_mj / case.tokens
+    return energy
 
 
-def _reading(result: Result, opened: Bundle, threads: int | None) -> dict[str, float | None]:
-    """What steps read, by the bundle's count: weights once a step, and the positions in use. Of a GPU's memory it is
-    not known here how fast it can be read."""
+def _read_rate(result: Result, opened: Bundle, threads: int | None) -> dict[str, float | None]:
+    """How fast a decode step reads memory: the weights once, and the cache positions in use.
+
+    The roofline share is None for a GPU, because the speed of its memory is not known here.
+    """
     from merino_edge.counts import step_bytes
     from merino_edge.runtime.memory import reading_ms
 
@@ -200,7 +209,7 @@ def _comparison(results: Mapping[str, Sequence[Result]]) -> list[dict[str, Any]]
     if len(results) < 2:
         return []
     pairs = zip(*results.values(), strict=True)
-    return [{"test": mine.case.name, **asdict(compare(mine, theirs))} for mine, theirs in pairs]
+    return [{"test": first.case.name, **asdict(compare(first, second))} for first, second in pairs]
 
 
 def _versions() -> dict[str, str]:

@@ -42,17 +42,17 @@ def build(
 
     opened = bundles.load(bundle)
     if opened.target != "onnxruntime":
-        _compile(opened, capability, workspace_mb, as_json)
+        _compile(opened, capability, workspace_mb, as_json=as_json)
         return
     if capability or workspace_mb is not None:
         raise InputError(
-            f"{bundle} was exported for ONNX Runtime, which compiles nothing",
+            f"{bundle} was exported for ONNX Runtime, which needs no compilation",
             "leave the option out, or export it for TensorRT with --target",
         )
-    _tune(opened, as_json)
+    _tune(opened, as_json=as_json)
 
 
-def _compile(bundle: Bundle, capability: str, workspace_mb: int | None, as_json: bool) -> None:
+def _compile(bundle: Bundle, capability: str, workspace_mb: int | None, *, as_json: bool) -> None:
     from merino_edge import tensorrt_library
     from merino_edge.cli import console
     from merino_edge.errors import require
@@ -86,17 +86,17 @@ def _compile(bundle: Bundle, capability: str, workspace_mb: int | None, as_json:
         console.print_json({"out": str(bundle.path), "engines": engines})
 
 
-def _tune(bundle: Bundle, as_json: bool) -> None:
+def _tune(bundle: Bundle, *, as_json: bool) -> None:
     from merino_edge.cli import console
     from merino_edge.runtime import thread_tuning
 
-    tried = thread_tuning.candidate_tunings(thread_tuning.this_machine()["cores"])
+    candidates = thread_tuning.candidate_tunings(thread_tuning.this_machine()["cores"])
     with console.progress() as bar:
-        task = bar.add_task("measuring", total=thread_tuning.timed_answers(tried), note="")
-        best, entry = thread_tuning.tune_bundle(bundle, tried, lambda: bar.advance(task))
+        task = bar.add_task("measuring", total=thread_tuning.timed_answers(candidates), note="")
+        best, entry = thread_tuning.tune_bundle(bundle, candidates, lambda: bar.advance(task))
     if as_json:
         console.print_json({"out": str(bundle.path), "tuning": entry})
         return
     for tuning, ms in entry["answer_ms"].items():
-        kept = "  <- kept in the bundle" if tuning == str(best) else ""
-        console.print_line(f"{tuning:<22}{ms:9.1f} ms a prompt and an answer{kept}")
+        mark = "  <- kept in the bundle" if tuning == str(best) else ""
+        console.print_line(f"{tuning:<22}{ms:9.1f} ms a prompt and an answer{mark}")

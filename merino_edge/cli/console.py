@@ -1,4 +1,4 @@
-"""What every verb shares: results to stdout, everything else to stderr, and refusals as one line."""
+"""What every verb shares: results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def stderr() -> Console:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on stdout, for another program."""
+    """Print one JSON object on stdout, for another program."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
     sys.stdout.flush()
 
@@ -34,13 +34,13 @@ def print_line(text: str) -> None:
 
 
 def check_line(check: dict[str, Any]) -> str:
-    """One line of a parity report (merino_edge.export.parity): mark, name, figure, limit."""
+    """One line of a parity report (merino_edge.export.parity): mark, name, value and limit."""
     limit = "reported only" if check["limit"] is None else f"limit {check['limit']:g}"
     return f"{'✓' if check['passed'] else '✗'} {check['check']:<20} {check['value']:.6g}  ({limit})"
 
 
 def plain(value: Any, empty: str = UNKNOWN) -> str:
-    """A field of a device card or a reading as text; what is unknown inside it left out."""
+    """A field of a device card or of a sensor reading as text, without the parts that are unknown."""
     if isinstance(value, dict):
         shown = {key: item for key, item in value.items() if item != UNKNOWN}
         return ", ".join(f"{key} {plain(item)}" for key, item in shown.items()) or empty
@@ -51,7 +51,7 @@ def plain(value: Any, empty: str = UNKNOWN) -> str:
 
 @contextmanager
 def progress(console: Console | None = None) -> Iterator[Progress]:
-    """A progress bar on stderr with elapsed time and an ETA; silent where stderr is not a terminal."""
+    """A progress bar on stderr with elapsed and remaining time. It is silent where stderr is not a terminal."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,

@@ -58,15 +58,15 @@ def distill_generate(
     require("torch", "train")
     require("safetensors", "train")
     from merino_edge import checkpoint
-    from merino_edge.distillation import prompts as asked
+    from merino_edge.distillation import prompts as prompt_files
     from merino_edge.distillation import synthetic_corpus
     from merino_edge.pytorch.batched_generation import SamplingParams
     from merino_edge.training import device as computing
 
     computing.set_threads(threads)
-    found = asked.load(prompts)
+    prompt_set = prompt_files.load(prompts)
     plan = synthetic_corpus.Plan(
-        len(found.lines) or 1000 if count is None else count,
+        len(prompt_set.lines) or 1000 if count is None else count,
         max_tokens,
         SamplingParams(temperature, top_k, top_p, frequency_penalty),
         batch,
@@ -89,7 +89,7 @@ def distill_generate(
         try:
             header = synthetic_corpus.write(
                 checkpoint.load(teacher),
-                found,
+                prompt_set,
                 out,
                 plan,
                 bf16=bf16,

@@ -46,12 +46,12 @@ def distill_logits(
     from merino_edge.training import device as computing
 
     computing.set_threads(threads)
-    source, found = checkpoint.load(teacher), load(corpus)
+    source, loaded_corpus = checkpoint.load(teacher), load(corpus)
     device = computing.device()
     bf16 = computing.uses_bf16(precision, device)
     began = time.perf_counter()
     with console.progress(console.stderr()) as bar:
-        task = bar.add_task("logits", total=len(found.tokens), note="")
+        task = bar.add_task("logits", total=len(loaded_corpus.tokens), note="")
 
         def on_tokens(done: int, now: int) -> None:
             bar.update(task, completed=done, note=f"{now / (time.perf_counter() - began):,.0f} tokens/s")
@@ -59,7 +59,7 @@ def distill_logits(
         try:
             header = teacher_logits.teach(
                 source,
-                found,
+                loaded_corpus,
                 out,
                 top_k=top_k,
                 window=window,

@@ -27,18 +27,18 @@ def doctor(
     from merino_edge.cli import console
     from merino_edge.jetson.doctor.doctor import examine
 
-    found = examine()
+    report = examine()
     if as_json:
-        console.print_json(found)
+        console.print_json(report)
     else:
-        console.print_line("\n".join(_lines(found)))
+        console.print_line("\n".join(_lines(report)))
 
 
-def _lines(found: dict[str, Any]) -> Iterator[str]:
+def _lines(report: dict[str, Any]) -> Iterator[str]:
     from merino_edge.cli.console import UNKNOWN, plain
 
-    yield f"merino-edge {found['merino_edge']}, {found['python']}"
-    device = {name: plain(value) for name, value in found["device"].items()}
+    yield f"merino-edge {report['merino_edge']}, {report['python']}"
+    device = {name: plain(value) for name, value in report["device"].items()}
     unread = [name.replace("_", " ") for name, text in device.items() if text == UNKNOWN]
     for name, text in device.items():
         if text != UNKNOWN:
@@ -47,18 +47,18 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         yield f"  {UNKNOWN:<16} {', '.join(unread)}"
     yield "sensors"
     for name, title in SENSORS.items():
-        yield f"  {title:<16} {plain(found['sensors'][name], 'none can be read')}"
+        yield f"  {title:<16} {plain(report['sensors'][name], 'none can be read')}"
     yield "packages"
-    yield "  " + ", ".join(f"{name} {version or '-'}" for name, version in found["packages"].items())
+    yield "  " + ", ".join(f"{name} {version or '-'}" for name, version in report["packages"].items())
     for title in ("verbs", "optional"):
         yield title
-        width = max(map(len, found[title]))
-        for name, state in found[title].items():
+        width = max(map(len, report[title]))
+        for name, state in report[title].items():
             yield f"  {name:<{width}}  " + (
                 "ok" if state["ok"] else f"needs {', '.join(state['missing'])}: {state['fix']}"
             )
-    yield "known traps" if found["traps"] else "known traps: none found"
-    for trap in found["traps"]:
-        yield f"  {trap['name']}: {trap['found']}"
-        yield f"    {trap['advice']}"
-        yield f"    ({trap['source']})"
+    yield "findings" if report["traps"] else "findings: none"
+    for finding in report["traps"]:
+        yield f"  {finding['name']}: {finding['found']}"
+        yield f"    {finding['advice']}"
+        yield f"    ({finding['source']})"

@@ -1,7 +1,7 @@
-"""`merino-edge estimate`: a latency table for a board that is not at hand, from its data and a roofline.
+"""`merino-edge estimate`: estimates a latency table for a board that is not at hand, with a roofline model.
 
-    merino-edge estimate                                        the boards and power modes there are
-    merino-edge estimate --check                                the roofline against published speeds
+    merino-edge estimate                                        list the boards and their power modes
+    merino-edge estimate --check                                compare the roofline with published speeds
     merino-edge estimate --board orin-nano-8gb --mode 25W --space edge --precision int4 --out T.jsonl
 
 `--json` prints {"table", "device", "power_mode", "precision", "runtime", "entries", "estimated": true, "unverified",
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from merino_edge.latency.table import LatencyTable
 
-UNLIKE = 5.0  # percent, from which a sum is worth a warning
+ADDITIVE_PERCENT = 5.0  # error of a sum of parts above which a warning is printed
 
 
 def estimate(
@@ -62,28 +62,42 @@ def estimate(
     """
     from merino_edge.errors import InputError
 
-    described = (mode, out, space, precision, runtime, lengths, quick or None)
+    table_options = (mode, out, space, precision, runtime, lengths, quick or None)
     if check or board is None:
-        if (check and board is not None) or any(option is not None for option in described):
-            hint = (
-                "leave the rest of the line away" if check else "add: --board BOARD (merino-edge estimate lists them)"
-            )
+        if (check and board is not None) or any(option is not None for option in table_options):
+            hint = "leave out every other option" if check else "add: --board BOARD (merino-edge estimate lists them)"
             raise InputError("--check takes only --json" if check else "no board was named", hint)
-        (_check if check else _list)(as_json)
+        (_check if check else _list)(as_json=as_json)
     elif out is None:
         raise InputError("no file was named for the table", "add: --out T.jsonl")
     else:
         _write(
-            board, mode, out, space or "edge", precision or "int4", runtime or "merino-edge", lengths, quick, as_json
+            board,
+            mode,
+            out,
+            space=space or "edge",
+            precision=precision or "int4",
+            runtime_name=runtime or "merino-edge",
+            lengths=lengths,
+            quick=quick,
+            as_json=as_json,
         )
 
 
 def _write(
-    board_name: str, mode: str | None, out: Path, space: str, precision: str, runtime_name: str, lengths: str | None,
-    quick: bool, as_json: bool,
-) -> None:  # fmt: skip
+    board_name: str,
+    mode: str | None,
+    out: Path,
+    *,
+    space: str,
+    precision: str,
+    runtime_name: str,
+    lengths: str | None,
+    quick: bool,
+    as_json: bool,
+) -> None:
     from merino_edge.cli import console
-    from merino_edge.cli.profile import _lengths
+    from merino_edge.cli.profile import parse_lengths
     from merino_edge.counts import check_precision
     from merino_edge.errors import InputError
     from merino_edge.jetson.estimate.boards import board
@@ -92,16 +106,24 @@ def _write(
     from merino_edge.search import space_file
     from merino_edge.search.builtin_spaces import load_space
 
-    chosen = board(board_name)
+    target = board(board_name)
     if mode is None:
-        modes = ", ".join(m.name for m in chosen.modes)
-        raise InputError(f"{chosen.name} has several power modes", f"add: --mode, one of {modes}")
-    roofline = Roofline(chosen, chosen.mode(mode), runtime(runtime_name))
+        modes = ", ".join(m.name for m in target.modes)
+        raise InputError(f"{target.name} has several power modes", f"add: --mode, one of {modes}")
+    roofline = Roofline(target, target.mode(mode), runtime(runtime_name))
     check_precision(precision)
-    asked, covered = _lengths(lengths), load_space(space)
+    grid_lengths, search_space = parse_lengths(lengths), load_space(space)
     screen = console.stderr()
     with screen.status("estimating"):
-        table = estimate_table(out, covered, space_file.to_dict(covered), precision, roofline, quick, asked)
+        table = estimate_table(
+            out,
+            search_space,
+            space_file.to_dict(search_space),
+            precision,
+            roofline,
+            quick=quick,
+            lengths=grid_lengths,
+        )
     _print_table(screen, table)
     if as_json:
         header = table.header
@@ -137,7 +159,7 @@ def _print_table(screen: Console, table: LatencyTable) -> None:
             f"additivity of the estimate in {mode}: its sums against {figures['models']} whole models of the roofline, "
             f"MAPE {figures['mape_percent']:.1f}%, max {figures['max_percent']:.1f}%"
         )
-        if figures["mape_percent"] > UNLIKE:
+        if figures["mape_percent"] > ADDITIVE_PERCENT:
             say(f"warning: in {mode} this estimate is not the sum of its parts")
     for mode, figures in table.validation.items():
         if figures["published_models"]:
@@ -154,7 +176,7 @@ def _print_table(screen: Console, table: LatencyTable) -> None:
 # --- the boards ------------------------------------------------------------------------------------
 
 
-def _list(as_json: bool) -> None:
+def _list(*, as_json: bool) -> None:
     import dataclasses
 
     from rich.console import Console
@@ -207,7 +229,7 @@ def _list(as_json: bool) -> None:
 # --- the check -------------------------------------------------------------------------------------
 
 
-def _check(as_json: bool) -> None:
+def _check(*, as_json: bool) -> None:
     from itertools import groupby
 
     from rich.console import Console
@@ -220,8 +242,8 @@ def _check(as_json: bool) -> None:
     compared = rows()
     if as_json:
         bases = {runtime.name: runtime.basis for runtime in RUNTIMES}
-        found = {"rows": [r.to_dict() for r in compared], "summaries": summaries(compared), "runtimes": bases}
-        console.print_json(found)
+        document = {"rows": [r.to_dict() for r in compared], "summaries": summaries(compared), "runtimes": bases}
+        console.print_json(document)
         return
     screen = Console(highlight=False, markup=False, soft_wrap=True)
     for kind, group in groupby(compared, lambda row: f"{row.framework} {row.mode}"):

@@ -76,27 +76,27 @@ def evaluate(
     from merino_edge.errors import InputError, require
 
     require("lm_eval", "evaluate")
-    os.environ["TQDM_DISABLE"] = "1"  # the harness's own bars; read when tqdm is imported
+    os.environ["TQDM_DISABLE"] = "1"  # no progress bars of the harness itself; read when tqdm is imported
     from merino_edge.runtime.evaluation import harness
     from merino_edge.runtime.evaluation import perplexity as of_text
     from merino_edge.runtime.evaluation.tasks import parse_task_names
 
     names = [] if perplexity is not None and tasks is None else parse_task_names("merino14" if tasks is None else tasks)
     if perplexity is None and (window, stride) != (None, None):
-        raise InputError("--window and --stride are of a text", "name it: --perplexity FILE")
+        raise InputError("--window and --stride need a text", "add: --perplexity FILE")
     if limit is not None:
         limits.check_range("limit", limit, 1, limits.MAX_ITEMS)
     if names and data is None:
-        raise InputError("nothing says where the evaluation sets are", "set MERINO_DATA, or give --data FOLDER")
+        raise InputError("the folder of the evaluation sets is unknown", "set MERINO_DATA, or give --data FOLDER")
     kind, newest = harness.KIND, harness.SCHEMA_VERSION
     other = None if against is None else artefact.read_json(against, kind, newest)
-    engine, tokenizer, card = open_model(model, threads, cpu)
+    engine, tokenizer, card = open_model(model, threads, cpu=cpu)
     report: dict[str, Any] = {"model": card, "engine": type(engine).__name__, "limit": limit, "tasks": {}}
     report["mean_accuracy"] = None
     with contextlib.closing(engine), stderr().status("opening") as status:
         if perplexity is not None:
-            told = functools.partial(_tell, status, perplexity.name)
-            entry = of_text.perplexity(perplexity, engine, tokenizer, window=window, stride=stride, on_step=told)
+            on_step = functools.partial(_show_progress, status, perplexity.name)
+            entry = of_text.perplexity(perplexity, engine, tokenizer, window=window, stride=stride, on_step=on_step)
             report[of_text.KEY] = entry
             if out is not None:
                 artefact.write_json(out, kind, report, newest)
@@ -104,11 +104,11 @@ def evaluate(
                 print_line(_text_line(entry))
         for name in names:
             status.update(name)
-            told = functools.partial(_tell, status, name)
-            entry = harness.evaluate_task(name, engine, tokenizer, data or Path(), limit=limit, on_step=told)
+            on_step = functools.partial(_show_progress, status, name)
+            entry = harness.evaluate_task(name, engine, tokenizer, data or Path(), limit=limit, on_step=on_step)
             report["tasks"][name] = entry
             report["mean_accuracy"] = harness.mean_accuracy(report["tasks"])
-            if out is not None:  # what is done by now: whoever interrupts the next task keeps it
+            if out is not None:  # after each task, so that an interruption loses only the next one
                 artefact.write_json(out, kind, report, newest)
             if not as_json:
                 print_line(_line(name, entry))
@@ -127,14 +127,17 @@ def evaluate(
         stderr().print(f"note: {against} has none of these items", highlight=False, markup=False)
 
 
-def open_model(path: Path, threads: int | None, cpu: bool) -> tuple[Engine, Tokenizer, dict[str, Any]]:
-    """A checkpoint by PyTorch or a bundle by its engine, with its tokenizer and what a report calls it."""
+def open_model(path: Path, threads: int | None, *, cpu: bool) -> tuple[Engine, Tokenizer, dict[str, Any]]:
+    """Open a checkpoint with PyTorch, or a bundle with its engine: the engine, the tokenizer and the model's card.
+
+    Raises what merino_edge.runtime.open_bundle.open_engine and merino_edge.checkpoint.load raise.
+    """
     from merino_edge import limits
 
     if not (path / "training.json").is_file():
         from merino_edge.cli.bundle_options import open_bundle
 
-        engine, tokenizer, opened = open_bundle(path, threads, cpu)
+        engine, tokenizer, opened = open_bundle(path, threads, cpu=cpu)
         return engine, tokenizer, opened.card()
     from merino_edge import checkpoint
     from merino_edge.errors import require
@@ -152,17 +155,17 @@ def open_model(path: Path, threads: int | None, cpu: bool) -> tuple[Engine, Toke
     return TorchEngine(model, threads=threads), Tokenizer.load(path), card
 
 
-def _tell(status: Status, name: str, done: int, of: int) -> None:
+def _show_progress(status: Status, name: str, done: int, of: int) -> None:
     status.update(f"{name}: {done} of {of}")
 
 
 def _line(name: str, entry: dict[str, Any]) -> str:
-    figures = (_figure(metric, found["value"], found["stderr"]) for metric, found in entry["metrics"].items())
+    figures = (_figure(metric, measured["value"], measured["stderr"]) for metric, measured in entry["metrics"].items())
     return f"{name:<14} {'   '.join(figures)}   ({entry['items']} items, {entry['seconds']:.0f} s)"
 
 
 def _text_line(entry: dict[str, Any]) -> str:
-    figures = (_figure(metric, found["value"], found["stderr"]) for metric, found in entry["metrics"].items())
+    figures = (_figure(metric, measured["value"], measured["stderr"]) for metric, measured in entry["metrics"].items())
     how = f"{entry['file']}: {entry['tokens']} tokens, windows of {entry['window']}, stride {entry['stride']}"
     return f"{'perplexity':<14} {'   '.join(figures)}   ({how}, {entry['seconds']:.0f} s)"
 

@@ -102,17 +102,21 @@ def export(
 
     block = (64 if fast else 32) if block is None else block
     rounding = ("gptq" if fast else "nearest") if rounding is None else rounding
-    chosen = Target.named(target, precision, lowering, block, fast, cache)  # refuse before minutes of work
+    target_platform = Target.named(
+        target, precision, lowering, block=block, fast=fast, cache=cache
+    )  # refuse before minutes of work
     if rounding not in ("gptq", "nearest"):
         raise InputError(f"unknown rounding {rounding!r}", "choose one of: gptq, nearest")
     for name, value in (("--max-kl", max_kl), ("--max-mb", max_mb)):
         if value is not None and not 0 < value < float("inf"):
             raise InputError(f"{name} is {value}", "give a positive number")
         if value is not None and precision != "int4":
-            message = f"{name} chooses between int4 and int8, the precision is {precision}"
+            message = f"{name} upgrades int4 matrices to int8, the precision is {precision}"
             raise InputError(message, "use --precision int4")
         if value is not None and fast:
-            raise InputError(f"{name} spends on accuracy what --fast saves", "give up one of them")
+            raise InputError(
+                f"{name} makes the bundle slower and more accurate, --fast the opposite", "leave out one of them"
+            )
     contexts = None if context is None else _contexts(context)
     if threads is not None:
         limits.check_range("threads", threads, 1, limits.MAX_THREADS)
@@ -124,7 +128,15 @@ def export(
         engine = partial(_open_engine, a, threads)
         try:
             max_bytes = None if max_mb is None else round(1e6 * max_mb)
-            options = ExportOptions(chosen, positions, smaller, rounding, max_kl, max_bytes, keep_vocab)
+            options = ExportOptions(
+                target_platform,
+                positions,
+                smaller_contexts=smaller,
+                rounding=rounding,
+                max_kl=max_kl,
+                max_bytes=max_bytes,
+                keep_vocab=keep_vocab,
+            )
             bundle = write_bundle(source, out, options, engine, status.update)
         except ParityError as error:
             for check in error.checks:
@@ -133,8 +145,8 @@ def export(
     manifest = bundle.manifest
     size_mb = sum(file["bytes"] for file in manifest["files"].values()) / 1e6
     if json:
-        told = ("id", "precision", "target", "contexts", "raised_to_int8", "vocabulary", "parity", "compiled")
-        print_json({"out": str(out), "size_mb": round(size_mb, 1), **{key: manifest[key] for key in told}})
+        keys = ("id", "precision", "target", "contexts", "raised_to_int8", "vocabulary", "parity", "compiled")
+        print_json({"out": str(out), "size_mb": round(size_mb, 1), **{key: manifest[key] for key in keys}})
         return
     for check in manifest["parity"]:
         print_line(check_line(check))
@@ -147,8 +159,8 @@ def export(
             f"{vocabulary['whole_decode_ms']:.2f} ms a token here"
         )
     mixed = f" with {count} matrices at int8" if (count := len(manifest["raised_to_int8"])) else ""
-    places = ", ".join(map(str, bundle.contexts))
-    print_line(f"{out}: {precision}{mixed}, {places} positions, {size_mb:.1f} MB")
+    positions = ", ".join(map(str, bundle.contexts))
+    print_line(f"{out}: {precision}{mixed}, {positions} positions, {size_mb:.1f} MB")
     if target == "onnxruntime":
         console.print(f"next: merino-edge generate {out}", style="dim", soft_wrap=True)
 

@@ -26,13 +26,13 @@ def export_hf(
     if written.copied_layers:
         console.stderr().print(
             f"note: {written.model} shares no weights between layers: {written.copied_layers} of {a.layers} layers "
-            f"are copies of another's",
+            f"are copies of another layer",
             markup=False,
             soft_wrap=True,
         )
     if json:
-        told = {"out": str(out), "family": written.family, "model": written.model, "parameters": a.parameters}
-        console.print_json({**told, "copied_layers": written.copied_layers})
+        document = {"out": str(out), "family": written.family, "model": written.model, "parameters": a.parameters}
+        console.print_json({**document, "copied_layers": written.copied_layers})
         return
     console.print_line(f"{out}: {written.model}, {a.parameters / 1e6:.1f} M parameters, {a.layers} layers")
     console.stderr().print(

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from merino_edge.runtime.grammar import Grammar
     from merino_edge.tokenizer import Tokenizer
 
-INTERRUPTED = 130  # exit code after Ctrl-C, as shells count it
+INTERRUPTED = 130  # exit code after Ctrl-C, as in shells
 
 
 def generate(
@@ -116,19 +116,19 @@ def generate(
     penalties = (repetition_penalty, frequency_penalty, presence_penalty)
     sampling = Sampling(temperature, top_k, top_p, min_p, typical_p, *penalties, seed=seed, greedy=greedy)
     if json_schema is not None and regex is not None:
-        raise InputError("--json-schema and --regex ask for two forms", "give one")
+        raise InputError("--json-schema and --regex exclude each other", "give one")
     if prompt is None and not sys.stdin.isatty():
         prompt = _read_stdin()
     if prompt is None and as_json:
         raise InputError("--json needs a prompt", "give --prompt TEXT or pipe one in")
-    with suppress(AttributeError):  # a stream that is not a real file cannot be, and need not be, told
+    with suppress(AttributeError):  # only a real file needs this and can do it
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
 
     began = perf_counter()
-    engine, tokenizer, opened = open_bundle(bundle, threads, cpu)
+    engine, tokenizer, opened = open_bundle(bundle, threads, cpu=cpu)
     with ExitStack() as stack:
         stack.enter_context(closing(engine))
-        if proposer := open_proposer(lookup, draft, engine, opened, threads, cpu):
+        if proposer := open_proposer(engine, opened, lookup=lookup, draft=draft, threads=threads, cpu=cpu):
             stack.enter_context(closing(proposer))
         grammar = _grammar(tokenizer, engine.vocab_size, json_schema, regex)
         raw = None if chat is None else not chat
@@ -147,7 +147,7 @@ def generate(
         cache_to_write = _read_cache(prompt_cache, talk, opened)
         load_ms = (perf_counter() - began) * 1e3
         if prompt is None:
-            Terminal(talk, load_ms, verbose).run()
+            Terminal(talk, load_ms, verbose=verbose).run()
             _write_cache(cache_to_write, talk, opened)
             return
         answer = run_turn(talk, prompt, quiet=as_json)
@@ -156,14 +156,14 @@ def generate(
 
             print_json(_document(talk, answer, load_ms) | {"bundle": opened.card()})
         else:
-            print_statistics(answer.statistics, load_ms, verbose)
+            print_statistics(answer.statistics, load_ms, verbose=verbose)
         _write_cache(cache_to_write, talk, opened)
     if answer.finish_reason == "cancelled":
         raise typer.Exit(INTERRUPTED)
 
 
 def _read_cache(path: Path | None, talk: Chat, opened: Bundle) -> Path | None:
-    """Where nothing stands yet, the path again: the last prompt is to be kept there."""
+    """Load the prompt cache at `path`. Returns `path` if there is none yet: then the last prompt is saved there."""
     if path is None or not path.exists():
         return path
     from merino_edge.runtime import prompt_cache
@@ -173,8 +173,8 @@ def _read_cache(path: Path | None, talk: Chat, opened: Bundle) -> Path | None:
 
 
 def _write_cache(path: Path | None, talk: Chat, opened: Bundle) -> None:
-    asked = talk.turn.statistics.prompt_tokens if talk.turn else 0
-    positions = min(asked, len(talk.session.ids))
+    prompt_tokens = talk.turn.statistics.prompt_tokens if talk.turn else 0
+    positions = min(prompt_tokens, len(talk.session.ids))
     if path is not None and positions:
         from merino_edge.runtime import prompt_cache
 
@@ -202,7 +202,7 @@ def _read_stdin() -> str:
     if len(data) > limits.MAX_PROMPT_BYTES:
         raise InputError(f"stdin has more than {limits.MAX_PROMPT_BYTES} bytes", "shorten it (merino_edge/limits.py)")
     try:
-        return data.decode().removesuffix("\n")  # the line's end that echo and editors add
+        return data.decode().removesuffix("\n")  # echo and editors end the text with it
     except UnicodeDecodeError as error:
         raise InputError(f"stdin is not UTF-8 (byte {error.start})", "convert it, for example with iconv") from None
 

@@ -76,7 +76,7 @@ def pareto(
     with console.progress(screen) as bar:
         task = bar.add_task("points", total=points, note="")
         front = pareto_front(config.problem(), metric, points, lambda done: bar.update(task, completed=done))
-    report = pareto_report.document(front, config, references(front.metric, config.score, front.problem.cost_model))
+    report = pareto_report.to_document(front, config, references(front.metric, config.score, front.problem.cost_model))
     written = artefact.write_json(out, KIND, report, SCHEMA_VERSION)
     screen.print(pareto_report.table(report))
     if plot:

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 
     from merino_edge.jetson.profiler.profiler import Progress, Request
     from merino_edge.latency.table import LatencyTable
-    from merino_edge.latency.table_file import load_table
 
-TOLD_PERCENT = 10  # how often a log that is no terminal hears of progress
+REPORT_PERCENT = 10  # step of the progress that is printed where stderr is no terminal
 
 
 def profile(
@@ -84,6 +83,7 @@ def profile(
 
     from merino_edge.cli import console
     from merino_edge.errors import MissingExtraError, OutputError, require
+    from merino_edge.latency.table_file import load_table
 
     begun: dict[str, Any] = {}
     if resume and out.exists():
@@ -95,7 +95,15 @@ def profile(
     from merino_edge.jetson.profiler.time_budget import QUICK_MINUTES
 
     request = _request(
-        begun, backend, space, precision, threads, lengths, QUICK_MINUTES if quick else minutes, only, out
+        begun,
+        out,
+        backend=backend,
+        space=space,
+        precision=precision,
+        threads=threads,
+        lengths=lengths,
+        minutes=QUICK_MINUTES if quick else minutes,
+        only=only,
     )
     screen = console.stderr()
     if dry_run:
@@ -111,10 +119,10 @@ def profile(
     try:
         with console.progress(screen) as bar:
             task = bar.add_task("measuring", total=None, note="")
-            told = -TOLD_PERCENT
+            reported = -REPORT_PERCENT
 
             def note(progress: Progress) -> None:
-                nonlocal told
+                nonlocal reported
                 bar.update(
                     task,
                     completed=round(progress.done_seconds),
@@ -122,8 +130,8 @@ def profile(
                     note="; ".join(progress.moved),
                 )
                 percent = int(100 * progress.done_seconds / max(1.0, progress.total_seconds))
-                if not screen.is_terminal and percent >= told + TOLD_PERCENT:
-                    told = percent
+                if not screen.is_terminal and percent >= reported + REPORT_PERCENT:
+                    reported = percent
                     left = (progress.total_seconds - progress.done_seconds) / 60
                     screen.print(
                         f"{progress.done} of {progress.probes} probes, about {max(0.0, left):.1f} min left",
@@ -168,6 +176,8 @@ def profile(
 
 def _request(
     begun: dict[str, Any],
+    out: Path,
+    *,
     backend: str | None,
     space: str | None,
     precision: str | None,
@@ -175,9 +185,8 @@ def _request(
     lengths: str | None,
     minutes: float | None,
     only: str | None,
-    out: Path,
 ) -> Request:
-    """From the options, and for what they leave open the begun table's header, else the usual."""
+    """What to measure: from the options, else from `begun` (the header of the unfinished table), else the defaults."""
     import re
 
     from merino_edge import limits
@@ -190,9 +199,9 @@ def _request(
     from merino_edge.search.builtin_spaces import SPACES, load_space
 
     if space is None and begun:
-        chosen = space_file.from_dict(begun.get("space"), str(out), SPACES)
+        search_space = space_file.from_dict(begun.get("space"), str(out), SPACES)
     else:
-        chosen = load_space(space or "paper")
+        search_space = load_space(space or "paper")
     precision = precision or begun.get("precision", "fp32")
     check_precision(precision)
     threads = begun.get("threads", 1) if threads is None else threads
@@ -204,16 +213,27 @@ def _request(
         try:
             re.compile(only)
         except re.error as error:
-            raise InputError(f"--only {only!r} is no pattern ({error})", "write it as 'layer decode'") from None
+            raise InputError(
+                f"--only {only!r} is no regular expression ({error})", "write it as 'layer decode'"
+            ) from None
     name = backend or begun.get("backend", "cpu")
-    found = backend_named(ALIASES.get(name, name))
-    return Request(chosen, space_file.to_dict(chosen), precision, threads, found, minutes, _lengths(lengths), only)
+    return Request(
+        space=search_space,
+        space_document=space_file.to_dict(search_space),
+        precision=precision,
+        threads=threads,
+        backend=backend_named(ALIASES.get(name, name)),
+        minutes=minutes,
+        lengths=parse_lengths(lengths),
+        only=only,
+    )
 
 
 ALIASES = {"cpu": "onnxruntime-cpu", "cuda": "onnxruntime-cuda", "torch": "torch-cpu"}
 
 
-def _lengths(text: str | None) -> list[int] | None:
+def parse_lengths(text: str | None) -> list[int] | None:
+    """64,256 -> [64, 256]. Raises InputError."""
     from merino_edge import limits
     from merino_edge.errors import InputError
 
@@ -254,6 +274,8 @@ def _print_result(screen: Console, table: LatencyTable, seconds: float) -> None:
             soft_wrap=True,
         )
         if (apart := figures.get("visits_apart_percent")) is not None:
-            screen.print(f"        visits to one model are {apart:.1f}% from their median: that much is the machine")
+            screen.print(
+                f"        repetitions of one model are {apart:.1f}% from their median: that is the machine's noise"
+            )
     if not table.finished:
         screen.print(f"unfinished; go on with: merino-edge profile --continue --out {table.path}", soft_wrap=True)

@@ -20,7 +20,7 @@ from merino_edge.cli.bundle_options import (
 )
 from merino_edge.errors import InputError
 
-GRACE_SECONDS = 2  # for answers that end as the server does
+GRACE_SECONDS = 2  # for answers that still run when the server ends
 
 
 def serve(
@@ -65,9 +65,9 @@ def serve(
 
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(_listen(host, port))
-        engine, tokenizer, opened = open_bundle(bundle, threads, cpu)
+        engine, tokenizer, opened = open_bundle(bundle, threads, cpu=cpu)
         stack.enter_context(contextlib.closing(engine))
-        if proposer := open_proposer(lookup, draft, engine, opened, threads, cpu):
+        if proposer := open_proposer(engine, opened, lookup=lookup, draft=draft, threads=threads, cpu=cpu):
             stack.enter_context(contextlib.closing(proposer))
         service = Service(
             engine, tokenizer, name or opened.path.resolve().name, waiting=waiting, key=api_key, proposer=proposer
@@ -76,19 +76,21 @@ def serve(
 
         class Server(uvicorn.Server):
             def handle_exit(self, sig: int, frame: object) -> None:
-                service.cancel_all()  # or their streams would hold the server until they end
+                service.cancel_all()  # else the server would wait for their ends
                 super().handle_exit(sig, frame)  # type: ignore[arg-type]
 
         config = uvicorn.Config(
             service.application(), log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_SECONDS
         )
-        where, bound = f"[{host}]" if ":" in host else host, listening.getsockname()[1]
-        stderr().print(f"{service.name} on http://{where}:{bound}/v1; Ctrl-C ends", highlight=False, markup=False)
+        shown_host, shown_port = f"[{host}]" if ":" in host else host, listening.getsockname()[1]
+        stderr().print(
+            f"{service.name} on http://{shown_host}:{shown_port}/v1; Ctrl-C ends", highlight=False, markup=False
+        )
         Server(config).run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Raises InputError where the address is not this machine's, or taken."""
+    """A listening socket. Raises InputError where the address is not of this machine, or is in use."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)

@@ -1,8 +1,6 @@
-"""A chat in the terminal: turns that Ctrl-C ends, statistics, and the loop that obeys /commands.
+"""The chat in the terminal: one turn at a time, its statistics, and the loop that obeys /commands.
 
-Answers go to stdout, everything else to stderr. Colour and control characters only where they belong: a
-model's control characters never reach a terminal.
-"""
+Answers go to stdout, everything else to stderr. Control characters of a model never reach a terminal."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ HELP = """\
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second raises KeyboardInterrupt."""
+    """Gives an event that the first Ctrl-C sets. The second Ctrl-C raises KeyboardInterrupt."""
     cancel = threading.Event()
 
     def interrupt(number: int, frame: object) -> None:
@@ -45,9 +43,9 @@ def interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def run_turn(talk: Chat, text: str, quiet: bool = False) -> Generation:
-    """Run one turn to its end, writing the pieces as they come."""
-    # What a model says must not steer the terminal: control characters but newline and tab are dropped there.
+def run_turn(talk: Chat, text: str, *, quiet: bool = False) -> Generation:
+    """Run one turn to its end and write its text as it comes, unless `quiet`."""
+    # A model must not steer the terminal. So a terminal gets no control characters but newline and tab.
     drop = dict.fromkeys({*range(32), *range(127, 160)} - {9, 10}) if sys.stdout.isatty() else {}
     with interruptible() as cancel:
         answer = talk.send(text, cancel)
@@ -64,18 +62,18 @@ def run_turn(talk: Chat, text: str, quiet: bool = False) -> Generation:
     return answer
 
 
-def print_statistics(statistics: Statistics, load_ms: float, verbose: bool) -> None:
-    """One line, or with `verbose` four in the order of llama.cpp's: load, prompt, generation, total."""
+def print_statistics(statistics: Statistics, load_ms: float, *, verbose: bool) -> None:
+    """Print one line, or with `verbose` four lines in llama.cpp's order: load, prompt, generation, total."""
     from merino_edge.cli.console import stderr
 
-    s, run = statistics, statistics.prompt_tokens - statistics.reused_tokens
+    s, computed = statistics, statistics.prompt_tokens - statistics.reused_tokens
     if verbose:
         total_ms = s.prompt_ms + s.decode_ms
         lines = [
             f"load       {load_ms:9.1f} ms",
-            f"prompt     {s.prompt_ms:9.1f} ms {_per_token(run, s.prompt_ms)}, {s.reused_tokens} reused",
+            f"prompt     {s.prompt_ms:9.1f} ms {_per_token(computed, s.prompt_ms)}, {s.reused_tokens} reused",
             f"generation {s.decode_ms:9.1f} ms {_per_token(max(s.generated_tokens - 1, 0), s.decode_ms)}",
-            f"total      {total_ms:9.1f} ms {_per_token(run + s.generated_tokens, total_ms)}",
+            f"total      {total_ms:9.1f} ms {_per_token(computed + s.generated_tokens, total_ms)}",
         ]
     else:
         rates = (s.prompt_tokens_per_second, s.decode_tokens_per_second)
@@ -97,15 +95,18 @@ def _per_token(tokens: int, elapsed_ms: float) -> str:
 class Terminal:
     """The interactive chat: reads lines, answers them, and obeys /commands."""
 
-    def __init__(self, talk: Chat, load_ms: float, verbose: bool) -> None:
+    def __init__(self, talk: Chat, load_ms: float, *, verbose: bool) -> None:
         self.talk, self.load_ms, self.verbose = talk, load_ms, verbose
         fields = dataclasses.fields(talk.sampling)
         self.keys = [field.name for field in fields if field.name != "logit_bias"] + ["max_tokens"]
 
     def run(self) -> None:
-        """Until /exit, Ctrl-D, or Ctrl-C at the prompt (KeyboardInterrupt). A refused turn is one line."""
+        """Read and answer until /exit or Ctrl-D. A refused turn prints one line.
+
+        Raises KeyboardInterrupt on Ctrl-C at the prompt.
+        """
         with suppress(ImportError):
-            import readline  # noqa: F401  gives input() line editing and history
+            import readline  # noqa: F401  input() then has line editing and a history
         self._say("/help lists the commands, /exit leaves")
         with suppress(EOFError):
             while (text := self._read()) != "/exit":
@@ -115,7 +116,7 @@ class Terminal:
                     self._say(str(error))
 
     def _read(self) -> str:
-        """One message: a line, or everything between two `\"""`."""
+        """Read one message: a line, or everything between two `\"""`."""
         text = self._line("> ")
         if not text.startswith('"""'):
             return text.strip()
@@ -127,7 +128,7 @@ class Terminal:
     def _line(self, prompt: str) -> str:
         if sys.stdout.isatty():
             return input(prompt)
-        sys.stderr.write(prompt)  # stdout goes to a file, which gets the answers only
+        sys.stderr.write(prompt)  # stdout is a file, which gets only the answers
         sys.stderr.flush()
         return input()
 
@@ -153,9 +154,9 @@ class Terminal:
 
     def _ask(self, text: str) -> None:
         answer = run_turn(self.talk, text)
-        print_statistics(answer.statistics, self.load_ms, self.verbose)
+        print_statistics(answer.statistics, self.load_ms, verbose=self.verbose)
         if self.talk.dropped:
-            self._say(f"the {self.talk.dropped} oldest messages no longer fit and are forgotten")
+            self._say(f"the {self.talk.dropped} oldest messages no longer fit the context and were dropped")
         if answer.finish_reason == "context":
             self._say("the context is full" + ("" if self.talk.slide else "; /reset starts a new conversation"))
 

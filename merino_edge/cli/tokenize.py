@@ -41,25 +41,27 @@ def tokenize(
     from merino_edge.errors import InputError
     from merino_edge.tokenizer import Tokenizer
 
-    given = None if tokenizer is None else Tokenizer.load(tokenizer)
-    if (vocab is None) == (given is None):
+    loaded = None if tokenizer is None else Tokenizer.load(tokenizer)
+    if (vocab is None) == (loaded is None):
         raise InputError("a corpus needs one tokenizer", "add: --vocab N, or --tokenizer CHECKPOINT")
-    if given is not None:
-        vocab = corpus_writer.tokens_of(given.backend)
+    if loaded is not None:
+        vocab = corpus_writer.tokens_of(loaded.backend)
     assert vocab is not None
     limits.check_range("vocab", vocab, 1, limits.MAX_VOCAB_SIZE)
     began = time.perf_counter()
     with console.progress(console.stderr()) as bar:
         task = bar.add_task("tokenize", total=None, note="reading")
-        corpus = prepare(sources, vocab, out, given, on_tokens=lambda count: bar.update(task, note=f"{count:,} tokens"))
+        corpus = prepare(
+            sources, vocab, out, loaded, on_tokens=lambda count: bar.update(task, note=f"{count:,} tokens")
+        )
     header, seconds = corpus.header, time.perf_counter() - began
     if as_json:
         counts = ("tokens", "learned_tokens", "conversations", "unanswered", "tokenizer_tokens", "vocab_size")
         figures = {name: header[name] for name in counts}
-        sha256 = fingerprint([corpus.folder])  # as a training that begins with the folder has it
+        sha256 = fingerprint([corpus.folder])  # the same as in the record of a training on the folder
         console.print_json({"corpus": str(corpus.folder), **figures, "sha256": sha256, "seconds": seconds})
         return
-    what = f"{header['tokens']:,} tokens of {header['tokenizer_tokens']:,} kinds in {seconds:.1f} s"
+    what = f"{header['tokens']:,} tokens (vocabulary {header['tokenizer_tokens']:,}) in {seconds:.1f} s"
     if header["conversations"]:
         what += f", {header['learned_tokens']:,} learned, of {header['conversations']:,} conversations"
     if header["unanswered"]:

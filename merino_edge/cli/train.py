@@ -154,14 +154,14 @@ def train(
 
     require("torch", "train")
     require("safetensors", "train")
-    a, start = _opened(model)
+    a, start = _open_model(model)
     from merino_edge.training import device, throughput, trainer
     from merino_edge.training import teacher as teachers
     from merino_edge.training.distributed import Workers
     from merino_edge.training.log import TrainingLog
 
     device.set_threads(threads)
-    given = {
+    every_option = {
         "steps": steps,
         "batch": batch,
         "sequence": sequence,
@@ -179,27 +179,27 @@ def train(
         "temperature": temperature,
         "direction": direction,
     }
-    given = {name: value for name, value in given.items() if value is not None}
+    options = {name: value for name, value in every_option.items() if value is not None}
     sources = list(corpus or [])
     if recipe is not None:
         from merino_edge.training import recipe as recipes
 
-        found = recipes.load(recipe)
-        if found.vocab_size not in (None, a.vocab_size):
-            what = f"recipe {recipe} is for a vocabulary of {found.vocab_size:,}, the model's is {a.vocab_size:,}"
-            raise InputError(what, "give another model, or the recipe's options by hand")
-        sources, given = sources or list(found.corpus), {**found.config, **given}
+        loaded = recipes.load(recipe)
+        if loaded.vocab_size not in (None, a.vocab_size):
+            message = f"recipe {recipe} is for a vocabulary of {loaded.vocab_size:,}, the model's is {a.vocab_size:,}"
+            raise InputError(message, "give another model, or the recipe's options by hand")
+        sources, options = sources or list(loaded.corpus), {**loaded.config, **options}
     if not sources:
         raise InputError("no corpus was named", "add: --corpus FILE, or --recipe NAME")
     if teacher is not None and not resume:
-        given.setdefault("teacher_weight", 0.5)
-    config = _config(a, out, resume, given)
+        options.setdefault("teacher_weight", 0.5)
+    config = _config(a, out, options, resume=resume)
     if save_every is None:
         save_every = max(1, min(1000, config.steps // 10))
     workers, stop = Workers(parallel), _StopOnInterrupt()
     err = console.stderr()
     err.quiet = not workers.is_main
-    peak = throughput.matmul_flops_per_second(workers.device, device.uses_bf16(config.precision, workers.device))
+    peak = throughput.matmul_flops_per_second(workers.device, bf16=device.uses_bf16(config.precision, workers.device))
     flops = throughput.training_flops_per_token(a, config.sequence)
     shape = f"{config.steps:,} steps of {config.batch} x {config.sequence} tokens"
     err.print(
@@ -240,8 +240,8 @@ def train(
     speed = f"{result['tokens']:,} tokens at {result['tokens_per_second']:,.0f} tokens/s"
     err.print(f"loss on held-out text {loss}, {speed}", soft_wrap=True)
     if not outcome.finished:
-        named = [f"--corpus={source}" for source in sources]
-        words = ["merino-edge", "train", str(model), *named, "--out", str(out)]
+        corpora = [f"--corpus={source}" for source in sources]
+        words = ["merino-edge", "train", str(model), *corpora, "--out", str(out)]
         words += [] if teacher is None else ["--teacher", str(teacher)]
         words += ["--continue"] if threads is None else ["--threads", str(threads), "--continue"]
         done = f"stopped after step {result['step']:,} of {config.steps:,}"
@@ -255,8 +255,8 @@ def train(
         console.print_line(f"{out}: next, merino-edge export {out} --out BUNDLE")
 
 
-def _opened(model: Path) -> tuple[Architecture, Checkpoint | None]:
-    """An architecture, or a checkpoint's with its weights."""
+def _open_model(model: Path) -> tuple[Architecture, Checkpoint | None]:
+    """The architecture at `model`, and the checkpoint if it is one. Raises ArtefactError."""
     from merino_edge import architecture, checkpoint
 
     if (model / "training.json").is_file():
@@ -265,33 +265,33 @@ def _opened(model: Path) -> tuple[Architecture, Checkpoint | None]:
     return architecture.load(model)[0], None
 
 
-def _config(a: Architecture, out: Path, resume: bool, given: dict[str, Any]) -> TrainingConfig:
-    """What was given on the command line; the rest from the training to continue, else from the paper."""
+def _config(a: Architecture, out: Path, options: dict[str, Any], *, resume: bool) -> TrainingConfig:
+    """The options, completed from the training that is resumed, else from the paper's recipe."""
     from merino_edge.training import state
     from merino_edge.training.config import TrainingConfig
 
     if resume:
-        return TrainingConfig(**{**state.load(out)["config"], **given})
+        return TrainingConfig(**{**state.load(out)["config"], **options})
     paper = TrainingConfig()
-    warmup = min(paper.warmup, given.get("steps", paper.steps) // 10)
-    return TrainingConfig(**{"sequence": min(paper.sequence, a.max_positions), "warmup": warmup, **given})
+    warmup = min(paper.warmup, options.get("steps", paper.steps) // 10)
+    return TrainingConfig(**{"sequence": min(paper.sequence, a.max_positions), "warmup": warmup, **options})
 
 
 class _StopOnInterrupt:
-    """Turns the first Ctrl-C into a request, which a call reports; the second one interrupts as usual."""
+    """Turns the first Ctrl-C into a request to stop, which a call reports. The second Ctrl-C interrupts as usual."""
 
     def __init__(self) -> None:
-        self._asked = False
+        self._requested = False
 
     def __enter__(self) -> None:
-        self._previous = signal.signal(signal.SIGINT, self._ask)
+        self._previous = signal.signal(signal.SIGINT, self._request)
 
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGINT, self._previous)
 
     def __call__(self) -> bool:
-        return self._asked
+        return self._requested
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self._requested = True
         signal.signal(signal.SIGINT, self._previous)

@@ -132,4 +132,4 @@ def test_a_text_that_names_no_vocabulary(
 def test_a_mixture_of_precisions_that_is_none(good: Path, tmp_path: Path, refused: Refused) -> None:
     for option in ("--max-kl", "--max-mb"):
         said = refused("export", good / "checkpoint", option, 1, "--precision", "fp16", "--out", tmp_path / "out")
-        assert f"{option} chooses between int4 and int8, the precision is fp16" in said
+        assert f"{option} upgrades int4 matrices to int8, the precision is fp16" in said

@@ -133,7 +133,7 @@ def test_guesses_leave_the_text_as_it_is(
         assert guessed["tokens"] == plain["tokens"]
     assert guessed["statistics"]["right_guesses"] == guessed["statistics"]["guessed_tokens"]
     for how, exit_code, expected in (
-        (("--lookup", "--draft", bundle_path), 2, "--lookup and --draft both guess; give one"),
+        (("--lookup", "--draft", bundle_path), 2, "--lookup and --draft both propose draft tokens; give one"),
         (("--draft", tmp_path), 3, "manifest.json"),
     ):
         code, out, err = verb(*options, *how)

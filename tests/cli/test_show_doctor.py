@@ -66,9 +66,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("artefacts")
     architecture.save(folder / "a.json", TINY, score={"total": 12.5}, seed=3)
     checkpoint.save(
-        folder / "checkpoint", TINY, random_weights(TINY), TOKENIZER, ChatFormat(), {"source": "random\x1b[31m"}
+        folder / "checkpoint", TINY, random_weights(TINY), tokenizer_json=TOKENIZER, chat=ChatFormat(), training={"source": "random\x1b[31m"}
     )
-    with artefact.new_folder(folder / "bundle") as new:
+    with artefact.atomic_directory(folder / "bundle") as new:
         for name in bundle.REQUIRED_FILES:
             (new / name).write_text("x")
         bundle.write_manifest(new, TINY, "int8", "onnxruntime", 16)
@@ -162,7 +162,7 @@ def test_show_knows_the_versions_that_are_written() -> None:
 
 def test_show_refuses_what_is_no_artefact(folder: Path, tmp_path: Path) -> None:
     refused("show", tmp_path / "nothing", code=3, says="does not exist")
-    refused("show", tmp_path, code=3, says="says no kind); known: latency_table, architecture")
+    refused("show", tmp_path, code=3, says="it has no kind); known: latency_table, architecture")
     for text in (
         "",
         "hello",

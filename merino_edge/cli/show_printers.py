@@ -1,0 +1,164 @@
+"""How `merino-edge show` prints each kind of artefact. Each function takes a console and the artefact's document."""
+
+from __future__ import annotations
+
+import operator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Document = dict[str, Any]
+
+
+def print_model(screen: Console, document: Document) -> None:
+    """Print what architectures, checkpoints and bundles have in common: the blocks and the counts."""
+    from rich.table import Table
+
+    model, counts = document["architecture"], document["counts"]
+    _print_fields(screen, {k: v for k, v in model.items() if k != "blocks"})
+    blocks = Table("block", "width", "layers", "heads", "kv heads", "FFN width", "weights")
+    for index, block in enumerate(model["blocks"]):
+        numbers = [str(block[name]) for name in ("width", "layers", "heads", "kv_heads", "ffn_width")]
+        blocks.add_row(str(index), *numbers, "shared" if block["shared"] else "own")
+    screen.print(blocks)
+    weights = ", ".join(f"{precision} {mb:.1f}" for precision, mb in counts["weight_mb"].items())
+    screen.print(
+        f"{counts['parameters'] / 1e6:.2f} M parameters, {counts['layers']} layers, "
+        f"{counts['flops_1024'] / 1e9:.2f} GFLOP per 1024 tokens without LM head"
+    )
+    screen.print(
+        f"weights in MB: {weights}; KV cache at {model['max_positions']} positions, fp16: {counts['kv_mb_fp16']:.1f} MB"
+    )
+
+
+def _print_fields(screen: Console, fields: Document) -> None:
+    """Print one field a line: scalars as they are, nested values as compact JSON."""
+    import json
+
+    for name, value in fields.items():
+        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=True)
+        screen.print(f"  {name:<18} {''.join(c if c.isprintable() else '?' for c in str(shown))}")
+
+
+def print_artefact(screen: Console, document: Document) -> None:
+    from merino_edge.cli.console import check_line
+
+    screen.print(
+        f"{document['kind']} {document['path']} (schema {document['schema_version']}, id {document.get('id', '-')})"
+    )
+    print_model(screen, document)
+    shown_apart = {"kind", "path", "schema_version", "id", "architecture", "counts", "tool_version", "sha256",
+                   "files", "parity", "graph", "history", "engines", "tunings"}  # fmt: skip
+    rest = {name: value for name, value in document.items() if name not in shown_apart}
+    # A search result also holds the whole space and the table's entries. They are for search --from, not for people.
+    if isinstance(space := rest.get("space"), dict):
+        rest["space"] = {name: value for name, value in space.items() if name != "form"}
+    if isinstance(table := rest.get("table"), dict):
+        entries, header = table.get("entries") or (), table.get("header") or {}
+        rest["table"] = {"name": table.get("name"), "sha256": table.get("sha256"), "entries": len(entries),
+                         "device": header.get("device", {}).get("name"),
+                         "estimated": header.get("estimated")}  # fmt: skip
+    if rest:
+        screen.print("how it was made:")
+        _print_fields(screen, rest)
+    if graph := document.get("graph"):
+        form = f"{graph.get('lowering')} lowering, opset {graph.get('opset')}, {graph.get('cache', 'float')} KV cache"
+        screen.print(f"graph: {form}; compared with PyTorch:")
+    for check in document.get("parity", ()):
+        screen.print("  " + check_line(check))
+    for engine in document.get("engines", ()):
+        machine = engine.get("machine", {})
+        screen.print(
+            f"engine {engine['file']}: {engine.get('library')} {engine.get('version')} for {engine.get('capability')}, "
+            f"{engine.get('context')} positions, {engine.get('bytes', 0) / 1e6:.1f} MB, "
+            f"built on {machine.get('name')}, power mode {machine.get('power_mode')}"
+        )
+    for tuning in document.get("tunings", ()):
+        screen.print(
+            f"on {tuning.get('cores')} cores of {tuning.get('cpu')}: {tuning.get('threads')} threads"
+            + ", spinning" * bool(tuning.get("spinning"))
+        )
+    if files := document.get("files"):
+        screen.print(f"files, each with its sha256 checked: {', '.join(sorted(files))}")
+
+
+def print_table(screen: Console, document: Document) -> None:
+    from rich.table import Table
+
+    from merino_edge.cli.console import plain
+
+    state = "estimated, not measured" if document["estimated"] else "measured"
+    finished = "" if document["finished"] else f", unfinished: merino-edge profile --continue --out {document['path']}"
+    screen.print(f"latency table {document['path']} ({state}{finished})")
+    hidden = {"kind", "path", "schema_version", "entries", "unstable", "failed", "finished", "moved", "conditions",
+              "faces", "validation", "estimated", "space", "sha256"}  # fmt: skip
+    fields = {name: value for name, value in document.items() if name not in hidden}
+    _print_fields(screen, {**fields, "device": plain(fields["device"])})
+    total = sum(document["entries"].values())
+    counted = ", ".join(f"{count} {what}" for what, count in document["entries"].items())
+    screen.print(f"{total} entries ({counted}), {document['unstable']} unstable, {document['failed']} failed")
+    for line in document["moved"]:
+        screen.print(f"warning: while it was measured, {line}")
+    if document["validation"]:
+        compared = "whole models of the roofline, not of the board" if document["estimated"] else "whole models"
+        within_title = "published speeds within" if document["estimated"] else "9 of 10 within"
+        figures = Table(
+            compared, "MAPE %", "p95 %", "max %", "bias %", "Kendall tau", "repetitions apart %", within_title
+        )
+        for mode, errors in filter(operator.itemgetter(1), document["validation"].items()):  # estimates have none
+            names = [f"{name}_percent" for name in ("mape", "p95", "max", "bias")]
+            names += ["kendall_tau", "visits_apart_percent"]
+            numbers = ["-" if errors.get(name) is None else f"{errors[name]:.2f}" for name in names]
+            within = "-"
+            if errors.get("low_percent") is not None:
+                within = f"{errors['low_percent']:+.1f} to {errors['high_percent']:+.1f} %"
+            figures.add_row(f"{errors['models']} in {mode}", *numbers, within)
+        screen.print(figures)
+
+
+def print_comparison(screen: Console, comparison: Document, paths: tuple[Path, Path]) -> None:
+    from rich.table import Table
+
+    for line in comparison["different"]:
+        screen.print(f"warning: not the same {line}", soft_wrap=True)
+    table = Table("entries", "how many", "time of the second / the first", "apart, median %")
+    for kind, figures in comparison["kinds"].items():
+        ratio = figures["ratio"]
+        spread = f"{ratio['median']:.3f} ({ratio['low']:.3f} - {ratio['high']:.3f})"
+        table.add_row(kind, str(figures["entries"]), spread, f"{figures['median_apart_percent']:.1f}")
+    screen.print(table)
+    median = comparison["median_apart_percent"]
+    screen.print(
+        f"{comparison['entries']} entries of {paths[0]} and {paths[1]}: {median:.2f} % apart "
+        f"in the median, {comparison['apart']} beyond their intervals",
+        soft_wrap=True,
+    )
+    if comparison["median_apart_from_yardsticks_percent"] is not None:
+        ratios = ", ".join(f"{kind} {ratio:.3f}" for kind, ratio in comparison["yardsticks"].items())
+        screen.print(
+            f"reference probes, the second / the first: {ratios}; without that ratio the tables are "
+            f"{comparison['median_apart_from_yardsticks_percent']:.2f} % apart",
+            soft_wrap=True,
+        )
+
+
+def print_front(screen: Console, document: Document) -> None:
+    from merino_edge.search import pareto_report
+
+    screen.print(f"Pareto front {document['path']} of {document['score']['name']} against {document['metric']}")
+    screen.print(pareto_report.table(document))
+
+
+def print_space(screen: Console, document: Document) -> None:
+    screen.print(f"space {document['name']} ({document['size']:.4g} architectures)")
+    _print_fields(screen, {k: v for k, v in document.items() if k not in ("kind", "path", "name", "size")})
+
+
+def print_header(screen: Console, document: Document) -> None:
+    """Print one field a line. Of a list of objects, such as shards, only their number is printed."""
+    screen.print(f"{document['kind'].replace('_', ' ')} {document['path']} (schema {document['schema_version']})")
+    fields = {k: v for k, v in document.items() if k not in ("kind", "path", "schema_version", "tool_version")}
+    lists = {k: len(v) for k, v in fields.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
+    _print_fields(screen, fields | lists)
