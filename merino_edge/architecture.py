@@ -1,7 +1,7 @@
 """The shape of a language model: `Architecture`, the only way a model's shape travels.
 
-It spells MeRino's models and OPT, GPT-2, GPT-NeoX (Pythia) and Llama-like ones alike. It knows its own
-counts (through `merino_edge.counts`) and nothing of weights, files of weights, devices or PyTorch.
+It describes MeRino's models and also OPT, GPT-2, GPT-NeoX (Pythia) and Llama-like ones. It counts its own parameters
+and FLOPs through `merino_edge.counts`. It knows nothing of weights, devices or PyTorch.
 
 Artefact `NAME.json`, kind "architecture", schema 1:
 
@@ -33,7 +33,7 @@ Bias = Literal["all", "qkv", "none"]
 
 @dataclass(frozen=True)
 class Block:
-    """`layers` decoder layers of one shape; with `shared` they use one set of weights (paper section 5)."""
+    """`layers` decoder layers of one shape. With `shared` they use one set of weights (paper section 5)."""
 
     width: int  # of the residual stream; Q, K, V together are as wide (heads * head_dim == width)
     layers: int
@@ -44,7 +44,7 @@ class Block:
 
     @property
     def weight_layers(self) -> int:
-        """How many sets of layer weights are stored."""
+        """The number of layer weight sets that are stored."""
         return 1 if self.shared else self.layers
 
 
@@ -52,9 +52,9 @@ class Block:
 class Architecture:
     """A decoder-only transformer. Construction raises ArchitectureError when a rule is broken.
 
-    Token embeddings are `embedding_width` wide; where a neighbour's width differs (embedding -> first
-    block, block -> block, last block -> head) a bias-free linear projection stands between them.
-    Learned positions are as wide as the first block and are added after the projection (as in OPT).
+    Token embeddings are `embedding_width` wide. A bias-free linear width projection stands wherever two neighbours
+    differ in width: embedding and first block, two blocks, last block and head. Learned positions are as wide as the
+    first block, and are added after the projection (as in OPT).
     """
 
     vocab_size: int
@@ -81,15 +81,17 @@ class Architecture:
 
     @property
     def layers(self) -> int:
-        """Total depth: layers that are computed, shared or not."""
+        """Total depth: the number of computed layers, shared or not."""
         return sum(block.layers for block in self.blocks)
 
     @property
     def gated(self) -> bool:
+        """Whether the FFN has a gate matrix."""
         return self.ffn == "swiglu"
 
     @property
     def position_rows(self) -> int:
+        """Rows of the learned position table; 0 with rotary positions."""
         return self.max_positions + self.position_offset if self.positions == "learned" else 0
 
     def layer_blocks(self) -> list[Block]:
@@ -99,11 +101,12 @@ class Architecture:
     # --- identity ---
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values, in the order of the class."""
         return {**dataclasses.asdict(self), "blocks": [dataclasses.asdict(block) for block in self.blocks]}
 
     @staticmethod
     def from_dict(value: Any) -> Architecture:
-        """Build from `to_dict`'s form. Unknown or missing keys raise ArchitectureError naming them."""
+        """The architecture from the form of `to_dict`. Raises ArchitectureError naming unknown or missing keys."""
         fields = _checked_fields(value, Architecture, "architecture")
         blocks = fields.get("blocks")
         if not isinstance(blocks, list):
@@ -113,22 +116,26 @@ class Architecture:
 
     @cached_property
     def id(self) -> str:
-        """A stable short hash of the shape: 12 hexadecimal digits, the same on every machine."""
+        """A short hash of the shape: 12 hexadecimal digits, the same on every machine."""
         return artefact.sha256_text(artefact.canonical_json(self.to_dict()))[:12]
 
     # --- counts (closed forms in merino_edge.counts) ---
 
     @property
     def parameters(self) -> int:
+        """Stored parameters; shared layers and a tied head count once."""
         return counts.parameters(self)
 
     def flops(self, sequence: int = 1024, *, head: bool = False) -> int:
+        """FLOPs of one forward pass over `sequence` tokens (see `counts.flops`)."""
         return counts.flops(self, sequence, head=head)
 
     def weight_bytes(self, precision: str = "fp16") -> int:
+        """Bytes of the stored weights. Raises InputError on an unknown precision."""
         return counts.weight_bytes(self, precision)
 
     def kv_bytes(self, positions: int | None = None, element_bytes: int = 2) -> int:
+        """Bytes of the KV cache for `positions` (default: all) positions."""
         return counts.kv_bytes(self, positions, element_bytes)
 
 
@@ -219,14 +226,17 @@ def validate(a: Architecture) -> None:
 # --- files -----------------------------------------------------------------------------------------
 
 
-def save(path: Path | str, a: Architecture, **found: Any) -> dict[str, Any]:
-    """Write the artefact; `found` says how it was found (score, costs, budgets, solver, seed, ...)."""
-    payload = {"id": a.id, "architecture": a.to_dict(), **found}
+def save(path: Path | str, a: Architecture, **provenance: Any) -> dict[str, Any]:
+    """Write the artefact, and return it. `provenance` says how it was found: score, costs, budgets, solver, seed, ...
+
+    Raises OutputError.
+    """
+    payload = {"id": a.id, "architecture": a.to_dict(), **provenance}
     return artefact.write_json(path, KIND, payload, SCHEMA_VERSION)
 
 
 def load(path: Path | str) -> tuple[Architecture, dict[str, Any]]:
-    """Read an artefact: the architecture and the whole document. Raises ArtefactError, ArchitectureError."""
+    """The architecture in an artefact, and the whole document. Raises ArtefactError, ArchitectureError."""
     document = artefact.read_json(path, KIND, SCHEMA_VERSION, handwritten=True)
     a = Architecture.from_dict(document.get("architecture"))
     if "id" in document and document["id"] != a.id:

@@ -1,11 +1,11 @@
-"""How artefacts are written and read: versioned JSON with its own hash, and atomic writes.
+"""Reading and writing of artefacts: versioned JSON with its own hash, and atomic writes.
 
-A JSON artefact is one object:
+A JSON artefact is one object: its content in an envelope of kind, versions and hash.
 
     {"kind": "architecture", "schema_version": 1, "tool_version": "0.1.0", ..., "sha256": "..."}
 
-`sha256` is over the canonical JSON (sorted keys, no spaces) of everything else, so one flipped bit is
-found. Kinds that a person may write by hand may leave `sha256` out. This module knows no kind of artefact.
+`sha256` is taken over the canonical JSON (sorted keys, no spaces) of everything else, so a flipped bit is found. A kind
+that people write by hand may leave `sha256` out. This module knows no kind of artefact.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ENVELOPE = ("kind", "schema_version", "tool_version", "sha256")
 
 
 def canonical_json(value: Any) -> str:
-    """The one spelling of a JSON value that hashes are taken over."""
+    """The canonical text of a JSON value, over which hashes are taken."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -91,9 +91,9 @@ def read_text(path: Path, limit_bytes: int = limits.MAX_JSON_BYTES) -> str:
 
 
 def check_header(document: Any, kind: str, newest: int, where: str, *, handwritten: bool = False) -> dict[str, Any]:
-    """Return `document` if it is an object of this kind, not newer than `newest`, with a true hash.
+    """Return `document` if it is an object of this kind, no newer than `newest`, and its hash is right.
 
-    `handwritten`: people write this kind too, and may leave the hash out.
+    A `handwritten` kind may leave the hash out. Raises ArtefactError naming `where`.
     """
     if not isinstance(document, dict):
         raise ArtefactError(f"{where} is not a {kind} artefact", "see: merino-edge show PATH")
@@ -115,13 +115,13 @@ def check_header(document: Any, kind: str, newest: int, where: str, *, handwritt
 
 
 def read_json(path: Path | str, kind: str, newest: int = 1, *, handwritten: bool = False) -> dict[str, Any]:
-    """Read, verify (see `check_header`) and return a JSON artefact. Raises ArtefactError."""
+    """Read a JSON artefact, verify it as `check_header` does, and return it. Raises ArtefactError."""
     path = Path(path)
     return check_header(parse_json(read_text(path), str(path)), kind, newest, str(path), handwritten=handwritten)
 
 
 def remove_envelope(document: dict[str, Any]) -> dict[str, Any]:
-    """What a JSON artefact says, without what `add_envelope` adds."""
+    """The content of a JSON artefact, without the fields that `add_envelope` adds."""
     return {key: value for key, value in document.items() if key not in ENVELOPE}
 
 
@@ -129,7 +129,7 @@ def remove_envelope(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def add_envelope(kind: str, payload: dict[str, Any], schema_version: int = 1) -> dict[str, Any]:
-    """`payload` with kind, versions and its hash: the object that `read_json` accepts."""
+    """`payload` with kind, versions and hash: the object that `read_json` accepts."""
     document = {"kind": kind, "schema_version": schema_version, "tool_version": __version__, **payload}
     return {**document, "sha256": sha256_text(canonical_json(document))}
 
@@ -142,16 +142,20 @@ def write_json(path: Path | str, kind: str, payload: dict[str, Any], schema_vers
 
 
 def write_text(path: Path | str, text: str) -> None:
+    """Write a UTF-8 file atomically. Raises OutputError."""
     write_bytes(path, text.encode())
 
 
 def user_cache() -> Path:
-    """The folder for what can be had again, but not at once."""
+    """The user's cache folder: for downloads and other files that can be made again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merino-edge"
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
-    """Temporary file in the same folder, fsync, rename: readers see the old file or the new one."""
+    """Write a file atomically: readers see the old file or the new one. Raises OutputError.
+
+    It writes a temporary file in the same folder, calls fsync, and renames it.
+    """
     path = Path(path)
     with translate_os_errors(path):
         if path.exists() and not path.is_file():  # the rename would replace a device too
@@ -172,18 +176,17 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path | str, marker: str | None = None) -> Iterator[Path]:
-    """Yield a hidden folder beside `path` that becomes `path` on success and vanishes on any failure.
+    """Yield a hidden folder beside `path` that becomes `path` on success and is removed on any failure.
 
-    An existing artefact at `path` (or, given `marker`, a folder that holds this file) is replaced only at the end;
-    a folder that holds anything else is refused, so a typing error never deletes a home folder. Raises OutputError.
+    An existing artefact at `path` is replaced, but only at the end. With `marker`, any folder that holds a file of this
+    name is replaced. Every other folder is refused, so a typing error never deletes a home folder. Raises OutputError.
     """
     path = Path(path)
     with translate_os_errors(path):
-        ours = path.is_dir() and (
-            not any(path.iterdir())
-            or (is_artefact_folder(path) if marker is None else (path / marker).is_file())
+        replaceable = path.is_dir() and (
+            not any(path.iterdir()) or (is_artefact_folder(path) if marker is None else (path / marker).is_file())
         )
-        if path.exists() and not ours:
+        if path.exists() and not replaceable:
             raise OutputError(f"{path} exists and is not an artefact of merino-edge", "choose another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
         hidden = _hidden(path)
@@ -204,13 +207,13 @@ def atomic_directory(path: Path | str, marker: str | None = None) -> Iterator[Pa
 
 
 def is_artefact_folder(path: Path) -> bool:
-    """True for a checkpoint or bundle folder, recognised by the file each of them must hold."""
+    """Whether this is a checkpoint or bundle folder: each of them holds a file that tells."""
     return (path / "manifest.json").is_file() or (path / "architecture.json").is_file()
 
 
 @contextlib.contextmanager
 def translate_os_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals while writing `path` into one-line OutputErrors."""
+    """Turn an OSError while `path` is written into a one-line OutputError."""
     try:
         yield
     except OSError as error:
@@ -219,5 +222,5 @@ def translate_os_errors(path: Path) -> Iterator[None]:
 
 
 def _hidden(path: Path) -> Path:
-    """A free name beside `path`, known before anything stands there: so an interruption can always remove it."""
+    """A free, hidden name beside `path`. It is fixed before anything is made, so an interruption can clean it up."""
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}")

@@ -1,14 +1,15 @@
-"""A bundle: the folder that `export` writes and the runtime reads. Needs no ONNX library and no PyTorch.
+"""A bundle: the folder that `export` writes and the runtime reads. It needs no ONNX library and no PyTorch.
 
     BUNDLE/manifest.json     kind "bundle", schema 1: architecture, precision, target, context length, graph
                              inputs and outputs, sha256 of every other file, parity report, checkpoint hash, engines,
                              tunings (merino_edge.runtime.thread_tuning)
            model.onnx        model.onnx.data (weights)      tokenizer.json      chat.json
-           model-C.onnx      over the same weights, with a cache of C places: one for each of `contexts` but the last
+           model-C.onnx      same weights, with a cache of C positions: one for each of `contexts` but the last
            engine-HASH.plan  compiled by TensorRT on the machine that `engines` says (merino-edge build)
 
-Only plain files named in the manifest are used: no links, no folders, no `..`; and no graph reads weights elsewhere.
-A few bundles come with the package (merino_edge/bundles) and go by their names; installers may have linked their files.
+Only plain files that the manifest names are used: no links, no folders, no `..`. No graph may read weights from another
+file. A few bundles come with the package (merino_edge/bundles) and are opened by name. An installer may have made hard
+links of their files, so those are allowed there.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ PACKAGED = Path(__file__).parent / "bundles"
 
 @dataclass(frozen=True)
 class Bundle:
+    """A loaded bundle folder: its architecture, how it was exported, and its manifest."""
+
     path: Path
     architecture: Architecture
     precision: str  # fp32 | fp16 | int8 | int4
@@ -48,36 +51,36 @@ class Bundle:
 
     @property
     def contexts(self) -> list[int]:
-        """The capacities of the caches of its graphs, rising; the last is `context`."""
+        """The cache capacities of its graphs in positions, ascending. The last is `context`."""
         return list(self.manifest.get("contexts", [self.context]))
 
     def graph_of(self, context: int) -> Path:
-        """The graph whose cache has `context` places, one of `contexts`."""
+        """The graph whose cache has `context` positions, one of `contexts`."""
         return self.graph if context == self.context else self.path / smaller_graph(context)
 
     @property
     def engines(self) -> list[dict[str, Any]]:
-        """What was compiled from it: {"file", "library", "version", "capability", "machine", ...} each."""
+        """The compiled engines, each {"file", "library", "version", "capability", "machine", ...}."""
         return list(self.manifest.get("engines", []))
 
     @property
     def tunings(self) -> list[dict[str, Any]]:
-        """How ONNX Runtime runs it best, by the machine it was measured on."""
+        """The best settings of ONNX Runtime, one entry for each machine they were measured on."""
         return list(self.manifest.get("tunings", []))
 
     def card(self) -> dict[str, Any]:
-        """What a result says of the bundle it came from."""
-        known = {
+        """The bundle's identity, as a result that was made with it records it."""
+        identity = {
             "id": self.architecture.id,
             "precision": self.precision,
             "target": self.target,
             "context": self.context,
         }
-        return {**known, "sha256": self.manifest.get("sha256")}
+        return {**identity, "sha256": self.manifest.get("sha256")}
 
 
 def smaller_graph(context: int) -> str:
-    """The file of a graph that is not the bundle's largest."""
+    """The file name of a graph whose cache is smaller than the bundle's largest."""
     return f"model-{context}.onnx"
 
 
@@ -94,24 +97,24 @@ def write_manifest(folder: Path, a: Architecture, precision: str, target: str, c
 def add_engine(
     bundle: Bundle, plan: bytes, entry: dict[str, Any], replaces: Callable[[dict[str, Any]], bool]
 ) -> Bundle:
-    """Write a compiled engine beside the graph and name it in the manifest; those that it `replaces` are deleted.
+    """Write a compiled engine beside the graph, name it in the manifest, and delete the engines that it `replaces`.
 
-    The file is complete before the manifest names it, and what it replaces goes only afterwards. Raises OutputError.
+    The file is complete before the manifest names it. Old engines are deleted only after that. Raises OutputError.
     """
     name = f"engine-{hashlib.sha256(plan).hexdigest()[:12]}.plan"
     artefact.write_bytes(bundle.path / name, plan)
-    gone = [old["file"] for old in bundle.engines if replaces(old) and old["file"] != name]
-    kept = [old for old in bundle.engines if old["file"] not in (name, *gone)]
-    files = {key: value for key, value in bundle.manifest["files"].items() if key not in gone}
+    removed = [old["file"] for old in bundle.engines if replaces(old) and old["file"] != name]
+    kept = [old for old in bundle.engines if old["file"] not in (name, *removed)]
+    files = {key: value for key, value in bundle.manifest["files"].items() if key not in removed}
     files[name] = {"sha256": artefact.sha256_file(bundle.path / name), "bytes": len(plan)}
     changed = _rewritten(bundle, files=files, engines=[*kept, {"file": name, **entry}])
-    for old in gone:
+    for old in removed:
         (bundle.path / old).unlink(missing_ok=True)
     return changed
 
 
 def add_tuning(bundle: Bundle, entry: dict[str, Any]) -> Bundle:
-    """Name in the manifest how the bundle runs best on a machine, instead of what it said of that one before."""
+    """Put the best settings for a machine into the manifest; they replace earlier ones of that machine."""
     kept = [old for old in bundle.tunings if any(old.get(key) != entry[key] for key in ("cpu", "cores"))]
     return _rewritten(bundle, tunings=[*kept, entry])
 
@@ -123,14 +126,17 @@ def _rewritten(bundle: Bundle, **changed: Any) -> Bundle:
 
 
 def find(path: Path | str) -> Path:
-    """`path`; where nothing stands there, the bundle of this name that comes with the package, if there is one."""
+    """`path`, or the packaged bundle of this name where nothing exists at `path`."""
     path = Path(path)
     packaged = PACKAGED / path.name
     return packaged if not path.exists() and path.name == str(path) and packaged.is_dir() else path
 
 
 def load(path: Path | str, *, verify: bool = True) -> Bundle:
-    """Read a bundle, `find`'s, and check every file's name, size and (with `verify`) sha256. Raises ArtefactError."""
+    """Read the bundle that `find` gives. Raises ArtefactError.
+
+    It checks every file's name and size, and with `verify` its sha256 too.
+    """
     path = find(path)
     if not path.is_dir():
         raise ArtefactError(f"{path} is not a bundle folder", "make one: merino-edge export CKPT --out BUNDLE")
@@ -148,7 +154,7 @@ def load(path: Path | str, *, verify: bool = True) -> Bundle:
         raise ArtefactError(f"{path}: context {context!r} does not fit the architecture", "export the bundle again")
     contexts = document.get("contexts", [context])
     if not isinstance(contexts, list) or any(type(c) is not int or c < 1 for c in contexts):
-        raise ArtefactError(f"{path}: contexts {contexts!r} are no numbers of places", "export the bundle again")
+        raise ArtefactError(f"{path}: contexts {contexts!r} are no numbers of positions", "export the bundle again")
     if contexts[-1:] != [context] or contexts != sorted(set(contexts)):
         raise ArtefactError(f"{path}: contexts {contexts!r} do not end at {context}", "export the bundle again")
     if missing := [smaller_graph(c) for c in contexts[:-1] if smaller_graph(c) not in files]:
@@ -181,9 +187,9 @@ def _check_file(folder: Path, name: str, entry: Any, *, verify: bool, linked: bo
 
 
 def _check_locations(graph: Path) -> None:
-    """Refuse a graph whose weights are anywhere but in the bundle's own file of them."""
+    """Refuse a graph that reads weights from any file but the bundle's own."""
     content = graph.read_bytes()
-    for found in LOCATION.finditer(content):
-        location = content[found.end() : found.end() + found[1][0]]
+    for match in LOCATION.finditer(content):
+        location = content[match.end() : match.end() + match[1][0]]
         if location != WEIGHTS.encode():
             raise ArtefactError(f"{graph} reads weights from {location.decode(errors='replace')!r}", "do not use it")

@@ -1,10 +1,10 @@
-"""A checkpoint: the folder that `train` and `import` write and `export` reads. Needs no PyTorch.
+"""A checkpoint: the folder that `train` and `import` write and `export` reads. It needs no PyTorch.
 
 CKPT/architecture.json    the architecture artefact
      model.safetensors    weights by the names of merino_edge.weights
      tokenizer.json       chat.json (see merino_edge.tokenizer)
      training.json        kind "checkpoint": where the weights come from, sha256 of the other files
-     state/               only while training: what resuming needs (merino_edge.training.trainer)
+     state/               only while training: the state to resume from (merino_edge.training.state)
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def check_weights(a: Architecture, weights: Weights, where: str) -> None:
 def write_files(
     folder: Path, a: Architecture, weights: Weights, *, tokenizer_json: str, chat: ChatFormat, training: dict[str, Any]
 ) -> None:
-    """Write a checkpoint's files into an existing folder, the manifest last."""
+    """Write a checkpoint's files into an existing folder, `training.json` last. Raises ArtefactError, OutputError."""
     from safetensors.numpy import save
 
     check_weights(a, weights, "checkpoint")
@@ -68,7 +68,13 @@ def write_files(
 
 
 def save(
-    path: Path | str, a: Architecture, weights: Weights, *, tokenizer_json: str, chat: ChatFormat, training: dict[str, Any]
+    path: Path | str,
+    a: Architecture,
+    weights: Weights,
+    *,
+    tokenizer_json: str,
+    chat: ChatFormat,
+    training: dict[str, Any],
 ) -> None:
     """Write a whole checkpoint folder, atomically. Raises OutputError, ArtefactError."""
     with artefact.atomic_directory(path) as folder:

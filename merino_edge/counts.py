@@ -1,11 +1,12 @@
-"""What an architecture costs, in closed form: parameters, FLOPs, bytes of weights, cache and activations.
+"""An architecture's costs in closed form: parameters, FLOPs, and bytes of weights, KV cache and activations.
 
-Every count is a sum of parts, and each part is a function of its own so that a search can add up the
-same numbers block by block: `total = ends + sum(block parts) + sum(width-change parts)`.
+Every count is a sum of parts. Each part is a function of its own, so a search can add up the same numbers block by
+block: `total = ends + sum(blocks) + sum(width projections between blocks)`. The ends are embedding, positions, final
+norm and head.
 
-FLOPs follow the paper (section 6): batch 1, 2 x multiply-adds, attention over the full square,
-norms, softmax and biases not counted. The paper excludes the output head. The embedding's and head's own
-width projections count with the head (this gives the published 213 G for OPT-125M and 721 G for OPT-350M).
+FLOPs follow the paper (section 6): batch 1, two per multiply-add, attention over the full square. Norms, softmax and
+biases do not count, nor does the output head. The projections of embedding and head count with the head. This gives
+the published 213 G for OPT-125M and 721 G for OPT-350M.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def _norm_parameters(a: Architecture, width: int) -> int:
 
 
 def layer_matrix_parameters(a: Architecture, block: Block) -> int:
-    """Elements of one layer's weight matrices; also its multiply-adds per token, attention apart."""
+    """Elements of one layer's weight matrices. They are also its multiply-adds per token without attention."""
     kv_width = block.kv_heads * a.head_dim
     ffn_matrices = 3 if a.gated else 2
     return 2 * block.width * (block.width + kv_width) + ffn_matrices * block.width * block.ffn_width
@@ -51,6 +52,7 @@ def block_parameters(a: Architecture, block: Block) -> int:
 
 
 def width_projection_parameters(before: int, after: int) -> int:
+    """Elements of the projection between two widths; 0 where they are equal."""
     return before * after if before != after else 0
 
 
@@ -59,16 +61,18 @@ def _inner_projection_parameters(a: Architecture) -> int:
 
 
 def end_parameters(a: Architecture) -> int:
-    """Embedding, positions, final norm and head, with the projections at either end."""
+    """Parameters of embedding, positions, final norm and head, with the projections at either end."""
     first, last = a.blocks[0].width, a.blocks[-1].width
     table = a.vocab_size * a.embedding_width
     total = table * (1 if a.tied_head else 2) + a.position_rows * first
-    total += width_projection_parameters(a.embedding_width, first) + width_projection_parameters(last, a.embedding_width)
+    total += width_projection_parameters(a.embedding_width, first) + width_projection_parameters(
+        last, a.embedding_width
+    )
     return total + (_norm_parameters(a, last) if a.norm_placement == "pre" else 0)
 
 
 def parameters(a: Architecture) -> int:
-    """Stored parameters, shared layers once, a tied head once."""
+    """Stored parameters. Shared layers and a tied head count once."""
     return end_parameters(a) + _inner_projection_parameters(a) + sum(block_parameters(a, block) for block in a.blocks)
 
 
@@ -84,7 +88,7 @@ def block_flops(a: Architecture, block: Block, sequence: int) -> int:
 
 
 def head_flops(a: Architecture, sequence: int) -> int:
-    """Output head over every position, with the width projections at either end."""
+    """FLOPs of the output head over every position, with the width projections at either end."""
     first, last, width = a.blocks[0].width, a.blocks[-1].width, a.embedding_width
     ends = width_projection_parameters(width, first) + width_projection_parameters(last, width)
     return 2 * sequence * (a.vocab_size * width + ends)
@@ -98,9 +102,9 @@ def flops(a: Architecture, sequence: int = 1024, *, head: bool = False) -> int:
 
 # --- bytes -----------------------------------------------------------------------------------------
 
-# Bytes per element as stored for the target `onnxruntime`; for TensorRT biases are float16, and so is a quantised
-# model's table of embeddings, tied or not. int8 and int4 keep one float16 scale per INT4_BLOCK elements; both keep
-# embeddings and head at int8, one scale per token, where most of int4's error would come from.
+# Bytes per element as stored for the target `onnxruntime`. For TensorRT biases are float16, and so is a quantised
+# model's embedding table, tied or not. int8 and int4 keep one float16 scale per INT4_BLOCK elements. Both keep
+# embeddings and head at int8 with one scale per token, because most of int4's error would come from there.
 SCALE_BYTES = 2
 MATRIX_BYTES = {
     "fp32": 4.0,
@@ -123,14 +127,14 @@ def block_weight_bytes(a: Architecture, block: Block, precision: str) -> float:
 
 
 def table_bytes(a: Architecture, precision: str) -> int:
-    """The embeddings of all tokens, or a head."""
+    """Bytes of the embedding table, or of a head of its own."""
     if precision in ("int8", "int4"):
         return a.vocab_size * (a.embedding_width + SCALE_BYTES)
     return a.vocab_size * a.embedding_width * (4 if precision == "fp32" else 2)
 
 
 def end_weight_bytes(a: Architecture, precision: str) -> float:
-    """Embedding, positions, final norm and head."""
+    """Bytes of embedding, positions, final norm and head."""
     first, last, width = a.blocks[0].width, a.blocks[-1].width, a.embedding_width
     projections = width_projection_parameters(width, first) + width_projection_parameters(last, width)
     total = a.position_rows * first * POSITION_BYTES[precision] + projections * MATRIX_BYTES[precision]
@@ -146,7 +150,7 @@ def weight_bytes(a: Architecture, precision: str = "fp16") -> int:
 
 
 def kv_bytes(a: Architecture, positions: int | None = None, element_bytes: int = 2) -> int:
-    """Bytes of the key and value cache for `positions` (default: all) positions."""
+    """Bytes of the KV cache for `positions` (default: all) positions."""
     length = a.max_positions if positions is None else positions
     return sum(block_kv_bytes(a, block, length, element_bytes) for block in a.blocks)
 
@@ -157,7 +161,7 @@ ACTIVATION_BYTES = 4  # activations are float32; a backend with half the size ne
 
 
 def cache_element_bytes(precision: str) -> int:
-    """Of the cache on a GPU. ONNX Runtime's CPU engine keeps float32 whatever the precision."""
+    """Bytes per element of a GPU's KV cache. ONNX Runtime's CPU engine keeps float32 at every precision."""
     return 4 if precision == "fp32" else 2
 
 
@@ -166,28 +170,28 @@ def block_kv_bytes(a: Architecture, block: Block, positions: int, element_bytes:
 
 
 def block_step_bytes(a: Architecture, block: Block, precision: str, positions: int) -> float:
-    """What a decode step reads of a block: every weight once, and `positions` of the cache."""
+    """Bytes that a decode step reads for a block: every weight once, and `positions` cache positions."""
     cache = block_kv_bytes(a, block, positions, cache_element_bytes(precision))
     return block_weight_bytes(a, block, precision) + cache
 
 
 def step_bytes(a: Architecture, precision: str, positions: int) -> float:
-    """What a decode step of the whole model reads; of the table of embeddings it is a row."""
+    """Bytes that a decode step of the whole model reads. From the embedding table it reads one row."""
     blocks = sum(block_step_bytes(a, block, precision, positions) for block in a.blocks)
-    changes = _inner_projection_parameters(a)
-    changes += sum(
+    projections = _inner_projection_parameters(a)
+    projections += sum(
         width_projection_parameters(a.embedding_width, width)
         for width in (a.blocks[0].width, a.blocks[-1].width)
         if width != a.embedding_width
     )
-    return table_bytes(a, precision) + changes * MATRIX_BYTES[precision] + blocks
+    return table_bytes(a, precision) + projections * MATRIX_BYTES[precision] + blocks
 
 
 def layer_activation_bytes(a: Architecture, block: Block, tokens: int) -> int:
-    """Most that is alive at once while one layer of `block` runs `tokens` tokens over a full cache.
+    """Peak activation bytes while one layer of `block` runs `tokens` tokens over a full cache.
 
-    In attention: the residual stream, Q, K, V before and after they are split into heads, the scores, the result. In
-    the FFN: the residual stream, its norm, the hidden activations (gated: gate and up, and their product).
+    Attention holds the residual stream, Q, K and V before and after the split into heads, the scores and the result.
+    The FFN holds the residual stream, its norm and the hidden activations. A gated FFN holds gate, up and product.
     """
     kv_width = block.kv_heads * a.head_dim
     attention = 2 * block.width + 2 * (block.width + 2 * kv_width) + block.heads * a.max_positions
@@ -196,14 +200,14 @@ def layer_activation_bytes(a: Architecture, block: Block, tokens: int) -> int:
 
 
 def end_activation_bytes(a: Architecture, tokens: int) -> int:
-    """The same before the first layer and after the last: embedded tokens, and the logits of one position."""
+    """Peak activation bytes outside the layers: the embedded tokens, or the logits of one position."""
     return max(tokens * 2 * a.embedding_width, a.embedding_width + a.vocab_size) * ACTIVATION_BYTES
 
 
 def peak_bytes(a: Architecture, precision: str, tokens: int) -> int:
-    """Weights, the full cache, and the activations of a prompt run `tokens` at a time: what must fit at once.
+    """Bytes that must fit in memory: weights, the full KV cache, and the activations of `tokens` prompt tokens at once.
 
-    Arithmetic, not a measurement: a runtime adds its own code and workspace (docs/search.md has figures).
+    This is arithmetic, not a measurement. A runtime adds its own code and workspace (docs/search.md has figures).
     """
     layers = max(layer_activation_bytes(a, block, tokens) for block in a.blocks)
     cache = kv_bytes(a, element_bytes=cache_element_bytes(precision))
