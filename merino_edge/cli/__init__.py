@@ -1,1 +1,1 @@
-"""The command line: one file per verb. The only place that knows every room."""
+"""The command line: one file per verb. It is the only package that imports every room."""

@@ -138,7 +138,7 @@ def profile(
                         soft_wrap=True,
                     )
 
-            table = profiler.profile(out, request, resume, note)
+            table = profiler.profile(out, request, resume=resume, on_progress=note)
     except KeyboardInterrupt:
         if out.exists():
             screen.print(f"interrupted; go on with: merino-edge profile --continue --out {out}", soft_wrap=True)

@@ -148,7 +148,9 @@ def _plan(
         if len({a.id for a in loaded}) < len(loaded):
             raise InputError("one architecture was given twice", "give each once; --seeds trains it more often")
         return Plan(tuple(loaded), tuple(range(seeds)), config, None, tuple(names))
-    sampled = stratified_sample(load_space(space), models, seed, min_params, max_params)
+    sampled = stratified_sample(
+        load_space(space), models, seed=seed, min_parameters=min_params, max_parameters=max_params
+    )
     return Plan(tuple(sampled), tuple(range(seeds)), config, space)
 
 
@@ -227,7 +229,7 @@ def _ranked(folder: Path, models: list[Trained], plan: Plan, seed: int, err: Con
                 columns.setdefault(name, []).append(value)
         status.update("calibration")
         rows = studies.table(models, columns, seed)
-        fit = calibration.calibrate(models, seed=seed) if len(models) >= 2 * rank_correlation.LEAST else None
+        fit = calibration.calibrate(models, seed=seed) if len(models) >= 2 * rank_correlation.MIN_MODELS else None
     study_report.figure(models, rows, folder / "report.png")
     document = study_report.document(models, rows, fit)
     parts = [study_report.scores_table(rows)]

@@ -45,7 +45,7 @@ def tokenize(
     if (vocab is None) == (loaded is None):
         raise InputError("a corpus needs one tokenizer", "add: --vocab N, or --tokenizer CHECKPOINT")
     if loaded is not None:
-        vocab = corpus_writer.tokens_of(loaded.backend)
+        vocab = corpus_writer.required_vocab_size(loaded.backend)
     assert vocab is not None
     limits.check_range("vocab", vocab, 1, limits.MAX_VOCAB_SIZE)
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Damaged, foreign and malicious artefacts, through every verb that reads them."""
+"""Every verb that reads artefacts: with damaged, foreign and malicious ones."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 def copied(good: Path, name: str, folder: Path) -> Path:
-    """The file `name` of a fresh copy of its artefact in `folder`."""
+    """Copy the artefact of the file `name` into `folder`. Returns the copied file."""
     top = name.split("/")[0]
     if "/" in name:
         shutil.copytree(good / top, folder / top)
@@ -57,13 +57,13 @@ def copied(good: Path, name: str, folder: Path) -> Path:
 
 
 def reseal(path: Path, **changes: Any) -> None:
-    """Change a JSON artefact as its maker could: with a true hash."""
+    """Change a JSON artefact and give it a correct hash, as its maker could."""
     body = {key: value for key, value in {**json.loads(path.read_text()), **changes}.items() if key != "sha256"}
     path.write_text(json.dumps({**body, "sha256": artefact.sha256_text(artefact.canonical_json(body))}))
 
 
 def vouch(file: Path) -> None:
-    """Make the manifest beside `file` agree with what the file holds now."""
+    """Write the present hash of `file` into the manifest beside it."""
     manifest = next(p for p in (file.parent / "manifest.json", file.parent / "training.json") if p.exists())
     files, sha256 = json.loads(manifest.read_text())["files"], artefact.sha256_file(file)
     entry = {"sha256": sha256, "bytes": file.stat().st_size} if manifest.name == "manifest.json" else sha256
@@ -92,7 +92,7 @@ def test_damaged_files_are_refused_by_every_reader(good: Path, tmp_path: Path, r
 def test_what_is_no_plain_file_is_not_opened(
     good: Path, tmp_path: Path, refused: Refused, name: str, kind: str
 ) -> None:
-    """A pipe would wait for ever, /dev/zero would fill the memory."""
+    """Reading a pipe would wait for ever, and reading /dev/zero would fill the memory."""
     file = copied(good, name, tmp_path)
     file.unlink()
     if kind == "pipe":
@@ -117,7 +117,7 @@ def test_newer_schemas_and_false_hashes(good: Path, tmp_path: Path, refused: Ref
     assert all("poem" in refused(*arguments) for arguments in readers)
     file.write_text(json.dumps({**json.loads(whole), "sha256": "0" * 64}))
     assert all("does not match its own sha256" in refused(*arguments) for arguments in readers)
-    if "/" in name:  # written by the program, so always with a hash
+    if "/" in name:  # the program writes it, so it always has a hash
         file.write_text(whole.replace('"sha256": "' + json.loads(whole)["sha256"], '"sha257": "'))
         assert all("does not match its own sha256" in refused(*arguments) for arguments in readers)
 
@@ -254,5 +254,7 @@ def test_widths_must_not_decrease_and_json_must_be_strict(good: Path, tmp_path: 
         assert text != good_text
         (tmp_path / "a.json").write_text(text)
         assert says in refused(*train(tmp_path / "a.json", good, tmp_path / "out"))
-    (tmp_path / "a.json").write_text(good_text.replace(', "shared": true', ""))  # by hand, a default left out
+    (tmp_path / "a.json").write_text(
+        good_text.replace(', "shared": true', "")
+    )  # written by hand, without an optional key
     assert run("show", tmp_path / "a.json") == 0

@@ -1,4 +1,4 @@
-"""Places that cannot be written, full disks, and what stands in the way, for every verb that writes."""
+"""Every verb that writes: into unwritable folders, onto full disks, and where a file is in the way."""
 
 from __future__ import annotations
 
@@ -75,7 +75,9 @@ def test_a_read_only_disk(good: Path, disk: Path, refused: Refused, verb: str) -
 
 
 @pytest.mark.usefixtures("llama")
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "demo"])  # which makes its folder, then is refused
+@pytest.mark.parametrize(
+    "verb", [verb for verb in VERBS if verb != "demo"]
+)  # demo makes its folder before it is refused
 def test_a_full_disk(good: Path, disk: Path, refused: Refused, verb: str) -> None:
     fill(disk)
     assert "cannot write" in refused(*writers(good, disk / "out")[verb])
@@ -84,7 +86,7 @@ def test_a_full_disk(good: Path, disk: Path, refused: Refused, verb: str) -> Non
 
 def test_a_disk_that_fills_while_training_and_exporting(good: Path, disk: Path, refused: Refused) -> None:
     size = sum(file.stat().st_size for file in (good / "bundle").iterdir())
-    fill(disk, size)  # less than the page or two more that it takes
+    fill(disk, size)  # a page or two less than it needs
     for verb in ("export", "train"):
         assert "cannot write" in refused(*writers(good, disk / "out")[verb])
     (disk / "most").unlink()
@@ -96,7 +98,7 @@ def test_a_disk_that_fills_while_training_and_exporting(good: Path, disk: Path, 
 
 
 def test_a_disk_that_fills_while_profiling(good: Path, disk: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """What was measured stays, and is continued when there is room."""
+    """The measurements so far stay, and profiling continues when there is room."""
     fill(disk, 4096)
     profile = writers(good, disk / "table.jsonl")["profile"]
     assert run(*profile) == 6 and "free the disk" in capfd.readouterr().err
@@ -117,7 +119,7 @@ def test_what_stands_in_the_way_stays(good: Path, tmp_path: Path, refused: Refus
         for name in ("checkpoint", "bundle"):
             (home / name).mkdir()
             (home / name / "letter.txt").write_text("precious")
-        (home / "corpus.txt").mkdir()  # so that it ends before its minutes of work
+        (home / "corpus.txt").mkdir()  # so that it ends before minutes of work
     assert "home" in refused(*writers(good, home)[verb])
     assert all(letter.read_text() == "precious" for letter in home.rglob("letter.txt"))
     device = Path("/dev/null")

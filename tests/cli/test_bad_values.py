@@ -83,7 +83,7 @@ def test_what_does_not_fit_the_context(good: Path, tmp_path: Path, refused: Refu
 
 
 def source(folder: Path, name: str, content: bytes | None) -> Path:
-    """A text file in `folder`, a folder of one where `name` says so, or the path of none."""
+    """Write `content` into `folder`/`name` and return the path to name on the command line. None writes nothing."""
     file = folder / "in" / name
     file.parent.mkdir(parents=True)
     if content is not None:

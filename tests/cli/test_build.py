@@ -1,4 +1,4 @@
-"""`targets` and `build` as a user meets them: the table, an engine without a GPU, and what is refused."""
+"""The verbs `targets` and `build`: the table of targets, building an engine without a GPU, and refusals."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ def test_for_onnx_runtime_the_best_threads_are_measured_and_kept(
     assert run("build", mine, "--json") == 0
     (kept,) = bundle.load(mine).tunings
     assert json.loads(capsys.readouterr().out) == {"out": str(mine), "tuning": kept}
-    found = thread_tuning.possibilities(kept["cores"])
+    found = thread_tuning.candidate_tunings(kept["cores"])
     assert list(kept["answer_ms"]) == [str(possibility) for possibility in found]
     assert Tuning(kept["threads"], kept["spinning"]) in found
     assert run("bench", mine, "-p", 4, "-n", 2, "--json") == 0
     (card,) = json.loads(capsys.readouterr().out)["bundles"].values()
     assert card["threads"] == kept["threads"]
-    assert run("build", mine) == 0  # again: in place of the first
+    assert run("build", mine) == 0  # a second tuning replaces the first
     assert len(bundle.load(mine).tunings) == 1
     assert capsys.readouterr().out.count("kept in the bundle") == 1
     assert run("show", mine) == 0
@@ -86,7 +86,7 @@ def test_for_onnx_runtime_the_best_threads_are_measured_and_kept(
 
 
 def test_what_cannot_be_built_is_refused(good: Path, rtx_bundle: Path, refused: Refused, tmp_path: Path) -> None:
-    assert "compiles nothing" in refused("build", good / "bundle", "--capability", "SM86")
+    assert "needs no compilation" in refused("build", good / "bundle", "--capability", "SM86")
     assert "does not know 'SM87'" in refused("build", rtx_bundle, "--capability", "SM87")
     assert "workspace-mb" in refused("build", rtx_bundle, "--capability", "SM86", "--workspace-mb", 0)
     assert not bundle.load(rtx_bundle).engines
@@ -131,7 +131,7 @@ def test_a_bundle_runs_on_the_engine_in_it_and_says_why_it_cannot(
     bundle.add_engine(bundle.load(mine), b"ours", entry, lambda old: False)
     bundle.add_engine(bundle.load(mine), b"no plan", elsewhere, lambda old: False)
     assert run(*ask) != 0
-    assert "warning" not in capfd.readouterr().err  # one was built here
+    assert "warning" not in capfd.readouterr().err  # one engine was built on this machine
 
 
 def test_an_interrupted_build_leaves_the_bundle_as_it_was(
@@ -143,10 +143,10 @@ def test_an_interrupted_build_leaves_the_bundle_as_it_was(
         [*merino, "build", str(mine), "--capability", "SM86"], stdout=-1, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
-    process.stderr.readline()  # what it will need: the compiler starts next
+    process.stderr.readline()  # the plan; the compiler starts after it
     process.terminate()
     rest = process.communicate(timeout=120)[1]
-    # Interrupted while the library is being imported, Python ends itself by SIGINT afterwards: 130 too, to a shell.
+    # If the signal comes while the library is imported, Python ends itself by SIGINT. For a shell that is 130 too.
     assert process.returncode in (130, -signal.SIGINT)
     assert "Traceback" not in rest and rest.endswith("merino-edge: interrupted\n")
     assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
@@ -155,7 +155,7 @@ def test_an_interrupted_build_leaves_the_bundle_as_it_was(
 def test_the_commands_of_the_documentation(repository: Path, rtx_bundle: Path, tmp_path: Path) -> None:
     text = (repository / "docs/export.md").read_text()
     commands = [shlex.split(line, comments=True)[1:] for line in text.splitlines() if line.startswith("merino-edge ")]
-    commands = [command for command in commands if command[0] != "export-hf"]  # it has tests of its own
+    commands = [command for command in commands if command[0] != "export-hf"]  # which has tests of its own
     assert [command[0] for command in commands] == ["targets", "targets", "build", "build"]
     mine = shutil.copytree(rtx_bundle, tmp_path / "bundle")
     for command in commands:

@@ -30,8 +30,8 @@ from merino_edge.runtime.sampling import Sampling
 from merino_edge.runtime.session import Session
 from merino_edge.tokenizer import ChatFormat, Tokenizer
 
-# What the console script does; in a terminal, with that as the controlling one, so that Ctrl-C reaches it. Run
-# from a bundle's folder: `-c` puts the current folder on the path, and the repository's is not a package's.
+# What the console script does. In a terminal, it takes that as its controlling terminal, so that Ctrl-C reaches it.
+# It runs from a bundle's folder, because `-c` puts the current folder on the path.
 IN_TERMINAL = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
 PROGRAM = "from merino_edge.cli.main import main; main()"
 LONG_CONTEXT = 30_000  # an answer this long fills the pipe's buffer, so it cannot end before Ctrl-C arrives
@@ -112,7 +112,7 @@ def test_json_is_one_object_that_repeats_the_answer(verb: Verb, bundle_path: Pat
     assert (stopped["finish_reason"], stopped["text"]) == ("stop", answer["text"][: answer["text"].index(stop)])
 
 
-def test_guesses_leave_the_text_as_it_is(
+def test_draft_tokens_leave_the_answer_unchanged(
     verb: Verb, bundle_path: Path, make_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
     options = (
@@ -128,15 +128,15 @@ def test_guesses_leave_the_text_as_it_is(
         "--json",
     )
     plain = json.loads(verb(*options)[1])
-    for how in (("--lookup",), ("--draft", bundle_path)):
-        guessed = json.loads(verb(*options, *how)[1])
-        assert guessed["tokens"] == plain["tokens"]
-    assert guessed["statistics"]["right_guesses"] == guessed["statistics"]["guessed_tokens"]
-    for how, exit_code, expected in (
+    for speculative in (("--lookup",), ("--prompt-lookup",), ("--draft-model", bundle_path), ("--draft", bundle_path)):
+        drafted = json.loads(verb(*options, *speculative)[1])
+        assert drafted["tokens"] == plain["tokens"]
+    assert drafted["statistics"]["right_guesses"] == drafted["statistics"]["guessed_tokens"]
+    for speculative, exit_code, expected in (
         (("--lookup", "--draft", bundle_path), 2, "--lookup and --draft both propose draft tokens; give one"),
         (("--draft", tmp_path), 3, "manifest.json"),
     ):
-        code, out, err = verb(*options, *how)
+        code, out, err = verb(*options, *speculative)
         assert (code, out, err.count("\n")) == (exit_code, "", 1) and expected in err
 
 
@@ -170,7 +170,7 @@ def test_bench_in_other_forms_and_against_another_bundle(verb: Verb, bundle_path
     _, out, _ = verb("bench", bundle_path, "-p", "0", "-n", "2", "-r", 3, "--against", copied, "--json")
     (comparison,) = json.loads(out)["comparison"]
     assert comparison["test"] == "tg2" and comparison["low"] <= comparison["ratio"] <= comparison["high"]
-    assert 0.25 <= comparison["p_value"] <= 1  # of three repetitions no fewer signs can be unlikely
+    assert 0.25 <= comparison["p_value"] <= 1  # three repetitions cannot give a smaller p value
 
 
 # --- refusals --------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ class Typist:
         self.process, self.terminal = process, terminal
 
     def read_until(self, pattern: str) -> str:
-        """What appears up to and including the first match of `pattern`."""
+        """Return what appears, up to and including the first match of `pattern`."""
         seen, deadline = "", time.monotonic() + 60
         while not re.search(pattern, seen):
             assert time.monotonic() < deadline and select.select([self.terminal], [], [], 60)[0], f"only saw {seen!r}"
@@ -349,7 +349,7 @@ def test_a_full_context_suggests_reset(bundle_path: Path) -> None:
 
 def test_ctrl_c_ends_the_turn_and_at_the_prompt_the_program(long_bundle: Path) -> None:
     with chatting(long_bundle, "--max-tokens", str(LONG_CONTEXT)) as typist:
-        typist.type("The quick\n", r"quick\r\n[^\r\n]*\S")  # the first of the answer is there
+        typist.type("The quick\n", r"quick\r\n[^\r\n]*\S")  # the answer has begun
         ended = typist.type("\x03", r"generation \d+ tokens .*\n> $")
         made = re.search(r"generation (\d+) tokens", ended)
         assert made and int(made[1]) < LONG_CONTEXT - 100
@@ -361,7 +361,7 @@ def test_ctrl_c_ends_the_turn_and_at_the_prompt_the_program(long_bundle: Path) -
 def test_control_characters_of_a_model_do_not_reach_the_terminal(
     make_bundle: Callable[..., Path], small_model: tuple[Architecture, dict[str, np.ndarray]], tokenizer: Tokenizer
 ) -> None:
-    """A model that says nothing but ESC: a pipe gets it as it is, a terminal does not get it."""
+    """The model prints nothing but ESC. A pipe gets it as it is, a terminal does not get it."""
     escape = tokenizer.encode("\x1b")[0]
     a, weights = small_model
     embedding = np.zeros((a.vocab_size, a.embedding_width), np.float32)

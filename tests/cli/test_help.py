@@ -1,4 +1,4 @@
-"""The help of every verb: complete, grouped, quick, and completed by the shell."""
+"""The help of every verb: it shows every default, is grouped and quick. The shell completes verbs and options."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROGRAM = get_command(app)
 
 
 def _commands() -> Iterator[tuple[str, Any]]:
-    """Every verb with the words that call it; the verbs of a group one by one."""
+    """Each verb with the words that call it. The verbs of a group come one by one."""
     for name in VERBS:
         verb = PROGRAM.commands[name]  # type: ignore[attr-defined]
         group = getattr(verb, "commands", None)
@@ -39,7 +39,7 @@ COMMANDS = dict(_commands())
 
 
 def screen(words: str, columns: int) -> str:
-    """What `merino-edge WORDS --help` prints, on one line: where lines break is the terminal's matter."""
+    """What `merino-edge WORDS --help` prints, joined to one line, because line breaks depend on the terminal."""
     result = CliRunner().invoke(app, [*words.split(), "--help"], prog_name="merino-edge", env={"COLUMNS": str(columns)})
     assert result.exit_code == 0, result.output
     assert all(len(line) <= columns for line in result.output.splitlines())
@@ -55,7 +55,7 @@ def test_help_shows_every_text_and_default(words: str, columns: int) -> None:
         assert text, f"{words} {parameter.name} has no help"
         assert text in shown  # with each bracketed part of it
         assert all(option in shown for option in (*parameter.opts, *parameter.secondary_opts) if option[0] == "-")
-        # A default is told in one form, which this test can find.
+        # A default has one form only, which this test can find.
         assert "default" not in re.sub(r" \[default: [^][]+\]$", "", text)
         default = parameter.default
         if "[default: " in text:

@@ -1,4 +1,4 @@
-"""Ctrl-C, termination and two at once: one line, nothing half-written, and `--continue` goes on."""
+"""Ctrl-C, termination, and two runs at once: one line, nothing half-written, and `--continue` continues."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from merino_edge.latency.table_file import load_table
 def interrupted(
     command: list[object], when: Callable[[], bool], number: signal.Signals = signal.SIGINT
 ) -> tuple[int, str, str]:
-    """Start `command`, signal it as soon as `when`, and return exit code, stdout and stderr."""
+    """Start `command` and signal it as soon as `when()` is true. Returns exit code, stdout and stderr."""
     process = subprocess.Popen(list(map(str, command)), stdout=-1, stderr=-1, text=True)
     try:
         while not when():
@@ -35,7 +35,7 @@ def interrupted(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_export_leaves_nothing(good: Path, tmp_path: Path, merino: tuple[str, ...], number: signal.Signals) -> None:
     command = [*merino, "export", good / "checkpoint", "--out", tmp_path / "bundle"]
-    stopped = interrupted(command, lambda: any(tmp_path.iterdir()), number)  # its hidden folder is there
+    stopped = interrupted(command, lambda: any(tmp_path.iterdir()), number)  # its temporary folder exists
     assert stopped == (130, "", "merino-edge: interrupted\n") and not list(tmp_path.iterdir())
 
 
@@ -83,7 +83,7 @@ def test_before_the_first_save_training_leaves_nothing(good: Path, tmp_path: Pat
 
 
 def test_two_exports_to_one_place(good: Path, tmp_path: Path, merino: tuple[str, ...]) -> None:
-    """Each ends well or is refused, and what stands there in the end is whole."""
+    """Each run succeeds or is refused, and the bundle at the end is complete."""
     out = tmp_path / "bundle"
     commands = [[*merino, "export", good / "checkpoint", "--out", out, "--precision", p] for p in ("fp32", "fp16")]
     both = [subprocess.Popen(list(map(str, c)), stdout=-1, stderr=-1, text=True) for c in commands]

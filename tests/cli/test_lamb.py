@@ -1,4 +1,4 @@
-"""The model that comes with the package: found by its name, whole, small, and it answers with nothing at hand."""
+"""The model in the package: it is found by its name, complete, small, and answers without any download."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_folder_of_that_name_goes_first(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_an_installer_may_link_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Installers that share files between environments do; a bundle from elsewhere may not."""
+    """Some installers link files between environments. A bundle from elsewhere may not have links."""
     shutil.copytree(LAMB, tmp_path / "cache")
     (tmp_path / "packaged" / "lamb").mkdir(parents=True)
     for path in (tmp_path / "cache").iterdir():

@@ -1,4 +1,4 @@
-"""The front as report, plot and page; the page is read as a browser's parser and a reader of its data would."""
+"""The Pareto front as a report, a plot and a web page. The page is parsed as a browser parses it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_front_is_written_in_three_forms(tmp_path: Path, write_table: WriteT
 
 
 def test_a_space_may_have_any_name(tmp_path: Path) -> None:
-    """A name cannot break out of the page's data."""
+    """The name of a space cannot break out of the data in the page."""
     name = 'x</script><script>alert("1")</script><!--'
     document = json.loads(written(SMALL, tmp_path).read_text())
     space = tmp_path / "space.json"

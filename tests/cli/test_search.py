@@ -125,7 +125,7 @@ def test_a_score_of_whole_architectures_is_enumerated_where_it_can_be(tmp_path: 
     merino("--space", space, "--score", score, "--params", "2M", "--out", out)
     document = json.loads(out.read_text())
     assert document["certificate"]["gap_percent"] == 0 and -1e-2 < document["score"]["total"] < 1e-2
-    done = merino("--score", score, "--out", tmp_path / "b.json", code=2)  # 304 million of them
+    done = merino("--score", score, "--out", tmp_path / "b.json", code=2)  # 304 million architectures
     assert "too large to try every architecture" in done.stderr and "--solver evolution" in done.stderr
     evolution = ("--solver", "evolution", "--iterations", 300)
     done = merino("--score", score, *evolution, "--out", tmp_path / "b.json")
@@ -190,7 +190,7 @@ NONE = str(2**70)
         (["--solver", "evolution", "--parents", "1000"], 2, "parents is 1000"),
         (["--parents", "10"], 2, "--parents is an option of the evolution; add: --solver evolution"),
         (["--from", "no/such/result.json"], 3, "does not exist"),
-        (["--from", "no/such/result.json", "--flops", "60G"], 2, "leave everything else but --out away"),
+        (["--from", "no/such/result.json", "--flops", "60G"], 2, "leave out every other option but --out"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(arguments: list[str], code: int, words: str, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_an_unwritable_folder_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("verb", ["search", "pareto"])
 def test_without_matplotlib_there_is_a_note_and_no_plot(tmp_path: Path, verb: str) -> None:
-    """The program is told that matplotlib is not installed, as on a board."""
+    """The program finds no matplotlib, as on a board."""
     program = """
 import importlib.util
 found = importlib.util.find_spec

@@ -1,4 +1,4 @@
-"""`serve` as a user meets it: until Ctrl-C, and one-line refusals."""
+"""The verb `serve`: it serves until Ctrl-C, and its refusals are one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`show`, `doctor` and `profile` as programs: what they print, and how they refuse."""
+"""The verbs `show`, `doctor` and `profile`: what they print, and their refusals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from merino_edge.weights import random_weights
 
 PROGRAM = (sys.executable, "-c", "from merino_edge.cli.main import main; main()")
 TINY = Architecture(
-    vocab_size=32, max_positions=16, embedding_width=32, head_dim=16, blocks=(Block(32, 2, 2, 1, 48, True),)
+    vocab_size=32, max_positions=16, embedding_width=32, head_dim=16, blocks=(Block(32, 2, 2, 1, 48, shared=True),)
 )
 TOKENIZER = '{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}'
 
@@ -62,11 +62,16 @@ def space_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One of each artefact but a table."""
+    """A folder with one artefact of each kind but a latency table."""
     folder = tmp_path_factory.mktemp("artefacts")
     architecture.save(folder / "a.json", TINY, score={"total": 12.5}, seed=3)
     checkpoint.save(
-        folder / "checkpoint", TINY, random_weights(TINY), tokenizer_json=TOKENIZER, chat=ChatFormat(), training={"source": "random\x1b[31m"}
+        folder / "checkpoint",
+        TINY,
+        random_weights(TINY),
+        tokenizer_json=TOKENIZER,
+        chat=ChatFormat(),
+        training={"source": "random\x1b[31m"},
     )
     with artefact.atomic_directory(folder / "bundle") as new:
         for name in bundle.REQUIRED_FILES:
@@ -92,7 +97,7 @@ def test_profile_writes_a_table_that_show_explains(space_file: Path, tmp_path: P
     assert "measured" in text and "int8" in text and "MAPE" in text
     assert merino("profile", "--continue", "--out", out).stdout.strip() == str(
         out
-    )  # nothing left; space from its header
+    )  # nothing is left to measure; the space comes from its header
     assert load_table(out).measurements == table.measurements
     refused(*arguments, "--out", out, code=6, says="exists; finish it with --continue")
     refused("profile", "--continue", "--threads", 2, "--out", out, code=2, says="another threads")
@@ -136,7 +141,7 @@ def test_show_tells_an_artefact_by_its_content(folder: Path, name: str, kind: st
     assert shown["counts"]["parameters"] == TINY.parameters
     text = merino("show", folder / name).stdout
     assert kind in text and "shared" in text and TINY.id in text
-    assert "\x1b" not in text  # nothing an artefact says steers the terminal
+    assert "\x1b" not in text  # the text of an artefact cannot steer the terminal
 
 
 def test_show_explains_a_space(space_file: Path) -> None:

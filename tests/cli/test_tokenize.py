@@ -1,4 +1,4 @@
-"""`merino-edge tokenize`: a corpus by the command line is the corpus of the library, and bad calls are refused."""
+"""The verb `tokenize`: it writes the corpus that the library writes, and refuses bad calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One small artefact of every kind, made by the program itself, and a stranger who is refused."""
+"""Fixtures: one small artefact of each kind, made by the program itself, and a check that a command is refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEXT = "Once upon a time a small model met a stranger, who gave it everything bu
 
 @pytest.fixture(scope="session")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of artefacts that nothing is wrong with; copy before you harm one."""
+    """A folder of valid artefacts. Copy one before you change it."""
     folder = tmp_path_factory.mktemp("good")
     (folder / "corpus.txt").write_text(TEXT)
     architecture.save(folder / "a.json", TINY)
@@ -33,7 +33,14 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     artefact.write_json(folder / "space.json", "space", space_file.to_dict(space), space_file.SCHEMA_VERSION)
     assert run("search", "--space", folder / "space.json", "--flops", "1G", "--out", folder / "result.json") == 0
     tokenizer = train_tokenizer(iter([TEXT]), TINY.vocab_size).to_str()
-    checkpoint.save(folder / "checkpoint", TINY, random_weights(TINY), tokenizer_json=tokenizer, chat=chat_format(), training={"source": "random"})
+    checkpoint.save(
+        folder / "checkpoint",
+        TINY,
+        random_weights(TINY),
+        tokenizer_json=tokenizer,
+        chat=chat_format(),
+        training={"source": "random"},
+    )
     assert run("export", folder / "checkpoint", "--threads", 1, "--out", folder / "bundle") == 0
     measure = (
         "profile",
@@ -52,7 +59,10 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Refused:
-    """Run the program, assert that it refuses as it promises, and return the line that says why."""
+    """Run the program, check that it refuses as promised, and return the line that says why.
+
+    A refusal exits with an error code, prints no traceback, and leaves nothing behind in the folder of --out.
+    """
 
     def check(*arguments: object) -> str:
         capfd.readouterr()
@@ -73,5 +83,5 @@ def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Refused:
 
 @pytest.fixture(scope="session")
 def merino() -> tuple[str, ...]:
-    """The program as a command, for what needs a process of its own."""
+    """The program as a command, for tests that need a process of their own."""
     return (sys.executable, "-m", "merino_edge.cli")

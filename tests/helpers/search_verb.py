@@ -1,4 +1,4 @@
-"""`search` and `pareto` in a process of their own, and the space files that they read."""
+"""Runs `search` and `pareto` in a process of their own, and writes the space files that they read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stranger tries: the program in this process, and every verb on artefacts of its choice."""
+"""Runs the program in this process, and lists the commands that read each kind of artefact."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from merino_edge.architecture import Architecture, Block
 from merino_edge.cli.main import main
 
 TINY = Architecture(
-    300,
-    64,
-    32,
-    16,
-    (Block(32, 2, 2, 1, 48, True),),
+    vocab_size=300,
+    max_positions=64,
+    embedding_width=32,
+    head_dim=16,
+    blocks=(Block(32, 2, 2, 1, 48, shared=True),),
     norm="rmsnorm",
     ffn="swiglu",
     positions="rotary",
@@ -28,7 +28,7 @@ Refused = Callable[..., str]
 
 
 def run(*arguments: object) -> int:
-    """The program in this process; its exit code."""
+    """Run the program in this process, with an empty stdin. Returns its exit code."""
     before = sys.argv, sys.stdin
     sys.argv, sys.stdin = ["merino-edge", *map(str, arguments)], io.TextIOWrapper(io.BytesIO())
     try:
@@ -41,7 +41,7 @@ def run(*arguments: object) -> int:
 
 
 def commands(good: Path, folder: Path, out: Path) -> dict[str, list[tuple[object, ...]]]:
-    """Every verb that reads each kind of artefact, told to read that in `folder`."""
+    """For each kind of artefact, the commands that read the one in `folder`. Their other artefacts are in `good`."""
     return {
         "a.json": [train(folder / "a.json", good, out), ("show", folder / "a.json")],
         "space.json": [
@@ -71,6 +71,6 @@ def commands(good: Path, folder: Path, out: Path) -> dict[str, list[tuple[object
 
 
 def train(a: Path, good: Path, out: Path, *more: object) -> tuple[object, ...]:
-    """A training of two steps."""
+    """The command of a training of two steps."""
     small = ("--steps", 2, "--batch", 1, "--sequence", 8, "--threads", 1)
     return ("train", a, "--corpus", good / "corpus.txt", *small, *more, "--out", out)
