@@ -1,9 +1,9 @@
-"""A conversation: messages, the bundle's template and the cache they share. Knows no terminal.
+"""A chat: its messages, the bundle's chat template and the KV cache they share. Knows no terminal.
 
-Every turn sends the whole conversation through the template; the session finds what is in the cache
-already. When the conversation no longer fits the context, `send` refuses with InputError and keeps the
-conversation as it was, or with `slide` drops its oldest turns and says how many in `dropped`; nothing is dropped
-silently, and the system message never. Without a template each message is a prompt of its own.
+Each turn puts the whole conversation through the template, and the session reuses the common prefix in the cache.
+If the conversation no longer fits the context, `send` raises InputError and leaves the conversation unchanged. With
+`truncate_history` it drops the oldest turns instead and says how many messages in `dropped`. The system message is
+never dropped. Without a template each message is a prompt of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from merino_edge.tokenizer import Message, Tokenizer
 
 
 class Chat:
-    """`sampling`, `max_tokens`, `stop`, `grammar`, `proposer` and `truncate_history` may be changed between turns."""
+    """A conversation with one engine.
+
+    `sampling`, `max_tokens`, `stop`, `grammar`, `proposer` and `truncate_history` may be changed between turns.
+    """
 
     def __init__(
         self,
@@ -38,40 +41,46 @@ class Chat:
         proposer: Proposer | None = None,
         truncate_history: bool = False,
     ) -> None:
-        """`raw` True bypasses the template, False insists on one, None uses one if there is one."""
+        """`raw` True bypasses the template, False insists on one, and None uses the template if there is one.
+
+        Raises InputError for a system message without a template.
+        """
         self.tokenizer, self.sampling, self.max_tokens, self.stop = tokenizer, sampling, max_tokens, stop
         self.grammar, self.proposer, self.truncate_history = grammar, proposer, truncate_history
-        self.dropped = 0  # messages that the last question left behind
+        self.dropped = 0  # messages that the last question dropped from the history
         self.raw = tokenizer.chat.chat_template is None if raw is None else raw
         if self.raw and system is not None:
             raise InputError("a system message needs a chat template", "leave --system and --raw out")
         self.system: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         self.turn: Generation | None = None  # the last answer, perhaps still running
-        self._asked = self.system  # the conversation up to and including the last question
+        self._request = self.system  # the messages up to and including the last question
         self.session = Session(engine)
 
     @property
     def messages(self) -> list[Message]:
-        """The conversation so far; an answer cut short counts with what was made of it."""
+        """The conversation so far. A cancelled answer is in it with its text up to then."""
         answer: list[Message] = [{"role": "assistant", "content": self.turn.text}] if self.turn else []
-        return [*self._asked, *answer]
+        return [*self._request, *answer]
 
     def reset(self) -> None:
-        """Forget everything but the system message."""
-        self.turn, self._asked = None, self.system
+        """Forget all messages but the system message."""
+        self.turn, self._request = None, self.system
 
     def send(self, text: str, cancel: threading.Event | None = None) -> Generation:
-        """Ask, and return the answer to iterate over. Raises InputError; the conversation is then unchanged."""
+        """Send a question and return the answer to iterate over. Setting `cancel` ends it within one token.
+
+        Raises InputError where the question is empty or does not fit; the conversation is then unchanged.
+        """
         if not text:
             raise InputError("the prompt is empty", "give at least one character")
-        before: list[Message] = [] if self.raw else self.messages
-        asked = [*before, {"role": "user", "content": text}]
-        ids = self.tokenizer.encode(text) if self.raw else self.tokenizer.encode_chat(asked)
-        kept = asked
+        history: list[Message] = [] if self.raw else self.messages
+        messages = [*history, {"role": "user", "content": text}]
+        ids = self.tokenizer.encode(text) if self.raw else self.tokenizer.encode_chat(messages)
+        request = messages
         if self.truncate_history and not self.raw:
-            kept, ids = self._truncated(asked, ids)
+            request, ids = self._truncated(messages, ids)
         context = self.session.engine.max_positions
-        if len(ids) > context and len(before) > len(self.system) and not self.truncate_history:
+        if len(ids) > context and len(history) > len(self.system) and not self.truncate_history:
             raise InputError(
                 f"the conversation has {len(ids)} tokens, the context of this bundle is {context}",
                 "/reset starts a new one, --slide drops the oldest turns, a larger --context of the export holds more",
@@ -87,16 +96,16 @@ class Chat:
             grammar=self.grammar,
             proposer=self.proposer,
         )
-        self._asked, self.dropped = kept, len(asked) - len(kept)
+        self._request, self.dropped = request, len(messages) - len(request)
         return self.turn
 
-    def _truncated(self, asked: list[Message], ids: list[int]) -> tuple[list[Message], list[int]]:
-        """Without the oldest turns where they leave too little room for an answer; and its ids."""
+    def _truncated(self, messages: list[Message], ids: list[int]) -> tuple[list[Message], list[int]]:
+        """The messages and their ids, without the oldest turns if they leave too little room for an answer."""
         context, system = self.session.engine.max_positions, len(self.system)
         if len(ids) + min(self.max_tokens, context // 4) <= context:
-            return asked, ids
-        # What is dropped makes everything behind it run again: down to a half, so that this happens seldom.
-        while len(ids) > context // 2 and len(asked) > system + 1:
-            asked = [*self.system, *asked[system + 2 :]]  # a question and its answer less
-            ids = self.tokenizer.encode_chat(asked)
-        return asked, ids
+            return messages, ids
+        # After a drop, all that follows must run again. Dropping down to half the context makes that rare.
+        while len(ids) > context // 2 and len(messages) > system + 1:
+            messages = [*self.system, *messages[system + 2 :]]  # without the oldest question and its answer
+            ids = self.tokenizer.encode_chat(messages)
+        return messages, ids

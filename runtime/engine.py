@@ -1,7 +1,7 @@
-"""What the runtime asks of a backend: `Engine`, one sequence on one device, and `open_engine`.
+"""The `Engine` protocol: one loaded model that runs one sequence on one device.
 
-Everything above it (sampling, stopping, detokenising, chat, bench) is written against this protocol
-and knows no backend. Prefill, decode, rewind and prefix reuse are all `forward` at a chosen `start`.
+Sampling, stopping, detokenising, chat and benchmarks are written against this protocol and know no backend.
+Prefill, decode, rewind and prefix reuse are all `forward` at a chosen `start`.
 """
 
 from __future__ import annotations
@@ -16,26 +16,32 @@ Logits = NDArray[np.float32]
 
 
 class Engine(Protocol):
-    """A loaded model and its key/value cache of `max_positions` places."""
+    """A loaded model and its KV cache, which has a capacity of `max_positions`."""
 
     vocab_size: int
     max_positions: int
-    max_rows: int  # of the last positions of a step, whose logits it can return at once
+    max_rows: int  # the most rows of logits that one step can return
 
     def forward(self, tokens: TokenIds, start: int) -> Logits:
-        """Run `tokens` [T] at positions start..start+T-1 and return the last one's logits [V].
+        """Run `tokens` [T] at positions start..start+T-1 and return the last position's logits [V].
 
-        Every position before `start` must have been written; those from `start` on are overwritten.
+        All positions before `start` must be filled. Positions from `start` on are overwritten.
         The returned array is valid only until the next call.
         """
         ...
 
     def forward_rows(self, tokens: TokenIds, start: int, rows: int) -> Logits:
-        """As `forward`, the last `rows` positions' logits [rows, V]; 1 to `max_rows` of them, at most T."""
+        """Like `forward`, but return the logits of the last `rows` positions, [rows, V].
+
+        `rows` is 1 to `max_rows`, and at most T.
+        """
         ...
 
     def mark_filled(self, positions: int) -> None:
-        """Take so many positions for written, whatever they hold: to time a step at any length without the prompt."""
+        """Treat the first `positions` of the cache as filled, whatever they hold.
+
+        Benchmarks use this to time a step at any cache length without running a prompt.
+        """
         ...
 
     def close(self) -> None:
@@ -44,17 +50,20 @@ class Engine(Protocol):
 
 
 class Candidates(NamedTuple):
-    """What a token is chosen from: logits [N] and whose they are [N], ascending; ids None: a whole row's, V of them."""
+    """The logits that a token is sampled from. `ids` None means the whole row: N is then the vocabulary size V."""
 
-    logits: Logits
-    ids: TokenIds | None
+    logits: Logits  # [N]
+    ids: TokenIds | None  # [N], ascending
 
 
 @runtime_checkable
 class TopKEngine(Engine, Protocol):
-    """One that can leave most of a row where it is."""
+    """An engine that can return only the largest logits of a step, so that the whole row is not copied."""
 
     def forward_topk(self, tokens: TokenIds, start: int, k: int) -> Candidates:
-        """As `forward`, the `k` largest logits and all that tie with the least of them, which is what greedy and top-k
-        look at; the whole row where the engine cannot tell them, and of several tokens."""
+        """Like `forward`, but return the `k` largest logits and all logits equal to the smallest of those.
+
+        That is all that greedy and top-k sampling need. The whole row is returned for more than one token,
+        and where the engine cannot find the top k.
+        """
         ...

@@ -1,8 +1,8 @@
-"""One answer: prefill, then sample, detokenise and step until something ends it. Knows no backend.
+"""Generates one answer: prefill, then sample, detokenise and step until a stop condition holds. Knows no backend.
 
-A `Session` remembers which ids are in the engine's cache, so that a longer version of a prompt (the next
-turn of a chat) runs only what is new. A `Generation` is an iterator over pieces of text and, when it has
-ended, the result:
+A `Session` remembers which ids are in the engine's cache. A longer version of a prompt, such as the next turn of a
+chat, therefore runs only its new tokens. A `Generation` is an iterator over pieces of text. It holds the result once
+it has ended:
 
     generation = generate(Session(engine), tokenizer, tokenizer.encode("Once"), Sampling(), max_tokens=64)
     for piece in generation: ...
@@ -20,42 +20,45 @@ from typing import Any, Literal
 
 from merino_edge import limits
 from merino_edge.errors import InputError
+from merino_edge.runtime.detokenizer import StreamingDetokenizer
 from merino_edge.runtime.engine import Logits, TokenIds
 from merino_edge.runtime.grammar import Constraint, Grammar
 from merino_edge.runtime.sampling import Sampler, Sampling
-from merino_edge.runtime.session import Session, _common_prefix
+from merino_edge.runtime.session import Session, common_prefix
 from merino_edge.runtime.speculative.drafter import Drafter, Proposer
-from merino_edge.runtime.detokenizer import StreamingDetokenizer
 from merino_edge.tokenizer import Tokenizer
 
 # stop: an end token or a stop string; length: max_tokens; context: the cache is full.
 FinishReason = Literal["stop", "length", "context", "cancelled"]
-# Keys of the JSON that `generate --json` and the server print: programs read them, so they keep their first names.
+# JSON keys that `generate --json` and the server print. Other programs read them, so they keep their first names.
 WRITTEN_NAMES = {"drafted_tokens": "guessed_tokens", "accepted_tokens": "right_guesses"}
 
 
 @dataclass
 class Statistics:
-    """Counts and times of one answer. Times are the engine's and the sampler's, not the reader's."""
+    """Counts and times of one answer. Times are those of the engine and the sampler, without the reader's."""
 
     prompt_tokens: int = 0
-    reused_tokens: int = 0  # of the prompt, found in the cache
-    generated_tokens: int = 0  # sampled, the end token included
-    drafted_tokens: int = 0  # run before they were sampled
-    accepted_tokens: int = 0  # of those
+    reused_tokens: int = 0  # prompt tokens found in the cache
+    generated_tokens: int = 0  # sampled tokens, including the end token
+    drafted_tokens: int = 0  # draft tokens that were run
+    accepted_tokens: int = 0  # draft tokens that were then sampled
     prompt_ms: float = 0.0
     first_token_ms: float | None = None  # from the start to the first sampled token
-    decode_ms: float = 0.0  # every token after the first
+    decode_ms: float = 0.0  # all tokens after the first
 
     @property
     def prompt_tokens_per_second(self) -> float | None:
+        """Speed of the prefill, without reused tokens; None if nothing was run."""
         return _rate(self.prompt_tokens - self.reused_tokens, self.prompt_ms)
 
     @property
     def decode_tokens_per_second(self) -> float | None:
+        """Speed after the first token; None if there is only one."""
         return _rate(self.generated_tokens - 1, self.decode_ms)
 
     def to_dict(self) -> dict[str, Any]:
+        """All fields and both rates, as JSON prints them."""
         rates = {name: getattr(self, name) for name in ("prompt_tokens_per_second", "decode_tokens_per_second")}
         fields = {WRITTEN_NAMES.get(name, name): value for name, value in asdict(self).items()}
         return {k: round(v, 3) if isinstance(v, float) else v for k, v in {**fields, **rates}.items()}
@@ -66,7 +69,7 @@ def _rate(tokens: int, elapsed_ms: float) -> float | None:
 
 
 class Generation(Iterator[str]):
-    """An answer being made; see `generate`. `close()`, or setting `cancel`, ends it within one token."""
+    """An answer that is being generated; see `generate`. `close()` or setting `cancel` ends it within one token."""
 
     def __init__(
         self,
@@ -81,63 +84,64 @@ class Generation(Iterator[str]):
         constraint: Constraint | None,
         drafter: Drafter | None,
     ) -> None:
-        self.tokens: list[int] = []  # sampled ids; the end token is not among them, those of a stop string are
+        self.tokens: list[int] = []  # sampled ids, with those of a stop string, without the end token
         self.finish_reason: FinishReason | None = None  # None while running, and after an error
         self.statistics = Statistics(prompt_tokens=len(prompt_ids))
         self.seed = sampler.seed
         self._session, self._prompt_ids, self._sampler = session, prompt_ids, sampler
         self._eos, self._max_tokens, self._cancel = set(tokenizer.chat.eos_token_ids), max_tokens, cancel
-        self._stream, self._constraint, self._drafter = StreamingDetokenizer(tokenizer, stop), constraint, drafter
-        # Of a step's logits, so many of the largest are enough; None: the row comes, or is needed.
-        whole = session.selecting is None or constraint is not None or drafter is not None
-        self._largest = None if whole else sampler.sampling.required_topk
+        self._detokenizer = StreamingDetokenizer(tokenizer, stop)
+        self._constraint, self._drafter = constraint, drafter
+        # How many of the largest logits a step needs; None if it needs the whole row.
+        whole_row = session.topk_engine is None or constraint is not None or drafter is not None
+        self._required_topk = None if whole_row else sampler.sampling.required_topk
         self._pieces = self._run()
 
     @property
     def text(self) -> str:
-        """Every piece so far, joined."""
-        return self._stream.text
+        """All pieces so far, joined."""
+        return self._detokenizer.text
 
     def __next__(self) -> str:
         return next(self._pieces)
 
     def close(self) -> None:
-        """End the answer; `text` and `tokens` keep what was made."""
+        """End the answer. `text` and `tokens` keep what has been generated."""
         self.finish_reason = self.finish_reason or "cancelled"
         self._pieces.close()
 
     def _run(self) -> Generator[str, None, None]:
-        first, guess = self._prefill(), list[int]()
-        rows = None if first is None else first[None]  # [1 + len(guess), V]
-        ids: TokenIds | None = None  # [N], where rows are [1, N]
+        first_logits, draft = self._prefill(), list[int]()
+        rows = None if first_logits is None else first_logits[None]  # [1 + len(draft), V]
+        ids: TokenIds | None = None  # [N] where rows are the candidates [1, N]
         while rows is not None:
-            # Each row is after one more token of the guess, and counts as long as those before it were right.
-            for row, guessed in zip_longest(rows, guess):
+            # Row i is the logits after i draft tokens. It is valid only if all of those were accepted.
+            for row, drafted in zip_longest(rows, draft):
                 token = self._sample(row, ids)
                 if piece := self._take(token):
                     yield piece
-                if self.finish_reason or token != guessed or self._cancel.is_set():
+                if self.finish_reason or token != drafted or self._cancel.is_set():
                     break
-                self._session.keep(token)
+                self._session.accept(token)
                 self.statistics.accepted_tokens += 1
             if self.finish_reason:
                 break
-            rows, ids, guess = self._step(token)
+            rows, ids, draft = self._step(token)
         self.finish_reason = self.finish_reason or "cancelled"
-        if rest := self._stream.finish():
+        if rest := self._detokenizer.finish():
             yield rest
 
     def _take(self, token: int) -> str:
-        """The text that a sampled token makes certain; sets the reason where it ends the answer."""
+        """Add a sampled token, return the text that is now certain, and set `finish_reason` if the answer ends."""
         if token in self._eos:
             self.finish_reason = "stop"
             return ""
         self.tokens.append(token)
         if self._drafter is not None:
             self._drafter.push(token)
-        piece = self._stream.push(token)
+        piece = self._detokenizer.push(token)
         complete = self._constraint is not None and self._constraint.push(token)
-        if complete or self._stream.stopped:
+        if complete or self._detokenizer.stopped:
             self.finish_reason = "stop"
         elif len(self.tokens) == self._max_tokens:
             self.finish_reason = "length"
@@ -146,11 +150,11 @@ class Generation(Iterator[str]):
         return piece
 
     def _prefill(self) -> Logits | None:
-        began, before = perf_counter(), _common_prefix(self._session.ids, self._prompt_ids)
+        began, reusable = perf_counter(), common_prefix(self._session.ids, self._prompt_ids)
         logits = self._session.prefill(self._prompt_ids, self._cancel)
         if logits is not None and self._drafter is not None:
             self._drafter.begin(self._prompt_ids, self._cancel)
-        self.statistics.reused_tokens = min(before, len(self._prompt_ids) - 1)
+        self.statistics.reused_tokens = min(reusable, len(self._prompt_ids) - 1)
         self.statistics.prompt_ms = _since_ms(began)
         return logits
 
@@ -158,7 +162,7 @@ class Generation(Iterator[str]):
         began = perf_counter()
         if self._constraint is not None:
             logits = self._constraint.masked(logits)
-        # At this point the session holds the prompt and every token so far.
+        # At this point the session holds the prompt and all tokens so far.
         token = self._sampler(logits, self._session.ids, self.tokens)
         if ids is not None:
             token = int(ids[token])
@@ -171,28 +175,31 @@ class Generation(Iterator[str]):
         return token
 
     def _step(self, token: int) -> tuple[Logits | None, TokenIds | None, list[int]]:
-        """Run it, and a guess at what follows: the logits after each, whose they are if not all, and the guess."""
+        """Run `token` and draft tokens after it. Returns (logits [1 + N, V], None, draft tokens).
+
+        With a top-k engine it returns (logits [1, N], their ids [N], no draft); the logits are None if cancelled.
+        """
         if self._cancel.is_set():
             return None, None, []
-        guess: list[int] = []
+        draft: list[int] = []
         began = perf_counter()
         if self._drafter is not None:
             engine = self._session.engine
             room = min(
                 engine.max_positions - len(self._session.ids), engine.max_rows, self._max_tokens - len(self.tokens)
             )
-            guess = self._drafter.draft(room - 1)
+            draft = self._drafter.draft(room - 1)
         began_step = perf_counter()
-        if self._largest is None:
-            rows, ids = self._session.step(token, guess), None
+        if self._required_topk is None:
+            rows, ids = self._session.step(token, draft), None
         else:
-            row, ids = self._session.step_topk(token, self._largest)
+            row, ids = self._session.step_topk(token, self._required_topk)
             rows = row[None]
         if self._drafter is not None:
-            self._drafter.ran(1 + len(guess), perf_counter() - began_step)
-        self.statistics.drafted_tokens += len(guess)
+            self._drafter.record_step(1 + len(draft), perf_counter() - began_step)
+        self.statistics.drafted_tokens += len(draft)
         self.statistics.decode_ms += _since_ms(began)
-        return rows, ids, guess
+        return rows, ids, draft
 
 
 def _since_ms(began: float) -> float:
@@ -211,14 +218,15 @@ def generate(
     grammar: Grammar | None = None,
     proposer: Proposer | None = None,
 ) -> Generation:
-    """Start an answer to `prompt_ids`, of the form that `grammar` has; nothing runs before the first `next`.
+    """Start an answer to `prompt_ids`. Nothing runs before the first `next`.
 
-    `proposer`: run its guesses along where that pays (merino_edge.runtime.speculative.drafter). Every token is sampled all the same,
-    so an answer is what it would be without as far as steps of one and of several tokens round alike: at fp32 they do
-    to a millionth of a probability, at int4 ONNX Runtime's kernels do not.
+    `grammar` restricts the answer to a form. `proposer` turns on speculative decoding: its draft tokens are run where
+    that saves time (merino_edge.runtime.speculative.drafter). Every token is still sampled from the model's logits.
+    The answer is the same with and without drafts where steps of one and of several tokens round alike. At fp32 they
+    agree to a millionth of a probability. At int4 ONNX Runtime's kernels do not.
 
-    Raises InputError for a prompt that is empty, longer than the context or not of this vocabulary, and
-    for `max_tokens` or `stop` out of their limits.
+    Raises InputError where the prompt is empty, is longer than the context or has ids outside the vocabulary. It also
+    raises InputError where `max_tokens` or `stop` is out of its limits.
     """
     engine = session.engine
     if not prompt_ids:
@@ -231,17 +239,14 @@ def generate(
     if not 0 <= min(prompt_ids) <= max(prompt_ids) < engine.vocab_size:
         raise InputError(f"the prompt has token ids outside 0 to {engine.vocab_size - 1}", "use the bundle's tokenizer")
     limits.check_range("max_tokens", max_tokens, 1, limits.MAX_NEW_TOKENS)
-    constraint = None if grammar is None else grammar.begin()
-    sampler, cancel = Sampler(sampling), cancel or threading.Event()
-    drafter = Drafter(proposer) if proposer is not None and engine.max_rows > 1 else None
     return Generation(
         session,
         tokenizer,
         prompt_ids,
-        sampler,
+        Sampler(sampling),
         max_tokens,
         stop=stop,
-        cancel=cancel,
-        constraint=constraint,
-        drafter=drafter,
+        cancel=cancel or threading.Event(),
+        constraint=None if grammar is None else grammar.begin(),
+        drafter=Drafter(proposer) if proposer is not None and engine.max_rows > 1 else None,
     )

@@ -1,8 +1,8 @@
-"""Answers of a given form: a JSON schema or a regular expression, as the tokens that may come next.
+"""Constrained decoding: restricts an answer to a JSON schema or a regular expression.
 
-The grammar engine is llguidance (the extra `grammar`): it never fetches what a schema refers to, and bounds what a
-grammar may cost. JSON is written with one space after a comma or colon and no other: where white space is free, small
-models write it for ever.
+A grammar masks the logits of all tokens that may not come next. The grammar engine is llguidance (the extra
+`grammar`). It never fetches a schema's references, and it bounds the cost of a grammar. JSON gets one space after a
+comma or colon and no other white space, because small models would write white space without end.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ ANY_OBJECT = {"type": "object"}
 
 
 class Constraint:
-    """One answer on its way through a grammar."""
+    """The state of one answer within a grammar."""
 
     def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
         self._matcher = matcher
         self._bits = np.zeros((vocab_size + 31) // 32, np.int32)
 
     def masked(self, logits: Logits) -> Logits:
-        """A copy of `logits` [V] in which what may not come next is infinitely unlikely."""
+        """A copy of `logits` [V] with -infinity for all tokens that may not come next."""
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         self._check()
         allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little", count=logits.size)
         return np.where(allowed.view(np.bool_), logits, np.float32(-np.inf))
 
     def push(self, token: int) -> bool:
-        """Take the token that was chosen; True when nothing may follow it."""
+        """Add the sampled token. Returns True if nothing may follow it."""
         self._matcher.consume_token(token)
         self._check()
         return bool(self._matcher.is_stopped())
@@ -50,26 +50,27 @@ class Constraint:
 
 
 class Grammar:
-    """A form, compiled for a vocabulary. Any number of answers may take it."""
+    """A compiled schema or regular expression. It may be used for any number of answers."""
 
     def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
         self._matcher, self._vocab_size = matcher, vocab_size
 
     def begin(self) -> Constraint:
+        """The constraint of a new answer."""
         return Constraint(self._matcher.deep_copy(), self._vocab_size)
 
 
 class Grammars:
-    """Compiles forms for one tokenizer."""
+    """Compiles schemas and regular expressions for one tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
-        """`vocab_size`: of the logits. Raises MissingExtraError."""
+        """`vocab_size` is the number of logits. Raises MissingExtraError without llguidance."""
         require("llguidance", "grammar")
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
-        self._native: LLTokenizer | None = None  # a third of a second for fifty thousand tokens
+        self._native: LLTokenizer | None = None  # built on first use: a third of a second for 50,000 tokens
 
     def json_schema(self, schema: str | dict[str, Any]) -> Grammar:
-        """Raises InputError: no JSON, no schema, or one that is not understood."""
+        """Compile a JSON schema. Raises InputError where it is not JSON, too long or not supported."""
         from llguidance import LLMatcher
 
         _check_size(schema if isinstance(schema, str) else json.dumps(schema))
@@ -80,7 +81,7 @@ class Grammars:
         return self._compiled(grammar, "JSON schema")
 
     def regex(self, pattern: str) -> Grammar:
-        """Of Rust's syntax. Raises InputError."""
+        """Compile a regular expression in Rust's syntax. Raises InputError where it is too long or not valid."""
         from llguidance import LLMatcher
 
         _check_size(pattern)

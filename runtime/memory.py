@@ -1,4 +1,4 @@
-"""What a process holds of the machine's memory, and how fast that can be read. Knows no engine."""
+"""This process's peak memory, and the machine's memory bandwidth. Knows no engine."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ PASSES = 15
 def peak_memory_mb() -> float:
     """Largest resident memory of this process so far, in 10^6 bytes.
 
-    From Linux's VmHWM where there is one: `ru_maxrss` survives exec, so a small program started by a large
-    one would report its parent's memory.
+    It is read from VmHWM on Linux. `ru_maxrss` survives exec, so a small program started by a large one would
+    report its parent's memory.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -29,23 +29,24 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def give_back_freed() -> None:
-    """Let the system have what was freed, which glibc keeps: tens of MB after a model's weights were packed."""
+def release_freed_memory() -> None:
+    """Return freed memory to the system. glibc would keep tens of MB after a model's weights were packed."""
     with contextlib.suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def reading_ms(size_bytes: int, threads: int) -> float:
-    """The least that reading so many bytes once took, by so many threads: a step that reads them takes no less.
+    """The shortest time to read `size_bytes` bytes once with `threads` threads: a lower bound for a step, in ms.
 
-    The same bytes again in every pass, as steps read the same weights: what fits a cache is read from there.
+    Each pass reads the same bytes, as each step reads the same weights. A part that fits into a CPU cache is
+    therefore read from there.
     """
     words = np.ones(max(size_bytes // 8, threads), np.uint64)
     parts = np.array_split(words, threads)
-    took_s = []
+    times_s = []
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(PASSES):
             began = perf_counter()
             list(pool.map(np.bitwise_or.reduce, parts))
-            took_s.append(perf_counter() - began)
-    return 1e3 * min(took_s)
+            times_s.append(perf_counter() - began)
+    return 1e3 * min(times_s)

@@ -1,4 +1,4 @@
-"""Bundle -> engine, tokenizer: the only place that knows every engine."""
+"""Opens a bundle: returns its engine and its tokenizer. The only module that knows all engines."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ def open_engine(
     cuda_graphs: bool = True,
     on_bundle: Callable[[Bundle], None] = lambda loaded: None,
 ) -> tuple[Engine, Tokenizer, Bundle]:
-    """Verify a bundle and load it: by the engine that TensorRT built last, where there is one, else its graph on the
-    CPU, or always that with `cpu`. `threads` None: as many as were measured to be best here, if they were, else all
-    cores. `cuda_graphs`: an engine of TensorRT launches a step as one graph. `on_bundle` is told what was verified
-    before a backend opens it.
+    """Verify a bundle and load it on the newest TensorRT engine in it, or else on the CPU.
 
-    Raises ArtefactError (missing, altered), InputError (threads), UnsupportedError, MissingExtraError (the engine's
-    TensorRT or GPU is not here).
+    `cpu` always takes the CPU. `threads` None takes the number that was measured to be best on this machine, or all
+    cores where nothing was measured. With `cuda_graphs` TensorRT launches a step as one CUDA graph. `on_bundle` is
+    called with the verified bundle before a backend opens it.
+
+    Raises ArtefactError (missing or altered files), InputError (threads), and UnsupportedError or MissingExtraError
+    (this machine has no such TensorRT or GPU).
     """
     if threads is not None:
         limits.check_range("threads", threads, 1, limits.MAX_THREADS)
     loaded = bundle.load(path)
     tokenizer = Tokenizer.load(loaded.path)
     on_bundle(loaded)
-    # The backend's library loads only when a bundle opens.
+    # A backend's library is imported only when a bundle needs it.
     if loaded.engines and not cpu:
         from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
 

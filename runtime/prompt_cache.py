@@ -1,13 +1,11 @@
-"""The keys and values of a prompt, in a file: what a later prompt that begins alike need not run again.
+"""Prompt cache file: the keys and values of a prompt, so that a later prompt with the same prefix need not run it.
 
-One line of JSON, then the arrays one after the other, each [Hkv, P, D]:
+A session that loads the file holds its tokens. A later prompt reuses the common prefix (merino_edge.runtime.session),
+so the file of another prompt does no harm. Only ONNX Runtime's engine on a CPU can save and load its cache. The file
+is one line of JSON and then the arrays [Hkv, P, D], one after the other:
 
     {"kind": "prompt_cache", "schema_version": 1, "tool_version", "model": hash of the graph's files, "tokens": [P ids],
      "dtype": "float32", "shapes": [[Hkv, D], ...], "arrays_sha256", "sha256" of all this}
-
-A session that loads it holds its tokens, and a prompt is compared with those as with any others
-(merino_edge.runtime.session.Session), so a file of another prompt costs nothing but its reading. Only the engine of
-ONNX Runtime on a CPU keeps its cache where it can be read.
 """
 
 from __future__ import annotations
@@ -28,17 +26,20 @@ if TYPE_CHECKING:
     from merino_edge.bundle import Bundle
 
 KIND = "prompt_cache"
-AGAIN = "delete it, and it is written anew"
+AGAIN = "delete it, and it will be written again"
 
 
 def model_hash(bundle: Bundle) -> str:
-    """Of the graph and its weights: what keys and values depend on."""
+    """Hash of the graph and its weights, on which keys and values depend."""
     files = {name: entry["sha256"] for name, entry in bundle.manifest["files"].items() if ".onnx" in name}
     return artefact.sha256_text(artefact.canonical_json(files))
 
 
 def save(path: Path, session: Session, positions: int, bundle: Bundle) -> None:
-    """Write the first `positions` of what the session holds. Raises UnsupportedError, OutputError."""
+    """Write the first `positions` of the session's cache to `path`.
+
+    Raises UnsupportedError (the engine cannot read its cache), OutputError.
+    """
     arrays = _engine(session).read_cache(positions)
     data = b"".join(array.tobytes() for array in arrays)
     header = {
@@ -53,15 +54,17 @@ def save(path: Path, session: Session, positions: int, bundle: Bundle) -> None:
 
 
 def load(path: Path, session: Session, bundle: Bundle) -> int:
-    """Put the file's tokens into a session that holds none: how many. Raises ArtefactError (another model's, altered,
-    longer than the context), UnsupportedError."""
+    """Load the file into an empty session and return its number of tokens.
+
+    Raises ArtefactError (another model's file, an altered one, one longer than the context), UnsupportedError.
+    """
     engine = _engine(session)
     try:
         with open(path, "rb") as file:
             header = _header(file.readline(limits.MAX_JSON_BYTES), str(path))
             tokens = header["tokens"]
             if header["model"] != model_hash(bundle):
-                raise ArtefactError(f"{path} is of another model than {bundle.path}", AGAIN)
+                raise ArtefactError(f"{path} was written for another model than {bundle.path}", AGAIN)
             if not 0 < len(tokens) <= engine.max_positions:
                 raise ArtefactError(f"{path} has {len(tokens)} positions of {engine.max_positions}", AGAIN)
             shapes = [(heads, len(tokens), width) for heads, width in header["shapes"]]
@@ -90,15 +93,15 @@ def _header(line: bytes, where: str) -> dict[str, Any]:
         document = None
     header = artefact.check_header(document, KIND, 1, where)
     tokens, shapes = header.get("tokens"), header.get("shapes")
-    whole = isinstance(tokens, list) and all(type(token) is int for token in tokens)
-    pairs = isinstance(shapes, list) and all(isinstance(s, list) and [*map(type, s)] == [int, int] for s in shapes)
-    if not (whole and pairs and {"model", "dtype", "arrays_sha256"} <= header.keys()):
-        raise ArtefactError(f"{where} is no prompt cache of merino-edge", AGAIN)
+    tokens_ok = isinstance(tokens, list) and all(type(token) is int for token in tokens)
+    shapes_ok = isinstance(shapes, list) and all(isinstance(s, list) and [*map(type, s)] == [int, int] for s in shapes)
+    if not (tokens_ok and shapes_ok and {"model", "dtype", "arrays_sha256"} <= header.keys()):
+        raise ArtefactError(f"{where} is not a prompt cache of merino-edge", AGAIN)
     return header
 
 
 def _engine(session: Session) -> OnnxEngine:
     engine = session.engine
     if not isinstance(engine, OnnxEngine) or engine.device != "cpu":
-        raise UnsupportedError("only ONNX Runtime's engine on a CPU keeps a prompt's cache", "leave --prompt-cache out")
+        raise UnsupportedError("only ONNX Runtime on a CPU can save a prompt cache", "leave --prompt-cache out")
     return engine

@@ -1,8 +1,8 @@
-"""From logits to the next token. Knows no engine, no tokenizer and no text.
+"""Sampling: chooses the next token from the logits. Knows no engine, no tokenizer and no text.
 
-The filters, their order and their treatment of ties are those of Hugging Face `generate`: bias, repetition penalty,
-temperature, top-k, top-p, min-p, typical-p. Frequency and presence penalties are OpenAI's, over the answer alone. A
-filter at its neutral value is not run.
+The filters are those of Hugging Face `generate`, in its order and with its treatment of ties: bias, repetition
+penalty, temperature, top-k, top-p, min-p, typical-p. Frequency and presence penalties are OpenAI's and count the
+answer's tokens only. A filter at its neutral value is not run.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from merino_edge.errors import ArtefactError, InputError
 from merino_edge.runtime.engine import Logits, TokenIds
 
 Floats = NDArray[np.float64]
-FEW = 128  # candidates up to which Python's own numbers take less time than NumPy's calls, which a step leaves cold
-DRAWN_AT_ONCE = 64  # random numbers, for the same reason
-MANY = 1024  # probabilities from which on it pays to look before sorting
-GROUP = 32  # logits that are represented by their largest
+# Up to this many candidates plain Python is faster than NumPy, whose code is not in the CPU's caches after a step.
+FEW = 128
+DRAWN_AT_ONCE = 64  # random numbers drawn in one call, for the same reason
+MANY = 1024  # from this many probabilities on, a filter before sorting saves time
+GROUP = 32  # logits in a group, which is represented by its largest
 
 
 def _check_real(name: str, value: float, low: float, high: float) -> None:
@@ -32,19 +33,19 @@ def _check_real(name: str, value: float, low: float, high: float) -> None:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose a token. Construction raises InputError naming the value out of range."""
+    """Sampling parameters. The constructor raises InputError that names a value out of its range."""
 
-    temperature: float = 0.5  # 0: greedy. Models this small wander off at the usual 0.8 (docs/lab-notes.md)
-    top_k: int = 40  # keep the k likeliest and their ties; 0: all
-    top_p: float = 0.95  # keep the fewest that together hold this probability; 1: all
-    min_p: float = 0.0  # keep those at least this likely relative to the likeliest; 0: all
-    typical_p: float = 1.0  # keep those nearest to the expected surprise that hold this probability; 1: all
+    temperature: float = 0.5  # 0: greedy. Small models lose the thread at the usual 0.8 (docs/lab-notes.md)
+    top_k: int = 40  # keep the k most likely tokens and their ties; 0: all
+    top_p: float = 0.95  # keep the fewest tokens whose probabilities sum to this; 1: all
+    min_p: float = 0.0  # keep tokens at least this probable relative to the most likely one; 0: all
+    typical_p: float = 1.0  # keep tokens closest to the expected surprise whose probabilities sum to this; 1: all
     repetition_penalty: float = 1.0  # divides positive and multiplies negative logits of tokens already seen
-    frequency_penalty: float = 0.0  # taken off a token's logit for each time that the answer has it
-    presence_penalty: float = 0.0  # taken off it once if the answer has it
-    logit_bias: Mapping[int, float] = field(default_factory=dict)  # added, by token id; -100 forbids
-    seed: int | None = None  # None: a fresh one, see Sampler.seed
-    greedy: bool = False  # the likeliest token, after bias and penalties; the rest is not looked at
+    frequency_penalty: float = 0.0  # subtracted from a token's logit once for each occurrence in the answer
+    presence_penalty: float = 0.0  # subtracted once if the answer contains the token
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # added to the logits, by token id; -100 forbids
+    seed: int | None = None  # None: a random one, see Sampler.seed
+    greedy: bool = False  # the most likely token after bias and penalties; other filters are ignored
 
     def __post_init__(self) -> None:
         _check_real("temperature", self.temperature, 0.0, 100.0)
@@ -63,9 +64,9 @@ class Sampling:
 
     @property
     def required_topk(self) -> int | None:
-        """How many of the largest logits, with what ties with the least of them, decide; None: all, as with penalties.
+        """How many of the largest logits (with ties) sampling needs; None: the whole row, as with penalties.
 
-        Top-k goes first: what is left to the other filters is the same, whether they are given a row or that.
+        Top-k is the first filter, so the other filters give the same result with those logits as with the whole row.
         """
         if self.logit_bias or self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1:
             return None
@@ -73,65 +74,69 @@ class Sampling:
 
 
 class Sampler:
-    """Draws tokens; one per answer, so that a seed always gives the same answer."""
+    """Samples the tokens of one answer. The same seed gives the same answer."""
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
         self.seed = int(np.random.default_rng().integers(2**32)) if sampling.seed is None else sampling.seed
         self._random = np.random.default_rng(self.seed)
-        self._drawn: list[float] = []  # of 0 to 1, the next one last
-        drawn = sampling.temperature > 0 and not sampling.greedy
-        self._of_few = drawn and 0 < sampling.top_k <= FEW and sampling.min_p == 0 and sampling.typical_p == 1
+        self._drawn: list[float] = []  # random numbers from 0 to 1, the next one last
+        random = sampling.temperature > 0 and not sampling.greedy
+        self._few = random and 0 < sampling.top_k <= FEW and sampling.min_p == 0 and sampling.typical_p == 1
 
-    def __call__(self, logits: Logits, history: Sequence[int], answer: Sequence[int] = ()) -> int:
-        """The next token id. `logits` [V] are not changed; `history`: all ids so far, `answer`: those after the prompt.
+    def __call__(self, logits: Logits, context_ids: Sequence[int], output_ids: Sequence[int] = ()) -> int:
+        """Sample the next token id from `logits` [V], which are not changed.
 
-        Raises InputError (a bias for a token that is not there), ArtefactError (logits that are not finite).
+        `context_ids` are all ids so far, prompt and answer; `output_ids` are those of the answer. Raises InputError
+        (a bias for an id outside the vocabulary), ArtefactError (logits that are not finite).
         """
         sampling = self.sampling
-        logits = adjusted(logits, history, answer, sampling)
-        if self._of_few:
-            return self._draw_of_few(logits)
-        best = int(logits.argmax())  # NaN and +infinity come out first
+        logits = adjusted(logits, context_ids, output_ids, sampling)
+        if self._few:
+            return self._sample_few(logits)
+        best = int(logits.argmax())  # argmax returns NaN and +infinity first
         if not math.isfinite(logits[best]):
             raise _not_finite(logits)
         if sampling.greedy or sampling.temperature == 0:
             return best
         ids, probabilities = distribution(logits, sampling)
         cumulative = probabilities.cumsum()
-        # The first id whose cumulative probability exceeds the draw: never one of probability zero.
+        # The first id whose cumulative probability exceeds the random number, so never one of probability zero.
         index = int(cumulative.searchsorted(self._draw() * cumulative[-1], side="right"))
         return int(ids[min(index, ids.size - 1)])
 
     def _draw(self) -> float:
-        """The next number of 0 to 1."""
+        """The next random number from 0 to 1."""
         if not self._drawn:
             self._drawn = self._random.random(DRAWN_AT_ONCE)[::-1].tolist()
         return self._drawn.pop()
 
-    def _draw_of_few(self, logits: Logits) -> int:
-        """As by `distribution`: the same token for the same draw, with temperature, top-k and top-p alone."""
+    def _sample_few(self, logits: Logits) -> int:
+        """Sample like `distribution`, with the same token for the same random number, in plain Python.
+
+        It handles temperature, top-k and top-p only.
+        """
         ids, values = _candidates(logits, self.sampling.top_k)
-        most, temperature = max(values), self.sampling.temperature
-        likely = [math.exp((value - most) / temperature) for value in values]
-        mass = sum(likely)
-        if not math.isfinite(mass):  # for NaN, or all as infinite, which nothing else makes of differences to the most
+        largest, temperature = max(values), self.sampling.temperature
+        weights = [math.exp((value - largest) / temperature) for value in values]
+        total = sum(weights)
+        if not math.isfinite(total):  # a logit is NaN, or the largest is infinite
             raise _not_finite(logits)
-        likely = [weight / mass for weight in likely]
-        order = [place for place, chance in enumerate(likely) if chance]
+        probabilities = [weight / total for weight in weights]
+        order = [index for index, probability in enumerate(probabilities) if probability]
         if self.sampling.top_p < 1:
-            order.sort(key=likely.__getitem__)
-            dropped, held = 0, likely[order[0]]
-            while held <= 1 - self.sampling.top_p and dropped < len(order) - 1:
+            order.sort(key=probabilities.__getitem__)
+            dropped, dropped_mass = 0, probabilities[order[0]]
+            while dropped_mass <= 1 - self.sampling.top_p and dropped < len(order) - 1:
                 dropped += 1
-                held += likely[order[dropped]]
+                dropped_mass += probabilities[order[dropped]]
             order = order[dropped:]
-        left = self._draw() * sum(likely[place] for place in order)
-        for place in order:
-            left -= likely[place]
+        left = self._draw() * sum(probabilities[index] for index in order)
+        for index in order:
+            left -= probabilities[index]
             if left < 0:
                 break
-        return ids[place]
+        return ids[index]
 
 
 def _not_finite(logits: Logits) -> ArtefactError:
@@ -139,8 +144,11 @@ def _not_finite(logits: Logits) -> ArtefactError:
     return ArtefactError(f"the model returned logits of {worst}", "export again with --precision fp32")
 
 
-def adjusted(logits: Logits, history: Sequence[int], answer: Sequence[int], sampling: Sampling) -> Logits:
-    """`logits` [V] with bias and penalties; a copy where there are any."""
+def adjusted(logits: Logits, context_ids: Sequence[int], output_ids: Sequence[int], sampling: Sampling) -> Logits:
+    """`logits` [V] with bias and penalties applied, as a copy; the array itself if there are none.
+
+    `context_ids` are all ids so far, `output_ids` those of the answer. Raises InputError for a bias outside V.
+    """
     repetition, frequency, presence = (
         sampling.repetition_penalty,
         sampling.frequency_penalty,
@@ -154,30 +162,30 @@ def adjusted(logits: Logits, history: Sequence[int], answer: Sequence[int], samp
         if biased.max() >= logits.size:
             raise InputError(f"logit_bias has token {biased.max()}", f"give ids of 0 to {logits.size - 1}")
         logits[biased] += np.fromiter(sampling.logit_bias.values(), np.float32)
-    if repetition != 1:  # once however often a token occurs
-        seen = np.asarray(history, np.int64)
+    if repetition != 1:  # applied once, however often a token occurs
+        seen = np.asarray(context_ids, np.int64)
         values = logits[seen]
         logits[seen] = np.where(values < 0, values * repetition, values / repetition)
-    if (frequency or presence) and answer:
-        said, times = np.unique(np.asarray(answer, np.int64), return_counts=True)
-        logits[said] -= (presence + frequency * times).astype(np.float32)
+    if (frequency or presence) and output_ids:
+        repeated, counts = np.unique(np.asarray(output_ids, np.int64), return_counts=True)
+        logits[repeated] -= (presence + frequency * counts).astype(np.float32)
     return logits
 
 
 def distribution(logits: Logits, sampling: Sampling) -> tuple[TokenIds, Floats]:
-    """The candidate ids [N] and their probabilities [N], summing to 1, after the filters.
+    """The ids [N] that the filters keep, and their probabilities [N], which sum to 1.
 
-    Top-k goes first, on the float32 logits: it does not depend on the temperature, and what follows
-    then handles k numbers, not V.
+    Top-k is applied first, on the float32 logits. It does not depend on the temperature, and the other filters then
+    handle k numbers instead of V.
     """
     k = sampling.top_k
     ids, logits = _top(logits, k) if 0 < k < logits.size else (np.arange(logits.size), logits)
     below = np.subtract(logits, np.maximum.reduce(logits), dtype=np.float64)
-    with np.errstate(over="ignore"):  # a temperature next to 0 leaves the likeliest alone
+    with np.errstate(over="ignore"):  # with a temperature close to 0 only the most likely remains
         likely = _normal(np.exp(below / sampling.temperature))
     if sampling.top_p < 1:
-        # Drop the unlikeliest while they hold no more than 1 - top_p; the likeliest always stays. Of many, those below
-        # a V-th of that go in any case, and unsorted: sorting a whole vocabulary takes longer than a small model.
+        # Drop the least likely while their sum is at most 1 - top_p; the most likely always stays. Those below a V-th
+        # of that are dropped in any case and need no sorting: to sort all V takes longer than a small model's step.
         tail_mass = 0.0
         if likely.size > MANY:
             tail = likely < min((1 - sampling.top_p) / likely.size, likely.max())
@@ -194,34 +202,35 @@ def distribution(logits: Logits, sampling: Sampling) -> tuple[TokenIds, Floats]:
 
 
 def _top(logits: Logits, k: int) -> tuple[TokenIds, Logits]:
-    """Ids of the k largest and their ties, ascending, and their logits."""
+    """The ids of the k largest logits and their ties, ascending, and those logits."""
     ids = _at_least_top(logits, k)
-    found = logits[ids]
-    ordered = found.copy()
-    ordered.partition(found.size - k)
-    keep = found >= ordered[found.size - k]
-    return ids[keep], found[keep]
+    values = logits[ids]
+    ordered = values.copy()
+    ordered.partition(values.size - k)
+    keep = values >= ordered[values.size - k]
+    return ids[keep], values[keep]
 
 
 def _candidates(logits: Logits, k: int) -> tuple[list[int], list[float]]:
-    """As `_top`. Raises ArtefactError where a logit is NaN, and is not among them."""
+    """Like `_top`, as lists. Raises ArtefactError where a logit outside the top k is NaN."""
     if k >= logits.size:
         return list(range(logits.size)), logits.tolist()
     ids = _at_least_top(logits, k)
-    if ids.size > MANY and (possible := (logits > -math.inf).nonzero()[0]).size:  # a grammar's mask makes the rest tie
+    # A grammar's mask makes all other tokens tie at -infinity.
+    if ids.size > MANY and (possible := (logits > -math.inf).nonzero()[0]).size:
         ids = possible
     values: list[float] = logits[ids].tolist()
-    least = sorted(values)[-min(k, len(values))]
-    kept = [place for place, value in enumerate(values) if not value < least]
-    numbers = ids.tolist()
-    return [numbers[place] for place in kept], [values[place] for place in kept]
+    smallest = sorted(values)[-min(k, len(values))]
+    kept = [index for index, value in enumerate(values) if not value < smallest]
+    id_list = ids.tolist()
+    return [id_list[index] for index in kept], [values[index] for index in kept]
 
 
 def _at_least_top(logits: Logits, k: int) -> TokenIds:
-    """Ascending, the ids of the k largest, their ties and some others. Raises ArtefactError for NaN among many logits.
+    """The ids of the k largest logits, their ties and some others, ascending.
 
-    The k-th largest of the maxima of any groups is no larger than the k-th of all, and few logits are as large as it.
-    So a whole vocabulary is read twice; sorting it takes ten times as long.
+    The k-th largest of the groups' maxima is at most the k-th largest logit, and few logits are as large. So all V
+    logits are read twice; to sort them takes ten times as long. Raises ArtefactError for NaN among many logits.
     """
     groups = logits.size // GROUP
     if groups <= k:
@@ -236,7 +245,10 @@ def _at_least_top(logits: Logits, k: int) -> TokenIds:
 
 
 def _typical(ids: TokenIds, likely: Floats, mass: float) -> tuple[TokenIds, Floats]:
-    """Those whose surprise is nearest to the expected one, until they hold `mass` (Meister et al., TACL 2023)."""
+    """The ids and probabilities closest to the expected surprise whose sum reaches `mass`.
+
+    Source: locally typical sampling, Meister et al., TACL 2023.
+    """
     possible = likely > 0
     ids, likely = ids[possible], likely[possible]
     surprise = -np.log(likely)

@@ -1,4 +1,4 @@
-"""An engine and the tokens its cache holds: what the next prompt need not run again."""
+"""A session: an engine and the token ids that its KV cache holds, so that a common prefix is not run again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from merino_edge.runtime.engine import Candidates, Engine, Logits, TopKEngine
 
-PREFILL_CHUNK = 256  # tokens between two looks at the cancel flag
+PREFILL_CHUNK = 256  # tokens between two checks of the cancel flag
 
 
 class Session:
@@ -18,15 +18,16 @@ class Session:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.ids: list[int] = []
-        self.selecting = engine if isinstance(engine, TopKEngine) else None
+        self.topk_engine = engine if isinstance(engine, TopKEngine) else None
 
     def prefill(self, ids: Sequence[int], cancel: threading.Event | None = None) -> Logits | None:
-        """Bring the cache to exactly `ids`, running only those it lacks; logits [V] after the last.
+        """Make the cache hold exactly `ids`, and return the logits [V] after the last one.
 
-        None when `cancel` was set on the way; what has been run stays usable.
+        Only the ids after the common prefix are run. Returns None if `cancel` was set meanwhile; the part that
+        has been run stays in the cache.
         """
-        # The last id always runs, for its logits.
-        start = min(_common_prefix(self.ids, ids), len(ids) - 1)
+        # The last id always runs, because its logits are needed.
+        start = min(common_prefix(self.ids, ids), len(ids) - 1)
         del self.ids[start:]
         logits = None
         for at in range(start, len(ids), PREFILL_CHUNK):
@@ -37,27 +38,28 @@ class Session:
             self.ids.extend(chunk)
         return logits
 
-    def step(self, token: int, guess: Sequence[int] = ()) -> Logits:
-        """Append one token and return the logits after it, and after each of a `guess` at what follows: [1 + N, V].
+    def step(self, token: int, draft: Sequence[int] = ()) -> Logits:
+        """Append `token`, run it together with the `draft` tokens, and return the logits after each, [1 + N, V].
 
-        The guess is not appended: `keep` does that, for as much of it as turned out right.
+        Draft tokens are not appended. The caller appends each accepted one with `accept`.
         """
-        tokens = np.asarray([token, *guess], np.int64)
+        tokens = np.asarray([token, *draft], np.int64)
         logits = self.engine.forward_rows(tokens, len(self.ids), len(tokens))
         self.ids.append(token)
         return logits
 
     def step_topk(self, token: int, k: int) -> Candidates:
-        """As `step` where the engine is `selecting`: at least the `k` largest of the logits, and all their ties."""
-        assert self.selecting is not None
-        candidates = self.selecting.forward_topk(np.asarray([token], np.int64), len(self.ids), k)
+        """Append `token`, run it, and return at least the `k` largest logits and all ties. Needs a `topk_engine`."""
+        assert self.topk_engine is not None
+        candidates = self.topk_engine.forward_topk(np.asarray([token], np.int64), len(self.ids), k)
         self.ids.append(token)
         return candidates
 
-    def keep(self, token: int) -> None:
-        """Append the next token of the guess, whose keys and values are in the cache already."""
+    def accept(self, token: int) -> None:
+        """Append the next draft token; its keys and values are in the cache already."""
         self.ids.append(token)
 
 
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading ids are the same."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -1,8 +1,9 @@
-"""The few calls of CUDA that an engine makes: one stream on the first GPU, memory there and here, copies, and graphs.
+"""The CUDA calls of an engine: a stream on the first GPU, memory, copies, kernels and CUDA graphs.
 
-Through cuda-bindings, not PyCUDA: NVIDIA's own, with wheels for aarch64 and every Python, where PyCUDA is compiled on
-the board; and it uses the device's primary context as TensorRT does, so there is none to make current. Every call may
-fail, and does so as UnsupportedError with CUDA's own name for the reason. Knows no engine. Not run on a GPU yet.
+They go through NVIDIA's package cuda-bindings, which has wheels for aarch64 and all Python versions. PyCUDA would be
+compiled on the board. Like TensorRT it uses the device's primary context, so no context has to be made current. All
+functions here raise UnsupportedError with CUDA's name for the error, and MissingExtraError without the package.
+Knows no engine. Not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from numpy.typing import DTypeLike, NDArray
 from merino_edge.errors import MerinoError, MissingExtraError, UnsupportedError
 
 
-def capability_here() -> str:
-    """The first GPU's. Raises as the module says."""
+def gpu_capability() -> str:
+    """Compute capability of the first GPU, such as SM87. Raises UnsupportedError without a GPU, MissingExtraError."""
     cuda = Cuda()
     try:
         return cuda.capability
@@ -31,7 +32,7 @@ def capability_here() -> str:
 
 @cache  # a sequence that outgrows its plan must not wait for the compiler again
 def _binary(source: str, name: str, capability: str) -> bytes:
-    """CUDA C, compiled. Raises UnsupportedError."""
+    """Compile the kernel `name` of CUDA C. Raises UnsupportedError where NVRTC is missing or refuses it."""
     try:
         nvrtc = import_module("cuda.bindings.nvrtc")
         _, program = nvrtc.nvrtcCreateProgram(source.encode(), b"kernel.cu", 0, [], [])
@@ -49,7 +50,10 @@ def _binary(source: str, name: str, capability: str) -> bytes:
 
 
 class Cuda:
-    """A stream of its own, and what was allocated; addresses are plain numbers. Raises as the module says."""
+    """A CUDA stream and the memory allocated through it. Addresses are plain integers.
+
+    Raises UnsupportedError where there is no GPU or a call fails, MissingExtraError without cuda-bindings.
+    """
 
     def __init__(self) -> None:
         try:
@@ -69,7 +73,7 @@ class Cuda:
 
     @property
     def capability(self) -> str:
-        """The first GPU's, as in SM87."""
+        """Compute capability of the first GPU, such as SM87."""
         kinds = self._runtime.cudaDeviceAttr
         major = self._call("cudaDeviceGetAttribute", kinds.cudaDevAttrComputeCapabilityMajor, 0)
         minor = self._call("cudaDeviceGetAttribute", kinds.cudaDevAttrComputeCapabilityMinor, 0)
@@ -77,18 +81,18 @@ class Cuda:
 
     @property
     def unified(self) -> bool:
-        """The GPU has no memory of its own, as on a Jetson: what both reach need not be copied."""
+        """Whether GPU and CPU share one memory, as on a Jetson: pinned memory then needs no copies."""
         return bool(self._call("cudaDeviceGetAttribute", self._runtime.cudaDeviceAttr.cudaDevAttrIntegrated, 0))
 
     def allocate(self, size_bytes: int) -> int:
-        """The address of so many zero bytes, aligned to 256 as TensorRT asks for."""
+        """Allocate `size_bytes` zero bytes on the GPU and return the address, aligned to 256 as TensorRT requires."""
         address = int(self._call("cudaMalloc", size_bytes))
         self._addresses.append(address)
         self._call("cudaMemsetAsync", address, 0, size_bytes, self.stream)
         return address
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """Zeros in the host's memory that the GPU reaches by itself, as recorded copies need; until `close`."""
+        """Allocate an array of zeros in pinned host memory, which recorded copies need. It is valid until `close`."""
         size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
         address = int(self._call("cudaHostAlloc", size_bytes, self._runtime.cudaHostAllocMapped))
         self._pinned.append(address)
@@ -97,28 +101,28 @@ class Cuda:
         return np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
 
     def address_of(self, pinned: NDArray[Any]) -> int:
-        """Where the GPU reads and writes an array that `pinned` made."""
+        """The GPU's address of an array that `pinned` returned."""
         return int(self._call("cudaHostGetDevicePointer", pinned.ctypes.data, 0))
 
     def to_device(self, array: NDArray[Any], address: int) -> None:
-        """Queue a copy of `array`, which must be contiguous and stay until `synchronize`."""
+        """Queue a copy of `array` to the GPU. It must be contiguous, and must not change before `synchronize`."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, self.stream)
 
     def to_host(self, address: int, array: NDArray[Any]) -> None:
-        """Queue a copy into `array`, which holds it after `synchronize`."""
+        """Queue a copy from the GPU into `array`. The data is there after `synchronize`."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self.stream)
 
     def copy_rows(
         self, source: int, target: int, width: int, rows: int, *, source_pitch: int, target_pitch: int
     ) -> None:
-        """Queue a copy of `rows` runs of `width` bytes, so many bytes apart there and here, within the device."""
+        """Queue a copy of `rows` rows of `width` bytes within the GPU. A pitch is the distance of two rows in bytes."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         self._call("cudaMemcpy2DAsync", target, target_pitch, source, source_pitch, width, rows, kind, self.stream)
 
     def compile(self, source: str, name: str) -> Any:
-        """The kernel `name` of CUDA C, for this GPU. Raises UnsupportedError where NVRTC is missing or refuses."""
+        """Compile the kernel `name` for this GPU. Raises UnsupportedError where NVRTC is missing or refuses it."""
         image = np.frombuffer(_binary(source, name, self.capability), np.uint8)
         driver = import_module("cuda.bindings.driver")
         module = self._call("cuModuleLoadData", image.ctypes.data, library=driver)
@@ -127,42 +131,42 @@ class Cuda:
     def start(
         self, kernel: Any, grid: tuple[int, int], threads: int, arguments: tuple[int, ...], pointers: int
     ) -> None:
-        """Queue a kernel over `grid` blocks; its first `arguments` are `pointers`, the others 32-bit integers."""
+        """Queue a kernel over `grid` blocks. The first `pointers` arguments are pointers, the others 32-bit ints."""
         types = (ctypes.c_void_p,) * pointers + (ctypes.c_int,) * (len(arguments) - pointers)
         driver = import_module("cuda.bindings.driver")
         blocks, block = (*grid, 1), (threads, 1, 1)
         self._call("cuLaunchKernel", kernel, *blocks, *block, 0, self.stream, (arguments, types), 0, library=driver)
 
     def recorded(self, work: Callable[[], None]) -> Any:
-        """A graph of what `work` queues, for `launch`; None where it cannot be recorded. Runs nothing."""
+        """Record what `work` queues as a CUDA graph for `launch`. Returns None where it cannot be recorded."""
         runtime = self._runtime
         mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         try:
             self._call("cudaStreamBeginCapture", self.stream, mode)
             try:
                 work()
-            finally:  # whatever happened, the stream must not stay in this mode
+            finally:  # also after an error, the stream must leave the capture mode
                 status, graph = runtime.cudaStreamEndCapture(self.stream)
             if int(status) != 0:
                 raise UnsupportedError(f"CUDA refuses: cudaStreamEndCapture gives {status.name}", "run it unrecorded")
             executable = self._call("cudaGraphInstantiate", graph, 0)
             self._call("cudaGraphDestroy", graph)
         except MerinoError:
-            runtime.cudaGetLastError()  # forget it: the next call would give it otherwise
+            runtime.cudaGetLastError()  # clears the error, which the next call would return otherwise
             return None
         self._graphs.append(executable)
         return executable
 
     def launch(self, graph: Any) -> None:
-        """Queue what was recorded."""
+        """Queue a recorded graph."""
         self._call("cudaGraphLaunch", graph, self.stream)
 
     def synchronize(self) -> None:
-        """Wait for everything queued."""
+        """Wait for all queued work."""
         self._call("cudaStreamSynchronize", self.stream)
 
     def close(self) -> None:
-        """Free all of it. May be called twice."""
+        """Free all memory, the graphs and the stream. May be called twice."""
         while self._graphs:
             self._call("cudaGraphExecDestroy", self._graphs.pop())
         while self._pinned:
@@ -174,7 +178,7 @@ class Cuda:
             self.stream = 0
 
     def _call(self, name: str, *arguments: Any, library: Any = None) -> Any:
-        """Of CUDA's runtime, or of `library`, its driver."""
+        """Call a function of the CUDA runtime, or of `library` (the driver). Raises UnsupportedError if it fails."""
         status, *values = getattr(library or self._runtime, name)(*arguments)
         if int(status) != 0:
             errors, hint = self._runtime.cudaError_t, "use a backend for the CPU, or repair the driver"

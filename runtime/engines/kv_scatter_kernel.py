@@ -1,9 +1,9 @@
-"""The one kernel of our own: after a step of one token, the new rows of every layer into their caches.
+"""KV scatter kernel: writes the new keys and values of a one-token step into the caches of all layers.
 
-A `primitive` graph puts them out (merino_edge.export.lowerings.primitive), since TensorRT before 10.15 updates no cache. The
-position is read from the GPU's memory, so the launch is the same in every step and can be recorded with it. Compiled
-for the GPU that is there when a plan opens; where the compiler (NVRTC, a part of CUDA's toolkit) is missing, the plan
-copies the rows one by one.
+A `primitive` graph returns the new keys and values (merino_edge.export.lowerings.primitive), because TensorRT before
+10.15 has no operator that updates a cache. The kernel reads the position from GPU memory. Its launch is therefore the
+same in each step and can be recorded in a CUDA graph. It is compiled for the present GPU when a plan opens. Without
+the compiler (NVRTC, part of CUDA's toolkit) the plan copies the new keys and values one cache at a time.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from numpy.typing import NDArray
 
 from merino_edge.runtime.engines.cuda import Cuda
 
-NAME = "write_rows"
+NAME = "scatter_kv"
 SOURCE = """
-// One block for each head (y) of each cache (x). A row is `words` of 4 bytes, a cache [heads, places, words].
-extern "C" __global__ void write_rows(
+// One block for each head (y) of each cache (x). A row is `words` of 4 bytes, a cache [heads, capacity, words].
+extern "C" __global__ void scatter_kv(
     const long long* position, const unsigned long long* rows, const unsigned long long* caches, const int* heads,
-    int words, int places)
+    int words, int capacity)
 {
     const int cache = blockIdx.x, head = blockIdx.y;
     if (head >= heads[cache]) return;
     const unsigned* from = (const unsigned*)rows[cache] + (long long)head * words;
-    unsigned* to = (unsigned*)caches[cache] + ((long long)head * places + position[0]) * words;
+    unsigned* to = (unsigned*)caches[cache] + ((long long)head * capacity + position[0]) * words;
     for (int i = threadIdx.x; i < words; i += blockDim.x) to[i] = from[i];
 }
 """
 THREADS = 32
-POINTERS = 4  # of the arguments, the first ones; the others are 32-bit integers
+POINTERS = 4  # the first arguments are pointers, the others are 32-bit integers
 
 
 class KvScatterKernel:
-    """Writes into the caches of one plan; `queue` as often as there are steps."""
+    """The kernel with the addresses of one plan's caches. Call `queue` once in each step."""
 
     def __init__(
         self,
@@ -48,17 +48,20 @@ class KvScatterKernel:
         row_bytes: int,
         capacity: int,
     ) -> None:
-        """Addresses: of the step's position (int64), and by cache of its new rows [heads, row_bytes] and of itself
-        [heads, places, row_bytes]. Raises UnsupportedError where there is no compiler, or no memory."""
+        """`position` is the address of the step's position (int64).
+
+        For each cache, `rows` is the address of its new rows [heads, row_bytes], and `caches` is the address of the
+        cache itself [heads, capacity, row_bytes]. Raises UnsupportedError without a compiler or enough memory.
+        """
         self._cuda, self._kernel = cuda, cuda.compile(SOURCE, NAME)
         tables: list[NDArray[Any]] = [np.array(rows, np.uint64), np.array(caches, np.uint64), np.array(heads, np.int32)]
         addresses = [cuda.allocate(table.nbytes) for table in tables]
         for table, address in zip(tables, addresses, strict=True):
             cuda.to_device(table, address)
-        cuda.synchronize()  # the tables here may go now
+        cuda.synchronize()  # the tables on the host may be freed now
         self._grid = (len(caches), max(heads))
         self._arguments = (position, *addresses, row_bytes // 4, capacity)
 
     def queue(self) -> None:
-        """Write the rows of the step that was queued before."""
+        """Queue the kernel after a step's inference."""
         self._cuda.start(self._kernel, self._grid, THREADS, self._arguments, POINTERS)

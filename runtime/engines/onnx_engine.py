@@ -1,14 +1,13 @@
-"""The engine for ONNX Runtime: one sequence on the CPU or a CUDA GPU, its key/value cache updated in place.
+"""The engine for ONNX Runtime: one sequence on the CPU or a CUDA GPU, its KV cache updated in place.
 
-`new_key_L` is bound to the memory of `key_L`, so a step copies no cache; of a `primitive` graph the new rows are copied
-into it (CPU only). Attention of the `ort` graph reads the positions in use, so that a cache of the whole context is
-bound at once, of which the system backs with memory what was written. That of the others reads all of the bound cache:
-for them it is the smallest bucket that holds the sequence (256 positions, doubling up to the bundle's context), whose
-written part is copied over when a sequence outgrows it. Knows no tokenizer.
+`new_key_L` is bound to the memory of `key_L`, so a step copies no cache. For a `primitive` graph the new keys and
+values are copied into it (CPU only). Attention of an `ort` graph reads only the filled positions. Its cache has the
+capacity of the whole context, and the system provides memory only for the part that was written. The other graphs
+read the whole cache. They get the smallest bucket that holds the sequence: 256 positions, doubling up to the context.
+When a sequence outgrows its bucket, the filled part is copied to the next one. Knows no tokenizer.
 
-On a GPU the cache lies in its memory, and ONNX Runtime leaves to the CPU every node that it has no CUDA kernel for,
-with copies there and back: `cpu_nodes` says which. Its CUDA build 1.31.1 has a kernel for TensorScatter. Not run on a
-GPU yet.
+On a GPU, nodes without a CUDA kernel run on the CPU, with copies both ways; `cpu_nodes` names them. Not run on a GPU
+yet.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, InputError, UnsupportedError
 from merino_edge.graph_io import NEW_KV_PREFIX, NUM_LOGITS
-from merino_edge.runtime.memory import give_back_freed
+from merino_edge.runtime.memory import release_freed_memory
 
 if TYPE_CHECKING:
     from merino_edge.bundle import Bundle
@@ -35,17 +34,18 @@ OLDEST_ONNX_RUNTIME = (1, 23)  # the first with CPU kernels for the operators of
 FIRST_WITH_TENSOR_SCATTER = (1, 25)  # which only the `native` lowering needs
 FIRST_WITH_INT8_CACHE = (1, 27)
 CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
-# ONNX Runtime's switches: attention by whole rows of scores, not in pieces, read when a session is made; and queries
-# rounded to 8 bits for a cache of int8 with one scale, read at its first step.
+# Environment variables of ONNX Runtime. WHOLE_ROWS: attention by whole rows of scores instead of pieces, read when a
+# session is created. ROUNDED_QUERIES: queries rounded to 8 bits for an int8 KV cache with one scale, read at the first
+# step.
 WHOLE_ROWS, ROUNDED_QUERIES = "ORT_GQA_DISABLE_FLASH_ATTENTION", "ORT_MLAS_QKGEMM_S8_APPROX_VNNI"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 FIRST_BUCKET = 256  # positions
-PREFILL_CHUNK = 128  # tokens run at once; 256 take 6 MB more and as long, 512 6 to 9 % longer (1 MB of L2 a core)
-MAX_ROWS = 128  # of logits at once, where the graph gives more than one: memory that is taken when they are asked for
+PREFILL_CHUNK = 128  # tokens in one run; 256 need 6 MB more and as much time, 512 are 6 to 9 % slower (1 MB L2 a core)
+MAX_ROWS = 128  # rows of logits in one step, where the graph returns several; memory is allocated on demand
 
 
 def bucket(positions: int, context: int) -> int:
-    """Places of the cache that is bound, and read by every step, while `positions` of `context` are in use."""
+    """Capacity of the bound cache, which each step reads, while `positions` of `context` are filled."""
     capacity = FIRST_BUCKET
     while capacity < positions:
         capacity *= 2
@@ -53,7 +53,7 @@ def bucket(positions: int, context: int) -> int:
 
 
 def installed_version() -> tuple[int, ...]:
-    """Of ONNX Runtime, as (major, minor)."""
+    """The version of ONNX Runtime as (major, minor)."""
     import onnxruntime as ort
 
     return tuple(map(int, ort.__version__.split(".")[:2]))
@@ -61,7 +61,7 @@ def installed_version() -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
-    """With the process's variable set, unless the user has set it."""
+    """Set an environment variable of this process meanwhile, unless the user has set it."""
     if name in os.environ:
         yield
         return
@@ -85,10 +85,11 @@ class OnnxEngine:
         device: str = "cpu",
         spinning: bool = True,
     ) -> None:
-        """`graph`: path of model.onnx, or a serialized model. `device`: cpu or cuda. `spinning`: threads without work
-        wait for it actively.
+        """`graph` is the path of model.onnx or a serialized model. `device` is cpu or cuda.
 
-        Raises ArtefactError, UnsupportedError (an older ONNX Runtime, or one that reaches no GPU).
+        `context` is the largest capacity of the cache. `threads` None takes all cores. With `spinning` idle threads
+        wait actively for some milliseconds. Raises ArtefactError (a graph that cannot be loaded) and UnsupportedError
+        (ONNX Runtime is too old, or cannot use a GPU).
         """
         import onnxruntime as ort
 
@@ -102,11 +103,11 @@ class OnnxEngine:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
         options.inter_op_num_threads = 1
-        options.enable_mem_pattern = False  # it would reserve every shape's activations at once, and saves no time
+        options.enable_mem_pattern = False  # would reserve the activations of all shapes at once, and saves no time
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-        # Between steps nobody waits: another engine's threads, such as a draft model's, need the cores.
+        # No spinning between steps: the threads of another engine, such as a draft model, need the cores.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.log_severity_level = 4  # errors are raised, and reach the user as one line
+        options.log_severity_level = 4  # errors are raised as exceptions, which the user sees as one line
         providers = ["CPUExecutionProvider"]
         if device == "cuda":
             providers.insert(0, CUDA_PROVIDER)
@@ -118,7 +119,7 @@ class OnnxEngine:
                     "replace the package onnxruntime by onnxruntime-gpu, or use the CPU",
                 )
         source = graph if isinstance(graph, bytes) else str(graph)
-        # Whole rows are faster by up to twice (docs/lab-notes.md), unless threads outnumber the heads they share.
+        # Whole rows are up to twice as fast (docs/lab-notes.md), unless there are more threads than heads.
         fewest_heads = min(block.heads for block in a.blocks)
         os.environ.setdefault(ROUNDED_QUERIES, "1")
         try:
@@ -134,7 +135,7 @@ class OnnxEngine:
                 ) from None
             reason = str(error).splitlines()[0]
             raise ArtefactError(f"ONNX Runtime cannot load {where} ({reason})", "export the bundle again") from None
-        if device == "cuda" and CUDA_PROVIDER not in self._session.get_providers():  # dropped with a warning only
+        if device == "cuda" and CUDA_PROVIDER not in self._session.get_providers():  # ONNX Runtime only warns
             raise UnsupportedError(
                 f"ONNX Runtime {ort.__version__} cannot load its CUDA provider",
                 "install the driver, CUDA and cuDNN that it is built for, or use the CPU",
@@ -147,57 +148,60 @@ class OnnxEngine:
         self._binding = self._session.io_binding()
         inputs = {value.name: value for value in self._session.get_inputs()}
         caches = [value for name, value in inputs.items() if name not in ("tokens", "positions", NUM_LOGITS)]
-        self.max_rows = MAX_ROWS if NUM_LOGITS in inputs else 1  # graphs of older bundles give one
+        self.max_rows = MAX_ROWS if NUM_LOGITS in inputs else 1  # graphs of older bundles return one
         self._names = [value.name for value in caches]
         self._shapes = [(1, value.shape[1], value.shape[3]) for value in caches]
         self._dtype = CACHE_TYPES[caches[0].type]
-        if self._dtype == np.int8 and installed < FIRST_WITH_INT8_CACHE:  # it loads, and fails at the first step
+        if self._dtype == np.int8 and installed < FIRST_WITH_INT8_CACHE:  # would load, but fail at the first step
             raise UnsupportedError(
-                f"a cache of int8 needs ONNX Runtime {'.'.join(map(str, FIRST_WITH_INT8_CACHE))},"
+                f"an int8 KV cache needs ONNX Runtime {'.'.join(map(str, FIRST_WITH_INT8_CACHE))},"
                 f" {ort.__version__} is installed",
                 "run: pip install -U onnxruntime, or export with --cache float",
             )
-        # The graph fixes the cache's capacity, or is an `ort` graph on the CPU, to which it does not matter.
-        self._whole = isinstance(caches[0].shape[2], int) or (self.max_rows > 1 and device == "cpu")
-        self._row_names = [value.name for value in self._session.get_outputs() if value.name.startswith(NEW_KV_PREFIX)]
-        if self._row_names and device != "cpu":
+        # Either the graph fixes the capacity, or it is an `ort` graph on the CPU, whose speed does not depend on it.
+        self._whole_context = isinstance(caches[0].shape[2], int) or (self.max_rows > 1 and device == "cpu")
+        self._new_kv_names = [
+            value.name for value in self._session.get_outputs() if value.name.startswith(NEW_KV_PREFIX)
+        ]
+        if self._new_kv_names and device != "cpu":
             raise UnsupportedError("the primitive lowering runs on the CPU only", "export with --lowering ort")
-        self._rows: list[NDArray[Any]] = []  # [1, Hkv, T, D] each, bound for steps of T tokens
+        self._new_kv: list[NDArray[Any]] = []  # [1, Hkv, T, D] each, bound for steps of T tokens
         self._caches: list[Any] = []  # OrtValue, on the device
-        self._arrays: list[NDArray[Any]] = []  # what they hold, on the CPU
-        self._length = self._written = 0  # positions in use, and those that ever were in the bound cache
-        self._most_logits = self._logits = np.zeros((0, a.vocab_size), np.float32)
-        self._tokens = self._positions = np.zeros((1, 0), np.int64)  # what is bound
+        self._arrays: list[NDArray[Any]] = []  # the same memory as arrays, on the CPU
+        self._length = self._written = 0  # filled positions, and positions of the bound cache that were ever written
+        self._logits_buffer = self._logits = np.zeros((0, a.vocab_size), np.float32)
+        self._tokens = self._positions = np.zeros((1, 0), np.int64)  # the bound inputs
         self._bind_logits(1)
         self._reserve(1)
-        give_back_freed()  # by loading
+        release_freed_memory()  # freed while the model was loaded
 
     @staticmethod
     def from_bundle(bundle: Bundle, threads: int | None = None, *, spinning: bool = True) -> OnnxEngine:
+        """Open a bundle's graph on the CPU. Raises what the constructor raises."""
         return OnnxEngine(bundle.graph, bundle.architecture, bundle.context, threads, spinning=spinning)
 
     @property
     def capacity(self) -> int:
-        """Positions that the bound cache holds now."""
+        """Positions for which the bound cache has room now."""
         return int(self._arrays[0].shape[2])
 
     @property
     def cpu_nodes(self) -> Counter[str]:
-        """On a GPU: the operators that run on the CPU all the same, and how often each stands in the graph."""
+        """With `device` cuda: the operators that still run on the CPU, with the number of their nodes."""
         if self.device == "cpu":
             return Counter()
         subgraphs = self._session.get_provider_graph_assignment_info()
         return Counter(n.op_type for s in subgraphs if s.ep_name != CUDA_PROVIDER for n in s.get_nodes())
 
     def forward(self, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
-        """Run tokens [T] at positions start.., return the last one's logits [V], valid until the next call.
+        """Run tokens [T] at positions start.. and return the last one's logits [V], valid until the next call.
 
-        `start` may go back (rewind) but not past what was written. Raises InputError.
+        `start` may be any filled position (rewind), or the first one that is not. Raises InputError.
         """
         return np.asarray(self.forward_rows(tokens, start, 1)[0])
 
     def forward_rows(self, tokens: NDArray[np.int64], start: int, rows: int) -> NDArray[np.float32]:
-        """As `forward`, the last `rows` positions' logits [rows, V]."""
+        """Like `forward`, but return the logits of the last `rows` positions, [rows, V]."""
         end = start + len(tokens)
         if len(tokens) == 0 or not 0 <= start <= self._length:
             raise InputError(f"cannot run {len(tokens)} tokens at position {start} of {self._length}", "start lower")
@@ -222,10 +226,10 @@ class OnnxEngine:
         return self._logits
 
     def mark_filled(self, positions: int) -> None:
-        """Take so many positions for written, whatever they hold: to time a step at any length without the prompt."""
+        """Treat the first `positions` of the cache as filled, whatever they hold."""
         if positions > self.capacity:
             self._reserve(positions)
-        if positions > self._written:  # pages that nobody wrote are all one, which is read from the L1 cache
+        if positions > self._written:  # all unwritten pages are one physical page, which is read from the L1 cache
             for cache in self._arrays:
                 cache[:, :, self._written : positions] = 0
             self._written = positions
@@ -236,15 +240,15 @@ class OnnxEngine:
         return np.dtype(self._dtype)
 
     def cache_shapes(self, positions: int) -> list[tuple[int, int, int]]:
-        """Of every cache's first positions: (Hkv, P, D)."""
+        """The shape (Hkv, P, D) of the first `positions` of each cache."""
         return [(heads, positions, head_dim) for _, heads, head_dim in self._shapes]
 
     def read_cache(self, positions: int) -> list[NDArray[Any]]:
-        """Keys and values of the first positions, as `cache_shapes` says. On the CPU only."""
+        """A copy of the keys and values of the first `positions`, in the order of `cache_shapes`. On the CPU only."""
         return [cache[0, :, :positions].copy() for cache in self._arrays]
 
     def write_cache(self, arrays: Sequence[NDArray[Any]]) -> None:
-        """Take what `read_cache` gave for the first positions. On the CPU only."""
+        """Fill the first positions with arrays that `read_cache` returned. On the CPU only."""
         positions = arrays[0].shape[1]
         self.mark_filled(positions)
         for cache, array in zip(self._arrays, arrays, strict=True):
@@ -252,13 +256,13 @@ class OnnxEngine:
 
     def close(self) -> None:
         """Free the session and the cache. May be called twice."""
-        self._caches, self._arrays, self._rows = [], [], []
+        self._caches, self._arrays, self._new_kv = [], [], []
         self._length = 0
         self._binding = self._session = None
 
     def _run(self, tokens: NDArray[np.int64], start: int) -> None:
         self._bind_tokens(tokens, start)
-        self._bind_rows(len(tokens))
+        self._bind_new_kv(len(tokens))
         try:
             self._session.run_with_iobinding(self._binding)
             if self.device == "cuda":
@@ -269,49 +273,51 @@ class OnnxEngine:
                 f"ONNX Runtime cannot run the graph ({reason})", "export it again, or with less --context"
             ) from None
 
-        for cache, rows in zip(self._arrays, self._rows, strict=False):  # no rows: the caches were written in place
-            cache[:, :, start : start + len(tokens)] = rows
+        for cache, new in zip(self._arrays, self._new_kv, strict=False):  # none: the caches were updated in place
+            cache[:, :, start : start + len(tokens)] = new
 
     def _bind_logits(self, rows: int) -> None:
-        """Make room for so many rows [rows, V], and ask the graph for them."""
-        if len(self._most_logits) < rows:
-            self._most_logits = np.zeros((rows, self.vocab_size), np.float32)
-        self._logits = self._most_logits[:rows]
+        """Bind a buffer of `rows` rows of logits [rows, V], and request them from the graph."""
+        if len(self._logits_buffer) < rows:
+            self._logits_buffer = np.zeros((rows, self.vocab_size), np.float32)
+        self._logits = self._logits_buffer[:rows]
         self._binding.bind_ortvalue_output("logits", self._ort.OrtValue.ortvalue_from_numpy(self._logits))
         if self.max_rows > 1:
-            self._wanted = np.array([rows], np.int64)
-            self._binding.bind_cpu_input(NUM_LOGITS, self._wanted)
+            self._num_logits = np.array([rows], np.int64)
+            self._binding.bind_cpu_input(NUM_LOGITS, self._num_logits)
 
     def _bind_tokens(self, tokens: NDArray[np.int64], start: int) -> None:
-        """Where a step is as long as the one before, as decode's are, only the values change."""
-        other = self._tokens.shape[1] != len(tokens)
-        if other:
+        """Bind the inputs. A step as long as the last one, as in decode, only changes their values."""
+        rebind = self._tokens.shape[1] != len(tokens)
+        if rebind:
             self._tokens, self._positions = (np.empty((1, len(tokens)), np.int64) for _ in range(2))
         self._tokens[0], self._positions[0] = tokens, np.arange(start, start + len(tokens))
-        if other or self.device != "cpu":  # a GPU takes a copy when it is bound
+        if rebind or self.device != "cpu":  # a GPU copies an input when it is bound
             for name, array in (("tokens", self._tokens), ("positions", self._positions)):
                 self._binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(array))
 
-    def _bind_rows(self, tokens: int) -> None:
-        """Of a `primitive` graph: make room for the keys and values of a step of so many tokens."""
-        if not self._row_names or (self._rows and self._rows[0].shape[2] == tokens):
+    def _bind_new_kv(self, tokens: int) -> None:
+        """Bind buffers for the new keys and values of a step of `tokens` tokens (`primitive` graphs only)."""
+        if not self._new_kv_names or (self._new_kv and self._new_kv[0].shape[2] == tokens):
             return
-        self._rows = [np.empty((1, heads, tokens, head_dim), self._dtype) for _, heads, head_dim in self._shapes]
-        for name, rows in zip(self._row_names, self._rows, strict=True):
-            self._binding.bind_ortvalue_output(name, self._ort.OrtValue.ortvalue_from_numpy(rows))
+        self._new_kv = [np.empty((1, heads, tokens, head_dim), self._dtype) for _, heads, head_dim in self._shapes]
+        for name, array in zip(self._new_kv_names, self._new_kv, strict=True):
+            self._binding.bind_ortvalue_output(name, self._ort.OrtValue.ortvalue_from_numpy(array))
 
     def _reserve(self, positions: int) -> None:
-        """Bind a cache of the smallest bucket that holds `positions`, keeping what was written."""
-        capacity = self.max_positions if self._whole else bucket(positions, self.max_positions)
+        """Bind a cache of the smallest bucket that holds `positions`, and keep the filled part."""
+        capacity = self.max_positions if self._whole_context else bucket(positions, self.max_positions)
         old, self._caches, self._arrays = self._caches, [], []
         self._written = self._length
         for index, (batch, heads, head_dim) in enumerate(self._shapes):
             cache = np.zeros((batch, heads, capacity, head_dim), self._dtype)  # [1, Hkv, C, D]
             if old:
                 cache[:, :, : self._length] = old[index].numpy()[:, :, : self._length]
-            value = self._ort.OrtValue.ortvalue_from_numpy(cache, self.device, 0)  # on the CPU it keeps `cache` itself
+            value = self._ort.OrtValue.ortvalue_from_numpy(
+                cache, self.device, 0
+            )  # on the CPU it shares the memory of `cache`
             self._caches.append(value)
             self._arrays.append(cache)
             self._binding.bind_ortvalue_input(self._names[index], value)
-            if not self._row_names:
+            if not self._new_kv_names:
                 self._binding.bind_ortvalue_output(f"new_{self._names[index]}", value)

@@ -1,8 +1,9 @@
-"""The engine for TensorRT and TensorRT for RTX: one sequence on a GPU, its key/value cache updated in place.
+"""The engine for TensorRT and TensorRT for RTX: one sequence on a GPU, its KV cache updated in place.
 
-A graph for TensorRT fixes the capacity of its cache, and a step's cost grows with it. A bundle of several contexts has
-a plan for each; the one of the fewest places that hold the sequence is open, and one with more takes its cache over
-when the sequence outgrows it. Two are in memory only then. Not run on a GPU yet (merino_edge.runtime.engines.tensorrt_plan).
+A TensorRT graph fixes the capacity of its cache, and the time of a step grows with it. A bundle of several contexts
+has one plan for each. The plan of the smallest capacity that holds the sequence is open. When the sequence outgrows
+it, a larger plan takes its cache over; only then are two plans in memory. Not run on a GPU yet
+(merino_edge.runtime.engines.tensorrt_plan).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from merino_edge import tensorrt_library
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, InputError, UnsupportedError
 from merino_edge.runtime.engine import Candidates
-from merino_edge.runtime.engines.cuda import capability_here
+from merino_edge.runtime.engines.cuda import gpu_capability
 from merino_edge.runtime.engines.tensorrt_plan import Plan
 
 if TYPE_CHECKING:
@@ -26,15 +27,15 @@ if TYPE_CHECKING:
 
 
 class TensorRtEngine:
-    """Runs serialized engines. Implements merino_edge.runtime.engine.TopKEngine."""
+    """Runs serialized TensorRT engines. Implements merino_edge.runtime.engine.TopKEngine."""
 
     def __init__(
         self, library: str, plans: Mapping[int, bytes | Path], a: Architecture, *, cuda_graphs: bool = True
     ) -> None:
-        """`library`: a module named in tensorrt_library.EXTRAS, of the version that built `plans` (by their places).
-        `cuda_graphs`: launch a step of one token as one graph.
+        """`library` is a module named in tensorrt_library.EXTRAS, of the version that built `plans` (by capacity).
 
-        Raises UnsupportedError (no GPU, too little memory), MissingExtraError, ArtefactError (another model's plan).
+        With `cuda_graphs` a step of one token is launched as one CUDA graph. Raises UnsupportedError (no GPU, too
+        little memory), MissingExtraError, ArtefactError (a plan of another model).
         """
         self.vocab_size, self.max_positions, self.max_rows = a.vocab_size, max(plans), 1
         self._library, self._plans, self._architecture = library, dict(sorted(plans.items())), a
@@ -44,23 +45,24 @@ class TensorRtEngine:
 
     @staticmethod
     def from_bundle(bundle: Bundle, *, cuda_graphs: bool = True) -> TensorRtEngine:
-        """The engines for this GPU that the library which built last has built.
+        """Open the engines that a bundle has for this GPU, of the library that built its newest engine.
 
-        Raises UnsupportedError where another release built them, or for another GPU, and as __init__.
+        Raises UnsupportedError where another release of the library built them or they are for another GPU, and the
+        errors of the constructor.
         """
-        last, again = bundle.engines[-1], f"build it again: merino-edge build {bundle.path}"
-        library = str(last.get("library"))
+        newest, again = bundle.engines[-1], f"build it again: merino-edge build {bundle.path}"
+        library = str(newest.get("library"))
         if library not in tensorrt_library.EXTRAS:
             raise ArtefactError(f"{bundle.path}: its engine is of the unknown library {library!r}", again)
         trt, _ = tensorrt_library.load(library)
-        if trt.__version__ != last.get("version"):
+        if trt.__version__ != newest.get("version"):
             raise UnsupportedError(
-                f"{bundle.path / last['file']} was built by TensorRT {last.get('version')}, not {trt.__version__}",
+                f"{bundle.path / newest['file']} was built by TensorRT {newest.get('version')}, not {trt.__version__}",
                 again,
             )
-        plans: dict[str, dict[int, bytes | Path]] = {}  # by the capability of the GPU
+        plans: dict[str, dict[int, bytes | Path]] = {}  # by the GPU's compute capability
         for entry in bundle.engines:
-            if any(entry.get(key) != last.get(key) for key in ("library", "version")):
+            if any(entry.get(key) != newest.get(key) for key in ("library", "version")):
                 continue
             context = entry.get("context")
             if context not in bundle.contexts:
@@ -68,18 +70,18 @@ class TensorRtEngine:
             if entry.get("onnx_sha256") != bundle.manifest["files"][bundle.graph_of(context).name]["sha256"]:
                 raise ArtefactError(f"{bundle.path / entry['file']} was built from another graph", again)
             plans.setdefault(str(entry.get("capability")), {})[context] = bundle.path / entry["file"]
-        here = capability_here()
-        if here not in plans:
-            raise UnsupportedError(f"{bundle.path} has engines for {', '.join(plans)}, this GPU is {here}", again)
-        return TensorRtEngine(library, plans[here], bundle.architecture, cuda_graphs=cuda_graphs)
+        capability = gpu_capability()
+        if capability not in plans:
+            raise UnsupportedError(f"{bundle.path} has engines for {', '.join(plans)}, this GPU is {capability}", again)
+        return TensorRtEngine(library, plans[capability], bundle.architecture, cuda_graphs=cuda_graphs)
 
     def forward(self, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
-        """Run tokens [T] at positions start.., return the last one's logits [V], valid until the next call.
+        """Run tokens [T] at positions start.. and return the last one's logits [V], valid until the next call.
 
-        `start` may go back (rewind) but not past what was written. Raises InputError, ArtefactError.
+        `start` may be any filled position (rewind), or the first one that is not. Raises InputError, ArtefactError.
         """
         end = start + len(tokens)
-        plan = self._ready(start, end)
+        plan = self._plan_for(start, end)
         for first in range(start, end, plan.longest):
             chunk = tokens[first - start : first - start + plan.longest]
             plan.run(np.ascontiguousarray(chunk, np.int64), first, self._logits)
@@ -87,22 +89,22 @@ class TensorRtEngine:
         return np.asarray(self._logits[0])
 
     def forward_rows(self, tokens: NDArray[np.int64], start: int, rows: int) -> NDArray[np.float32]:
-        """As `forward`, as [1, V]: its graph returns one row."""
+        """Like `forward`, but return [1, V]. Raises InputError for more than one row: the graph returns one."""
         if rows != 1:
             raise InputError(f"this engine returns one row of logits, not {rows}", "run the tokens one by one")
         return self.forward(tokens, start)[None]
 
     def forward_topk(self, tokens: NDArray[np.int64], start: int, k: int) -> Candidates:
-        """As `forward`, but of one token only the `k` largest logits and their ties, where the GPU can find them."""
+        """Like `forward`, but for one token return only the `k` largest logits and their ties, where the GPU can."""
         if len(tokens) != 1:
             return Candidates(self.forward(tokens, start), None)
-        plan = self._ready(start, start + 1)
-        found = plan.run_topk(tokens, start, k, self._logits)
+        plan = self._plan_for(start, start + 1)
+        candidates = plan.run_topk(tokens, start, k, self._logits)
         self._length = start + 1
-        return found or Candidates(self._logits[0], None)
+        return candidates or Candidates(self._logits[0], None)
 
     def mark_filled(self, positions: int) -> None:
-        """Take so many positions for written, whatever they hold: to time a step at any length without the prompt."""
+        """Treat the first `positions` of the cache as filled, whatever they hold."""
         self._reserve(min(positions, self.max_positions))
         self._length = positions
 
@@ -113,8 +115,8 @@ class TensorRtEngine:
         self._plan = None
         self._length = 0
 
-    def _ready(self, start: int, end: int) -> Plan:
-        """The plan that can run the positions start..end-1 next. Raises InputError where none can."""
+    def _plan_for(self, start: int, end: int) -> Plan:
+        """A plan that can run positions start..end-1 next. Raises InputError where there is none."""
         if not 0 <= start <= self._length or not start < end <= self.max_positions:
             raise InputError(
                 f"cannot run {end - start} tokens at position {start} ({self._length} of {self.max_positions} written)",
@@ -123,18 +125,18 @@ class TensorRtEngine:
         return self._reserve(end)
 
     def _reserve(self, positions: int) -> Plan:
-        """Have a plan open that holds so many, keeping what was written."""
+        """Open a plan with a capacity of at least `positions`, and keep the filled part of the cache."""
         if self._plan is None:
             raise InputError("this engine is closed", "open the bundle again")
         if positions > self._plan.capacity:
-            wider = self._open(next(capacity for capacity in self._plans if capacity >= positions))
+            larger = self._open(next(capacity for capacity in self._plans if capacity >= positions))
             try:
-                wider.take_cache(self._plan, self._length)
+                larger.take_cache(self._plan, self._length)
             except BaseException:
-                wider.close()
+                larger.close()
                 raise
             self._plan.close()
-            self._plan = wider
+            self._plan = larger
         return self._plan
 
     def _open(self, capacity: int) -> Plan:

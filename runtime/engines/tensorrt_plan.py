@@ -1,16 +1,14 @@
-"""A plan: an engine that TensorRT or TensorRT for RTX serialized, opened on a GPU, with the cache that it fixes.
+"""A plan: a serialized engine of TensorRT (8.6 or later) or TensorRT for RTX, opened on a GPU with its KV cache.
 
-It runs a `native` or a `primitive` graph compiled by merino_edge.export.tensorrt; the calls are those of 8.6 and later.
-A native plan updates the cache in place: `new_key_L` is bound to the address of `key_L`. A primitive one puts out the
-new rows, which merino_edge.runtime.engines.kv_scatter_kernel writes into it; those of a prompt are copied on the same stream. Two
-optimization profiles: one for decode, one for chunks of a prompt. Tokens go up and logits come down with every step;
-where CPU and GPU have one memory, both read and write the same and nothing is copied. A step of one token, once it has
-run as such, is recorded as a CUDA graph and launched as one from then on; TensorRT for RTX does that itself. Where
-recording is refused, steps go on as they were. A step of which only the largest logits are wanted is another graph:
-merino_edge.runtime.engines.topk_kernel finds them on the GPU, the row stays there, and comes down after all where it must say.
+The graph is a `native` or a `primitive` one. A native plan updates the cache in place: `new_key_L` has the address of
+`key_L`. A primitive plan returns the new keys and values, and the KV scatter kernel writes them into the cache; those
+of a prompt are copied. One optimization profile is for decode, one for chunks of a prompt. Where the CPU and the GPU
+share one memory, tokens and logits are not copied. The second step of one token is recorded as a CUDA graph and then
+launched as one; if recording is refused, steps run without it. TensorRT for RTX records by itself. A step that needs
+only the largest logits is a second CUDA graph (merino_edge.runtime.engines.topk_kernel).
 
-Nothing here was run on a GPU yet. What was tested without: NVIDIA's compiler builds such plans, its parser finds the
-very inputs and outputs that are bound here, and its bindings have every name that is called.
+Not run on a GPU yet. Tested without one: NVIDIA's compiler builds such plans, and its parser finds the inputs and
+outputs that are bound here. Its Python bindings have all names that are called here.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ from merino_edge.runtime.engines.topk_kernel import TopKKernel
 
 
 class Tensor(NamedTuple):
-    """One input or output of a plan; -1 in its shape stands for the number of tokens."""
+    """One input or output of a plan; -1 in its shape is the number of tokens."""
 
     name: str
     shape: tuple[int, ...]
@@ -42,24 +40,27 @@ class Tensor(NamedTuple):
 
 
 def bound_tensors(a: Architecture, capacity: int, prefix: str = "new_", dtype: str = "float16") -> list[Tensor]:
-    """Every input and output of the graph of `a`; `prefix` of the caches' outputs: new_ (native), row_ (primitive)."""
+    """All inputs and outputs of the graph of `a`.
+
+    `prefix` is that of the cache outputs: `new_` (native) or NEW_KV_PREFIX (primitive).
+    """
     caches = [
-        Tensor(f"{output}{kind}_{layer}", (1, block.kv_heads, extent, a.head_dim), dtype)
+        Tensor(f"{output}{kind}_{layer}", (1, block.kv_heads, positions, a.head_dim), dtype)
         for layer, block in enumerate(a.layer_blocks())
         for kind in ("key", "value")
-        for output, extent in (("", capacity), (prefix, -1 if prefix == NEW_KV_PREFIX else capacity))
+        for output, positions in (("", capacity), (prefix, -1 if prefix == NEW_KV_PREFIX else capacity))
     ]
-    ends = [Tensor("tokens", (1, -1), "int64"), Tensor("positions", (1, -1), "int64")]
-    return [*ends, *caches, Tensor("logits", (1, a.vocab_size), "float32")]
+    others = [Tensor("tokens", (1, -1), "int64"), Tensor("positions", (1, -1), "int64")]
+    return [*others, *caches, Tensor("logits", (1, a.vocab_size), "float32")]
 
 
 def owner(name: str) -> str:
-    """The tensor whose memory `name` uses: an updated cache lies where the cache lies."""
+    """The tensor whose memory `name` uses: an updated cache has the address of the cache."""
     return name.removeprefix("new_")
 
 
 def buffer_bytes(tensors: Iterable[Tensor], longest: int) -> dict[str, int]:
-    """The size of every buffer, by its owner, for steps of up to `longest` tokens."""
+    """The size of each buffer by its owner, for steps of up to `longest` tokens."""
     return {
         owner(t.name): math.prod(longest if extent == -1 else extent for extent in t.shape) * np.dtype(t.dtype).itemsize
         for t in tensors
@@ -67,22 +68,22 @@ def buffer_bytes(tensors: Iterable[Tensor], longest: int) -> dict[str, int]:
 
 
 class Plan:
-    """Steps of one sequence of up to `places` positions."""
+    """Runs steps of one sequence of up to `capacity` positions."""
 
     def __init__(
         self, library: str, serialized: bytes, a: Architecture, capacity: int, *, cuda_graphs: bool = True
     ) -> None:
-        """`library`: a module named in tensorrt_library.EXTRAS, of the version that built it.
+        """`library` is a module named in tensorrt_library.EXTRAS, of the version that built the plan.
 
-        Raises UnsupportedError (no GPU, too little memory), MissingExtraError, ArtefactError (another model's).
+        Raises UnsupportedError (no GPU, too little memory), MissingExtraError, ArtefactError (another model's plan).
         """
         self.capacity = capacity
         self._trt, self._log = tensorrt_library.load(library)
-        self._contexts: list[tuple[int, Any]] = []  # (most tokens, execution context), shortest first
-        self._counts: list[int] = []  # of tokens that each context is set to
-        self._records = cuda_graphs  # steps of one token, if they can be
-        self._graphs: dict[bool, Any] = {}  # that were recorded, by whether they select; None: could not be
-        self._writer: KvScatterKernel | None = None  # of a primitive plan's steps of one token
+        self._contexts: list[tuple[int, Any]] = []  # (most tokens, execution context), fewest first
+        self._counts: list[int] = []  # the number of tokens that each context is set to
+        self._records = cuda_graphs  # whether steps of one token are recorded
+        self._graphs: dict[bool, Any] = {}  # CUDA graphs by `with_topk`; None: recording was refused
+        self._kv_scatter: KvScatterKernel | None = None  # for steps of one token of a primitive plan
         self._topk: TopKKernel | None = None
         self._cuda = Cuda()
         try:
@@ -93,7 +94,7 @@ class Plan:
 
     @property
     def longest(self) -> int:
-        """Tokens that a step may have."""
+        """The most tokens that one step may have."""
         return self._contexts[-1][0]
 
     def _open(self, serialized: bytes, a: Architecture) -> None:
@@ -104,56 +105,59 @@ class Plan:
                 f"TensorRT {trt.__version__} cannot load the engine: {self._log.first}", "build it again"
             )
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        found = [
+        actual = [
             Tensor(n, tuple(engine.get_tensor_shape(n)), np.dtype(trt.nptype(engine.get_tensor_dtype(n))).name)
             for n in names
         ]
-        by_name = {tensor.name: tensor for tensor in found}
+        by_name = {tensor.name: tensor for tensor in actual}
         prefix = NEW_KV_PREFIX if f"{NEW_KV_PREFIX}key_0" in by_name else "new_"
         dtype = by_name["key_0"].dtype if "key_0" in by_name else "float16"
         tensors = bound_tensors(a, self.capacity, prefix, dtype)
-        if sorted(found) != sorted(tensors):
+        if sorted(actual) != sorted(tensors):
             raise ArtefactError("the engine was built from another model, or for another context", "build it again")
-        most = [engine.get_tensor_profile_shape("tokens", i)[2][1] for i in range(engine.num_optimization_profiles)]
-        longest = max(most)
-        self._sent = {name: self._cuda.pinned((longest,), np.int64) for name in ("tokens", "positions")}
+        max_tokens = [
+            engine.get_tensor_profile_shape("tokens", i)[2][1] for i in range(engine.num_optimization_profiles)
+        ]
+        longest = max(max_tokens)
+        self._inputs = {name: self._cuda.pinned((longest,), np.int64) for name in ("tokens", "positions")}
         self._logits = self._cuda.pinned((1, a.vocab_size), np.float32)
         self._copies = not self._cuda.unified
-        ends = {} if self._copies else {**self._sent, "logits": self._logits}
-        self._addresses = {name: self._cuda.address_of(array) for name, array in ends.items()}
+        shared = {} if self._copies else {**self._inputs, "logits": self._logits}
+        self._addresses = {name: self._cuda.address_of(array) for name, array in shared.items()}
         for name, size_bytes in buffer_bytes(tensors, longest).items():
-            if name not in ends:
+            if name not in shared:
                 self._addresses[name] = self._cuda.allocate(size_bytes)
-        self._records &= len(most) > 1
-        for index in sorted(range(len(most)), key=most.__getitem__):
+        self._records &= len(max_tokens) > 1
+        for index in sorted(range(len(max_tokens)), key=max_tokens.__getitem__):
             context = self._new_context(engine, records=self._records and not self._contexts)
             if context is None:
                 raise UnsupportedError(f"TensorRT gives no context: {self._log.first}", "build with less --context")
-            self._contexts.append((most[index], context))
+            self._contexts.append((max_tokens[index], context))
             self._counts.append(0)
             context.set_optimization_profile_async(index, self._cuda.stream)
             for name in names:
                 context.set_tensor_address(name, self._addresses[owner(name)])
         self._row_bytes = a.head_dim * np.dtype(dtype).itemsize  # of one position of one head
         self._heads = {t.name: t.shape[1] for t in tensors if t.name.startswith(("key_", "value_"))}
-        self._puts_out_rows = prefix == NEW_KV_PREFIX
-        if self._puts_out_rows:
-            with suppress(UnsupportedError):  # no compiler here: rows are copied
-                self._writer = self._new_writer()
-        with suppress(UnsupportedError):  # nor here: rows come down
+        self._returns_new_kv = prefix == NEW_KV_PREFIX
+        if self._returns_new_kv:
+            with suppress(UnsupportedError):  # no compiler: new keys and values are copied
+                self._kv_scatter = self._new_kv_scatter()
+        with suppress(UnsupportedError):  # no compiler: whole rows are copied
             self._topk = TopKKernel(self._cuda, self._addresses["logits"], a.vocab_size)
         self._cuda.synchronize()
 
     def run(self, tokens: NDArray[np.int64], start: int, logits: NDArray[np.float32]) -> None:
-        """Tokens [T], up to `longest` of them, at positions start..; the last one's logits into `logits` [1, V]."""
+        """Run tokens [T], T at most `longest`, at positions start..; put the last one's logits into `logits` [1, V]."""
         self._run(tokens, start, with_topk=False)
         logits[...] = self._logits
 
-    def run_topk(
-        self, tokens: NDArray[np.int64], start: int, k: int, logits: NDArray[np.float32]
-    ) -> Candidates | None:
-        """As `run`, of one token, but the `k` largest logits and their ties; None where `logits` has them all."""
-        if self._topk is None or k > self._topk.most:
+    def run_topk(self, tokens: NDArray[np.int64], start: int, k: int, logits: NDArray[np.float32]) -> Candidates | None:
+        """Like `run` for one token, but return the `k` largest logits and their ties.
+
+        Returns None where the whole row is needed; it is then in `logits` [1, V].
+        """
+        if self._topk is None or k > self._topk.max_k:
             self.run(tokens, start, logits)
             return None
         self._run(tokens, start, with_topk=True)
@@ -167,28 +171,28 @@ class Plan:
 
     def _run(self, tokens: NDArray[np.int64], start: int, *, with_topk: bool) -> None:
         count = len(tokens)
-        self._sent["tokens"][:count] = tokens
-        self._sent["positions"][:count] = np.arange(start, start + count)
+        self._inputs["tokens"][:count] = tokens
+        self._inputs["positions"][:count] = np.arange(start, start + count)
         graph = self._graphs.get(with_topk) if count == 1 else None
         if graph is not None:
             self._cuda.launch(graph)
         else:
-            self._run_plain(count, with_topk=with_topk)
-        if self._puts_out_rows and (count > 1 or self._writer is None):
+            self._run_unrecorded(count, with_topk=with_topk)
+        if self._returns_new_kv and (count > 1 or self._kv_scatter is None):
             width, pitch = count * self._row_bytes, self.capacity * self._row_bytes
             for name, heads in self._heads.items():
                 cache = self._addresses[name] + start * self._row_bytes
-                new = self._addresses[f"{NEW_KV_PREFIX}{name}"]
-                self._cuda.copy_rows(new, cache, width, heads, source_pitch=width, target_pitch=pitch)
+                new_kv = self._addresses[f"{NEW_KV_PREFIX}{name}"]
+                self._cuda.copy_rows(new_kv, cache, width, heads, source_pitch=width, target_pitch=pitch)
         self._cuda.synchronize()
 
-    def _run_plain(self, count: int, *, with_topk: bool) -> None:
-        """Queue a step; one of one token is recorded, if its context has run such a step before."""
-        index = 0 if count == 1 else -1  # a recorded context must keep its shape: it sees no other step
-        context, before = self._contexts[index][1], self._counts[index]
+    def _run_unrecorded(self, count: int, *, with_topk: bool) -> None:
+        """Queue a step. A step of one token is recorded if its context has run such a step before."""
+        index = 0 if count == 1 else -1  # a recorded context must keep its shape, so it runs no other steps
+        context, last_count = self._contexts[index][1], self._counts[index]
         self._counts[index] = count
-        if before != count:
-            for name in self._sent:
+        if last_count != count:
+            for name in self._inputs:
                 context.set_input_shape(name, (1, count))
         elif count == 1 and self._records and with_topk not in self._graphs:
             graph = self._cuda.recorded(lambda: self._queue(context, count, with_topk=with_topk))
@@ -200,27 +204,25 @@ class Plan:
 
     def _queue(self, context: Any, count: int, *, with_topk: bool) -> None:
         if self._copies:
-            for name, values in self._sent.items():
+            for name, values in self._inputs.items():
                 self._cuda.to_device(values[:count], self._addresses[name])
         if not context.execute_async_v3(self._cuda.stream):
             raise ArtefactError(f"TensorRT cannot run the engine: {self._log.first}", "build it again")
-        if count == 1 and self._writer is not None:
-            self._writer.queue()
+        if count == 1 and self._kv_scatter is not None:
+            self._kv_scatter.queue()
         if with_topk and self._topk is not None:
             self._topk.queue()
         elif self._copies:
             self._cuda.to_host(self._addresses["logits"], self._logits)
 
-    def _new_writer(self) -> KvScatterKernel:
-        at = self._addresses
-        rows, caches = [at[f"{NEW_KV_PREFIX}{name}"] for name in self._heads], [at[name] for name in self._heads]
-        heads = list(self._heads.values())
+    def _new_kv_scatter(self) -> KvScatterKernel:
+        addresses = self._addresses
         return KvScatterKernel(
             self._cuda,
-            at["positions"],
-            rows,
-            caches,
-            heads=heads,
+            addresses["positions"],
+            [addresses[f"{NEW_KV_PREFIX}{name}"] for name in self._heads],
+            [addresses[name] for name in self._heads],
+            heads=list(self._heads.values()),
             row_bytes=self._row_bytes,
             capacity=self.capacity,
         )
@@ -236,12 +238,12 @@ class Plan:
         return engine.create_execution_context(runtime_config)
 
     def take_cache(self, other: Plan, positions: int) -> None:
-        """Copy so many positions of every cache of `other`, a plan of the same model with fewer places."""
+        """Copy the first `positions` of each cache of `other`, a plan of the same model with a smaller capacity."""
         width = positions * self._row_bytes
-        theirs, ours = other.capacity * self._row_bytes, self.capacity * self._row_bytes
+        source_pitch, target_pitch = other.capacity * self._row_bytes, self.capacity * self._row_bytes
         for name, heads in self._heads.items():
             source, target = other._addresses[name], self._addresses[name]
-            self._cuda.copy_rows(source, target, width, heads, source_pitch=theirs, target_pitch=ours)
+            self._cuda.copy_rows(source, target, width, heads, source_pitch=source_pitch, target_pitch=target_pitch)
         self._cuda.synchronize()
 
     def close(self) -> None:

@@ -1,13 +1,13 @@
-"""Zero-shot evaluation: any engine as a model of lm-evaluation-harness, and what came out, item by item.
+"""Zero-shot evaluation: runs an engine as a model of lm-evaluation-harness, and reports each item's score.
+
+A log-likelihood is one forward pass over context and continuation. A prefix that a request shares with the one before
+is reused from the KV cache. Source of the protocol: https://github.com/EleutherAI/lm-evaluation-harness. Its own `hf`
+backend gives the same numbers (docs/lab-notes.md). `per_item` is what two runs are compared by: for accuracies 1 or 0,
+for perplexities [sum of log p, words or bytes]. The report:
 
     {"kind": "evaluation", "schema_version": 1, "tool_version", "model", "engine", "limit", "tasks": {NAME: {"items",
      "items_sha256", "metrics": {NAME: {"value", "stderr"}}, "per_item": {NAME: [...]}, "seconds"}}, "mean_accuracy",
      "perplexity" (merino_edge.runtime.evaluation.perplexity), "sha256"}
-
-`per_item` is what two runs are compared by: correct or not, and of perplexities [sum of log p, words or bytes]. A
-log-likelihood is one pass over context and continuation, the beginning that a request shares with the one before found
-in the cache. Source of the protocol: https://github.com/EleutherAI/lm-evaluation-harness, whose own `hf` backend gives
-the same numbers (docs/lab-notes.md).
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from merino_edge.tokenizer import Tokenizer
 
 KIND = "evaluation"
 SCHEMA_VERSION = 1
-RESAMPLES = 2000  # of a bootstrap
-ROWS = 256  # of logits at once: float64 copies of a whole context's would be gigabytes
-PERPLEXITIES: dict[str, Callable[[float], float]] = {  # from nats a token, word or byte
+RESAMPLES = 2000  # bootstrap samples
+ROWS = 256  # rows of logits in one step; float64 copies for a whole context would take gigabytes
+PERPLEXITIES: dict[str, Callable[[float], float]] = {  # from nats per token, word or byte
     "token_perplexity": math.exp,
     "word_perplexity": math.exp,
     "byte_perplexity": math.exp,
@@ -48,15 +48,16 @@ PERPLEXITIES: dict[str, Callable[[float], float]] = {  # from nats a token, word
 
 
 class EngineLM(TemplateLM):  # type: ignore[misc]
-    """What the harness asks of a model, from an engine. `on_step` is told how many requests of how many are done."""
+    """An engine as a model of the harness."""
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, on_step: Callable[[int, int], None]) -> None:
+        """`on_step` is called before each request with (requests done, all requests)."""
         super().__init__()
         self._session, self._tokenizer, self._on_step = Session(engine), tokenizer, on_step
 
     @property
     def eot_token_id(self) -> int:
-        """What stands before a text that has no context: the token that begins a text, or else one that ends it."""
+        """The context of a text that has none: the bos token, or an eos token. Raises InputError without either."""
         chat = self._tokenizer.chat
         if chat.bos_token_id is not None:
             return chat.bos_token_id
@@ -65,56 +66,58 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         return chat.eos_token_ids[0]
 
     def tok_encode(self, string: str, *, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Token ids of `string`, without bos where `add_special_tokens` is False."""
         ids, bos = self._tokenizer.encode(string), self._tokenizer.chat.bos_token_id
         return ids[1:] if add_special_tokens is False and bos is not None and ids[:1] == [bos] else ids
 
     def loglikelihood(self, requests: Sequence[Any], *, disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """As the harness splits them; its bar would not heed TQDM_DISABLE."""
-        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
-        return found
+        """Like the harness's method, but without its progress bar, which ignores TQDM_DISABLE."""
+        results: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+        return results
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        found = []
+        results = []
         for done, (_, context, continuation) in enumerate(requests):
             self._on_step(done, len(requests))
-            found.append(self.log_likelihood(context, continuation))
-        return found
+            results.append(self.log_likelihood(context, continuation))
+        return results
 
     def log_likelihood(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
-        """The sum of log p of `continuation` after `context`, and whether each of its tokens was the likeliest.
+        """The sum of log p of `continuation` after `context`, and whether greedy decoding gives the continuation.
 
-        What is longer than the engine's context loses its beginning. Raises InputError where that is of the
-        continuation."""
-        session, places = self._session, self._session.engine.max_positions
-        if len(continuation) > places:
+        A request that is longer than the engine's context loses its beginning. Raises InputError where the
+        continuation alone is longer.
+        """
+        session, max_positions = self._session, self._session.engine.max_positions
+        if len(continuation) > max_positions:
             raise InputError(
-                f"a continuation has {len(continuation)} tokens, the context {places}", "give a larger one"
+                f"a continuation has {len(continuation)} tokens, the context {max_positions}", "give a larger one"
             )
-        ids = [*context, *continuation][-(places + 1) :][:-1]
-        first = len(ids) - len(continuation)  # the last token before it
+        ids = [*context, *continuation][-(max_positions + 1) :][:-1]
+        first = len(ids) - len(continuation)  # the last token before the continuation
         if session.ids[:first] == ids[:first]:
             del session.ids[first:]
         else:
             session.prefill(ids[:first])
         total, greedy = 0.0, True
-        most_rows = min(session.engine.max_rows, ROWS)
-        for start in range(0, len(continuation), most_rows):
-            expected = np.asarray(continuation[start : start + most_rows])
+        max_rows = min(session.engine.max_rows, ROWS)
+        for start in range(0, len(continuation), max_rows):
+            expected = np.asarray(continuation[start : start + max_rows])
             token, *others = ids[first + start : first + start + len(expected)]
             rows = session.step(token, others).astype(np.float64)  # [N, V]
             for other in others:
-                session.keep(other)
-            most = rows.max(axis=1, keepdims=True)
-            normalizer = most[:, 0] + np.log(np.exp(rows - most).sum(axis=1))
+                session.accept(other)
+            largest = rows.max(axis=1, keepdims=True)
+            normalizer = largest[:, 0] + np.log(np.exp(rows - largest).sum(axis=1))
             total += float((rows[np.arange(len(expected)), expected] - normalizer).sum())
             greedy &= bool((rows.argmax(axis=1) == expected).all())
         return total, greedy
 
     def loglikelihood_rolling(self, requests: Sequence[Any], *, disable_tqdm: bool = False) -> list[float]:
-        """Whole texts, in windows of the context that do not overlap in what they score."""
-        found = []
+        """Log-likelihoods of whole texts, in windows of the engine's context; each token is scored once."""
+        results = []
         for done, request in enumerate(requests):
             self._on_step(done, len(requests))
             windows = get_rolling_token_windows(
@@ -124,20 +127,21 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
                 context_len=1,
             )
             pairs = map(make_disjoint_window, windows)
-            found.append(sum(self.log_likelihood(context, continuation)[0] for context, continuation in pairs))
-        return found
+            results.append(sum(self.log_likelihood(context, continuation)[0] for context, continuation in pairs))
+        return results
 
     def generate_until(self, requests: Sequence[Any], *, disable_tqdm: bool = False) -> list[str]:
-        found = []
+        """Greedy answers up to the stop strings `until` or `max_gen_toks` tokens."""
+        results = []
         for done, request in enumerate(requests):
             self._on_step(done, len(requests))
-            context, how = request.args
-            most, until = how.get("max_gen_toks", 256), [how.get("until", [])]
+            context, options = request.args
+            max_tokens, until = options.get("max_gen_toks", 256), [options.get("until", [])]
             stop = [text for part in until for text in ([part] if isinstance(part, str) else part)]
-            ids = self.tok_encode(context)[-(self._session.engine.max_positions - most) :]
-            answer = generate(self._session, self._tokenizer, ids, Sampling(greedy=True), most, stop=stop)
-            found.append("".join(answer))
-        return found
+            ids = self.tok_encode(context)[-(self._session.engine.max_positions - max_tokens) :]
+            answer = generate(self._session, self._tokenizer, ids, Sampling(greedy=True), max_tokens, stop=stop)
+            results.append("".join(answer))
+        return results
 
 
 def evaluate_task(
@@ -149,13 +153,16 @@ def evaluate_task(
     limit: int | None,
     on_step: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """One task's entry of the report, over its first `limit` items. Raises InputError."""
+    """Evaluate one task over its first `limit` items and return its entry of the report.
+
+    `on_step` is called with (requests done, all requests). Raises InputError where a file is missing.
+    """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     began = time.perf_counter()
     task = harness_task(name, data)
     model = EngineLM(engine, tokenizer, on_step)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of F-scores where a class is never said
+        warnings.simplefilter("ignore")  # about F-scores where a class is never predicted
         outcome = run_harness(model, {name: task}, limit=limit, bootstrap_iters=0, log_samples=True)
     samples = sorted(outcome["samples"][name], key=lambda sample: sample["doc_id"])
     results = outcome["results"][name]
@@ -179,7 +186,7 @@ def evaluate_task(
 
 
 def value_of(metric: str, items: Any) -> float:
-    """A metric from its items: their mean, or of perplexities what their sums give."""
+    """A metric's value from its items: their mean, or for a perplexity the ratio of their sums."""
     array = np.asarray(items, np.float64)
     if metric in PERPLEXITIES:
         return float(PERPLEXITIES[metric](-array[:, 0].sum() / array[:, 1].sum()))
@@ -187,13 +194,13 @@ def value_of(metric: str, items: Any) -> float:
 
 
 def resampled(metric: str, items: Any, seed: int = 0) -> np.ndarray:
-    """The metric of `RESAMPLES` draws of as many items, with replacement; the same draws for as many items [R]."""
+    """The metric's values [R] over R = RESAMPLES bootstrap samples. The samples depend only on the number of items."""
     array = np.asarray(items, np.float64)
     return np.array([value_of(metric, array[drawn]) for drawn in resampled_indices(len(array), RESAMPLES, seed)])
 
 
 def standard_error(metric: str, items: Any) -> float:
-    """Of a mean s / sqrt(n), of a perplexity by bootstrap over items."""
+    """The standard error: s / sqrt(n) for a mean, a bootstrap over items for a perplexity."""
     array = np.asarray(items, np.float64)
     if len(array) < 2:
         return 0.0
@@ -201,19 +208,19 @@ def standard_error(metric: str, items: Any) -> float:
 
 
 def mean_accuracy(tasks: dict[str, Any]) -> float | None:
-    """Over tasks that have one; None where none has."""
-    found = [entry["metrics"]["acc"]["value"] for entry in tasks.values() if "acc" in entry["metrics"]]
-    return sum(found) / len(found) if found else None
+    """The mean over the tasks that have an accuracy; None if there is none."""
+    accuracies = [entry["metrics"]["acc"]["value"] for entry in tasks.values() if "acc" in entry["metrics"]]
+    return sum(accuracies) / len(accuracies) if accuracies else None
 
 
-def differences(mine: dict[str, Any], theirs: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every metric that two reports have of the same items: values, difference, its 95 % interval over resampled items.
+def differences(report: dict[str, Any], baseline: dict[str, Any]) -> list[dict[str, Any]]:
+    """Compare two reports: a row for each metric of the same items, with its difference and 95 % interval.
 
-    Of a task whose items differ there is nothing to say: it is left out.
+    The interval is a paired bootstrap over items. Tasks whose items differ are left out.
     """
-    found = []
-    for name, entry in mine["tasks"].items():
-        other = theirs["tasks"].get(name)
+    rows = []
+    for name, entry in report["tasks"].items():
+        other = baseline["tasks"].get(name)
         if other is None or other["items_sha256"] != entry["items_sha256"]:
             continue
         for metric, items in entry["per_item"].items():
@@ -223,5 +230,5 @@ def differences(mine: dict[str, Any], theirs: dict[str, Any]) -> list[dict[str, 
             draws = resampled(metric, items) - resampled(metric, other["per_item"][metric])
             low, high = percentile_interval(draws)
             row = {"task": name, "metric": metric, "value": pair[0], "other": pair[1]}
-            found.append(row | {"difference": pair[0] - pair[1], "low": float(low), "high": float(high)})
-    return found
+            rows.append(row | {"difference": pair[0] - pair[1], "low": float(low), "high": float(high)})
+    return rows

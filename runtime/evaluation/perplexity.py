@@ -1,15 +1,14 @@
-"""Perplexity of a whole text, token by token, in windows that move by a stated stride.
+"""Perplexity of a whole text, in sliding windows that move by `stride` tokens.
 
-An entry `perplexity` of a report (merino_edge.runtime.evaluation.harness):
+Each token is scored once. The first window scores all its tokens, after the bos or eos token. Each later window scores
+the next `stride` tokens, after as many tokens before them as fill the window; each then has at least `window - stride`
+before it. A stride of the window's length gives windows side by side; a smaller one takes proportionally more time. A
+word is a run of characters without white space. Standard errors are over windows. Values per token compare only models
+of one tokenizer, the others compare any models. The entry `perplexity` of a report
+(merino_edge.runtime.evaluation.harness):
 
     {"file", "text_sha256", "bytes", "words", "tokens", "window", "stride", "metrics": {"token_perplexity": {"value",
      "stderr"}, "word_perplexity", "bits_per_byte"}, "per_window": [[sum of log p, tokens], ...], "seconds"}
-
-Every token is scored once. The first window scores all of its tokens, after what begins a text; each further one the
-next `stride`, after as many before them as fill it. A stride of the window's length is windows that have one token in
-common, but for the last, which reaches back to be full; a smaller one costs as many times more, and each token has
-`window - stride` before it at least. A word is what stands between white space. Spread is over windows. Figures per
-token compare models of one tokenizer only, the others any.
 """
 
 from __future__ import annotations
@@ -37,25 +36,28 @@ Pair = tuple[list[int], list[int]]
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 text file, plain or `.xz`, as it is. Raises InputError."""
+    """Read a UTF-8 text file, plain or `.xz`. Raises InputError where it cannot be read or is not text."""
     try:
         data = path.read_bytes()
         return (lzma.decompress(data) if path.suffix == ".xz" else data).decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror})", "give --perplexity a text file") from None
     except (lzma.LZMAError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no text, plain or .xz ({error})", "give --perplexity a text file") from None
+        raise InputError(f"{path} is not a text, plain or .xz ({error})", "give --perplexity a text file") from None
 
 
-def sizes(places: int, window: int | None, stride: int | None) -> tuple[int, int]:
-    """Window and stride: as said, or the context of `places`, and half of a window. Raises InputError."""
-    window = limits.check_range("window", places if window is None else window, 1, places)
+def window_and_stride(max_positions: int, window: int | None, stride: int | None) -> tuple[int, int]:
+    """The window and the stride in tokens. The defaults are the engine's context and half a window.
+
+    Raises InputError where one is out of its range.
+    """
+    window = limits.check_range("window", max_positions if window is None else window, 1, max_positions)
     return window, limits.check_range("stride", max(1, window // 2) if stride is None else stride, 1, window)
 
 
 def windows(ids: Sequence[int], before: int, window: int, stride: int) -> Iterator[Pair]:
-    """Of the tokens `ids`, which `before` precedes: what is given and what is scored, together at most `window` + 1."""
-    # The harness's: `context_len` of each is scored already.
+    """Split `ids`, which the token `before` precedes, into pairs (context, scored tokens) of at most `window` + 1."""
+    # The harness's `context_len` counts the tokens of a window that were scored already.
     pairs = get_rolling_token_windows(list(ids), before, window, window - stride + 1)
     return map(make_disjoint_window, pairs)
 
@@ -69,14 +71,16 @@ def perplexity(
     stride: int | None,
     on_step: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """The report's entry for the text in `path`; `on_step` is told how many tokens of how many are scored.
+    """Score the text in `path` and return its entry of the report. `on_step` is called with (scored, all tokens).
 
-    Raises InputError: no text, an empty one, or a window that the engine's context has no room for.
+    Raises InputError where the file is not text or is empty, or the window is larger than the engine's context. It also
+    raises InputError where the model gives a token probability zero.
     """
     began = time.perf_counter()
-    window, stride = sizes(engine.max_positions, window, stride)
+    window, stride = window_and_stride(engine.max_positions, window, stride)
     text = read_text(path)
-    ids = list(tokenizer.backend.encode(text, add_special_tokens=False).ids)  # at once: no seams
+    # Encoded in one call: the parts of a text would have other tokens at their ends.
+    ids = list(tokenizer.backend.encode(text, add_special_tokens=False).ids)
     words = len(text.split())
     if not words or not ids:
         raise InputError(f"{path} has no words", "give --perplexity a text file")
@@ -84,12 +88,15 @@ def perplexity(
     entry |= {"words": words, "tokens": len(ids), "window": window, "stride": stride}
     model, done = EngineLM(engine, tokenizer, on_step), 0
     per_window: list[list[float]] = []
-    for given, scored in windows(ids, model.eot_token_id, window, stride):
+    for context, scored in windows(ids, model.eot_token_id, window, stride):
         on_step(done, len(ids))
-        per_window.append([model.log_likelihood(given, scored)[0], len(scored)])
+        per_window.append([model.log_likelihood(context, scored)[0], len(scored)])
         done += len(scored)
         if not math.isfinite(per_window[-1][0]):
-            raise InputError(f"{path} has a token that the model never says", "evaluate an export without --keep-vocab")
+            raise InputError(
+                f"{path} has a token that the model cannot generate",
+                "evaluate an export without --keep-vocab",
+            )
     entry |= {"metrics": {}, "per_window": per_window}
     for metric in UNITS:
         items = _items(entry, metric)
@@ -99,33 +106,37 @@ def perplexity(
 
 
 def _items(entry: dict[str, Any], metric: str) -> np.ndarray:
-    """Per window the sum of log p and how many tokens, words or bytes that is of, by the whole text's means [N, 2]."""
+    """Per window the sum of log p and the number of tokens, words or bytes [N, 2].
+
+    Words and bytes are estimated from the number of tokens, by their ratio in the whole text.
+    """
     items = np.array(entry["per_window"], np.float64)
     items[:, 1] *= entry[UNITS[metric]] / entry["tokens"]
     return items
 
 
-def differences(mine: dict[str, Any], theirs: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of two reports' entries for one text and stride: values, difference, its 95 % interval over resampled windows.
+def differences(report: dict[str, Any], baseline: dict[str, Any]) -> list[dict[str, Any]]:
+    """Compare the entries of two reports: a row for each metric, with its difference and 95 % interval.
 
-    There are none where text or stride are others. Where windows are of another length, or of another tokenizer's
-    tokens, nothing pairs them: `low` and `high` are None, and of other tokens no figure per token is compared.
+    There are no rows if text or stride differ. The interval is a paired bootstrap over windows. If the windows differ,
+    by their length or the tokenizer, `low` and `high` are None. Without the same number of tokens there is no row per
+    token.
     """
-    entry, other = mine.get(KEY), theirs.get(KEY)
+    entry, other = report.get(KEY), baseline.get(KEY)
     if not entry or not other or any(entry[key] != other[key] for key in ("text_sha256", "stride")):
         return []
-    counts, theirs_counts = ([tokens for _, tokens in one["per_window"]] for one in (entry, other))
-    paired = counts == theirs_counts and len(counts) > 1
-    found = []
+    counts, other_counts = ([tokens for _, tokens in one["per_window"]] for one in (entry, other))
+    paired = counts == other_counts and len(counts) > 1
+    rows = []
     for metric in UNITS:
         if metric == "token_perplexity" and entry["tokens"] != other["tokens"]:
             continue
         items = [_items(one, metric) for one in (entry, other)]
-        value, against = (value_of(metric, part) for part in items)
-        row = {"task": KEY, "metric": metric, "value": value, "other": against, "difference": value - against}
+        value, other_value = (value_of(metric, part) for part in items)
+        row = {"task": KEY, "metric": metric, "value": value, "other": other_value, "difference": value - other_value}
         low, high = None, None
         if paired:
             draws = resampled(metric, items[0]) - resampled(metric, items[1])
             low, high = map(float, percentile_interval(draws))
-        found.append(row | {"low": low, "high": high})
-    return found
+        rows.append(row | {"low": low, "high": high})
+    return rows

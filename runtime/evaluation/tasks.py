@@ -1,10 +1,9 @@
-"""The paper's fourteen zero-shot tasks, as lm-evaluation-harness defines them, over files of a local folder.
+"""The fourteen zero-shot tasks of the MeRino paper (section 8), over files of a local folder.
 
-Prompts, choices and metrics are the harness's own configurations; only where the documents come from is ours, so that
-nothing is downloaded. The folder has `lm/` and `eval/`, each file as its authors publish it, or packed with xz. Two of
-the tasks differ from the harness's: `wikitext2` is the word-level text with `<unk>`, article by article, where the
-harness has the raw one; `ptb` it lacks: the sentences, a hundred at a time, since the file has no documents, word by
-word as they are. MeRino evaluates on these fourteen (paper section 8).
+Prompts, choices and metrics are those of lm-evaluation-harness. Only the documents come from local files, so nothing
+is downloaded. The folder has `lm/` and `eval/`, with each file as its authors publish it or compressed with xz. Two
+tasks differ from the harness. `wikitext2` is the word-level text with `<unk>` in articles, and the harness has the raw
+text. `ptb` is not in the harness: it is the word-level text in documents of a hundred sentences.
 """
 
 from __future__ import annotations
@@ -21,25 +20,25 @@ from typing import Any
 from merino_edge.errors import InputError
 
 Document = dict[str, Any]
-PTB_SENTENCES = 100  # of a document
+PTB_SENTENCES = 100  # in a document; the file itself has no documents
 ARTICLE = re.compile(r"^ = [^=].* = $", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class LocalTask:
-    """`harness`: the configuration's file under lm_eval/tasks. `files`: in the folder, without .xz."""
+    """One task: the harness's configuration and the local files with its documents."""
 
-    harness: str
-    files: tuple[str, ...]
-    documents: Callable[..., Iterator[Document]]  # of the files' texts
+    harness: str  # file of the configuration under lm_eval/tasks
+    files: tuple[str, ...]  # in the local folder, without .xz
+    documents: Callable[..., Iterator[Document]]  # the files' texts -> documents
 
     def read(self, folder: Path) -> list[Document]:
-        """Raises InputError where a file is missing or is not of this form."""
+        """Read all documents. Raises InputError where a file is missing or has another form."""
         try:
             return list(self.documents(*(_text(folder / file) for file in self.files)))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise InputError(
-                f"{folder / self.files[0]} is not what its task reads ({error!r})", "get it again"
+                f"{folder / self.files[0]} has another form than its task reads ({error!r})", "get it again"
             ) from None
 
 
@@ -50,7 +49,7 @@ def _text(path: Path) -> str:
     except (OSError, lzma.LZMAError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(
-            f"cannot read {path} ({reason})", "set MERINO_DATA, or --data, to the folder of sets"
+            f"cannot read {path} ({reason})", "set MERINO_DATA or --data to the folder of evaluation sets"
         ) from None
 
 
@@ -69,7 +68,7 @@ def _winogrande(text: str) -> Iterator[Document]:
 
 
 def _choices(stem: str) -> Callable[[str], Iterator[Document]]:
-    """AI2's multiple choice; `stem`: what the harness calls the question."""
+    """Multiple-choice questions of AI2; `stem` is the harness's name for the question."""
 
     def read(text: str) -> Iterator[Document]:
         for line in _lines(text):
@@ -81,14 +80,14 @@ def _choices(stem: str) -> Callable[[str], Iterator[Document]]:
 
 
 def _pubmedqa(text: str, truth: str) -> Iterator[Document]:
-    """The official test split: the second file names it."""
+    """The official test split, which the second file lists."""
     articles = json.loads(text)
     for identity in json.loads(truth):
         yield {key: articles[identity][key] for key in ("QUESTION", "CONTEXTS", "final_decision")}
 
 
 def _logiqa(text: str) -> Iterator[Document]:
-    """Eight lines an item: none, right choice, context, question, four options."""
+    """Eight lines per item: an empty one, right choice, context, question, four options."""
     lines = text.splitlines()
     for _, label, context, question, *options in zip_longest(*[iter(lines)] * 8):
         options = [re.sub(r"^[A-D]\.", "", option).strip() for option in options]
@@ -96,7 +95,7 @@ def _logiqa(text: str) -> Iterator[Document]:
 
 
 def _labelled(labels: tuple[Any, ...]) -> Callable[[str], Iterator[Document]]:
-    """SuperGLUE; a label becomes its place among `labels`."""
+    """SuperGLUE; a label becomes its index in `labels`."""
 
     def read(text: str) -> Iterator[Document]:
         for line in _lines(text):
@@ -106,7 +105,7 @@ def _labelled(labels: tuple[Any, ...]) -> Callable[[str], Iterator[Document]]:
 
 
 def _wikitext(text: str) -> Iterator[Document]:
-    starts = [found.start() for found in ARTICLE.finditer(text)]
+    starts = [match.start() for match in ARTICLE.finditer(text)]
     for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
         yield {"page": text[start:end]}
 
@@ -148,15 +147,15 @@ MERINO14 = {
 
 
 def parse_task_names(names: str) -> list[str]:
-    """`merino14` or names joined by commas -> names. Raises InputError."""
-    found = [name for part in names.split(",") for name in (MERINO14 if part == "merino14" else [part])]
-    if unknown := [name for name in found if name not in MERINO14]:
+    """Parse task names joined by commas; `merino14` stands for all. Raises InputError for an unknown name."""
+    tasks = [name for part in names.split(",") for name in (MERINO14 if part == "merino14" else [part])]
+    if unknown := [name for name in tasks if name not in MERINO14]:
         raise InputError(f"there is no task {unknown[0]!r}", f"choose of merino14: {', '.join(MERINO14)}")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(tasks))
 
 
 def harness_task(name: str, folder: Path) -> Any:
-    """The harness's task over the documents of `folder`. Raises InputError."""
+    """The harness's task `name` with the documents in `folder`. Raises InputError where a file is missing."""
     import datasets
     import lm_eval.tasks
     from datasets.utils.logging import disable_progress_bar

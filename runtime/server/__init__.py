@@ -1,1 +1,1 @@
-"""The server of a bundle: OpenAI's completions over HTTP, from one engine. Needs the extra `serve`."""
+"""HTTP server for one bundle, with the API of OpenAI's completions. Needs the extra `serve`."""

@@ -1,8 +1,8 @@
-"""The application: OpenAI's /v1/chat/completions, /v1/completions and /v1/models, and /health and /metrics.
+"""The HTTP application: OpenAI's /v1/chat/completions, /v1/completions and /v1/models, and /health and /metrics.
 
-One answer is made at a time; others wait, and beyond `waiting` of them a request is refused with 429. A client that
-goes away ends its answer within a token. Without a key only names of this machine are answered to, so that no web page
-can reach the server under a name of its own. Knows no socket and no process.
+One answer is generated at a time and others wait. If more than `waiting` wait, a request is refused with 429. When a
+client disconnects, its answer ends within one token. Without an API key the server accepts only the host names of this
+machine. A web page can then not reach it through a host name of its own. Knows no socket and no process.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ KINDS: dict[str, type[requests.Request]] = {
 
 
 class Service:
-    """One engine behind HTTP. `name`: the model's, as clients ask for it."""
+    """One engine behind HTTP. `name` is the model's name for clients."""
 
     def __init__(
         self,
@@ -59,21 +59,23 @@ class Service:
         key: str | None,
         proposer: Proposer | None = None,
     ) -> None:
-        self.name, self._key, self._tokenizer, self._guesser = name, key, tokenizer, proposer
+        """`waiting` is the number of answers that may wait, and `key` the API key, or None."""
+        self.name, self._key, self._tokenizer, self._proposer = name, key, tokenizer, proposer
         self._session, self._worker = Session(engine), Worker(waiting)
         self._metrics = Metrics(lambda: self._worker.pending)
         self._begun = int(time.time())
         self._grammars = functools.cache(lambda: Grammars(tokenizer, engine.vocab_size))
 
     def cancel_all(self) -> None:
-        """End every answer within a token, and take no more."""
+        """End all answers within one token and accept no more."""
         self._worker.cancel_all()
 
     def close(self) -> None:
-        """As `cancel_all`, and leave the engine to whoever opened it. May be called twice."""
+        """Cancel all answers and stop the worker. The caller closes the engine. May be called twice."""
         self._worker.close()
 
     def application(self) -> Starlette:
+        """The ASGI application."""
         routes = [
             Route("/health", self._health),
             Route("/metrics", self._metrics_text),
@@ -85,7 +87,7 @@ class Service:
         handlers: dict[Any, Any] = {HTTPException: self._refuse_http, MerinoError: self._refuse}
         return Starlette(routes=routes, middleware=hosts, exception_handlers=handlers)
 
-    # --- what is small ---
+    # --- health, metrics, models ---
 
     async def _health(self, _: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -106,49 +108,47 @@ class Service:
     def _card(self) -> dict[str, Any]:
         return {"id": self.name, "object": "model", "created": self._begun, "owned_by": "merino-edge"}
 
-    # --- an answer ---
+    # --- answers ---
 
     async def _complete(self, request: Request) -> Response:
         self._check_key(request)
-        asked = requests.parse(KINDS[request.url.path], await _body(request))
-        self._check_name(asked.model)
+        parsed = requests.parse(KINDS[request.url.path], await _body(request))
+        self._check_name(parsed.model)
         cancel = threading.Event()
-        generation = await run_in_threadpool(self._generation, asked, cancel)
+        generation = await run_in_threadpool(self._generation, parsed, cancel)
         answer = _Answer(generation, cancel, self._metrics)
         self._worker.submit(answer.job)
         reply = Reply(self.name, request.url.path == "/v1/chat/completions", generation)
-        if asked.stream:
+        if parsed.stream:
             self._metrics.answered(request.url.path, 200)
-            return StreamingResponse(self._events(answer, reply, with_usage=asked.include_usage), media_type="text/event-stream")
+            events = self._events(answer, reply, with_usage=parsed.include_usage)
+            return StreamingResponse(events, media_type="text/event-stream")
         return await self._whole(answer, reply, request)
 
-    def _generation(self, asked: requests.Request, cancel: threading.Event) -> Generation:
-        ids, stop = asked.prompt_ids(self._tokenizer), asked.stop_strings()
-        sampling, grammar = asked.sampling(), asked.grammar(self._grammars)
-        most, proposer = asked.most_tokens, self._guesser  # of one text at a time, as the worker makes one
+    def _generation(self, request: requests.Request, cancel: threading.Event) -> Generation:
         return generate(
             self._session,
             self._tokenizer,
-            ids,
-            sampling,
-            most,
-            stop=stop,
+            request.prompt_ids(self._tokenizer),
+            request.sampling(),
+            request.token_limit,
+            stop=request.stop_strings(),
             cancel=cancel,
-            grammar=grammar,
-            proposer=proposer,
+            grammar=request.grammar(self._grammars),
+            proposer=self._proposer,  # follows one text at a time; the worker generates one at a time
         )
 
     async def _whole(self, answer: _Answer, reply: Reply, request: Request) -> Response:
-        made, gone = asyncio.ensure_future(answer.text()), asyncio.ensure_future(_gone(request))
+        text, disconnect = asyncio.ensure_future(answer.text()), asyncio.ensure_future(_disconnected(request))
         try:
-            await asyncio.wait({made, gone}, return_when=asyncio.FIRST_COMPLETED)
-            answer.cancel.set()  # has an effect only where it is not made
-            await made
+            await asyncio.wait({text, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+            answer.cancel.set()  # has no effect on a finished answer
+            await text
         except Exception as error:
             return await self._refuse(request, error)
         finally:
             answer.cancel.set()
-            gone.cancel()
+            disconnect.cancel()
         self._metrics.answered(request.url.path, 200)
         return JSONResponse(reply.whole())
 
@@ -161,7 +161,7 @@ class Service:
         except Exception as error:
             _, document = _refusal(error)
             yield error_event(document)
-        finally:  # reached too when the client is gone
+        finally:  # also when the client has disconnected
             answer.cancel.set()
 
     # --- refusals ---
@@ -169,8 +169,8 @@ class Service:
     def _check_key(self, request: Request) -> None:
         if self._key is None:
             return
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), self._key.encode()):
+        key = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(key.encode(), self._key.encode()):
             raise HTTPException(401, "the API key is missing or wrong")
 
     def _check_name(self, name: str) -> None:
@@ -191,15 +191,16 @@ class Service:
 
 
 class _Answer:
-    """The event loop's side of a job: its pieces as they come."""
+    """The event loop's side of a job: receives its pieces from the worker's thread."""
 
     def __init__(self, generation: Generation, cancel: threading.Event, metrics: Metrics) -> None:
         self.cancel = cancel
-        loop, self._come = asyncio.get_running_loop(), asyncio.Queue[str | Exception | None]()
+        loop = asyncio.get_running_loop()
+        self._received = asyncio.Queue[str | Exception | None]()  # None: the answer has ended
 
-        def put(what: str | Exception | None) -> None:
+        def put(item: str | Exception | None) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(self._come.put_nowait, what)
+                loop.call_soon_threadsafe(self._received.put_nowait, item)
 
         def end(failure: Exception | None) -> None:
             metrics.generated(generation.statistics)
@@ -208,36 +209,39 @@ class _Answer:
         self.job = Job(generation, cancel, on_piece=put, on_end=end)
 
     async def pieces(self) -> AsyncIterator[str]:
-        """Those that have come since the last, as one. Raises what ended the answer."""
+        """All pieces received since the last one, joined. Raises the error that ended the answer."""
         while True:
-            come = [await self._come.get()]
-            while not self._come.empty():
-                come.append(self._come.get_nowait())
-            if text := "".join(piece for piece in come if isinstance(piece, str)):
+            items = [await self._received.get()]
+            while not self._received.empty():
+                items.append(self._received.get_nowait())
+            if text := "".join(piece for piece in items if isinstance(piece, str)):
                 yield text
-            if isinstance(come[-1], Exception):
-                raise come[-1]
-            if come[-1] is None:
+            if isinstance(items[-1], Exception):
+                raise items[-1]
+            if items[-1] is None:
                 return
 
     async def text(self) -> str:
+        """The whole text, once the answer has ended. Raises the error that ended it."""
         return "".join([piece async for piece in self.pieces()])
 
 
 def _refusal(error: Exception) -> tuple[int, dict[str, Any]]:
-    """What an error is to a client: status and document."""
+    """The HTTP status and the document of an error."""
     if isinstance(error, Busy):
         return 429, error_document(str(error), "rate_limit_error", "queue_full")
     if isinstance(error, (InputError, MissingExtraError)):
         return 400, error_document(str(error), "invalid_request_error")
-    said = str(error) if isinstance(error, MerinoError) else f"the engine failed ({type(error).__name__})"
-    return 500, error_document(said, "server_error")
+    message = str(error) if isinstance(error, MerinoError) else f"the engine failed ({type(error).__name__})"
+    return 500, error_document(message, "server_error")
 
 
 async def _body(request: Request) -> bytes:
-    """Raises HTTPException where it is no JSON by its type, or too large."""
+    """The request's body. Raises HTTPException where its content type is not JSON, or it is too large."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise HTTPException(415, "the content type must be application/json")  # which no web page sends unasked
+        raise HTTPException(
+            415, "the content type must be application/json"
+        )  # a web page of another site cannot send it
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -246,7 +250,7 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-async def _gone(request: Request) -> None:
-    """Returns when the client has left. The request's body must have been read."""
+async def _disconnected(request: Request) -> None:
+    """Return when the client has disconnected. The request's body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -1,7 +1,7 @@
-"""What a client gets: OpenAI's documents, whole or in pieces.
+"""Replies to clients: OpenAI's documents, whole or streamed.
 
-Beside its fields, `timings` has the milliseconds and rates of `Statistics`. Source:
-https://platform.openai.com/docs/api-reference.
+The field `timings` is not OpenAI's: it has the milliseconds and rates of `Statistics`.
+Source: https://platform.openai.com/docs/api-reference.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 from merino_edge.runtime.generation import Generation
 
-# `context`: the cache is full. A cancelled answer has no reader, but for one cut off as the server ends.
+# `context`: the cache is full. Nobody reads a cancelled answer, unless it was cancelled because the server ends.
 FINISH_REASONS = {"stop": "stop", "length": "length", "context": "length", "cancelled": "stop", None: None}
 DONE = "data: [DONE]\n\n"
 
 
 @dataclass
 class Reply:
-    """One answer's documents. `chat`: of /v1/chat/completions; else of /v1/completions."""
+    """The documents of one answer: of /v1/chat/completions with `chat`, else of /v1/completions."""
 
     model: str
     chat: bool
@@ -30,25 +30,28 @@ class Reply:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self) -> dict[str, Any]:
+        """The document of a finished answer."""
         text = self.generation.text
-        said = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
-        return {**self._document([self._choice(said, self._reason)], piece=False), **self.usage()}
+        content = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
+        return {**self._document([self._choice(content, self._reason)], piece=False), **self.usage()}
 
     def first(self) -> str:
-        """The event before any text; of a chat only."""
+        """The event before any text. It is empty unless this is a chat."""
         return self._event([self._choice({"delta": {"role": "assistant", "content": ""}}, None)]) if self.chat else ""
 
     def piece(self, text: str) -> str:
-        said = {"delta": {"content": text}} if self.chat else {"text": text}
-        return self._event([self._choice(said, None)])
+        """The event with the next piece of text."""
+        content = {"delta": {"content": text}} if self.chat else {"text": text}
+        return self._event([self._choice(content, None)])
 
     def last(self, *, with_usage: bool) -> str:
-        """The events after all text."""
-        said: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
-        end = self._event([self._choice(said, self._reason)], timings=self.usage()["timings"])
+        """The events after all text, with `usage` if the client asked for it."""
+        content: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
+        end = self._event([self._choice(content, self._reason)], timings=self.usage()["timings"])
         return end + (self._event([], **self.usage()) if with_usage else "") + DONE
 
     def usage(self) -> dict[str, Any]:
+        """The fields `usage` and `timings`."""
         s = self.generation.statistics
         return {
             "usage": {
@@ -64,8 +67,8 @@ class Reply:
     def _reason(self) -> str | None:
         return FINISH_REASONS[self.generation.finish_reason]
 
-    def _choice(self, said: dict[str, Any], reason: str | None) -> dict[str, Any]:
-        return {"index": 0, **said, "logprobs": None, "finish_reason": reason}
+    def _choice(self, content: dict[str, Any], reason: str | None) -> dict[str, Any]:
+        return {"index": 0, **content, "logprobs": None, "finish_reason": reason}
 
     def _document(self, choices: list[dict[str, Any]], *, piece: bool) -> dict[str, Any]:
         kind = ("chat.completion.chunk" if piece else "chat.completion") if self.chat else "text_completion"
@@ -83,10 +86,10 @@ class Reply:
 
 
 def error_document(message: str, kind: str, code: str | None = None) -> dict[str, Any]:
-    """As OpenAI's clients read it; `kind` such as invalid_request_error."""
+    """An error as OpenAI's clients expect it; `kind` is a type such as invalid_request_error."""
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
 def error_event(document: dict[str, Any]) -> str:
-    """An error after the first piece, when the status is long sent."""
+    """The event of an error after the first piece, when the HTTP status has been sent already."""
     return f"data: {json.dumps(document, ensure_ascii=False)}\n\n{DONE}"

@@ -1,9 +1,9 @@
-"""What a client may ask: the two requests of OpenAI's API, checked, as a prompt, a sampling and where to stop.
+"""Requests of clients: validates the two requests of OpenAI's API and turns them into a prompt and parameters.
 
-Source: https://platform.openai.com/docs/api-reference. Beside its fields, `top_k`, `min_p`, `typical_p`,
-`repetition_penalty` and `regex` are understood. A field that would change the answer and is not served here is refused
-by name where it asks for something; one that says who asks, or where answers are kept, is read and not used. What is
-left out has `Sampling`'s default: OpenAI's temperature of 1 is too much for models this small.
+The fields `top_k`, `min_p`, `typical_p`, `repetition_penalty` and `regex` are additions to OpenAI's. A field that would
+change the answer but is not supported is refused by name, unless its value has no effect. Fields about the caller or
+the storage of answers are accepted and ignored. Missing fields get the defaults of `Sampling`: OpenAI's temperature of
+1 is too high for small models. Source: https://platform.openai.com/docs/api-reference.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from merino_edge.runtime.sampling import Sampling
 from merino_edge.tokenizer import Message, Tokenizer
 
 UNUSED = ("user", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier")
-NEUTRAL: dict[str, tuple[Any, ...]] = {  # by field that is not served: values that ask for nothing
+NEUTRAL: dict[str, tuple[Any, ...]] = {  # fields that are not supported: values without an effect
     "n": (1,),
     "best_of": (1,),
     "logprobs": (False, 0),
@@ -49,23 +49,24 @@ class TextPart(_Strict):
 class ChatMessage(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
-    name: str | None = None  # not in any template here
+    name: str | None = None  # no template here uses it
 
     def to_message(self) -> Message:
+        """The message for the chat template. Text parts are joined; a developer is the system."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
 class StreamOptions(_Strict):
     include_usage: bool = False
-    include_obfuscation: bool = False  # padding against eavesdroppers: none is made
+    include_obfuscation: bool = False  # accepted and ignored: no padding against eavesdroppers is added
 
 
 class NamedSchema(_Strict):
     name: str = ""
     description: str | None = None
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
-    strict: bool | None = None  # an answer is always as the schema says
+    strict: bool | None = None  # ignored: an answer always follows the schema
 
 
 class ResponseFormat(_Strict):
@@ -74,7 +75,7 @@ class ResponseFormat(_Strict):
 
 
 class Request(_Strict, ABC):
-    """What both have in common."""
+    """The fields of both requests."""
 
     model: str
     max_tokens: int | None = None
@@ -96,71 +97,73 @@ class Request(_Strict, ABC):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_what_asks_for_nothing(cls, value: Any) -> Any:
+    def _drop_neutral_fields(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
         for name in NEUTRAL.keys() & value.keys():
             if value[name] is not None and value[name] not in NEUTRAL[name]:
                 raise ValueError(f"{name} is not served here")
-        return {name: given for name, given in value.items() if name not in NEUTRAL and name not in UNUSED}
+        return {name: field for name, field in value.items() if name not in NEUTRAL and name not in UNUSED}
 
     @property
     def include_usage(self) -> bool:
+        """Whether a streamed answer ends with its usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
-    def most_tokens(self) -> int:
-        """Of the answer; as many as the context has room for where nobody says."""
+    def token_limit(self) -> int:
+        """The most tokens of the answer; without `max_tokens` as many as the context has room for."""
         return limits.MAX_NEW_TOKENS if self.max_tokens is None else self.max_tokens
 
     def sampling(self) -> Sampling:
-        """Raises InputError for a value out of range."""
+        """The sampling parameters. Raises InputError for a value out of its range."""
         names = ["temperature", "top_p", "top_k", "min_p", "typical_p", "seed"]
         names += ("repetition_penalty", "frequency_penalty", "presence_penalty")
-        given: dict[str, Any] = {name: value for name in names if (value := getattr(self, name)) is not None}
+        parameters: dict[str, Any] = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.logit_bias:
             if not all(token.isdecimal() for token in self.logit_bias):
                 raise InputError("logit_bias has a key that is no token id", "give whole numbers as keys")
-            given["logit_bias"] = {int(token): bias for token, bias in self.logit_bias.items()}
-        return Sampling(**given)
+            parameters["logit_bias"] = {int(token): bias for token, bias in self.logit_bias.items()}
+        return Sampling(**parameters)
 
     @abstractmethod
     def prompt_ids(self, tokenizer: Tokenizer) -> list[int]:
-        """Raises InputError (no template, too long), ArtefactError (a template that fails)."""
+        """The prompt's token ids. Raises InputError (no template, too long), ArtefactError (the template fails)."""
 
     def grammar(self, grammars: Callable[[], Grammars]) -> Grammar | None:
-        """The form asked for. Raises InputError, MissingExtraError."""
-        asked = self.response_format or ResponseFormat(type="text")
+        """The compiled `response_format` or `regex`, or None. Raises InputError, MissingExtraError."""
+        response_format = self.response_format or ResponseFormat(type="text")
         if self.regex is not None:
-            if asked.type != "text":
-                raise InputError("regex and response_format ask for two forms", "give one")
+            if response_format.type != "text":
+                raise InputError("regex and response_format cannot be combined", "give one")
             return grammars().regex(self.regex)
-        if asked.type == "json_schema":
-            if asked.json_schema is None:
+        if response_format.type == "json_schema":
+            if response_format.json_schema is None:
                 raise InputError("response_format.json_schema is missing", "give the schema")
-            return grammars().json_schema(asked.json_schema.schema_)
-        return grammars().json_schema(ANY_OBJECT) if asked.type == "json_object" else None
+            return grammars().json_schema(response_format.json_schema.schema_)
+        return grammars().json_schema(ANY_OBJECT) if response_format.type == "json_object" else None
 
     def stop_strings(self) -> list[str]:
+        """The stop strings as a list, possibly empty."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
 
 class ChatRequest(Request):
-    """Of /v1/chat/completions."""
+    """A request to /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=limits.MAX_MESSAGES)]
     max_completion_tokens: int | None = None
 
     @property
-    def most_tokens(self) -> int:
-        return super().most_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+    def token_limit(self) -> int:
+        return super().token_limit if self.max_completion_tokens is None else self.max_completion_tokens
 
     def prompt_ids(self, tokenizer: Tokenizer) -> list[int]:
         return tokenizer.encode_chat([message.to_message() for message in self.messages])
 
 
 class TextRequest(Request):
-    """Of /v1/completions."""
+    """A request to /v1/completions."""
 
     prompt: str | list[str] | list[int]
 
@@ -175,12 +178,12 @@ class TextRequest(Request):
 
 
 def parse(kind: type[Request], body: bytes) -> Request:
-    """Raises InputError that names the field."""
+    """Parse a request's JSON. Raises InputError that names the wrong field."""
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        # Of a value that may be of two kinds the deepest complaint says what it lacks of the likelier one.
-        worst = max(error.errors(include_url=False, include_input=False), key=lambda found: len(found["loc"]))
-        where = ".".join(map(str, worst["loc"]))
-        said = worst["msg"].removeprefix("Value error, ")
-        raise InputError(f"{where}: {said}" if where else said, "see docs/runtime.md") from None
+        # A value of two possible types has errors for both. The deepest error belongs to the type that fits better.
+        deepest = max(error.errors(include_url=False, include_input=False), key=lambda entry: len(entry["loc"]))
+        where = ".".join(map(str, deepest["loc"]))
+        message = deepest["msg"].removeprefix("Value error, ")
+        raise InputError(f"{where}: {message}" if where else message, "see docs/runtime.md") from None

@@ -1,7 +1,7 @@
-"""The thread that owns the engine: answers wait in a bounded queue and are made one after the other.
+"""Worker: the thread that owns the engine. Answers wait in a bounded queue and are generated one after the other.
 
-An engine holds one sequence, and what the last one left in its cache is found by the next that begins alike. Knows no
-HTTP. Whoever submits an answer is called back from this thread: with each piece of text, and once at the end.
+An engine holds one sequence, and the next prompt reuses the prefix that is in its cache. The worker calls back from
+this thread: with each piece of text, and once at the end. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from merino_edge.errors import MerinoError
 from merino_edge.runtime.generation import Generation
 
-PATIENCE_SECONDS = 30.0  # for a step that runs while the worker closes
+JOIN_TIMEOUT_SECONDS = 30.0  # for a step that still runs while the worker closes
 
 
 class Busy(MerinoError):
-    """As many answers wait as may."""
+    """The queue is full."""
 
 
 @dataclass
 class Job:
-    """An answer that somebody waits for. `cancel` ends it within one token, or takes it out of the queue."""
+    """An answer in the queue. Setting `cancel` ends it within one token, or removes it from the queue."""
 
     generation: Generation
     cancel: threading.Event
@@ -32,41 +32,41 @@ class Job:
 
 
 class Worker:
-    """Runs jobs in the order they come. Nothing else may use their engine meanwhile."""
+    """Runs jobs in the order of their arrival. Nothing else may use their engine meanwhile."""
 
     def __init__(self, waiting: int) -> None:
-        """`waiting`: answers that may wait behind the one that is made."""
+        """`waiting` is the number of answers that may wait behind the running one."""
         self._jobs: queue.Queue[Job | None] = queue.Queue()
-        self._all: dict[int, Job] = {}  # by their id()
-        self._lock, self._room, self._closed = threading.Lock(), waiting + 1, False
+        self._pending: dict[int, Job] = {}  # by their id()
+        self._lock, self._capacity, self._closed = threading.Lock(), waiting + 1, False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     @property
     def pending(self) -> int:
-        """Answers that are made or wait."""
-        return len(self._all)
+        """The number of answers that are running or waiting."""
+        return len(self._pending)
 
     def submit(self, job: Job) -> None:
-        """Raises Busy; the job is then not called back."""
+        """Put a job into the queue. Raises Busy where it is full; the job is then not called back."""
         with self._lock:
-            if self._closed or len(self._all) >= self._room:
-                raise Busy(f"{len(self._all)} answers are made or wait", "ask again in a moment")
-            self._all[id(job)] = job
+            if self._closed or len(self._pending) >= self._capacity:
+                raise Busy(f"{len(self._pending)} answers are running or waiting", "ask again in a moment")
+            self._pending[id(job)] = job
             self._jobs.put(job)
 
     def cancel_all(self) -> None:
-        """End every answer within a token and take no more."""
+        """End all answers within one token and accept no more."""
         with self._lock:
             self._closed = True
-            for job in self._all.values():
+            for job in self._pending.values():
                 job.cancel.set()
 
     def close(self) -> None:
-        """As `cancel_all`, and wait for the thread. May be called twice."""
+        """Cancel all answers and wait for the thread. May be called twice."""
         self.cancel_all()
         self._jobs.put(None)
-        self._thread.join(PATIENCE_SECONDS)
+        self._thread.join(JOIN_TIMEOUT_SECONDS)
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -75,10 +75,10 @@ class Worker:
                 if not job.cancel.is_set():
                     for piece in job.generation:
                         job.on_piece(piece)
-            except Exception as error:  # this answer's, and no reason to refuse the others
+            except Exception as error:  # concerns this answer only: the others still run
                 failure = error
             finally:
                 job.generation.close()
                 with self._lock:
-                    del self._all[id(job)]
+                    del self._pending[id(job)]
             job.on_end(failure)

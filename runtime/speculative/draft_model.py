@@ -1,7 +1,8 @@
-"""Guesses from a smaller model with the same tokenizer: what it would say next, greedily ("speculative decoding").
+"""Draft model: a smaller model with the same tokenizer proposes its greedy continuation.
 
-Source: Leviathan et al. 2023, https://arxiv.org/abs/2211.17192, with drafts that are not sampled: whether a guess is
-right is for the large model's sampler to say, so its distribution stays what it is (merino_edge.runtime.generation).
+Source: speculative decoding, Leviathan et al. 2023, https://arxiv.org/abs/2211.17192, with drafts that are not
+sampled. The large model's sampler decides whether a draft token is accepted, so the distribution of answers stays
+that of the large model (merino_edge.runtime.generation).
 """
 
 from __future__ import annotations
@@ -28,14 +29,18 @@ class DraftModel:
 
     @staticmethod
     def open(path: Path | str, beside: Bundle, threads: int | None = None, *, cpu: bool = False) -> DraftModel:
-        """The bundle at `path`, to guess for another. Raises InputError where its tokens are others, and as
-        `open_engine`."""
+        """Open the bundle at `path` as a draft model for the bundle `beside`.
 
-        def check(loaded: Bundle) -> None:
-            first, second = (b.manifest["files"].get("tokenizer.json", {}).get("sha256") for b in (beside, loaded))
-            if first != second or beside.architecture.vocab_size != loaded.architecture.vocab_size:
+        Raises InputError where the two have different tokenizers, and the errors of `open_engine`.
+        """
+
+        def check(draft: Bundle) -> None:
+            main_hash, draft_hash = (
+                b.manifest["files"].get("tokenizer.json", {}).get("sha256") for b in (beside, draft)
+            )
+            if main_hash != draft_hash or beside.architecture.vocab_size != draft.architecture.vocab_size:
                 raise InputError(
-                    f"{loaded.path} has another tokenizer than {beside.path}, so it cannot guess for it",
+                    f"{draft.path} has another tokenizer than {beside.path}, so it cannot draft for it",
                     "give a bundle of a model with the same tokenizer",
                 )
 
@@ -43,27 +48,30 @@ class DraftModel:
         return DraftModel(engine)
 
     def begin(self, prompt: Sequence[int], cancel: threading.Event | None = None) -> None:
+        """Start a new text, and run its prompt if it fits the context."""
         self._ids = list(prompt)
         if len(prompt) <= self._session.engine.max_positions:
             self._session.prefill(self._ids, cancel)
 
     def push(self, token: int) -> None:
+        """Append the next token of the text."""
         self._ids.append(token)
 
-    def propose(self, most: int) -> list[int]:
-        """The `most` tokens that it holds likeliest, one after the other; fewer where its context ends.
+    def propose(self, max_tokens: int) -> list[int]:
+        """Return the next `max_tokens` tokens by greedy decoding; fewer where the context ends.
 
-        What the engine has run already, of the text or of guesses that were right, is not run again.
+        Accepted draft tokens are in the engine's cache already and are not run again.
         """
-        most = min(most, self._session.engine.max_positions - len(self._ids) + 1)
-        if most < 1:
+        max_tokens = min(max_tokens, self._session.engine.max_positions - len(self._ids) + 1)
+        if max_tokens < 1:
             return []
         logits = self._session.prefill(self._ids)
-        assert logits is not None  # nothing cancels it
+        assert logits is not None  # there is no cancel flag
         tokens = [int(logits.argmax())]
-        while len(tokens) < most:
+        while len(tokens) < max_tokens:
             tokens.append(int(self._session.step(tokens[-1])[0].argmax()))
         return tokens
 
     def close(self) -> None:
+        """Close the draft model's engine."""
         self._session.engine.close()

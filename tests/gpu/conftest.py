@@ -1,4 +1,4 @@
-"""These tests run where CUDA finds a GPU, and nowhere else."""
+"""Tests of this folder are skipped where CUDA finds no GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engines on a GPU compute what ONNX Runtime computes on the CPU: prefill, decode, rewind. Written without a GPU."""
+"""Engines on a GPU give the logits of ONNX Runtime on the CPU: prefill, decode, rewind. Not run on a GPU yet."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import contextlib
 import re
 from collections.abc import Sequence
 
-from helpers import engine_conformance as conformance
 import numpy as np
 import pytest
 
+from helpers import engine_conformance as conformance
 from helpers.engine_conformance import EngineConformance, NewEngine
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError, InputError
@@ -22,7 +22,7 @@ from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.engines.cuda import Cuda
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
-from merino_edge.runtime.engines.topk_kernel import KEPT, TopKKernel
+from merino_edge.runtime.engines.topk_kernel import TOP_K, TopKKernel
 from merino_edge.tensorrt_library import EXTRAS
 from merino_edge.weights import random_weights
 
@@ -40,16 +40,16 @@ A = Architecture(
     bias="none",
 )
 STEPS = ((0, 1050), (1050, 1051), (1051, 1052), (20, 21), (21, 30), (0, 3))  # the later ones rewind
-HALF = 0.03  # of the largest logit: float16 rounding through a few layers
+FP16_TOLERANCE = 0.03  # of the largest logit: float16 rounding through a few layers
 
 
 def assert_equal_steps(
-    mine: Engine, theirs: Engine, tolerance: float, steps: Sequence[tuple[int, int]] = STEPS
+    engine: Engine, reference: Engine, tolerance: float, steps: Sequence[tuple[int, int]] = STEPS
 ) -> None:
     tokens = np.random.default_rng(0).integers(0, A.vocab_size, CONTEXT)
     for start, end in steps:
-        expected = theirs.forward(tokens[start:end], start)
-        got = mine.forward(tokens[start:end], start)
+        expected = reference.forward(tokens[start:end], start)
+        got = engine.forward(tokens[start:end], start)
         np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
@@ -62,7 +62,7 @@ def strong_weights() -> dict[str, np.ndarray]:
 class TestTensorRt(EngineConformance):
     @pytest.fixture
     def tolerance(self) -> float:
-        return HALF
+        return FP16_TOLERANCE
 
     @pytest.fixture
     def new_engine(self, library: str, lowering: str, precision: str) -> NewEngine:
@@ -84,7 +84,7 @@ def test_tensorrt_computes_what_onnxruntime_computes(library: str, lowering: str
     plan = build_engine(library, graph, CONTEXT).plan
     with contextlib.closing(TensorRtEngine(library, {CONTEXT: plan}, A)) as engine:
         with contextlib.closing(OnnxEngine(graph, A, CONTEXT, 1)) as reference:
-            assert_equal_steps(engine, reference, HALF)
+            assert_equal_steps(engine, reference, FP16_TOLERANCE)
         for tokens, start in ((np.arange(1), 1099), (np.arange(0), 0), (np.arange(1101), 0)):
             with pytest.raises(InputError):
                 engine.forward(tokens, start)
@@ -102,7 +102,9 @@ def test_a_sequence_outgrows_one_plan_after_the_other(library: str, lowering: st
     plans = {capacity: build_engine(library, graph, capacity).plan for capacity, graph in graphs.items()}
     engine, reference = TensorRtEngine(library, plans, A), OnnxEngine(graphs[CONTEXT], A, CONTEXT, 1)
     with contextlib.closing(engine), contextlib.closing(reference):
-        assert_equal_steps(engine, reference, HALF, ((0, 60), (60, 64), (64, 65), (65, 300), (300, 301), (9, 12)))
+        assert_equal_steps(
+            engine, reference, FP16_TOLERANCE, ((0, 60), (60, 64), (64, 65), (65, 300), (300, 301), (9, 12))
+        )
 
 
 @pytest.mark.parametrize("size", [40, 2048, 49_152, 151_936])
@@ -111,32 +113,32 @@ def test_the_largest_logits_are_found_on_the_gpu(size: int) -> None:
     with contextlib.closing(Cuda()) as cuda:
         address = cuda.allocate(4 * size)
         kernel = TopKKernel(cuda, address, size)
-        for values in (10, 1000, 10**6):  # few: many tie
+        for values in (10, 1000, 10**6):  # few different values: many ties
             logits = rng.standard_normal(values).astype(np.float32)[rng.integers(values, size=size)]
             logits[rng.integers(size, size=2)] = -np.inf
             cuda.to_device(logits, address)
             kernel.queue()
             cuda.synchronize()
-            for k in (1, 39, kernel.most):
-                found, expected = kernel.candidates(k), np.flatnonzero(logits >= np.sort(logits)[-k])
-                assert (found is None) == (expected.size >= min(size, KEPT))
-                if found is not None:
-                    assert found.ids is not None
-                    np.testing.assert_array_equal(found.ids, expected)
-                    np.testing.assert_array_equal(found.logits, logits[expected])
+            for k in (1, 39, kernel.max_k):
+                result, expected = kernel.candidates(k), np.flatnonzero(logits >= np.sort(logits)[-k])
+                assert (result is None) == (expected.size >= min(size, TOP_K))
+                if result is not None:
+                    assert result.ids is not None
+                    np.testing.assert_array_equal(result.ids, expected)
+                    np.testing.assert_array_equal(result.logits, logits[expected])
 
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])
 @pytest.mark.parametrize("lowering", ["native", "primitive"])
 @pytest.mark.parametrize("library", EXTRAS)
-def test_a_step_of_the_largest_logits_has_those_of_the_row(library: str, lowering: str, cuda_graphs: bool) -> None:
+def test_a_topk_step_has_the_logits_of_the_row(library: str, lowering: str, cuda_graphs: bool) -> None:
     pytest.importorskip(library)
     graph = to_bytes(build_model(A, strong_weights(), "fp16", CONTEXT, "rtx", lowering=lowering))
     plans = {CONTEXT: build_engine(library, graph, CONTEXT).plan}
     tokens, seen = np.random.default_rng(0).integers(0, A.vocab_size, 60), 0
     with contextlib.closing(TensorRtEngine(library, plans, A, cuda_graphs=cuda_graphs)) as engine:
         engine.forward(tokens[:20], 0)
-        for at in range(20, 60):  # of either kind more than one that is recorded, in turn
+        for at in range(20, 60):  # steps of both kinds in turn, so that both are recorded and replayed
             row = engine.forward(tokens[at : at + 1], at).copy()
             logits, ids = engine.forward_topk(tokens[at : at + 1], at, 1 + at % 50)
             seen += ids is not None
@@ -151,10 +153,10 @@ def test_onnxruntime_on_the_gpu_computes_what_it_computes_on_the_cpu() -> None:
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         pytest.skip("needs onnxruntime-gpu")
     graph = to_bytes(build_model(A, strong_weights(), "fp32", CONTEXT))
-    mine, theirs = OnnxEngine(graph, A, CONTEXT, 1, device="cuda"), OnnxEngine(graph, A, CONTEXT, 1)
-    with contextlib.closing(mine), contextlib.closing(theirs):
-        assert_equal_steps(mine, theirs, 0.005)  # TF32
-        assert not {"TensorScatter", "Attention", "MatMul"} & set(mine.cpu_nodes), mine.cpu_nodes
+    engine, reference = OnnxEngine(graph, A, CONTEXT, 1, device="cuda"), OnnxEngine(graph, A, CONTEXT, 1)
+    with contextlib.closing(engine), contextlib.closing(reference):
+        assert_equal_steps(engine, reference, 0.005)  # TF32
+        assert not {"TensorScatter", "Attention", "MatMul"} & set(engine.cpu_nodes), engine.cpu_nodes
 
 
 def test_pytorch_on_the_gpu_computes_what_it_computes_on_the_cpu() -> None:
@@ -164,10 +166,10 @@ def test_pytorch_on_the_gpu_computes_what_it_computes_on_the_cpu() -> None:
     from merino_edge.pytorch.engine import TorchEngine
     from merino_edge.pytorch.model import Model
 
-    mine = TorchEngine(Model.from_weights(A, strong_weights()), device="cuda")
-    theirs = TorchEngine(Model.from_weights(A, strong_weights()))
-    with contextlib.closing(mine), contextlib.closing(theirs):
-        assert_equal_steps(mine, theirs, 1e-4)
+    engine = TorchEngine(Model.from_weights(A, strong_weights()), device="cuda")
+    reference = TorchEngine(Model.from_weights(A, strong_weights()))
+    with contextlib.closing(engine), contextlib.closing(reference):
+        assert_equal_steps(engine, reference, 1e-4)
 
 
 @pytest.mark.parametrize("name", [b.name for b in BACKENDS.values() if b.device == "cuda"])

@@ -1,7 +1,7 @@
-"""What every engine must do, whatever runs it: one suite, which the tests of each engine inherit.
+"""Conformance tests for engines: one suite that the tests of each engine inherit.
 
-A subclass gives the fixtures `new_engine`, which opens an engine of ARCHITECTURE with WEIGHTS as often as it
-is called, and `tolerance`, by how much of the largest logit steps of different lengths may differ.
+A subclass provides two fixtures. `new_engine` opens a new engine of ARCHITECTURE with WEIGHTS at each call.
+`tolerance` is the allowed difference between steps of different lengths, relative to the largest logit.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class EngineConformance:
             expected(logits, TOKENS[:start])
         assert start == CONTEXT == engine.max_positions and logits.shape == (engine.vocab_size,)
 
-    def test_after_a_rewind_what_came_later_is_forgotten(self, engine: Engine, expected: Callable[..., None]) -> None:
+    def test_after_a_rewind_later_positions_are_forgotten(self, engine: Engine, expected: Callable[..., None]) -> None:
         engine.forward(OTHERS, 0)
         engine.forward(TOKENS[:20], 0)
         engine.forward(OTHERS[:9], 20)
@@ -103,7 +103,7 @@ class EngineConformance:
     def test_what_is_refused_changes_nothing(self, engine: Engine, expected: Callable[..., None]) -> None:
         engine.forward(TOKENS[:5], 0)
         for tokens, start in (
-            (TOKENS[:1], 6),  # behind what was written
+            (TOKENS[:1], 6),  # after the first position that is not filled
             (TOKENS[:1], -1),
             (TOKENS[:0], 5),
             (TOKENS[: CONTEXT - 4], 5),  # one beyond the context
@@ -117,7 +117,7 @@ class EngineConformance:
             engine.forward(TOKENS[:1], CONTEXT)
         expected(engine.forward(TOKENS[-1:], CONTEXT - 1), TOKENS)
 
-    def test_positions_may_be_taken_for_written(self, engine: Engine, expected: Callable[..., None]) -> None:
+    def test_positions_can_be_marked_as_filled(self, engine: Engine, expected: Callable[..., None]) -> None:
         engine.mark_filled(200)
         assert np.isfinite(engine.forward(TOKENS[:1], 200)).all()
         expected(engine.forward(TOKENS[:3], 0), TOKENS[:3])

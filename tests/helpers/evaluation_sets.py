@@ -1,4 +1,4 @@
-"""Small evaluation sets of our own, each file in the form that its authors publish: four items or so."""
+"""Small evaluation sets for tests: about four items each, in the form that the authors publish."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _lines(items: list[Any]) -> str:
 
 
 def write_sets(folder: Path) -> Path:
-    """Every file of merino_edge.runtime.evaluation.tasks.MERINO14, one of them packed."""
+    """Write all files of merino_edge.runtime.evaluation.tasks.MERINO14, one of them compressed."""
     count = range(4)
     logiqa = "".join(
         f"\n{'abcd'[i]}\nAll {i + 3} doors are shut.\nWhich is open?\n"

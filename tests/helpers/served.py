@@ -1,4 +1,4 @@
-"""A server in this process, of a real engine whose steps a test can hold, and what its tests ask it."""
+"""A server in this process, with a real engine whose steps a test can stop, and requests to it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PATIENCE_SECONDS = 20
 
 
 class Gated:
-    """A real engine whose steps wait for a gate, so that a test can look at an answer that is being made."""
+    """A real engine whose steps wait for a gate, so that a test can look at an unfinished answer."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self.vocab_size = engine, engine.vocab_size
@@ -67,10 +67,10 @@ def serving(service: Service) -> Iterator[str]:
         service.close()
 
 
-def wait_until(true: Callable[[], bool]) -> None:
-    begun = time.monotonic()
-    while not true():
-        assert time.monotonic() - begun < PATIENCE_SECONDS
+def wait_until(condition: Callable[[], bool]) -> None:
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < PATIENCE_SECONDS
         time.sleep(0.005)
 
 

@@ -1,4 +1,4 @@
-"""A small real bundle (random weights, byte-level BPE, a chat template) and what tests open from it."""
+"""Fixtures: a small real bundle (random weights, byte-level BPE, a chat template), its engine and its tokenizer."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def make_bundle(
 
 @pytest.fixture(scope="session")
 def bundle_path(make_bundle: Callable[..., Path], small_model: tuple[Architecture, Weights]) -> Path:
-    """The bundle, with a chat template and no end token: an answer ends only where a test ends it."""
+    """The bundle, with a chat template and no end token, so that an answer ends only where a test ends it."""
     return make_bundle(small_model[1])
 
 
@@ -107,7 +107,7 @@ def tokenizer(bundle_path: Path) -> Tokenizer:
 
 @pytest.fixture
 def host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host's memory in place of a GPU's, ONNX Runtime in place of TensorRT."""
+    """Use host memory in place of a GPU's, and ONNX Runtime in place of TensorRT."""
     monkeypatch.setattr(HostMemory, "recordings", 0)
     monkeypatch.setattr(HostMemory, "launches", 0)
     monkeypatch.setattr(tensorrt_plan, "Cuda", HostMemory)

@@ -1,6 +1,7 @@
-"""What the TensorRT engine calls, on a machine without a GPU: addresses are the host's, and ONNX Runtime computes.
+"""Stand-ins for CUDA and TensorRT on a machine without a GPU.
 
-It reads and writes the bound addresses only, and insists on shapes within the profile, as TensorRT does.
+Addresses are those of host memory, and ONNX Runtime computes. As TensorRT does, it reads and writes only the bound
+addresses and requires shapes within the profile.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import onnxruntime as ort
 from merino_edge.errors import UnsupportedError
 
 TYPES = {"tensor(int64)": np.int64, "tensor(float)": np.float32, "tensor(float16)": np.float16}
-PROFILES = (512, 2)  # most tokens of each
+PROFILES = (512, 2)  # the most tokens of each optimization profile
 COMPILER = shutil.which("c++") or shutil.which("g++")
 HOST_CUDA = """
 #include <string.h>
@@ -38,7 +39,7 @@ extern "C" void set_block(int x, int y) { blockIdx.x = x; blockIdx.y = y; }
 
 @cache
 def compiled(source: str) -> ctypes.CDLL:
-    """A kernel's own source, for the host: one thread to a block, which ours allow."""
+    """Compile a kernel's source for the host, with one thread per block, which our kernels allow."""
     assert COMPILER is not None
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "kernel.cpp").write_text(HOST_CUDA + source)
@@ -48,7 +49,7 @@ def compiled(source: str) -> ctypes.CDLL:
 
 
 class HostMemory:
-    """In place of merino_edge.runtime.engines.cuda.Cuda."""
+    """Stands in for merino_edge.runtime.engines.cuda.Cuda."""
 
     stream = 7
     live: ClassVar[int] = 0  # allocations
@@ -82,7 +83,7 @@ class HostMemory:
     def start(
         self, kernel: Any, grid: tuple[int, int], threads: int, arguments: tuple[int, ...], pointers: int
     ) -> None:
-        """Blocks come one after the other."""
+        """Runs the blocks one after the other."""
         HostMemory.started += 1
         library, name = kernel
         addresses = [ctypes.c_void_p(address) for address in arguments[:pointers]]
@@ -176,7 +177,7 @@ class Engine:
 
 
 class OnnxInPlaceOfTensorRt:
-    """In place of the library's module; a plan is the serialized graph."""
+    """Stands in for the library's module. A plan is the serialized graph."""
 
     __version__ = "0"
 

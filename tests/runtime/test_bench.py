@@ -1,4 +1,4 @@
-"""The benchmark measures what it says, as often as it was told, and refuses what does not fit."""
+"""Benchmarks run each case in each repetition, report consistent numbers, and refuse cases that do not fit."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from merino_edge.runtime.engine import Engine
 
 def test_every_repetition_is_kept_and_rates_agree_with_times(engine: Engine) -> None:
     done: list[None] = []
-    wanted = cases([20], [10], [0, 30])
-    assert [case.name for case in wanted] == ["pp20", "pp20@d30", "tg10", "tg10@d30"]
-    found = bench({"a": engine}, wanted, repetitions=3, on_case=lambda: done.append(None))["a"]
-    assert len(done) == 12 and [result.case for result in found] == wanted
-    for result in found:
+    requested = cases([20], [10], [0, 30])
+    assert [case.name for case in requested] == ["pp20", "pp20@d30", "tg10", "tg10@d30"]
+    results = bench({"a": engine}, requested, repetitions=3, on_case=lambda: done.append(None))["a"]
+    assert len(done) == 12 and [result.case for result in results] == requested
+    for result in results:
         steps = 1 if result.case.kind == "prefill" else 10
         assert len(result.tokens_per_second) == 3 and len(result.step_ms) == 3 * steps
         first_ms = sum(result.step_ms[:steps])
@@ -42,7 +42,7 @@ def test_the_whole_context_can_be_measured_and_no_more(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("counts", "said"),
+    ("counts", "pattern"),
     [
         (([0], [1], [0]), "prompt_tokens is 0"),
         (([1], [-1], [0]), "new_tokens is -1"),
@@ -50,8 +50,8 @@ def test_the_whole_context_can_be_measured_and_no_more(engine: Engine) -> None:
         (([], [], [0]), "nothing to measure"),
     ],
 )
-def test_counts_that_cannot_be_are_refused_by_name(counts: tuple[list[int], ...], said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_invalid_counts_are_refused_by_name(counts: tuple[list[int], ...], pattern: str) -> None:
+    with pytest.raises(InputError, match=pattern):
         cases(*counts)
 
 
@@ -63,14 +63,14 @@ def test_no_repetitions_are_refused(engine: Engine) -> None:
 @given(st.lists(st.tuples(st.floats(1, 100), st.floats(1, 100)), min_size=2, max_size=8))
 def test_the_comparison_is_a_permutation_test_of_signs(pairs: list[tuple[float, float]]) -> None:
     first, second = (Result(Case("decode", 1), rates, ()) for rates in zip(*pairs, strict=True))
-    found = compare(first, second)
-    logs = np.log([mine / theirs for mine, theirs in pairs])
+    result = compare(first, second)
+    logs = np.log([a / b for a, b in pairs])
     expected = permutation_test((logs,), np.sum, permutation_type="samples", n_resamples=np.inf).pvalue
-    assert found.p_value == pytest.approx(min(1.0, expected))
-    assert found.low <= found.ratio <= found.high
+    assert result.p_value == pytest.approx(min(1.0, expected))
+    assert result.low <= result.ratio <= result.high
 
 
-def test_peak_memory_is_this_process_s_and_not_its_parent_s() -> None:
+def test_peak_memory_is_that_of_this_process_and_not_of_its_parent() -> None:
     child = "from merino_edge.runtime.memory import peak_memory_mb; print(peak_memory_mb())"
     big_parent = (
         "import subprocess, sys\n"

@@ -1,4 +1,4 @@
-"""A conversation: its messages, what it sends, what it reuses, and what happens when it no longer fits."""
+"""Chats: their messages and prompts, reuse of the cache, and conversations that no longer fit the context."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def test_each_turn_answers_the_whole_conversation(chat: Chat, engine: Engine, to
         before = chat.messages
         answer = chat.send(question)
         text = "".join(answer)
-        asked = [*before, {"role": "user", "content": question}]
-        assert chat.messages == [*asked, {"role": "assistant", "content": text}]
-        fresh = generate(Session(engine), tokenizer, tokenizer.encode(tokenizer.apply_template(asked)), GREEDY, 12)
+        request = [*before, {"role": "user", "content": question}]
+        assert chat.messages == [*request, {"role": "assistant", "content": text}]
+        fresh = generate(Session(engine), tokenizer, tokenizer.encode(tokenizer.apply_template(request)), GREEDY, 12)
         assert "".join(fresh) == text
     assert len(chat.messages) == 7
     chat.reset()
@@ -63,23 +63,23 @@ def test_a_conversation_that_no_longer_fits_is_refused_and_kept(chat: Chat) -> N
     assert answer.finish_reason == "length"
 
 
-def test_a_sliding_conversation_keeps_the_system_message_and_the_newest(
+def test_a_truncated_conversation_keeps_the_system_message_and_the_newest(
     chat: Chat, engine: Engine, tokenizer: Tokenizer
 ) -> None:
-    chat.truncate_history, slid = True, []
+    chat.truncate_history, truncated = True, []
     for turn in range(40):
         before, question = chat.messages, f"lazy dog {turn}"
         answer = chat.send(question)
         text = "".join(answer)
-        asked = [before[0], *before[1 + chat.dropped :], {"role": "user", "content": question}]
-        assert chat.messages == [*asked, {"role": "assistant", "content": text}]
+        request = [before[0], *before[1 + chat.dropped :], {"role": "user", "content": question}]
+        assert chat.messages == [*request, {"role": "assistant", "content": text}]
         assert answer.finish_reason == "length"  # never the context
-        fresh = generate(Session(engine), tokenizer, tokenizer.encode_chat(asked), GREEDY, 12)
+        fresh = generate(Session(engine), tokenizer, tokenizer.encode_chat(request), GREEDY, 12)
         assert "".join(fresh) == text
         if chat.dropped:
             assert chat.dropped % 2 == 0 and answer.statistics.prompt_tokens <= engine.max_positions // 2
-            slid.append(turn)
-    assert len(slid) >= 2 and slid[1] - slid[0] > 1
+            truncated.append(turn)
+    assert len(truncated) >= 2 and truncated[1] - truncated[0] > 1
     with pytest.raises(InputError, match=r"the prompt has .* --context"):
         chat.send("The quick brown fox jumps. " * 50)
 
@@ -90,20 +90,20 @@ def test_a_first_message_that_does_not_fit_names_the_context(chat: Chat) -> None
     assert chat.messages == [{"role": "system", "content": "Be brief."}]
 
 
-def test_a_cancelled_answer_stays_with_what_was_said(chat: Chat) -> None:
+def test_a_cancelled_answer_keeps_its_text(chat: Chat) -> None:
     cancel = threading.Event()
     answer = chat.send("The quick", cancel)
-    said = next(answer)
+    text = next(answer)
     cancel.set()
-    said += "".join(answer)
+    text += "".join(answer)
     assert answer.finish_reason == "cancelled"
-    assert chat.messages[-1] == {"role": "assistant", "content": said}
+    assert chat.messages[-1] == {"role": "assistant", "content": text}
     list(chat.send("brown fox"))
     assert len(chat.messages) == 5
 
 
-def test_raw_sends_the_text_as_it_is_and_remembers_nothing(engine: Engine, tokenizer: Tokenizer) -> None:
-    plain = Tokenizer(tokenizer.backend, ChatFormat())  # no template: raw unless a template is insisted on
+def test_raw_sends_the_text_unchanged_and_remembers_nothing(engine: Engine, tokenizer: Tokenizer) -> None:
+    plain = Tokenizer(tokenizer.backend, ChatFormat())  # no template: raw, unless raw is False
     for chat in (Chat(engine, tokenizer, GREEDY, 8, raw=True), Chat(engine, plain, GREEDY, 8)):
         first, second = (list(chat.send("The quick")) for _ in range(2))
         assert first == second
@@ -111,7 +111,7 @@ def test_raw_sends_the_text_as_it_is_and_remembers_nothing(engine: Engine, token
         assert "".join(first) == "".join(expected)
 
 
-def test_what_needs_a_template_is_refused_without_one(engine: Engine, tokenizer: Tokenizer) -> None:
+def test_options_that_need_a_template_are_refused_without_one(engine: Engine, tokenizer: Tokenizer) -> None:
     plain = Tokenizer(tokenizer.backend, ChatFormat())
     with pytest.raises(InputError, match="system message needs a chat template"):
         Chat(engine, plain, GREEDY, system="Be brief.")

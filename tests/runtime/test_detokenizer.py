@@ -1,4 +1,4 @@
-"""What is streamed, joined, is the decoded whole cut before the first stop string, whatever the tokens."""
+"""The streamed pieces, joined, are the decoded text cut before the first stop string, for any tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPECIAL = len(BYTES)  # the id of "<end>"
 
 
 def byte_level() -> Tokenizer:
-    """One token per byte: every split of a character that a byte-level vocabulary can make."""
+    """One token per byte, so that each character can be split in each way of a byte-level tokenizer."""
     backend = tokenizers.Tokenizer(models.BPE({byte: i for i, byte in enumerate(BYTES)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -26,7 +26,7 @@ def byte_level() -> Tokenizer:
 
 
 def byte_fallback() -> Tokenizer:
-    """As sentencepiece models are: words with a leading mark, characters without a word as bytes."""
+    """As in sentencepiece models: words with a leading mark, and bytes for characters outside the words."""
     vocab = {"<unk>": 0, **{f"<0x{i:02X}>": i + 1 for i in range(256)}}
     vocab |= {piece: len(vocab) + i for i, piece in enumerate(["▁", "a", "b", "▁a", "ab"])}
     backend = tokenizers.Tokenizer(models.BPE(vocab, [("▁", "a"), ("a", "b")], unk_token="<unk>", byte_fallback=True))
@@ -68,10 +68,10 @@ def test_no_piece_holds_half_a_character(kind: str, text: str) -> None:
 
 
 def cut(text: str, stop: tuple[str, ...]) -> str:
-    """The rule, character by character: as soon as the text ends with a stop string, it is cut before it."""
+    """The rule: as soon as the text so far ends with a stop string, it is cut before that string."""
     for end in range(1, len(text) + 1):
-        if found := [s for s in stop if text[:end].endswith(s)]:
-            return text[: end - max(map(len, found))]
+        if matches := [s for s in stop if text[:end].endswith(s)]:
+            return text[: end - max(map(len, matches))]
     return text
 
 
@@ -90,7 +90,7 @@ def test_stop_strings_cut_where_they_begin(kind: str, text: str, stop: tuple[str
     assert result.stopped == any(s in whole for s in stop)
 
 
-def test_certain_text_is_given_out_at_once() -> None:
+def test_certain_text_is_returned_at_once() -> None:
     text = StreamingDetokenizer(TOKENIZERS["byte level"], ["xyz"])
     ids = TOKENIZERS["byte level"].encode("axyb é")
     assert [text.push(token) for token in ids] == ["a", "", "", "xyb", " ", "", "é"]

@@ -1,4 +1,4 @@
-"""Generation through a real engine: cached == uncached == PyTorch, streamed == batched, and how it ends."""
+"""Generation with a real engine: cached == uncached == PyTorch, streamed == batched, and all finish reasons."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_streamed_text_is_the_decoded_tokens(engine: Engine, tokenizer: Tokenize
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths=st.lists(st.tuples(st.integers(0, 320), st.integers(1, 320)), min_size=2, max_size=4))
 def test_a_reused_prefix_changes_nothing(engine: Engine, lengths: list[tuple[int, int]]) -> None:
-    """Prompts that share a prefix of some length with the one before them, in one session."""
+    """Runs prompts in one session, each of which shares a prefix with the one before."""
     rng, session = np.random.default_rng(0), Session(engine)
     ids: list[int] = []
     for shared, length in lengths:
@@ -113,7 +113,7 @@ def test_a_stop_string_cuts_the_answer_before_it(engine: Engine, tokenizer: Toke
     assert len(ended.tokens) < 40
 
 
-def test_the_same_seed_gives_the_same_answer_and_the_seed_is_told(engine: Engine, tokenizer: Tokenizer) -> None:
+def test_the_same_seed_gives_the_same_answer_and_is_reported(engine: Engine, tokenizer: Tokenizer) -> None:
     def answer(seed: int | None) -> Generation:
         sampling = Sampling(temperature=1.5, top_k=0, top_p=1, seed=seed)
         generation = generate(Session(engine), tokenizer, tokenizer.encode(PROMPT), sampling, max_tokens=30)
@@ -125,13 +125,13 @@ def test_the_same_seed_gives_the_same_answer_and_the_seed_is_told(engine: Engine
     assert answer(1).tokens != answer(2).tokens
 
 
-@pytest.mark.parametrize("free_places", [0, 1, 5])
-def test_a_full_context_ends_the_answer(engine: Engine, tokenizer: Tokenizer, free_places: int) -> None:
-    ids = [5] * (engine.max_positions - free_places)
+@pytest.mark.parametrize("free_positions", [0, 1, 5])
+def test_a_full_context_ends_the_answer(engine: Engine, tokenizer: Tokenizer, free_positions: int) -> None:
+    ids = [5] * (engine.max_positions - free_positions)
     generation = generate(Session(engine), tokenizer, ids, GREEDY, max_tokens=100)
     run(generation)
-    # Every token but the last takes a place in the cache.
-    assert (generation.finish_reason, len(generation.tokens)) == ("context", free_places + 1)
+    # Each token but the last takes a position in the cache.
+    assert (generation.finish_reason, len(generation.tokens)) == ("context", free_positions + 1)
 
 
 @pytest.mark.parametrize("after", [1, 4])
@@ -140,10 +140,10 @@ def test_cancelling_takes_effect_within_one_token(engine: Engine, tokenizer: Tok
     generation = generate(Session(engine), tokenizer, tokenizer.encode(PROMPT), GREEDY, 40, cancel=cancel)
     for _ in range(after):
         next(generation)
-    made = len(generation.tokens)
+    count = len(generation.tokens)
     cancel.set()
     run(generation)
-    assert (generation.finish_reason, len(generation.tokens)) == ("cancelled", made)
+    assert (generation.finish_reason, len(generation.tokens)) == ("cancelled", count)
     assert generation.text == tokenizer.decode(generation.tokens)
 
 
@@ -163,7 +163,7 @@ def test_closing_ends_the_answer_and_the_session_goes_on(engine: Engine, tokeniz
 
 
 def test_cancelling_during_a_long_prompt_keeps_what_was_run(engine: Engine, tokenizer: Tokenizer) -> None:
-    """The flag is looked at between chunks of the prompt."""
+    """The flag is checked between chunks of the prompt."""
 
     class AfterOne(threading.Event):
         looks = 0

@@ -1,4 +1,4 @@
-"""Whatever the model would say, a constrained answer has its form; and no other answer is touched."""
+"""A constrained answer follows its grammar, whatever the logits; other answers do not change."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def grammars(tokenizer: Tokenizer, engine: Engine) -> Grammars:
 
 def answer(engine: Engine, tokenizer: Tokenizer, seed: int, grammar: Grammar | None, count: int = 200) -> Generation:
     hot = Sampling(temperature=2, top_k=0, top_p=1, seed=seed)
-    made = generate(Session(engine), tokenizer, tokenizer.encode("The fox"), hot, count, grammar=grammar)
-    for _ in made:
+    generation = generate(Session(engine), tokenizer, tokenizer.encode("The fox"), hot, count, grammar=grammar)
+    for _ in generation:
         pass
-    return made
+    return generation
 
 
 @settings(max_examples=30, deadline=None)
@@ -49,21 +49,21 @@ def answer(engine: Engine, tokenizer: Tokenizer, seed: int, grammar: Grammar | N
 def test_a_regular_expression_is_matched_as_a_whole(
     engine: Engine, tokenizer: Tokenizer, grammars: Grammars, seed: int, pattern: str
 ) -> None:
-    made = answer(engine, tokenizer, seed, grammars.regex(pattern))
-    assert made.finish_reason == "stop" or pattern.endswith("+d")  # which may go on for longer than it is let
-    if made.finish_reason == "stop":
-        assert re.fullmatch(pattern, made.text)
+    generation = answer(engine, tokenizer, seed, grammars.regex(pattern))
+    assert generation.finish_reason == "stop" or pattern.endswith("+d")  # which may be longer than max_tokens
+    if generation.finish_reason == "stop":
+        assert re.fullmatch(pattern, generation.text)
 
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_json_is_of_its_schema(engine: Engine, tokenizer: Tokenizer, grammars: Grammars, seed: int) -> None:
-    made = answer(engine, tokenizer, seed, grammars.json_schema(PERSON))
-    assert made.finish_reason == "stop"
-    value = json.loads(made.text)
+def test_json_follows_its_schema(engine: Engine, tokenizer: Tokenizer, grammars: Grammars, seed: int) -> None:
+    generation = answer(engine, tokenizer, seed, grammars.json_schema(PERSON))
+    assert generation.finish_reason == "stop"
+    value = json.loads(generation.text)
     assert list(value) == ["name", "age", "pets"] and len(value["name"]) <= 12
     assert 0 <= value["age"] <= 150 and set(value["pets"]) <= {"cat", "dog"} and len(value["pets"]) <= 2
-    assert made.text == json.dumps(value, ensure_ascii=False) or "\\" in made.text  # no white space but one's own
+    assert generation.text == json.dumps(value, ensure_ascii=False) or "\\" in generation.text  # no other white space
 
 
 def test_a_grammar_serves_many_answers_and_leaves_others_alone(
@@ -76,16 +76,16 @@ def test_a_grammar_serves_many_answers_and_leaves_others_alone(
     assert answer(engine, tokenizer, 5, None, 20).text == free
 
 
-def test_a_form_that_allows_all_changes_nothing(engine: Engine, tokenizer: Tokenizer, grammars: Grammars) -> None:
+def test_a_grammar_that_allows_all_changes_nothing(engine: Engine, tokenizer: Tokenizer, grammars: Grammars) -> None:
     everything = grammars.regex(r"(?s:.*)")
     for seed in range(5):
         free = answer(engine, tokenizer, seed, None, 30)
-        if "\ufffd" not in free.text:  # bytes that are no text have no form
+        if "\ufffd" not in free.text:  # invalid UTF-8 matches no grammar
             assert answer(engine, tokenizer, seed, everything, 30).tokens == free.tokens
 
 
 @pytest.mark.parametrize(
-    ("kind", "form", "said"),
+    ("kind", "form", "pattern"),
     [
         ("regex", "(((", "this regular expression cannot be used"),
         ("regex", "a" * 70_000, "more than 65536 characters"),
@@ -96,15 +96,15 @@ def test_a_form_that_allows_all_changes_nothing(engine: Engine, tokenizer: Token
         ("json_schema", {"$ref": "file:///etc/passwd"}, "does not fetch"),
     ],
 )
-def test_a_form_that_cannot_be_is_refused_in_one_line(grammars: Grammars, kind: str, form: object, said: str) -> None:
-    with pytest.raises(InputError, match=said) as refusal:
+def test_an_invalid_form_is_refused_in_one_line(grammars: Grammars, kind: str, form: object, pattern: str) -> None:
+    with pytest.raises(InputError, match=pattern) as refusal:
         getattr(grammars, kind)(form)
     assert "\n" not in str(refusal.value)
 
 
-def test_any_object_is_one(engine: Engine, tokenizer: Tokenizer, grammars: Grammars) -> None:
-    made = [answer(engine, tokenizer, seed, grammars.json_schema(ANY_OBJECT)) for seed in range(8)]
-    whole = [m.text for m in made if m.finish_reason == "stop"]
+def test_any_object_is_an_object(engine: Engine, tokenizer: Tokenizer, grammars: Grammars) -> None:
+    generations = [answer(engine, tokenizer, seed, grammars.json_schema(ANY_OBJECT)) for seed in range(8)]
+    whole = [m.text for m in generations if m.finish_reason == "stop"]
     assert whole and all(isinstance(json.loads(text), dict) for text in whole)
 
 

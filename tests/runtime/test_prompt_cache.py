@@ -1,4 +1,4 @@
-"""A prompt's cache in a file: loaded it is as good as run, and nothing but itself is taken for it."""
+"""Prompt cache files: a loaded cache equals a run prompt, and all other files are refused."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ TEXT = "The quick brown fox jumps over the lazy dog, and then the lazy dog"
 
 
 @pytest.fixture
-def kept(engine: Engine, tokenizer: Tokenizer, bundle_path: Path, tmp_path: Path) -> Path:
+def cache_file(engine: Engine, tokenizer: Tokenizer, bundle_path: Path, tmp_path: Path) -> Path:
     session = Session(engine)
     session.prefill(tokenizer.encode(TEXT))
-    prompt_cache.save(tmp_path / "kept", session, len(session.ids), bundle.load(bundle_path))
-    return tmp_path / "kept"
+    prompt_cache.save(tmp_path / "cache", session, len(session.ids), bundle.load(bundle_path))
+    return tmp_path / "cache"
 
 
 @pytest.fixture
 def other(bundle_path: Path) -> Iterator[Session]:
-    """Of another engine, whose cache holds nothing."""
+    """A session of another engine with an empty cache."""
     opened, _, _ = open_engine(bundle_path, threads=1)
     yield Session(opened)
     opened.close()
@@ -41,18 +41,18 @@ def other(bundle_path: Path) -> Iterator[Session]:
 
 @pytest.mark.parametrize("more", ["", " sleeps"])
 def test_an_answer_from_a_loaded_cache_is_the_one_from_a_run_prompt(
-    kept: Path, other: Session, engine: Engine, tokenizer: Tokenizer, bundle_path: Path, more: str
+    cache_file: Path, other: Session, engine: Engine, tokenizer: Tokenizer, bundle_path: Path, more: str
 ) -> None:
     ids, greedy = tokenizer.encode(TEXT + more), Sampling(greedy=True)
     expected = generate(Session(engine), tokenizer, ids, greedy, 30)
     text = "".join(expected)
-    assert prompt_cache.load(kept, other, bundle.load(bundle_path)) == len(tokenizer.encode(TEXT))
-    made = generate(other, tokenizer, ids, greedy, 30)
-    assert "".join(made) == text and made.tokens == expected.tokens
-    assert made.statistics.reused_tokens >= len(tokenizer.encode(TEXT)) - 2
+    assert prompt_cache.load(cache_file, other, bundle.load(bundle_path)) == len(tokenizer.encode(TEXT))
+    generation = generate(other, tokenizer, ids, greedy, 30)
+    assert "".join(generation) == text and generation.tokens == expected.tokens
+    assert generation.statistics.reused_tokens >= len(tokenizer.encode(TEXT)) - 2
 
 
-def test_a_longer_cache_than_the_first_bucket_is_kept_too(
+def test_a_cache_longer_than_the_first_bucket_is_saved_too(
     other: Session, engine: Engine, bundle_path: Path, tmp_path: Path
 ) -> None:
     ids = np.random.default_rng(0).integers(engine.vocab_size, size=300).tolist()
@@ -68,7 +68,7 @@ def test_a_longer_cache_than_the_first_bucket_is_kept_too(
 
 
 def altered(path: Path, **changes: object) -> None:
-    """Another header, with a true hash."""
+    """Change the header and update its hash."""
     line, _, data = path.read_bytes().partition(b"\n")
     own = ("kind", "schema_version", "tool_version", "sha256")
     header = {name: value for name, value in json.loads(line).items() if name not in own} | changes
@@ -87,28 +87,28 @@ HARM: dict[str, Callable[[Path], object]] = {
     "caches of another": lambda path: altered(path, dtype="float16"),
     "positions of 320": lambda path: altered(path, tokens=list(range(321))),
     "0 positions": lambda path: altered(path, tokens=[]),
-    "no prompt cache": lambda path: altered(path, tokens="abc"),
-    "is no prompt": lambda path: altered(path, shapes=None),
+    "is not a prompt cache of": lambda path: altered(path, tokens="abc"),
+    "not a prompt cache of merino": lambda path: altered(path, shapes=None),
 }
 
 
-@pytest.mark.parametrize("said", HARM)
-def test_whatever_is_not_its_cache_is_refused_and_leaves_the_session_alone(
-    kept: Path, other: Session, bundle_path: Path, said: str
+@pytest.mark.parametrize("pattern", HARM)
+def test_another_file_is_refused_and_the_session_does_not_change(
+    cache_file: Path, other: Session, bundle_path: Path, pattern: str
 ) -> None:
-    HARM[said](kept)
-    with pytest.raises(ArtefactError, match=said) as refusal:
-        prompt_cache.load(kept, other, bundle.load(bundle_path))
+    HARM[pattern](cache_file)
+    with pytest.raises(ArtefactError, match=pattern) as refusal:
+        prompt_cache.load(cache_file, other, bundle.load(bundle_path))
     assert "\n" not in str(refusal.value) and other.ids == []
 
 
-def test_the_verb_keeps_a_prompt_and_finds_it(
+def test_the_verb_saves_a_prompt_and_loads_it(
     bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     documents = []
     for _ in "12":
         options = ["--prompt", "hi there", "--greedy", "--max-tokens", "5", "--threads", "1", "--json"]
-        command = ["merino-edge", "generate", str(bundle_path), *options, "--prompt-cache", str(tmp_path / "kept")]
+        command = ["merino-edge", "generate", str(bundle_path), *options, "--prompt-cache", str(tmp_path / "cache")]
         monkeypatch.setattr("sys.argv", command)
         with pytest.raises(SystemExit) as end:
             main()

@@ -1,4 +1,4 @@
-"""Sampling has the support and the probabilities of Hugging Face's processors, and draws from them."""
+"""Sampling has the support and the probabilities of Hugging Face's processors, and samples from them."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ SAMPLINGS = st.builds(
 )
 
 
-def reference(logits: np.ndarray, history: list[int], sampling: Sampling) -> np.ndarray:
-    """Probabilities [V] by transformers: bias and penalty in the model's float32, the rest in float64."""
-    ids, scores = torch.tensor([history], dtype=torch.long), torch.from_numpy(logits)[None]
+def reference(logits: np.ndarray, context_ids: list[int], sampling: Sampling) -> np.ndarray:
+    """Probabilities [V] of transformers: bias and penalty in the model's float32, the filters in float64."""
+    ids, scores = torch.tensor([context_ids], dtype=torch.long), torch.from_numpy(logits)[None]
     if sampling.logit_bias:
         biased = [[[token], float(bias)] for token, bias in sampling.logit_bias.items()]
         scores = SequenceBiasLogitsProcessor(biased)(ids, scores)
@@ -56,8 +56,8 @@ def reference(logits: np.ndarray, history: list[int], sampling: Sampling) -> np.
     return processors(ids, scores.double()).softmax(-1)[0].numpy()
 
 
-def dense(logits: np.ndarray, history: list[int], sampling: Sampling) -> np.ndarray:
-    ids, likely = distribution(adjusted(logits, history, (), sampling), sampling)
+def dense(logits: np.ndarray, context_ids: list[int], sampling: Sampling) -> np.ndarray:
+    ids, likely = distribution(adjusted(logits, context_ids, (), sampling), sampling)
     result = np.zeros(logits.size)
     result[ids] = likely
     return result
@@ -68,8 +68,8 @@ def dense(logits: np.ndarray, history: list[int], sampling: Sampling) -> np.ndar
 def test_support_and_probabilities_are_those_of_transformers(sampling: Sampling, size: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     logits = (rng.standard_normal(size) * 4).astype(np.float32)
-    history = rng.integers(size, size=10).tolist()
-    expected, got = reference(logits, history, sampling), dense(logits, history, sampling)
+    context_ids = rng.integers(size, size=10).tolist()
+    expected, got = reference(logits, context_ids, sampling), dense(logits, context_ids, sampling)
     assert (got > 0).tolist() == (expected > 0).tolist()
     np.testing.assert_allclose(got, expected, rtol=1e-9)
 
@@ -90,12 +90,12 @@ def test_ties_at_the_kth_place_all_stay() -> None:
 )
 def test_draws_follow_the_distribution(sampling: Sampling) -> None:
     logits = (np.random.default_rng(2).standard_normal(40) * 1.5).astype(np.float32)
-    history = [3, 3, 7, 11]
-    expected = reference(logits, history, sampling)
+    context_ids = [3, 3, 7, 11]
+    expected = reference(logits, context_ids, sampling)
     sampler = Sampler(sampling)
     draws = 20_000
-    counts = np.bincount([sampler(logits, history) for _ in range(draws)], minlength=40)
-    likely = expected * draws >= 5  # the usual condition for the test
+    counts = np.bincount([sampler(logits, context_ids) for _ in range(draws)], minlength=40)
+    likely = expected * draws >= 5  # the usual condition for a chi-squared test
     rest = counts[~likely].sum(), expected[~likely].sum() * draws
     assert counts[expected == 0].sum() == 0
     observed, wanted = [*counts[likely], rest[0]], [*(expected[likely] * draws), rest[1]]
@@ -104,12 +104,12 @@ def test_draws_follow_the_distribution(sampling: Sampling) -> None:
     assert chisquare(observed, wanted).pvalue > 1e-3
 
 
-def test_greedy_and_temperature_zero_take_the_likeliest_after_the_penalty() -> None:
+def test_greedy_and_temperature_zero_take_the_most_likely_after_the_penalty() -> None:
     logits = np.array([1.0, 4.0, 3.0, -1.0], np.float32)
     for sampling in (Sampling(greedy=True), Sampling(temperature=0)):
         assert Sampler(sampling)(logits, []) == 1
     assert Sampler(Sampling(greedy=True, repetition_penalty=2))(logits, [1, 1]) == 2
-    assert logits.tolist() == [1.0, 4.0, 3.0, -1.0]  # the engine's buffer is left alone
+    assert logits.tolist() == [1.0, 4.0, 3.0, -1.0]  # the engine's buffer is unchanged
 
 
 def test_a_seed_gives_its_sequence_and_no_seed_a_new_one() -> None:
@@ -127,7 +127,7 @@ def test_a_seed_gives_its_sequence_and_no_seed_a_new_one() -> None:
 
 @pytest.mark.parametrize("top_k", [0, 1, 2, 40])
 @pytest.mark.parametrize("size", [50, 5000])
-def test_infinitely_unlikely_tokens_are_never_drawn(size: int, top_k: int) -> None:
+def test_tokens_of_probability_zero_are_never_sampled(size: int, top_k: int) -> None:
     logits = np.full(size, -np.inf, np.float32)
     logits[[4, 9]] = 0
     sampler = Sampler(Sampling(top_k=top_k, top_p=1, seed=0))
@@ -136,7 +136,7 @@ def test_infinitely_unlikely_tokens_are_never_drawn(size: int, top_k: int) -> No
 
 @settings(max_examples=50, deadline=None)
 @given(frequency=st.floats(-2, 2), presence=st.floats(-2, 2), answer=st.lists(st.integers(0, 19), max_size=40))
-def test_frequency_and_presence_are_taken_off_what_the_answer_has(
+def test_frequency_and_presence_penalties_apply_to_tokens_of_the_answer(
     frequency: float, presence: float, answer: list[int]
 ) -> None:
     logits = np.random.default_rng(0).standard_normal(20).astype(np.float32)
@@ -147,7 +147,7 @@ def test_frequency_and_presence_are_taken_off_what_the_answer_has(
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_bias_for_a_token_that_is_not_there_is_refused() -> None:
+def test_a_bias_for_an_unknown_token_is_refused() -> None:
     with pytest.raises(InputError, match="token 8"):
         Sampler(Sampling(logit_bias={8: 1.0}))(np.zeros(8, np.float32), [])
 
@@ -173,7 +173,7 @@ def test_the_top_k_of_a_large_vocabulary_are_found_without_sorting_it(
     values=st.sampled_from([2, 40, 10**6]),
     seed=st.integers(0, 999),
 )
-def test_few_candidates_are_drawn_from_as_many_are(
+def test_few_candidates_are_sampled_like_many(
     size: int, k: int, top_p: float, temperature: float, values: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -184,22 +184,22 @@ def test_few_candidates_are_drawn_from_as_many_are(
     few, expected = Sampler(sampling), np.random.default_rng(seed)
     for draw in expected.random(70):
         token = few(logits, [])
-        place = int(np.flatnonzero(ids == token)[0])
-        before = likely[:place].sum()
-        assert before - 1e-12 <= draw < before + likely[place] + 1e-12
+        index = int(np.flatnonzero(ids == token)[0])
+        before = likely[:index].sum()
+        assert before - 1e-12 <= draw < before + likely[index] + 1e-12
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("place", [3, -1])
+@pytest.mark.parametrize("index", [3, -1])
 @pytest.mark.parametrize("size", [8, 5000, 5024])
-@pytest.mark.parametrize("chosen", [Sampling(greedy=True), Sampling(), Sampling(top_k=0), Sampling(min_p=0.1)])
-def test_a_broken_model_is_refused(bad: float, place: int, size: int, chosen: Sampling) -> None:
+@pytest.mark.parametrize("sampling", [Sampling(greedy=True), Sampling(), Sampling(top_k=0), Sampling(min_p=0.1)])
+def test_a_broken_model_is_refused(bad: float, index: int, size: int, sampling: Sampling) -> None:
     logits = np.zeros(size, np.float32)
-    logits[place] = bad
+    logits[index] = bad
     with pytest.raises(ArtefactError, match=f"logits of {bad}"):
-        Sampler(chosen)(logits, [])
+        Sampler(sampling)(logits, [])
     with pytest.raises(ArtefactError, match="logits of -inf"):
-        Sampler(chosen)(np.full(size, -np.inf, np.float32), [])
+        Sampler(sampling)(np.full(size, -np.inf, np.float32), [])
 
 
 @pytest.mark.parametrize(

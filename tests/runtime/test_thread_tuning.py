@@ -1,4 +1,4 @@
-"""How a bundle runs is measured once on a machine, kept in the bundle, and used there and nowhere else."""
+"""Thread tuning is measured once on a machine, stored in the bundle, and used on such a machine only."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from merino_edge.runtime.thread_tuning import Tuning
 
 
 @given(st.integers(1, 300))
-def test_possibilities_reach_from_one_thread_to_all_cores(cores: int) -> None:
-    found = thread_tuning.candidate_tunings(cores)
-    assert found[0] == Tuning(1) and found[-1] == Tuning(cores, spinning=cores > 1)
-    assert len(set(found)) == len(found) <= 2 * cores.bit_length() + 1
-    assert [t.threads for t in found] == sorted(t.threads for t in found)
+def test_candidates_reach_from_one_thread_to_all_cores(cores: int) -> None:
+    tunings = thread_tuning.candidate_tunings(cores)
+    assert tunings[0] == Tuning(1) and tunings[-1] == Tuning(cores, spinning=cores > 1)
+    assert len(set(tunings)) == len(tunings) <= 2 * cores.bit_length() + 1
+    assert [t.threads for t in tunings] == sorted(t.threads for t in tunings)
 
 
 @pytest.mark.parametrize(
@@ -48,21 +48,24 @@ def copied(bundle_path: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle_path, tmp_path / "bundle"))
 
 
-def threads_of(path: Path, asked: int | None = None) -> int:
-    engine, _, _ = open_engine(path, asked)
+def threads_of(path: Path, threads: int | None = None) -> int:
+    engine, _, _ = open_engine(path, threads)
     engine.close()
     assert isinstance(engine, OnnxEngine)
     return engine.threads
 
 
-def test_it_holds_for_that_machine_only(copied: Path) -> None:
-    here, cores = thread_tuning.this_machine(), thread_tuning.this_machine()["cores"]
-    for entry in ({**here, "cores": cores + 1}, {**here, "cpu": "another"}):
+def test_a_tuning_is_used_on_the_same_machine_only(copied: Path) -> None:
+    machine, cores = thread_tuning.this_machine(), thread_tuning.this_machine()["cores"]
+    for entry in ({**machine, "cores": cores + 1}, {**machine, "cpu": "another"}):
         bundle.add_tuning(bundle.load(copied), {**entry, "threads": cores + 5, "spinning": True})
     assert thread_tuning.tuning_for_this_machine(bundle.load(copied)) is None and threads_of(copied) == cores
-    bundle.add_tuning(bundle.load(copied), {**here, "threads": cores + 5, "spinning": False})
+    bundle.add_tuning(bundle.load(copied), {**machine, "threads": cores + 5, "spinning": False})
     assert len(bundle.load(copied).tunings) == 3
-    assert thread_tuning.tuning_for_this_machine(bundle.load(copied)) == Tuning(cores + 5) and threads_of(copied) == cores + 5
+    assert (
+        thread_tuning.tuning_for_this_machine(bundle.load(copied)) == Tuning(cores + 5)
+        and threads_of(copied) == cores + 5
+    )
 
 
 @pytest.mark.parametrize("damaged", [{"threads": 0}, {"threads": True}, {"threads": "2"}, {"spinning": None}])
@@ -74,7 +77,7 @@ def test_a_damaged_entry_is_one_line(copied: Path, damaged: dict[str, Any]) -> N
     assert "\n" not in str(refusal.value)
 
 
-def test_what_is_no_list_of_entries_is_refused(copied: Path) -> None:
+def test_tunings_that_are_not_a_list_are_refused(copied: Path) -> None:
     manifest = json.loads((copied / "manifest.json").read_text())
     payload = {key: value for key, value in manifest.items() if key not in ("kind", "schema_version", "sha256")}
     artefact.write_json(copied / "manifest.json", "bundle", payload | {"tunings": 3}, 1)

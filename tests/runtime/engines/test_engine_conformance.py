@@ -1,4 +1,4 @@
-"""The engines that run without PyTorch keep what merino_edge.runtime.engine promises."""
+"""The engines that run without PyTorch follow the protocol of merino_edge.runtime.engine."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from merino_edge.export.quantization.calibration import cache_absmax
 from merino_edge.export.quantization.smoothing import smooth_attention
 from merino_edge.export.quantization.stored_weights import cache_scales, store
 from merino_edge.export.targets import LOWERINGS, Target
-from merino_edge.pytorch.model import Cache, Model
+from merino_edge.pytorch.model import KVCache, Model
 from merino_edge.runtime.engines.onnx_engine import FIRST_WITH_INT8_CACHE, OnnxEngine, installed_version
 from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
 
 Smooth = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
 FLOAT_CACHE = Target.named("onnxruntime", "fp32", "ort")
-# Of the largest logit, what a cache of int8 may change: after steps, and where nothing is past.
+# What an int8 KV cache may change, as a part of the largest logit: over several steps, and in a single one.
 ROUNDED, AT_ONCE = 0.02, 0.005
-GENTLE = random_model(ARCHITECTURE, strength=0.7)  # attention of the usual one turns over at a rounded score
+# With stronger weights, attention changes too much at a rounded score.
+GENTLE = random_model(ARCHITECTURE, strength=0.7)
 ROUNDING = {"fp32": 1e-5, "fp16": 5e-3}  # ONNX Runtime's CPU keeps fp16 caches and weights in fp16
 
 
@@ -50,9 +51,9 @@ class TestOnnxRuntime(EngineConformance):
         return lambda: OnnxEngine(graph, ARCHITECTURE, CONTEXT, threads=1)
 
 
-@pytest.mark.skipif(installed_version() < FIRST_WITH_INT8_CACHE, reason="this ONNX Runtime has no cache of int8")
+@pytest.mark.skipif(installed_version() < FIRST_WITH_INT8_CACHE, reason="this ONNX Runtime has no int8 KV cache")
 class TestInt8Cache(EngineConformance):
-    """With float weights, so that only the cache rounds."""
+    """With float weights, so that only the cache is rounded."""
 
     @pytest.fixture
     def tolerance(self) -> float:
@@ -60,8 +61,8 @@ class TestInt8Cache(EngineConformance):
 
     @pytest.fixture
     def smooth(self) -> Smooth:
-        """Weights as an export for such a cache rounds them, and how far the caches reach on TOKENS."""
-        cache = Cache(ARCHITECTURE)
+        """Weights smoothed as in an export with an int8 cache, and the range of the cached values on TOKENS."""
+        cache = KVCache(ARCHITECTURE)
         with torch.inference_mode():
             Model.from_weights(ARCHITECTURE, GENTLE)(torch.from_numpy(TOKENS)[None], cache)
         return smooth_attention(ARCHITECTURE, GENTLE, cache_absmax(ARCHITECTURE, cache), smooth_values=True)
@@ -85,20 +86,20 @@ class TestInt8Cache(EngineConformance):
         return lambda: OnnxEngine(graph, ARCHITECTURE, CONTEXT, threads=1)
 
     @pytest.mark.parametrize("together", [1, MAX_INT8_ATTENTION_TOKENS, MAX_INT8_ATTENTION_TOKENS + 1, CONTEXT])
-    def test_its_codes_are_the_nearest_to_what_a_float_cache_holds(
+    def test_its_codes_are_closest_to_the_values_of_a_float_cache(
         self, engine: OnnxEngine, floating: OnnxEngine, scales: dict[str, np.ndarray], together: int
     ) -> None:
         for start in range(0, CONTEXT, together):
             some = TOKENS[start : start + together]
-            found, logits = engine.forward(some, start), floating.forward(some, start)
+            rounded, exact_logits = engine.forward(some, start), floating.forward(some, start)
             allowed = ROUNDED if together < CONTEXT else AT_ONCE
-            assert_allclose(found, logits, rtol=0, atol=allowed * np.abs(logits).max())
+            assert_allclose(rounded, exact_logits, rtol=0, atol=allowed * np.abs(exact_logits).max())
         parts = zip(engine.read_cache(CONTEXT), floating.read_cache(CONTEXT), scales.values(), strict=True)
         for index, (codes, exact, scale) in enumerate(parts):
             assert codes.dtype == np.int8 and codes.shape == exact.shape
             off = np.abs(codes - exact / scale)
             assert np.median(off) < 1
-            assert index >= 2 or off.max() < 0.501  # later layers see what the first has rounded
+            assert index >= 2 or off.max() < 0.501  # later layers see the rounding of the first one
 
     def test_an_older_onnx_runtime_is_refused(self, new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("merino_edge.runtime.engines.onnx_engine.installed_version", lambda: (1, 26))
@@ -110,7 +111,7 @@ class TestInt8Cache(EngineConformance):
 @pytest.mark.parametrize(("lowering", "precision"), [("native", "fp16"), ("primitive", "fp32")])
 @pytest.mark.parametrize("capacities", [(CONTEXT,), (32, 256, CONTEXT)], ids=["one plan", "three plans"])
 class TestTensorRt(EngineConformance):
-    """Over the host's memory, with ONNX Runtime in place of TensorRT."""
+    """With the host's memory, and ONNX Runtime in place of TensorRT."""
 
     @pytest.fixture
     def tolerance(self, precision: str) -> float:

@@ -1,6 +1,8 @@
-"""What can be known of the TensorRT engine without a GPU: its plan of buffers is that of the graph as NVIDIA's own
-parser reads it, NVIDIA's compiler builds it, every call it makes exists in NVIDIA's bindings, and over the host's
-memory, with ONNX Runtime in place of TensorRT, it computes what it should. tests/gpu runs it."""
+"""Tests of the TensorRT engine without a GPU; tests/gpu runs it on one.
+
+Its buffers are those of the graph as NVIDIA's parser reads it, NVIDIA's compiler builds its plans, and all its calls
+exist in NVIDIA's bindings. With the host's memory and ONNX Runtime in place of TensorRT it computes the right logits.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ from merino_edge.export import tensorrt
 from merino_edge.export.graph import build_model, build_stored, cache_names, to_bytes
 from merino_edge.export.quantization.stored_weights import store
 from merino_edge.export.targets import Target
-from merino_edge.export.tensorrt import use_timing_cache, build_engine
+from merino_edge.export.tensorrt import build_engine, use_timing_cache
 from merino_edge.runtime.engines import kv_scatter_kernel, onnx_engine, tensorrt_engine, tensorrt_plan, topk_kernel
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
@@ -52,9 +54,9 @@ def test_the_parser_finds_the_tensors_that_are_bound(rtx: Any, lowering: str, pr
     network = rtx.Builder(log).create_network(0)
     parser = rtx.OnnxParser(network, log)
     assert parser.parse(graph)
-    found = [network.get_input(i) for i in range(network.num_inputs)]
-    found += [network.get_output(i) for i in range(network.num_outputs)]
-    tensors = [Tensor(t.name, tuple(t.shape), np.dtype(rtx.nptype(t.dtype)).name) for t in found]
+    io_tensors = [network.get_input(i) for i in range(network.num_inputs)]
+    io_tensors += [network.get_output(i) for i in range(network.num_outputs)]
+    tensors = [Tensor(t.name, tuple(t.shape), np.dtype(rtx.nptype(t.dtype)).name) for t in io_tensors]
     prefix, dtype = ("new_" if lowering == "native" else "row_"), ("float32" if precision == "fp32" else "float16")
     assert sorted(tensors) == sorted(bound_tensors(A, 48, prefix, dtype))
 
@@ -101,7 +103,7 @@ def test_what_it_cannot_build_is_one_line(rtx: Any, capfd: pytest.CaptureFixture
 
 def test_without_a_gpu_it_is_refused_in_one_line(rtx: Any) -> None:
     with pytest.raises(MerinoError, match=r"cuda-bindings|CUDA|cannot load the engine") as refusal:
-        TensorRtEngine(RTX, {48: b""}, A)  # where there is a GPU: no engine
+        TensorRtEngine(RTX, {48: b""}, A)  # with a GPU, the empty plan is refused
     assert "\n" not in str(refusal.value)
 
 
@@ -110,20 +112,22 @@ def test_without_a_gpu_it_is_refused_in_one_line(rtx: Any) -> None:
 def test_steps_chunks_and_rewinds_over_bound_addresses(
     host_memory: None, monkeypatch: pytest.MonkeyPatch, lowering: str, precision: str, unified: bool
 ) -> None:
-    """Where memory is unified, nothing is copied there or back."""
+    """With unified memory nothing is copied."""
     monkeypatch.setattr(HostMemory, "unified", unified)
-    monkeypatch.setattr(onnx_engine, "PREFILL_CHUNK", PROFILES[0])  # as long as TensorRT's: rounding is the same then
+    monkeypatch.setattr(
+        onnx_engine, "PREFILL_CHUNK", PROFILES[0]
+    )  # as in the stand-in for TensorRT, so that rounding is the same
     context = 1100
     a = Architecture(60, context, 64, 64, (Block(64, 2, 1, 1, 64, shared=True),))
     graph = to_bytes(build_model(a, random_weights(a), precision, context, "rtx", lowering=lowering))
     tokens = np.random.default_rng(0).integers(0, a.vocab_size, context)
     engine, reference = TensorRtEngine("any", {context: graph}, a), OnnxEngine(graph, a, context, 1)
-    monkeypatch.setattr(HostMemory, "copies", 0)  # since it was opened
+    monkeypatch.setattr(HostMemory, "copies", 0)
     with contextlib.closing(engine), contextlib.closing(reference):
         for start, end in ((0, 1), (1, 2), (2, 4), (4, 1090), (1090, 1091), (700, 703), (703, 1100), (0, 1100)):
             expected = reference.forward(tokens[start:end], start)
             np.testing.assert_array_equal(engine.forward(tokens[start:end], start), expected)
-        engine.mark_filled(7)  # of what is still there
+        engine.mark_filled(7)  # these positions still hold the right keys and values
         np.testing.assert_array_equal(engine.forward(tokens[7:8], 7), reference.forward(tokens[7:8], 7))
         for first, start in ((0, 9), (0, 1100), (0, -1), (1100, 0)):
             with pytest.raises(InputError):
@@ -140,21 +144,23 @@ def test_steps_of_one_token_are_recorded_once_and_launched(
     host_memory: None, monkeypatch: pytest.MonkeyPatch, lowering: str
 ) -> None:
     a = Architecture(60, 64, 64, 64, (Block(64, 2, 1, 1, 64, shared=True),))
-    plans: dict[int, bytes | Path] = {64: to_bytes(build_model(a, random_weights(a), "fp16", 64, "rtx", lowering=lowering))}
-    tokens, found = np.random.default_rng(0).integers(0, a.vocab_size, 64), []
+    plans: dict[int, bytes | Path] = {
+        64: to_bytes(build_model(a, random_weights(a), "fp16", 64, "rtx", lowering=lowering))
+    }
+    tokens, results = np.random.default_rng(0).integers(0, a.vocab_size, 64), []
     for cuda_graphs, can_record, counts in ((True, True, (1, 12)), (True, False, (1, 0)), (False, True, (0, 0))):
         monkeypatch.setattr(HostMemory, "can_record", can_record)
         HostMemory.recordings = HostMemory.launches = 0
         with contextlib.closing(TensorRtEngine("any", plans, a, cuda_graphs=cuda_graphs)) as engine:
             steps = [(0, 9), *((i, i + 1) for i in range(9, 16)), (16, 18), *((i, i + 1) for i in range(18, 24))]
-            found.append([engine.forward(tokens[start:end], start).copy() for start, end in steps])
+            results.append([engine.forward(tokens[start:end], start).copy() for start, end in steps])
         assert (HostMemory.recordings, HostMemory.launches) == counts
-    np.testing.assert_array_equal(found[1], found[0])
-    np.testing.assert_array_equal(found[2], found[0])
+    np.testing.assert_array_equal(results[1], results[0])
+    np.testing.assert_array_equal(results[2], results[0])
 
 
-def test_the_kernel_writes_the_rows_that_copies_write(host_memory: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The source itself, compiled for the host."""
+def test_the_kv_scatter_kernel_writes_what_copies_write(host_memory: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs the kernel's source, compiled for the host."""
     if not COMPILER:
         pytest.skip("needs a compiler")
     target = Target.named("rtx", "fp16", "primitive")
@@ -162,15 +168,15 @@ def test_the_kernel_writes_the_rows_that_copies_write(host_memory: None, monkeyp
     for capacity in (16, 40):
         graph = build_stored(A, store(A, random_weights(A), target), target, 40, capacity)
         plans[capacity] = to_bytes(graph)
-    tokens, found = np.random.default_rng(0).integers(0, A.vocab_size, 40), []
+    tokens, results = np.random.default_rng(0).integers(0, A.vocab_size, 40), []
     for can_compile in (True, False):
         monkeypatch.setattr(HostMemory, "can_compile", can_compile)
         HostMemory.started = 0
         with contextlib.closing(TensorRtEngine("any", plans, A)) as engine:
             steps = [(0, 5), *((i, i + 1) for i in range(5, 39)), (7, 8), (8, 11), (11, 12)]
-            found.append([engine.forward(tokens[start:end], start).copy() for start, end in steps])
+            results.append([engine.forward(tokens[start:end], start).copy() for start, end in steps])
         assert HostMemory.started == (36 if can_compile else 0)
-    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(results[0], results[1])
 
 
 @pytest.mark.parametrize("kernel", [kv_scatter_kernel, topk_kernel])
@@ -190,7 +196,7 @@ def test_cudas_compiler_takes_the_kernel(kernel: Any) -> None:
 
 
 def graphs_of(a: Architecture, target: Target, *capacities: int) -> dict[int, bytes]:
-    """One of each capacity, over the same weights."""
+    """One graph for each capacity, with the same weights."""
     stored = store(a, random_weights(a), target)
     return {count: to_bytes(build_stored(a, stored, target, max(capacities), count)) for count in capacities}
 
@@ -210,8 +216,8 @@ def test_a_sequence_outgrows_one_plan_after_the_other(host_memory: None, lowerin
             np.testing.assert_allclose(got, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
         tables = 3 if COMPILER else 0  # of the kernel
         rows = 2 * a.layers + tables if lowering == "primitive" else 0
-        found = 1 if COMPILER else 0  # the largest logits
-        assert 0 < HostMemory.live == len(buffer_bytes(bound_tensors(a, 96), 1)) + rows + found  # of one plan
+        topk = 1 if COMPILER else 0  # results of the top-k kernel
+        assert 0 < HostMemory.live == len(buffer_bytes(bound_tensors(a, 96), 1)) + rows + topk  # of one plan
         with pytest.raises(InputError):
             engine.forward(tokens[:1], 97)
     assert HostMemory.live == 0
@@ -227,23 +233,23 @@ def test_a_bundle_runs_on_its_engines_for_this_gpu(
     for name in ("tokenizer.json", "chat.json"):
         (tmp_path / name).write_text(name)
     bundle.write_manifest(tmp_path, a, "fp16", "rtx", 32, contexts=[8, 32])
-    made = bundle.load(tmp_path)
+    loaded = bundle.load(tmp_path)
     for capability, context in (("SM86", 32), ("SM86", 8), ("SM89", 32)):
-        files = made.manifest["files"]
+        files = loaded.manifest["files"]
         entry = {"library": RTX, "version": "0", "capability": capability, "context": context}
-        entry["onnx_sha256"] = files[made.graph_of(context).name]["sha256"]
+        entry["onnx_sha256"] = files[loaded.graph_of(context).name]["sha256"]
         plan = graphs[context] if capability == "SM86" else b"no plan"
-        made = bundle.add_engine(made, plan, entry, lambda old: False)
-    monkeypatch.setattr(tensorrt_engine, "capability_here", lambda: "SM86")
+        loaded = bundle.add_engine(loaded, plan, entry, lambda old: False)
+    monkeypatch.setattr(tensorrt_engine, "gpu_capability", lambda: "SM86")
     tokens = np.arange(32)
-    engine, reference = TensorRtEngine.from_bundle(made), OnnxEngine(graphs[32], a, 32, 1)
+    engine, reference = TensorRtEngine.from_bundle(loaded), OnnxEngine(graphs[32], a, 32, 1)
     with contextlib.closing(engine), contextlib.closing(reference):
         for start, end in ((0, 7), (7, 8), (8, 32)):
             expected = reference.forward(tokens[start:end], start)
             np.testing.assert_allclose(engine.forward(tokens[start:end], start), expected, atol=2e-3)
-    monkeypatch.setattr(tensorrt_engine, "capability_here", lambda: "SM87")
+    monkeypatch.setattr(tensorrt_engine, "gpu_capability", lambda: "SM87")
     with pytest.raises(UnsupportedError, match="has engines for SM86, SM89, this GPU is SM87") as refusal:
-        TensorRtEngine.from_bundle(made)
+        TensorRtEngine.from_bundle(loaded)
     assert refusal.value.hint == f"build it again: merino-edge build {tmp_path}"
     assert HostMemory.live == 0
 

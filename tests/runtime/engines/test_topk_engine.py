@@ -1,5 +1,7 @@
-"""An engine that selects on the GPU, over the host's memory: answers are those of the whole row, a step stays one
-launch, and the row comes down where it must say."""
+"""An engine that finds the top k on the GPU, tested over the host's memory.
+
+Answers are those of the whole row. A step stays one launch, and the row is copied only where it is needed.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from merino_edge.export.graph import build_model, to_bytes
 from merino_edge.runtime.bench import Case, bench
 from merino_edge.runtime.engine import Candidates, Engine, TopKEngine
 from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
-from merino_edge.runtime.engines.topk_kernel import KEPT, TopKKernel
+from merino_edge.runtime.engines.topk_kernel import TOP_K, TopKKernel
 from merino_edge.runtime.generation import generate
 from merino_edge.runtime.grammar import Grammars
 from merino_edge.runtime.sampling import Sampler, Sampling
@@ -36,8 +38,8 @@ def open_plans(host_memory: None, small_model: tuple[Architecture, Weights]) -> 
     return lambda cuda_graphs=True: TensorRtEngine("any", {a.max_positions: graph}, a, cuda_graphs=cuda_graphs)
 
 
-class Whole:
-    """An engine without the ability: only the protocol's own calls."""
+class WholeRowEngine:
+    """An engine without `forward_topk`: only the calls of the protocol."""
 
     def __init__(self, engine: Engine) -> None:
         self.forward, self.forward_rows, self.mark_filled = engine.forward, engine.forward_rows, engine.mark_filled
@@ -49,7 +51,7 @@ SAMPLINGS = [
     Sampling(greedy=True),
     Sampling(seed=1),
     Sampling(temperature=1.5, top_k=63, top_p=1, min_p=0.02, seed=2),
-    Sampling(temperature=1.5, top_k=64, typical_p=0.9, seed=3),  # more than are kept
+    Sampling(temperature=1.5, top_k=64, typical_p=0.9, seed=3),  # more than the kernel keeps
     Sampling(temperature=1.5, top_k=0, top_p=1, seed=4),
     Sampling(temperature=1.5, repetition_penalty=1.3, seed=5),
 ]
@@ -68,9 +70,9 @@ def test_answers_are_the_same(
 ) -> None:
     monkeypatch.setattr(HostMemory, "unified", unified)
     answers = []
-    for wrap in (lambda engine: engine, Whole):
+    for wrap in (lambda engine: engine, WholeRowEngine):
         with contextlib.closing(wrap(open_plans(cuda_graphs))) as engine:
-            assert isinstance(engine, TopKEngine) == (wrap is not Whole)
+            assert isinstance(engine, TopKEngine) == (wrap is not WholeRowEngine)
             session = Session(engine)
             for prompt in ("The quick", "The quick brown"):
                 answer = generate(session, tokenizer, tokenizer.encode(prompt), sampling, max_tokens=60)
@@ -79,32 +81,32 @@ def test_answers_are_the_same(
     assert answers[:2] == answers[2:] and len(answers[0]) == 60
 
 
-def test_a_step_is_one_launch_and_the_row_stays_there(
+def test_a_step_is_one_launch_and_the_row_stays_on_the_gpu(
     open_plans: OpenPlans, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    went_down: list[int] = []
+    copied_bytes: list[int] = []
     copy = HostMemory.to_host
     monkeypatch.setattr(
-        HostMemory, "to_host", lambda self, at, array: (went_down.append(array.nbytes), copy(self, at, array))[1]
+        HostMemory, "to_host", lambda self, at, array: (copied_bytes.append(array.nbytes), copy(self, at, array))[1]
     )
     with contextlib.closing(open_plans()) as engine:
         row_bytes = 4 * engine.vocab_size
         session, ids = Session(engine), tokenizer.encode("The quick")
-        for sampling, down_bytes in (
-            (Sampling(), 8 * KEPT),
-            (Sampling(greedy=True), 8 * KEPT),
+        for sampling, step_bytes in (
+            (Sampling(), 8 * TOP_K),
+            (Sampling(greedy=True), 8 * TOP_K),
             (Sampling(repetition_penalty=1.1), row_bytes),
-            (Sampling(greedy=True), 8 * KEPT),
+            (Sampling(greedy=True), 8 * TOP_K),
         ):
             HostMemory.launches = 0
-            went_down.clear()
+            copied_bytes.clear()
             list(generate(session, tokenizer, ids, sampling, max_tokens=20))
-            # The prompt gives a row; of 19 steps the first ever is not recorded yet.
-            assert 18 <= HostMemory.launches <= 20 and went_down == [row_bytes, *19 * [down_bytes]]
+            # The prompt returns a row. Of the 19 steps the very first is not recorded yet.
+            assert 18 <= HostMemory.launches <= 20 and copied_bytes == [row_bytes, *19 * [step_bytes]]
         assert HostMemory.recordings == 2
 
 
-def test_where_ties_do_not_fit_or_there_is_no_compiler_the_row_comes_down(
+def test_the_row_is_copied_with_too_many_ties_or_without_a_compiler(
     open_plans: OpenPlans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with contextlib.closing(open_plans()) as engine:
@@ -113,7 +115,7 @@ def test_where_ties_do_not_fit_or_there_is_no_compiler_the_row_comes_down(
         logits, ids = engine.forward_topk(np.arange(1), 5, 3)
         assert ids is not None and ids.size == logits.size >= 3
         np.testing.assert_array_equal(logits, row[ids])
-        for k in (KEPT, row.size):
+        for k in (TOP_K, row.size):
             logits, ids = engine.forward_topk(np.arange(1), 5, k)
             assert ids is None
             np.testing.assert_array_equal(logits, row)
@@ -121,7 +123,7 @@ def test_where_ties_do_not_fit_or_there_is_no_compiler_the_row_comes_down(
         logits, ids = engine.forward_topk(np.arange(1), 5, 3)
         assert ids is None
         np.testing.assert_array_equal(logits, row)
-        logits, ids = engine.forward_topk(np.arange(3), 3, 3)  # no step of one token
+        logits, ids = engine.forward_topk(np.arange(3), 3, 3)  # more than one token
         assert ids is None and logits.shape == row.shape
     monkeypatch.setattr(HostMemory, "can_compile", False)
     with contextlib.closing(open_plans()) as engine:
@@ -133,7 +135,7 @@ def test_where_ties_do_not_fit_or_there_is_no_compiler_the_row_comes_down(
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_broken_model_is_refused_as_it_was(
+def test_a_broken_model_is_refused(
     host_memory: None, small_model: tuple[Architecture, Weights], tokenizer: Tokenizer, bad: float
 ) -> None:
     a, weights = small_model
@@ -148,7 +150,7 @@ def test_a_broken_model_is_refused_as_it_was(
             Sampler(Sampling())(logits, [])
 
 
-def test_what_needs_the_row_gets_it(
+def test_a_grammar_gets_the_whole_row(
     open_plans: OpenPlans, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*arguments: object) -> None:
@@ -165,14 +167,14 @@ def test_what_needs_the_row_gets_it(
 
 
 def test_bench_times_what_generate_runs(open_plans: OpenPlans, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+    requested_k: list[int] = []
     forward_topk = TensorRtEngine.forward_topk
 
     def counted(self: TensorRtEngine, tokens: np.ndarray, start: int, k: int) -> Candidates:
-        asked.append(k)
+        requested_k.append(k)
         return forward_topk(self, tokens, start, k)
 
     monkeypatch.setattr(TensorRtEngine, "forward_topk", counted)
     with contextlib.closing(open_plans()) as engine:
         bench({"one": engine}, [Case("decode", 5)], 1)
-    assert set(asked) == {1} and len(asked) >= 5
+    assert set(requested_k) == {1} and len(requested_k) >= 5

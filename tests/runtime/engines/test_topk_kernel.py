@@ -1,5 +1,8 @@
-"""The kernel that finds a step's largest logits: its own source, compiled for the host, against NumPy and the sampler,
-and, where the compiler can watch threads, that none reads what another still writes. tests/gpu runs it on a GPU."""
+"""The top-k kernel's source, compiled for the host, against NumPy and the sampler.
+
+ThreadSanitizer checks that no thread reads what another still writes, where the compiler has it. tests/gpu runs the
+kernel on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +17,24 @@ from hypothesis import strategies as st
 
 from helpers.stand_in_gpu import COMPILER, HostMemory
 from merino_edge.runtime.engine import Candidates
-from merino_edge.runtime.engines.topk_kernel import KEPT, SLICE, SOURCE, TopKKernel
+from merino_edge.runtime.engines.topk_kernel import SLICE, SOURCE, TOP_K, TopKKernel
 from merino_edge.runtime.sampling import Sampler, Sampling
 
 pytestmark = pytest.mark.skipif(not COMPILER, reason="needs a compiler")
 SPECIAL = (np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 3.4e38, -3.4e38)
 
 
-def selected(logits: np.ndarray, k: int) -> Candidates | None:
+def topk(logits: np.ndarray, k: int) -> Candidates | None:
     cuda = HostMemory()
     with contextlib.closing(cuda):
         kernel = TopKKernel(cuda, logits.ctypes.data, logits.size)  # type: ignore[arg-type]
-        assert kernel.most == min(logits.size, KEPT) - 1
+        assert kernel.max_k == min(logits.size, TOP_K) - 1
         kernel.queue()
         return kernel.candidates(k)
 
 
 def random_logits(size: int, values: int, specials: list[float], seed: int) -> np.ndarray:
-    """Of so many different values, some of which are replaced."""
+    """Logits with `values` different values, some of them replaced by `specials`."""
     rng = np.random.default_rng(seed)
     logits = rng.standard_normal(values).astype(np.float32)[rng.integers(values, size=size)]
     logits[rng.integers(size, size=len(specials))] = specials
@@ -43,19 +46,19 @@ def random_logits(size: int, values: int, specials: list[float], seed: int) -> n
     size=st.one_of(st.integers(2, 3 * SLICE), st.sampled_from((SLICE, SLICE + 1, 49_152, 50_257, 40 * SLICE))),
     values=st.sampled_from((2, 20, 1000, 10**6)),
     specials=st.lists(st.sampled_from(SPECIAL), max_size=5),
-    k=st.integers(1, KEPT - 1),
+    k=st.integers(1, TOP_K - 1),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_it_finds_what_sorting_finds(size: int, values: int, specials: list[float], k: int, seed: int) -> None:
     k, logits = min(k, size - 1), random_logits(size, values, specials, seed)
-    found = selected(logits, k)
+    result = topk(logits, k)
     expected = np.flatnonzero(logits >= np.sort(logits)[-k])
-    fits = np.isfinite(logits.max()) and expected.size < min(size, KEPT)  # max is NaN where one is
-    assert (found is not None) == fits
-    if found is not None:
-        assert found.ids is not None and found.ids.dtype == np.int64
-        np.testing.assert_array_equal(found.ids, expected)
-        np.testing.assert_array_equal(found.logits.view(np.int32), logits[expected].view(np.int32))
+    fits = np.isfinite(logits.max()) and expected.size < min(size, TOP_K)  # max is NaN where one is
+    assert (result is not None) == fits
+    if result is not None:
+        assert result.ids is not None and result.ids.dtype == np.int64
+        np.testing.assert_array_equal(result.ids, expected)
+        np.testing.assert_array_equal(result.logits.view(np.int32), logits[expected].view(np.int32))
 
 
 @settings(max_examples=150, deadline=None)
@@ -63,14 +66,14 @@ def test_it_finds_what_sorting_finds(size: int, values: int, specials: list[floa
     sampling=st.builds(
         Sampling,
         temperature=st.floats(0, 5),
-        top_k=st.integers(1, KEPT - 1),
+        top_k=st.integers(1, TOP_K - 1),
         top_p=st.floats(0, 1),
         min_p=st.one_of(st.just(0.0), st.floats(0, 1)),
         typical_p=st.one_of(st.just(1.0), st.floats(0.01, 0.99)),
         greedy=st.booleans(),
         seed=st.integers(0, 9),
     ),
-    size=st.integers(KEPT, 3 * SLICE),
+    size=st.integers(TOP_K, 3 * SLICE),
     values=st.sampled_from((100, 1000, 10**6)),
     specials=st.lists(st.sampled_from((-np.inf, 0.0, -0.0)), max_size=5),
     seed=st.integers(0, 2**32 - 1),
@@ -80,17 +83,17 @@ def test_a_sampler_draws_from_it_what_it_draws_from_the_row(
 ) -> None:
     logits = random_logits(size, values, specials, seed)
     assert sampling.required_topk is not None
-    found = selected(logits, sampling.required_topk)
-    if found is None:
+    result = topk(logits, sampling.required_topk)
+    if result is None:
         return
-    of_the_row, of_the_largest = Sampler(sampling), Sampler(sampling)
-    assert found.ids is not None
+    row_sampler, topk_sampler = Sampler(sampling), Sampler(sampling)
+    assert result.ids is not None
     for _ in range(8):
-        assert found.ids[of_the_largest(found.logits, [])] == of_the_row(logits, [])
+        assert result.ids[topk_sampler(result.logits, [])] == row_sampler(logits, [])
 
 
 @pytest.mark.parametrize(
-    ("sampling", "largest"),
+    ("sampling", "required"),
     [
         (Sampling(), 40),
         (Sampling(greedy=True), 1),
@@ -103,8 +106,8 @@ def test_a_sampler_draws_from_it_what_it_draws_from_the_row(
         (Sampling(logit_bias={3: 1.0}), None),
     ],
 )
-def test_how_many_of_the_largest_decide(sampling: Sampling, largest: int | None) -> None:
-    assert sampling.required_topk == largest
+def test_how_many_of_the_largest_are_required(sampling: Sampling, required: int | None) -> None:
+    assert sampling.required_topk == required
 
 
 THREADED = """
@@ -112,11 +115,11 @@ THREADED = """
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#define THREADS 64  // more than a run's half, so that a pair is not always the same thread's
+#define THREADS 64  // more than half a run, so that one pair is not always handled by the same thread
 #define __global__
 #define __device__
 #define __shared__ static
-// Two, in turn: by one alone, who wakes up late would seem to have waited for what others did after it.
+// Two barriers in turn. With one, a thread that wakes up late would seem to have waited for later work of others.
 static pthread_barrier_t barriers[2];
 static thread_local int waits;
 #define __syncthreads() pthread_barrier_wait(&barriers[waits++ & 1])
@@ -125,12 +128,12 @@ static float __uint_as_float(unsigned bits) { float number; memcpy(&number, &bit
 static struct { int x; } blockIdx = {0}, blockDim = {THREADS};
 static thread_local struct { int x; } threadIdx;
 KERNEL
-static float logits[SLICE - 3], largest[KEPT];
-static int ids[KEPT];
+static float logits[SLICE - 3], largest[TOP_K];
+static int ids[TOP_K];
 static void* thread(void* number)
 {
     threadIdx.x = (int)(long)number;
-    keep_largest(logits, 0, largest, ids, SLICE - 3, 1);
+    topk_logits(logits, 0, largest, ids, SLICE - 3, 1);
     return 0;
 }
 int main()
@@ -140,7 +143,7 @@ int main()
     for (int i = 0; i < 2; ++i) pthread_barrier_init(&barriers[i], 0, THREADS);
     for (long i = 0; i < THREADS; ++i) pthread_create(&threads[i], 0, thread, (void*)i);
     for (int i = 0; i < THREADS; ++i) pthread_join(threads[i], 0);
-    for (int i = 0; i < KEPT; ++i)
+    for (int i = 0; i < TOP_K; ++i)
         if (largest[i] != (float)(SLICE - 4 - i) || logits[ids[i]] != largest[i]) return 1;
     return 0;
 }
@@ -149,16 +152,16 @@ int main()
 
 @pytest.mark.parametrize("missing", [None, 0, 1, 2])
 def test_threads_of_a_block_wait_for_each_other(tmp_path: Path, missing: int | None) -> None:
-    """By ThreadSanitizer; with one of the kernel's barriers taken out, it must object."""
+    """ThreadSanitizer finds no race, but finds one if any of the kernel's barriers is removed."""
     parts = SOURCE.split("__syncthreads();")
     assert len(parts) == 4
-    kept = ["" if number == missing else "__syncthreads();" for number in range(3)]
-    kernel = parts[0] + "".join(wait + part for wait, part in zip(kept, parts[1:], strict=True))
-    program = THREADED.replace("KERNEL", kernel).replace("KEPT", str(KEPT)).replace("SLICE", str(SLICE))
+    barriers = ["" if number == missing else "__syncthreads();" for number in range(3)]
+    kernel = parts[0] + "".join(wait + part for wait, part in zip(barriers, parts[1:], strict=True))
+    program = THREADED.replace("KERNEL", kernel).replace("TOP_K", str(TOP_K)).replace("SLICE", str(SLICE))
     (tmp_path / "threads.cpp").write_text(program)
     built = [str(COMPILER), "-fsanitize=thread", "-O1", "-pthread", "-o", str(tmp_path / "threads")]
     if subprocess.run([*built, str(tmp_path / "threads.cpp")], capture_output=True).returncode:
-        pytest.skip("this compiler does not watch threads")
+        pytest.skip("this compiler has no ThreadSanitizer")
     run = subprocess.run([str(tmp_path / "threads")], capture_output=True, text=True)
     if "unexpected memory mapping" in run.stderr:
         pytest.skip("ThreadSanitizer does not run here")

@@ -1,4 +1,4 @@
-"""An engine gives the harness what the harness's own Hugging Face backend gives, item by item."""
+"""An engine gives the harness the same scores as the harness's own Hugging Face backend, item by item."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
 from merino_edge.runtime.evaluation.harness import EngineLM, differences, resampled, value_of
-from merino_edge.runtime.evaluation.tasks import MERINO14, parse_task_names, harness_task
+from merino_edge.runtime.evaluation.tasks import MERINO14, harness_task, parse_task_names
 
 POSITIONS = 48  # fewer than most prompts of the sets have
 
@@ -74,7 +74,7 @@ def imported(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="session", params=["pytorch", "onnxruntime", "one row"])
 def model(request: pytest.FixtureRequest, imported: Path) -> Any:
-    """The harness's model over each engine; `one row`: of logits at a time, as TensorRT's give."""
+    """The harness's model over each engine. `one row` is a graph that returns one row of logits, as for TensorRT."""
     source = checkpoint.load(imported)
     a, weights = source.architecture, source.weights
     if request.param == "pytorch":
@@ -89,36 +89,36 @@ def model(request: pytest.FixtureRequest, imported: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def reference(pretrained: Path) -> Any:
-    hugging = transformers.LlamaForCausalLM.from_pretrained(pretrained).eval()
-    spoken = transformers.PreTrainedTokenizerFast.from_pretrained(pretrained)
-    return HFLM(pretrained=hugging, tokenizer=spoken, device="cpu", batch_size=1, max_length=POSITIONS)
+    pretrained_model = transformers.LlamaForCausalLM.from_pretrained(pretrained).eval()
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(pretrained)
+    return HFLM(pretrained=pretrained_model, tokenizer=tokenizer, device="cpu", batch_size=1, max_length=POSITIONS)
 
 
 @pytest.mark.parametrize("name", MERINO14)
 def test_every_item_scores_as_with_the_harnesss_own_backend(name: str, model: Any, reference: Any, data: Path) -> None:
-    found, expected = (
+    result, expected = (
         evaluate(lm, {name: harness_task(name, data)}, bootstrap_iters=0, log_samples=True) for lm in (model, reference)
     )
-    mine, theirs = (
+    ours, theirs = (
         {sample["doc_id"]: sample["filtered_resps"] for sample in outcome["samples"][name]}
-        for outcome in (found, expected)
+        for outcome in (result, expected)
     )
-    assert mine.keys() == theirs.keys() and len(mine) >= 2
+    assert ours.keys() == theirs.keys() and len(ours) >= 2
     for item, responses in theirs.items():
-        for got, wanted in zip(mine[item], responses, strict=True):
+        for got, wanted in zip(ours[item], responses, strict=True):
             if isinstance(wanted, tuple):
                 assert got[1] == wanted[1]
             np.testing.assert_allclose(np.ravel(got)[0], np.ravel(wanted)[0], rtol=1e-4, atol=1e-3)
     values = {key: value for key, value in expected["results"][name].items() if key.endswith(",none")}
     for key, value in values.items():
         if isinstance(value, float):
-            np.testing.assert_allclose(found["results"][name][key], value, rtol=1e-3)
+            np.testing.assert_allclose(result["results"][name][key], value, rtol=1e-3)
 
 
 def test_greedy_answers_are_the_harnesss_own(model: Any, reference: Any) -> None:
-    how = {"until": ["\n"], "max_gen_toks": 12, "do_sample": False}
+    options = {"until": ["\n"], "max_gen_toks": 12, "do_sample": False}
     requests = [
-        Instance("generate_until", {}, (text, dict(how)), number)
+        Instance("generate_until", {}, (text, dict(options)), number)
         for number, text in enumerate(("It rained", "Who " * 60))
     ]
     assert model.generate_until(requests) == reference.generate_until(requests, disable_tqdm=True)
@@ -134,9 +134,7 @@ def test_greedy_answers_are_the_harnesss_own(model: Any, reference: Any) -> None
         max_size=4,
     )
 )
-def test_a_score_does_not_depend_on_what_was_scored_before(
-    model: Any, pairs: list[tuple[list[int], list[int]]]
-) -> None:
+def test_a_score_does_not_depend_on_earlier_requests(model: Any, pairs: list[tuple[list[int], list[int]]]) -> None:
     together = [model.log_likelihood(*pair) for pair in pairs]
     for pair, (total, greedy) in zip(pairs, together, strict=True):
         fresh = EngineLM(model._session.engine, model._tokenizer, nothing)
@@ -154,7 +152,7 @@ def test_a_continuation_longer_than_the_context_is_refused(model: Any) -> None:
 # --- reports ---
 
 
-def test_a_report_against_itself_differs_by_nothing_and_against_noise_by_its_interval() -> None:
+def test_a_report_equals_itself_and_differs_from_a_worse_one() -> None:
     rng = np.random.default_rng(0)
     right = (rng.random(400) < 0.5).astype(float).tolist()
     worse = [value * (rng.random() < 0.8) for value in right]
@@ -174,7 +172,7 @@ def test_a_report_against_itself_differs_by_nothing_and_against_noise_by_its_int
 
 @given(st.lists(st.booleans(), min_size=30, max_size=80))
 @settings(max_examples=20, deadline=None)
-def test_resampling_spreads_as_the_formula_says(correct: list[bool]) -> None:
+def test_bootstrap_samples_spread_as_the_formula_says(correct: list[bool]) -> None:
     values = np.array(correct, float)
     assert resampled("acc", values).std() == pytest.approx(values.std() / np.sqrt(len(values)), abs=0.01)
     assert value_of("acc", values) == pytest.approx(values.mean())
@@ -183,7 +181,7 @@ def test_resampling_spreads_as_the_formula_says(correct: list[bool]) -> None:
 # --- sets and the command ---
 
 
-# Of WikiText-2 the harness has 62 pages, two lines within its 60 articles being written as headings are.
+# The harness splits WikiText-2 into 62 pages: two lines within its 60 articles look like headings.
 PUBLISHED = {"pubmedqa": 500, "hellaswag": 10042, "logiqa": 651, "wikitext2": 62, "winogrande": 1267, "boolq": 3270}
 
 
@@ -227,7 +225,7 @@ def test_the_command_reports_compares_and_refuses(
         ((imported, "--tasks", "rte"), 2, "set MERINO_DATA"),
         ((imported, "--data", data, "--tasks", "mmlu"), 2, "there is no task 'mmlu'"),
         ((imported, "--data", tmp_path, "--tasks", "boolq"), 2, "cannot read"),
-        ((imported, "--data", tmp_path, "--tasks", "rte"), 2, "is not what its task reads"),
+        ((imported, "--data", tmp_path, "--tasks", "rte"), 2, "has another form than its task reads"),
         ((tmp_path, "--data", data), 3, "manifest.json"),
         ((imported, "--data", data, "--limit", 0), 2, "limit is 0"),
         ((imported, "--data", data, "--against", imported / "chat.json"), 3, "chat.json"),

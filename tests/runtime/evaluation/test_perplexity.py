@@ -1,4 +1,4 @@
-"""Perplexity of a text is what PyTorch computes in the same windows, and every token is scored once."""
+"""Perplexity of a text equals what PyTorch computes in the same windows, and each token is scored once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,14 @@ pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
 
 from merino_edge.runtime.evaluation.harness import ROWS, EngineLM
-from merino_edge.runtime.evaluation.perplexity import UNITS, differences, perplexity, read_text, sizes, windows
+from merino_edge.runtime.evaluation.perplexity import (
+    UNITS,
+    differences,
+    perplexity,
+    read_text,
+    window_and_stride,
+    windows,
+)
 
 TEXT = "The fox ran over the hill, and the hedgehog said: naïve!\n\nNobody knew why 17 owls had come.  \n" * 6
 BACKEND = train_tokenizer(iter([TEXT[:40]]), 300)
@@ -55,12 +62,12 @@ def nothing(done: int, of: int) -> None:
 @pytest.fixture(scope="module", params=["pytorch", "onnxruntime"])
 def engine(request: pytest.FixtureRequest) -> Iterator[Any]:
     if request.param == "pytorch":
-        found: Any = TorchEngine(Model.from_weights(A, WEIGHTS))
+        engine: Any = TorchEngine(Model.from_weights(A, WEIGHTS))
     else:
         graph = to_bytes(build_model(A, WEIGHTS, "fp32", CONTEXT, "onnxruntime", lowering="ort"))
-        found = OnnxEngine(graph, A, CONTEXT, threads=1)
-    with closing(found):
-        yield found
+        engine = OnnxEngine(graph, A, CONTEXT, threads=1)
+    with closing(engine):
+        yield engine
 
 
 @pytest.fixture
@@ -72,19 +79,19 @@ def file(tmp_path: Path) -> Path:
 
 def by_pytorch(model: Model, ids: list[int], before: int, window: int, stride: int) -> list[list[float]]:
     """Each window run whole by the plain module: [sum of log p, tokens]."""
-    line, found, start = [before, *ids], [], 0
+    line, per_window, start = [before, *ids], [], 0
     while start < len(ids):
         end = min(len(ids), start + (stride if start else window))
         with torch.no_grad():
             log_p = model(torch.tensor([line[max(0, end - window) : end]]))[0].double().log_softmax(-1)  # [T, V]
         scored = torch.tensor(ids[start:end])
-        found.append([float(log_p[-len(scored) :].gather(1, scored[:, None]).sum()), len(scored)])
+        per_window.append([float(log_p[-len(scored) :].gather(1, scored[:, None]).sum()), len(scored)])
         start = end
-    return found
+    return per_window
 
 
 @pytest.mark.parametrize(("window", "stride"), [(None, None), (CONTEXT, CONTEXT), (32, 5), (32, 32), (7, 2), (1, 1)])
-def test_figures_are_those_of_pytorch_in_the_same_windows(
+def test_values_are_those_of_pytorch_in_the_same_windows(
     engine: Any, file: Path, window: int | None, stride: int | None
 ) -> None:
     entry = perplexity(file, engine, TOKENIZER, window=window, stride=stride, on_step=nothing)
@@ -111,7 +118,7 @@ def test_a_stride_of_the_context_is_the_harnesss_rolling_log_likelihood(engine: 
     assert sum(total for total, _ in entry["per_window"]) == pytest.approx(rolling[0], rel=1e-9)
 
 
-def test_a_window_of_more_rows_than_are_taken_at_once_is_scored_the_same(tmp_path: Path, file: Path) -> None:
+def test_a_window_of_several_steps_is_scored_the_same(tmp_path: Path, file: Path) -> None:
     a = dataclasses.replace(A, max_positions=2 * ROWS + 9)
     model = Model.from_weights(a, WEIGHTS)
     expected = by_pytorch(model, IDS, END_OF_TEXT_ID, a.max_positions, ROWS + 3)
@@ -121,14 +128,18 @@ def test_a_window_of_more_rows_than_are_taken_at_once_is_scored_the_same(tmp_pat
 
 
 @given(count=st.integers(1, 90), window=st.integers(1, 20), data=st.data())
-def test_every_token_is_scored_once_after_as_many_as_fit(count: int, window: int, data: st.DataObject) -> None:
+def test_each_token_is_scored_once_with_the_longest_context_that_fits(
+    count: int, window: int, data: st.DataObject
+) -> None:
     stride = data.draw(st.integers(1, window))
     ids, at = list(range(1, count + 1)), 0
-    for number, (given_ids, scored) in enumerate(windows(ids, 0, window, stride)):
+    for number, (context_ids, scored) in enumerate(windows(ids, 0, window, stride)):
         assert scored == ids[at : at + len(scored)]
-        assert given_ids == [0, *ids][at + 1 - len(given_ids) : at + 1]  # what stands before them, unbroken
-        assert len(given_ids) + len(scored) == (min(window, count) + 1 if number == 0 else window + 1)
-        assert len(given_ids) == 1 if number == 0 else len(given_ids) >= window - stride + 1
+        assert (
+            context_ids == [0, *ids][at + 1 - len(context_ids) : at + 1]
+        )  # the tokens directly before the scored ones
+        assert len(context_ids) + len(scored) == (min(window, count) + 1 if number == 0 else window + 1)
+        assert len(context_ids) == 1 if number == 0 else len(context_ids) >= window - stride + 1
         at += len(scored)
     assert at == count
 
@@ -140,17 +151,19 @@ def test_a_stride_of_the_window_is_disjoint_windows(windows_of_text: int, window
     assert list(windows(ids, 0, window, window)) == disjoint
 
 
-def test_a_packed_text_is_the_same_text(engine: Any, file: Path, tmp_path: Path) -> None:
+def test_a_compressed_text_is_the_same_text(engine: Any, file: Path, tmp_path: Path) -> None:
     packed = tmp_path / "text.txt.xz"
     packed.write_bytes(lzma.compress(b"\xef\xbb\xbf" + TEXT.encode()))
     assert read_text(packed) == TEXT
-    plain, unpacked = (perplexity(path, engine, TOKENIZER, window=40, stride=20, on_step=nothing) for path in (file, packed))
+    plain, unpacked = (
+        perplexity(path, engine, TOKENIZER, window=40, stride=20, on_step=nothing) for path in (file, packed)
+    )
     for key in ("text_sha256", "bytes", "words", "tokens", "window", "stride"):
         assert plain[key] == unpacked[key]
     np.testing.assert_allclose(plain["per_window"], unpacked["per_window"], rtol=1e-6)
 
 
-def test_what_begins_a_text_stands_before_it_and_is_not_scored(file: Path) -> None:
+def test_the_bos_token_comes_first_and_is_not_scored(file: Path) -> None:
     model = Model.from_weights(A, WEIGHTS)
     tokenizer = Tokenizer(BACKEND, ChatFormat((2,), 1))
     entry = perplexity(file, TorchEngine(model), tokenizer, window=32, stride=16, on_step=nothing)
@@ -179,7 +192,7 @@ def test_two_reports_of_one_text_and_stride_are_compared_window_by_window() -> N
     assert differences(_report(), {"tasks": {}}) == differences({"tasks": {}}, _report()) == []
 
 
-def test_other_windows_have_no_interval_and_other_tokens_no_figure_a_token() -> None:
+def test_other_windows_have_no_interval_and_other_tokenizers_no_value_per_token() -> None:
     one = _report(window=600, per_window=[[-1710.0, 600]])
     assert [(row["difference"], row["low"]) for row in differences(one, _report())] == [
         (pytest.approx(0), None)
@@ -193,21 +206,25 @@ def test_other_windows_have_no_interval_and_other_tokens_no_figure_a_token() -> 
 # --- refusals and the command ----------------------------------------------------------------------
 
 
-def test_sizes_are_refused_with_their_bounds() -> None:
-    assert (sizes(48, None, None), sizes(48, 10, None), sizes(1, None, None)) == ((48, 24), (10, 5), (1, 1))
+def test_windows_and_strides_are_refused_with_their_bounds() -> None:
+    assert (window_and_stride(48, None, None), window_and_stride(48, 10, None), window_and_stride(1, None, None)) == (
+        (48, 24),
+        (10, 5),
+        (1, 1),
+    )
     for window, stride, word in ((49, None, "window is 49"), (0, None, "window is 0"), (8, 9, "stride is 9")):
         with pytest.raises(InputError, match=word):
-            sizes(48, window, stride)
+            window_and_stride(48, window, stride)
 
 
-def test_what_a_head_without_all_tokens_cannot_say_is_refused(file: Path) -> None:
+def test_a_token_that_the_model_cannot_generate_is_refused(file: Path) -> None:
     class Silent(TorchEngine):
         def forward_rows(self, tokens: Any, start: int, rows: int) -> Any:
             logits = super().forward_rows(tokens, start, rows)
             logits[:, IDS[3]] = -np.inf
             return logits
 
-    with pytest.raises(InputError, match=r"never says; .*--keep-vocab"):
+    with pytest.raises(InputError, match=r"cannot generate; .*--keep-vocab"):
         perplexity(file, Silent(Model.from_weights(A, WEIGHTS)), TOKENIZER, window=None, stride=None, on_step=nothing)
 
 
@@ -216,7 +233,9 @@ def test_the_command_reports_compares_and_refuses(
 ) -> None:
     monkeypatch.delenv("MERINO_DATA", raising=False)
     ckpt, report = tmp_path / "ckpt", tmp_path / "report.json"
-    checkpoint.save(ckpt, A, WEIGHTS, str(BACKEND.to_str()), chat_format(), {"source": "random"})
+    checkpoint.save(
+        ckpt, A, WEIGHTS, tokenizer_json=str(BACKEND.to_str()), chat=chat_format(), training={"source": "random"}
+    )
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["merino-edge", "evaluate", str(ckpt), *map(str, arguments)])
@@ -243,8 +262,8 @@ def test_the_command_reports_compares_and_refuses(
         (("--perplexity", tmp_path / "none"), "cannot read"),
         (("--perplexity", tmp_path), "cannot read"),
         (("--perplexity", tmp_path / "empty"), "has no words"),
-        (("--perplexity", tmp_path / "torn.xz"), "is no text"),
-        (("--perplexity", tmp_path / "picture"), "is no text"),
+        (("--perplexity", tmp_path / "torn.xz"), "is not a text"),
+        (("--perplexity", tmp_path / "picture"), "is not a text"),
         ((*text, "--window", CONTEXT + 1), "window is 49"),
         ((*text, "--stride", 0), "stride is 0"),
         (("--stride", 4), "--perplexity FILE"),

@@ -1,4 +1,4 @@
-"""OpenAI's own client against the server: what it is answered, and who waits and who leaves."""
+"""OpenAI's client against the server: its answers, the queue, and clients that disconnect."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def client(url: str) -> Iterator[openai.OpenAI]:
         yield opened
 
 
-# --- what is asked for ---
+# --- answers ---
 
 
-def test_a_chat_whole_and_in_pieces_is_what_the_runtime_says(
+def test_a_chat_whole_or_streamed_is_the_answer_of_generate(
     client: openai.OpenAI, engine: Engine, tokenizer: Tokenizer
 ) -> None:
     ids = tokenizer.encode_chat([{"role": "user", "content": "The quick brown"}])
@@ -55,7 +55,7 @@ def test_a_chat_whole_and_in_pieces_is_what_the_runtime_says(
     assert "".join(p.choices[0].delta.content or "" for p in pieces if p.choices) == expected
     assert pieces[-2].choices[0].finish_reason == "length" and pieces[-1].choices == []
     assert pieces[-1].usage.completion_tokens == 20
-    assert pieces[-1].usage.prompt_tokens_details.cached_tokens == len(ids) - 1  # the same prompt stands in the cache
+    assert pieces[-1].usage.prompt_tokens_details.cached_tokens == len(ids) - 1  # the same prompt is in the cache
 
 
 def test_a_plain_completion_takes_text_and_token_ids(
@@ -73,19 +73,19 @@ def test_a_plain_completion_takes_text_and_token_ids(
 def test_parts_stop_strings_bias_and_seed_reach_the_answer(client: openai.OpenAI, tokenizer: Tokenizer) -> None:
     text = ask(client).choices[0].message.content
     parts = [{"role": "user", "content": [{"type": "text", "text": "The quick"}, {"type": "text", "text": " brown"}]}]
-    asked = {"model": "small", "messages": parts, "temperature": 0, "max_completion_tokens": 20}
-    assert client.chat.completions.create(**asked).choices[0].message.content == text
-    cut = client.chat.completions.create(**asked, stop=[text[3:5]]).choices[0]
+    request = {"model": "small", "messages": parts, "temperature": 0, "max_completion_tokens": 20}
+    assert client.chat.completions.create(**request).choices[0].message.content == text
+    cut = client.chat.completions.create(**request, stop=[text[3:5]]).choices[0]
     assert cut.message.content == text[: text.index(text[3:5])] and cut.finish_reason == "stop"
     wanted = tokenizer.encode("x")[0]
-    forced = client.chat.completions.create(**{**asked, "max_completion_tokens": 3}, logit_bias={str(wanted): 100})
+    forced = client.chat.completions.create(**{**request, "max_completion_tokens": 3}, logit_bias={str(wanted): 100})
     assert forced.choices[0].message.content == "xxx"
-    hot = {**asked, "temperature": 2, "extra_body": {"top_k": 0}, "top_p": 1}
-    said = [client.chat.completions.create(**hot, seed=seed).choices[0].message.content for seed in (1, 1, 2)]
-    assert said[0] == said[1] != said[2]
+    hot = {**request, "temperature": 2, "extra_body": {"top_k": 0}, "top_p": 1}
+    answers = [client.chat.completions.create(**hot, seed=seed).choices[0].message.content for seed in (1, 1, 2)]
+    assert answers[0] == answers[1] != answers[2]
 
 
-def test_an_answer_has_the_form_that_was_asked_for(client: openai.OpenAI) -> None:
+def test_an_answer_follows_the_response_format(client: openai.OpenAI) -> None:
     schema = {
         "type": "object",
         "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}},
@@ -93,17 +93,17 @@ def test_an_answer_has_the_form_that_was_asked_for(client: openai.OpenAI) -> Non
     }
     schema["additionalProperties"] = False
     form = {"type": "json_schema", "json_schema": {"name": "count", "schema": schema, "strict": True}}
-    asked = {"model": "small", "messages": HELLO, "temperature": 1.5, "max_tokens": 60}
-    done = client.chat.completions.create(**asked, response_format=form, seed=3).choices[0]
+    request = {"model": "small", "messages": HELLO, "temperature": 1.5, "max_tokens": 60}
+    done = client.chat.completions.create(**request, response_format=form, seed=3).choices[0]
     assert done.finish_reason == "stop" and set(json.loads(done.message.content)) == {"n"}
-    done = client.chat.completions.create(**asked, extra_body={"regex": "(yes|no)"}).choices[0]
+    done = client.chat.completions.create(**request, extra_body={"regex": "(yes|no)"}).choices[0]
     assert done.finish_reason == "stop" and done.message.content in ("yes", "no")
 
 
 def test_without_a_limit_an_answer_ends_at_the_context(client: openai.OpenAI, gated: Gated) -> None:
     done = client.completions.create(model="small", prompt="fox", temperature=0)
     assert done.choices[0].finish_reason == "length" and done.usage is not None
-    assert done.usage.total_tokens == gated.max_positions + 1  # the last token needs no place
+    assert done.usage.total_tokens == gated.max_positions + 1  # the last token is not in the cache
 
 
 def test_models_health_and_metrics(client: openai.OpenAI, url: str) -> None:
@@ -115,11 +115,11 @@ def test_models_health_and_metrics(client: openai.OpenAI, url: str) -> None:
     assert sample(url, "merino_edge_generated_tokens_total") == before + 20
 
 
-# --- a queue and those who leave it ---
+# --- the queue and disconnected clients ---
 
 
 @pytest.fixture
-def held(gated: Gated) -> Iterator[Gated]:
+def paused(gated: Gated) -> Iterator[Gated]:
     """Steps wait until the test opens the gate."""
     gated.gate.clear()
     yield gated
@@ -127,18 +127,18 @@ def held(gated: Gated) -> Iterator[Gated]:
     gated.gate.set()
 
 
-def test_more_than_may_wait_are_refused_and_the_others_answered(
-    client: openai.OpenAI, url: str, held: Gated, engine: Engine, tokenizer: Tokenizer
+def test_requests_beyond_the_queue_are_refused_and_the_others_answered(
+    client: openai.OpenAI, url: str, paused: Gated, engine: Engine, tokenizer: Tokenizer
 ) -> None:
     answers: list[str] = []
     threads = [threading.Thread(target=lambda: answers.append(ask(client).choices[0].message.content)) for _ in "12"]
     for thread in threads:
         thread.start()
     wait_until(lambda: sample(url, "merino_edge_pending_answers") == 2)
-    with pytest.raises(openai.RateLimitError, match="2 answers are made or wait") as refusal:
+    with pytest.raises(openai.RateLimitError, match="2 answers are running or waiting") as refusal:
         ask(client)
     assert refusal.value.response.headers["retry-after"] == "1"
-    held.gate.set()
+    paused.gate.set()
     for thread in threads:
         thread.join()
     ids = tokenizer.encode_chat([{"role": "user", "content": "The quick brown"}])
@@ -146,29 +146,29 @@ def test_more_than_may_wait_are_refused_and_the_others_answered(
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_ends_its_answer_and_no_other(
-    client: openai.OpenAI, url: str, held: Gated, engine: Engine, tokenizer: Tokenizer, stream: bool
+def test_a_client_that_disconnects_ends_its_own_answer_only(
+    client: openai.OpenAI, url: str, paused: Gated, engine: Engine, tokenizer: Tokenizer, stream: bool
 ) -> None:
-    before, held.delay_s = held.steps, 0.01
+    before, paused.delay_s = paused.steps, 0.01
     with pytest.raises(httpx.TimeoutException):
         httpx.post(url + CHAT, json={"model": "small", "messages": HELLO, "stream": stream}, timeout=0.3)
-    wait_until(lambda: held.steps == before + 1)  # its prefill hangs at the gate
-    held.gate.set()
+    wait_until(lambda: paused.steps == before + 1)  # its prefill waits at the gate
+    paused.gate.set()
     wait_until(lambda: sample(url, "merino_edge_pending_answers") == 0)
-    assert held.steps < before + 50  # of three hundred that the context has room for
-    held.delay_s = 0.0
+    assert paused.steps < before + 50  # of the 300 that fit the context
+    paused.delay_s = 0.0
     ids = tokenizer.encode_chat([{"role": "user", "content": "The quick brown"}])
     assert ask(client).choices[0].message.content == greedy(engine, tokenizer, ids, 20)
 
 
-def test_a_hundred_answers_broken_off_anywhere_leave_no_trace(bundle_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_hundred_cancelled_answers_leave_no_trace(bundle_path: Path, tokenizer: Tokenizer) -> None:
 
     def break_off(seed: int) -> None:
         rng = np.random.default_rng(seed)
-        with openai.OpenAI(base_url=f"{where}/v1", api_key="none", max_retries=0) as mine:
+        with openai.OpenAI(base_url=f"{where}/v1", api_key="none", max_retries=0) as own_client:
             for _ in range(25):
                 prompt = rng.integers(own.vocab_size, size=int(rng.integers(1, 300))).tolist()
-                stream = mine.completions.create(model="small", prompt=prompt, stream=True, seed=0)
+                stream = own_client.completions.create(model="small", prompt=prompt, stream=True, seed=0)
                 for _ in zip(range(int(rng.integers(0, 20))), stream, strict=False):
                     pass
                 stream.close()
@@ -187,13 +187,13 @@ def test_a_hundred_answers_broken_off_anywhere_leave_no_trace(bundle_path: Path,
     own.close()
 
 
-def test_an_engine_that_fails_is_one_answers_error(client: openai.OpenAI, held: Gated) -> None:
-    held.gate.set()
+def test_a_failing_engine_fails_one_answer_only(client: openai.OpenAI, paused: Gated) -> None:
+    paused.gate.set()
     expected = ask(client).choices[0].message.content
-    held.failure = MemoryError()
+    paused.failure = MemoryError()
     with pytest.raises(openai.InternalServerError, match="MemoryError"):
         ask(client)
     with pytest.raises(openai.APIError, match="MemoryError"):
         list(ask(client, stream=True))
-    held.failure = None
+    paused.failure = None
     assert ask(client).choices[0].message.content == expected

@@ -1,4 +1,4 @@
-"""Guesses change how many steps an answer takes, and nothing else."""
+"""Speculative decoding changes how many steps an answer takes, and nothing else."""
 
 from __future__ import annotations
 
@@ -32,80 +32,84 @@ ROUNDING = 1e-6  # of a probability, by which steps of one token and of several 
 FEW = dict.fromkeys((70, 71, 72), 20.0)  # a text of three tokens repeats itself
 
 
-def drafter_after(step_s: dict[int, float], right: float, tokens: int = 2000, seed: int = 0) -> tuple[Drafter, float]:
-    """A drafter on a text whose guesses are right so often, on a machine whose steps take so long; tokens a second."""
+def drafter_after(
+    step_s: dict[int, float], acceptance: float, tokens: int = 2000, seed: int = 0
+) -> tuple[Drafter, float]:
+    """A drafter after `tokens` tokens of a text, and its tokens per second.
+
+    `acceptance` is the probability that a draft token is accepted; `step_s` are the times of steps by their length.
+    """
     rng, drafter, seconds = np.random.default_rng(seed), Drafter(PromptLookup()), 0.0
     drafter.begin(range(8))
-    known = list(range(8))
+    text = list(range(8))
     done = 0
     while done < tokens:
-        guess = drafter.draft(7)
-        drafter.ran(1 + len(guess), step_s[1 + len(guess)])
-        seconds += step_s[1 + len(guess)]
-        for place in range(1 + len(guess)):
-            expected = (known[-1] + 1) % 8
-            token = expected if rng.random() < right else int(rng.integers(8))
-            known.append(token)
+        draft = drafter.draft(7)
+        drafter.record_step(1 + len(draft), step_s[1 + len(draft)])
+        seconds += step_s[1 + len(draft)]
+        for index in range(1 + len(draft)):
+            expected = (text[-1] + 1) % 8
+            token = expected if rng.random() < acceptance else int(rng.integers(8))
+            text.append(token)
             drafter.push(token)
             done += 1
-            if place == len(guess) or token != guess[place]:
+            if index == len(draft) or token != draft[index]:
                 break
     return drafter, done / seconds
 
 
-CHEAP = {1: 1.0, 2: 1.05, 4: 1.2, 8: 1.5}  # s: reading the weights is what takes time
-DEAR = {1: 1.0, 2: 2.0, 4: 4.0, 8: 8.0}  # arithmetic is
+CHEAP = {1: 1.0, 2: 1.05, 4: 1.2, 8: 1.5}  # s: most of the time goes into reading the weights
+EXPENSIVE = {1: 1.0, 2: 2.0, 4: 4.0, 8: 8.0}  # s: most of it goes into arithmetic
 
 
 @pytest.mark.parametrize(
-    ("step_s", "right", "least", "most"), [(CHEAP, 0.95, 2.5, 6), (CHEAP, 0.0, 0.93, 1.1), (DEAR, 0.95, 0.93, 1.1)]
+    ("step_s", "acceptance", "low", "high"),
+    [(CHEAP, 0.95, 2.5, 6), (CHEAP, 0.0, 0.93, 1.1), (EXPENSIVE, 0.95, 0.93, 1.1)],
 )
-def test_it_guesses_where_that_pays_and_leaves_off_where_it_does_not(
-    step_s: dict[int, float], right: float, least: float, most: float
-) -> None:
-    """A step alone takes a second, so tokens a second are the gain."""
-    _, gain = drafter_after(step_s, right)
-    assert least < gain < most
+def test_it_drafts_only_where_that_pays(step_s: dict[int, float], acceptance: float, low: float, high: float) -> None:
+    """A step of one token takes a second, so the tokens per second are the gain."""
+    _, gain = drafter_after(step_s, acceptance)
+    assert low < gain < high
 
 
 def test_a_length_that_was_slow_once_is_tried_again() -> None:
-    drafter, _ = drafter_after(DEAR, 1.0, tokens=400)
+    drafter, _ = drafter_after(EXPENSIVE, 1.0, tokens=400)
     drafter.acceptance_rate = 1.0
     tried = set()
     for token in range(4 * STALE_STEPS):
-        guess = drafter.draft(7)
-        tried.add(len(guess))
-        drafter.ran(1 + len(guess), DEAR[1 + len(guess)])
+        draft = drafter.draft(7)
+        tried.add(len(draft))
+        drafter.record_step(1 + len(draft), EXPENSIVE[1 + len(draft)])
         drafter.push((token + 400) % 8)
     assert tried & set(LENGTHS)
 
 
-def test_a_guess_that_takes_time_is_worth_it_only_where_it_takes_little(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_proposer_is_used_only_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(drafters, "perf_counter", lambda: now[0])
 
     class Clock(PromptLookup):
-        """Always right, after so many seconds a token."""
+        """Proposes tokens that are always accepted, and takes `propose_s` seconds for each."""
 
         free = False
 
-        def __init__(self, guess_s: float) -> None:
+        def __init__(self, propose_s: float) -> None:
             super().__init__()
-            self.guess_s = guess_s
+            self.propose_s = propose_s
 
-        def propose(self, most: int) -> list[int]:
-            now[0] += most * self.guess_s
-            return [0] * most
+        def propose(self, max_tokens: int) -> list[int]:
+            now[0] += max_tokens * self.propose_s
+            return [0] * max_tokens
 
-    for guess_s, pays in ((0.1, True), (2.0, False)):
-        drafter = Drafter(Clock(guess_s))
+    for propose_s, pays in ((0.1, True), (2.0, False)):
+        drafter = Drafter(Clock(propose_s))
         drafter.begin([0])
         lengths = []
         for _ in range(60):
-            guess = drafter.draft(7)
-            lengths.append(len(guess))
-            drafter.ran(1 + len(guess), CHEAP[1 + len(guess)])
-            for _ in range(1 + len(guess)):
+            draft = drafter.draft(7)
+            lengths.append(len(draft))
+            drafter.record_step(1 + len(draft), CHEAP[1 + len(draft)])
+            for _ in range(1 + len(draft)):
                 drafter.push(0)
         assert (lengths[-20:] == [7] * 20) if pays else (lengths[-20:] == [0] * 20)
 
@@ -120,7 +124,7 @@ def proposer(
     make_bundle: Callable[..., Path],
     small_model: tuple[Architecture, dict[str, np.ndarray]],
 ) -> Iterator[Proposer]:
-    """Prompt lookup, or a draft model: the model itself, one that is nearly always wrong, one of a short context."""
+    """Prompt lookup, or a draft model: the same model, one that is nearly always wrong, or one of a short context."""
     if request.param == "lookup":
         yield PromptLookup()
         return
@@ -136,27 +140,28 @@ def proposer(
 def answer(
     engine: Engine, tokenizer: Tokenizer, sampling: Sampling, proposer: Proposer | None, **more: object
 ) -> Generation:
-    made = generate(Session(engine), tokenizer, tokenizer.encode(PROMPT), sampling, proposer=proposer, **more)  # type: ignore[arg-type]
-    for _ in made:
+    generation = generate(Session(engine), tokenizer, tokenizer.encode(PROMPT), sampling, proposer=proposer, **more)  # type: ignore[arg-type]
+    for _ in generation:
         pass
-    return made
+    return generation
 
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever can be guessed is."""
+    """All proposed tokens are run."""
     monkeypatch.setattr(Drafter, "_tokens_per_second", lambda self, length: float(length + 1))
 
 
-class Chances(Sampler):
-    """Draws as ever, and keeps how near to another token each draw came: what rounding may turn over."""
+class RecordingSampler(Sampler):
+    """Samples as usual, and records how close each random number came to another token, which rounding may change."""
 
     nearest: list[float]
 
-    def __call__(self, logits: Logits, history: Sequence[int], answer: Sequence[int] = ()) -> int:
+    def __call__(self, logits: Logits, context_ids: Sequence[int], output_ids: Sequence[int] = ()) -> int:
         sampling = self.sampling
         _, likely = distribution(
-            adjusted(logits, history, answer, sampling), replace(sampling, temperature=sampling.temperature or 1.0)
+            adjusted(logits, context_ids, output_ids, sampling),
+            replace(sampling, temperature=sampling.temperature or 1.0),
         )
         if sampling.temperature:
             draw = self._draw()
@@ -165,19 +170,19 @@ class Chances(Sampler):
         else:
             second, first = np.partition(likely, -2)[-2:]
             self.nearest.append(float(first - second))
-        return super().__call__(logits, history, answer)
+        return super().__call__(logits, context_ids, output_ids)
 
 
 @pytest.fixture
 def nearest(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Of every token of every answer."""
-    monkeypatch.setattr(Chances, "nearest", found := list[float](), raising=False)
-    monkeypatch.setattr("merino_edge.runtime.generation.Sampler", Chances)
-    return found
+    """What RecordingSampler recorded, for all tokens of all answers."""
+    monkeypatch.setattr(RecordingSampler, "nearest", distances := list[float](), raising=False)
+    monkeypatch.setattr("merino_edge.runtime.generation.Sampler", RecordingSampler)
+    return distances
 
 
-def outcome(made: Generation) -> tuple[object, ...]:
-    return made.tokens, made.text, made.finish_reason, made.statistics.generated_tokens
+def outcome(generation: Generation) -> tuple[object, ...]:
+    return generation.tokens, generation.text, generation.finish_reason, generation.statistics.generated_tokens
 
 
 @pytest.mark.usefixtures("eager")
@@ -191,7 +196,7 @@ def outcome(made: Generation) -> tuple[object, ...]:
     stop=st.sampled_from([(), ("o",), ("the",)]),
     bias=st.sampled_from([{}, FEW]),
 )
-def test_an_answer_is_the_same_with_and_without_guesses(
+def test_an_answer_is_the_same_with_and_without_drafts(
     engine: Engine,
     tokenizer: Tokenizer,
     proposer: Proposer,
@@ -207,32 +212,30 @@ def test_an_answer_is_the_same_with_and_without_guesses(
     nearest.clear()
     plain = answer(engine, tokenizer, sampling, None, max_tokens=max_tokens, stop=stop)
     of_plain = nearest[: len(plain.tokens)]
-    guessed = answer(engine, tokenizer, sampling, proposer, max_tokens=max_tokens, stop=stop)
-    if (other := [x != y for x, y in zip(plain.tokens, guessed.tokens, strict=False)]) and any(other):
+    drafted = answer(engine, tokenizer, sampling, proposer, max_tokens=max_tokens, stop=stop)
+    if (other := [x != y for x, y in zip(plain.tokens, drafted.tokens, strict=False)]) and any(other):
         assert of_plain[other.index(True)] < ROUNDING
     else:
-        assert outcome(guessed) == outcome(plain)
+        assert outcome(drafted) == outcome(plain)
     assert plain.statistics.drafted_tokens == 0
 
 
 @pytest.mark.usefixtures("eager")
-def test_guesses_are_run_and_some_are_right_up_to_the_end_of_the_context(
+def test_drafts_are_run_and_some_are_accepted_up_to_the_end_of_the_context(
     engine: Engine, tokenizer: Tokenizer, proposer: Proposer, request: pytest.FixtureRequest
 ) -> None:
     greedy = Sampling(temperature=1, seed=2, logit_bias=FEW)
     plain = answer(engine, tokenizer, greedy, None, max_tokens=1000)
-    guessed = answer(engine, tokenizer, greedy, proposer, max_tokens=1000)
-    assert outcome(guessed) == outcome(plain) and plain.finish_reason == "context"
-    s = guessed.statistics
+    drafted = answer(engine, tokenizer, greedy, proposer, max_tokens=1000)
+    assert outcome(drafted) == outcome(plain) and plain.finish_reason == "context"
+    s = drafted.statistics
     assert s.accepted_tokens <= s.drafted_tokens and s.drafted_tokens > 0
     assert (s.accepted_tokens > 0) == (request.node.callspec.params["proposer"] != "another")
 
 
 @pytest.mark.usefixtures("eager")
-def test_the_next_turn_finds_only_what_was_said_in_the_cache(
-    engine: Engine, tokenizer: Tokenizer, proposer: Proposer
-) -> None:
-    """Keys of wrong guesses lie in the cache behind the answer: the session must not take them for text."""
+def test_the_next_turn_reuses_only_accepted_tokens(engine: Engine, tokenizer: Tokenizer, proposer: Proposer) -> None:
+    """The cache holds keys of rejected draft tokens after the answer. The session must not reuse them."""
     session, ids = Session(engine), tokenizer.encode(PROMPT)
     first = generate(session, tokenizer, ids, Sampling(greedy=True), 50, proposer=proposer)
     for _ in first:
@@ -245,7 +248,7 @@ def test_the_next_turn_finds_only_what_was_said_in_the_cache(
 
 
 @pytest.mark.usefixtures("eager")
-def test_a_model_that_guesses_for_itself_is_always_right_and_runs_nothing_twice(
+def test_a_model_that_drafts_for_itself_is_always_right_and_runs_nothing_twice(
     engine: Engine, tokenizer: Tokenizer, bundle_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with closing(DraftModel.open(bundle_path, bundle.load(bundle_path), threads=1)) as itself:
@@ -257,13 +260,14 @@ def test_a_model_that_guesses_for_itself_is_always_right_and_runs_nothing_twice(
             return forward(self, tokens, start, rows)
 
         monkeypatch.setattr(OnnxEngine, "forward_rows", counted)
-        made = answer(engine, tokenizer, Sampling(greedy=True), itself, max_tokens=80)
-    s = made.statistics
+        generation = answer(engine, tokenizer, Sampling(greedy=True), itself, max_tokens=80)
+    s = generation.statistics
     assert s.accepted_tokens == s.drafted_tokens > 60
-    assert sum(run) <= s.prompt_tokens + 80 + 80 // 8 + 8  # of every guess of seven, the last one's keys are run later
+    # The keys of the last of each seven draft tokens are run later.
+    assert sum(run) <= s.prompt_tokens + 80 + 80 // 8 + 8
 
 
-def test_a_model_of_other_tokens_cannot_guess(
+def test_a_draft_model_with_another_tokenizer_is_refused(
     make_bundle: Callable[..., Path], bundle_path: Path, small_model: tuple[Architecture, dict[str, np.ndarray]]
 ) -> None:
     other = make_bundle(small_model[1])
@@ -285,6 +289,6 @@ def test_rows_of_a_step_are_those_of_single_steps(engine: Engine, count: int) ->
 
 
 @pytest.mark.parametrize(("tokens", "rows"), [(4, 0), (4, 5), (129, 129), (300, -1)])
-def test_rows_that_cannot_be_are_refused(engine: Engine, tokens: int, rows: int) -> None:
+def test_impossible_numbers_of_rows_are_refused(engine: Engine, tokens: int, rows: int) -> None:
     with pytest.raises(InputError, match="rows of logits"):
         engine.forward_rows(np.zeros(tokens, np.int64), 0, rows)
