@@ -1,29 +1,32 @@
-"""Every architecture of a small space, one by one: for a user's score that is no sum over blocks."""
+"""Brute force: try every architecture of a small space. It serves user scores that are not sums over blocks."""
 
 from __future__ import annotations
 
 import math
 import time
 
-from merino_edge.search.exact.solver import Certificate, Note
+from merino_edge.search.exact.solver import Certificate, OnProgress
 from merino_edge.search.problem import Problem
 
-NOTE_EVERY = 1000
+PROGRESS_EVERY = 1000  # candidates
 
 
-def brute_force(problem: Problem, seconds: float | None = None, note: Note = lambda *_: None) -> Certificate:
-    """The best of all, with its proof; after `seconds` the best so far, without."""
-    began, size = time.monotonic(), problem.space.size
+def brute_force(
+    problem: Problem, seconds: float | None = None, on_progress: OnProgress = lambda *_: None
+) -> Certificate:
+    """The best candidate of the whole space, with its proof; after `seconds` the best so far, without a proof."""
+    began, size, tried = time.monotonic(), problem.space.size, 0
     best, score, templates = None, -math.inf, set(problem.templates)
-    for count, candidate in enumerate(problem.space.candidates()):
-        if count % NOTE_EVERY == 0:
-            note("trying all", score, math.inf)
+    for candidate in problem.space.candidates():
+        if tried % PROGRESS_EVERY == 0:
+            on_progress("trying all", score, math.inf)
             if seconds is not None and time.monotonic() - began > seconds:
-                return Certificate(best, score, math.inf, size, count, 0, time.monotonic() - began)
-        if (
-            candidate.template in templates
-            and problem.feasible(candidate)
-            and (total := problem.total(candidate)) > score
-        ):
+                break
+        tried += 1
+        if candidate.template not in templates or not problem.feasible(candidate):
+            continue
+        if (total := problem.total(candidate)) > score:
             best, score = candidate, total
-    return Certificate(best, score, score, size, size, 0, time.monotonic() - began)
+    bound = score if tried == size else math.inf
+    elapsed = time.monotonic() - began
+    return Certificate(best, score, bound, subproblems=size, solved=tried, labels=0, seconds=elapsed)

@@ -1,18 +1,18 @@
-"""What a search must not exceed: `Metric`, one thing an architecture costs, and `Budget`, the most it may cost of each.
+"""What a search must not exceed: a `Metric` is one kind of cost, and a `Budget` limits any number of metrics.
 
-| metric | at | unit | what |
+| metric | value after @ | unit | meaning |
 |---|---|---|---|
-| decode_ms | cache length | ms | one generated token |
-| text_ms | cache length | ms | 100 bytes of generated text: fewer tokens with a larger vocabulary |
-| prefill_ms | prompt tokens | ms | a prompt into an empty cache |
-| first_token_ms | prompt bytes | ms | until the first token, for a prompt of so many bytes of text |
-| energy_mj | cache length | mJ | one generated token, where the table has energy |
+| decode_ms | cache length | ms | time to generate one token |
+| text_ms | cache length | ms | time to generate 100 bytes of text; a larger vocabulary needs fewer tokens |
+| prefill_ms | prompt tokens | ms | time to run a prompt into an empty cache |
+| first_token_ms | prompt bytes | ms | time until the first token, for a prompt of so many bytes of text |
+| energy_mj | cache length | mJ | energy to generate one token, where the table has energy |
 | weight_mb | precision | 10^6 bytes | stored weights |
-| kv_mb | positions (default: all) | 10^6 bytes | key-value cache |
+| kv_mb | positions (default: all) | 10^6 bytes | KV cache |
 | peak_mb | tokens run at once | 10^6 bytes | weights, full cache and activations |
-| parameters, flops | - | count | stored parameters; FLOPs of 1024 tokens, head excluded (paper section 6) |
+| parameters, flops | - | count | stored parameters; FLOPs of 1024 tokens without the head (paper section 6) |
 
-A metric is spelled with what it is at, `decode_ms@1024`, in files too. Knows no space and no table.
+A metric is written with its value, as `decode_ms@1024`, in files too. This module knows no space and no table.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from merino_edge.errors import InputError
 
 
 class Kind(NamedTuple):
-    """How a metric is asked for and shown. `at`: what its number behind the @ means, "" where it has none."""
+    """How a metric is requested and shown."""
 
     option: str
     label: str
-    unit: float  # of what is shown
-    at: str
-    latency: bool  # answered by a latency table
+    at: str  # the meaning of the value after @, "" if the metric has none
+    unit: float = 1  # the shown number is the value divided by this
+    latency: bool = False  # whether a latency table answers it
 
 
 KINDS = {
-    "decode_ms": Kind("--decode-ms", "decode step (ms)", 1, "cache length", True),
-    "text_ms": Kind("--text-ms", "100 bytes of text (ms)", 1, "cache length", True),
-    "prefill_ms": Kind("--prefill-ms", "prefill (ms)", 1, "prompt tokens", True),
-    "first_token_ms": Kind("--first-token-ms", "first token (ms)", 1, "prompt bytes", True),
-    "energy_mj": Kind("--energy-mj", "energy per token (mJ)", 1, "cache length", True),
-    "weight_mb": Kind("--weight-mb", "weights (MB)", 1, "precision", False),
-    "kv_mb": Kind("--kv-mb", "cache (MB)", 1, "positions", False),
-    "peak_mb": Kind("--peak-mb", "peak memory (MB)", 1, "prompt tokens", False),
-    "parameters": Kind("--params", "parameters (M)", 1e6, "", False),
-    "flops": Kind("--flops", "GFLOPs of 1024 tokens, head excluded", 1e9, "", False),
+    "decode_ms": Kind("--decode-ms", "decode step (ms)", "cache length", latency=True),
+    "text_ms": Kind("--text-ms", "100 bytes of text (ms)", "cache length", latency=True),
+    "prefill_ms": Kind("--prefill-ms", "prefill (ms)", "prompt tokens", latency=True),
+    "first_token_ms": Kind("--first-token-ms", "first token (ms)", "prompt bytes", latency=True),
+    "energy_mj": Kind("--energy-mj", "energy per token (mJ)", "cache length", latency=True),
+    "weight_mb": Kind("--weight-mb", "weights (MB)", "precision"),
+    "kv_mb": Kind("--kv-mb", "cache (MB)", "positions"),
+    "peak_mb": Kind("--peak-mb", "peak memory (MB)", "prompt tokens"),
+    "parameters": Kind("--params", "parameters (M)", "", unit=1e6),
+    "flops": Kind("--flops", "GFLOPs of 1024 tokens, head excluded", "", unit=1e9),
 }
 _SUFFIXES = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 _FOUR_DIGITS_UP = decimal.Context(prec=4, rounding=decimal.ROUND_CEILING)
@@ -55,7 +55,10 @@ _FOUR_DIGITS_UP = decimal.Context(prec=4, rounding=decimal.ROUND_CEILING)
 
 @dataclass(frozen=True)
 class Metric:
-    """`at`: a length, a precision, or None where the metric has none (and for kv_mb: every position)."""
+    """One kind of cost at a length or a precision.
+
+    `at` is None if the metric has no such value, or if it is left open. For kv_mb None means every position.
+    """
 
     name: str
     at: int | str | None = None
@@ -74,7 +77,7 @@ class Metric:
 
     @staticmethod
     def parse(key: str) -> Metric:
-        """From `key`'s form. Raises InputError."""
+        """The metric that `key` spells, as in `decode_ms@1024`. Raises InputError."""
         name, _, text = key.partition("@")
         if name not in KINDS:
             raise InputError(f"there is no metric {name!r}", f"choose one of {', '.join(KINDS)}")
@@ -82,7 +85,7 @@ class Metric:
 
 
 def parse_at(name: str, text: str) -> int | str:
-    """What stands behind the @ of metric `name`. Raises InputError."""
+    """Parse the value after the @ of metric `name`. Raises InputError."""
     kind = KINDS[name]
     if kind.at == "precision":
         counts.check_precision(text)
@@ -95,7 +98,7 @@ def parse_at(name: str, text: str) -> int | str:
 
 @dataclass(frozen=True)
 class Budget:
-    """The most an architecture may cost. Raises InputError unless every limit is positive and asked for once."""
+    """Upper limits on metrics. Raises InputError unless every limit is positive and every metric occurs once."""
 
     limits: tuple[tuple[Metric, float], ...] = ()
 
@@ -109,7 +112,7 @@ class Budget:
 
     @staticmethod
     def of(limits: Mapping[str, float]) -> Budget:
-        """From metric keys: {"decode_ms@1024": 5.0, "parameters": 6e7}."""
+        """A budget from metric keys, as {"decode_ms@1024": 5.0, "parameters": 6e7}."""
         return Budget(tuple((Metric.parse(key), limit) for key, limit in limits.items()))
 
     def to_dict(self) -> dict[str, float]:
@@ -123,7 +126,7 @@ class Budget:
         return Budget(tuple((metric, limit) for metric, limit in self.limits if metric not in metrics))
 
     def within(self, metric: Metric, limit: float) -> Budget:
-        """With `metric`'s limit set to `limit`."""
+        """The same budget with `metric`'s limit set to `limit`, first in order."""
         return Budget(((metric, limit), *self.without(metric).limits))
 
 
@@ -131,7 +134,7 @@ class Budget:
 
 
 def parse_quantity(text: str, name: str = "quantity") -> float:
-    """A positive number, as "5", "0.5", "60M" or "1.5G" (K, M, G = B, T). Raises InputError naming `name`."""
+    """Parse a positive number, as "5", "0.5", "60M" or "1.5G" (K, M, G = B, T). Raises InputError that names `name`."""
     text = text.strip()
     suffix = text[-1:].upper()
     digits, factor = (text[:-1], _SUFFIXES[suffix]) if suffix in _SUFFIXES else (text, 1.0)

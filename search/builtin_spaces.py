@@ -1,14 +1,14 @@
-"""The built-in search spaces, and where a space comes from: its name or a file.
+"""The built-in search spaces, and `load_space`, which finds a space by its name or reads it from a file.
 
-| name | for |
+| name | purpose |
 |---|---|
-| paper | the paper's Table 5 as it stands: 304 million architectures, OPT-like layers, no least width |
-| edge | a Jetson-class board: Llama-like layers, up to 4 blocks, vocabulary and context to choose |
-| wide | everything there is to choose, up to 8 blocks |
+| paper | the paper's Table 5: 304 million architectures, OPT-like layers, no minimum width |
+| edge | a Jetson-class board: Llama-like layers, up to 4 blocks, a choice of vocabulary and context |
+| wide | every dimension is open, up to 8 blocks |
 | demo | small enough to train on two CPU cores in minutes |
-| study | many of them small enough to train on two CPU cores, narrow first blocks included |
+| study | many models small enough to train on two CPU cores, including narrow first blocks |
 
-The bytes per token were measured with tokenizers as `merino-edge train` makes them: `python
+The bytes per token were measured with tokenizers as `merino-edge train` makes them, by the command `python
 benchmarks/bytes_per_token.py`.
 """
 
@@ -23,7 +23,7 @@ from merino_edge.errors import InputError
 from merino_edge.search import space_file
 from merino_edge.search.space import Space, Vocabulary
 
-# Bytes of unseen English text per token of byte-level BPE: mean over an encyclopedia, stories and novels.
+# Bytes per token of a byte-level BPE on unseen English text, averaged over an encyclopedia, stories and novels.
 BYTES_PER_TOKEN = {
     1024: 2.575,
     2048: 2.972,
@@ -37,6 +37,7 @@ BYTES_PER_TOKEN = {
 
 
 def vocabularies(*sizes: int) -> tuple[Vocabulary, ...]:
+    """The vocabularies of these sizes, with their measured bytes per token."""
     return tuple(Vocabulary(size, BYTES_PER_TOKEN[size]) for size in sizes)
 
 
@@ -108,8 +109,8 @@ DEMO = Space(
     least_embedding=0.5,
     model=dataclasses.replace(_LLAMA_LIKE, head_dim=32, rotary_dim=32, blocks=(Block(32, 1, 1, 1, 1),)),
 )
-# For training many models on a CPU until their size, not their haste, limits them: the paper's kind of layer, and no
-# least width, so that narrow cuts can be studied.
+# Many of these models can be trained on a CPU until their size limits their loss. Layers are of the paper's kind. There
+# is no minimum width, so that narrow cuts can be studied.
 STUDY = Space(
     name="study",
     blocks=(1, 2, 3),

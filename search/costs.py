@@ -1,10 +1,13 @@
-"""What architectures cost in each metric: `Prices` takes a metric apart into what blocks, width changes and ends add.
+"""What an architecture costs in each metric: `CostModel` splits a metric into parts that add up.
 
-Every part is a number of the metric's units (bytes, counts, ms), and sums of them are exact: counts are whole, bytes
-multiples of an eighth, latencies multiples of 2^-30 (merino_edge.latency.table). So adding parts in any order gives
-the same as the whole architecture's count, and no rounding can admit or exclude an architecture wrongly. Two metrics
-are more than a sum: peak memory is weights and cache, plus the largest layer's activations; a latency is the least over
-alternatives of the greatest of several sums (merino_edge.latency.step_time), since caches hold a small model and not a large one.
+A metric is a sum over blocks, width projections, and embedding with head. Every part is in the metric's units (bytes,
+counts, ms), and sums of them are exact. Counts are whole numbers, bytes are multiples of 1/8, and latencies are
+multiples of 2^-30 (`merino_edge.latency.table`). So parts add up to the whole architecture's count in any order, and
+rounding cannot admit or exclude an architecture wrongly.
+
+Two metrics are more than a sum. Peak memory adds the largest layer's activations to weights and cache. A latency is a
+minimum over alternatives of a maximum of several sums (`merino_edge.latency.step_time`). The reason is that a hardware
+cache may hold the weights of a small model but not of a large one. This module knows no budget and no score.
 """
 
 from __future__ import annotations
@@ -25,12 +28,12 @@ from merino_edge.search.budget import Metric
 from merino_edge.search.space import Space, Vocabulary
 
 FLOPS_SEQUENCE = 1024
-DEFAULT_TOKENS = 256  # run at once, for peak_mb; and the length of latencies where no table says
-TEXT_BYTES = 100  # that text_ms is for
+DEFAULT_TOKENS = 256  # tokens run at once, for peak_mb; also the length of latencies without a table
+TEXT_BYTES = 100  # bytes of text that text_ms counts
 
 
 class Table(Protocol):
-    """What a search needs of a latency table."""
+    """The part of a latency table that a search uses."""
 
     @property
     def path(self) -> object: ...
@@ -50,17 +53,17 @@ class Table(Protocol):
 
 @dataclass(frozen=True)
 class AdditiveCost:
-    """A sum over the parts of models of one vocabulary, in units."""
+    """A cost that is a sum over a model's parts, in units, for models of one vocabulary."""
 
     block: Callable[[Architecture, Block], float]
     change: Callable[[int, int], float]
-    end: Callable[[Architecture], float]  # depends on the outer widths alone, and is a sum over them
-    # Of these only the largest counts.
+    end: Callable[[Architecture], float]  # of embedding and head: a sum over the two outer widths
+    # Only the largest of the activations counts.
     activation: Callable[[Architecture, Block], float] | None = None
     end_activation: Callable[[Architecture], float] | None = None
 
     def units(self, a: Architecture) -> float:
-        """Of a whole architecture."""
+        """The cost of a whole architecture, in units."""
         changes = (self.change(x.width, y.width) for x, y in itertools.pairwise(a.blocks))
         total = self.end(a) + sum(changes) + sum(self.block(a, block) for block in a.blocks)
         if self.activation is not None and self.end_activation is not None:
@@ -70,25 +73,27 @@ class AdditiveCost:
 
 @dataclass(frozen=True)
 class MetricCost:
-    """One metric over models of one vocabulary: the least over `alternatives` of the greatest of their sums. `scale`
-    units are one of the metric."""
+    """One metric of models of one vocabulary: the minimum over `alternatives` of the maximum of their sums.
+
+    One of the metric is `scale` units.
+    """
 
     alternatives: tuple[tuple[AdditiveCost, ...], ...]
     scale: float = 1.0
 
     @property
     def sums(self) -> list[AdditiveCost]:
-        """Each once."""
+        """The sums of all alternatives, each once."""
         return list(dict.fromkeys(itertools.chain(*self.alternatives)))
 
     def value(self, a: Architecture) -> float:
-        """The whole architecture's cost, in the metric."""
+        """The cost of a whole architecture, in the metric's own unit."""
         units = {each: each.units(a) for each in self.sums}
         return min(max(units[each] for each in sums) for sums in self.alternatives) / self.scale
 
 
 def unit_limit(limit: float, scale: float) -> float:
-    """The largest number of units whose value, units / scale, is at most `limit`."""
+    """The largest number of units with units / scale <= `limit`."""
     units = limit * scale
     while units / scale > limit:
         units = math.nextafter(units, 0)
@@ -99,7 +104,10 @@ def unit_limit(limit: float, scale: float) -> float:
 
 @dataclass(frozen=True)
 class CostModel:
-    """Raises InputError on an unknown precision, or a table of another."""
+    """What architectures cost at one weight precision, with an optional latency table.
+
+    Raises InputError for an unknown precision, or for a table of another precision.
+    """
 
     precision: str
     table: Table | None = None
@@ -113,7 +121,7 @@ class CostModel:
             )
 
     def resolve(self, metric: Metric, space: Space) -> Metric:
-        """`metric` with what it is at, where that was left open. Raises InputError for a latency without a table."""
+        """`metric` with the default after its @, if it has none. Raises InputError for a latency without a table."""
         if metric.kind.latency and self.table is None:
             hint = "run: merino-edge profile --out T.jsonl, then add --table T.jsonl"
             raise InputError(f"{metric.kind.option} needs a latency table", hint)
@@ -123,12 +131,12 @@ class CostModel:
             return dataclasses.replace(metric, at=self.precision)
         usual = DEFAULT_TOKENS if self.table is None else self.table.default_length
         tokens = min(usual, space.contexts[0])
-        if metric.kind.at == "prompt bytes":  # of as many tokens, where a token is shortest
+        if metric.kind.at == "prompt bytes":  # as many bytes as the shortest tokens of the space make
             tokens = int(tokens * min(_bytes_per_token(metric, vocabulary) for vocabulary in space.vocabularies))
         return dataclasses.replace(metric, at=max(1, tokens))
 
     def metric_cost(self, metric: Metric, vocabulary: Vocabulary) -> MetricCost:
-        """Raises InputError where the vocabulary does not say how many bytes a token stands for, and is asked."""
+        """`metric` for models of one vocabulary. Raises InputError if the bytes per token are needed but unknown."""
         if metric.kind.latency:
             return self._latency_parts(metric, vocabulary)
         element_bytes = counts.cache_element_bytes(self.precision)
@@ -180,13 +188,13 @@ class CostModel:
         )
 
     def positions(self, metric: Metric, vocabulary: Vocabulary) -> int:
-        """How many positions a model must have for `metric` to mean anything."""
+        """How many positions a model needs so that `metric` is defined for it."""
         if metric.name == "first_token_ms":
             return self.step(metric, vocabulary).length
         return metric.at if isinstance(metric.at, int) else 1
 
     def step(self, metric: Metric, vocabulary: Vocabulary) -> Step:
-        """What a latency metric asks of the table."""
+        """The latency query that answers a latency metric."""
         at = int(metric.at or 0)
         if metric.name == "first_token_ms":
             return Step("prefill", math.ceil(at / _bytes_per_token(metric, vocabulary)))
@@ -194,25 +202,27 @@ class CostModel:
         return Step(mode, at, "mj" if metric.name == "energy_mj" else "ms")
 
     def check_coverage(self, space: Space, templates: Iterable[int], metrics: Iterable[Metric]) -> None:
-        """Raise InputError, naming what the table lacks and the command that adds it, where a latency in `metrics`
-        cannot be answered for every architecture of `space` in these frames."""
-        asked = [metric for metric in metrics if metric.kind.latency]
-        if self.table is None or not asked:
+        """Check that the table answers every latency in `metrics` for every architecture of `space` in `templates`.
+
+        Raises InputError that names what the table lacks and the command that adds it.
+        """
+        latencies = [metric for metric in metrics if metric.kind.latency]
+        if self.table is None or not latencies:
             return
         for model in space.models:
             self.table.check_family(model)
-        chosen = [space.templates[template] for template in templates]
-        vocabularies = {template.vocabulary for template in chosen}
-        for metric, vocabulary in itertools.product(asked, vocabularies):
-            self.metric_cost(metric, vocabulary)  # which says if a token's length is missing
-        steps = sorted({self.step(metric, vocabulary) for metric in asked for vocabulary in vocabularies})
-        gaps: dict[str, None] = {}  # in order, each once
+        used_templates = [space.templates[template] for template in templates]
+        vocabularies = {template.vocabulary for template in used_templates}
+        for metric, vocabulary in itertools.product(latencies, vocabularies):
+            self.metric_cost(metric, vocabulary)  # raises if the bytes per token are missing
+        steps = sorted({self.step(metric, vocabulary) for metric in latencies for vocabulary in vocabularies})
+        gaps: dict[str, None] = {}  # an ordered set
         needed: set[int] = set()
         for step in steps:
-            places = {self.table.cache_positions(step, template.context) for template in chosen}
-            if found := self._gaps(space, step, places):
-                gaps |= dict.fromkeys(found)
-                needed |= places
+            capacities = {self.table.cache_positions(step, template.context) for template in used_templates}
+            if missing := self._gaps(space, step, capacities):
+                gaps |= dict.fromkeys(missing)
+                needed |= capacities
         if gaps:
             lines = list(gaps)
             more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
@@ -223,13 +233,14 @@ class CostModel:
                 f"--out {self.table.path}",
             )
 
-    def _gaps(self, space: Space, step: Step, places: Iterable[int]) -> list[str]:
+    def _gaps(self, space: Space, step: Step, capacities: Iterable[int]) -> list[str]:
         assert self.table is not None
-        used = sorted({w for template in range(len(space.templates)) for w in space.width_range(template)})
-        choices = [g for w in used for g in space.block_choices[space.first_choice[w] : space.first_choice[w + 1]]]
+        widths = sorted({w for template in range(len(space.templates)) for w in space.width_range(template)})
+        choices = [g for w in widths for g in space.block_choices[space.first_choice[w] : space.first_choice[w + 1]]]
         shapes = {(g.width, g.heads, g.kv_heads, g.ffn_width) for g in choices}
-        layers = [layer_point(at, *shape) for at in places for shape in shapes]
-        length = () if step.mode == "decode" else (step.length,)  # which only the layers of a decode step depend on
+        layers = [layer_point(at, *shape) for at in capacities for shape in shapes]
+        # In a decode step only the layers depend on the length.
+        length = () if step.mode == "decode" else (step.length,)
         changes = [(*length, x * y) for x, y in space.projections]
         ends = [(*length, v.size, e) for v in space.vocabularies for e in space.embedding_widths]
         gaps = []

@@ -1,7 +1,7 @@
 """The entropy of a randomly initialised network's layers, and the penalty for depth.
 
-Closed form: no training, no data, no sampling (MeRino, AAAI 2025; paper sections 2-4). How a score is made of them
-stands in `merino_edge.search.score`.
+Both have a closed form (MeRino, AAAI 2025; paper sections 2-4). No training, no data and no sampling is needed.
+`merino_edge.search.score` makes scores of them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from merino_edge.errors import InputError
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """The score's constants. The paper gives `beta_depth` only through its Table 1; it leaves open
-    `alpha_mha` and `alpha_ffn` (it tunes them against perplexity), `epsilon_squared`, and the form of
-    the depth penalty, here `(1 - gamma) ** effectiveness_power`. The defaults of the open ones are
-    those whose exact optima come closest to the paper's parameter counts under its FLOP budgets
-    (docs/reproduction.md: 1.4 % on average); they are not calibrated against trained models.
-    `shared_layer` is what a layer counts whose weights an earlier layer of its block has had: 1 is
-    the paper's, which takes sharing for free; trained models say less (docs/study.md).
+    """The constants of the score.
+
+    The paper gives `beta_depth` only through its Table 1. It leaves four things open: `alpha_mha` and `alpha_ffn` (it
+    tunes them against perplexity), `epsilon_squared`, and the form of the depth penalty. The penalty here is
+    `(1 - gamma) ** effectiveness_power`. The defaults of the open constants are those whose exact optima come closest
+    to the paper's parameter counts under its FLOP budgets (docs/reproduction.md: 1.4 % on average). They are not
+    calibrated against trained models.
+
+    A layer may share its weights with an earlier layer of its block. Such a layer counts as `shared_layer` layers. The
+    paper's value is 1, which makes sharing free. Trained models suggest less (docs/study.md).
     """
 
     alpha_mha: float = 0.57
@@ -42,19 +45,18 @@ class Hyperparameters:
             raise InputError(f"shared_layer is {self.shared_layer}", "give 0 to 1")
 
     def counted_layers(self, block: Block) -> float:
-        """How many layers with weights of their own a block counts as; in 1024ths, so that sums of scores are exact."""
+        """The number of layers that a block counts as. It is a multiple of 1/1024, so that sums are exact."""
         repeated = block.layers - block.weight_layers
         return block.weight_layers + round(1024 * self.shared_layer) / 1024 * repeated
 
 
 @lru_cache(maxsize=65536)
 def matrix_entropy(rows: int, columns: int, epsilon_squared: float) -> float:
-    """E[sum_j log(1 + s_j^2 / epsilon_squared)] in nats over the singular values s_j of a
-    [rows, columns] matrix of independent N(0, 1) elements.
+    """The mean of sum_j log(1 + s_j^2 / epsilon_squared) over the singular values s_j of a random matrix, in nats.
 
-    The leading term is the Shannon transform of the Marchenko-Pastur law (Tulino and Verdu, 2004), the
-    second the mean of its fluctuation for real elements (Bai and Silverstein, 2004), which does not
-    vanish with size. What is left falls as 1 / size.
+    The matrix is [rows, columns] with independent N(0, 1) elements. The leading term is the Shannon transform of the
+    Marchenko-Pastur law (Tulino and Verdu, 2004). The second term is the mean of its fluctuation for real elements
+    (Bai and Silverstein, 2004), which does not vanish with size. The remaining error falls as 1 / size.
     """
     m, n = sorted((rows, columns))
     beta, g = m / n, n / epsilon_squared
@@ -66,24 +68,24 @@ def matrix_entropy(rows: int, columns: int, epsilon_squared: float) -> float:
 
 
 def effectiveness_gamma(depth: int, width: int, beta_depth: float) -> float:
-    """How far past its trainable depth a network of `depth` layers is, 0..1 (paper section 3)."""
+    """How far a network of `depth` layers is past its trainable depth, from 0 to 1 (paper section 3)."""
     return min(1.0, beta_depth * depth / math.log2(width)) if width > 1 else 1.0
 
 
 def depth_penalty(depth: int, width: int, hyperparameters: Hyperparameters) -> float:
-    """The factor 0..1 on a layer's entropy. The paper leaves its form open; 1 - gamma is its plainest reading."""
+    """The factor on a layer's entropy, from 0 to 1. The paper does not give its form; 1 - gamma is the plainest one."""
     gamma = effectiveness_gamma(depth, width, hyperparameters.beta_depth)
     return float((1 - gamma) ** hyperparameters.effectiveness_power)
 
 
 def layer_entropy(
-    width: int, kv_width: int, ffn_width: int, gated: bool, epsilon_squared: float, cut: int | None = None
+    width: int, kv_width: int, ffn_width: int, epsilon_squared: float, *, gated: bool, cut: int | None = None
 ) -> tuple[float, float]:
-    """Raw entropy (attention, FFN) of one layer: Q, K, V, O; and up, down and, where gated, the gate.
+    """The raw entropy of one layer's attention (Q, K, V, O) and FFN (up, down, and the gate if `gated`), in nats.
 
-    With `cut`, the narrowest width that everything before has passed through, every matrix counts with at most `cut`
-    dimensions on the side of the residual stream: no more can tell it anything (data-processing inequality; paper
-    section 9 says why it is wanted).
+    `cut` is the narrowest width that every signal has passed through. With it, every matrix counts with at most `cut`
+    dimensions on its residual-stream side. No more dimensions can carry information (data-processing inequality). Paper
+    section 9 says why this is useful.
     """
     stream = width if cut is None else min(width, cut)
     query, key = (matrix_entropy(stream, columns, epsilon_squared) for columns in (width, kv_width))

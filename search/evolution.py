@@ -1,16 +1,15 @@
 """The paper's evolutionary algorithm (MeRino, AAAI 2025; paper section 6), seeded and reproducible.
 
-Random architectures start the population; each iteration mutates one block of a random parent and
-keeps the child if it is better than the worst. Where the text is silent: no genome stands in the
-population twice, the cheapest architecture of each budgeted metric is there from the start, and an
-architecture over budget ranks below every one within, by how far over it is, so that tight budgets
-are approached rather than waited for.
+Random candidates start the population. Each iteration mutates one block of a random parent, and keeps the child if it
+is better than the worst member. Three details are not in the paper. No candidate occurs twice in the population. The
+cheapest candidate of each budgeted metric is in it from the start. A candidate over budget ranks below all others, by
+how far it is over, so that the population moves towards tight budgets.
 
-Two departures. Half of the children have a second block mutated: under a tight budget one block can grow only where
-another shrinks, and with single mutations most seeds end below the optimum. And in spaces that leave more open than
-the paper's, a child may instead gain or lose a block, or change one choice of its frame.
+There are two departures from the paper. Half of the children have a second block mutated. Under a tight budget one
+block can grow only where another shrinks, and with single mutations most seeds end below the optimum. Also, in a space
+with more dimensions than the paper's, a child may gain or lose a block, or change one field of its template.
 
-It proves nothing: the best it saw is not always the best there is. `merino_edge.search.exact.solver` says how far off it is.
+The evolution proves nothing. `merino_edge.search.exact.solver` says how far its result is from the optimum.
 """
 
 from __future__ import annotations
@@ -28,49 +27,49 @@ from merino_edge.search.exact.minimum import minimum
 from merino_edge.search.problem import Problem, TemplateProgram
 from merino_edge.search.space import Candidate, Space
 
-SECOND_MUTATION = 0.5  # probability
-OTHER_MUTATION = 0.25  # of the number of blocks, and of the frame, where there is a choice
-CLOUD_POINTS = 4000
+SECOND_MUTATION = 0.5  # probability of a second mutation
+OTHER_MUTATION = 0.25  # probability to change the number of blocks, and to change the template, where there is a choice
+CLOUD_POINTS = 4000  # candidates that are kept for a plot
 
 
 @dataclass(frozen=True)
 class Evolution:
-    """The best genome found, None where none met the budgets, and how the search went."""
+    """The best candidate, None where none met the budgets, and the course of the search."""
 
     candidate: Candidate | None
     iterations: int
-    history: tuple[tuple[int, float], ...]  # (iteration, best score from then on)
-    cloud: tuple[Candidate, ...]  # a sample of the genomes visited
+    history: tuple[tuple[int, float], ...]  # (iteration, best score from there on)
+    cloud: tuple[Candidate, ...]  # a sample of the candidates visited
 
 
 class _Evaluator:
-    """Ranks genomes by table lookup."""
+    """Ranks candidates by table lookup."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.layers = [choice.layers for choice in problem.space.block_choices]
         self.width_of = problem.space.width_of
-        self._tables: dict[int, list[tuple[TemplateProgram, tuple[Any, ...]]]] = {}  # by frame
+        self._tables: dict[int, list[tuple[TemplateProgram, tuple[Any, ...]]]] = {}  # by template
         self._scores: dict[tuple[int, int, int], list[float | None]] = {}
 
     def score(self, candidate: Candidate) -> float:
         problem = self.problem
         if problem.score.block is None:
             return problem.total(candidate)
-        model, choices = problem.space.models[candidate.template], problem.space.block_choices
+        model, blocks = problem.space.models[candidate.template], problem.space.block_choices
         depth = sum([self.layers[choice] for choice in candidate.choices])
-        cut = min(model.embedding_width, choices[candidate.choices[0]].width)
-        known = self._scores.setdefault((candidate.template, depth, cut), [None] * len(choices))
+        cut = min(model.embedding_width, blocks[candidate.choices[0]].width)
+        scores = self._scores.setdefault((candidate.template, depth, cut), [None] * len(blocks))
         total = 0.0
         for choice in candidate.choices:
-            part = known[choice]
+            part = scores[choice]
             if part is None:
-                part = known[choice] = problem.score.block_total(model, choices[choice], depth, cut)
+                part = scores[choice] = problem.score.block_total(model, blocks[choice], depth, cut)
             total += part
-        return problem.score.factor(choices[candidate.choices[-1]].width) * total
+        return problem.score.factor(blocks[candidate.choices[-1]].width) * total
 
     def excess(self, candidate: Candidate) -> float:
-        """How far over the budgets, as a sum of fractions of each; 0 within."""
+        """How far the candidate is over the budgets, as a sum of fractions of the limits; 0 if it is within."""
         if candidate.template not in self._tables:
             self._tables[candidate.template] = [
                 (program, _lists(program)) for program in self.problem.programs(candidate.template)
@@ -78,15 +77,15 @@ class _Evaluator:
         return min([self._over(candidate, program, lists) for program, lists in self._tables[candidate.template]])
 
     def _over(self, candidate: Candidate, program: TemplateProgram, lists: tuple[Any, ...]) -> float:
-        """`excess` by one program: of a metric's sums the largest counts."""
-        choices, changes, start, finish, most = lists
-        over = [0.0] * len(most)
-        for k, limit in enumerate(most):
+        """The excess by one program. The largest of a metric's sums counts."""
+        block_costs, changes, start, finish, upper = lists
+        over = [0.0] * len(upper)
+        for k, limit in enumerate(upper):
             before = self.width_of[candidate.choices[0]]
             total = start[k][before]
             for choice in candidate.choices:
                 after = self.width_of[choice]
-                total += choices[k][choice] + changes[k][before][after]
+                total += block_costs[k][choice] + changes[k][before][after]
                 before = after
             total += finish[k][before]
             if k == program.peak:
@@ -97,13 +96,13 @@ class _Evaluator:
         return sum(over)
 
     def rank(self, candidate: Candidate) -> tuple[bool, float]:
-        """Within the budgets by score, outside below them by excess."""
+        """The sort key: candidates within the budgets by score, below them all others by excess."""
         excess = self.excess(candidate)
         return (False, -excess) if excess > 0 else (True, self.score(candidate))
 
 
 def _lists(program: TemplateProgram) -> tuple[Any, ...]:
-    """A program's costs as nested lists, faster to index."""
+    """A program's costs as nested lists, which Python indexes faster than arrays."""
     arrays = (
         program.block_costs.T,
         program.changes.transpose(2, 0, 1),
@@ -123,8 +122,11 @@ def evolve(
     seed: int = 0,
     on_progress: Callable[[int, float], None] | None = None,
 ) -> Evolution:
-    """Search for the highest score within the budgets. `on_progress` is called with (iteration, best score) now and
-    then. Raises InputError where an argument is out of range."""
+    """Search for the candidate with the highest score within the budgets.
+
+    Now and then `on_progress` gets the iteration and the best score so far. Raises InputError where an argument is out
+    of range.
+    """
     limits.check_range("iterations", iterations, 0, limits.MAX_ITERATIONS)
     limits.check_range("population", population, 1, limits.MAX_POPULATION)
     limits.check_range("parents", parents, 1, population)
@@ -133,7 +135,7 @@ def evolve(
     space, evaluator = problem.space, _Evaluator(problem)
     templates = set(problem.templates)
     members = _cheapest(problem)
-    for _ in range(100 * population):  # frames too short for the budgets may be most of the space
+    for _ in range(100 * population):  # most templates may be too short for the budgets
         if len(members) < min(population, space.size) and (candidate := space.sample(rng)).template in templates:
             members.add(candidate)
     ranked = sorted((evaluator.rank(candidate), candidate) for candidate in members)  # worst first
@@ -167,18 +169,20 @@ def evolve(
 
 
 def _cheapest(problem: Problem) -> set[Candidate]:
-    """For each budget a genome of least cost; without budgets any that is allowed."""
-    found = set()
+    """The cheapest candidate of each budgeted metric; without budgets the one with the fewest parameters."""
+    candidates = set()
     for metric, limit in problem.budget.limits or ((Metric("parameters"), 1.0),):
         cheapest = minimum(problem.limited(Budget(((metric, limit),))), metric)
         if cheapest is not None and cheapest[1].template in problem.templates:
-            found.add(cheapest[1])
-    return found
+            candidates.add(cheapest[1])
+    return candidates
 
 
 def mutate(space: Space, candidate: Candidate, rng: random.Random) -> Candidate:
-    """`genome` with one block drawn anew: width within the neighbours', FFN ratio, depth and the rest (paper section
-    6); or with a block more or less; or with one choice of its frame changed."""
+    """`candidate` with one change: a new block, one block more or less, or another template.
+
+    A new block is drawn between its neighbours' widths, with any FFN ratio and number of layers (paper section 6).
+    """
     if len(space.templates) > 1 and rng.random() < OTHER_MUTATION:
         return _with_other_template(space, candidate, rng)
     choices, widths = candidate.choices, space.width_range(candidate.template)
@@ -197,7 +201,7 @@ def mutate(space: Space, candidate: Candidate, rng: random.Random) -> Candidate:
 
 
 def _with_other_template(space: Space, candidate: Candidate, rng: random.Random) -> Candidate:
-    """Another value in one of the frame's choices; blocks of a width not allowed there get the nearest that is."""
+    """Change one field of the template. A block whose width is not allowed there gets the nearest allowed width."""
     sizes = [len(choices) for choices in (space.ffn, space.vocabularies, space.embedding_widths, space.contexts)]
     place = rng.choice([i for i, size in enumerate(sizes) if size > 1])
     stride = math.prod(sizes[place + 1 :])

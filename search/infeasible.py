@@ -1,4 +1,4 @@
-"""What to say when no architecture meets the budgets: which of them bind, and the nearest value of each that is met."""
+"""The error for budgets that no architecture meets. It names the budgets that bind, and the nearest value of each."""
 
 from __future__ import annotations
 
@@ -7,28 +7,31 @@ from merino_edge.search.budget import Budget, Metric, spell_quantity
 from merino_edge.search.exact.minimum import minimum
 from merino_edge.search.problem import Problem
 
-STEPS = 12  # halvings of the factor by which all budgets must grow
+STEPS = 12  # bisection steps for the factor by which all budgets must grow
 
 
 def infeasibility_error(problem: Problem) -> BudgetError:
-    """The error for a problem that was proven to have no solution."""
+    """The error for a problem that is proven to have no solution."""
     budget = problem.budget
     alone = {metric: _minimum(problem, Budget(((metric, limit),)), metric) for metric, limit in budget.limits}
-    beyond = [metric for metric, limit in budget.limits if alone[metric] > limit]
+    impossible = [metric for metric, limit in budget.limits if alone[metric] > limit]
     where = f"no architecture of space {problem.space.name} meets"
-    if beyond:
-        # Beside budgets that can be met, an impossible one may need more than it does alone.
-        rest = budget.without(*beyond)
-        nearest = {metric: _minimum(problem, rest.within(metric, 1.0), metric) or alone[metric] for metric in beyond}
+    if impossible:
+        # Together with the other budgets, the minimum of an impossible one may be higher than alone.
+        rest = budget.without(*impossible)
+        nearest = {
+            metric: _minimum(problem, rest.within(metric, 1.0), metric) or alone[metric] for metric in impossible
+        }
         what = " and ".join(
-            f"{_spell(problem, metric)} (the least possible is {spell_quantity(nearest[metric])})" for metric in beyond
+            f"{_spell(problem, metric)} (the least possible is {spell_quantity(nearest[metric])})"
+            for metric in impossible
         )
-        return BudgetError(f"{where} {what}", f"raise {' and '.join(_options(beyond))}")
+        return BudgetError(f"{where} {what}", f"raise {' and '.join(_options(impossible))}")
     together = " and ".join(_spell(problem, metric) for metric in budget.metrics)
     nearest = {metric: _minimum(problem, budget, metric) for metric in budget.metrics}
-    helps = [metric for metric in budget.metrics if nearest[metric]]
-    if helps:
-        what = " or ".join(f"{metric.key} to {spell_quantity(nearest[metric])}" for metric in helps)
+    sufficient = [metric for metric in budget.metrics if nearest[metric]]
+    if sufficient:
+        what = " or ".join(f"{metric.key} to {spell_quantity(nearest[metric])}" for metric in sufficient)
         return BudgetError(f"{where} {together} together", f"raise {what}, leaving the others as they are")
     factor = _common_factor(problem)
     return BudgetError(
@@ -45,13 +48,13 @@ def _spell(problem: Problem, metric: Metric) -> str:
 
 
 def _minimum(problem: Problem, budget: Budget, metric: Metric) -> float:
-    """The least value of `metric` within the other budgets of `budget`; 0 where they cannot be met."""
-    found = minimum(problem.limited(budget), metric)
-    return found[0] if found else 0.0
+    """The minimum of `metric` within the other budgets of `budget`; 0 where they cannot be met."""
+    optimum = minimum(problem.limited(budget), metric)
+    return optimum[0] if optimum else 0.0
 
 
 def _common_factor(problem: Problem) -> float:
-    """By how much all limits must grow together, to three digits upwards."""
+    """The factor by which all limits must grow together, rounded up to about three digits."""
 
     def met(factor: float) -> bool:
         grown = Budget(tuple((metric, limit * factor) for metric, limit in problem.budget.limits))

@@ -1,18 +1,17 @@
-"""The exact trade-off between score and one cost: for every point, no architecture scores more at that cost or less.
+"""The exact Pareto front of score against one cost. At every point, no architecture scores more at that cost or less.
 
-The front runs from the least cost within the budgets to where more of it buys nothing. Each point is solved exactly
-(merino_edge.search.exact.solver) under its own limit; among equal scores the cheapest is taken, so no point is dominated. A
-limit in the widest gap left is tried next until there are as many points as asked for, or no more to be found.
+The front runs from the lowest cost within the budgets to the cost beyond which the score no longer rises. Each point is
+solved exactly under its own limit (`merino_edge.search.exact.solver`). Among equal scores the cheapest is taken, so no
+point is dominated. The next limit lies in the widest gap between points, until there are enough points or no more
+exist.
 
-Report `NAME.json`, kind "pareto_front", schema 1:
+The report `NAME.json` has kind "pareto_front" and schema 1. `complete` says whether the front has no other points:
 
     {"metric": "decode_ms@256", "label", "unit", "score": {"name": "effective", ...}, "complete": false,
      "points": [{"limit": 5.0, "value", "score", "bound", "costs": {...}, "id", "architecture": {...}}, ...],
      "references": [{"name", "score", "value": number or null, "notes": [...], "architecture": {...}}, ...],
      "budgets": {...}, "precision": "int4", "space": {"name", "size", "form"},
      "table": {"name", "sha256", "estimated", "device"} or null}
-
-`complete`: whether the front has no point besides these.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Point:
-    """The best architecture that costs at most `limit`, what it costs and scores, and the proven bound on the score."""
+    """The best candidate that costs at highest `limit`, with its cost `value`, its score and the proven bound."""
 
     limit: float
     value: float
@@ -46,7 +45,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Front:
-    """Points by rising cost. `complete`: there is none between them."""
+    """The points by rising cost. `complete` says that the front has no point between them."""
 
     metric: Metric
     problem: Problem
@@ -55,23 +54,28 @@ class Front:
 
 
 def pareto_front(
-    problem: Problem, metric: Metric, count: int, note: Callable[[int], None] = lambda points: None
+    problem: Problem, metric: Metric, count: int, on_point: Callable[[int], None] = lambda points: None
 ) -> Front:
-    """At most `count` points of score against `metric`, within the problem's other budgets. Raises BudgetError where
-    nothing meets those, InputError for fewer than two points or a score that is not a sum over blocks."""
+    """Find up to `count` points of score against `metric`, within the problem's other budgets.
+
+    `on_point` gets the number of points so far. Raises BudgetError where nothing meets the other budgets. Raises
+    InputError for fewer than two points, or for a score that is not a sum over blocks.
+    """
     if count < 2:
         raise InputError(f"a front of {count} points", "ask for at least 2")
     metric = problem.cost_model.resolve(metric, problem.space)
-    most = dict(problem.budget.limits).get(metric, UNBOUNDED)
-    problem = Problem(problem.space, problem.budget.within(metric, most), problem.score, problem.cost_model)
+    highest = dict(problem.budget.limits).get(metric, UNBOUNDED)
+    problem = Problem(problem.space, problem.budget.within(metric, highest), problem.score, problem.cost_model)
 
     def solve(limit: float) -> Point | None:
         limited = problem.limited(problem.budget.within(metric, limit))
-        found = ExactSolver(limited).solve()
-        if found.candidate is None:
+        certificate = ExactSolver(limited).solve()
+        if certificate.candidate is None:
             return None
-        value = problem.value(metric, problem.space.architecture(found.candidate), found.candidate.template)
-        return Point(value if limit == UNBOUNDED else limit, value, found.candidate, found.score, found.bound)
+        value = problem.value(metric, problem.space.architecture(certificate.candidate), certificate.candidate.template)
+        return Point(
+            value if limit == UNBOUNDED else limit, value, certificate.candidate, certificate.score, certificate.bound
+        )
 
     last = solve(dict(problem.budget.limits)[metric])
     if last is None:
@@ -85,10 +89,10 @@ def pareto_front(
     while gaps and len(points) < count:
         gap = gaps.pop(max(range(len(gaps)), key=lambda i: gaps[i].width))
         point = solve(gap.limit)
-        assert point is not None  # the lower one costs less
+        assert point is not None  # the lower point is within this limit
         if point.value > gap.low:
             points[point.value] = point
-            note(len(points))
+            on_point(len(points))
             gaps.append(_Gap(gap.low, gap.known, point.value))
         if not gap.last:
             low, last_try = (gap.low, True) if point.value == gap.low else (point.value, False)
@@ -98,8 +102,11 @@ def pareto_front(
 
 @dataclass(frozen=True)
 class _Gap:
-    """Between two points of the front. Every limit from `low` to `known` gives the lower one. `last`: the next limit is
-    the highest below `high`, whose answer is the neighbour of the upper point."""
+    """The costs between two points of the front, where other points may be.
+
+    Every limit from `low` to `known` gives the lower point. If `last`, the next limit is the highest one below `high`.
+    Its solution is the upper point's neighbour.
+    """
 
     low: float
     known: float

@@ -1,6 +1,6 @@
-"""A Pareto front for people and programs: document (JSON), terminal table, plot (PNG) and a page to point at (HTML).
+"""Reports of a Pareto front: a document (JSON), a terminal table, a plot (PNG) and an interactive page (HTML).
 
-The page is one file with nothing to fetch: `front.html` beside this module, with the document inside.
+The page is a single file that loads nothing else. It is `front.html` beside this module, with the document inside.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-def document(front: Front, config: SearchConfig, references: Sequence[Reference]) -> dict[str, Any]:
-    """The fields of the report (merino_edge.search.pareto)."""
+def to_document(front: Front, config: SearchConfig, references: Sequence[Reference]) -> dict[str, Any]:
+    """The fields of the report. `merino_edge.search.pareto` shows its form."""
     problem, table = front.problem, config.table
     points = []
     for point in front.points:
@@ -53,62 +53,67 @@ def document(front: Front, config: SearchConfig, references: Sequence[Reference]
     }
 
 
-def table(found: dict[str, Any]) -> RenderableType:
-    """The points, and the public models beside them."""
+def table(document: dict[str, Any]) -> RenderableType:
+    """A terminal table of the points, and one of the public models."""
     from rich.console import Group
     from rich.table import Table
 
-    label, unit = found["label"], found["unit"]
-    points = Table(label, "score", "architecture", "blocks (layers x width / FFN)", title=_title(found))
-    for point in found["points"]:
+    label, unit = document["label"], document["unit"]
+    points = Table(label, "score", "architecture", "blocks (layers x width / FFN)", title=_title(document))
+    for point in document["points"]:
         blocks = point["architecture"]["blocks"]
         points.add_row(f"{point['value'] / unit:.4g}", f"{point['score']:,.1f}", point["id"], blocks_in_words(blocks))
     public = Table(label, "score", "public model", "with")
-    for reference in found["references"]:
+    for reference in document["references"]:
         value = "-" if reference["value"] is None else f"{reference['value'] / unit:.4g}"
         public.add_row(value, f"{reference['score']:,.1f}", reference["name"], ", ".join(reference["notes"]))
-    claim = "the whole front" if found["complete"] else "points of the front; asking for more finds those between"
-    return Group(points, public, f"{len(found['points'])} {claim}; each proven optimal for its {found['metric']}")
+    claim = "the whole front" if document["complete"] else "points of the front; asking for more finds those between"
+    return Group(points, public, f"{len(document['points'])} {claim}; each proven optimal for its {document['metric']}")
 
 
 def blocks_in_words(blocks: Sequence[dict[str, Any]]) -> str:
+    """Blocks as text: layers (s: shared weights) x width / FFN width."""
     return "  ".join(
         f"{b['layers']}{'s' if b['shared'] and b['layers'] > 1 else ''} x {b['width']}/{b['ffn_width']}" for b in blocks
     )
 
 
-def _title(found: dict[str, Any]) -> str:
-    budgets = ", ".join(f"{key} at most {limit:.6g}" for key, limit in found["budgets"].items())
-    where = f"space {found['space']['name']}, {found['precision']}"
-    if source := found["table"]:
+def _title(document: dict[str, Any]) -> str:
+    budgets = ", ".join(f"{key} at most {limit:.6g}" for key, limit in document["budgets"].items())
+    where = f"space {document['space']['name']}, {document['precision']}"
+    if source := document["table"]:
         where += f", {source['device']}{' (estimated)' if source['estimated'] else ''}"
     return f"{where}{f'; {budgets}' if budgets else ''}"
 
 
-def plot(found: dict[str, Any], path: Path | str) -> None:
-    """The front as steps, with the public models. Raises MissingExtraError, OutputError."""
+def plot(document: dict[str, Any], path: Path | str) -> None:
+    """Plot the front as steps, with the public models. Raises MissingExtraError, OutputError."""
     require("matplotlib", "plot")
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, NullLocator
 
     figure = Figure(figsize=(8, 5), layout="constrained")
-    axes, unit = figure.subplots(), found["unit"]
-    values, scores = zip(*((p["value"] / unit, p["score"]) for p in found["points"]), strict=True)
+    axes, unit = figure.subplots(), document["unit"]
+    values, scores = zip(*((p["value"] / unit, p["score"]) for p in document["points"]), strict=True)
     axes.step(values, scores, where="post", color="C0", linewidth=1)
     axes.plot(
-        values, scores, "o", color="C0", markersize=4, label=f"best of {found['space']['size']:.3g} architectures"
+        values, scores, "o", color="C0", markersize=4, label=f"best of {document['space']['size']:.3g} architectures"
     )
-    shown = [r for r in found["references"] if r["value"] is not None]
+    shown = [r for r in document["references"] if r["value"] is not None]
     for reference in shown:
         face = "none" if reference["notes"] else "C3"
         axes.plot(reference["value"] / unit, reference["score"], "s", color="C3", markerfacecolor=face, markersize=6)
-    axes.set(xlabel=found["label"], ylabel=f"score ({found['score']['name']})", title=_title(found), xscale="log")
-    _name(axes, [(r["value"] / unit, r["score"], r["name"]) for r in shown], list(zip(values, scores, strict=True)))
+    axes.set(
+        xlabel=document["label"], ylabel=f"score ({document['score']['name']})", title=_title(document), xscale="log"
+    )
+    _label_points(
+        axes, [(r["value"] / unit, r["score"], r["name"]) for r in shown], list(zip(values, scores, strict=True))
+    )
     if shown:
         hollow = ", hollow: nearest the table knows" if any(r["notes"] for r in shown) else ""
         axes.plot([], [], "s", color="C3", label=f"public models{hollow}")
     low, high = axes.get_xlim()
-    if high < 10 * low:  # too few powers of ten to name
+    if high < 10 * low:  # the axis has too few powers of ten for labels
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter("{x:g}")
@@ -119,18 +124,23 @@ def plot(found: dict[str, Any], path: Path | str) -> None:
 
 
 def _two_and_five(value: float, position: float) -> str:
-    """Names of the minor ticks of a logarithmic axis, those that have room."""
+    """The label of a minor tick on a logarithmic axis. Only ticks that have room get one."""
     return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
-def _name(axes: Axes, points: Sequence[tuple[float, float, str]], others: Sequence[tuple[float, float]]) -> None:
-    """Write names on the right of points; left or further down where one would cover another, `others` or the edge."""
+def _label_points(
+    axes: Axes, points: Sequence[tuple[float, float, str]], others: Sequence[tuple[float, float]]
+) -> None:
+    """Write a name on the right of each point.
+
+    It goes to the left or further down where it would cover another name, one of `others` or the edge.
+    """
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
 
     def place(value: float, score: float) -> tuple[float, float]:
         return math.log(value / left) / math.log(right / left), (score - bottom) / (top - bottom)
 
-    taken = [(x - 0.01, x + 0.01, y) for x, y in (place(*other) for other in others)]
+    occupied = [(x - 0.01, x + 0.01, y) for x, y in (place(*other) for other in others)]
     for value, score, name in points:
         (x, y), width = place(value, score), len(name) / 90
         starts = [start for start in (x, x - width) if start + width <= 1]
@@ -138,18 +148,20 @@ def _name(axes: Axes, points: Sequence[tuple[float, float, str]], others: Sequen
             (line, start)
             for line in itertools.count()
             for start in starts
-            if not any(abs(y - 0.03 * line - other) < 0.03 and a < start + width and start < b for a, b, other in taken)
+            if not any(
+                abs(y - 0.03 * line - other) < 0.03 and a < start + width and start < b for a, b, other in occupied
+            )
         )
-        taken.append((start, start + width, y - 0.03 * line))
+        occupied.append((start, start + width, y - 0.03 * line))
         aside, align = (-6, "right") if start < x else (6, "left")
         axes.annotate(
             name, (value, score), (aside, -3 - 10 * line), textcoords="offset points", fontsize="small", ha=align
         )
 
 
-def page(found: dict[str, Any], path: Path | str) -> None:
-    """The page. Raises OutputError."""
+def page(document: dict[str, Any], path: Path | str) -> None:
+    """Write the page. Raises OutputError."""
     template = files(__package__).joinpath("front.html").read_text(encoding="utf-8")
-    # Inside a script element only "</" could end it; as an escape it is the same JSON.
-    data = json.dumps({**found, "title": _title(found)}, allow_nan=False).replace("</", "<\\/")
+    # Only "</" could end the script element. Its escaped form is the same JSON.
+    data = json.dumps({**document, "title": _title(document)}, allow_nan=False).replace("</", "<\\/")
     artefact.write_text(path, template.replace("{{ data }}", data))

@@ -1,11 +1,12 @@
 """The mathematical program (paper section 6): a space, a budget and a score, as arrays that a solver adds up.
 
-`Problem` says which frames can meet the budget's lengths at all, and gives each as `FrameProgram`s: a cost vector per
-gene, width change, first width and last width, and the limits, all in the metrics' exact units
-(merino_edge.search.costs). A metric that is the least over alternatives of the greatest of several sums has a column
-for each sum, and the frame a program for each alternative: an architecture is within the budgets if it is within all
-limits of one of them. `Problem` judges whole genomes for the evolution, for enumeration and for reports. It solves
-nothing.
+`Problem` selects the model templates whose context is as long as the budgets ask. It turns each into
+`TemplateProgram`s: a cost vector for each block choice, width projection, first width and last width, and the limits.
+All costs are in the metrics' exact units (`merino_edge.search.costs`).
+
+A metric may be a minimum over alternatives of a maximum of several sums. Then each sum is a column, and each
+alternative is a program of its own. An architecture is within the budgets if it is within all limits of one program.
+`Problem` also judges whole candidates, for the evolution, for brute force and for reports. It solves nothing.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TemplateProgram:
-    """One frame's costs in units, by one alternative of every metric: K sums, G genes, W widths (all of the space's;
-    `widths` are those allowed).
+    """The costs and limits of one template, for one alternative of every metric, in units.
 
-    A chain costs start[first] + sum of genes + sum of changes[before, after] + finish[last]; its activations are the
-    largest of its genes' and `end_activation`, and count towards sum `peak` (-1: none).
+    It has K sums, G block choices and W widths (all widths of the space; `widths` are the allowed ones). A path costs
+    start[first width] + the sum of its blocks' costs + the sum of changes[before, after] + finish[last width]. Its
+    activations are the largest of its blocks' and `end_activation`. They count towards sum `peak`.
     """
 
     template: int
@@ -45,14 +46,14 @@ class TemplateProgram:
     start: Floats  # [W, K]
     finish: Floats  # [W, K]
     limits: Floats  # [K]
-    scales: Floats  # [K]: units per metric
-    metrics: tuple[int, ...]  # [K]: which of the budget's each is a sum of
-    peak: int
-    activations: Floats  # [G]
-    end_activation: float
+    scales: Floats  # [K]: how many units make one of the metric
+    metrics: tuple[int, ...]  # [K]: the index of the budgeted metric that each sum belongs to
+    peak: int  # -1 if peak memory has no budget
+    activations: Floats  # [G], bytes
+    end_activation: float  # of embedding and head, bytes
 
     def units(self, choices: tuple[int, ...], widths: list[int]) -> Floats:
-        """The cost [K] of a chain of genes with these width indices."""
+        """The costs [K] of a path of block choices with these width indices."""
         total = self.start[widths[0]] + self.finish[widths[-1]] + self.block_costs[list(choices)].sum(0)
         total = total + self.changes[widths[:-1], widths[1:]].sum(0)
         if self.peak >= 0:
@@ -60,14 +61,15 @@ class TemplateProgram:
         return np.asarray(total)
 
     def within(self, choices: tuple[int, ...], widths: list[int]) -> bool:
-        """Whether every sum of a chain is at most its limit."""
+        """Whether every sum of a path is at most its limit."""
         return bool((self.units(choices, widths) <= self.limits).all())
 
 
 class Problem:
-    """Raises InputError where a latency is budgeted that no table, or not this one, can answer.
+    """A search problem: maximise `score` over `space`, within `budget`, where `cost_model` says what costs how much.
 
-    `shared`: a problem of the same space and prices, whose tables of costs this one may use.
+    `shared` is a problem with the same space and cost model. This one then reuses its cost arrays. Raises InputError
+    if a latency is budgeted and there is no table, or the table does not cover the space.
     """
 
     def __init__(
@@ -85,27 +87,27 @@ class Problem:
             cost_model.check_coverage(space, self.templates, self.budget.metrics)
 
     def limited(self, budget: Budget, score: Score | None = None) -> Problem:
-        """The same question with other limits, or another score."""
+        """The same problem with other limits, or with another score."""
         return Problem(self.space, budget, score or self.score, self.cost_model, self)
 
     def _templates(self) -> list[int]:
-        """The frames whose context is as long as every budget asks. Raises InputError where there is none."""
-        found = list(range(len(self.space.templates)))
+        """The templates whose context is as long as every budget asks. Raises InputError where there is none."""
+        long_enough = list(range(len(self.space.templates)))
         for metric in self.budget.metrics:
-            needed = {i: self.cost_model.positions(metric, self.space.templates[i].vocabulary) for i in found}
-            found = [i for i in found if self.space.templates[i].context >= needed[i]]
-            if not found:
+            needed = {i: self.cost_model.positions(metric, self.space.templates[i].vocabulary) for i in long_enough}
+            long_enough = [i for i in long_enough if self.space.templates[i].context >= needed[i]]
+            if not long_enough:
                 raise InputError(
                     f"{metric.key} needs {min(needed.values())} positions, but space {self.space.name} has contexts up "
                     f"to {self.space.contexts[-1]}",
                     "ask for less, or add a context to the space",
                 )
-        return found
+        return long_enough
 
-    # --- one frame ---
+    # --- one template ---
 
     def programs(self, template: int) -> list[TemplateProgram]:
-        """One for each combination of the metrics' alternatives, all with the same frame and metrics."""
+        """The programs of a template, one for each combination of the metrics' alternatives."""
         if template not in self._programs:
             self._programs[template] = self._template_programs(template)
         return self._programs[template]
@@ -143,18 +145,29 @@ class Problem:
         block_costs, activations = self._block_costs(template, sums, peak, [columns for columns, _ in selected])
         return [
             TemplateProgram(
-                template, widths, costs, changes.take(columns, -1), start.take(columns, -1), finish.take(columns, -1),
-                np.array([limits[k] for k in metrics]), np.array([metric_costs[k].scale for k in metrics]), tuple(metrics),
-                columns.index(peak) if peak >= 0 else -1, activations, end_activation(model) if end_activation else 0.0,
+                template=template,
+                widths=widths,
+                block_costs=costs,
+                changes=changes.take(columns, -1),
+                start=start.take(columns, -1),
+                finish=finish.take(columns, -1),
+                limits=np.array([limits[k] for k in metrics]),
+                scales=np.array([metric_costs[k].scale for k in metrics]),
+                metrics=tuple(metrics),
+                peak=columns.index(peak) if peak >= 0 else -1,
+                activations=activations,
+                end_activation=end_activation(model) if end_activation else 0.0,
             )
             for costs, (columns, metrics) in zip(block_costs, selected, strict=True)
-        ]  # fmt: skip
+        ]
 
     def _block_costs(
-        self, template: int, sums: list[AdditiveCost], peak: int, chosen: list[list[int]]
+        self, template: int, sums: list[AdditiveCost], peak: int, selected: list[list[int]]
     ) -> tuple[list[Floats], Floats]:
-        """[G, K] of each program, whose sums are `chosen`, and [G]; the same for frames that differ only in what blocks
-        do not see."""
+        """The costs [G, K] of the block choices in each program, whose sums are `selected`, and their activations [G].
+
+        Templates share the result if they differ only in properties that blocks do not depend on.
+        """
         space, model, shape = self.space, self.space.models[template], self.space.templates[template]
         per_text = any(metric.kind.at == "prompt bytes" for metric in self.budget.metrics)
         key = (
@@ -174,13 +187,13 @@ class Problem:
                 costs[g] = [each.block(model, block) for each in sums]
                 if activation:
                     activations[g] = activation(model, block)
-            self._block_cost_cache[key] = [costs.take(columns, -1) for columns in chosen], activations
+            self._block_cost_cache[key] = [costs.take(columns, -1) for columns in selected], activations
         return self._block_cost_cache[key]
 
-    # --- whole genomes ---
+    # --- whole candidates ---
 
     def total(self, candidate: Candidate) -> float:
-        """The score."""
+        """The candidate's score."""
         return self.score.total(self.space.architecture(candidate))
 
     def feasible(self, candidate: Candidate) -> bool:
@@ -188,30 +201,30 @@ class Problem:
         return any(program.within(candidate.choices, widths) for program in self.programs(candidate.template))
 
     def costs(self, candidate: Candidate) -> dict[str, float]:
-        """What is reported of an architecture: every metric that can be answered, and the budgeted ones."""
+        """The costs that are reported: the usual metrics that can be answered, and the budgeted ones."""
         usual = [Metric("parameters"), Metric("flops"), Metric("weight_mb"), Metric("kv_mb"), Metric("peak_mb")]
         if self.cost_model.table is not None:
             usual += [Metric("decode_ms"), Metric("prefill_ms")]
-        a, found = self.space.architecture(candidate), {}
+        a, values = self.space.architecture(candidate), {}
         for metric in (self.cost_model.resolve(metric, self.space) for metric in usual):
-            with contextlib.suppress(InputError):  # a table may lack what nobody budgeted
-                found[metric.key] = self.value(metric, a, candidate.template)
-        found |= {metric.key: self.value(metric, a, candidate.template) for metric in self.budget.metrics}
-        return found
+            with contextlib.suppress(InputError):  # a table need not cover a metric without a budget
+                values[metric.key] = self.value(metric, a, candidate.template)
+        values |= {metric.key: self.value(metric, a, candidate.template) for metric in self.budget.metrics}
+        return values
 
     def intervals(self, candidate: Candidate) -> dict[str, tuple[float, float]]:
-        """Of the reported times: between which bounds the table's validation expects them."""
-        table, found = self.cost_model.table, {}
+        """The intervals in which the table's validation expects the reported times, by metric key."""
+        table, bounds = self.cost_model.table, {}
         for key, value in self.costs(candidate).items():
             metric = Metric.parse(key)
             if table is not None and metric.kind.latency:
                 step = self.cost_model.step(metric, self.space.templates[candidate.template].vocabulary)
                 if (interval := table.interval(value, step)) is not None:
-                    found[key] = interval[1:]
-        return found
+                    bounds[key] = interval[1:]
+        return bounds
 
     def value(self, metric: Metric, a: Architecture, template: int) -> float:
-        """One metric of a whole architecture."""
+        """The value of one metric for a whole architecture."""
         value = self.metric_cost(metric, template).value(a)
         return int(value) if metric.name in ("parameters", "flops") else value
 
@@ -219,6 +232,6 @@ class Problem:
 def _columns(
     sums: list[AdditiveCost], alternatives: tuple[tuple[AdditiveCost, ...], ...]
 ) -> tuple[list[int], list[int]]:
-    """Which sums an alternative of every metric has, and of which metric each is."""
-    pairs = [(sums.index(each), k) for k, chosen in enumerate(alternatives) for each in chosen]
+    """The sums of one alternative of every metric, as column indices, and the index of each sum's metric."""
+    pairs = [(sums.index(each), k) for k, alternative in enumerate(alternatives) for each in alternative]
     return [column for column, _ in pairs], [k for _, k in pairs]

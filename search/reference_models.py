@@ -1,8 +1,9 @@
-"""The public models beside what a search finds: their own score, and what they cost by the same table.
+"""Public models as references for a search: their own score, and their cost by the same table.
 
-A table covers one kind of layer, the public models are of several. Where a model differs from what was measured in
-parts that hardly cost time (norm, biases, positions, tied head, an ungated activation), the table answers for the
-nearest it knows and the answer says what was taken instead. Where it differs in more, there is no answer but a reason.
+A table covers one kind of layer, but public models have several. A model may differ from the table's kind in parts that
+hardly cost time: norm, biases, positions, tied head, or an ungated activation. Then the table's nearest model gives the
+value, and the notes name what was replaced. If a model differs in more, the notes give the reason why there is no
+value.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from merino_edge.search.score import Score
 from merino_edge.search.space import Vocabulary
 
 PUBLIC = ("opt-125m", "opt-350m", "gpt2", "pythia-70m", "pythia-160m", "cerebras-gpt-111m", "smollm2-135m")
-MOST_STRETCH = 1.5  # of a head beyond the measured ones, in elements
+MAX_STRETCH = 1.5  # largest ratio of a head's elements to those of the nearest measured head
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A public model in the picture. `value` is None where it cannot be said; `notes` say what was taken instead, or
-    why not."""
+    """A public model beside a search's results.
+
+    `notes` name the parts that were replaced. If `value` is None, they give the reason.
+    """
 
     name: str
     architecture: Architecture
@@ -38,16 +41,19 @@ class Reference:
 
 def references(metric: Metric, score: Score, cost_model: CostModel) -> list[Reference]:
     """Every public model with its score and its value of `metric`."""
-    found = []
+    models = []
     for name in PUBLIC:
         a = preset(name)
         value, notes = value_of(a, metric, cost_model)
-        found.append(Reference(name, a, score.total(a), value, notes))
-    return found
+        models.append(Reference(name, a, score.total(a), value, notes))
+    return models
 
 
 def value_of(a: Architecture, metric: Metric, cost_model: CostModel) -> tuple[float | None, tuple[str, ...]]:
-    """`metric` of a model that need not be of the table's kind: (value, what was taken instead) or (None, why not)."""
+    """`metric` of a model that may not be of the table's kind.
+
+    Returns (value, notes on replaced parts), or (None, the reason).
+    """
     vocabulary = Vocabulary(a.vocab_size)
     try:
         if cost_model.positions(metric, vocabulary) > a.max_positions:
@@ -62,13 +68,13 @@ def value_of(a: Architecture, metric: Metric, cost_model: CostModel) -> tuple[fl
 
 
 def _latency(a: Architecture, step: Step, table: LatencyTable) -> tuple[float, tuple[str, ...]]:
-    """The table's answer for the nearest model it covers, the head stretched by its size. Raises InputError."""
+    """The latency of the nearest model that the table covers, with the head scaled by its size. Raises InputError."""
     near, notes = _nearest(a, step, table)
     vocab_sizes, embedding_widths = table.axes("end", step)[-2:]
     vocab_size = int(min(max(a.vocab_size, vocab_sizes[0]), vocab_sizes[-1]))
     width = int(min(max(a.embedding_width, embedding_widths[0]), embedding_widths[-1]))
     stretch = a.vocab_size * a.embedding_width / (vocab_size * width)
-    if not 1 / MOST_STRETCH <= stretch <= MOST_STRETCH:
+    if not 1 / MAX_STRETCH <= stretch <= MAX_STRETCH:
         raise InputError(f"the table has no head near {a.vocab_size} x {a.embedding_width}")
     if stretch != 1:
         notes = (*notes, f"head {stretch:.2f} times that of {vocab_size} x {width}")
@@ -78,21 +84,21 @@ def _latency(a: Architecture, step: Step, table: LatencyTable) -> tuple[float, t
 
 
 def _as_wide(a: Architecture, width: int) -> Block:
-    """A block between which and the embedding there is no projection."""
+    """A block as wide as the embedding, so that no projection stands between them."""
     return Block(width, 1, width // a.head_dim, width // a.head_dim, width)
 
 
 def _nearest(a: Architecture, step: Step, table: LatencyTable) -> tuple[Architecture, tuple[str, ...]]:
-    """`a` with the table's kind of layer. Raises InputError where heads differ, which every cost depends on."""
+    """`a` with the table's kind of layer. Raises InputError where the head dimension differs."""
     family = table.header["family"]
     if a.head_dim != family["head_dim"]:
         raise InputError(f"the table has heads of {family['head_dim']}, not {a.head_dim}")
-    other = {name: family[name] for name in FAMILY if getattr(a, name) != family[name]}
-    notes = [f"{name} {value}" for name, value in other.items()]
+    replaced = {name: family[name] for name in FAMILY if getattr(a, name) != family[name]}
+    notes = [f"{name} {value}" for name, value in replaced.items()]
     if a.ffn not in table.ffns(step):
-        alike = [ffn for ffn in table.ffns(step) if (ffn == "swiglu") == a.gated]
-        if not alike:
+        same_gating = [ffn for ffn in table.ffns(step) if (ffn == "swiglu") == a.gated]
+        if not same_gating:
             raise InputError(f"the table has no {'gated' if a.gated else 'ungated'} FFN")
-        other["ffn"] = alike[0]
-        notes.append(f"ffn {alike[0]}")
-    return dataclasses.replace(a, **other), tuple(notes)
+        replaced["ffn"] = same_gating[0]
+        notes.append(f"ffn {same_gating[0]}")
+    return dataclasses.replace(a, **replaced), tuple(notes)

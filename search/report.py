@@ -1,4 +1,4 @@
-"""What a search found, for people: tables for the terminal and a plot (PNG, needs matplotlib)."""
+"""Reports of a search result: tables for the terminal, and a plot (PNG, needs matplotlib)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.console import RenderableType
 
-SAMPLE = 2000  # random architectures beside an exact answer
-NARROW = 0.5  # of the embedding: a cut below this gets a warning
+SAMPLE = 2000  # random architectures in the plot of an exact result
+NARROW = 0.5  # share of the embedding's width; a narrower cut gets a warning
 
 
 def summary(result: SearchResult) -> RenderableType:
-    """The blocks found, and each cost beside its budget."""
+    """A table of the blocks, and one of each cost beside its budget."""
     from rich.console import Group
     from rich.table import Table
 
@@ -47,7 +47,7 @@ def summary(result: SearchResult) -> RenderableType:
 
 
 def verdict(result: SearchResult) -> list[str]:
-    """What the score is worth: how far from the optimum, how that is known, and what the score cannot see."""
+    """Lines that say how far the score is from the optimum, how that is known, and what the score does not see."""
     space, certificate, score = result.problem.space, result.certificate, result.config.score
     of = f"of the {space.size:,} architectures of space {space.name}"
     lines = [f"score {result.total:,.2f} ({score.spec})"]
@@ -78,8 +78,10 @@ def verdict(result: SearchResult) -> list[str]:
 
 
 def plot(result: SearchResult, path: Path | str) -> None:
-    """Score against the binding budget among other architectures, and how an evolution got there. Raises
-    MissingExtraError, OutputError."""
+    """Plot score against the binding metric, among other architectures, and the course of an evolution.
+
+    Raises MissingExtraError or OutputError.
+    """
     require("matplotlib", "plot")
     from matplotlib.figure import Figure
 
@@ -123,7 +125,7 @@ def _cloud(axes: Axes, result: SearchResult, candidates: tuple[Candidate, ...] |
 
 
 def binding_metric(result: SearchResult) -> Metric:
-    """The budgeted metric nearest to its limit; parameters where nothing is budgeted."""
+    """The budgeted metric that is nearest to its limit; parameters if there is no budget."""
     limits = dict(result.problem.budget.limits)
 
     def share(metric: Metric) -> float:

@@ -1,4 +1,8 @@
-"""What a search found, with everything needed to repeat it: the fields a search adds to an architecture artefact.
+"""A search: its configuration, the function that runs it, and its result.
+
+`SearchConfig` holds everything that a search depends on. `SearchResult` can be repeated from it. The result has no
+times of the search itself, so the same configuration gives the same file. This module prints nothing. A search adds
+these fields to an architecture artefact:
 
     "score": {"name": "effective", "total": ..., "hyperparameters": {...}},
     "certificate": {"bound": ..., "gap_percent": 0.0, "architectures": 304254720},     # none scores above the bound;
@@ -10,8 +14,6 @@
     "space": {"name", "sha256", "form": {...}}                      # form: merino_edge.search.space_file
     "table": null | {"name", "sha256", "header": {...}, "faces": {...}, "validation": {...}, "entries": [...]}
                                                                                 # table_file.to_compact
-
-A result holds no times of the search itself: the same question gives the same file. It prints nothing.
 """
 
 from __future__ import annotations
@@ -31,19 +33,19 @@ from merino_edge.search.brute_force import brute_force
 from merino_edge.search.budget import Budget
 from merino_edge.search.costs import CostModel
 from merino_edge.search.evolution import Evolution, evolve
-from merino_edge.search.exact.solver import Certificate, ExactSolver, Note
+from merino_edge.search.exact.solver import Certificate, ExactSolver, OnProgress
 from merino_edge.search.infeasible import infeasibility_error
 from merino_edge.search.problem import Problem
 from merino_edge.search.score import Score, parse_score
 from merino_edge.search.space import Candidate, Space
 
 SOLVERS = ("exact", "evolution")
-OPTIONS = ("iterations", "population", "parents", "seed")  # of evolution
+OPTIONS = ("iterations", "population", "parents", "seed")  # options of the evolution
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """All that a search depends on."""
+    """Everything that a search depends on. Raises InputError for an unknown solver or option."""
 
     space: Space
     budget: Budget
@@ -51,7 +53,7 @@ class SearchConfig:
     precision: str
     table: LatencyTable | None = None
     solver: str = "exact"
-    options: dict[str, int] = field(default_factory=dict)  # of evolution
+    options: dict[str, int] = field(default_factory=dict)  # options of the evolution
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
@@ -66,8 +68,11 @@ class SearchConfig:
 
     @staticmethod
     def of(document: dict[str, Any], where: str) -> SearchConfig:
-        """The question that a result answers. Raises ArtefactError where it does not say, InputError for a user's score
-        that cannot be found or has changed since."""
+        """The configuration that a result was found with.
+
+        Raises ArtefactError if the document does not hold it. Raises InputError if a user's score cannot be found or
+        has changed since.
+        """
         try:
             form, table = document["space"]["form"], document["table"]
             score = parse_score(document["score"]["name"])
@@ -94,7 +99,7 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A question's answer. `certificate` is None where the score is not a sum over blocks."""
+    """The result of a search. `certificate` is None if the score is not a sum over blocks and nothing is proven."""
 
     config: SearchConfig
     problem: Problem
@@ -112,14 +117,14 @@ class SearchResult:
 
     @property
     def gap_percent(self) -> float | None:
-        """How far below the proven bound the architecture is; None where there is no bound."""
+        """How far the architecture is below the proven bound, in percent; None if there is no bound."""
         if self.certificate is None:
             return None
         bound = self.certificate.bound
         return 0.0 if bound <= self.total else dataclasses.replace(self.certificate, score=self.total).gap_percent
 
     def document(self) -> dict[str, Any]:
-        """The artefact's fields."""
+        """The fields that the artefact gets."""
         problem, config, space = self.problem, self.config, self.problem.space
         template, form = space.templates[self.candidate.template], space_file.to_dict(space)
         bound, gap = None if self.certificate is None else self.certificate.bound, self.gap_percent
@@ -148,32 +153,39 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def run_search(config: SearchConfig, seconds: float | None = None, note: Note = lambda *_: None) -> SearchResult:
-    """Search. Evolution is followed by the exact solver, to say how far from the optimum it ended. `seconds` bounds the
-    proof. Raises BudgetError where nothing meets the budgets, or nothing was found in that time."""
+def run_search(
+    config: SearchConfig, seconds: float | None = None, on_progress: OnProgress = lambda *_: None
+) -> SearchResult:
+    """Run a search. The exact solver follows an evolution, to say how far its result is from the optimum.
+
+    `seconds` limits the time of the proof. Raises BudgetError if no architecture meets the budgets, or if none was
+    found in that time.
+    """
     problem = config.problem()
     evolution = None
     if config.solver == "evolution":
-        evolution = evolve(problem, **config.options, on_progress=lambda i, best: note("evolving", best, math.inf))
-    certificate = _prove(problem, seconds, note)
+        evolution = evolve(
+            problem, **config.options, on_progress=lambda i, best: on_progress("evolving", best, math.inf)
+        )
+    certificate = _prove(problem, seconds, on_progress)
     if certificate is not None and certificate.infeasible:
         raise infeasibility_error(problem)
-    found = evolution or certificate
-    if found is None:
+    outcome = evolution or certificate
+    if outcome is None:
         raise InputError(
             f"score {config.score.spec} is not a sum over blocks, and space {problem.space.name} is too large to try "
             "every architecture",
             "write it as NAME(model, block, depth, cut), or add: --solver evolution",
         )
-    if found.candidate is None:
+    if outcome.candidate is None:
         raise BudgetError(
             f"no architecture of space {problem.space.name} was found within the budgets, and none was ruled out",
             "search longer: --seconds, --iterations",
         )
-    return SearchResult(config, problem, found.candidate, certificate, evolution)
+    return SearchResult(config, problem, outcome.candidate, certificate, evolution)
 
 
-def _prove(problem: Problem, seconds: float | None, note: Note) -> Certificate | None:
+def _prove(problem: Problem, seconds: float | None, on_progress: OnProgress) -> Certificate | None:
     if problem.score.block is not None:
-        return ExactSolver(problem, seconds, note).solve()
-    return brute_force(problem, seconds, note) if problem.space.size <= limits.MAX_ENUMERATED else None
+        return ExactSolver(problem, seconds, on_progress).solve()
+    return brute_force(problem, seconds, on_progress) if problem.space.size <= limits.MAX_ENUMERATED else None

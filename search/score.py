@@ -1,22 +1,22 @@
-"""What a search maximises, in one place: every score, and the interface for a user's own.
+"""The scores that a search maximises, and the interface for a user's own score.
 
-| `--score` | a block adds | from |
+| `--score` | what a block adds | source |
 |---|---|---|
 | effective | its entropy, weighted for depth | the paper, sections 3 and 4 |
-| cut | the same, but counted only as wide as the narrowest width before it | paper section 9 |
-| exit | the same as effective; their sum is multiplied by a power of the last block's width | docs/study.md |
+| cut | the same, but no wider than the narrowest width before it | paper section 9 |
+| exit | the same as effective; the sum is multiplied by a power of the last block's width | docs/study.md |
 | parameters | its stored parameters | LiteTransformerSearch: decoder parameter count |
 | flops | its FLOPs over 1024 tokens | - |
-| MODULE:NAME, FILE.py:NAME | what NAME(model, block, depth, cut) returns | a user's own, additive: solved exactly |
-| the same | NAME(architecture) as a whole | a user's own: evolution, or a space small enough to enumerate |
+| MODULE:NAME, FILE.py:NAME | the result of NAME(model, block, depth, cut) | a user's own, additive: solved exactly |
+| the same | NAME(architecture) scores a whole model | a user's own: evolution or brute force |
 
-Options follow a colon, as `effective:epsilon_squared=300,effectiveness_power=2` (`entropy.Hyperparameters`; `exit` has
-`exit_power` too).
+Options follow a colon, as `effective:epsilon_squared=300,effectiveness_power=2` (`entropy.Hyperparameters`). `exit`
+also has `exit_power`.
 
-An additive score is a sum over blocks once the total depth and the cut are known: the cut is the narrowest width that
-everything passes through, which is the embedding's or the first block's, since widths do not decrease. What the sum is
-multiplied by may depend on the last block's width. A score is told neither budgets nor costs. It sees no vocabulary, no
-context, no training: two models that differ only there tie.
+An additive score is a sum over blocks once the total depth and the cut are known. The cut is the narrowest width that
+every signal passes through. Widths do not decrease, so it is the width of the embedding or of the first block. The sum
+may have a factor that depends on the last block's width. A score sees no budget, no cost, no vocabulary, no context and
+no training. Two models that differ only in these tie.
 """
 
 from __future__ import annotations
@@ -39,25 +39,28 @@ from merino_edge.errors import InputError
 from merino_edge.search.entropy import Hyperparameters, depth_penalty, layer_entropy
 
 FLOPS_SEQUENCE = 1024
-# Of a layer's entropy, in nats: sums are then exact, and what ties on paper ties here, on any machine.
+# A layer's entropy is rounded to this, in nats. Then sums are exact, and equal scores are equal on any machine.
 RESOLUTION = 2.0**-20
-FACTOR_BITS = 12  # of what a sum is multiplied by: few enough that products are exact
+FACTOR_BITS = 12  # precision of a score's factor, so low that products are exact
 
-EXIT_POWER = 0.75  # the median of what halves of the models of docs/study.md were fitted best by
+EXIT_POWER = 0.75  # the median of the best fits to random halves of the models in docs/study.md
 
 BlockScore = Callable[[Architecture, Block, int, int], float]  # (model, block, total depth, cut)
 
 
 @dataclass(frozen=True)
 class Score:
-    """`block` of an additive score, `whole` of any other; one of them is None. `spec` is what the command line says."""
+    """A function of architectures that a search maximises.
+
+    An additive score has `block`, any other score has `whole`; one of the two is None. `spec` is its command-line form.
+    """
 
     spec: str
     block: BlockScore | None = None
     whole: Callable[[Architecture], float] | None = None
-    last: Callable[[int], float] | None = None  # what an additive score is multiplied by, given the last block's width
+    last: Callable[[int], float] | None = None  # the factor of an additive score, from the last block's width
     uses_cut: bool = False
-    sees_ffn_only: bool = False  # sees the FFN kind of a frame and nothing else
+    sees_ffn_only: bool = False  # whether it depends on no field of the model template except the FFN kind
     details: dict[str, Any] = field(default_factory=dict)  # for the artefact: constants, or a source's hash
 
     def total(self, a: Architecture) -> float:
@@ -71,11 +74,11 @@ class Score:
         )
 
     def factor(self, last_width: int) -> float:
-        """What the sum over blocks is multiplied by."""
+        """The factor of the sum over blocks."""
         return 1.0 if self.last is None else self.last(last_width)
 
     def block_total(self, model: Architecture, block: Block, depth: int, cut: int) -> float:
-        """What `block` adds to a model `depth` layers deep behind a cut of width `cut`."""
+        """What `block` adds to a model of `depth` layers, behind a cut of width `cut`."""
         assert self.block is not None
         return self._number(self.block, model, block, depth, cut)
 
@@ -90,29 +93,31 @@ class Score:
 
 
 def narrowest_cut(a: Architecture) -> int:
+    """The narrowest width that every signal passes through."""
     return min(a.embedding_width, a.blocks[0].width)
 
 
 # --- the built-in scores ---------------------------------------------------------------------------
 
 
-def effective(hyperparameters: Hyperparameters | None = None, cut: bool = False) -> Score:
-    """The paper's effective entropy, in nats; with `cut`, behind the narrowest cut."""
+def effective(hyperparameters: Hyperparameters | None = None, *, cut: bool = False) -> Score:
+    """The paper's effective entropy, in nats. With `cut` no matrix counts wider than the narrowest cut."""
     constants = hyperparameters or Hyperparameters()
     layer = functools.lru_cache(maxsize=None)(functools.partial(_layer_score, constants))
 
     def block_score(model: Architecture, block: Block, depth: int, narrowest: int) -> float:
-        shape = (model.head_dim, model.gated, block.width, block.kv_heads, block.ffn_width)
-        return constants.counted_layers(block) * layer(*shape, depth, narrowest if cut else None)
+        shape = (block.width, block.kv_heads * model.head_dim, block.ffn_width)
+        score = layer(shape, gated=model.gated, depth=depth, cut=narrowest if cut else None)
+        return constants.counted_layers(block) * score
 
-    own = {f.name: getattr(constants, f.name) for f in dataclasses.fields(constants)}
-    changed = [f"{f.name}={own[f.name]!r}" for f in dataclasses.fields(constants) if own[f.name] != f.default]
+    values = {f.name: getattr(constants, f.name) for f in dataclasses.fields(constants)}
+    changed = [f"{f.name}={values[f.name]!r}" for f in dataclasses.fields(constants) if values[f.name] != f.default]
     spec = ("cut" if cut else "effective") + (f":{','.join(changed)}" if changed else "")
-    return Score(spec, block_score, uses_cut=cut, sees_ffn_only=True, details={"hyperparameters": own})
+    return Score(spec, block_score, uses_cut=cut, sees_ffn_only=True, details={"hyperparameters": values})
 
 
 def at_exit(hyperparameters: Hyperparameters | None = None, power: float = EXIT_POWER) -> Score:
-    """Effective entropy times (width of the last block)^`power`: that width is all that the head gets to see."""
+    """Effective entropy times (width of the last block)^`power`, because the head sees only that width."""
     inner = effective(hyperparameters)
     options = [inner.spec.partition(":")[2], *([f"exit_power={power!r}"] if power != EXIT_POWER else [])]
     spec = ":".join(filter(None, ("exit", ",".join(filter(None, options)))))
@@ -121,22 +126,17 @@ def at_exit(hyperparameters: Hyperparameters | None = None, power: float = EXIT_
 
 
 def exit_factor(power: float, width: int) -> float:
-    """width^power to FACTOR_BITS bits."""
+    """width^power, rounded to FACTOR_BITS bits."""
     mantissa, exponent = math.frexp(float(width) ** power)
     return math.ldexp(round(mantissa * 2**FACTOR_BITS), exponent - FACTOR_BITS)
 
 
 def _layer_score(
-    constants: Hyperparameters,
-    head_dim: int,
-    gated: bool,
-    width: int,
-    kv_heads: int,
-    ffn_width: int,
-    depth: int,
-    cut: int | None,
+    constants: Hyperparameters, shape: tuple[int, int, int], *, gated: bool, depth: int, cut: int | None
 ) -> float:
-    mha, ffn = layer_entropy(width, kv_heads * head_dim, ffn_width, gated, constants.epsilon_squared, cut)
+    """The score of one layer of `shape` (width, KV width, FFN width), in nats."""
+    width, kv_width, ffn_width = shape
+    mha, ffn = layer_entropy(width, kv_width, ffn_width, constants.epsilon_squared, gated=gated, cut=cut)
     mha *= constants.alpha_mha * depth_penalty(depth, width, constants)
     ffn *= constants.alpha_ffn * depth_penalty(depth, ffn_width, constants)
     return round((mha + ffn) / RESOLUTION) * RESOLUTION
@@ -168,7 +168,7 @@ def parse_score(spec: str) -> Score:
 
 
 def _options(options: str, spec: str, *more: str) -> dict[str, float]:
-    """What follows a score's colon, by name: fields of Hyperparameters, or one of `more`."""
+    """The options after a score's colon, by name: fields of Hyperparameters, or one of `more`."""
     names = {*(f.name for f in dataclasses.fields(Hyperparameters)), *more}
     values = {}
     for option in filter(None, options.split(",")):
@@ -186,7 +186,7 @@ def _options(options: str, spec: str, *more: str) -> dict[str, float]:
 
 
 def _user_score(spec: str, module_name: str, name: str) -> Score:
-    """A function of the user's: (model, block, depth, cut) is additive, (architecture) is not."""
+    """A score from a user's function. One of (model, block, depth, cut) is additive; one of (architecture) is not."""
     module = _module(module_name, spec)
     function = getattr(module, name, None)
     if not callable(function):
@@ -207,12 +207,12 @@ def _module(name: str, spec: str) -> Any:
     try:
         if not name.endswith(".py"):
             return importlib.import_module(name)
-        found = importlib.util.spec_from_file_location(Path(name).stem, name)
-        if found is None or found.loader is None or not Path(name).is_file():
+        source = importlib.util.spec_from_file_location(Path(name).stem, name)
+        if source is None or source.loader is None or not Path(name).is_file():
             raise InputError(f"score {spec!r}: {name} does not exist", "check the path")
-        module = importlib.util.module_from_spec(found)
-        sys.modules.setdefault(found.name, module)  # so that dataclasses in it work
-        found.loader.exec_module(module)
+        module = importlib.util.module_from_spec(source)
+        sys.modules.setdefault(source.name, module)  # so that dataclasses in it work
+        source.loader.exec_module(module)
         return module
     except InputError:
         raise

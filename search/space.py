@@ -1,8 +1,10 @@
-"""What a search may choose: `Space`, chains of blocks of non-decreasing width inside a frame.
+"""A search space: all models that a search may choose, as chains of blocks whose widths do not decrease.
 
-A frame is what all blocks share: FFN kind, vocabulary, embedding width, context. A gene is one block there may be
-(width, FFN ratio, layers, key-value heads, own or shared weights). A genome is a frame and a gene per block. Genes are
-ordered by width. A space knows neither score nor cost, nor its file (`space_file`); built-in ones are in `spaces`.
+A `ModelTemplate` is what all blocks of a model share: FFN kind, vocabulary, embedding width and context. A block choice
+is one block that a model may have: width, FFN ratio, layers, KV heads, and own or shared weights. Block choices are
+ordered by width. A `Candidate` is one model of the space: the index of a template, and the index of a block choice for
+each block. A space knows no score, no cost and no file. `space_file` reads it from a file, and `builtin_spaces` holds
+the built-in ones.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from merino_edge.errors import InputError
 
 
 class Candidate(NamedTuple):
-    """A frame's index and one gene's index per block, in order."""
+    """One model of a space: the index of its template, and the index of each block's choice, in order."""
 
     template: int
     choices: tuple[int, ...]
@@ -30,8 +32,10 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A vocabulary and the tokenizer it implies. `bytes_per_token`: UTF-8 bytes of text a token stands for on average,
-    None where nobody measured it."""
+    """A vocabulary and the tokenizer it implies.
+
+    `bytes_per_token` is the mean number of UTF-8 bytes of text per token. It is None if it was not measured.
+    """
 
     size: int
     bytes_per_token: float | None = None
@@ -39,6 +43,8 @@ class Vocabulary:
 
 
 class ModelTemplate(NamedTuple):
+    """What all blocks of a model share."""
+
     ffn: Ffn
     vocabulary: Vocabulary
     embedding_width: int
@@ -47,8 +53,12 @@ class ModelTemplate(NamedTuple):
 
 @dataclass(frozen=True)
 class Space:
-    """Raises InputError where a choice is empty, not ascending, or makes no whole FFN width or number of heads,
-    ArchitectureError where `model` breaks a rule. `model`'s own blocks, and what a frame sets, are ignored."""
+    """The values that each dimension of a model may have.
+
+    `model` gives everything else. Its blocks, and the fields that a template sets, are ignored. Raises InputError if a
+    dimension is empty or not ascending, or gives a fractional FFN width or number of heads. Raises ArchitectureError if
+    `model` breaks a rule.
+    """
 
     name: str
     blocks: tuple[int, ...]
@@ -61,13 +71,13 @@ class Space:
     embedding_widths: tuple[int, ...]
     vocabularies: tuple[Vocabulary, ...]
     contexts: tuple[int, ...]
-    least_width: float  # of the first block, as a share of the embedding's width
-    least_embedding: float  # of the embedding, as a share of the widest block's width
+    least_width: float  # minimum width of the first block, as a share of the embedding's width
+    least_embedding: float  # minimum width of the embedding, as a share of the widest block's width
     model: Architecture
-    origin: str = field(default="", compare=False)  # what the command line calls it
+    origin: str = field(default="", compare=False)  # its name on the command line
 
     def __post_init__(self) -> None:
-        # What the space sets says nothing in `model`, so that spaces of the same choices are equal.
+        # The fields that the space sets get fixed values in `model`. So spaces with the same choices are equal.
         head_dim = self.model.head_dim
         unset = {"vocab_size": 1, "max_positions": 1, "embedding_width": 1, "ffn": "relu"}
         model = dataclasses.replace(self.model, **unset, blocks=(Block(head_dim, 1, 1, 1, 1),))  # type: ignore[arg-type]
@@ -83,7 +93,7 @@ class Space:
         limits.check_range(
             "widths x FFN ratios x layers x key-value heads x sharing", count, 1, limits.MAX_BLOCK_CHOICES
         )
-        limits.check_range("frames", len(self.templates), 1, limits.MAX_TEMPLATES)
+        limits.check_range("templates", len(self.templates), 1, limits.MAX_TEMPLATES)
         limits.check_range("blocks x layers", self.blocks[-1] * self.layers[-1], 1, limits.MAX_LAYERS)
         for template, model in enumerate(self.models):
             if not self.width_range(template):
@@ -91,36 +101,44 @@ class Space:
                     f"space {self.name}: no width goes with embedding width {model.embedding_width}",
                     "add one, or lower least_width or least_embedding",
                 )
-        for choice in (0, -1):  # the smallest and the largest must both be allowed
+        for choice in (0, -1):  # the smallest and the largest block must be valid
             dataclasses.replace(self.models[-1], blocks=(self.block_choices[choice],) * self.blocks[-1])
 
     def _check_rest(self) -> None:
-        def require(condition: bool, message: str, hint: str) -> None:
+        def refuse_unless(*, condition: bool, message: str, hint: str) -> None:
             if not condition:
                 raise InputError(f"space {self.name}: {message}", hint)
 
         for name, allowed in (("shared", (False, True)), ("ffn", get_args(Ffn))):
             choices = getattr(self, name)
-            fits = all(type(x) is type(allowed[0]) and x in allowed for x in choices)
-            listed = f"{name} {list(choices)}"
-            require(bool(choices) and fits and len(set(choices)) == len(choices), listed, f"list some of {allowed}")
+            valid = all(type(x) is type(allowed[0]) and x in allowed for x in choices)
+            refuse_unless(
+                condition=bool(choices) and valid and len(set(choices)) == len(choices),
+                message=f"{name} {list(choices)}",
+                hint=f"list some of {allowed}",
+            )
         sizes = [v.size for v in self.vocabularies]
-        require(bool(sizes), "vocabularies is empty", "list at least one")
-        require(
-            all(type(n) is int for n in sizes) and sizes == sorted(set(sizes)), f"vocabularies {sizes}", "ascending"
-        )
+        refuse_unless(condition=bool(sizes), message="vocabularies is empty", hint="list at least one")
+        ascending = all(type(n) is int for n in sizes) and sizes == sorted(set(sizes))
+        refuse_unless(condition=ascending, message=f"vocabularies {sizes}", hint="ascending")
         for v in self.vocabularies:
             per_token = v.bytes_per_token
-            known = isinstance(per_token, (int, float)) and not isinstance(per_token, bool)
-            said = per_token is None or (known and 0 < per_token <= 1024)
-            require(said, f"bytes_per_token {per_token!r}", "give a number up to 1024 or leave it out")
-            require(isinstance(v.tokenizer, str), f"tokenizer {v.tokenizer!r}", "name it in words")
+            refuse_unless(
+                condition=per_token is None or (_is_number(per_token) and 0 < per_token <= 1024),
+                message=f"bytes_per_token {per_token!r}",
+                hint="give a number up to 1024 or leave it out",
+            )
+            text = isinstance(v.tokenizer, str)
+            refuse_unless(condition=text, message=f"tokenizer {v.tokenizer!r}", hint="name it in words")
         for name in ("least_width", "least_embedding"):
             share = getattr(self, name)
-            number = isinstance(share, (int, float)) and not isinstance(share, bool)
-            require(number and 0 <= share <= 64, f"{name} {share!r}", "give a share, as 0.5")
+            refuse_unless(
+                condition=_is_number(share) and 0 <= share <= 64,
+                message=f"{name} {share!r}",
+                hint="give a share, as 0.5",
+            )
 
-    # --- frames and genes ---
+    # --- templates and block choices ---
 
     @cached_property
     def templates(self) -> tuple[ModelTemplate, ...]:
@@ -132,7 +150,7 @@ class Space:
 
     @cached_property
     def models(self) -> tuple[Architecture, ...]:
-        """Each frame as an architecture whose one block is the smallest gene."""
+        """Each template as an architecture whose only block is the smallest block choice."""
         return tuple(
             dataclasses.replace(
                 self.model,
@@ -147,8 +165,11 @@ class Space:
 
     @cached_property
     def block_choices(self) -> tuple[Block, ...]:
-        """Every block there is, ordered by width. One layer needs no sharing: where both are allowed it has its own."""
-        found = []
+        """All blocks that a model may have, ordered by width.
+
+        A block of one layer has nothing to share. If both kinds are allowed, only the one with own weights is listed.
+        """
+        blocks = []
         for width in self.widths:
             heads = width // self.model.head_dim
             groups = [group for group in self.kv_groups if heads % group == 0]
@@ -164,22 +185,22 @@ class Space:
                         f"space {self.name}: width {width} with FFN ratio {ratio}", "choose ratios of whole FFN widths"
                     )
                 if not (shared and layers == 1 and len(self.shared) > 1):
-                    found.append(Block(width, layers, heads, heads // group, int(width * ratio), shared))
-        return tuple(found)
+                    blocks.append(Block(width, layers, heads, heads // group, int(width * ratio), shared))
+        return tuple(blocks)
 
     @cached_property
     def width_of(self) -> tuple[int, ...]:
-        """The index into `widths` of every gene."""
+        """The width index of every block choice."""
         index = {width: i for i, width in enumerate(self.widths)}
         return tuple(index[choice.width] for choice in self.block_choices)
 
     @cached_property
     def first_choice(self) -> tuple[int, ...]:
-        """The first gene of every width, and the number of genes at the end."""
+        """The index of the first block choice of every width, and at the end the number of block choices."""
         return tuple(bisect.bisect_left(self.width_of, i) for i in range(len(self.widths) + 1))
 
     def width_range(self, template: int) -> range:
-        """The indices of the widths that a block may have in this frame."""
+        """The indices of the widths that a block may have in this template."""
         embedding = self.templates[template].embedding_width
         allowed = [w >= self.least_width * embedding and w * self.least_embedding <= embedding for w in self.widths]
         return range(allowed.index(True), allowed.index(True) + sum(allowed)) if any(allowed) else range(0)
@@ -191,32 +212,32 @@ class Space:
         outer = ((min(e, w), max(e, w)) for e in self.embedding_widths for w in self.widths if e != w)
         return tuple(sorted({*inner, *outer}))
 
-    # --- genomes ---
+    # --- candidates ---
 
     @cached_property
     def _path_counts(self) -> list[list[list[int]]]:
-        """[frame][n][w]: how many ways there are to place n blocks of width index w and up."""
-        known: dict[range, list[list[int]]] = {}
+        """[template][n][w]: in how many ways n blocks of width index w or higher can be chosen."""
+        by_widths: dict[range, list[list[int]]] = {}
         for widths in map(self.width_range, range(len(self.templates))):
-            if widths not in known:
-                known[widths] = counts = [[1] * (len(self.widths) + 1)]
+            if widths not in by_widths:
+                by_widths[widths] = counts = [[1] * (len(self.widths) + 1)]
                 for _ in range(self.blocks[-1]):
                     row = [0] * (len(self.widths) + 1)
                     for w in reversed(widths):
                         row[w] = row[w + 1] + (self.first_choice[w + 1] - self.first_choice[w]) * counts[-1][w]
                     counts.append(row)
-        return [known[self.width_range(template)] for template in range(len(self.templates))]
+        return [by_widths[self.width_range(template)] for template in range(len(self.templates))]
 
     @cached_property
     def _sizes(self) -> list[tuple[int, int, int]]:
-        """(architectures up to here, frame, blocks), for every frame and number of blocks."""
+        """(cumulative number of architectures, template, blocks) for every template and number of blocks."""
         pairs = list(itertools.product(range(len(self.templates)), self.blocks))
         sums = itertools.accumulate(self._path_counts[f][blocks][self.width_range(f).start] for f, blocks in pairs)
         return [(total, *pair) for total, pair in zip(sums, pairs, strict=True)]
 
     @property
     def size(self) -> int:
-        """How many architectures there are."""
+        """The number of architectures in the space."""
         return self._sizes[-1][0]
 
     def architecture(self, candidate: Candidate) -> Architecture:
@@ -225,23 +246,27 @@ class Space:
         )
 
     def candidates(self) -> Iterator[Candidate]:
-        """Every genome, once: for exhaustive search of small spaces."""
+        """Iterate over every candidate once, for the exhaustive search of small spaces."""
         for template, blocks in itertools.product(range(len(self.templates)), self.blocks):
             for widths in itertools.combinations_with_replacement(self.width_range(template), blocks):
                 choices = (range(self.first_choice[w], self.first_choice[w + 1]) for w in widths)
                 yield from (Candidate(template, choices) for choices in itertools.product(*choices))
 
     def sample(self, rng: random.Random) -> Candidate:
-        """A genome drawn uniformly."""
+        """Draw a candidate uniformly."""
         pick = rng.randrange(self.size)
         _, template, blocks = self._sizes[bisect.bisect_right(self._sizes, pick, key=lambda entry: entry[0])]
         counts, choices, w = self._path_counts[template], [], self.width_range(template).start
         for left in reversed(range(blocks)):
             rest = rng.randrange(counts[left + 1][w])
-            while (here := (self.first_choice[w + 1] - self.first_choice[w]) * counts[left][w]) <= rest:
-                rest, w = rest - here, w + 1
+            while (in_width := (self.first_choice[w + 1] - self.first_choice[w]) * counts[left][w]) <= rest:
+                rest, w = rest - in_width, w + 1
             choices.append(self.first_choice[w] + rest // counts[left][w])
         return Candidate(template, tuple(choices))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 _BOUNDS = {

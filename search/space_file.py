@@ -1,21 +1,21 @@
-"""A search space as a file that a person can write.
+"""A search space as a file that a person can write: kind "space", schema 2.
 
-File form, kind "space", schema 2. Every dimension may be left out: then it has the one value that `model` gives, 1 for
-`blocks` and `kv_groups`, 0 for the least shares; one value needs no list. `model` is an architecture's fields without
-`blocks`. With `base`, a built-in space's name, only what differs needs to be there:
+Every dimension may be left out. Then it has the one value that `model` gives, or 1 for `blocks` and `kv_groups`, or 0
+for the minimum shares. One value needs no list. `model` has an architecture's fields without `blocks`. With `base`, the
+name of a built-in space, the file only needs the differences:
 
     {"kind": "space", "schema_version": 2, "name": "mine", "base": "edge", "widths": [256, 384, 512], "contexts": 1024}
 
     {"kind": "space", "schema_version": 2, "name": "whole",
-     "blocks": [1, 2, 3, 4],             # how many
+     "blocks": [1, 2, 3, 4],             # numbers of blocks
      "widths": [128, 256], "ffn_ratios": [1, 2, 4] (FFN width / width), "layers": [1, 2, 3] (per block),
-     "kv_groups": [1, 2, 4],             # query heads per key-value head; those that divide a block's heads apply
-     "shared": [false, true],            # one set of weights for all layers of a block
+     "kv_groups": [1, 2, 4],             # query heads per KV head; each block uses those that divide its heads
+     "shared": [false, true],            # whether all layers of a block have one set of weights
      "ffn": ["relu", "swiglu"], "embedding_widths": [256],
      "vocabularies": [{"size": 8192, "bytes_per_token": 3.6, "tokenizer": "byte-level BPE"}],
-     "contexts": [1024],                 # positions a model has
-     "least_width": 0.5,                 # of the first block, as a share of the embedding's width
-     "least_embedding": 0.5,             # of the embedding, as a share of the widest block's width
+     "contexts": [1024],                 # positions of a model
+     "least_width": 0.5,                 # minimum width of the first block, as a share of the embedding's width
+     "least_embedding": 0.5,             # minimum width of the embedding, as a share of the widest block's width
      "model": {"head_dim": 64, "norm": "rmsnorm", ...}}
 """
 
@@ -36,7 +36,7 @@ SCHEMA_VERSION = 2
 DIMENSIONS = ("blocks", "widths", "ffn_ratios", "layers", "kv_groups", "shared", "ffn", "embedding_widths",
               "vocabularies", "contexts")  # fmt: skip
 SHARES = ("least_width", "least_embedding")
-# The dimensions that a field of the model stands for, where the dimension is left out.
+# The field of the model that gives a dimension's value if the file leaves the dimension out.
 _FROM_MODEL = {
     "ffn": "ffn",
     "embedding_widths": "embedding_width",
@@ -55,49 +55,51 @@ def to_dict(space: Space) -> dict[str, Any]:
 
 
 def from_dict(value: Any, where: str = "space", bases: Mapping[str, Space] | None = None) -> Space:
-    """From the file form. `bases`: the spaces that `base` may name. Raises ArtefactError, InputError,
-    ArchitectureError."""
+    """Read a space from its file form. `bases` are the spaces that `base` may name.
+
+    Raises ArtefactError, InputError or ArchitectureError where the form is not a valid space.
+    """
     if not isinstance(value, dict):
         raise ArtefactError(f"{where} holds no space", "name one: --space paper, edge, or a space file")
-    given = artefact.remove_envelope(value)
-    if (base := given.pop("base", None)) is not None:
+    fields = artefact.remove_envelope(value)
+    if (base := fields.pop("base", None)) is not None:
         if not isinstance(base, str) or base not in (bases or {}):
             raise ArtefactError(f"{where}: base {base!r}", f"choose one of {', '.join(bases or {})}")
-        given = _merged(to_dict((bases or {})[base]), given, where)
-    if unknown := sorted(set(given) - {"name", "model", *SHARES, *DIMENSIONS}):
+        fields = _merged(to_dict((bases or {})[base]), fields, where)
+    if unknown := sorted(set(fields) - {"name", "model", *SHARES, *DIMENSIONS}):
         raise ArtefactError(
             f"{where}: unknown {', '.join(unknown)}", f"it may have {', '.join((*DIMENSIONS, *SHARES))}"
         )
-    if missing := sorted({"name", "widths", "ffn_ratios", "layers", "model"} - set(given)):
+    if missing := sorted({"name", "widths", "ffn_ratios", "layers", "model"} - set(fields)):
         raise ArtefactError(f"{where}: missing {', '.join(missing)}", "add it, or name a base")
-    if not isinstance(given["name"], str) or not isinstance(given["model"], dict):
+    if not isinstance(fields["name"], str) or not isinstance(fields["model"], dict):
         raise ArtefactError(f"{where}: name must be a string and model an object", "correct the file")
-    return Space(name=given["name"], **_dimensions(given, where), model=_model(given))
+    return Space(name=fields["name"], **_dimensions(fields, where), model=_model(fields))
 
 
 def _listed(choices: Any) -> Any:
-    """One value without a list, as a person writes it."""
+    """A single value without its list, as a person writes it."""
     return choices[0] if len(choices) == 1 else list(choices)
 
 
-def _merged(base: dict[str, Any], given: dict[str, Any], where: str) -> dict[str, Any]:
-    if "model" in given and not isinstance(given["model"], dict):
+def _merged(base: dict[str, Any], fields: dict[str, Any], where: str) -> dict[str, Any]:
+    if "model" in fields and not isinstance(fields["model"], dict):
         raise ArtefactError(f"{where}: model must be an object", "correct the file")
-    return {**base, **given, "model": {**base["model"], **given.get("model", {})}}
+    return {**base, **fields, "model": {**base["model"], **fields.get("model", {})}}
 
 
-def _dimensions(given: dict[str, Any], where: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _dimensions(fields: dict[str, Any], where: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
     for name in DIMENSIONS:
         of_model = _FROM_MODEL.get(name, "")
-        if name in given and of_model in given["model"]:
+        if name in fields and of_model in fields["model"]:
             raise ArtefactError(f"{where}: both {name} and the model's {of_model}", "leave the model's out")
-        value = given.get(
-            name, _DEFAULTS.get(name, given["model"].get(of_model, getattr(Architecture, of_model, None)))
+        value = fields.get(
+            name, _DEFAULTS.get(name, fields["model"].get(of_model, getattr(Architecture, of_model, None)))
         )
-        found[name] = tuple(value) if isinstance(value, list) else (value,)
-    found["vocabularies"] = tuple(_vocabulary(item, where) for item in found["vocabularies"])
-    return {**found, **{share: given.get(share, 0) for share in SHARES}}
+        values[name] = tuple(value) if isinstance(value, list) else (value,)
+    values["vocabularies"] = tuple(_vocabulary(item, where) for item in values["vocabularies"])
+    return {**values, **{share: fields.get(share, 0) for share in SHARES}}
 
 
 def _vocabulary(item: Any, where: str) -> Vocabulary:
@@ -107,9 +109,9 @@ def _vocabulary(item: Any, where: str) -> Vocabulary:
     return Vocabulary(**fields)
 
 
-def _model(given: dict[str, Any]) -> Architecture:
-    """The model with any allowed value in the fields that the space sets."""
-    fields = {name: value for name, value in given["model"].items() if name not in _SET_BY_SPACE}
+def _model(fields: dict[str, Any]) -> Architecture:
+    """The model. The fields that the space sets get any allowed value."""
+    fields = {name: value for name, value in fields["model"].items() if name not in _SET_BY_SPACE}
     head_dim = fields.get("head_dim")
     block = {"width": head_dim, "layers": 1, "heads": 1, "kv_heads": 1, "ffn_width": 1}
     set_by_space = {"vocab_size": 1, "max_positions": 1, "embedding_width": 1, "blocks": [block]}

@@ -28,7 +28,7 @@ from merino_edge.search.reference_models import value_of
 from merino_edge.search.study.baselines import SHAPES, largest
 from merino_edge.search.study.sampling import decoder_parameters
 
-FRAME = STUDY.models[0]  # vocabulary, embedding, context and head dimension of all but the searched ones
+TEMPLATE = STUDY.models[0]  # vocabulary, embedding, context and head dimension of all but the searched ones
 WIDTHS = [48, 64, 80, 96, 112, 128, 144, 160]
 DEEP = {"1x256": (256, 1, 1024), "24x64": (64, 24, 128)}  # (width, layers, ffn_width): as many weights in the layers
 EQUAL = 196_608  # decoder parameters of the models with and without cuts
@@ -42,9 +42,9 @@ CUTS = {
 
 def model(*blocks: tuple[int, int, int]) -> Architecture:
     """From (width, layers, ffn_width) of each block, in the study's frame."""
-    d = FRAME.head_dim
+    d = TEMPLATE.head_dim
     built = tuple(Block(width, layers, width // d, width // d, ffn) for width, layers, ffn in blocks)
-    return dataclasses.replace(FRAME, blocks=built)
+    return dataclasses.replace(TEMPLATE, blocks=built)
 
 
 def of_equal_size(shape: tuple[tuple[int, int], ...]) -> Architecture:
@@ -73,7 +73,7 @@ def latency(
     document |= {"layers": [1, 2, 3, 4, 6, 8], "widths": WIDTHS, "least_width": 0.5}
     # The layers of the tool's own spaces but `paper` and `study`: with learned positions, as the study's have, Pythia's
     # rotary ones would be compared, and not sizes.
-    document |= {"model": {"norm": "rmsnorm", "positions": "rotary", "rotary_dim": FRAME.head_dim, "bias": "none"}}
+    document |= {"model": {"norm": "rmsnorm", "positions": "rotary", "rotary_dim": TEMPLATE.head_dim, "bias": "none"}}
     space.write_text(json.dumps(document | {"least_embedding": 0.5}))
     table = folder / "table.jsonl"
     options = ["--board", board, "--precision", precision, "--lengths", f"{length // 2},{length}"]
@@ -95,10 +95,10 @@ def latency(
                 shape,
                 lambda a: value_of(a, metric, cost_model)[0],
                 decode_ms,
-                FRAME.head_dim,
-                FRAME.vocab_size,
-                length,
-                WIDTHS[-1],
+                head_dim=TEMPLATE.head_dim,
+                vocab_size=TEMPLATE.vocab_size,
+                context=length,
+                max_width=WIDTHS[-1],
             )
         except Exception as error:
             print(f"{shape}: {error}", file=sys.stderr)
@@ -124,7 +124,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if claim == "latency":
             models = latency(
-                folder, options.board, options.mode, options.precision, options.decode_ms, FRAME.max_positions
+                folder, options.board, options.mode, options.precision, options.decode_ms, TEMPLATE.max_positions
             )
         else:
             models = depth() if claim == "depth" else cuts()

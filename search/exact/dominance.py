@@ -1,8 +1,8 @@
-"""Which frames' programs may hold the optimum: none that is too dear before its blocks are chosen, and of two whose
-blocks score alike, not the one that costs as much in every part.
+"""Programs that may hold the optimum. The solver need not look at the others.
 
-A larger vocabulary, say, costs something in most metrics and scores nothing, so the smallest undercuts it, unless a
-budget counts text instead of tokens.
+A program is left out if it is too expensive before its blocks are chosen. It is also left out if another program scores
+its blocks alike and costs no more in every part. For example, a larger vocabulary costs something in most metrics and
+adds nothing to the score. So the smallest one dominates, unless a budget counts text instead of tokens.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from merino_edge.search.problem import Problem, TemplateProgram
 
 
 def useful_programs(problem: Problem) -> list[TemplateProgram]:
-    """The programs of the problem's frames that fit its budgets at all and that no other undercuts."""
+    """The programs of the problem's templates that can fit its budgets and that no other program dominates."""
     kept: list[TemplateProgram] = []
     programs = [program for template in problem.templates for program in problem.programs(template)]
-    possible = [program for program in programs if _affordable(problem, program)]
-    for mine in sorted(possible, key=lambda program: _order(problem, program)):
-        if not any(_undercuts(problem, other, mine) for other in kept):
-            kept.append(mine)
+    possible = [program for program in programs if _can_fit(problem, program)]
+    for program in sorted(possible, key=lambda p: _order(problem, p)):
+        if not any(_dominates(problem, other, program) for other in kept):
+            kept.append(program)
     return kept
 
 
-def _affordable(problem: Problem, program: TemplateProgram) -> bool:
-    """Whether the cheapest ends with as many of the cheapest genes as there are blocks at least keep every budget."""
+def _can_fit(problem: Problem, program: TemplateProgram) -> bool:
+    """Whether the program's cheapest parts, with as few blocks as are allowed, keep every budget."""
     first_choice, w = problem.space.first_choice, program.widths
     choices = program.block_costs[first_choice[w.start] : first_choice[w.stop]]
     floor = program.start[w].min(0) + program.finish[w].min(0) + problem.space.blocks[0] * choices.min(0)
@@ -30,20 +30,25 @@ def _affordable(problem: Problem, program: TemplateProgram) -> bool:
 
 
 def _order(problem: Problem, program: TemplateProgram) -> tuple[float, int, int, int]:
-    """Cheap ones first, then long contexts, then few parameters: what undercuts comes before what is undercut."""
-    shape = problem.space.templates[program.template]
-    least = (program.start[program.widths] / program.limits).sum(1).min()
-    return float(least), -shape.context, shape.vocabulary.size * shape.embedding_width, program.template
+    """The order of comparison: cheap programs first, then long contexts, then few parameters.
+
+    In this order a program comes after every program that can dominate it.
+    """
+    template = problem.space.templates[program.template]
+    minimum = (program.start[program.widths] / program.limits).sum(1).min()
+    return float(minimum), -template.context, template.vocabulary.size * template.embedding_width, program.template
 
 
-def _undercuts(problem: Problem, a: TemplateProgram, b: TemplateProgram) -> bool:
-    """Whether every chain of `b` is one of `a` that scores as much and costs no more. Only units alike compare, and as
-    many sums of each metric."""
+def _dominates(problem: Problem, a: TemplateProgram, b: TemplateProgram) -> bool:
+    """Whether every path of `b` is also a path of `a` that scores as much and costs no more.
+
+    Only programs with the same units and the same sums of each metric compare.
+    """
     space, score = problem.space, problem.score
-    mine, other = space.templates[a.template], space.templates[b.template]
-    if not score.sees_ffn_only or mine.ffn != other.ffn or a.metrics != b.metrics or (a.scales != b.scales).any():
+    first, second = space.templates[a.template], space.templates[b.template]
+    if not score.sees_ffn_only or first.ffn != second.ffn or a.metrics != b.metrics or (a.scales != b.scales).any():
         return False
-    if score.uses_cut and mine.embedding_width < other.embedding_width:
+    if score.uses_cut and first.embedding_width < second.embedding_width:
         return False
     if b.widths.start < a.widths.start or b.widths.stop > a.widths.stop or a.end_activation > b.end_activation:
         return False

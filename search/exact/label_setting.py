@@ -1,13 +1,14 @@
-"""Label setting: the best chain within the budgets, block by block, dropping only what provably cannot matter.
+"""Label setting for a path problem: extend partial paths by a block and drop those that cannot matter.
 
-A label is a partial chain: its score, cost and largest extra at a width and a depth. After every block a label goes if
+A label is a partial path. It has a score, a cost and a largest extra activation, at one width and one depth. After
+every block a label is dropped if one of these holds:
 
-- no completion of it keeps the budgets (the least remaining cost of some metric is already too much),
-- a bound says that no completion reaches the worth wanted (merino_edge.search.exact.relaxation.Relaxation), or
-- another label at the same width and depth scores as much and costs no more in every metric (dominance).
+- No completion of it keeps the budgets: the lowest remaining cost of some metric is already too much.
+- A Lagrangian bound (`merino_edge.search.exact.relaxation`) says that no completion reaches the wanted objective.
+- Another label at the same width and depth scores as much and costs no more in any metric (dominance).
 
-Scores and costs add without rounding, so comparisons are exact; bounds are real numbers with a margin for theirs.
-With `beam` only that many labels stay at each width and depth, and the answer is a good chain without proof.
+Scores and costs add without rounding, so comparisons are exact. Bounds are rounded, and a margin covers that. With
+`beam` only that many labels stay at each width and depth. Then the result is a good path without a proof.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ from numpy.typing import NDArray
 
 from merino_edge.search.exact.relaxation import Floats, Ints, LagrangianRelaxation, PathProblem
 
-EXPANSIONS = 1_000_000  # children weighed at a time, for memory
-MAX_LABELS = 3_000_000  # kept after one block; beyond, the chain counts as unsolved
+EXPANSIONS = 1_000_000  # extended labels checked at a time, to limit memory
+MAX_LABELS = 3_000_000  # labels kept after one block; with more, the problem counts as unsolved
 FRONT = 256  # labels compared at a time
 
 
 class TooManyLabels(Exception):
-    """A chain with more than MAX_LABELS partial chains worth keeping."""
+    """A path problem has more than MAX_LABELS labels after one block."""
 
 
 @dataclass(frozen=True)
 class _Labels:
-    """Partial chains of as many blocks, ordered by width and depth."""
+    """N partial paths with the same number of blocks, ordered by width and depth."""
 
-    parent: Ints  # index into the labels one block before
-    choice: Ints
+    parent: Ints  # index of the label that this one extends
+    choice: Ints  # the last block, as an index into the problem's choices
     score: Floats
     cost: Floats  # [N, K]
     extra: Floats
@@ -53,15 +54,16 @@ def solve(
     wanted: float,
     relaxations: Sequence[LagrangianRelaxation],
     beam: int | None = None,
-    note: Callable[[int], None] = lambda labels: None,
+    on_labels: Callable[[int], None] = lambda labels: None,
 ) -> list[list[int]]:
-    """Every undominated chain of the highest worth, as genes, if that is at least `wanted`; else [].
+    """All undominated paths with the highest objective, as lists of choices; [] if none reaches `wanted`.
 
-    `note` is told how many labels stand after every block and may raise to give up. Raises TooManyLabels.
+    `on_labels` gets the number of labels after every block. It may raise an exception to stop the search. Raises
+    TooManyLabels where memory would not suffice.
     """
     stages: list[_Labels] = []
     best = wanted
-    found: list[list[int]] = []
+    optima: list[list[int]] = []
     for n in range(1, problem.blocks[-1] + 1):
         labels = _expand(problem, stages[-1] if stages else None, n, best, relaxations)
         if labels is None:
@@ -69,23 +71,23 @@ def solve(
         labels = labels.pick(_undominated(problem, labels, relaxations[0], beam))
         if len(labels) > MAX_LABELS:
             raise TooManyLabels
-        note(len(labels))
+        on_labels(len(labels))
         stages.append(labels)
         if n in problem.blocks:
-            ends, objective = _whole(problem, labels)
-            top = objective.max(initial=-np.inf)
+            ends, objectives = _whole(problem, labels)
+            top = objectives.max(initial=-np.inf)
             if top > best:
-                best, found = float(top), []
+                best, optima = float(top), []
             if top == best > -np.inf:
-                found += [_trace(stages, int(i)) for i in ends[objective == best]]
-    return found
+                optima += [_trace(stages, int(i)) for i in ends[objectives == best]]
+    return optima
 
 
 def _expand(
     problem: PathProblem, labels: _Labels | None, n: int, best: float, relaxations: Sequence[LagrangianRelaxation]
 ) -> _Labels | None:
-    """Every label with every gene as block number `n` that may still matter; None where there is none."""
-    least, found = problem.min_remaining_cost[n], []
+    """Extend every label by every choice as block number `n`, and keep those that may matter; None if none does."""
+    remaining, extended = problem.min_remaining_cost[n], []
     for w in problem.first if labels is None else range(len(problem.start)):
         low, high = np.searchsorted(problem.width, [w, w + 1])
         if labels is None:
@@ -97,20 +99,20 @@ def _expand(
             score, extra, depth = labels.score[at], labels.extra[at], labels.depth[at]
         stride = max(1, EXPANSIONS // max(1, high - low))
         for part in (slice(i, i + stride) for i in range(0, len(at) if high > low else 0, stride)):
-            left = problem.depth - depth[part, None] - problem.layers[None, low:high]  # [labels, genes]
+            left = problem.depth - depth[part, None] - problem.layers[None, low:high]  # [labels, choices]
             rows, columns = np.nonzero(left >= 0)
             left = left[rows, columns]
             for relaxation in relaxations:
-                multiplier = relaxation.per_cost
-                value = (score[part] - cost[part] @ multiplier)[rows] + relaxation.value[low + columns]
+                weights = relaxation.cost_weights
+                value = (score[part] - cost[part] @ weights)[rows] + relaxation.reduced_score[low + columns]
                 if problem.peak >= 0:
-                    value -= multiplier[problem.peak] * np.maximum(extra[part][rows], problem.extra[low + columns])
-                bound = value + relaxation.rest[n, w, left] + (relaxation.constant + relaxation.slack)
+                    value -= weights[problem.peak] * np.maximum(extra[part][rows], problem.extra[low + columns])
+                bound = value + relaxation.best_rest[n, w, left] + (relaxation.constant + relaxation.slack)
                 hopeful = (bound >= best) & (bound > -np.inf)
                 rows, columns, left = rows[hopeful], columns[hopeful], left[hopeful]
             costs = cost[part][rows] + problem.cost[low + columns]
             extras = np.maximum(extra[part][rows], problem.extra[low + columns])
-            total = costs + least[w, left]
+            total = costs + remaining[w, left]
             if problem.peak >= 0:
                 total[:, problem.peak] += extras
             fits = np.flatnonzero((total <= problem.limits).all(1))
@@ -119,14 +121,16 @@ def _expand(
                 scores = score[part][rows] + problem.score[low + columns]
                 widths = np.full(len(fits), w)
                 depths = problem.depth - left[fits]
-                found.append(_Labels(at[part][rows], low + columns, scores, costs[fits], extras[fits], widths, depths))
-    if not found:
+                extended.append(
+                    _Labels(at[part][rows], low + columns, scores, costs[fits], extras[fits], widths, depths)
+                )
+    if not extended:
         return None
-    return _Labels(*(np.concatenate([getattr(f, name) for f in found]) for name in _Labels.__dataclass_fields__))
+    return _Labels(*(np.concatenate([getattr(f, name) for f in extended]) for name in _Labels.__dataclass_fields__))
 
 
 def _whole(problem: PathProblem, labels: _Labels) -> tuple[NDArray[np.intp], Floats]:
-    """The labels that are whole chains within the budgets, and their worth."""
+    """The labels that are whole paths within the budgets, and their objectives."""
     ends = np.flatnonzero((labels.depth == problem.depth) & np.isin(labels.width, problem.last))
     total = labels.cost[ends] + problem.finish[labels.width[ends]]
     if problem.peak >= 0:
@@ -150,9 +154,9 @@ def _trace(stages: Sequence[_Labels], index: int) -> list[int]:
 def _undominated(
     problem: PathProblem, labels: _Labels, relaxation: LagrangianRelaxation, beam: int | None
 ) -> NDArray[np.intp]:
-    """The labels to keep, ordered by width and depth."""
+    """Indices of the labels that no other dominates, ordered by width and depth; at most `beam` at each."""
     columns = [*labels.cost.T, labels.extra] if problem.peak >= 0 else [*labels.cost.T]
-    # By state, then falling score, then rising costs: none is dominated by a later one of its state.
+    # Sort by state, then by falling score, then by rising costs. So no label is dominated by a later one.
     order = np.lexsort((*columns[::-1], -labels.score, labels.depth, labels.width))
     state = (labels.width * (problem.depth + 1) + labels.depth)[order]
     breaks = np.flatnonzero(np.diff(state)) + 1
@@ -160,15 +164,17 @@ def _undominated(
     for group in np.split(order, breaks):
         front = group[pareto_front([column[group] for column in columns])]
         if beam is not None and len(front) > beam:
-            value = labels.score[front] - labels.cost[front] @ relaxation.per_cost
+            value = labels.score[front] - labels.cost[front] @ relaxation.cost_weights
             front = front[np.argsort(-value, kind="stable")[:beam]]
         kept.append(front)
     return np.concatenate(kept)
 
 
 def pareto_front(costs: Sequence[Floats]) -> NDArray[np.intp]:
-    """Indices of rows that no earlier row equals or undercuts in every column. Rows must be ordered so that no later
-    one dominates an earlier one; without columns only the first stays."""
+    """Indices of the rows that no earlier row equals or undercuts in every column.
+
+    The rows must be ordered so that no later row dominates an earlier one. Without columns only the first row stays.
+    """
     count = len(costs[0]) if costs else 1
     if len(costs) == 1:
         lowest = np.minimum.accumulate(costs[0])
@@ -186,7 +192,7 @@ def pareto_front(costs: Sequence[Floats]) -> NDArray[np.intp]:
 
 
 def _all_at_most(costs: Sequence[Floats], rows: NDArray[np.intp], others: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """[rows, others]: whether the row costs no more than the other in every column."""
+    """A [rows, others] array: whether the row costs no more than the other in every column."""
     result = np.ones((len(rows), len(others)), bool)
     for column in costs:
         result &= column[rows, None] <= column[None, others]

@@ -1,8 +1,8 @@
-"""The least that a metric can be within the other budgets, and an architecture that costs so little.
+"""The minimum of one metric within the other budgets, and a candidate that reaches it.
 
-A metric that is a sum is minimised by one exact search. Of one that is the greatest of several sums, the least of each
-is a bound from below, and what it leads to a bound from above; between the two, limits are tried until it is proven
-that nothing costs less.
+One exact search minimises a metric that is a sum. A metric that is a maximum of several sums needs more. The minimum of
+each sum is a lower bound, and the candidate it leads to gives an upper bound. Then limits between the two bounds are
+tried until it is proven that nothing costs less.
 """
 
 from __future__ import annotations
@@ -16,21 +16,29 @@ from merino_edge.search.problem import Problem
 from merino_edge.search.score import Score
 from merino_edge.search.space import Candidate
 
-NEAR = 1e-9  # of the value: with a bound from below so near, the next limit is just below the value
+NEAR = 1e-9  # share of the value: if the lower bound is so near, the next limit tried is just below the value
 
 
 def minimum(problem: Problem, metric: Metric) -> tuple[float, Candidate] | None:
-    """The least value of `metric` within the budgets of `problem`, its own limit aside, and a genome that has it; None
-    where nothing meets the others."""
-    nothing = Score("least", block=lambda model, block, depth, cut: 0.0, sees_ffn_only=True)
+    """The minimum of `metric` within the other budgets of `problem`, and a candidate that has it.
+
+    The metric's own limit is ignored. The result is None where no architecture meets the other budgets.
+    """
+    zero = Score("zero", block=lambda model, block, depth, cut: 0.0, sees_ffn_only=True)
     best, floor, limit = None, 0.0, UNBOUNDED
     for which in itertools.count():
-        limited = problem.limited(problem.budget.within(metric, limit), nothing)
-        found = ExactSolver(limited, minimise=metric, which=which).solve()
-        if found.candidate is not None:
-            template = found.candidate.template
-            best = problem.value(metric, problem.space.architecture(found.candidate), template), found.candidate
-            floor, sums = max(floor, -found.score), max(map(len, problem.metric_cost(metric, template).alternatives))
+        limited = problem.limited(problem.budget.within(metric, limit), zero)
+        certificate = ExactSolver(limited, minimise=metric, which=which).solve()
+        if certificate.candidate is not None:
+            template = certificate.candidate.template
+            best = (
+                problem.value(metric, problem.space.architecture(certificate.candidate), template),
+                certificate.candidate,
+            )
+            floor, sums = (
+                max(floor, -certificate.score),
+                max(map(len, problem.metric_cost(metric, template).alternatives)),
+            )
             if sums == 1 or best[0] <= floor:
                 break
         elif best is None or limit == math.nextafter(best[0], 0):

@@ -1,13 +1,15 @@
-"""One frame at one total depth: a chain of blocks, and upper bounds on what any completion of it can score.
+"""The path problem of one model template at one total depth, and its Lagrangian relaxation.
 
-At a fixed depth score and costs are sums over the blocks, so for any prices >= 0 on the budgets (Lagrange multipliers)
-the best chain of "worth minus priced costs" is found by dynamic programming over width, depth and number of blocks, and
+At a fixed depth the score and all costs are sums over the blocks. So the best model is a resource-constrained path:
+every block is a step, every budget is a resource. For any Lagrange multipliers >= 0 on the budgets, dynamic programming
+over width, depth and number of blocks finds the path with the highest Lagrangian. Weak duality then bounds every path
+within the budgets:
 
-    worth <= best priced chain + prices . limits
+    objective(path) <= max over all paths of (objective - multipliers . costs) + multipliers . limits
 
-holds for every chain within the budgets (weak duality). `Relaxation` holds that table for one set of prices: what the
-rest of a chain can add from any width and depth on. `tighten` looks for prices of a low bound by subgradient steps.
-A chain knows no space, no metric and no file; `merino_edge.search.exact.label_setting` solves it.
+`LagrangianRelaxation` holds that table for one vector of multipliers. `subgradient_descent` looks for multipliers with
+a low bound. This module knows no space, no metric and no file. `merino_edge.search.exact.label_setting` solves the
+problem.
 """
 
 from __future__ import annotations
@@ -22,61 +24,62 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-SAFETY = 1e-9  # of the magnitudes in a bound: what rounding may have taken from it
-STEPS = 60  # of a subgradient search
-TIGHT = 1e-20  # squared excess over all limits, as fractions of them, that is none
-STALLED = 4  # steps without a better bound, then the step is halved
+SAFETY = 1e-9  # share of a bound's magnitude that is added to it, because rounding may have lowered it
+STEPS = 60  # maximum number of subgradient steps
+TIGHT = 1e-20  # squared norm of the subgradient, as fractions of the limits, that counts as zero
+STALLED = 4  # steps without a better bound before the step length is halved
 
 
 @dataclass(frozen=True)
 class PathProblem:
-    """G genes ordered by cell (width, then layers), K budgets, W widths. Costs and limits in exact units.
+    """A resource-constrained path problem: choose the blocks of a model with a given depth.
 
-    What is maximised, a chain's worth, is the sum of its scores less `weights` . costs: to find the least of a metric,
-    that metric gets a weight and the scores are 0.
+    It has G block choices ordered by cell (width, then layers), K costs with a limit each, and W widths. Costs and
+    limits are in exact units. The objective of a path is the sum of its scores minus `weights` . costs. To minimise a
+    metric, give its cost a weight and set all scores to 0.
     """
 
     width: Ints  # [G] width index
     layers: Ints  # [G]
-    score: Floats  # [G], on a grid so fine that sums are exact and so coarse that they do not round
+    score: Floats  # [G], on a grid on which sums are exact
     cost: Floats  # [G, K]
-    extra: Floats  # [G]: a gene's activations beyond the ends'; only the largest counts
-    first: Ints  # width indices of the first block
-    last: Ints  # and of the last
-    start: Floats  # [W, K]
-    changes: Floats  # [W, W, K]
-    finish: Floats  # [W, K]
+    extra: Floats  # [G]: activations above those of embedding and head; only the largest of a path counts
+    first: Ints  # width indices that the first block may have
+    last: Ints  # width indices that the last block may have
+    start: Floats  # [W, K]: cost before a first block of this width
+    changes: Floats  # [W, W, K]: cost of the projection from one width to another
+    finish: Floats  # [W, K]: cost after a last block of this width
     limits: Floats  # [K]
-    peak: int  # the budget that `extra` counts towards, -1: none
-    depth: int  # layers in all
+    peak: int  # index of the cost that `extra` counts towards; -1 for none
+    depth: int  # total number of layers
     blocks: tuple[int, ...]  # allowed numbers of blocks
-    choices: Ints  # [G] what the caller calls each
-    weights: Floats  # [K]
+    choices: Ints  # [G]: the caller's index of each block choice
+    weights: Floats  # [K]: how much each cost lowers the objective
 
     @cached_property
     def cells(self) -> tuple[Ints, Ints, Ints]:
-        """(first gene, width, layers) of every (width, layers) that occurs."""
+        """The cells that occur, as arrays of (first choice, width, layers)."""
         breaks = np.flatnonzero((np.diff(self.width) != 0) | (np.diff(self.layers) != 0)) + 1
         starts = np.concatenate(([0], breaks))
         return starts, self.width[starts], self.layers[starts]
 
     @cached_property
     def ascending(self) -> Floats:
-        """[W, W]: 0 where the second width may follow the first, else minus infinity."""
+        """A [W, W] array: 0 where the second width may follow the first, else minus infinity."""
         count = len(self.start)
         return np.where(np.tril(np.ones((count, count), bool), -1), -np.inf, 0.0)
 
     @cached_property
     def min_remaining_cost(self) -> Floats:
-        """[blocks placed, W, depth left, K]: the least that the rest of a chain costs, metric by metric."""
+        """A lower bound on the cost of the rest of a path: [blocks placed, W, depth left, K], each cost by itself."""
         shape = (self.blocks[-1] + 1, len(self.start), self.depth + 1, len(self.limits))
-        least = np.zeros(shape)
-        for k, multiplier in enumerate(np.eye(len(self.limits))):
-            least[..., k] = -LagrangianRelaxation(self, multiplier, objective=False).rest
-        return least
+        minimum = np.zeros(shape)
+        for k, only_one in enumerate(np.eye(len(self.limits))):
+            minimum[..., k] = -LagrangianRelaxation(self, only_one, costs_only=True).best_rest
+        return minimum
 
     def costs(self, choices: Sequence[int]) -> Floats:
-        """The cost [K] of a whole chain, the largest extra included."""
+        """The costs [K] of a whole path, including its largest activation."""
         widths = self.width[list(choices)]
         total = self.start[widths[0]] + self.finish[widths[-1]] + self.cost[list(choices)].sum(0)
         total = total + self.changes[widths[:-1], widths[1:]].sum(0)
@@ -85,88 +88,95 @@ class PathProblem:
         return np.asarray(total)
 
     def objective(self, choices: Sequence[int]) -> float:
-        """What is maximised, of a whole chain."""
+        """The objective of a whole path, which is maximised."""
         return float(self.score[list(choices)].sum() - self.weights @ self.costs(choices))
 
 
 class LagrangianRelaxation:
-    """The best priced chains for `prices` [K]; `worth` False: of the priced costs alone."""
+    """The paths with the highest Lagrangian for given `multipliers` [K], found by dynamic programming.
 
-    def __init__(self, problem: PathProblem, multipliers: Floats, objective: bool = True) -> None:
+    With `costs_only` the objective is left out. Then the best path is the one with the lowest weighted cost.
+    """
+
+    def __init__(self, problem: PathProblem, multipliers: Floats, *, costs_only: bool = False) -> None:
         self.problem, self.multipliers = problem, multipliers
         self.constant = float(multipliers @ problem.limits)
-        self.per_cost = multipliers = multipliers + problem.weights if objective else multipliers
-        self.value = (problem.score if objective else 0.0) - problem.cost @ multipliers  # [G]
+        self.cost_weights = weights = multipliers if costs_only else multipliers + problem.weights  # [K]
+        self.reduced_score = (0.0 if costs_only else problem.score) - problem.cost @ weights  # [G]
         starts, cell_width, cell_layers = problem.cells
-        best = np.maximum.reduceat(self.value, starts)
-        count, depth, most = len(problem.start), problem.depth, problem.blocks[-1]
-        change = problem.ascending - problem.changes @ multipliers  # [W, W]
-        exact = np.full((most + 1, count, depth + 1), -np.inf)  # [blocks left, W, depth left]
-        exact[0, problem.last, 0] = -(problem.finish[problem.last] @ multipliers)
-        placed = np.full((most + 1, count, depth + 1), -np.inf)  # the same with the next block's width given
+        best = np.maximum.reduceat(self.reduced_score, starts)
+        count, depth, max_blocks = len(problem.start), problem.depth, problem.blocks[-1]
+        change = problem.ascending - problem.changes @ weights  # [W, W]
+        to_go = np.full((max_blocks + 1, count, depth + 1), -np.inf)  # [blocks left, W, depth left]
+        to_go[0, problem.last, 0] = -(problem.finish[problem.last] @ weights)
+        placed = np.full((max_blocks + 1, count, depth + 1), -np.inf)  # the same, where the next block has this width
         depths = np.unique(cell_layers)
-        by_depth = np.full((len(depths), count), -np.inf)  # the best gene of every width with so many layers
+        by_depth = np.full((len(depths), count), -np.inf)  # the best choice of each width with so many layers
         by_depth[np.searchsorted(depths, cell_layers), cell_width] = best
-        for n in range(1, most + 1):
+        for n in range(1, max_blocks + 1):
             for layers, values in zip(depths[depths <= depth], by_depth, strict=False):
                 rows = placed[n, :, layers:]
-                np.maximum(rows, values[:, None] + exact[n - 1, :, : depth + 1 - layers], out=rows)
-            exact[n] = (change[:, :, None] + placed[n][None]).max(1)
-        self.exact, self.cell_best, self.change = exact, best, change
-        # [blocks placed, W, depth left]: the most that any allowed number of further blocks adds
-        ends = [[total - n for total in problem.blocks if total >= n] for n in range(most + 1)]
-        self.rest = np.stack([exact[left].max(0) if left else np.full_like(exact[0], -np.inf) for left in ends])
+                np.maximum(rows, values[:, None] + to_go[n - 1, :, : depth + 1 - layers], out=rows)
+            to_go[n] = (change[:, :, None] + placed[n][None]).max(1)
+        self.to_go, self.cell_best, self.change = to_go, best, change
+        # [blocks placed, W, depth left]: the most that the rest of a path adds, over all allowed numbers of blocks
+        ends = [[total - n for total in problem.blocks if total >= n] for n in range(max_blocks + 1)]
+        self.best_rest = np.stack([to_go[left].max(0) if left else np.full_like(to_go[0], -np.inf) for left in ends])
         begin = np.full(count, -np.inf)
-        begin[problem.first] = -(problem.start[problem.first] @ multipliers)
+        begin[problem.first] = -(problem.start[problem.first] @ weights)
         self.begin = begin
         whole = np.stack([begin + placed[n, :, depth] for n in problem.blocks])  # [numbers of blocks, W]
         self.best_blocks = problem.blocks[int(whole.max(1).argmax())]
         bound = float(whole.max()) + self.constant
-        # Rounding must not cut off what is really there.
+        # Rounding must not cut off a path that really exists.
         self.slack = SAFETY * (abs(float(whole.max())) + self.constant) if np.isfinite(bound) else 0.0
         self.bound = bound + self.slack
 
     def maximiser(self) -> list[int]:
-        """The genes of a best priced chain, which need not keep the budgets."""
+        """A path with the highest Lagrangian, as choices. It may exceed the budgets."""
         problem, choices, before, left = self.problem, [], self.begin, self.problem.depth
         starts, cell_width, cell_layers = problem.cells
         stops = np.append(starts[1:], len(problem.width))
         for n in reversed(range(self.best_blocks)):
             fits = np.flatnonzero(cell_layers <= left)
             w, layers = cell_width[fits], cell_layers[fits]
-            at = fits[int((before[w] + self.cell_best[fits] + self.exact[n, w, left - layers]).argmax())]
-            choices.append(int(starts[at] + self.value[starts[at] : stops[at]].argmax()))
+            at = fits[int((before[w] + self.cell_best[fits] + self.to_go[n, w, left - layers]).argmax())]
+            choices.append(int(starts[at] + self.reduced_score[starts[at] : stops[at]].argmax()))
             before, left = self.change[cell_width[at]], left - int(cell_layers[at])
         return choices
 
 
 @dataclass(frozen=True)
 class SubgradientResult:
-    """The relaxations tried, lowest bound first, and the best chain within the budgets that they came upon."""
+    """The outcome of `subgradient_descent`: the relaxations tried, and a path within the budgets."""
 
-    relaxations: list[LagrangianRelaxation]
-    choices: list[int] | None
-    objective: float
+    relaxations: list[LagrangianRelaxation]  # lowest bound first
+    choices: list[int] | None  # the best path within the budgets that was met; None if none was better than the target
+    objective: float  # of that path, or the target
 
     @property
     def bound(self) -> float:
+        """The lowest upper bound on the objective that was found."""
         return self.relaxations[0].bound
 
 
 def subgradient_descent(problem: PathProblem, multipliers: Floats, target: float) -> SubgradientResult:
-    """Lower the bound from `prices` on, by Polyak's subgradient steps towards `target`, a worth known to be possible or
-    below all that are; stops when the bound is below it."""
+    """Lower the Lagrangian bound, starting from `multipliers`, by subgradient steps of Polyak's length.
+
+    The steps aim at `target`: an objective that some path is known to reach, or one that every path exceeds. The
+    descent stops when the bound is below the target.
+    """
     best: LagrangianRelaxation | None = None
     tried, choices, objective, stride, stalled = [], None, target, 1.0, 0
     for _ in range(STEPS):
         relaxation = LagrangianRelaxation(problem, multipliers)
         tried.append(relaxation)
         if not np.isfinite(relaxation.bound):
-            break  # no chain of this depth
-        found = relaxation.maximiser()
-        spent = problem.costs(found)
-        if (reached := problem.objective(found)) > objective and (spent <= problem.limits).all():
-            choices, objective = found, reached
+            break  # no path has this depth
+        path = relaxation.maximiser()
+        spent = problem.costs(path)
+        if (reached := problem.objective(path)) > objective and (spent <= problem.limits).all():
+            choices, objective = path, reached
         if best is None or relaxation.bound < best.bound:
             best, stalled = relaxation, 0
         elif (stalled := stalled + 1) == STALLED:

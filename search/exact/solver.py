@@ -1,17 +1,16 @@
 """The exact solver: the best architecture of a space within the budgets, and the proof that none is better.
 
-The program separates: for a fixed frame (what all blocks share) and a fixed total depth, score and costs are sums over
-blocks, a chain (merino_edge.search.exact.relaxation). A latency that is the least of alternatives makes one program for each
-(merino_edge.search.problem). So the solver goes over all pairs of program and depth, and over the last block's width
-where the score is multiplied by something of it:
+The problem separates. For one model template (what all blocks share) and one total depth, the score and all costs are
+sums over the blocks. That is a path problem (`merino_edge.search.exact.relaxation`). If a latency is a minimum over
+alternatives, each alternative gives a program of its own (`merino_edge.search.problem`). If the score has a factor that
+depends on the last block's width, each such width gives a subproblem too. The solver works in three steps:
 
-1. A program that costs no less than another in every part is left out: it could only tie.
-2. Every pair gets an upper bound (Lagrangian relaxation); a good architecture comes from a few beam searches.
-3. Pairs are solved by label setting (merino_edge.search.exact.label_setting), highest bound first, until the best architecture found
-   scores at least every bound that is left. That bound is the certificate.
+1. It leaves out every program that costs no less than another one in every part, because it could only tie.
+2. It bounds every subproblem by Lagrangian relaxation. A few beam searches give a good architecture early.
+3. It solves subproblems by label setting, highest bound first, until the best score reaches every bound that is left.
 
-Nothing is sampled and no cost is rounded; the same question has the same answer everywhere. Equal scores go to the
-lower budgeted costs in the order of the budgets, then to the longer context, then to fewer parameters.
+That last bound is the certificate. Nothing is sampled and no cost is rounded, so the same problem has the same result
+everywhere. Ties go to lower budgeted costs in the budgets' order, then to longer contexts, then to fewer parameters.
 """
 
 from __future__ import annotations
@@ -35,36 +34,39 @@ from merino_edge.search.exact.relaxation import Floats, LagrangianRelaxation, Pa
 from merino_edge.search.problem import Problem, TemplateProgram
 from merino_edge.search.space import Candidate
 
-BEAM = 30
-BEAM_SUBPROBLEMS = 6  # of the highest bounds
-RELAXATIONS = 4  # that label setting weighs every child with
-UNBOUNDED = 1e300  # a limit that nothing reaches, of a metric that is minimised
-SCORE_BITS = 50  # of the largest sum of scores; what is finer is rounded off
+BEAM = 30  # labels kept at each width and depth in a beam search
+BEAM_SUBPROBLEMS = 6  # how many subproblems, highest bounds first, get a beam search
+RELAXATIONS = 4  # how many relaxations label setting bounds every label with
+UNBOUNDED = 1e300  # the limit of a metric that is minimised: nothing reaches it
+SCORE_BITS = 50  # precision of the largest sum of scores; scores are rounded to that grid
 
-Note = Callable[[str, float, float], None]  # what is being done, the best score so far, the bound so far
+OnProgress = Callable[[str, float, float], None]  # gets the current step, the best score and the bound
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """`genome` is the best found, None where nothing was; no architecture scores above `bound` (minus infinity: none
-    meets the budgets)."""
+    """A proven bound on the score, and the best candidate found.
+
+    No architecture of the space within the budgets scores above `bound`. The bound is minus infinity where none meets
+    the budgets. `candidate` is None where none was found.
+    """
 
     candidate: Candidate | None
     score: float
     bound: float
-    subproblems: int  # pairs of program and depth
-    solved: int  # of them, by label setting; the others by their bound
+    subproblems: int  # how many subproblems there were
+    solved: int  # how many of them label setting had to solve; bounds excluded the others
     labels: int
     seconds: float
 
     @property
     def infeasible(self) -> bool:
-        """Whether it is proven that nothing meets the budgets."""
+        """Whether it is proven that no architecture meets the budgets."""
         return self.candidate is None and self.bound == -math.inf
 
     @property
     def gap_percent(self) -> float:
-        """How far the bound is above the score; 0 is a proof of optimality."""
+        """How far the bound is above the score, in percent; 0 is a proof of optimality."""
         if self.bound <= self.score:
             return 0.0
         return 100 * (self.bound - self.score) / abs(self.score) if math.isfinite(self.score * self.bound) else math.inf
@@ -72,7 +74,7 @@ class Certificate:
 
 @dataclass
 class _Subproblem:
-    """One program, one class of first widths (one cut), one of last widths (one factor of the score), one depth."""
+    """One program at one depth, with one class of first widths (one cut) and one of last widths (one score factor)."""
 
     program: TemplateProgram
     cut: int
@@ -80,7 +82,7 @@ class _Subproblem:
     last: range
     depth: int
     bound: float = math.inf
-    multipliers: list[Floats] = field(default_factory=list)  # of the lowest bounds
+    multipliers: list[Floats] = field(default_factory=list)  # those with the lowest bounds
 
 
 class _OutOfTime(Exception):
@@ -88,16 +90,19 @@ class _OutOfTime(Exception):
 
 
 class ExactSolver:
-    """Solves one problem. After `seconds` the best so far is returned with the bound proven by then. With `minimise`, a
-    budgeted metric, its value is taken from the score: alone, where every score is 0 (merino_edge.search.exact.minimum); of one
-    that is the greatest of several sums, one of them is: number `which`, counting round. Raises InputError for a score
-    that is not a sum over blocks."""
+    """Solves one problem exactly.
+
+    After `seconds` it stops with the best candidate so far and the bound proven by then. With `minimise`, a budgeted
+    metric, that metric's value is subtracted from the score (`merino_edge.search.exact.minimum` uses it with scores of
+    0). If the metric is a maximum of several sums, sum number `which`, modulo their number, is subtracted. Raises
+    InputError for a score that is not a sum over blocks.
+    """
 
     def __init__(
         self,
         problem: Problem,
         seconds: float | None = None,
-        note: Note = lambda *_: None,
+        on_progress: OnProgress = lambda *_: None,
         minimise: Metric | None = None,
         which: int = 0,
     ) -> None:
@@ -106,12 +111,12 @@ class ExactSolver:
                 f"score {problem.score.spec} is not a sum over blocks, so the exact solver cannot use it",
                 "write it as NAME(model, block, depth, cut), or add: --solver evolution",
             )
-        self.problem, self.note = problem, note
+        self.problem, self.on_progress = problem, on_progress
         self.began = time.monotonic()
         self.deadline = math.inf if seconds is None else self.began + seconds
-        self.best: Candidate | None = None  # found by label setting, which meets every tie
-        self.met: Candidate | None = None  # the best that bounding and beams came upon
-        self.score = -math.inf  # of the better of the two, on the scores' grid
+        self.best: Candidate | None = None  # found by label setting, which finds every tie
+        self.met: Candidate | None = None  # the best one met in bounding and in beam searches
+        self.score = -math.inf  # the score of the better of the two, on the scores' grid
         self.labels = self.solved = 0
         self._minimised, self._which = minimise, which
         space = problem.space
@@ -119,18 +124,18 @@ class ExactSolver:
             np.array(space.width_of),
             np.array([choice.layers for choice in space.block_choices]),
         )
-        self._order = np.lexsort((self._layers, self._width))  # genes by cell
+        self._order = np.lexsort((self._layers, self._width))  # block choices by cell
         self._depths = range(space.blocks[0] * space.layers[0], space.blocks[-1] * space.layers[-1] + 1)
         self._raw: dict[tuple[object, ...], Floats] = {}
         self._scores: dict[tuple[object, ...], Floats] = {}
         self._useful: dict[tuple[object, ...], NDArray[np.bool_]] = {}
-        self._multipliers: dict[tuple[object, ...], Floats] = {}  # by FFN kind: what the limits were worth last
+        self._multipliers: dict[tuple[object, ...], Floats] = {}  # last multipliers times limits
 
     def solve(self) -> Certificate:
         subproblems = [
             subproblem for program in useful_programs(self.problem) for subproblem in self._subproblems(program)
         ]
-        given_up = -math.inf  # the highest bound of tasks that are not solved
+        given_up = -math.inf  # the highest bound of the subproblems that remain unsolved
         try:
             for subproblem in subproblems:
                 self._bound(subproblem)
@@ -142,7 +147,7 @@ class ExactSolver:
             for subproblem in self._hopeful(subproblems):
                 if subproblem.bound < self.score:
                     break
-                self._tell("solving", max(given_up, subproblem.bound))
+                self._report("solving", max(given_up, subproblem.bound))
                 try:
                     self._label(subproblem)
                 except TooManyLabels:
@@ -157,36 +162,36 @@ class ExactSolver:
             candidate, score, bound, len(subproblems), self.solved, self.labels, time.monotonic() - self.began
         )
 
-    # --- what there is to solve ---
+    # --- the subproblems ---
 
     def _subproblems(self, program: TemplateProgram) -> Iterator[_Subproblem]:
         space, widths = self.problem.space, program.widths
         embedding = space.templates[program.template].embedding_width
-        wide = next((w for w in widths if space.widths[w] >= embedding), widths.stop)
+        first_wide = next((w for w in widths if space.widths[w] >= embedding), widths.stop)
         classes = [(embedding, widths)]
         if self.problem.score.uses_cut:
-            classes = [(space.widths[w], range(w, w + 1)) for w in range(widths.start, wide)]
-            classes += [(embedding, range(wide, widths.stop))] if wide < widths.stop else []
+            classes = [(space.widths[w], range(w, w + 1)) for w in range(widths.start, first_wide)]
+            classes += [(embedding, range(first_wide, widths.stop))] if first_wide < widths.stop else []
         ends = [widths] if self.problem.score.last is None else [range(w, w + 1) for w in widths]
         for (cut, first), last, depth in itertools.product(classes, ends, self._depths):
-            if first.start < last.stop:  # widths do not decrease
+            if first.start < last.stop:  # because widths do not decrease
                 yield _Subproblem(program, cut, first, last, depth)
 
     def _hopeful(self, subproblems: list[_Subproblem]) -> list[_Subproblem]:
-        """The tasks that may still hold the optimum or a tie with it, highest bound first."""
+        """The subproblems that may still hold the optimum or a tie with it, highest bound first."""
         return sorted(
             (subproblem for subproblem in subproblems if subproblem.bound >= self.score),
             key=lambda subproblem: -subproblem.bound,
         )
 
-    # --- one task ---
+    # --- one subproblem ---
 
     def _path_problem(self, subproblem: _Subproblem) -> PathProblem:
         program, space = subproblem.program, self.problem.space
         choices = self._order[self._useful_choices(subproblem)[subproblem.depth - self._depths.start]]
         choices = choices[self._width[choices] < subproblem.last.stop]
         start = program.start.copy()
-        if program.peak >= 0:  # part of what is minimised too: frames differ in it
+        if program.peak >= 0:  # needed if peak memory is minimised: templates differ in this part
             start[:, program.peak] += program.end_activation
         return PathProblem(
             width=self._width[choices],
@@ -208,17 +213,19 @@ class ExactSolver:
         )
 
     def _weights(self, program: TemplateProgram) -> Floats:
-        """[K]: by what each cost counts in what is minimised."""
+        """How much each cost [K] lowers the objective."""
         weights, metrics = np.zeros(len(program.metrics)), self.problem.budget.metrics
         if self._minimised is not None:
             sums = [k for k, metric in enumerate(program.metrics) if metrics[metric] == self._minimised]
-            chosen = sums[self._which % len(sums)]
-            weights[chosen] = 1 / program.scales[chosen]
+            target = sums[self._which % len(sums)]
+            weights[target] = 1 / program.scales[target]
         return weights
 
     def _block_scores(self, subproblem: _Subproblem) -> Floats:
-        """[depths, G]: every gene's score at every depth, multiplied by what it will be, on a grid on which sums are
-        exact."""
+        """The score of every block choice at every depth, [depths, G].
+
+        The score's factor is multiplied in. The values are rounded to a grid on which sums are exact.
+        """
         problem = self.problem
         score, template = problem.score, subproblem.program.template
         alike = (
@@ -243,7 +250,7 @@ class ExactSolver:
         return self._scores[key]
 
     def _useful_choices(self, subproblem: _Subproblem) -> NDArray[np.bool_]:
-        """[depths, G in cell order]: the genes that no other of their width and layers replaces at no loss."""
+        """A [depths, G in cell order] mask of the block choices that no other in their cell replaces at no loss."""
         program, scores = subproblem.program, self._block_scores(subproblem)
         key = (id(program.block_costs), id(scores), program.end_activation)
         if key not in self._useful:
@@ -264,8 +271,8 @@ class ExactSolver:
         return self._useful[key]
 
     def _bound(self, subproblem: _Subproblem) -> None:
-        """Lower the task's bound as far as it is above the best score."""
-        self._tell("bounding", math.inf)
+        """Lower the subproblem's bound, at most down to the best score."""
+        self._report("bounding", math.inf)
         paths, alike = (
             self._path_problem(subproblem),
             (self.problem.space.templates[subproblem.program.template].ffn, subproblem.program.metrics),
@@ -275,30 +282,30 @@ class ExactSolver:
             usual = np.full(len(paths.limits), np.abs(paths.score).max() / max(1, len(paths.limits)))
         multipliers = subproblem.multipliers[0] if subproblem.multipliers else usual / paths.limits
         lowest = _lowest(paths)
-        tightened = subgradient_descent(paths, multipliers, max(self.score, lowest))
-        if tightened.choices is not None:
-            self._meet(_candidate(subproblem, paths, tightened.choices), tightened.objective)
-        subproblem.bound = min(subproblem.bound, tightened.bound if tightened.bound > lowest else -math.inf)
-        lower = tightened.relaxations[:: max(1, len(tightened.relaxations) // RELAXATIONS)][:RELAXATIONS]
+        descent = subgradient_descent(paths, multipliers, max(self.score, lowest))
+        if descent.choices is not None:
+            self._meet(_candidate(subproblem, paths, descent.choices), descent.objective)
+        subproblem.bound = min(subproblem.bound, descent.bound if descent.bound > lowest else -math.inf)
+        lower = descent.relaxations[:: max(1, len(descent.relaxations) // RELAXATIONS)][:RELAXATIONS]
         subproblem.multipliers = [relaxation.multipliers for relaxation in lower]
         if math.isfinite(subproblem.bound):
             self._multipliers[alike] = subproblem.multipliers[0] * paths.limits
 
     def _label(self, subproblem: _Subproblem, beam: int | None = None) -> None:
-        """Solve the task, or with `beam` look for a good architecture in it."""
+        """Solve the subproblem, or with `beam` look for a good architecture in it."""
         paths = self._path_problem(subproblem)
         self.solved += beam is None
 
-        def note(labels: int) -> None:
+        def count(labels: int) -> None:
             self.labels += labels
-            self._tell("solving", subproblem.bound)
+            self._report("solving", subproblem.bound)
 
         relaxations = [LagrangianRelaxation(paths, multipliers) for multipliers in subproblem.multipliers]
-        found = solve(paths, self.score, relaxations, beam, note)
-        if not found:
+        optima = solve(paths, self.score, relaxations, beam, count)
+        if not optima:
             return
-        score = paths.objective(found[0])
-        candidates = [_candidate(subproblem, paths, choices) for choices in found]
+        score = paths.objective(optima[0])
+        candidates = [_candidate(subproblem, paths, choices) for choices in optima]
         if beam is not None:
             self._meet(candidates[0], score)
             return
@@ -311,35 +318,39 @@ class ExactSolver:
             self.met, self.best, self.score = candidate, None, score
 
     def _key(self, candidate: Candidate) -> tuple[object, ...]:
-        """What decides between equal scores."""
+        """The sort key that decides between equal scores."""
         problem, template = self.problem, self.problem.space.templates[candidate.template]
         a = problem.space.architecture(candidate)
         costs = tuple(problem.value(metric, a, candidate.template) for metric in problem.budget.metrics)
         return costs, -template.context, a.parameters, candidate
 
-    def _tell(self, doing: str, bound: float) -> None:
+    def _report(self, step: str, bound: float) -> None:
+        """Report progress. Raises _OutOfTime after the deadline."""
         if time.monotonic() > self.deadline:
             raise _OutOfTime
-        self.note(doing, self.score, bound)
+        self.on_progress(step, self.score, bound)
 
 
 def _lowest(paths: PathProblem) -> float:
-    """A worth that no chain sinks to."""
-    most = paths.blocks[-1]
+    """An objective that every path exceeds."""
+    max_blocks = paths.blocks[-1]
     finite = np.where(np.isfinite(paths.cost), paths.cost, 0.0)
-    dearest = paths.start.max(0) + paths.finish.max(0) + most * (finite.max(0) + paths.changes.max((0, 1)))
+    dearest = paths.start.max(0) + paths.finish.max(0) + max_blocks * (finite.max(0) + paths.changes.max((0, 1)))
     dearest[paths.peak :][:1] += paths.extra.max()
-    return most * min(0.0, float(paths.score.min())) - float(paths.weights @ np.maximum(dearest, 0.0)) - 1.0
+    return max_blocks * min(0.0, float(paths.score.min())) - float(paths.weights @ np.maximum(dearest, 0.0)) - 1.0
 
 
 def _candidate(subproblem: _Subproblem, paths: PathProblem, choices: list[int]) -> Candidate:
-    """Blocks of one width may stand in any order: the genes ascend."""
+    """The candidate of a path. Blocks of one width may stand in any order, so the choices are sorted."""
     return Candidate(subproblem.program.template, tuple(sorted(int(paths.choices[choice]) for choice in choices)))
 
 
 def _replaced(scores: Floats, costs: Floats, parameters: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """[depths, N]: which of the genes of one cell another one replaces: scores [depths, N], costs [N, K]. Of equal ones
-    the one of fewest parameters stays, of those the first."""
+    """A [depths, N] mask of the choices of one cell that another choice replaces.
+
+    `scores` is [depths, N] and `costs` is [N, K]. Among equal choices the one with the fewest parameters stays, and
+    then the first.
+    """
     no_dearer = (costs[:, None] <= costs[None]).all(-1)  # [i, j]: i costs no more than j
     rank = np.lexsort((np.arange(len(costs)), parameters)).argsort()
     preferred = (costs[:, None] < costs[None]).any(-1) | (rank[:, None] < rank[None])

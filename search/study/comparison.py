@@ -1,7 +1,7 @@
-"""Models against one another over the same seeds: mean losses, and how sure their differences are.
+"""A comparison of models that were trained with the same seeds: mean losses and the intervals of their differences.
 
-The first model is what the others are compared with. Seeds pair the models: they draw the same batches. Knows no
-scores and trains nothing.
+All models are compared with the first one. Models with the same seed draw the same batches, so seeds pair them. This
+module knows no scores and trains nothing.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Compared:
-    """A model's losses in nats per token, and how much they are above the first model's (below: negative), with the
-    95 % interval of Student's t over seeds; None of the first itself, and infinite with one seed."""
+    """A model's losses in nats per token, and their mean difference to the first model's.
+
+    `low` and `high` are the 95 % interval of Student's t over seeds. With one seed they are infinite. All three
+    are None for the first model.
+    """
 
     name: str
     losses: tuple[float, ...]
@@ -34,7 +37,7 @@ class Compared:
 
 
 def comparison(models: Sequence[Trained], names: Sequence[str]) -> tuple[Compared, ...]:
-    """Raises InputError where models have other numbers of seeds, or nothing to be compared with."""
+    """Compare `models` with the first one. Raises InputError for unequal numbers of seeds, or for a single model."""
     require("scipy", "study")
     from scipy import stats
 
@@ -43,19 +46,19 @@ def comparison(models: Sequence[Trained], names: Sequence[str]) -> tuple[Compare
     if len({len(model.losses) for model in models}) > 1:
         raise InputError("the models were trained with unequal numbers of seeds", "train what is missing")
     first = models[0]
-    found = [Compared(names[0], first.losses, first.loss, None, None, None)]
+    rows = [Compared(names[0], first.losses, first.loss, None, None, None)]
     for model, name in zip(models[1:], names[1:], strict=True):
-        apart = [mine - theirs for mine, theirs in zip(model.losses, first.losses, strict=True)]
-        mean, seeds = statistics.fmean(apart), len(apart)
+        differences = [loss - base for loss, base in zip(model.losses, first.losses, strict=True)]
+        mean, seeds = statistics.fmean(differences), len(differences)
         half = math.inf
         if seeds > 1:
-            half = float(stats.t.ppf((1 + LEVEL) / 2, seeds - 1)) * statistics.stdev(apart) / math.sqrt(seeds)
-        found.append(Compared(name, model.losses, model.loss, mean, mean - half, mean + half))
-    return tuple(found)
+            half = float(stats.t.ppf((1 + LEVEL) / 2, seeds - 1)) * statistics.stdev(differences) / math.sqrt(seeds)
+        rows.append(Compared(name, model.losses, model.loss, mean, mean - half, mean + half))
+    return tuple(rows)
 
 
 def comparison_table(rows: Sequence[Compared], models: Sequence[Trained]) -> str:
-    """As Markdown, best first under the one that all are compared with."""
+    """A Markdown table: the first model, then the others by rising loss."""
     head = ("model", "decoder parameters", "layers", "loss", "perplexity", "loss over the first's", "perplexity over")
     pairs = list(zip(rows, models, strict=True))
     body = []
@@ -71,5 +74,5 @@ def comparison_table(rows: Sequence[Compared], models: Sequence[Trained]) -> str
 
 
 def comparison_fields(rows: Sequence[Compared]) -> list[dict[str, Any]]:
-    """The rows as JSON; an unbounded interval is null."""
+    """The rows as JSON fields; an infinite interval is null."""
     return [{k: None if v in (math.inf, -math.inf) else v for k, v in asdict(row).items()} for row in rows]

@@ -1,15 +1,15 @@
-"""What a calibration tries: constants of the score in one of three forms, and the scores of all settings at once.
+"""The grid of settings that a calibration tries, and the scores of all settings at once.
+
+A setting has one of three forms:
 
 | form | a model's score |
 |---|---|
 | effective | `effective`: the paper's |
-| cut | `cut`: every matrix counts only as wide as the narrowest place before it |
-| exit | H w^g: its effective entropy H times a power of the width w of the last block |
+| cut | `cut`: every matrix counts only as wide as the narrowest width before it |
+| exit | H w^g: effective entropy H times a power of the last block's width w |
 
-The last block's width is all that the head gets of what was computed; `exit_power` g says how much that counts beyond
-what it adds to H. What a layer of shared weights counts is tried only where models share.
-
-It knows no losses.
+The head sees only the last block's width. `exit_power` g is how much this width counts in addition to its part in H.
+The share of a repeated layer is tried only if some model shares weights. This module knows no losses.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _DEFAULT = Hyperparameters()
 
 @dataclass(frozen=True)
 class Setting:
-    """Constants of a score. Only the ratio of the two alphas orders models, so alpha_ffn is 1 - alpha_mha."""
+    """The constants of one score. Only the ratio of both alphas affects the order, so alpha_ffn is 1 - alpha_mha."""
 
     form: str
     alpha_mha: float
     epsilon_squared: float
     beta_depth: float
     effectiveness_power: float
-    exit_power: float = 0  # of `exit`
+    exit_power: float = 0  # of form `exit`
     shared_layer: float = _DEFAULT.shared_layer
 
     @property
@@ -48,7 +48,7 @@ class Setting:
         return Hyperparameters(*constants, effectiveness_power=self.effectiveness_power, shared_layer=self.shared_layer)
 
     def score(self) -> Score:
-        """The same as a score of any architecture."""
+        """This setting as a score of architectures."""
         if self.form == "exit":
             return at_exit(self.hyperparameters, self.exit_power)
         return effective(self.hyperparameters, cut=self.form == "cut")
@@ -56,7 +56,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Grid:
-    """Values tried for each constant, ascending. The defaults of `Hyperparameters` are among the standard ones."""
+    """The values tried for each constant, ascending. The standard grid includes the defaults of `Hyperparameters`."""
 
     alpha_mha: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, _DEFAULT.alpha_mha, 0.7, 0.8, 0.9)
     epsilon_squared: tuple[float, ...] = (1, 3, 10, 30, 100, 300, _DEFAULT.epsilon_squared, 2000, 7000, 20000, 100000)
@@ -72,7 +72,7 @@ class Grid:
                 raise InputError(f"the grid's {field.name} is {list(values)}", "list ascending numbers")
 
     def of(self, models: Sequence[Architecture]) -> Grid:
-        """What of it can tell these models apart: where none shares weights, sharing is not tried."""
+        """The part of the grid that can distinguish `models`: without shared weights, sharing is not varied."""
         shared = any(block.weight_layers < block.layers for a in models for block in a.blocks)
         return self if shared else replace(self, shared_layer=(_DEFAULT.shared_layer,))
 
@@ -84,12 +84,12 @@ class Grid:
         return *constants, powers, self.shared_layer
 
     def settings(self, form: str) -> list[Setting]:
-        """[K], in the order of `scores`."""
+        """All K settings of a form, in the order of `scores`."""
         return [Setting(form, *values) for values in itertools.product(*self.axes(form))]
 
     def steps(self, form: str) -> Array:
-        """[K]: how many steps of the grid each setting is from the default constants."""
-        own = (
+        """The number of grid steps between each setting and the default constants, [K]."""
+        defaults = (
             _DEFAULT.alpha_mha,
             _DEFAULT.epsilon_squared,
             _DEFAULT.beta_depth,
@@ -97,19 +97,19 @@ class Grid:
             0,
             _DEFAULT.shared_layer,
         )
-        away = []
-        for values, default in zip(self.axes(form), own, strict=True):
-            home = int(np.argmin(np.abs(np.subtract(values, default))))
-            away.append(np.abs(np.arange(len(values)) - home))
-        summed: Array = np.sum(np.meshgrid(*away, indexing="ij"), axis=0).astype(np.float64)
+        distances = []
+        for values, default in zip(self.axes(form), defaults, strict=True):
+            nearest = int(np.argmin(np.abs(np.subtract(values, default))))
+            distances.append(np.abs(np.arange(len(values)) - nearest))
+        summed: Array = np.sum(np.meshgrid(*distances, indexing="ij"), axis=0).astype(np.float64)
         return summed.ravel()
 
 
 def scores(models: Sequence[Architecture], grid: Grid, form: str) -> Array:
-    """[K, N]: what every setting gives every model."""
+    """The score of every setting for every model, [K, N]."""
     alphas, epsilons, betas, powers, exits, shares = grid.axes(form)
-    most = max(len(a.blocks) for a in models)
-    shape = (len(models), most)
+    max_blocks = max(len(a.blocks) for a in models)
+    shape = (len(models), max_blocks)
     layers = np.zeros((len(shares), *shape))  # [shares, N, blocks], 0 where a model has fewer blocks
     entropy = np.zeros((2, len(epsilons), *shape))  # of attention and FFN
     gamma = np.zeros((2, len(betas), *shape))
@@ -117,9 +117,9 @@ def scores(models: Sequence[Architecture], grid: Grid, form: str) -> Array:
         cut = narrowest_cut(a) if form == "cut" else None
         for k, block in enumerate(a.blocks):
             layers[:, n, k] = [Hyperparameters(shared_layer=share).counted_layers(block) for share in shares]
-            layer = (block.width, block.kv_heads * a.head_dim, block.ffn_width, a.gated)
+            layer = (block.width, block.kv_heads * a.head_dim, block.ffn_width)
             for e, epsilon in enumerate(epsilons):
-                entropy[:, e, n, k] = layer_entropy(*layer, epsilon, cut)
+                entropy[:, e, n, k] = layer_entropy(*layer, epsilon, gated=a.gated, cut=cut)
             for b, beta in enumerate(betas):
                 for part, width in enumerate((block.width, block.ffn_width)):
                     gamma[part, b, n, k] = effectiveness_gamma(a.layers, width, beta)
@@ -129,6 +129,6 @@ def scores(models: Sequence[Architecture], grid: Grid, form: str) -> Array:
     total = alpha * parts[0] + (1 - alpha) * parts[1]  # [alphas, epsilons, betas, powers, shares, N]
     last = np.array([[exit_factor(power, a.blocks[-1].width) for a in models] for power in exits])
     total = total[:, :, :, :, None] * last[:, None]  # [..., powers, exits, shares, N]
-    # What ties on paper ties here.
+    # Equal scores must be equal on any machine.
     rounded: Array = np.round(total / RESOLUTION) * RESOLUTION
     return rounded.reshape(-1, len(models))

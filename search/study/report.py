@@ -1,6 +1,6 @@
-"""A study for people and programs: Markdown tables (docs/study.md), a figure (PNG) and the same as JSON fields.
+"""Reports of a study: Markdown tables (as in docs/study.md), a figure (PNG) and JSON fields.
 
-It writes what it is given and decides nothing.
+This module only writes results. It computes no statistics of its own beyond quantiles.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from merino_edge.search.study.scores import ALIKE, Row, Trained
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLUMNS = 3  # of small figures
+COLUMNS = 3  # of subplots
 
 
 # --- Markdown --------------------------------------------------------------------------------------
 
 
 def scores_table(rows: Sequence[Row]) -> str:
-    """The table of every score, as Markdown; intervals in brackets."""
+    """A Markdown table of all scores, with intervals in brackets."""
     head = ("score", "Spearman", "Kendall", f"Kendall, sizes within {ALIKE:g}x", "Spearman over the default's")
     body = []
     for row in rows:
@@ -39,12 +39,12 @@ def scores_table(rows: Sequence[Row]) -> str:
     return markdown(head, body)
 
 
-def calibration_tables(found: Calibration) -> str:
-    """Two tables as Markdown: what each form of the score does on the half it was not fitted to, and what is chance."""
+def calibration_tables(calibration: Calibration) -> str:
+    """Two Markdown tables: each form's agreement on the half it was not fitted to, and how much of it is chance."""
     head = ("form", "fitted constants", "Spearman", "Kendall", f"Kendall, sizes within {ALIKE:g}x")
-    body = [("effective", "the defaults", *agreement_cells(found.default))]
-    for fit in found.fits:
-        mark = " (the training half's choice)" if fit is found.best else ""
+    body = [("effective", "the defaults", *agreement_cells(calibration.default))]
+    for fit in calibration.fits:
+        mark = " (the training half's choice)" if fit is calibration.best else ""
         body.append((fit.setting.form + mark, constants(fit.setting), *agreement_cells(fit.fitted)))
     over = (
         "form",
@@ -63,16 +63,16 @@ def calibration_tables(found: Calibration) -> str:
             _spread(fit.repeats.other),
             f"{fit.repeats.better:.0%}",
         )
-        for fit in found.fits
+        for fit in calibration.fits
     ]
     return markdown(head, body) + "\n" + markdown(over, rest)
 
 
-def stability_table(found: Calibration) -> str:
-    """How far the fitted constants move over random halves, as Markdown: median and the middle nine tenths."""
+def stability_table(calibration: Calibration) -> str:
+    """A Markdown table of the fitted constants over random halves: the median and the central 90 %."""
     names = [field.name for field in dataclasses.fields(Setting) if field.name != "form"]
     body = []
-    for fit in found.fits:
+    for fit in calibration.fits:
         drawn = {name: [getattr(setting, name) for setting in fit.repeats.settings] for name in names}
         ends = {name: np.quantile(v, (0.05, 0.5, 0.95), method="closest_observation") for name, v in drawn.items() if v}
         cells = [f"{q[1]:.3g} ({q[0]:.3g} to {q[2]:.3g})" if np.isfinite(q).all() else "-" for q in ends.values()]
@@ -81,7 +81,7 @@ def stability_table(found: Calibration) -> str:
 
 
 def constants(setting: Setting) -> str:
-    """As options of `--score`, which leaves out alpha_ffn = 1 - alpha_mha here."""
+    """The setting as options of `--score`; alpha_ffn = 1 - alpha_mha is left out."""
     names = ("alpha_mha", "epsilon_squared", "beta_depth", "effectiveness_power")
     words = [f"{name}={getattr(setting, name):.4g}" for name in names]
     words += [f"exit_power={setting.exit_power:g}"] if setting.form == "exit" else []
@@ -90,16 +90,20 @@ def constants(setting: Setting) -> str:
 
 
 def _spread(values: np.ndarray) -> str:
-    """Mean, and where the middle nine tenths lie."""
+    """The mean and the central 90 % of `values`."""
     if not len(values):
         return "-"
     low, high = np.quantile(values, (0.05, 0.95))
     return f"{values.mean():+.3f} ({low:+.3f} to {high:+.3f})"
 
 
-def agreement_cells(found: Agreement) -> tuple[str, str, str]:
-    """Spearman, Kendall and Kendall over models of like size."""
-    return plain(found.spearman), plain(found.kendall), "-" if found.alike is None else plain(found.alike)
+def agreement_cells(agreement: Agreement) -> tuple[str, str, str]:
+    """Cells for Spearman, Kendall, and Kendall over models of like size."""
+    return (
+        plain(agreement.spearman),
+        plain(agreement.kendall),
+        "-" if agreement.alike is None else plain(agreement.alike),
+    )
 
 
 def plain(estimate: Estimate) -> str:
@@ -111,7 +115,7 @@ def _signed(estimate: Estimate) -> str:
 
 
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table; a bar inside a cell would end it."""
+    """A Markdown table. Bars inside cells are escaped, because they would end the cell."""
     lines = [head, ["---"] * len(head), *body]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
@@ -119,15 +123,15 @@ def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 # --- JSON ------------------------------------------------------------------------------------------
 
 
-def agreement_fields(found: Agreement | None) -> dict[str, Any] | None:
+def agreement_fields(agreement: Agreement | None) -> dict[str, Any] | None:
     """{"spearman": {"value": ..., "low": ..., "high": ...}, ...}"""
-    if found is None:
+    if agreement is None:
         return None
-    named = {"spearman": found.spearman, "kendall": found.kendall, "kendall_alike": found.alike}
+    named = {"spearman": agreement.spearman, "kendall": agreement.kendall, "kendall_alike": agreement.alike}
     return {name: estimate._asdict() for name, estimate in named.items() if estimate is not None}
 
 
-def document(trained: Sequence[Trained], rows: Sequence[Row], found: Calibration | None = None) -> dict[str, Any]:
+def document(trained: Sequence[Trained], rows: Sequence[Row], calibration: Calibration | None = None) -> dict[str, Any]:
     """The fields of the report: models with their losses, scores [N] in the models' order, and the calibration."""
     models = [{"id": m.architecture.id, "losses": list(m.losses), "shape": m.architecture.to_dict()} for m in trained]
     scores = [
@@ -139,18 +143,22 @@ def document(trained: Sequence[Trained], rows: Sequence[Row], found: Calibration
         }
         for row in rows
     ]
-    return {"models": models, "scores": scores, "calibration": None if found is None else calibration_fields(found)}
-
-
-def calibration_fields(found: Calibration) -> dict[str, Any]:
-    """Halves as places in the list of models; every agreement is on the other half."""
     return {
-        "training": list(found.training),
-        "other": list(found.other),
-        "settings_tried": found.settings_tried,
-        "default": agreement_fields(found.default),
-        "fits": [_fit_fields(fit) for fit in found.fits],
-        "best": found.best.setting.form,
+        "models": models,
+        "scores": scores,
+        "calibration": None if calibration is None else calibration_fields(calibration),
+    }
+
+
+def calibration_fields(calibration: Calibration) -> dict[str, Any]:
+    """The calibration as JSON fields. Halves are indices into the list of models. Agreements are on the other half."""
+    return {
+        "training": list(calibration.training),
+        "other": list(calibration.other),
+        "settings_tried": calibration.settings_tried,
+        "default": agreement_fields(calibration.default),
+        "fits": [_fit_fields(fit) for fit in calibration.fits],
+        "best": calibration.best.setting.form,
     }
 
 
@@ -174,8 +182,7 @@ def _fit_fields(fit: Fit) -> dict[str, Any]:
 
 
 def figure(trained: Sequence[Trained], rows: Sequence[Row], path: Path | str) -> None:
-    """Loss against every score, small multiples of one loss axis, coloured by depth. Raises MissingExtraError,
-    OutputError."""
+    """Plot loss against every score, one subplot each, coloured by depth. Raises MissingExtraError or OutputError."""
     require("matplotlib", "study")
     from matplotlib.figure import Figure
 
@@ -198,11 +205,13 @@ def _scatter(axes: Axes, row: Row, loss: np.ndarray, depth: np.ndarray) -> Any:
     from matplotlib.ticker import NullFormatter
 
     points = axes.scatter(row.scores, loss, c=depth, cmap="viridis", s=14, linewidths=0)
-    found = row.agreement
-    axes.set_title(f"{row.name}\nrho {found.spearman.value:.3f}, tau {found.kendall.value:.3f}", fontsize="small")
+    agreement = row.agreement
+    axes.set_title(
+        f"{row.name}\nrho {agreement.spearman.value:.3f}, tau {agreement.kendall.value:.3f}", fontsize="small"
+    )
     if row.scores.min() > 0 and row.scores.max() > 10 * row.scores.min():
-        axes.set_xscale("log")  # order is all that counts
-        axes.xaxis.set_minor_formatter(NullFormatter())  # over ten times, there is a power of ten to read
+        axes.set_xscale("log")  # only the order counts
+        axes.xaxis.set_minor_formatter(NullFormatter())  # such a range contains a labelled power of ten
     axes.tick_params(labelsize="small")
     axes.grid(alpha=0.3)
     return points

@@ -1,9 +1,9 @@
-"""What trained models say about training-free scores: every score's agreement with quality, on the same models.
+"""The rank correlation of training-free scores with the quality of trained models.
 
-A study trains architectures of one vocabulary for equal tokens; quality is -log perplexity, the negative validation
-loss in nats. This module turns architectures and losses into a table of scores (`merino_edge.search.study.rank_correlation` says
-how they are compared, `study_calibration` fits constants, `study_report` writes it down). It trains nothing, and knows
-no file, no clock and no weights: scores that need weights come in as numbers.
+A study trains architectures of one vocabulary on equal numbers of tokens. Quality is the negative validation loss in
+nats. This module turns architectures and losses into a table of scores. `rank_correlation` compares them, `calibration`
+fits constants, and `report` writes the results. It trains nothing, and it knows no file, no clock and no weights. The
+values of scores that need weights are passed in.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy.typing as npt
 from merino_edge.architecture import Architecture
 from merino_edge.errors import InputError
 from merino_edge.search.score import Score, parse_score
-from merino_edge.search.study.rank_correlation import LEAST, Agreement, agreement, difference
+from merino_edge.search.study.rank_correlation import MIN_MODELS, Agreement, agreement, difference
 from merino_edge.search.study.sampling import decoder_parameters
 from merino_edge.statistics import Array, Mask
 
 DEFAULT = "effective entropy"
-ALIKE = 1.5  # models whose decoder parameters differ by at most this factor are of like size
+ALIKE = 1.5  # models are of like size if their decoder parameters differ by at most this factor
 
-# Score by name of the table: what `--score` calls it.
+# The table's name of each built-in score, and its `--score` form.
 SPECS = {
     DEFAULT: "effective",
     "raw entropy": "effective:effectiveness_power=0",
@@ -34,12 +34,15 @@ SPECS = {
     "decoder parameters": "parameters",
     "FLOPs": "flops",
 }
-ALL_PARAMETERS = Score("all parameters", whole=lambda a: a.parameters)  # embeddings too
+ALL_PARAMETERS = Score("all parameters", whole=lambda a: a.parameters)  # including embeddings
 
 
 @dataclass(frozen=True)
 class Trained:
-    """An architecture and what its trainings ended at, one per seed: validation loss, nats per token."""
+    """An architecture and its final validation losses in nats per token, one per seed.
+
+    Raises InputError if there is no loss, or one is not finite.
+    """
 
     architecture: Architecture
     losses: tuple[float, ...]
@@ -58,7 +61,10 @@ class Trained:
 
 @dataclass(frozen=True)
 class Row:
-    """One score of the table. `over_default`: how much better it agrees than the default score; None of that itself."""
+    """One score of the table.
+
+    `over_default` is its correlation minus the default score's. It is None for the default score.
+    """
 
     name: str
     scores: Array  # [N]
@@ -67,9 +73,9 @@ class Row:
 
 
 def losses(trained: Sequence[Trained]) -> Array:
-    """[N], nats per token. Raises InputError where the models cannot be compared."""
-    if len(trained) < LEAST:
-        raise InputError(f"{len(trained)} models are too few to rank", f"train at least {LEAST}")
+    """The mean losses [N], in nats per token. Raises InputError if the models cannot be compared."""
+    if len(trained) < MIN_MODELS:
+        raise InputError(f"{len(trained)} models are too few to rank", f"train at least {MIN_MODELS}")
     if len({model.architecture.id for model in trained}) < len(trained):
         raise InputError("an architecture stands twice among the models", "give all its losses together")
     sizes = sorted({model.architecture.vocab_size for model in trained})
@@ -79,15 +85,15 @@ def losses(trained: Sequence[Trained]) -> Array:
 
 
 def like_size(models: Sequence[Architecture], factor: float = ALIKE) -> Mask:
-    """[N, N]: which pairs of different models have decoder parameters within `factor` of each other."""
+    """A mask [N, N] of the pairs of different models whose decoder parameters are within `factor` of each other."""
     sizes = np.log([decoder_parameters(a) for a in models])
     near: Mask = np.abs(sizes[:, None] - sizes[None, :]) <= math.log(factor)
-    np.fill_diagonal(near, False)
+    np.fill_diagonal(near, val=False)
     return near
 
 
-def built_in(models: Sequence[Architecture]) -> dict[str, Array]:
-    """Every score that needs no weights, by name, [N] each."""
+def builtin_scores(models: Sequence[Architecture]) -> dict[str, Array]:
+    """The values [N] of every score that needs no weights, by name."""
     scores = {name: parse_score(spec) for name, spec in SPECS.items()} | {ALL_PARAMETERS.spec: ALL_PARAMETERS}
     return {name: np.array([score.total(a) for a in models], np.float64) for name, score in scores.items()}
 
@@ -95,12 +101,13 @@ def built_in(models: Sequence[Architecture]) -> dict[str, Array]:
 def table(
     trained: Sequence[Trained], others: Mapping[str, npt.ArrayLike] | None = None, seed: int = 0
 ) -> tuple[Row, ...]:
-    """Every built-in score and `others` (by name, [N] in the models' order), the default one first.
+    """A row for every built-in score and for each of `others`, the default score first.
 
-    `seed` draws the bootstrap, the same for every row. Raises InputError, MissingExtraError.
+    `others` maps names to values [N] in the models' order. `seed` seeds the bootstrap, the same for every row. Raises
+    InputError or MissingExtraError.
     """
     loss, models = losses(trained), [model.architecture for model in trained]
-    scores, alike = built_in(models), like_size(models)
+    scores, alike = builtin_scores(models), like_size(models)
     for name, values in (others or {}).items():
         if name in scores:
             raise InputError(f"there is a score {name!r} already", "name it otherwise")
@@ -110,20 +117,22 @@ def table(
         Row(
             name,
             values,
-            agreement(values, loss, alike, seed),
-            None if name == DEFAULT else difference(values, default, loss, alike, seed),
+            agreement(values, loss, alike, seed=seed),
+            None if name == DEFAULT else difference(values, default, loss, alike, seed=seed),
         )
         for name, values in scores.items()
     )
 
 
 def repeatability(trained: Sequence[Trained], seed: int = 0) -> Agreement | None:
-    """How the models' order by one half of the training seeds agrees with their order by the other: what no score can
-    be expected to exceed by much. None where a model has one seed only."""
+    """The rank correlation between two halves of the training seeds.
+
+    No score can be expected to exceed it by much. It is None if a model has only one seed.
+    """
     losses(trained)
     if min(len(model.losses) for model in trained) < 2:
         return None
     first, second = (
         [float(np.mean(model.losses[half])) for model in trained] for half in (slice(0, None, 2), slice(1, None, 2))
     )
-    return agreement(-np.array(first), second, like_size([model.architecture for model in trained]), seed)
+    return agreement(-np.array(first), second, like_size([model.architecture for model in trained]), seed=seed)

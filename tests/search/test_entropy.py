@@ -71,15 +71,15 @@ def test_penalty_power_changes_only_the_penalty() -> None:
 
 
 def test_fewer_key_value_heads_and_no_gate_lower_the_entropy() -> None:
-    full, grouped = (layer_entropy(576, kv_width, 1536, True, 700.0) for kv_width in (576, 192))
+    full, grouped = (layer_entropy(576, kv_width, 1536, 700.0, gated=True) for kv_width in (576, 192))
     assert grouped[0] < full[0] and grouped[1] == full[1]
-    assert layer_entropy(576, 576, 1536, False, 700.0)[1] == pytest.approx(full[1] * 2 / 3)
+    assert layer_entropy(576, 576, 1536, 700.0, gated=False)[1] == pytest.approx(full[1] * 2 / 3)
 
 
 @given(st.sampled_from((64, 128, 256)), st.integers(16, 512), st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_a_cut_takes_entropy_exactly_where_it_is_narrower(width: int, cut: int, gated: bool) -> None:
-    whole, behind = (layer_entropy(width, 64, 2 * width, gated, 700.0, c) for c in (None, cut))
+    whole, behind = (layer_entropy(width, 64, 2 * width, 700.0, gated=gated, cut=c) for c in (None, cut))
     if cut >= width:
         assert behind == whole
     else:

@@ -196,7 +196,7 @@ BROKEN: list[tuple[dict[str, Any], type[MerinoError], str]] = [
     ({"base": "edge", "model": 3}, ArtefactError, "model"),
     ({"surprise": 1}, ArtefactError, "surprise"),
     ({"widths": list(range(32, 16_384, 32)), "layers": list(range(1, 500))}, InputError, "outside 1 to"),
-    ({"contexts": list(range(1, 20_000))}, InputError, "frames"),
+    ({"contexts": list(range(1, 20_000))}, InputError, "templates"),
     ({"kind": "architecture"}, ArtefactError, "expected 'space'"),
     ({"schema_version": 3}, ArtefactError, "version 3"),
 ]

@@ -23,6 +23,7 @@ from merino_edge.training import state, study_runs
 from merino_edge.training.config import TrainingConfig
 
 CONFIG = TrainingConfig(12, 2, 32, 2, 3e-3, 1)
+SIZES = {"head_dim": 32, "vocab_size": 2048, "context": 256}
 SHAPE = ["--steps=12", "--batch=2", "--sequence=32", "--models=5", "--to=2e5"]
 
 
@@ -57,7 +58,7 @@ def losses(folder: Path) -> dict[str, Any]:
 
 def test_it_reports_every_score_of_every_model(whole: Path) -> None:
     document = json.loads((whole / "report.json").read_text())
-    drawn = stratified_sample(STUDY, 5, 0, 1e4, 2e5)
+    drawn = stratified_sample(STUDY, 5, seed=0, min_parameters=1e4, max_parameters=2e5)
     assert [model["id"] for model in document["models"]] == [a.id for a in drawn]
     assert all(len(score["scores"]) == 5 for score in document["scores"]) and len(document["scores"]) > 8
     assert (whole / "report.md").read_text().count("\n") == len(document["scores"]) + 2
@@ -84,7 +85,8 @@ def test_killed_and_continued_is_uninterrupted(source: Path, whole: Path, tmp_pa
 def test_models_that_are_given_are_compared(source: Path, tmp_path: Path) -> None:
     for name in ("GPT-2", "SmolLM"):
         width = {"GPT-2": 64, "SmolLM": 96}[name]
-        architecture.save(tmp_path / f"{name}.json", baselines.scaled(name, width, 1, 32, 600, 32))
+        a = baselines.scaled(name, width, 1, head_dim=32, vocab_size=600, context=32)
+        architecture.save(tmp_path / f"{name}.json", a)
     given = [f"--model={tmp_path / name}.json" for name in ("GPT-2", "SmolLM")]
     options = [option for option in SHAPE if "models" not in option and "--to" not in option]
     done = study(str(tmp_path / "s"), "--corpus", str(source), *given, *options, "--seeds=2", "--json")
@@ -102,25 +104,26 @@ def test_another_study_is_not_continued(source: Path, whole: Path, tmp_path: Pat
 
 
 def test_drawn_models_are_spread_and_different() -> None:
-    drawn = stratified_sample(STUDY, 8, 7, 1e4, 1e6)
+    bounds = {"min_parameters": 1e4, "max_parameters": 1e6}
+    drawn = stratified_sample(STUDY, 8, seed=7, **bounds)
     sizes = [decoder_parameters(a) for a in drawn]
     assert len({a.id for a in drawn}) == 8 and sizes == sorted(sizes) and sizes[0] >= 1e4 and sizes[-1] <= 1e6
     assert sum(size < 1e5 for size in sizes) in (3, 4, 5)  # half of the log range
-    assert drawn == stratified_sample(STUDY, 8, 7, 1e4, 1e6) != stratified_sample(STUDY, 8, 8, 1e4, 1e6)
+    assert drawn == stratified_sample(STUDY, 8, seed=7, **bounds) != stratified_sample(STUDY, 8, seed=8, **bounds)
     with pytest.raises(InputError, match="ask for fewer"):
-        stratified_sample(STUDY, 24, 0, 5e4, 5.02e4)
+        stratified_sample(STUDY, 24, min_parameters=5e4, max_parameters=5.02e4)
 
 
 @pytest.mark.parametrize("shape", baselines.SHAPES)
 def test_a_hand_shaped_model_keeps_its_shape_within_the_budget(shape: str) -> None:
     width, layers = (96, 5) if shape == "SmolLM" else (192, 3)  # the families' own width per layer: 19.2 and 64
-    own = baselines.scaled(shape, width, layers, 32, 2048, 256)
-    found = baselines.largest(shape, lambda a: a.flops(256), own.flops(256), 32, 2048, 256, 512)
+    own = baselines.scaled(shape, width, layers, **SIZES)
+    found = baselines.largest(shape, lambda a: a.flops(256), own.flops(256), **SIZES, max_width=512)
     assert found == own and own.embedding_width == width and own.max_positions == 256
     with pytest.raises(InputError, match="change the budget"):
-        baselines.largest(shape, lambda a: None, 1.0, 32, 2048, 256, 512)
+        baselines.largest(shape, lambda a: None, 1.0, **SIZES, max_width=512)
 
 
 def test_plans_come_back() -> None:
-    plan = study_runs.Plan(tuple(stratified_sample(STUDY, 3, 1)), (0, 1), CONFIG, "study")
+    plan = study_runs.Plan(tuple(stratified_sample(STUDY, 3, seed=1)), (0, 1), CONFIG, "study")
     assert study_runs.Plan.of(plan.to_dict()) == plan

@@ -175,7 +175,7 @@ def test_the_answer_does_not_depend_on_how_it_was_found(monkeypatch: pytest.Monk
 
     problem = Problem(PAPER, Budget.of({"flops": 60e9}), effective(), CostModel("fp16"))
     first = ExactSolver(problem).solve()
-    monkeypatch.setattr(exact, "BEAM_TASKS", 0)
+    monkeypatch.setattr(exact, "BEAM_SUBPROBLEMS", 0)
     monkeypatch.setattr(relaxation, "STEPS", 25)
     monkeypatch.setattr(label_setting, "EXPANSIONS", 1000)
     monkeypatch.setattr(label_setting, "FRONT", 7)
@@ -262,13 +262,13 @@ def test_out_of_time_the_bound_is_still_one(monkeypatch: pytest.MonkeyPatch) -> 
 
     calls = 0
 
-    def stop(doing: str, best: float, bound: float) -> None:
+    def stop(step: str, best: float, bound: float) -> None:
         nonlocal calls
-        calls += doing == "solving"
+        calls += step == "solving"
         if calls == 2:
             solver.deadline = -1.0
 
-    solver = ExactSolver(problem, note=stop)
+    solver = ExactSolver(problem, on_progress=stop)
     stopped = solver.solve()
     assert stopped.candidate is not None and stopped.score <= optimum.score <= stopped.bound
     assert stopped.bound > optimum.bound and stopped.gap_percent > 0
