@@ -1,4 +1,4 @@
-"""A latency table for the tests of the search: a real file with figures from a formula, so marked estimated."""
+"""A latency table for the tests of the search: a real file whose values follow a formula, so marked estimated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MJ_PER_MS = 7.5
 WriteTable = Callable[..., LatencyTable]
 
 
-# Which step_time a prediction may have: the last of an alternative's is the coldest.
+# The alternatives that a step-time model may have, as indices of its pieces. The last piece of one is the coldest.
 ALTERNATIVES: tuple[tuple[tuple[int, ...], ...], ...] = (
     ((0, 1),),
     ((0, 1, 2),),
@@ -35,9 +35,12 @@ ALTERNATIVES: tuple[tuple[tuple[int, ...], ...], ...] = (
 )
 
 
-def entries(space: Space, change_ms: float, energy: bool, cold: bool) -> Iterator[Measurement]:
-    """Time is bytes over bandwidth and longer for longer caches, plus `change_ms` per width change. `cold`: as well of
-    decode steps whose weights no cache holds, which heads hardly add to."""
+def entries(space: Space, *, projection_ms: float, energy: bool, cold: bool) -> Iterator[Measurement]:
+    """The lines of a table that covers `space`.
+
+    A time is bytes over bandwidth, more for longer caches, plus `projection_ms` per width projection. With `cold` there
+    are also decode steps whose weights no hardware cache holds. Attention heads add little to those.
+    """
     model = space.models[0]
 
     def entry(what: What, mode: Mode, length: int, cost: float, **shape: object) -> Measurement:
@@ -64,7 +67,9 @@ def entries(space: Space, change_ms: float, energy: bool, cold: bool) -> Iterato
                             line = entry(what, mode, length, time, ffn_width=choice.ffn_width, **shape)  # type: ignore[arg-type]
                             yield dataclasses.replace(line, cache="cold")
         for product in {x * y for x, y in space.projections}:
-            yield entry("width_change", mode, length, change_ms + product / BYTES_PER_MS[mode], before=1, after=product)
+            yield entry(
+                "width_change", mode, length, projection_ms + product / BYTES_PER_MS[mode], before=1, after=product
+            )
         for vocabulary, width in itertools.product(space.vocabularies, space.embedding_widths):
             cost = 0.1 + vocabulary.size * width / 1e6
             yield entry("end", mode, length, cost, vocab_size=vocabulary.size, embedding_width=width)
@@ -72,12 +77,13 @@ def entries(space: Space, change_ms: float, energy: bool, cold: bool) -> Iterato
 
 @pytest.fixture(scope="session")
 def write_table(tmp_path_factory: pytest.TempPathFactory) -> WriteTable:
-    """Write and load a table covering `space`."""
+    """A function that writes and loads a table that covers a space."""
 
     def write(
         space: Space,
         precision: str = "fp32",
-        change_ms: float = 0.01,
+        *,
+        projection_ms: float = 0.01,
         energy: bool = False,
         step_time: StepTimeModel | None = None,
         cache_buckets: int | None = None,
@@ -89,7 +95,10 @@ def write_table(tmp_path_factory: pytest.TempPathFactory) -> WriteTable:
         if cache_buckets is not None:
             header["cache_buckets"] = cache_buckets
         lines = [json.dumps(artefact.add_envelope(KIND, header, SCHEMA_VERSION))]
-        lines += [add_checksum(m.to_line()) for m in entries(space, change_ms, energy, step_time is not None)]
+        lines += [
+            add_checksum(m.to_line())
+            for m in entries(space, projection_ms=projection_ms, energy=energy, cold=step_time is not None)
+        ]
         if step_time is not None:
             lines.append(add_checksum({"what": "faces", "decode": step_time.to_dict()}))
         lines.append(add_checksum({"what": "validation", "decode": decode or {}, "prefill": {}}))
@@ -101,7 +110,10 @@ def write_table(tmp_path_factory: pytest.TempPathFactory) -> WriteTable:
 
 @pytest.fixture(scope="session")
 def write_piecewise(write_table: WriteTable) -> WriteTable:
-    """The same with a decode step of several step_time, the colder ones steeper, that cross in the midst of `space`."""
+    """The same, with a decode step that is piecewise linear.
+
+    The pieces of colder caches are steeper. They cross at architectures within `space`.
+    """
 
     def write(space: Space, precision: str = "fp32", seed: int = 0, **options: object) -> LatencyTable:
         rng = random.Random(seed)
@@ -124,7 +136,7 @@ def write_piecewise(write_table: WriteTable) -> WriteTable:
 
 
 def whole_cost(key: str, a: Architecture, table: LatencyTable | None, bytes_per_token: float | None) -> float:
-    """A metric of a whole architecture by its definition, from the counts and the table's whole-model sums."""
+    """A metric of a whole architecture by its definition, from counts and from the table's sums over whole models."""
     name, _, at = key.partition("@")
     if name == "parameters":
         return a.parameters

@@ -1,4 +1,4 @@
-"""What the search adds up equals the whole architecture's counts and the table's whole models, to the last bit."""
+"""The sums of the search equal the whole architecture's counts and the table's whole models, to the last bit."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ COUNTED = ["parameters", "flops", "kv_mb", "kv_mb@64", "peak_mb@64", *(f"weight_
 LATENCIES = ["decode_ms@64", "decode_ms@100", "prefill_ms@128", "text_ms@64", "first_token_ms@100", "energy_mj@64"]
 
 
-def problem(space: Space, keys: list[str], precision: str = "int8", table: LatencyTable | None = None) -> Problem:
+def make_problem(space: Space, keys: list[str], precision: str = "int8", table: LatencyTable | None = None) -> Problem:
     return Problem(space, Budget.of(dict.fromkeys(keys, 1e18)), effective(), CostModel(precision, table))
 
 
 @pytest.mark.parametrize("space", [PAPER, replace(PAPER, shared=(False,)), DEMO, EDGE, MIXED])
 def test_sums_equal_the_whole_architectures_counts(space: Space) -> None:
-    asked, rng = problem(space, COUNTED), random.Random(0)
+    problem, rng = make_problem(space, COUNTED), random.Random(0)
     for _ in range(50):
         candidate = space.sample(rng)
-        a, (program,) = space.architecture(candidate), asked.programs(candidate.template)
+        a, (program,) = space.architecture(candidate), problem.programs(candidate.template)
         units_of = program.units(candidate.choices, [space.width_of[choice] for choice in candidate.choices])
         for units, scale, key in zip(units_of, program.scales, COUNTED, strict=True):
             half_a_byte = 0.5 / scale if key.startswith(("weight", "peak")) else 0.0  # weight_bytes() is rounded
@@ -48,42 +48,42 @@ def test_sums_equal_the_whole_architectures_counts(space: Space) -> None:
 
 def test_sums_equal_the_tables_whole_models_exactly(write_table: WriteTable) -> None:
     table = write_table(MIXED, "int8", energy=True)
-    asked, rng = problem(MIXED, LATENCIES, table=table), random.Random(0)
+    problem, rng = make_problem(MIXED, LATENCIES, table=table), random.Random(0)
     for _ in range(50):
         candidate = MIXED.sample(rng)
-        a, (program,) = MIXED.architecture(candidate), asked.programs(candidate.template)
+        a, (program,) = MIXED.architecture(candidate), problem.programs(candidate.template)
         per_token = MIXED.templates[candidate.template].vocabulary.bytes_per_token
         units_of = program.units(candidate.choices, [MIXED.width_of[choice] for choice in candidate.choices])
-        for units, scale, metric in zip(units_of, program.scales, asked.budget.metrics, strict=True):
+        for units, scale, metric in zip(units_of, program.scales, problem.budget.metrics, strict=True):
             value = whole_cost(metric.key, a, table, per_token)
-            assert asked.value(metric, a, candidate.template) == pytest.approx(value, rel=1e-14)
-            assert units / scale == asked.value(metric, a, candidate.template)
+            assert problem.value(metric, a, candidate.template) == pytest.approx(value, rel=1e-14)
+            assert units / scale == problem.value(metric, a, candidate.template)
 
 
 @pytest.mark.parametrize(("seed", "cache_buckets"), [(0, None), (1, 0), (2, 64), (3, None), (4, 0), (5, 64)])
-def test_a_step_of_several_faces_costs_the_least_over_programs_of_the_greatest_sum(
+def test_a_piecewise_step_time_is_the_minimum_over_programs_of_the_maximum_sum(
     write_piecewise: WriteTable, seed: int, cache_buckets: int | None
 ) -> None:
-    table = write_piecewise(MIXED, "int8", seed, cache_buckets=cache_buckets)
-    asked, rng = problem(MIXED, ["decode_ms@64", "parameters", "text_ms@100"], table=table), random.Random(seed)
+    table = write_piecewise(MIXED, "int8", seed=seed, cache_buckets=cache_buckets)
+    problem, rng = make_problem(MIXED, ["decode_ms@64", "parameters", "text_ms@100"], table=table), random.Random(seed)
     checked = 0
     for _ in range(50):
         candidate = MIXED.sample(rng)
-        a, programs = MIXED.architecture(candidate), asked.programs(candidate.template)
+        a, programs = MIXED.architecture(candidate), problem.programs(candidate.template)
         widths = [MIXED.width_of[choice] for choice in candidate.choices]
         found = []
         for program in programs:
             values = program.units(candidate.choices, widths) / program.scales
             found.append([values[np.array(program.metrics) == k].max() for k in range(3)])
-        costs = [asked.value(metric, a, candidate.template) for metric in asked.budget.metrics]
+        costs = [problem.value(metric, a, candidate.template) for metric in problem.budget.metrics]
         assert np.min(found, axis=0).tolist() == costs
         assert costs[0] == table.model_cost(a, Step("decode", 64))
-        if min(costs) <= 0:  # a face's constant may take more than a small model has; no budget says so
+        if min(costs) <= 0:  # a piece's constant may make a small model's time negative, which no budget allows
             continue
         checked += 1
         for values, within in ((costs, True), ([math.nextafter(costs[0], 0), *costs[1:]], False)):
-            limits = {metric.key: value for metric, value in zip(asked.budget.metrics, values, strict=True)}
-            assert asked.limited(Budget.of(limits)).feasible(candidate) is within
+            limits = {metric.key: value for metric, value in zip(problem.budget.metrics, values, strict=True)}
+            assert problem.limited(Budget.of(limits)).feasible(candidate) is within
     assert checked >= 10
 
 
@@ -97,17 +97,17 @@ def test_a_limit_in_units_admits_exactly_what_the_limit_does(limit: float, scale
 def test_what_a_metric_is_at_when_nobody_says(write_table: WriteTable) -> None:
     table = write_table(MIXED, "int4")
     names = ["decode_ms", "first_token_ms", "weight_mb", "kv_mb", "peak_mb", "parameters"]
-    resolved = problem(MIXED, names, "int4", table).budget.metrics
+    resolved = make_problem(MIXED, names, "int4", table).budget.metrics
     keys = ["decode_ms@64", "first_token_ms@164", "weight_mb@int4", "kv_mb", "peak_mb@64", "parameters"]
     assert [metric.key for metric in resolved] == keys
-    assert problem(MIXED, ["peak_mb"]).budget.metrics[0].at == 128  # 256, but the shortest context has 128
+    assert make_problem(MIXED, ["peak_mb"]).budget.metrics[0].at == 128  # 256, but the shortest context has 128
 
 
 def test_a_budget_at_a_length_asks_for_a_model_of_such_a_context() -> None:
-    contexts = [MIXED.templates[template].context for template in problem(MIXED, ["kv_mb@200"]).templates]
+    contexts = [MIXED.templates[template].context for template in make_problem(MIXED, ["kv_mb@200"]).templates]
     assert set(contexts) == {256} and set(MIXED.contexts) == {128, 256}
     with pytest.raises(InputError, match=r"kv_mb@300 needs 300 positions, but space mixed has contexts up to 256"):
-        problem(MIXED, ["kv_mb@300"])
+        make_problem(MIXED, ["kv_mb@300"])
 
 
 def test_a_prompt_of_text_must_fit_the_context(write_table: WriteTable) -> None:
@@ -115,23 +115,23 @@ def test_a_prompt_of_text_must_fit_the_context(write_table: WriteTable) -> None:
     table = write_table(MIXED, "int8")
     for prompt_bytes, smallest in ((300, {1024: 128, 4096: 128}), (400, {1024: 256, 4096: 128})):
         templates = [
-            MIXED.templates[i] for i in problem(MIXED, [f"first_token_ms@{prompt_bytes}"], table=table).templates
+            MIXED.templates[i] for i in make_problem(MIXED, [f"first_token_ms@{prompt_bytes}"], table=table).templates
         ]
         assert {size: min(f.context for f in templates if f.vocabulary.size == size) for size in smallest} == smallest
 
 
 def test_latencies_need_a_table_of_the_same_precision_and_kind(write_table: WriteTable) -> None:
     with pytest.raises(InputError, match="--prefill-ms needs a latency table; run: merino-edge profile"):
-        problem(SMALL, ["prefill_ms"])
+        make_problem(SMALL, ["prefill_ms"])
     table = write_table(SMALL)
     with pytest.raises(InputError, match=r"was measured in fp32, not int4; measure it in int4"):
         CostModel("int4", table)
     with pytest.raises(InputError, match="was measured with head_dim 32, not 64"):
-        problem(PAPER, ["decode_ms"], "fp32", table)
+        make_problem(PAPER, ["decode_ms"], "fp32", table)
     with pytest.raises(InputError, match="no precision 'fp64'"):
         CostModel("fp64")
     with pytest.raises(InputError, match=r"energy of decode of layer .swiglu. .no measurement"):
-        problem(SMALL, ["energy_mj"], "fp32", table)
+        make_problem(SMALL, ["energy_mj"], "fp32", table)
 
 
 @pytest.mark.parametrize(
@@ -151,43 +151,43 @@ def test_what_a_table_lacks_is_named_with_the_command_that_adds_it(
 ) -> None:
     table, space = write_table(SMALL), replace(SMALL, **change)  # type: ignore[arg-type]
     if gap is None:
-        problem(space, [key], "fp32", table)
+        make_problem(space, [key], "fp32", table)
         return
     with pytest.raises(InputError) as caught:
-        problem(space, [key], "fp32", table)
+        make_problem(space, [key], "fp32", table)
     message, length = str(caught.value), key.partition("@")[2] or "64"
     assert gap in message and "\n" not in message
     command = f"merino-edge profile --continue --space small --lengths {length} --out {table.path}"
     assert message.endswith(f"add it: {command}")
 
 
-def test_a_table_must_cover_the_places_that_a_step_reads(write_table: WriteTable) -> None:
+def test_a_table_must_cover_the_cache_positions_that_a_step_reads(write_table: WriteTable) -> None:
     table, space = write_table(SMALL, cache_buckets=256), replace(SMALL, contexts=(1024,))
-    problem(space, ["decode_ms@200"], "fp32", table)
+    make_problem(space, ["decode_ms@200"], "fp32", table)
     lacking = r"decode of layer .swiglu.: length 512 .measured 16 to 256.; add it: .* --lengths 512 "
     with pytest.raises(InputError, match=lacking):
-        problem(space, ["decode_ms@300"], "fp32", table)
-    problem(replace(SMALL, contexts=(256,)), ["decode_ms@200"], "fp32", write_table(SMALL, cache_buckets=0))
+        make_problem(space, ["decode_ms@300"], "fp32", table)
+    make_problem(replace(SMALL, contexts=(256,)), ["decode_ms@200"], "fp32", write_table(SMALL, cache_buckets=0))
     with pytest.raises(InputError, match=r"length 1024 .* --lengths 1024 "):
-        problem(space, ["decode_ms@200"], "fp32", write_table(SMALL, cache_buckets=0))
+        make_problem(space, ["decode_ms@200"], "fp32", write_table(SMALL, cache_buckets=0))
 
 
-def test_every_face_must_be_covered(write_piecewise: WriteTable) -> None:
+def test_every_piece_must_be_covered(write_piecewise: WriteTable) -> None:
     whole = write_piecewise(SMALL)
     measured = [m for m in whole.measurements if m.cache == "warm" or m.shape["width"] < 256]
     table = replace(whole, lines=measured)
     with pytest.raises(
         InputError, match=r"space small: decode of layer .swiglu.: width 64 to 256 .measured 64 to 128.; add"
     ):
-        problem(SMALL, ["decode_ms"], "fp32", table)
-    problem(replace(SMALL, widths=(64, 128)), ["decode_ms"], "fp32", table)
+        make_problem(SMALL, ["decode_ms"], "fp32", table)
+    make_problem(replace(SMALL, widths=(64, 128)), ["decode_ms"], "fp32", table)
 
 
 def test_of_lengths_that_a_table_lacks_the_outer_ones_are_enough(write_table: WriteTable) -> None:
     vocabularies = (Vocabulary(1024, 2.0), Vocabulary(2048, 2.5), Vocabulary(4096, 4.0))
     space = replace(SMALL, vocabularies=vocabularies, contexts=(1024,))
     with pytest.raises(InputError, match=r"--lengths 500,1000 "):  # and 800
-        problem(space, ["first_token_ms@2000"], "fp32", write_table(SMALL))
+        make_problem(space, ["first_token_ms@2000"], "fp32", write_table(SMALL))
 
 
 def test_a_table_without_a_phase_is_refused_where_that_is_budgeted(write_table: WriteTable) -> None:
@@ -195,9 +195,9 @@ def test_a_table_without_a_phase_is_refused_where_that_is_budgeted(write_table: 
     decode = [m for m in whole.measurements if m.mode == "decode"]
     table = LatencyTable(whole.path, whole.header, decode, {}, "")
     with pytest.raises(InputError, match=r"prefill of layer .swiglu. .no measurement.*profile --continue"):
-        problem(SMALL, ["prefill_ms"], "fp32", table)
-    asked = problem(SMALL, ["decode_ms"], "fp32", table)
-    costs = asked.costs(SMALL.sample(random.Random(0)))
+        make_problem(SMALL, ["prefill_ms"], "fp32", table)
+    problem = make_problem(SMALL, ["decode_ms"], "fp32", table)
+    costs = problem.costs(SMALL.sample(random.Random(0)))
     assert "decode_ms@64" in costs and not any(key.startswith("prefill") for key in costs)
 
 
@@ -205,4 +205,4 @@ def test_text_needs_to_know_how_long_a_token_is(write_table: WriteTable) -> None
     silent = replace(SMALL, vocabularies=(Vocabulary(4096),))
     for key in ("text_ms", "first_token_ms"):
         with pytest.raises(InputError, match=r"bytes a token of 4096 stands for; add bytes_per_token"):
-            problem(silent, [key], "fp32", write_table(silent))
+            make_problem(silent, [key], "fp32", write_table(silent))

@@ -30,7 +30,7 @@ def sampled(rows: int, columns: int, samples: int, seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 def test_closed_form_is_within_the_sampling_error(rows: int, columns: int) -> None:
-    """No allowance for finite size: at 100 samples and more the leading term alone is rejected (below)."""
+    """The error of finite size gets no allowance. With 100 samples the leading term alone is rejected (see below)."""
     samples = max(100, min(1000, 2 * 10**7 // (rows * rows * columns)))
     values = sampled(rows, columns, samples, seed=rows * 10_000 + columns)
     for epsilon_squared in EPSILONS:
@@ -40,7 +40,7 @@ def test_closed_form_is_within_the_sampling_error(rows: int, columns: int) -> No
 
 
 def test_the_leading_term_alone_is_rejected() -> None:
-    """The sampling sees an error of 0.6 nats in 89: the fluctuation term is needed, and the test above can fail."""
+    """Sampling detects an error of 0.6 nats in 89. So the second term is needed, and the test above can fail."""
     entropies = np.log1p(sampled(32, 32, 1000, seed=0) ** 2).sum(axis=1)
     standard_error = entropies.std(ddof=1) / math.sqrt(1000)
     g = 32.0  # n / epsilon_squared, beta = 1
@@ -76,9 +76,9 @@ def test_fewer_key_value_heads_and_no_gate_lower_the_entropy() -> None:
     assert layer_entropy(576, 576, 1536, 700.0, gated=False)[1] == pytest.approx(full[1] * 2 / 3)
 
 
-@given(st.sampled_from((64, 128, 256)), st.integers(16, 512), st.booleans())
+@given(width=st.sampled_from((64, 128, 256)), cut=st.integers(16, 512), gated=st.booleans())
 @settings(max_examples=40, deadline=None)
-def test_a_cut_takes_entropy_exactly_where_it_is_narrower(width: int, cut: int, gated: bool) -> None:
+def test_a_cut_takes_entropy_exactly_where_it_is_narrower(width: int, cut: int, *, gated: bool) -> None:
     whole, behind = (layer_entropy(width, 64, 2 * width, 700.0, gated=gated, cut=c) for c in (None, cut))
     if cut >= width:
         assert behind == whole

@@ -1,4 +1,4 @@
-"""An impossible set of budgets is answered with which of them bind, and values that then are met."""
+"""The error for impossible budgets names those that bind, and values that can be met."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ from merino_edge.search.space import Space
 WriteTable = Callable[..., LatencyTable]
 
 
-def problem(space: Space, limits: dict[str, float], table: LatencyTable | None = None) -> Problem:
-    asked = Problem(space, Budget.of(limits), effective(), CostModel("fp32" if table else "int8", table))
-    return asked
+def make_problem(space: Space, limits: dict[str, float], table: LatencyTable | None = None) -> Problem:
+    problem = Problem(space, Budget.of(limits), effective(), CostModel("fp32" if table else "int8", table))
+    return problem
 
 
 def met(space: Space, limits: dict[str, float], table: LatencyTable | None = None) -> bool:
-    return ExactSolver(problem(space, limits, table)).solve().candidate is not None
+    return ExactSolver(make_problem(space, limits, table)).solve().candidate is not None
 
 
-def test_an_impossible_budget_names_the_least_value_which_then_is_met() -> None:
+def test_an_impossible_budget_names_the_minimum_which_then_is_met() -> None:
     limits = {"parameters": 1e6, "flops": 60e9, "weight_mb@int8": 10.0}
-    message = str(infeasibility_error(problem(PAPER, limits)))
+    message = str(infeasibility_error(make_problem(PAPER, limits)))
     assert "parameters 1M (the least" in message and "weight_mb@int8 10 (the least" in message
     assert "flops" not in message and message.endswith("raise --params and --weight-mb")
-    least = [parse_quantity(part.split(")")[0]) for part in message.split("possible is ")[1:]]
-    raised = {**limits, "parameters": least[0], "weight_mb@int8": least[1]}
+    minima = [parse_quantity(part.split(")")[0]) for part in message.split("possible is ")[1:]]
+    raised = {**limits, "parameters": minima[0], "weight_mb@int8": minima[1]}
     assert met(PAPER, raised)
     for key in ("parameters", "weight_mb@int8"):
         assert not met(PAPER, {**raised, key: raised[key] * 0.998})
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_least_of_a_step_of_several_faces_is_met(write_piecewise: WriteTable, seed: int) -> None:
-    """Dear width changes: the fastest is not the smallest."""
-    table = write_piecewise(SMALL, seed=seed, change_ms=1.0)
-    message = str(infeasibility_error(problem(SMALL, {"decode_ms@64": 0.01, "parameters": 2e6}, table)))
+def test_the_minimum_of_a_piecewise_step_time_is_met(write_piecewise: WriteTable, seed: int) -> None:
+    """Width projections are expensive here, so the fastest model is not the smallest."""
+    table = write_piecewise(SMALL, seed=seed, projection_ms=1.0)
+    message = str(infeasibility_error(make_problem(SMALL, {"decode_ms@64": 0.01, "parameters": 2e6}, table)))
     assert message.endswith("raise --decode-ms")
-    least = parse_quantity(message.split("possible is ")[1].split(")")[0])
-    assert met(SMALL, {"decode_ms@64": least, "parameters": 2e6}, table)
-    assert not met(SMALL, {"decode_ms@64": least * 0.998, "parameters": 2e6}, table)
+    minimum = parse_quantity(message.split("possible is ")[1].split(")")[0])
+    assert met(SMALL, {"decode_ms@64": minimum, "parameters": 2e6}, table)
+    assert not met(SMALL, {"decode_ms@64": minimum * 0.998, "parameters": 2e6}, table)
 
 
 def test_budgets_that_exclude_each_other_each_have_a_way_out(write_table: WriteTable) -> None:
-    """Dear width changes: a fast model must be as wide as the embedding, a small one must not."""
-    table = write_table(SMALL, change_ms=5.0)
+    """Width projections are expensive here. A fast model must be as wide as the embedding, a small one narrower."""
+    table = write_table(SMALL, projection_ms=5.0)
     limits = {"parameters": 1_400_000.0, "decode_ms@64": 3.0}
     assert all(met(SMALL, {key: limit}, table) for key, limit in limits.items()) and not met(SMALL, limits, table)
-    message = str(infeasibility_error(problem(SMALL, limits, table)))
+    message = str(infeasibility_error(make_problem(SMALL, limits, table)))
     assert "no architecture of space small meets parameters 1.4M and decode_ms@64 3 together" in message
     assert message.endswith("leaving the others as they are")
     ways = re.findall(r"(parameters|decode_ms@64) to ([0-9.]+[KMG]?)", message)
@@ -70,11 +70,11 @@ def test_budgets_that_exclude_each_other_each_have_a_way_out(write_table: WriteT
 
 
 def test_where_no_single_budget_is_to_blame_all_must_grow(write_table: WriteTable) -> None:
-    table = write_table(SMALL, change_ms=5.0)
+    table = write_table(SMALL, projection_ms=5.0)
     # Fast against small, and again fast against small at another length and precision.
     limits = {"parameters": 1_400_000.0, "decode_ms@64": 3.0, "decode_ms@100": 3.1, "weight_mb@int4": 1.7}
     assert not met(SMALL, limits, table)
-    message = str(infeasibility_error(problem(SMALL, limits, table)))
+    message = str(infeasibility_error(make_problem(SMALL, limits, table)))
     assert "together, nor with any one of them raised" in message
     factor = float(re.findall(r"by ([0-9.]+) or more", message)[0])
     assert met(SMALL, {key: limit * factor * 1.01 for key, limit in limits.items()}, table)
@@ -83,5 +83,5 @@ def test_where_no_single_budget_is_to_blame_all_must_grow(write_table: WriteTabl
 
 @pytest.mark.parametrize("limits", [{"parameters": 1.0}, {"parameters": 1.0, "kv_mb": 1e-9, "flops": 1.0}])
 def test_a_refusal_is_one_line(limits: dict[str, float]) -> None:
-    message = str(infeasibility_error(problem(SMALL, limits)))
+    message = str(infeasibility_error(make_problem(SMALL, limits)))
     assert "\n" not in message and message.count("the least possible is") == len(limits)

@@ -62,8 +62,8 @@ def test_other_scores_count() -> None:
 
 
 def test_scores_tie_where_they_tie_on_paper() -> None:
-    """2 + 4 layers are 3 + 3 layers: without the rounding to a grid the last bits would decide."""
-    blocks = {layers: Block(512, layers, 8, 8, 1536, True) for layers in (2, 3, 4)}
+    """2 + 4 layers equal 3 + 3 layers. Without rounding to a grid the last bits would decide."""
+    blocks = {layers: Block(512, layers, 8, 8, 1536, shared=True) for layers in (2, 3, 4)}
     a = PAPER.models[0]
     options = ("", ":epsilon_squared=3,effectiveness_power=1.7", ":shared_layer=0.3")
     for spec in (f"{name}{option}" for name in ("effective", "cut", "exit") for option in options):
@@ -105,8 +105,10 @@ def test_the_exit_counts_by_the_last_width_alone() -> None:
 
 @pytest.mark.parametrize("name", ["effective", "cut", "exit"])
 def test_a_layer_of_shared_weights_counts_what_it_is_said_to(name: str) -> None:
-    """Of a block of four, three repeat: from one layer's score at 0 to that of four with their own weights at 1."""
-    a = replace(PAPER.models[0], blocks=(Block(256, 2, 4, 4, 512, False), Block(512, 4, 8, 8, 1536, True)))
+    """Three of a block's four layers repeat. Share 0 scores one layer, and 1 scores four layers with own weights."""
+    a = replace(
+        PAPER.models[0], blocks=(Block(256, 2, 4, 4, 512, shared=False), Block(512, 4, 8, 8, 1536, shared=True))
+    )
     alone = replace(a, blocks=(a.blocks[0], replace(a.blocks[1], shared=False)))
 
     def total(share: float, of: Architecture = a) -> float:
@@ -212,7 +214,7 @@ def test_a_function_of_other_arguments_is_refused(users: Path) -> None:
 
 
 def test_a_score_is_asked_for_what_it_says(users: Path) -> None:
-    """The four arguments are what the docstring promises."""
+    """A user's function gets the four arguments that the docstring promises."""
     users.write_text(
         "seen = []\n\ndef f(model, block, depth, cut):\n    seen.append((model, block, depth, cut))\n    return 1.0"
     )

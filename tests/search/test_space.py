@@ -46,7 +46,7 @@ def test_the_other_spaces_leave_every_dimension_open_and_allow_no_bottleneck() -
 
 
 @pytest.mark.parametrize("space", [TINY, replace(TINY, blocks=(1,)), replace(TINY, blocks=(1, 3)), TWO_BLOCKS])
-def test_enumeration_is_complete_and_valid(space: Space) -> None:
+def test_candidates_are_complete_and_valid(space: Space) -> None:
     candidates = list(space.candidates())
     assert len(candidates) == len(set(candidates)) == space.size
     assert (
@@ -94,7 +94,7 @@ def test_mutation_changes_one_block_and_stays_inside(space: Space, seed: int) ->
 
 
 @pytest.mark.parametrize("space", [TINY, TWO_BLOCKS])
-def test_mutations_reach_every_genome_and_no_other(space: Space) -> None:
+def test_mutations_reach_every_candidate_and_no_other(space: Space) -> None:
     rng = random.Random(0)
     candidate, every = space.sample(rng), set(space.candidates())
     seen: set[Candidate] = set()

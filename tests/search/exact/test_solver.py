@@ -1,4 +1,4 @@
-"""Exact means exact: against brute force by definition, on random spaces, scores and budgets."""
+"""The exact solver equals brute force by definition, on random spaces, scores and budgets."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SCORES += ["exit", "exit:exit_power=2,shared_layer=0.1"]
 
 
 def brute_force(problem: Problem, limits: dict[str, float]) -> tuple[float, set[Candidate]]:
-    """The highest score and who has it, from whole architectures; costs by definition where they decide."""
+    """The highest score and the candidates that have it, from whole architectures and costs by definition."""
     space, table = problem.space, problem.cost_model.table
     assert table is None or isinstance(table, LatencyTable)
     best, found = -math.inf, set()
@@ -72,7 +72,7 @@ def test_the_optimum_is_that_of_brute_force(
     write_table: WriteTable, space: Space, spec: str, keys: list[str], seed: int, factor: float
 ) -> None:
     table = write_table(space, "int8", energy=True) if any(Metric.parse(k).kind.latency for k in keys) else None
-    check_optimum(space, spec, keys, seed, factor, table)
+    check_optimum(space, spec, keys, table, seed=seed, factor=factor)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -85,7 +85,7 @@ def test_the_optimum_is_that_of_brute_force(
     st.sampled_from((1.0, 0.97, 1.2)),
     st.sampled_from((None, 0, 64)),
 )
-def test_the_optimum_is_that_of_brute_force_where_a_step_has_several_faces(
+def test_the_optimum_is_that_of_brute_force_for_a_piecewise_step_time(
     write_piecewise: WriteTable,
     space: Space,
     spec: str,
@@ -95,14 +95,14 @@ def test_the_optimum_is_that_of_brute_force_where_a_step_has_several_faces(
     factor: float,
     cache_buckets: int | None,
 ) -> None:
-    table = write_piecewise(space, "int8", seed, energy=True, cache_buckets=cache_buckets)
-    check_optimum(space, spec, [*keys, *more], seed, factor, table)
+    table = write_piecewise(space, "int8", seed=seed, energy=True, cache_buckets=cache_buckets)
+    check_optimum(space, spec, [*keys, *more], table, seed=seed, factor=factor)
 
 
 def check_optimum(
-    space: Space, spec: str, keys: list[str], seed: int, factor: float, table: LatencyTable | None
+    space: Space, spec: str, keys: list[str], table: LatencyTable | None, *, seed: int, factor: float
 ) -> None:
-    """Limits are the costs of random architectures, so that budgets bind, are met with equality, or cannot be met."""
+    """Limits are the costs of random architectures. So budgets bind, are met with equality, or cannot be met."""
     rng, cost_model = random.Random(seed), CostModel("int8", table)
     limits = {}
     for key in keys:
@@ -115,7 +115,7 @@ def check_optimum(
         value = cost_model.metric_cost(metric, space.templates[candidate.template].vocabulary).value(
             space.architecture(candidate)
         )
-        assume(value > 0)  # a face's constant may take more than there is
+        assume(value > 0)  # a piece's constant may make a time negative
         limits[key] = value * factor
     problem = Problem(space, Budget.of(limits), parse_score(spec), cost_model)
     certificate = ExactSolver(problem).solve()
@@ -129,7 +129,7 @@ def check_optimum(
     # blocks of one width may stand in any order
     assert certificate.candidate in {Candidate(g.template, tuple(sorted(g.choices))) for g in found}
     metrics = problem.budget.metrics
-    if metrics:  # of equal scores the lowest costs, in the order of the budgets
+    if metrics:  # among equal scores the lowest costs win, in the order of the budgets
         architectures = {candidate: space.architecture(candidate) for candidate in {*found, certificate.candidate}}
         costs = {g: tuple(problem.value(metric, a, g.template) for metric in metrics) for g, a in architectures.items()}
         assert costs[certificate.candidate] == min(costs.values())
@@ -153,7 +153,7 @@ def test_the_papers_budgets_reach_the_exhaustive_optimum(flops: float, best: flo
     ],
 )
 def test_large_spaces_hold_nothing_better_nearby(space: Space, limits: dict[str, float]) -> None:
-    """What brute force cannot reach: the proof must survive every change of one or two blocks."""
+    """Brute force cannot reach these spaces. No change of one or two blocks may refute the proof."""
     problem = Problem(space, Budget.of(limits), effective(), CostModel("int4"))
     certificate = ExactSolver(problem).solve()
     assert certificate.gap_percent == 0 and certificate.candidate is not None
@@ -169,7 +169,7 @@ def test_large_spaces_hold_nothing_better_nearby(space: Space, limits: dict[str,
 
 
 def test_the_answer_does_not_depend_on_how_it_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beams only guide; without them, and with other steps, the same genome comes out of the same ties."""
+    """Beams only guide the search. Without them, and with other steps, ties give the same candidate."""
     from merino_edge.search.exact import relaxation
     from merino_edge.search.exact import solver as exact
 
@@ -201,15 +201,15 @@ def test_the_cut_keeps_the_solver_from_a_narrow_first_block() -> None:
     assert firsts["effective"] == 64 and firsts["cut"] >= 384
 
 
-# --- least costs, limits of time and memory --------------------------------------------------------
+# --- minimum costs, limits of time and memory ------------------------------------------------------
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(spaces(), st.sampled_from(KEYS), st.sampled_from(KEYS), st.integers(0, 2**32))
-def test_the_least_of_a_metric_is_the_minimum(
+def test_the_minimum_of_a_metric_is_that_of_brute_force(
     write_table: WriteTable, space: Space, key: str, other: str, seed: int
 ) -> None:
-    check_least(space, key, other, seed, write_table(space, "int8", energy=True))
+    check_minimum(space, key, other, seed, write_table(space, "int8", energy=True))
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -220,13 +220,15 @@ def test_the_least_of_a_metric_is_the_minimum(
     st.sampled_from((0.01, 3.0)),
     st.integers(0, 2**32),
 )
-def test_the_least_of_several_faces_is_the_minimum(
-    write_piecewise: WriteTable, space: Space, key: str, other: str, change_ms: float, seed: int
+def test_the_minimum_of_a_piecewise_step_time_is_that_of_brute_force(
+    write_piecewise: WriteTable, space: Space, key: str, other: str, projection_ms: float, seed: int
 ) -> None:
-    check_least(space, key, other, seed, write_piecewise(space, "int8", seed, change_ms=change_ms, energy=True))
+    check_minimum(
+        space, key, other, seed, write_piecewise(space, "int8", seed=seed, projection_ms=projection_ms, energy=True)
+    )
 
 
-def check_least(space: Space, key: str, other: str, seed: int, table: LatencyTable) -> None:
+def check_minimum(space: Space, key: str, other: str, seed: int, table: LatencyTable) -> None:
     cost_model, metric, second = CostModel("int8", table), Metric.parse(key), Metric.parse(other)
     candidate = space.sample(random.Random(seed))
 
@@ -241,7 +243,7 @@ def check_least(space: Space, key: str, other: str, seed: int, table: LatencyTab
     assume(limit > 0)
     budget = Budget(((second, limit),)) if second != metric else Budget(((metric, 1.0),))
     problem = Problem(space, budget.within(metric, 1.0), effective(), cost_model)
-    found = minimum(problem, metric)
+    optimum = minimum(problem, metric)
     values = []
     for g in space.candidates():
         a = space.architecture(g)
@@ -249,9 +251,9 @@ def check_least(space: Space, key: str, other: str, seed: int, table: LatencyTab
             values.append(problem.value(metric, a, g.template))
     assume(min(values, default=1) > 0)
     if not values:
-        assert found is None
+        assert optimum is None
     else:
-        assert found is not None and found[0] == pytest.approx(min(values), rel=1e-12)
+        assert optimum is not None and optimum[0] == pytest.approx(min(values), rel=1e-12)
 
 
 def test_out_of_time_the_bound_is_still_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,8 +290,8 @@ def test_only_sums_over_blocks_are_solved() -> None:
         ExactSolver(Problem(SMALL, Budget(), whole, CostModel("fp16")))
 
 
-def test_scores_may_be_negative_and_see_the_frame() -> None:
-    """A user's own: fewer layers, and the larger vocabulary of two."""
+def test_scores_may_be_negative_and_see_the_template() -> None:
+    """A user's score that prefers fewer layers and the larger of two vocabularies."""
     score = Score("mine", block=lambda model, block, depth, cut: model.vocab_size / 1e6 - block.layers - depth / 7)
     problem = Problem(MIXED, Budget.of({"parameters": 2e6}), score, CostModel("fp16"))
     certificate = ExactSolver(problem).solve()
@@ -313,8 +315,7 @@ def test_the_front_is_what_nothing_before_undercuts(rows: list[tuple[int, ...]],
 
 
 def test_smollm2s_parameters_buy_more_entropy_than_it_has() -> None:
-    """A check of the order of things on a real budget: the optimum of its weights cannot score below SmolLM2 itself,
-    whose blocks stand in the space below."""
+    """The optimum under SmolLM2's own costs cannot score below SmolLM2, whose blocks are in this space."""
     smollm2 = preset("smollm2-135m")
     space = replace(
         WIDE,

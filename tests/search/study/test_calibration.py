@@ -1,4 +1,4 @@
-"""Fitting the score's constants: the grid is the score, halves are halves, what made the losses is found again."""
+"""Calibration: the grid equals the score, halves are valid, and the constants that made the losses are found."""
 
 from __future__ import annotations
 

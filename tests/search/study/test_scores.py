@@ -1,4 +1,4 @@
-"""Agreement of scores with losses: scipy's own figures, order and its reverse, intervals that cover, and the table."""
+"""Agreement of scores with losses: equal to scipy's values, with intervals that cover, and the table of scores."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_intervals_cover_the_truth_and_shrink_with_more_models() -> None:
 
 
 def test_a_difference_is_paired() -> None:
-    """Two scores that are nearly one differ by much less than the intervals of each would let think."""
+    """The difference of two similar scores has a much smaller interval than either score."""
     rng = np.random.default_rng(3)
     losses = rng.normal(size=60)
     a = -losses + rng.normal(size=60)
@@ -143,7 +143,7 @@ def test_the_table_holds_every_score_and_finds_the_one_that_made_the_losses(mode
 
 
 def test_scores_tell_models_of_like_size_apart_or_not(models: list[Architecture]) -> None:
-    """Parameters order all models well whose losses depend on parameters and the cut, but not those of one size."""
+    """Losses depend on parameters and the cut here. Parameters rank all models well, but not those of one size."""
     truth = np.array([decoder_parameters(a) * narrowest_cut(a) for a in models], float)
     found = {row.name: row.agreement for row in table(trained_by(models, truth))}["decoder parameters"]
     assert found.alike is not None and found.kendall.value > found.alike.value + 0.1
