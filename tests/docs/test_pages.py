@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -73,6 +74,12 @@ def check_search(text: str, folder: Path, ran: Sequence[Ran]) -> None:
 SETUPS: dict[str, Setup] = {
     "README.md": Setup(shorter={"--target jetpack-6.2": "--target jetpack-6.2 --context 64"}, check=check_readme),
     "docs/api.md": Setup(given={"smollm2.gguf": "smollm2_gguf", "checkpoint": "tiny_checkpoint"}),
+    "docs/evaluation.md": Setup(
+        shorter={"--window 1024": "--window 64"},
+        given={"CKPT": "plain_checkpoint", "BUNDLE": "bundle_path", "text.txt.xz": "text_xz"},
+        variables={"MERINO_DATA": "evaluation_data"},
+    ),
+    "docs/export.md": Setup(given={"CKPT": "plain_checkpoint", "BUNDLE": "bundle_path"}),
     "docs/profiling.md": Setup(
         shorter={
             "--space edge --precision int4 --out": "--space edge --precision int4 --minutes 0.01 --out",
@@ -81,7 +88,23 @@ SETUPS: dict[str, Setup] = {
         inline="merino-edge estimate --board [^`]*",
         check=check_profiling,
     ),
+    "docs/runtime.md": Setup(given={"smollm2-int4": "long_bundle", "smollm2-int8": "long_bundle"}),
     "docs/search.md": Setup(given={"board.jsonl": "edge_table"}, check=check_search),
+    "docs/training.md": Setup(
+        shorter={
+            "--steps 2000": "--steps 3 --batch 4 --sequence 32",
+            "--steps 500": "--steps 3 --batch 4 --sequence 32",
+            "--vocab 8192": "--vocab 320",
+            "--corpus corpus --": "--corpus corpus --steps 3 --batch 4 --sequence 32 --",
+        },
+        given={
+            "model.json": "model_json",
+            "student.json": "model_json",
+            "teacher": "plain_checkpoint",
+            "corpus.txt": "corpus_txt",
+            "talk.jsonl": "talk_jsonl",
+        },
+    ),
     "docs/start-orin-nano.md": Setup(shorter={"--target jetpack-6.2": "--target jetpack-6.2 --context 64"}),
 }
 
@@ -91,7 +114,11 @@ def test_every_block_runs(page: str, tmp_path: Path, smollm2_gguf: Path, request
     text, setup = (ROOT / page).read_text(), SETUPS.get(page, Setup())
     for name, fixture in setup.given.items():
         value = request.getfixturevalue(fixture)
-        (tmp_path / name).symlink_to(getattr(value, "path", value))
+        path = Path(getattr(value, "path", value))
+        if path.is_dir():
+            shutil.copytree(path, tmp_path / name)
+        else:
+            (tmp_path / name).symlink_to(path)
     variables = {name: str(request.getfixturevalue(fixture)) for name, fixture in setup.variables.items()}
     # The name of SmolLM2 stands for the file that this test session already has.
     shorter = {**SHORTER, **setup.shorter, "smollm2-135m-instruct": str(smollm2_gguf), "8080": str(free_port())}
