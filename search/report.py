@@ -61,7 +61,9 @@ def verdict(result: SearchResult) -> list[str]:
         lines[0] += f", {claim}: none {of} within the budgets scores above {certificate.bound:,.2f}"
         effort = "every architecture tried"
         if score.block:
-            effort = f"{certificate.subproblems:,} chains, {certificate.solved:,} solved, {certificate.labels:,} labels"
+            effort = (
+                f"{certificate.subproblems:,} subproblems, {certificate.solved:,} solved, {certificate.labels:,} labels"
+            )
         lines.append(f"gap {gap:.3g} %, proven in {certificate.seconds:.1f} s ({effort})")
     if result.evolution is not None:
         lines.append(f"found by {result.evolution.iterations:,} iterations of evolution")
