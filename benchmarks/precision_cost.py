@@ -28,8 +28,8 @@ from merino_edge.architecture import Architecture
 from merino_edge.convert.import_model import import_model
 from merino_edge.convert.pretrained import fetch_smollm2
 from merino_edge.export import parity
-from merino_edge.export.mixed_precision import raised_matrices
-from merino_edge.export.quantization.calibration import observe
+from merino_edge.export.mixed_precision import upgraded_matrices
+from merino_edge.export.quantization.calibration import collect_statistics
 from merino_edge.export.quantization.stored_weights import StoredWeights, store
 from merino_edge.export.targets import Target
 from merino_edge.pytorch.model import Model
@@ -80,7 +80,7 @@ def main() -> None:
         tokens = windows_of_test_text(tokenizer, options.tokens, window)
         base = perplexity(a, dict(weights), tokens)
         print(f"{tokens.size} tokens; fp32 perplexity {base:.3f}", flush=True)
-        moments = observe(a, weights).moments if "int4-gptq" in options.forms else None
+        moments = collect_statistics(a, weights).moments if "int4-gptq" in options.forms else None
         for form in options.forms:
             precision, how = FORMS[form]
             target = Target.named("onnxruntime", precision)
@@ -89,11 +89,11 @@ def main() -> None:
             if how == "mixed":
                 seen = tokenizer.encode(parity.TEXT)
                 spare_bytes = round(1e6 * options.spare_mb)
-                raised = raised_matrices(source, stored, target, seen, window, None, spare_bytes, lambda step: None)
-                stored = replace(stored, quantized=stored.quantized | raised)
+                upgraded = upgraded_matrices(source, stored, target, seen, window, max_kl=None, spare_bytes=spare_bytes)
+                stored = replace(stored, quantized=stored.quantized | upgraded)
             spent = time.perf_counter() - begun
             as_stored = replace(a, tied_head=a.tied_head and not stored.own_head)
-            found = perplexity(as_stored, stored.restore(), tokens)
+            found = perplexity(as_stored, stored.dequantize(), tokens)
             print(
                 f"{form:<10} perplexity {found:.3f} ({100 * (found / base - 1):+.2f} %), "
                 f"weights {megabytes(stored):.1f} MB, rounded in {spent:.1f} s",

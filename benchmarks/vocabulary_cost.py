@@ -23,7 +23,7 @@ from merino_edge import checkpoint
 from merino_edge.convert.import_model import import_model
 from merino_edge.convert.pretrained import fetch_smollm2
 from merino_edge.data.corpus import pieces
-from merino_edge.export.vocabulary_pruning import kept_tokens
+from merino_edge.export.vocabulary_pruning import pruned_vocab
 from merino_edge.pytorch.model import Model
 from merino_edge.tokenizer import Tokenizer
 
@@ -39,7 +39,7 @@ def main() -> None:
         import_model(fetch_smollm2(), path)
         source, tokenizer = checkpoint.load(path), Tokenizer.load(path)
         a = source.architecture
-        kept = kept_tokens(tokenizer, pieces(options.keep or data / "wikitext2_train.txt.xz"), a.vocab_size)
+        kept = pruned_vocab(tokenizer, pieces(options.keep or data / "wikitext2_train.txt.xz"), a.vocab_size)
         tokens = windows_of_test_text(tokenizer, options.tokens)
         model, known = Model.from_weights(a, dict(source.weights)).eval(), torch.zeros(a.vocab_size, dtype=torch.bool)
         known[torch.from_numpy(kept)] = True

@@ -1,7 +1,8 @@
-"""From a checkpoint to a bundle: build the graph, save it, compare it, and only then let it be seen.
+"""From a checkpoint to a bundle: build the graphs, save them, prove that they are right, then write the manifest.
 
-Everything happens in a hidden folder beside the target; a failed check, an interrupt or a full disk leave
-nothing. Knows which engine runs the graph only through `open_engine`, so that export does not depend on a runtime.
+All files are written to a hidden folder beside the target, which is renamed at the end. So a failed check, an interrupt
+or a full disk leaves nothing behind. `open_engine` gives the engine that runs a graph, so that export knows no runtime.
+The form of a bundle is told in `merino_edge.bundle`.
 """
 
 from __future__ import annotations
@@ -31,12 +32,11 @@ from merino_edge.export.tensorrt import build_engine
 from merino_edge.graph_io import NUM_LOGITS
 from merino_edge.tokenizer import Tokenizer, compact
 
-COMPILED_FOR = "SM86"  # what an export for `rtx` is compiled for, to see that it can be
-
+CHECKED_CAPABILITY = "SM86"  # an export for `rtx` is compiled for it, to check that TensorRT for RTX takes the graph
 TIMED_STEPS = 31
-MANIFEST_BYTES = 1 << 14  # about, of the file that comes last
+MANIFEST_BYTES = 1 << 14  # about the size of the manifest, which is written last
 
-OpenEngine = Callable[[Path, int], Any]  # (path of model.onnx, context) -> Engine
+OpenEngine = Callable[[Path, int], Any]  # (path of a graph, capacity of its cache) -> merino_edge.runtime.engine.Engine
 
 
 def write_bundle(
@@ -46,11 +46,16 @@ def write_bundle(
     open_engine: OpenEngine,
     on_step: OnStep = lambda step: None,
 ) -> bundle.Bundle:
-    """Export `checkpoint` to the folder `out`; its manifest holds the parity report.
+    """Export `checkpoint` to the folder `out` and return the bundle; its manifest holds the parity report.
 
-    A graph for TensorRT is refused where its parser is known not to take an operator. It is compiled where TensorRT for
-    RTX is installed and the target is `rtx`. `on_step` is told what happens now. Raises ParityError, OutputError,
-    UnsupportedError, InputError.
+    For the target `rtx` the graph is also compiled, where TensorRT for RTX is installed. `on_step` is told each step.
+
+    Raises:
+        InputError where the options do not fit the model
+        UnsupportedError where the target cannot hold a weight or parse the graph
+        ArtefactError where the tokenizer is damaged, or belongs to another model
+        ParityError where the graph differs from the checkpoint
+        OutputError where `out` cannot be written
     """
     a, target = checkpoint.architecture, options.target
     options.check(a)
@@ -67,7 +72,7 @@ def write_bundle(
         engine.close()
         compiled = draft.compile()
         on_step("hashing")
-        form = {"fast": target.fast, "block": target.block, "rounding": options.rounding}
+        int4 = {"fast": target.fast, "block": target.block, "rounding": options.rounding}
         bundle.write_manifest(
             folder,
             a,
@@ -76,33 +81,37 @@ def write_bundle(
             options.context,
             contexts=options.contexts,
             graph=_graph_facts(a, target),
-            int4=form if target.precision == "int4" else None,
+            int4=int4 if target.precision == "int4" else None,
             raised_to_int8=sorted(upgraded),
             vocabulary=vocabulary,
-            float32_ffns=sorted(prepared.whole.fp32_ffns),
+            float32_ffns=sorted(prepared.full_vocab.fp32_ffns),
             made_from={"checkpoint_sha256": checkpoint.training["sha256"]},
             parity=parity.report(checks),
             compiled=compiled,
         )
-        written = bundle.load(folder, verify=False)  # once it stands at `out`, another export may replace it
+        # It is read before the folder gets its name, since another export may replace `out` right afterwards.
+        written = bundle.load(folder, verify=False)
     return replace(written, path=Path(out))
 
 
 @dataclass
 class _Draft:
-    """A bundle before its manifest: the graphs in `folder`, and the steps that write and judge them."""
+    """A bundle before its manifest: the steps that write its graphs into `folder` and compare them.
+
+    `tokens` are those of the text that the comparison runs. `upgrade` replaces `prepared`.
+    """
 
     folder: Path
     checkpoint: Checkpoint
     options: ExportOptions
     prepared: PreparedWeights
-    tokens: Sequence[int]  # of the text that is compared on
+    tokens: Sequence[int]
     open_engine: OpenEngine
     on_step: OnStep
 
     @property
     def graph(self) -> Path:
-        """The graph of the largest context."""
+        """The file of the graph with the largest cache."""
         return self.folder / "model.onnx"
 
     def open(self) -> Any:
@@ -110,31 +119,39 @@ class _Draft:
         return self.open_engine(self.graph, self.options.context)
 
     def build(self, stored: StoredWeights, capacity: int | None = None) -> ir.Model:
+        """The graph over `stored`; `capacity`: positions of its cache, those of `context` if None."""
         a, options = self.checkpoint.architecture, self.options
         return build_stored(a, stored, options.target, options.context, capacity)
 
     def save_graph(self) -> None:
-        """Raises UnsupportedError where the target's parser would refuse the graph."""
+        """Write `graph`. Raises UnsupportedError where the target's parser is known to refuse it."""
         model = self.build(self.prepared.stored)
         require_parsed(model, self.options.target)
         save(model, self.graph)
 
     def upgrade(self) -> dict[str, QuantizedMatrix]:
-        """Write the graph again with the int4 matrices that are worth int8, and return these. Raises UnsupportedError."""
+        """Upgrade int4 matrices to int8 as the options ask, write `graph` again and return the upgraded matrices.
+
+        Raises UnsupportedError where the limits cannot be met.
+        """
         options, prepared = self.options, self.prepared
         if not options.is_mixed:
             return {}
         self.on_step("looking which matrices matter most")
-        max_bytes, size_bytes = options.max_bytes, sum(file.stat().st_size for file in self.folder.iterdir())
+        spare_bytes = None
+        if options.max_bytes is not None:
+            spare_bytes = (
+                options.max_bytes - MANIFEST_BYTES - sum(file.stat().st_size for file in self.folder.iterdir())
+            )
         upgraded = mixed_precision.upgraded_matrices(
-            prepared.smooth,
+            prepared.smoothed,
             prepared.stored,
             options.target,
             self.tokens,
             options.context,
-            options.max_kl,
-            None if max_bytes is None else max_bytes - MANIFEST_BYTES - size_bytes,
-            self.on_step,
+            max_kl=options.max_kl,
+            spare_bytes=spare_bytes,
+            on_step=self.on_step,
         )
         self.prepared = prepared.upgraded(upgraded)
         _remove(self.graph)
@@ -142,54 +159,63 @@ class _Draft:
         return upgraded
 
     def compare(self, engine: Any) -> list[parity.Check]:
-        """Every check of every graph; those of smaller contexts are written here. Raises ParityError."""
+        """Compare every graph, after writing those of the smaller contexts. Raises ParityError where a check fails."""
         options, precision = self.options, self.options.target.precision
         self.on_step("comparing with PyTorch fp32")
         stored = self.prepared.stored
-        checks = parity.compare(self.checkpoint, stored, engine, precision, self.tokens, options.max_kl)
+        checks = parity.compare(
+            self.checkpoint, stored, engine, precision=precision, tokens=self.tokens, max_kl=options.max_kl
+        )
         for capacity in options.contexts[:-1]:
-            self.on_step(f"comparing the cache of {capacity} places")
-            beside = self.folder / bundle.smaller_graph(capacity)
-            save_beside(self.build(stored, capacity), beside, self.graph)
-            other = self.open_engine(beside, capacity)
-            checks.append(parity.compare_capacity(other, engine, precision, self.tokens))
-            other.close()
+            self.on_step(f"comparing the cache of {capacity} positions")
+            graph = self.folder / bundle.smaller_graph(capacity)
+            save_beside(self.build(stored, capacity), graph, self.graph)
+            smaller = self.open_engine(graph, capacity)
+            checks.append(parity.compare_capacity(smaller, engine, precision, self.tokens))
+            smaller.close()
         parity.require_passed(checks)
         return checks
 
     def vocabulary_facts(self, engine: Any) -> dict[str, Any] | None:
-        """What a pruned vocabulary saves, timed beside the whole one; None where nothing was pruned."""
-        kept = self.prepared.stored.pruned_vocab
-        if kept is None:
+        """How many tokens a pruned head keeps, and decode times beside the full head [ms]; None if none were pruned."""
+        token_ids = self.prepared.stored.pruned_vocab
+        if token_ids is None:
             return None
         self.on_step("timing the whole vocabulary")
-        whole_graph = self.folder / "whole.onnx"
-        save(self.build(self.prepared.whole), whole_graph)
-        whole_engine = self.open_engine(whole_graph, self.options.context)
-        kept_ms, whole_ms = _decode_ms(engine, whole_engine)
-        whole_engine.close()
-        _remove(whole_graph)
-        vocab_size = self.checkpoint.architecture.vocab_size
-        return {"kept": len(kept), "of": vocab_size, "decode_ms": kept_ms, "whole_decode_ms": whole_ms}
+        full_graph = self.folder / "whole.onnx"
+        save(self.build(self.prepared.full_vocab), full_graph)
+        full_engine = self.open_engine(full_graph, self.options.context)
+        pruned_ms, full_ms = _decode_ms(engine, full_engine)
+        full_engine.close()
+        _remove(full_graph)
+        return {
+            "kept": len(token_ids),
+            "of": self.checkpoint.architecture.vocab_size,
+            "decode_ms": pruned_ms,
+            "whole_decode_ms": full_ms,
+        }
 
     def compile(self) -> dict[str, Any] | None:
-        """What TensorRT for RTX says of the graph; None where that is not the target, or not installed."""
+        """Facts about the engine that TensorRT for RTX compiles; None for other targets, or where it is not installed.
+
+        Raises UnsupportedError where it refuses the graph.
+        """
         if self.options.target.name != "rtx" or not find_spec(tensorrt_library.RTX):
             return None
         self.on_step("compiling with TensorRT for RTX")
-        made = build_engine(tensorrt_library.RTX, self.graph, self.options.context, COMPILED_FOR)
+        engine = build_engine(tensorrt_library.RTX, self.graph, self.options.context, CHECKED_CAPABILITY)
         return {
-            "capability": made.capability,
-            "engine_bytes": len(made.plan),
-            "seconds": made.seconds,
-            "version": made.version,
-            "layers": dict(sorted(made.layers.items())),
+            "capability": engine.capability,
+            "engine_bytes": len(engine.plan),
+            "seconds": engine.seconds,
+            "version": engine.version,
+            "layers": dict(sorted(engine.layers.items())),
         }
 
 
 def _copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> Tokenizer:
-    """The bundle's tokenizer and chat format. Raises ArtefactError."""
-    Tokenizer.load(checkpoint.path)  # is one, before it is rewritten
+    """Copy the checkpoint's tokenizer and chat format, and load the copy. Raises ArtefactError where one is damaged."""
+    Tokenizer.load(checkpoint.path)  # checked before `compact` rewrites the file
     source, chat = checkpoint.path / "tokenizer.json", checkpoint.path / "chat.json"
     artefact.write_text(folder / source.name, compact(artefact.read_text(source), str(source)))
     artefact.write_bytes(folder / chat.name, chat.read_bytes())
@@ -197,7 +223,7 @@ def _copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> Tokenizer:
 
 
 def _parity_tokens(tokenizer: Tokenizer, a: Architecture) -> list[int]:
-    """The text that is compared on. Raises ArtefactError where the model lacks one of its ids."""
+    """Token ids of the text that the comparison runs. Raises ArtefactError where the model lacks one of them."""
     tokens = tokenizer.encode(parity.TEXT)
     if max(tokens, default=0) >= a.vocab_size:
         raise ArtefactError(
@@ -218,18 +244,18 @@ def _graph_facts(a: Architecture, target: Target) -> dict[str, Any]:
 
 
 def _decode_ms(*engines: Any) -> list[float]:
-    """Of a step at a quarter of the context, each engine's median over steps in turn."""
+    """Median ms of a decode step at a quarter of the context, for each engine; the engines take turns."""
     times: list[list[float]] = [[] for _ in engines]
     for _ in range(TIMED_STEPS):
-        for engine, found in zip(engines, times, strict=True):
+        for engine, engine_times in zip(engines, times, strict=True):
             engine.mark_filled(start := engine.max_positions // 4)
-            begun = time.perf_counter()
+            began = time.perf_counter()
             engine.forward(np.zeros(1, np.int64), start)
-            found.append(1000 * (time.perf_counter() - begun))
-    return [statistics.median(found) for found in times]
+            engine_times.append(1000 * (time.perf_counter() - began))
+    return [statistics.median(engine_times) for engine_times in times]
 
 
 def _remove(graph: Path) -> None:
-    """With its weights."""
+    """Delete a graph and its file of weights."""
     for file in graph.parent.glob(f"{graph.name}*"):
         file.unlink()

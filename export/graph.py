@@ -1,24 +1,21 @@
-"""A checkpoint's weights as an ONNX graph, written node by node (no tracing): what all lowerings have in common.
+"""A checkpoint's weights as an ONNX graph, written node by node without tracing.
 
-One step of one sequence with a static, preallocated cache:
+A graph runs one step of one sequence with a static, preallocated KV cache:
 
     tokens int64 [1, T]    positions int64 [1, T] (consecutive)    key_L, value_L  [1, Hkv, C, D]  per layer
-    -> logits float32 [1, V] of the last position                  what becomes of the caches, per layer
+    -> logits float32 [1, V] of the last position                  new cache contents, per layer
 
-The `ort` lowering has one more input, `wanted` int64 [1]: of how many of the last positions the logits leave, [N, V].
+The `ort` lowering has one more input, `wanted` int64 [1]: for how many of the last positions it returns logits [N, V].
+A lowering decides how attention and the cache are written, and what the cache outputs hold:
 
-A lowering says how attention and the cache are written, and what the caches' outputs are:
+| lowering | outputs | the runtime |
+|---|---|---|
+| native, ort | `new_key_L`, `new_value_L`: the caches | binds them to the caches' memory |
+| primitive | `row_key_L`, `row_value_L` [1, Hkv, T, D]: the new keys and values | copies them into the caches |
 
-| lowering | module | outputs | the runtime |
-|---|---|---|---|
-| native | merino_edge.export.lowerings.native | `new_key_L`, `new_value_L`: the caches | binds them to the caches' memory |
-| ort | merino_edge.export.lowerings.ort | the same | the same |
-| primitive | merino_edge.export.lowerings.primitive | `row_key_L`, `row_value_L` [1, Hkv, T, D] | copies them into the caches |
-
-The residual stream, norms, softmax and logits stay float32 whatever the precision of the matrices. The 1/sqrt(D) of
-attention is multiplied into the query weights, because TensorRT's attention layer has no scale of its own.
-
-This module knows no precision's storage form (`merino_edge.export.quantization.stored_weights`, `linear`) and no runtime.
+Residual stream, norms, softmax and logits stay float32 at every precision. The 1/sqrt(D) of attention is multiplied
+into the query weights, because TensorRT's attention layer has no scale of its own.
+This module knows no precision's storage form and no runtime.
 """
 
 from __future__ import annotations
@@ -44,15 +41,16 @@ def build_model(
     precision: str = "fp32",
     context: int = 1024,
     target: str = "onnxruntime",
+    *,
     lowering: str = "",
 ) -> ir.Model:
-    """The graph of `a` with its weights (by the names of merino_edge.weights) at `precision`.
+    """The graph of `a` with `weights` (by the names of merino_edge.weights) at `precision`.
 
-    `context` is the greatest number of positions C of the cache. Raises UnsupportedError when the
-    target cannot run the precision or the lowering.
+    `context` is the largest number of positions C of the cache. Raises UnsupportedError where the target cannot run
+    the precision or the lowering.
     """
-    chosen = Target.named(target, precision, lowering)
-    return build_stored(a, store(a, weights, chosen), chosen, context)
+    resolved = Target.named(target, precision, lowering)
+    return build_stored(a, store(a, weights, resolved), resolved, context)
 
 
 def build_stored(
@@ -60,8 +58,8 @@ def build_stored(
 ) -> ir.Model:
     """The graph over weights that are already in the form `target` stores.
 
-    `capacity`: places C of the cache where the graph fixes them, at most `context`. Its weights are those of any other
-    capacity, so that one file serves graphs of several.
+    `capacity`: positions C of the cache where the graph fixes them, at most `context`. The weights are the same for
+    every capacity, so that graphs of several share one file.
     """
     return lowering(target.lowering)(a, stored, target, context, capacity).build()
 
@@ -76,22 +74,25 @@ def lowering(name: str) -> type[GraphBuilder]:
 
 
 def to_bytes(model: ir.Model) -> bytes:
-    """The model as one serialized ONNX file, weights included (at most 2 GB): for timing and tests."""
+    """The model as one serialized ONNX file with its weights (at most 2 GB), for timing and tests."""
     return bytes(ir.to_proto(model).SerializeToString())
 
 
 def save(model: ir.Model, path: Path) -> None:
-    """The model as `path`, and its weights beside it (`model.onnx.data`); those of a twin are its original's."""
-    twins = [value for name, value in model.graph.initializers.items() if name.endswith(ALIAS)]
-    for twin in twins:
-        twin.const_value = ir.tensor(np.empty(0, np.uint8))
+    """Write the model as `path` and its weights beside it (`model.onnx.data`); an alias shares its original's bytes."""
+    aliases = [value for name, value in model.graph.initializers.items() if name.endswith(ALIAS)]
+    for alias in aliases:
+        alias.const_value = ir.tensor(np.empty(0, np.uint8))
     ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=MIN_EXTERNAL_BYTES)
-    if twins:
+    if aliases:
         save_beside(model, path, path)
 
 
 def save_beside(model: ir.Model, path: Path, saved: Path) -> None:
-    """The model as `path`, over the weights of `saved` in the same folder: those by the same names are the same."""
+    """Write the model as `path` over the weights of the graph `saved` in the same folder.
+
+    Weights with the same name must be the same.
+    """
     stored = ir.load(saved).graph.initializers
     for name, value in model.graph.initializers.items():
         original = stored.get(name.removesuffix(ALIAS))

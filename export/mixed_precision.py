@@ -1,4 +1,8 @@
-"""Which matrices of an int4 model are worth int8, so that it fits a number of bytes or of nats."""
+"""Mixed precision: which matrices of an int4 model are upgraded to int8, within a number of bytes or of nats.
+
+Matrices that the graph writes as one product (query, key, value; gate, up) are upgraded together. What an upgrade
+saves is estimated from gradients (`merino_edge.export.sensitivity`); a limit in nats is also measured.
+"""
 
 from __future__ import annotations
 
@@ -14,123 +18,132 @@ from merino_edge.export.quantization.quantized_matrix import QuantizedMatrix
 from merino_edge.export.quantization.stored_weights import StoredWeights, quantize_matrix
 from merino_edge.export.sensitivity import rounding_costs
 from merino_edge.export.targets import Target
-from merino_edge.weights import with_shared_inputs
+from merino_edge.weights import group_by_input
 
-LOOKED_AT = 192  # positions of the text
-MARGIN = 0.85  # of the nats asked for; the rest is for what the graph itself rounds
+SENSITIVITY_POSITIONS = 192  # of the text, for the estimate
+MARGIN = 0.85  # share of the nats asked for; the rest is for what the graph itself rounds
+
+Measure = Callable[[Sequence["Upgrade"]], float]  # the KL [nats per position] of a model with these upgrades
 
 
 @dataclass(frozen=True)
 class Upgrade:
-    """What int8 instead of int4 does to matrices that the graph writes as one: `high`, by name."""
+    """int8 instead of int4 for the matrices of one product; `matrices`: those at int8, by name."""
 
-    high: Mapping[str, QuantizedMatrix]
-    saved_kl: float  # nats per position
+    matrices: Mapping[str, QuantizedMatrix]
+    saved_kl: float  # nats per position, estimated
     added_bytes: int
 
 
 def upgraded_matrices(
     checkpoint: Checkpoint,
-    plain: StoredWeights,
+    int4: StoredWeights,
     target: Target,
     tokens: Sequence[int],
     context: int,
+    *,
     max_kl: float | None,
     spare_bytes: int | None,
-    on_step: Callable[[str], None],
+    on_step: Callable[[str], None] = lambda step: None,
 ) -> dict[str, QuantizedMatrix]:
-    """The int4 matrices of `plain` that become int8, so: as many as `spare_bytes` has room for, or as few as keep
-    the KL on `tokens`, over the windows that parity looks at, within `max_kl`; with both, as few, if there is room.
+    """The matrices of `int4` that become int8, by name.
 
-    Raises UnsupportedError where neither is possible.
+    With `spare_bytes` alone they are as many as fit. With `max_kl` they are as few as keep the KL within it, on
+    `tokens` and over the windows that parity compares; `spare_bytes` then only has to have room for them.
+    `on_step` is told how many are upgraded so far. Raises UnsupportedError where the limits cannot be met.
     """
     if spare_bytes is not None and spare_bytes < 0:
         raise UnsupportedError(
             f"the bundle is {-spare_bytes / 1e6:.1f} MB over --max-mb with all matrices at int4", "ask for more"
         )
     a = checkpoint.architecture
-    candidates = upgrade_candidates(checkpoint, plain, target, np.asarray(tokens)[: min(LOOKED_AT, a.max_positions)])
+    sample = np.asarray(tokens)[: min(SENSITIVITY_POSITIONS, a.max_positions)]
+    candidates = upgrade_candidates(checkpoint, int4, target, sample)
     if max_kl is None:
         assert spare_bytes is not None
-        return _together(upgrades_within_bytes(candidates, spare_bytes))
+        return _matrices_of(upgrades_within_bytes(candidates, spare_bytes))
     text = np.resize(np.asarray(tokens, np.int64), context)
-    places = parity.windows(context)
-    columns = slice(None) if plain.pruned_vocab is None else plain.pruned_vocab
-    expected = parity.TorchReference(a, checkpoint.weights).windows(text, places)[:, columns]
+    windows = parity.windows(context)
+    columns = slice(None) if int4.pruned_vocab is None else int4.pruned_vocab
+    expected = parity.TorchReference(a, checkpoint.weights).windows(text, windows)[:, columns]
 
-    def measured(chosen: Sequence[Upgrade]) -> float:
-        stored = replace(plain, quantized=plain.quantized | _together(chosen))
-        got = parity.stored_reference(a, stored).windows(text, places)[:, columns]
+    def measure(upgrades: Sequence[Upgrade]) -> float:
+        stored = replace(int4, quantized=int4.quantized | _matrices_of(upgrades))
+        got = parity.stored_reference(a, stored).windows(text, windows)[:, columns]
         return parity.mean_kl(expected, got)
 
-    chosen = upgrades_within_kl(candidates, max_kl, measured, on_step)
-    if spare_bytes is not None and (over := sum(r.added_bytes for r in chosen) - spare_bytes) > 0:
-        raise UnsupportedError(f"--max-kl {max_kl} takes {over / 1e6:.1f} MB more than --max-mb", "give up one of them")
-    return _together(chosen)
+    upgrades = upgrades_within_kl(candidates, max_kl, measure, on_step)
+    if spare_bytes is not None and (excess := sum(upgrade.added_bytes for upgrade in upgrades) - spare_bytes) > 0:
+        raise UnsupportedError(
+            f"--max-kl {max_kl} takes {excess / 1e6:.1f} MB more than --max-mb", "give up one of them"
+        )
+    return _matrices_of(upgrades)
 
 
-def _together(chosen: Iterable[Upgrade]) -> dict[str, QuantizedMatrix]:
-    return {name: matrix for r in chosen for name, matrix in r.high.items()}
+def _matrices_of(upgrades: Iterable[Upgrade]) -> dict[str, QuantizedMatrix]:
+    return {name: matrix for upgrade in upgrades for name, matrix in upgrade.matrices.items()}
 
 
-def upgrade_candidates(checkpoint: Checkpoint, plain: StoredWeights, target: Target, tokens: np.ndarray) -> list[Upgrade]:
-    """Of every unit that `plain` stores at int4, the cost measured on `tokens` [T]."""
+def upgrade_candidates(
+    checkpoint: Checkpoint, int4: StoredWeights, target: Target, tokens: np.ndarray
+) -> list[Upgrade]:
+    """The upgrade of every product that `int4` stores at int4, with its saving estimated on `tokens` [T]."""
     weights = checkpoint.weights
-    low = {name: matrix for name, matrix in plain.quantized.items() if matrix.bits == 4}
+    low = {name: matrix for name, matrix in int4.quantized.items() if matrix.bits == 4}
     high = {name: quantize_matrix(name, weights[name], 8, target) for name in low}
-    forms = {unit: [{name: kind[name] for name in unit} for kind in (low, high)] for unit in with_shared_inputs(low)}
+    forms = {unit: [{name: form[name] for name in unit} for form in (low, high)] for unit in group_by_input(low)}
     costs = rounding_costs(checkpoint.architecture, weights, forms, tokens)
-    found = []
+    candidates = []
     for unit, (before, after) in forms.items():
-        added = sum(after[name].stored_bytes - before[name].stored_bytes for name in unit)
-        found.append(Upgrade(after, costs[unit][0] - costs[unit][1], added))
-    return found
+        added_bytes = sum(after[name].stored_bytes - before[name].stored_bytes for name in unit)
+        candidates.append(Upgrade(after, saved_kl=costs[unit][0] - costs[unit][1], added_bytes=added_bytes))
+    return candidates
 
 
 def upgrades_within_kl(
-    candidates: Iterable[Upgrade],
-    max_kl: float,
-    measured: Callable[[Sequence[Upgrade]], float],
-    on_step: Callable[[str], None],
+    candidates: Iterable[Upgrade], max_kl: float, measure: Measure, on_step: Callable[[str], None]
 ) -> list[Upgrade]:
-    """Those to raise so that `measured` [nats per position] is within `max_kl`. Raises UnsupportedError."""
-    everything = by_kl_per_byte(candidates)
-    goal, chosen = MARGIN * max_kl, list[Upgrade]()
-    while (found := measured(chosen)) > goal:
-        left = everything[len(chosen) :]
-        if not left:
+    """The fewest upgrades, in order of nats per byte, with a measured KL within `MARGIN` of `max_kl`.
+
+    Raises UnsupportedError where all of them are not enough.
+    """
+    ranked = by_kl_per_byte(candidates)
+    goal, upgrades = MARGIN * max_kl, list[Upgrade]()
+    while (kl := measure(upgrades)) > goal:
+        remaining = ranked[len(upgrades) :]
+        if not remaining:
             raise UnsupportedError(
-                f"with all matrices at int8 it still costs {found:.2g} nats, {goal:.2g} are asked for",
+                f"with all matrices at int8 it still costs {kl:.2g} nats, {goal:.2g} are asked for",
                 "export --precision fp16, or give a greater --max-kl",
             )
-        # The estimate errs by a factor, which is about the same for all: what share of it has to go is sure.
-        still = sum(r.saved_kl for r in left)
-        chosen = chosen + upgrades_saving(left, still * (1 - goal / found))
-        on_step(f"{len(chosen)} of {len(everything)} products at int8")
-    return chosen
+        # The estimates err by about the same factor for all, so they tell well which share of the KL has to go.
+        still_to_save = sum(upgrade.saved_kl for upgrade in remaining)
+        upgrades = upgrades + upgrades_saving(remaining, still_to_save * (1 - goal / kl))
+        on_step(f"{len(upgrades)} of {len(ranked)} products at int8")
+    return upgrades
 
 
-def by_kl_per_byte(raises: Iterable[Upgrade]) -> list[Upgrade]:
-    """Most nats per byte first."""
-    return sorted(raises, key=lambda r: -r.saved_kl / r.added_bytes)
+def by_kl_per_byte(upgrades: Iterable[Upgrade]) -> list[Upgrade]:
+    """The upgrades that save most nats per byte first."""
+    return sorted(upgrades, key=lambda upgrade: -upgrade.saved_kl / upgrade.added_bytes)
 
 
-def upgrades_within_bytes(raises: Iterable[Upgrade], spare_bytes: float) -> list[Upgrade]:
-    """The most worth that fits: in order of nats per byte, leaving out what no longer fits."""
-    chosen = []
-    for candidate in by_kl_per_byte(raises):
+def upgrades_within_bytes(candidates: Iterable[Upgrade], spare_bytes: float) -> list[Upgrade]:
+    """The upgrades that fit, in order of nats per byte; one that no longer fits is skipped."""
+    upgrades = []
+    for candidate in by_kl_per_byte(candidates):
         if candidate.saved_kl > 0 and candidate.added_bytes <= spare_bytes:
-            chosen.append(candidate)
+            upgrades.append(candidate)
             spare_bytes -= candidate.added_bytes
-    return chosen
+    return upgrades
 
 
-def upgrades_saving(raises: Iterable[Upgrade], kl: float) -> list[Upgrade]:
-    """The first of `raises`, at least one, that save `kl` together, or all."""
-    chosen: list[Upgrade] = []
-    for candidate in raises:
-        if chosen and kl <= 0:
+def upgrades_saving(candidates: Iterable[Upgrade], kl: float) -> list[Upgrade]:
+    """The first of `candidates`, at least one, that together save `kl` [nats per position]; all if they save less."""
+    upgrades: list[Upgrade] = []
+    for candidate in candidates:
+        if upgrades and kl <= 0:
             break
-        chosen.append(candidate)
+        upgrades.append(candidate)
         kl -= candidate.saved_kl
-    return chosen
+    return upgrades

@@ -1,20 +1,20 @@
-"""Proof that an exported bundle computes what its checkpoint computes: PyTorch fp32 against the bundle's engine.
+"""Parity: proof that a bundle computes what its checkpoint computes, its engine against PyTorch fp32.
 
-Every check is one figure against one limit (`LIMITS`, per precision); one failure fails the export. On real text, in
-windows at the start, in the middle and at the very end of the context, position by position through the cache:
+Every check is one figure against one limit (`LIMITS`, per precision). One failure fails the export. The engine runs
+real text position by position, in windows at the start, in the middle and at the very end of the context:
 
     graph_kl               mean over positions of KL(PyTorch with the weights as stored || exported), nats: is the graph
                            right, whatever its precision costs
     mean_kl                the same against the checkpoint's own weights: what the precision costs
     max_logit_difference   max over positions and vocabulary of |exported - checkpoint|
     top1_agreement         share of positions with the same best token; a tie of the reference counts as agreement
-    left_out_kl            where the head keeps some tokens only: what forbidding the others costs, nats; the other
-                           checks are over those kept
-    greedy_tokens_equal    of GREEDY_TOKENS greedily decoded, how many agree before the first difference (or tie)
+    left_out_kl            for a pruned vocabulary: what the loss of the other tokens costs, nats; the other checks are
+                           over the tokens that are kept
+    greedy_tokens_equal    how many of GREEDY_TOKENS greedily decoded tokens agree before the first difference
     prefill_difference     max |prompt run at once - run token by token| at the end of each window, both exported
-    graph_kl_C             KL of the graph with a cache of C places from the largest, both exported
+    graph_kl_C             KL of the graph with a cache of C positions from the largest graph, both exported
 
-It imports PyTorch, as do calibration, sensitivity and overflow. Report: a list of {check, value, limit, passed}.
+The report is a list of {check, value, limit, passed}. Imports PyTorch, as calibration and sensitivity do.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 GREEDY_TOKENS = 200
 FIRST_WINDOW, WINDOW = 96, 16  # positions compared at the start, and in each of the other two windows
 GREEDY_PROMPT = 32
-CHUNK = 512  # positions that PyTorch runs at once on its way to a window
+CHUNK = 512  # positions that PyTorch runs at once before it reaches a window
 
-# exp(mean_kl) is how much the export raises the perplexity on text that the reference itself would write: at most
-# 0.1 % at fp16, 2 % at int8, 65 % at int4 (docs/lab-notes.md has what real models measure). What ONNX Runtime's kernels
-# add by rounding activations to int8 shows in graph_kl.
-# A limit is the greatest value that passes; for the two shares and counts, the least (`AT_LEAST`).
+# exp(mean_kl) is the factor on perplexity for text that the reference itself would write: at most 0.1 % more at fp16,
+# 2 % at int8, 65 % at int4. docs/lab-notes.md has the figures of real models. ONNX Runtime's kernels round activations
+# to int8; that shows in graph_kl.
+# A limit is the greatest value that passes, except for the checks in `AT_LEAST`, where it is the least.
 LIMITS: dict[str, dict[str, float]] = {
     "fp32": {
         "graph_kl": 1e-6,
@@ -60,7 +60,7 @@ LIMITS: dict[str, dict[str, float]] = {
 AT_LEAST = ("top1_agreement", "greedy_tokens_equal")
 TIE = 1e-3  # logits closer than this are one choice: fp32 rounding decides between them
 
-# Written for this project; any text would do, ordinary English shows what a chat will show.
+# Written for this project. Any text would do; ordinary English is closest to a chat.
 TEXT = """The little board sits on the desk beside the window. It has a small fan, a green light, and a stack of
 notes from the week before. Every morning someone asks it a question: what is the weather like, how far is
 the moon, why does bread rise? It reads the words one at a time, thinks for a moment, and answers in a calm
@@ -85,26 +85,29 @@ def compare(
     checkpoint: Checkpoint,
     stored: StoredWeights,
     engine: Engine,
+    *,
     precision: str,
     tokens: Sequence[int],
     max_kl: float | None = None,
 ) -> list[Check]:
-    """All checks of `engine`, whose graph holds `stored`, against the checkpoint in PyTorch fp32, over `tokens`, which
-    are repeated until they fill the context. `max_kl` is the limit of `mean_kl` instead of the precision's."""
+    """All checks of `engine`, whose graph holds `stored`, against the checkpoint in PyTorch fp32.
+
+    `tokens` are repeated until they fill the context. `max_kl` replaces the precision's limit of `mean_kl`.
+    """
     text = np.resize(np.asarray(tokens, np.int64), engine.max_positions)  # [C]
-    places = windows(len(text))
-    a = checkpoint.architecture
-    stored_logits = stored_reference(a, stored).windows(text, places)  # [P, V]
+    compared = windows(len(text))
+    a, pruned_vocab = checkpoint.architecture, stored.pruned_vocab
+    stored_logits = stored_reference(a, stored).windows(text, compared)  # [P, V]
     reference = TorchReference(a, checkpoint.weights)
-    expected = reference.windows(text, places)  # [P, V]
+    expected = reference.windows(text, compared)  # [P, V]
     left_out_kl = None
-    if stored.pruned_vocab is not None:
-        reference.pruned_vocab = stored.pruned_vocab
-        left_out_kl = float(-np.log(np.exp(_log_softmax(expected))[:, stored.pruned_vocab].sum(axis=-1)).mean())
-        stored_logits, expected = stored_logits[:, stored.pruned_vocab], expected[:, stored.pruned_vocab]  # [P, V']
-    got, prefill_difference = _run_windows(engine, text, places)
-    if stored.pruned_vocab is not None:
-        got = got[:, stored.pruned_vocab]
+    if pruned_vocab is not None:
+        reference.pruned_vocab = pruned_vocab
+        left_out_kl = float(-np.log(np.exp(_log_softmax(expected))[:, pruned_vocab].sum(axis=-1)).mean())
+        stored_logits, expected = stored_logits[:, pruned_vocab], expected[:, pruned_vocab]  # [P, V']
+    got, prefill_difference = _run_windows(engine, text, compared)
+    if pruned_vocab is not None:
+        got = got[:, pruned_vocab]
     greedy_start = text[: max(1, min(GREEDY_PROMPT, len(text) // 4))]
     count = min(GREEDY_TOKENS, engine.max_positions - len(greedy_start))
     figures = {
@@ -120,58 +123,60 @@ def compare(
     if max_kl is not None:
         limits["mean_kl"] = max_kl
     if "greedy_tokens_equal" in limits:
-        limits["greedy_tokens_equal"] = count  # all that a short context has room for
+        limits["greedy_tokens_equal"] = count  # as many as a short context has room for
     return [_judge(name, value, limits.get(name)) for name, value in figures.items()]
 
 
-def compare_capacity(engine: Engine, whole: Engine, precision: str, tokens: Sequence[int]) -> Check:
-    """Of a graph with fewer places for the cache: its KL from the `whole` one, over windows that fill it."""
-    text = np.resize(np.asarray(tokens, np.int64), engine.max_positions)  # [C]
-    (expected, _), (got, _) = (_run_windows(e, text, windows(len(text))) for e in (whole, engine))
-    kept = np.isfinite(expected[0])
-    name = f"graph_kl_{engine.max_positions}"
-    return _judge(name, mean_kl(expected[:, kept], got[:, kept]), LIMITS[precision]["graph_kl"])
+def compare_capacity(smaller: Engine, largest: Engine, precision: str, tokens: Sequence[int]) -> Check:
+    """The KL of a graph with a smaller cache from the `largest` one, over windows that fill the smaller cache."""
+    text = np.resize(np.asarray(tokens, np.int64), smaller.max_positions)  # [C]
+    (expected, _), (got, _) = (_run_windows(engine, text, windows(len(text))) for engine in (largest, smaller))
+    columns = np.isfinite(expected[0])  # the tokens that the head keeps
+    name = f"graph_kl_{smaller.max_positions}"
+    return _judge(name, mean_kl(expected[:, columns], got[:, columns]), LIMITS[precision]["graph_kl"])
 
 
 def stored_reference(a: Architecture, stored: StoredWeights) -> TorchReference:
-    """The model of the weights that are stored."""
+    """The model in PyTorch with the weights as they are stored."""
     return TorchReference(replace(a, tied_head=a.tied_head and not stored.own_head), stored.dequantize())
 
 
 def windows(context: int) -> list[tuple[int, int]]:
     """(first, end) of the positions that are compared: at the start, in the middle and at the end of the context."""
     ends = sorted({min(FIRST_WINDOW, context), (context + 1) // 2, context})
-    found: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     done = 0
     for end in ends:
-        first = max(done, 0 if not found else end - WINDOW)
+        first = max(done, 0 if not spans else end - WINDOW)
         if first < end:
-            found.append((first, end))
+            spans.append((first, end))
             done = end
-    return found
+    return spans
 
 
 def _run_windows(
-    engine: Engine, text: NDArray[np.int64], places: Sequence[tuple[int, int]]
+    engine: Engine, text: NDArray[np.int64], spans: Sequence[tuple[int, int]]
 ) -> tuple[NDArray[np.float32], float]:
-    """Logits [P, V] of every window's positions, each through the cache, and how far a prompt run at once, or
-    several tokens with a row of logits for each, are off."""
+    """Logits [P, V] of every position in `spans`, run one by one through the cache, and the prefill difference.
+
+    That is the largest difference from a prompt run at once, and from a step that returns several rows of logits.
+    """
     got, difference = [], 0.0
-    for first, end in places:
+    for first, end in spans:
         if first:
             engine.forward(text[:first], 0)
         got += [engine.forward(text[i : i + 1], i).copy() for i in range(first, end)]
         at_once = engine.forward(text[:end], 0)
-        known = np.isfinite(at_once)
-        difference = max(difference, float(np.abs(at_once[known] - got[-1][known]).max()))
-        rows = min(engine.max_rows, end - first)  # as a guess is run
+        columns = np.isfinite(at_once)  # the tokens that the head keeps
+        difference = max(difference, float(np.abs(at_once[columns] - got[-1][columns]).max()))
+        rows = min(engine.max_rows, end - first)  # as speculative decoding verifies draft tokens
         several = engine.forward_rows(text[end - rows : end], end - rows, rows)
-        difference = max(difference, float(np.abs(several[:, known] - np.stack(got[-rows:])[:, known]).max()))
+        difference = max(difference, float(np.abs(several[:, columns] - np.stack(got[-rows:])[:, columns]).max()))
     return np.stack(got), difference
 
 
 def require_passed(checks: Sequence[Check]) -> None:
-    """Raise ParityError naming the failed checks with their figures."""
+    """Raise ParityError that names the failed checks with their figures, where there are any."""
     failed = [f"{c.check} {c.value:.3g} (limit {c.limit:.3g})" for c in checks if not c.passed and c.limit is not None]
     if failed:
         message = f"the export does not match the checkpoint: {', '.join(failed)}"
@@ -179,14 +184,15 @@ def require_passed(checks: Sequence[Check]) -> None:
 
 
 def report(checks: Sequence[Check]) -> list[dict[str, Any]]:
+    """The checks as a manifest holds them."""
     return [asdict(check) for check in checks]
 
 
 def _judge(name: str, value: float, limit: float | None) -> Check:
     if limit is None:
-        return Check(name, value, None, True)
-    # Written so that NaN fails.
-    return Check(name, value, limit, bool(value >= limit if name in AT_LEAST else value <= limit))
+        return Check(name, value, None, passed=True)
+    passed = value >= limit if name in AT_LEAST else value <= limit  # NaN fails both
+    return Check(name, value, limit, bool(passed))
 
 
 # --- figures ---------------------------------------------------------------------------------------
@@ -198,19 +204,22 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def mean_kl(expected: NDArray[np.float32], got: NDArray[np.float32]) -> float:
-    """Mean over rows of KL(softmax(expected) || softmax(got)), nats; both [T, V]."""
+    """Mean over rows of KL(softmax(expected) || softmax(got)) in nats; both [T, V]."""
     p, q = _log_softmax(expected), _log_softmax(got)
     return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
 
 
 def top1_agreement(expected: NDArray[np.float32], got: NDArray[np.float32]) -> float:
     """Share of rows whose best token agrees, up to ties of the reference; both [T, V]."""
-    chosen = np.take_along_axis(expected, got.argmax(axis=-1)[:, None], axis=-1)[:, 0]
-    return float((expected.max(axis=-1) - chosen <= TIE).mean())
+    of_best_got = np.take_along_axis(expected, got.argmax(axis=-1)[:, None], axis=-1)[:, 0]
+    return float((expected.max(axis=-1) - of_best_got <= TIE).mean())
 
 
 def greedy_agreement(reference: TorchReference, engine: Engine, start: NDArray[np.int64], count: int) -> int:
-    """How many tokens both decode alike from `start`: the export chooses, the reference is asked if it would too."""
+    """How many of `count` greedy tokens after the prompt `start` [T] agree before the first difference.
+
+    The engine decodes. One run of the reference over its tokens tells where the reference would choose another.
+    """
     if count == 0:
         return 0
     tokens = list(start)
@@ -220,13 +229,13 @@ def greedy_agreement(reference: TorchReference, engine: Engine, start: NDArray[n
         if len(tokens) - len(start) < count:
             logits = engine.forward(np.asarray(tokens[-1:], np.int64), len(tokens) - 1)
     expected = reference.logits(np.asarray(tokens[:-1], np.int64))[len(start) - 1 :]  # [count, V]
-    chosen = expected[np.arange(count), tokens[len(start) :]]
-    differs = expected.max(axis=-1) - chosen > TIE
+    of_decoded = expected[np.arange(count), tokens[len(start) :]]
+    differs = expected.max(axis=-1) - of_decoded > TIE
     return int(differs.argmax()) if differs.any() else count
 
 
 class TorchReference:
-    """The model in PyTorch, float32. `kept`: tokens that it may say, all if None."""
+    """The model in PyTorch, float32. `pruned_vocab` [V']: ids of the tokens that it may say; None: all."""
 
     pruned_vocab: np.ndarray | None = None
 
@@ -236,7 +245,7 @@ class TorchReference:
         self.model = Model.from_weights(a, weights).float().eval()
 
     def logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """tokens [T] -> logits [T, V], uncached."""
+        """Logits [T, V] of tokens [T], without a cache. Tokens outside `pruned_vocab` have minus infinity."""
         import torch
 
         with torch.inference_mode():
@@ -245,18 +254,18 @@ class TorchReference:
             logits[:, np.delete(np.arange(logits.shape[1]), self.pruned_vocab)] = -np.inf
         return logits
 
-    def windows(self, text: NDArray[np.int64], places: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
-        """Logits [P, V] of the positions of every window; what lies before them is run for its keys and values."""
+    def windows(self, text: NDArray[np.int64], spans: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
+        """Logits [P, V] of the positions in `spans`; the text before them is run for its keys and values only."""
         import torch
 
         from merino_edge.pytorch.model import Cache
 
-        cache, done, found = Cache(self.model.architecture, 1, len(text)), 0, []
+        cache, done, logits = Cache(self.model.architecture, 1, len(text)), 0, []
         tokens = torch.from_numpy(text)[None]
         with torch.inference_mode():
-            for first, end in places:
+            for first, end in spans:
                 for start in range(done, first, CHUNK):
                     self.model(tokens[:, start : min(start + CHUNK, first)], cache, start, last_only=True)
-                found.append(self.model(tokens[:, first:end], cache, first)[0].float().numpy())
+                logits.append(self.model(tokens[:, first:end], cache, first)[0].float().numpy())
                 done = end
-        return np.concatenate(found)
+        return np.concatenate(logits)

@@ -1,13 +1,20 @@
-"""A checkpoint's weights as one bundle will store them: what export does before there is a graph.
+"""The weights of a checkpoint in the form that one bundle stores them: the part of an export before there is a graph.
 
-The steps are observing the model on text (GPTQ, the int8 KV cache), smoothing, finding the FFNs that overflow float16,
-rounding, and pruning the vocabulary. Knows no graph, no engine and no bundle.
+The steps, in order:
+
+    1. collect statistics on calibration text, for GPTQ and for an int8 KV cache
+    2. smooth keys and values, for an int8 KV cache
+    3. find the FFNs that overflow float16, for a target that computes in float16
+    4. round or quantise every weight
+    5. prune the vocabulary of the head, where a text says which tokens to keep
+
+This module knows no graph, no engine and no bundle.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,24 +33,26 @@ from merino_edge.export.targets import Target
 from merino_edge.export.vocabulary_pruning import pruned_vocab
 from merino_edge.tokenizer import Tokenizer
 
-OnStep = Callable[[str], None]
+OnStep = Callable[[str], None]  # is told what the export does now
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What a bundle shall be.
+    """What a bundle shall be like.
 
-    `context`: positions of the KV cache. `smaller`: for TensorRT, whose graphs fix the capacity of the cache, one more
-    graph for each of these, over the same weights.
-    `rounding` of int4: "nearest", or "gptq" on text that the model draws itself.
-    At int4 the matrices that matter most are int8: as few as keep `mean_kl` within `max_kl` [nats], or as many as a
-    bundle of `max_bytes` has room for.
-    `keep_vocab`: a text file, or a folder of them; the head keeps its tokens, and others are never generated.
+    `context`: positions of the KV cache.
+    `smaller_contexts`: for TensorRT, whose graphs fix the cache's capacity, one more graph for each, over the same
+    weights.
+    `rounding` of int4: "nearest", or "gptq" with calibration text that the model draws itself.
+    `max_kl`, `max_bytes`: at int4 the matrices that matter most are upgraded to int8. `max_kl` upgrades as few as keep
+    the check `mean_kl` within it [nats]; `max_bytes` as many as a bundle of that size has room for.
+    `keep_vocab`: a text file, or a folder of them. The head keeps the tokens of this text and never says another.
     """
 
     target: Target
     context: int
-    smaller: Sequence[int] = ()
+    _: KW_ONLY
+    smaller_contexts: Sequence[int] = ()
     rounding: str = "nearest"
     max_kl: float | None = None
     max_bytes: int | None = None
@@ -56,11 +65,11 @@ class ExportOptions:
 
     @property
     def contexts(self) -> list[int]:
-        """The capacity of every graph's cache, ascending."""
-        return [*sorted(set(self.smaller)), self.context]
+        """The cache capacity of every graph, ascending."""
+        return [*sorted(set(self.smaller_contexts)), self.context]
 
     def check(self, a: Architecture) -> None:
-        """Raise InputError where `a` or the target does not go with these options."""
+        """Raise InputError where the options do not fit the target or the architecture."""
         if self.target.precision != "int4" and self.is_mixed:
             raise InputError(f"only int4 can be mixed with a higher precision, not {self.target.precision}", "use int4")
         if not 1 <= self.context <= a.max_positions:
@@ -76,50 +85,65 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class PreparedWeights:
-    """What the graph is built from."""
+    """The weights that the graphs of a bundle are built from.
 
-    smooth: Checkpoint  # the checkpoint, its weights smoothed for an int8 cache where the target has one
-    whole: StoredWeights  # with every token in the head
-    stored: StoredWeights  # with the tokens that are kept
+    `smoothed`: the checkpoint; for an int8 KV cache with smoothed weights. `full_vocab`: its weights as stored, with
+    every token in the head. `stored`: those of the bundle, whose head may be pruned.
+    """
 
-    def upgraded(self, high: Mapping[str, QuantizedMatrix]) -> PreparedWeights:
-        """These, with the matrices `high` in place of theirs."""
-        whole, stored = (replace(part, quantized=part.quantized | dict(high)) for part in (self.whole, self.stored))
-        return replace(self, whole=whole, stored=stored)
+    smoothed: Checkpoint
+    full_vocab: StoredWeights
+    stored: StoredWeights
+
+    def upgraded(self, matrices: Mapping[str, QuantizedMatrix]) -> PreparedWeights:
+        """The same weights with `matrices` in place of those by the same names."""
+        full_vocab, stored = (
+            replace(weights, quantized=weights.quantized | dict(matrices)) for weights in (self.full_vocab, self.stored)
+        )
+        return replace(self, full_vocab=full_vocab, stored=stored)
 
 
 def prepare_weights(
     checkpoint: Checkpoint, options: ExportOptions, tokenizer: Tokenizer, tokens: Sequence[int], on_step: OnStep
 ) -> PreparedWeights:
-    """Round `checkpoint` as `options` say; `tokens` are of the text on which an overflow of float16 is looked for.
+    """The weights of `checkpoint` as `options` ask for them.
 
-    `on_step` is told what happens now. Raises UnsupportedError (a matrix that the precision cannot hold), InputError
-    and ArtefactError (the text of `keep_vocab`).
+    `tokens` are those of the text that is searched for overflows of float16. `on_step` is told each step.
+    Raises UnsupportedError where the precision cannot hold a matrix, InputError or ArtefactError where the text of
+    `keep_vocab` is empty or cannot be read.
     """
     a, target = checkpoint.architecture, options.target
-    smooth, observed = _observed(checkpoint, options, on_step)
-    kept = None
+    smoothed, statistics = _calibrated(checkpoint, options, on_step)
+    token_ids = None
     if options.keep_vocab is not None:
-        on_step("reading the text to keep the vocabulary of")
-        kept = pruned_vocab(tokenizer, pieces(options.keep_vocab), a.vocab_size)
-    half = target.compute_dtype == ir.DataType.FLOAT16
-    wide = find_fp32_ffns(a, checkpoint.weights, np.asarray(tokens)[: a.max_positions]) if half else frozenset[str]()
+        on_step("reading the text whose tokens the head keeps")
+        token_ids = pruned_vocab(tokenizer, pieces(options.keep_vocab), a.vocab_size)
+    fp32_ffns = frozenset[str]()
+    if target.compute_dtype == ir.DataType.FLOAT16:
+        fp32_ffns = find_fp32_ffns(a, checkpoint.weights, np.asarray(tokens)[: a.max_positions])
     on_step(f"rounding to {target.precision}")
-    whole = store(a, smooth.weights, target, observed.moments)
-    whole = replace(whole, fp32_ffns=wide, cache_scales=cache_scales(observed.reach))
-    return PreparedWeights(smooth, whole, whole if kept is None else whole.with_pruned_vocab(kept))
+    full_vocab = replace(
+        store(a, smoothed.weights, target, statistics.moments),
+        fp32_ffns=fp32_ffns,
+        cache_scales=cache_scales(statistics.absmax),
+    )
+    stored = full_vocab if token_ids is None else full_vocab.with_pruned_vocab(token_ids)
+    return PreparedWeights(smoothed, full_vocab, stored)
 
 
-def _observed(checkpoint: Checkpoint, options: ExportOptions, on_step: OnStep) -> tuple[Checkpoint, CalibrationStatistics]:
-    """The checkpoint, smoothed where the cache is int8, and what rounding needs to know of it."""
+def _calibrated(
+    checkpoint: Checkpoint, options: ExportOptions, on_step: OnStep
+) -> tuple[Checkpoint, CalibrationStatistics]:
+    """The checkpoint, smoothed for an int8 KV cache, and the statistics that rounding needs, which may be none."""
     target = options.target
     by_gptq = target.precision == "int4" and options.rounding == "gptq"
     if not (by_gptq or target.int8_cache):
         return checkpoint, CalibrationStatistics({}, {})
     on_step("drawing calibration text")
-    observed = collect_statistics(checkpoint.architecture, checkpoint.weights, with_moments=by_gptq)
+    statistics = collect_statistics(checkpoint.architecture, checkpoint.weights, with_moments=by_gptq)
     if not target.int8_cache:
-        return checkpoint, observed
-    smooth_values = target.precision == "int8"
-    weights, reach = smooth_attention(checkpoint.architecture, checkpoint.weights, observed.reach, smooth_values)
-    return replace(checkpoint, weights=weights), observed._replace(reach=reach)
+        return checkpoint, statistics
+    weights, absmax = smooth_attention(
+        checkpoint.architecture, checkpoint.weights, statistics.absmax, smooth_values=target.precision == "int8"
+    )
+    return replace(checkpoint, weights=weights), statistics._replace(absmax=absmax)

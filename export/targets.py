@@ -1,9 +1,13 @@
-"""Where a bundle will run, as data: what each place parses, which graph is written for it, and what is known to break.
+"""Where a bundle runs, as data: what each platform parses, which graph is written for it, and its known issues.
 
-A `Platform` is a row of `merino-edge targets`. A `Target` is a platform at one precision, with the lowering chosen: all
-that the graph builder, the quantiser and the runtime ask. Facts are from NVIDIA's release notes and package lists by
-way of meta-tegra (JetPack, L4T, TensorRT and Python versions), onnx-tensorrt's operator tables (opsets; the operators
-are in merino_edge.export.operators) and ONNX Runtime's release notes.
+A `Platform` is a row of `merino-edge targets`. A `Target` is a platform at one precision, with its lowering: it answers
+all that the graph builder, the quantiser and the runtime ask.
+
+| facts | source |
+|---|---|
+| versions of JetPack, L4T, TensorRT and Python | NVIDIA's release notes and package lists, by way of meta-tegra |
+| opsets | onnx-tensorrt's operator tables (the operators are in merino_edge.export.operators) |
+| ONNX Runtime | its release notes |
 """
 
 from __future__ import annotations
@@ -21,26 +25,33 @@ Lowering = Literal["native", "primitive", "ort"]
 LOWERINGS: tuple[str, ...] = get_args(Lowering)
 Cache = Literal["float", "int8"]
 CACHES: tuple[str, ...] = get_args(Cache)
-BLOCK_SIZES = (INT4_BLOCK, 64, 128)  # inputs that share a scale
+BLOCK_SIZES = (INT4_BLOCK, 64, 128)  # how many inputs share a scale
 
 
 @dataclass(frozen=True)
 class Platform:
-    """One place a bundle can run. `tensorrt`: whose operators its parser has; None: ONNX Runtime runs the graph."""
+    """One place where a bundle can run.
+
+    `system`: the releases of JetPack and L4T, or the machine. `tensorrt`: the release whose operators its parser has;
+    None: ONNX Runtime runs the graph. `opsets`: the oldest and newest that its parser takes. `lowerings`: those that
+    it can run, the default first. `strongly_typed`: whether a network has the types of its graph. `known_issues`: bugs
+    and limits, with their source.
+    """
 
     name: str
     boards: str
-    system: str  # JetPack's and L4T's releases, or the machine
+    system: str
     python: str
     tensorrt: Version | None
-    opsets: tuple[int, int]  # oldest and newest that its parser takes
-    lowerings: tuple[Lowering, ...]  # that it can run, the chosen one first
+    opsets: tuple[int, int]
+    lowerings: tuple[Lowering, ...]
     precisions: tuple[str, ...] = PRECISIONS
-    strongly_typed: bool = True  # networks whose types are the graph's
-    known: tuple[str, ...] = ()  # bugs and limits, with where they were told
+    strongly_typed: bool = True
+    known_issues: tuple[str, ...] = ()
 
     @property
     def library(self) -> str:
+        """The library that runs the graph, with its release."""
         if self.tensorrt is None:
             return "ONNX Runtime from 1.23"
         return "TensorRT for RTX" if self.name == "rtx" else f"TensorRT {version_text(self.tensorrt)}"
@@ -51,7 +62,7 @@ class Platform:
 
     @property
     def fused_attention(self) -> bool:
-        """Whether ONNX's Attention and TensorScatter become one layer each, the cache updated in place."""
+        """Whether ONNX's Attention and TensorScatter become one layer each, with the cache updated in place."""
         return "native" in self.lowerings
 
 
@@ -66,7 +77,7 @@ PLATFORMS: dict[str, Platform] = {
             tensorrt=None,
             opsets=(7, 24),
             lowerings=("ort", "native", "primitive"),
-            known=("the native lowering needs 1.25: TensorScatter (ONNX Runtime's release notes)",),
+            known_issues=("the native lowering needs 1.25: TensorScatter (ONNX Runtime's release notes)",),
         ),
         Platform(
             "jetpack-6.0",
@@ -78,7 +89,7 @@ PLATFORMS: dict[str, Platform] = {
             lowerings=("primitive",),
             precisions=("fp32", "fp16", "int8"),
             strongly_typed=False,
-            known=(
+            known_issues=(
                 "attention is not fused on Orin (NVIDIA/TensorRT issue 3575)",
                 "some graphs have no implementation for a ForeignNode (issues 3640, 4673)",
                 "no INT4 type: it came with 10.0",
@@ -92,7 +103,7 @@ PLATFORMS: dict[str, Platform] = {
             tensorrt=(10, 3),
             opsets=(9, 21),
             lowerings=("primitive",),
-            known=(
+            known_issues=(
                 "L4T r36.4.7 breaks large allocations; r36.5.0 does not (llama.cpp pull request 23732)",
                 "opset 21 is used for int4 alone: the parser's table ends at 20, but takes INT4, which came with 21",
             ),
@@ -114,7 +125,7 @@ PLATFORMS: dict[str, Platform] = {
             tensorrt=(10, 16),
             opsets=(9, 24),
             lowerings=("native", "primitive"),
-            known=(
+            known_issues=(
                 "a cache of 2048 did not build on GB300 (Model-Connect issue 245); a smaller --context is the cure",
                 "the causal flag is aligned to the upper left; the graph passes a mask instead",
             ),
@@ -136,7 +147,7 @@ PLATFORMS: dict[str, Platform] = {
             tensorrt=(10, 16),
             opsets=(9, 24),
             lowerings=("native", "primitive"),
-            known=("lists SM75, 86, 89 and 120: no Jetson (its support matrix)",),
+            known_issues=("lists SM75, 86, 89 and 120: no Jetson (its support matrix)",),
         ),
     )
 }
@@ -145,9 +156,11 @@ TARGETS: tuple[str, ...] = tuple(PLATFORMS)
 
 @dataclass(frozen=True)
 class Target:
-    """A platform at one precision, by one lowering. `block`: most inputs that share a scale, where not all do. `fast`:
-    of two forms of int4 the one that takes less time, not the one with less error. `cache`: what keys and values are
-    kept as, float being what matrices compute in."""
+    """A platform at one precision, by one lowering.
+
+    `block`: the most inputs that share a scale, where not all do. `fast`: whether int4 takes the form that needs less
+    time, not the one with less error. `cache`: the type of the KV cache; "float" is the type that matrices compute in.
+    """
 
     platform: Platform
     precision: str
@@ -158,43 +171,39 @@ class Target:
 
     @staticmethod
     def named(
-        name: str, precision: str, lowering: str = "", block: int = INT4_BLOCK, fast: bool = False, cache: str = "float"
+        name: str,
+        precision: str,
+        lowering: str = "",
+        *,
+        block: int = INT4_BLOCK,
+        fast: bool = False,
+        cache: str = "float",
     ) -> Target:
-        """The target `name` at `precision`; `lowering` other than the platform's own choice where it runs that too.
+        """The target `name` at `precision`; an empty `lowering` takes the platform's default.
 
-        Raises UnsupportedError for an unknown name, or what the platform cannot run.
+        Raises UnsupportedError for a name that is not known, and for what the platform cannot run.
         """
         if name not in PLATFORMS:
             raise UnsupportedError(f"unknown target {name!r}", f"choose one of: {', '.join(TARGETS)}")
         if precision not in PRECISIONS:
             raise UnsupportedError(f"unknown precision {precision!r}", f"choose one of: {', '.join(PRECISIONS)}")
         if block not in BLOCK_SIZES:
-            raise UnsupportedError(f"no target has blocks of {block}", f"choose one of: {', '.join(map(str, BLOCK_SIZES))}")
+            sizes = ", ".join(map(str, BLOCK_SIZES))
+            raise UnsupportedError(f"no target has blocks of {block}", f"choose one of: {sizes}")
         platform = PLATFORMS[name]
         if precision not in platform.precisions:
             raise UnsupportedError(
                 f"{name} ({platform.library}) has no {precision}", f"choose one of: {', '.join(platform.precisions)}"
             )
-        able = platform.lowerings_at(precision)
-        chosen = lowering or able[0]
-        if chosen not in LOWERINGS:
-            raise UnsupportedError(f"unknown lowering {chosen!r}", f"choose one of: {', '.join(LOWERINGS)}")
-        if chosen not in able:
-            reason = (
-                "TensorRT's fused attention has no fp32" if chosen in platform.lowerings else _why_not(platform, chosen)
-            )
-            raise UnsupportedError(
-                f"{name} ({platform.library}) cannot run the {chosen} lowering at {precision}: {reason}",
-                f"choose --lowering {' or '.join(able)}",
-            )
+        resolved = _resolve_lowering(platform, precision, lowering)
         if cache not in CACHES:
             raise UnsupportedError(f"unknown cache {cache!r}", f"choose one of: {', '.join(CACHES)}")
-        if cache == "int8" and (chosen != "ort" or precision not in ("int8", "int4")):
+        if cache == "int8" and (resolved != "ort" or precision not in ("int8", "int4")):
             raise UnsupportedError(
-                f"a cache of int8 goes with int8 or int4 weights by the ort lowering, not {precision} by {chosen}",
+                f"an int8 cache goes with int8 or int4 weights by the ort lowering, not {precision} by {resolved}",
                 "leave --cache out",
             )
-        target = Target(platform, precision, chosen, block, fast, cache)  # type: ignore[arg-type]
+        target = Target(platform, precision, resolved, block, fast, cache)  # type: ignore[arg-type]
         if block != INT4_BLOCK and not (precision == "int4" or (precision == "int8" and target.blocks_int8)):
             raise UnsupportedError(f"{name} at {precision} has no blocks of inputs", "leave --block out")
         if fast and (precision != "int4" or target.on_tensorrt):
@@ -203,30 +212,33 @@ class Target:
 
     @property
     def name(self) -> str:
+        """The platform's name."""
         return self.platform.name
 
     @property
     def on_tensorrt(self) -> bool:
+        """Whether TensorRT runs the graph; ONNX Runtime does otherwise."""
         return self.platform.tensorrt is not None
 
     @property
     def compute_dtype(self) -> ir.DataType:
-        """Of matrices' activations and, as a rule, of the cache."""
+        """The type of matrices' activations and of a float cache."""
         half = self.on_tensorrt and self.precision != "fp32"
         return ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
 
     @property
     def int8_cache(self) -> bool:
+        """Whether keys and values are int8 codes."""
         return self.cache == "int8"
 
     @property
     def static_cache(self) -> bool:
-        """Whether the cache's capacity is fixed in the graph, or symbolic so that a runtime binds what it needs."""
+        """Whether the graph fixes the cache's capacity; otherwise the runtime binds the capacity that it needs."""
         return self.on_tensorrt or self.lowering == "primitive"
 
     @property
     def opset(self) -> int:
-        """The oldest that has what the lowering writes."""
+        """The oldest opset that has every operator that the lowering writes."""
         if self.lowering == "native" or self.int8_cache:
             return 24  # the first with TensorScatter
         if self.lowering == "ort" or (self.precision == "int4" and self.on_tensorrt):
@@ -239,19 +251,35 @@ class Target:
         return not self.on_tensorrt
 
 
-def require_parsed(model: ir.Model, target: Target) -> None:
-    """Refuse a graph with an operator or element type that the target's parser does not take, naming each.
-
-    Raises UnsupportedError.
-    """
-    if target.platform.tensorrt and (missing := find_unsupported(model, target.platform.tensorrt)):
+def _resolve_lowering(platform: Platform, precision: str, lowering: str) -> str:
+    """The lowering asked for, or the platform's default. Raises UnsupportedError where it cannot run at `precision`."""
+    runnable = platform.lowerings_at(precision)
+    resolved = lowering or runnable[0]
+    if resolved not in LOWERINGS:
+        raise UnsupportedError(f"unknown lowering {resolved!r}", f"choose one of: {', '.join(LOWERINGS)}")
+    if resolved not in runnable:
+        reason = "TensorRT's fused attention has no fp32" if resolved in platform.lowerings else _why_not(resolved)
         raise UnsupportedError(
-            f"{target.name} ({target.platform.library}) does not parse {', '.join(map(str, missing))}",
+            f"{platform.name} ({platform.library}) cannot run the {resolved} lowering at {precision}: {reason}",
+            f"choose --lowering {' or '.join(runnable)}",
+        )
+    return resolved
+
+
+def require_parsed(model: ir.Model, target: Target) -> None:
+    """Raise UnsupportedError for a graph with an operator or element type that the target's parser does not take.
+
+    The message names each, and the release that takes it.
+    """
+    tensorrt = target.platform.tensorrt
+    if tensorrt and (unsupported := find_unsupported(model, tensorrt)):
+        raise UnsupportedError(
+            f"{target.name} ({target.platform.library}) does not parse {', '.join(map(str, unsupported))}",
             "choose another --target (merino-edge targets lists them)",
         )
 
 
-def _why_not(platform: Platform, lowering: str) -> str:
+def _why_not(lowering: str) -> str:
     if lowering == "ort":
         return "it is made of ONNX Runtime's own operators (com.microsoft.GroupQueryAttention), which TensorRT lacks"
     return "RMSNormalization, RotaryEmbedding and TensorScatter came with TensorRT 10.15"

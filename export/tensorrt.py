@@ -1,8 +1,9 @@
-"""NVIDIA's own parser and compiler over an exported graph: from TensorRT 8.6 to 11, and TensorRT for RTX.
+"""NVIDIA's parser and compiler over an exported graph: TensorRT 8.6 to 11, and TensorRT for RTX.
 
-An engine is built where it will run: it is tied to the release, the GPU and, since its kernels are timed, the clocks.
-TensorRT for RTX alone compiles for a compute capability that is named instead of read from a GPU, which is how exports
-are proven to compile on a machine without one. Two optimization profiles: one for decode, one for chunks of a prompt.
+An engine is built where it will run. It is tied to the TensorRT release, to the GPU and, because kernels are timed, to
+the clocks. Only TensorRT for RTX can compile for a compute capability that is named instead of read from a GPU. So a
+machine without a GPU can prove that exports compile.
+There are two optimization profiles: one for decode, one for chunks of a prompt. This module knows no bundle.
 """
 
 from __future__ import annotations
@@ -20,16 +21,20 @@ from typing import Any
 from merino_edge import tensorrt_library
 from merino_edge.errors import UnsupportedError
 
-PREFILL_CHUNK = 512  # tokens run at once
-# Capability and precision that TensorRT for RTX 1.7 refuses: "FP32 GEMM is not supported", "HW-specific datatypes".
+PREFILL_CHUNK = 512  # most tokens of one step
+# Capabilities and precisions that TensorRT for RTX 1.7 refuses: "FP32 GEMM is not supported", "HW-specific datatypes".
 NO_KERNEL = {("SM75", "fp32"), ("SM75", "int4")}
-OnProgress = Callable[[str, float], None]  # (phase, share of it that is done)
+OnProgress = Callable[[str, float], None]  # (phase, the share of it that is done)
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A serialized engine. `layers`: how many of each kind the parser made, `capability`: "" for the GPU at hand,
-    `profiles`: (least, optimum, most) tokens of a step in each, `timings`: of kernels, for the next build."""
+    """A serialized engine.
+
+    `capability`: the one it was compiled for; "" is that of the GPU at hand. `seconds`: how long the build took.
+    `layers`: how many of each kind the parser made. `profiles`: (least, optimum, most) tokens of a step in each.
+    `timings`: a timing cache of the kernels, for the next build.
+    """
 
     plan: bytes = field(repr=False)
     library: str
@@ -46,16 +51,20 @@ def build_engine(
     graph: Path | bytes,
     context: int,
     capability: str = "",
+    *,
     workspace_bytes: int = 0,
     on_progress: OnProgress | None = None,
     timings: bytes = b"",
 ) -> Engine:
-    """Compile `graph` (model.onnx with its data beside it, or a serialized model) for steps of up to 512 tokens.
+    """Compile `graph` (the path of a graph with its data beside it, or a serialized model).
 
-    `capability`, such as SM86, instead of the GPU at hand: TensorRT for RTX only. `workspace_bytes` bounds what a
-    kernel may use (0: the library's own limit). `timings` of an earlier build spare those of the same kernels; what
-    another release or GPU left, or anything else, is not used. Raises MissingExtraError, UnsupportedError with the
-    parser's or the compiler's first message, KeyboardInterrupt when it was interrupted.
+    A step has at most `PREFILL_CHUNK` tokens. `capability`, such as SM86, replaces the GPU at hand (TensorRT for RTX
+    only). `workspace_bytes` bounds the memory of a kernel; 0 leaves the library's own limit.
+    `timings`: the timing cache of an earlier build, which spares timing the same kernels. One of another release or
+    GPU, or damaged bytes, are ignored.
+
+    Raises MissingExtraError where the library is not installed. Raises UnsupportedError with the first message of the
+    parser or the compiler, and KeyboardInterrupt where the user interrupts the build.
     """
     trt, log = tensorrt_library.load(library)
     builder = trt.Builder(log)
@@ -76,11 +85,11 @@ def build_engine(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
     for name in _weak_precisions(trt, network):
         config.set_flag(getattr(trt.BuilderFlag, name))
-    times_kernels = library != tensorrt_library.RTX  # whose calls for it do nothing
+    times_kernels = library != tensorrt_library.RTX  # TensorRT for RTX has the calls, but they do nothing
     if times_kernels:
         use_timing_cache(config, timings)
     longest = min(context, PREFILL_CHUNK)
-    profiles = [(1, 1, min(2, longest)), (1, longest, longest)]  # 1..1 finds no fused kernel for attention
+    profiles = [(1, 1, min(2, longest)), (1, longest, longest)]  # with 1..1 attention gets no fused kernel
     for tokens in profiles:
         profile = builder.create_optimization_profile()
         for name in ("tokens", "positions"):
@@ -95,20 +104,22 @@ def build_engine(
             "choose another --precision, or export with less --context",
         )
     return Engine(
-        bytes(plan),
-        library,
-        str(trt.__version__),
-        capability,
-        time.perf_counter() - started,
-        layer_kinds(network),
-        profiles,
-        bytes(config.get_timing_cache().serialize()) if times_kernels else b"",
+        plan=bytes(plan),
+        library=library,
+        version=str(trt.__version__),
+        capability=capability,
+        seconds=time.perf_counter() - started,
+        layers=layer_kinds(network),
+        profiles=profiles,
+        timings=bytes(config.get_timing_cache().serialize()) if times_kernels else b"",
     )
 
 
 def use_timing_cache(config: Any, timings: bytes) -> None:
-    if not config.set_timing_cache(config.create_timing_cache(timings), False):
-        config.set_timing_cache(config.create_timing_cache(b""), False)
+    """Give the build the timing cache `timings`, or an empty one where TensorRT does not accept it."""
+    accepts_mismatch = False  # it is for this release and GPU only
+    if not config.set_timing_cache(config.create_timing_cache(timings), accepts_mismatch):
+        config.set_timing_cache(config.create_timing_cache(b""), accepts_mismatch)
 
 
 def layer_kinds(network: Any) -> Counter[str]:
@@ -117,14 +128,14 @@ def layer_kinds(network: Any) -> Counter[str]:
 
 
 def _network_flags(trt: Any) -> int:
-    """Strongly typed where there is such a thing (from 9.0 on); an explicit batch dimension before."""
+    """The flags of a strongly typed network, which exists from 9.0 on; before, those of an explicit batch dimension."""
     flags = trt.NetworkDefinitionCreationFlag
     name = "STRONGLY_TYPED" if hasattr(flags, "STRONGLY_TYPED") else "EXPLICIT_BATCH"
     return 1 << int(getattr(flags, name))
 
 
 def _weak_precisions(trt: Any, network: Any) -> list[str]:
-    """Flags that let a network without strong typing (TensorRT 8.6) compute in the types its graph has."""
+    """Flags that let a network without strong typing (TensorRT 8.6) compute in the types of its graph."""
     if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
         return []
     types = {network.get_input(index).dtype for index in range(network.num_inputs)}
@@ -132,19 +143,19 @@ def _weak_precisions(trt: Any, network: Any) -> list[str]:
 
 
 def _compile_for(trt: Any, config: Any, capability: str) -> None:
-    known = getattr(trt, "ComputeCapability", None)
-    if known is None:
+    capabilities = getattr(trt, "ComputeCapability", None)
+    if capabilities is None:
         raise UnsupportedError("full TensorRT compiles for the GPU at hand only", "leave --capability out")
-    if not hasattr(known, capability):
-        names = ", ".join(sorted(name for name in known.__members__ if name.startswith("SM")))
+    if not hasattr(capabilities, capability):
+        names = ", ".join(sorted(name for name in capabilities.__members__ if name.startswith("SM")))
         raise UnsupportedError(f"TensorRT for RTX does not know {capability!r}", f"choose one of: {names}")
     config.num_compute_capabilities = 1
-    config.set_compute_capability(getattr(known, capability), 0)
+    config.set_compute_capability(getattr(capabilities, capability), 0)
 
 
 @contextmanager
 def _interruptible(trt: Any, config: Any, on_progress: OnProgress | None) -> Iterator[None]:
-    """Let Ctrl-C end a build between two of its steps: an exception cannot leave the compiler through C++."""
+    """Let Ctrl-C end a build between two of its steps, since an exception cannot pass through the compiler's C++."""
     if not hasattr(trt, "IProgressMonitor"):
         yield
         return

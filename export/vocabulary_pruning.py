@@ -1,8 +1,8 @@
-"""Which tokens a bundle's head keeps, where it does not keep all: those of a text, and what any text can be made of.
+"""Vocabulary pruning: which tokens the head of a bundle keeps.
 
-The head is the largest matrix of a small model, and a step reads all of it. Tokens that its text never holds can go;
-special tokens and single bytes stay, so that an answer can end and any word can still be spelled. Prompts may hold
-every token: embeddings all stay.
+The head is the largest matrix of a small model, and every step reads all of it. So tokens that a given text never uses
+can go. Special tokens and single bytes stay: an answer can still end, and any word can still be spelled.
+Embeddings all stay, so prompts may use every token. This module knows no weights.
 """
 
 from __future__ import annotations
@@ -19,33 +19,34 @@ PIECES_AT_ONCE = 64
 
 
 def pruned_vocab(tokenizer: Tokenizer, text: Iterable[str], vocab_size: int) -> np.ndarray:
-    """Ids, rising, int64: of everything that the pieces of `text` are made of, of special tokens and of bytes.
+    """Ids [V'] int64, ascending, of the tokens in the pieces of `text`, of special tokens and of single bytes.
 
-    Ids from `vocab_size` on, which the model does not have, are left out. Raises InputError where the text is empty.
+    Ids from `vocab_size` on are left out, since the model does not have them. Raises InputError where the text is
+    empty.
     """
-    seen = np.zeros(max(vocab_size, tokenizer.vocab_size), bool)
+    used = np.zeros(max(vocab_size, tokenizer.vocab_size), bool)
     pieces = iter(text)
-    while some := list(islice(pieces, PIECES_AT_ONCE)):
-        for encoding in tokenizer.backend.encode_batch(some, add_special_tokens=False):
-            seen[encoding.ids] = True
-    special = list(_special(tokenizer))
-    seen[special] = False  # that a document ends is no text
-    if not seen.any():
+    while batch := list(islice(pieces, PIECES_AT_ONCE)):
+        for encoding in tokenizer.backend.encode_batch(batch, add_special_tokens=False):
+            used[encoding.ids] = True
+    special = list(_special_ids(tokenizer))
+    used[special] = False  # the end of a document is no text
+    if not used.any():
         raise InputError("the text to keep the vocabulary of is empty", "give --keep-vocab a text with words in it")
-    seen[[*special, *_bytes(tokenizer)]] = True
-    found = np.flatnonzero(seen)
-    return found[found < vocab_size]
+    used[[*special, *_byte_ids(tokenizer)]] = True
+    token_ids = np.flatnonzero(used)
+    return token_ids[token_ids < vocab_size]
 
 
-def _special(tokenizer: Tokenizer) -> Iterator[int]:
+def _special_ids(tokenizer: Tokenizer) -> Iterator[int]:
     yield from tokenizer.backend.get_added_tokens_decoder()
     yield from tokenizer.chat.eos_token_ids
     if tokenizer.chat.bos_token_id is not None:
         yield tokenizer.chat.bos_token_id
 
 
-def _bytes(tokenizer: Tokenizer) -> Iterator[int]:
-    """Of tokens that are one byte, as byte-level BPE and as byte fallback write them."""
+def _byte_ids(tokenizer: Tokenizer) -> Iterator[int]:
+    """Ids of the tokens that are one byte, as byte-level BPE and as byte fallback write them."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     for token in (*ByteLevel.alphabet(), *(f"<0x{byte:02X}>" for byte in range(256))):

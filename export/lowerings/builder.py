@@ -1,4 +1,8 @@
-"""What all lowerings share."""
+"""The graph builder that all lowerings share: embeddings, norms, FFNs, residual stream and head.
+
+A lowering is a subclass that writes attention, the KV cache and some nonlinearities (`GraphBuilder`'s abstract
+methods). `merino_edge.export.graph` shows the inputs and outputs. Weights are written by `WeightWriter`.
+"""
 
 from __future__ import annotations
 
@@ -19,119 +23,132 @@ from merino_edge.export.quantization.stored_weights import StoredWeights
 from merino_edge.export.targets import Target
 
 IR_VERSION = 11
-
-
-LAST = 2**31 - 1  # end of a slice up to the end
+LAST = 2**31 - 1  # the end of a slice that goes up to the last element
 
 
 class GraphBuilder(ABC):
-    """Writes one model. Values are float32 unless said otherwise; `half` is what matrices compute in."""
+    """Writes one model. Values are float32 unless a comment says otherwise.
 
-    output_prefix = "new_"  # of the caches' outputs
-    rows: int | str = 1  # of the logits
+    `context`: the largest number of positions. `capacity`: the largest number that the cache can hold, `context` if
+    None. `capacity_dim` is the cache's dimension in the graph: `capacity`, or a symbol where the runtime chooses it.
+    """
+
+    output_prefix = "new_"  # of the names of the cache outputs
+    logit_rows: int | str = 1  # how many positions the graph returns logits for
 
     def __init__(
         self, a: Architecture, stored: StoredWeights, target: Target, context: int, capacity: int | None = None
     ) -> None:
         self.a, self.stored, self.target, self.context = a, stored, target, context
         self.tape = Tape()
-        self.places = capacity or context  # that the cache may have
-        self.capacity: int | str = self.places if target.static_cache else "C"  # of the caches
-        self.matrices = WeightWriter(self.tape, target, stored)
-        self.asked: list[ir.Value] = []  # inputs that a lowering has beyond the others
-        self.layer = 0
-        self.shared = False  # whether the layers being written use one set of weights
+        self.capacity = capacity or context
+        self.capacity_dim: int | str = self.capacity if target.static_cache else "C"
+        self.weights = WeightWriter(self.tape, target, stored)
+        self.extra_inputs: list[ir.Value] = []  # of this lowering only
+        self.layer = 0  # index of the layer that is written
+        self.shared = False  # whether the layers that are written share one set of weights
 
     @property
-    def half(self) -> ir.DataType:
-        """What matrices compute in."""
-        return self.matrices.dtype
+    def matrix_dtype(self) -> ir.DataType:
+        """The type that matrices compute in: float16 for TensorRT, but float32 at fp32 and inside an fp32 FFN."""
+        return self.weights.dtype
 
     @property
     def cache_dtype(self) -> ir.DataType:
-        return ir.DataType.INT8 if self.target.int8_cache else self.half
+        """The type of the KV cache."""
+        return ir.DataType.INT8 if self.target.int8_cache else self.matrix_dtype
 
     # --- what a lowering decides ---
 
     @abstractmethod
     def prepare(self, caches: Sequence[ir.Value]) -> None:
-        """Write what every layer's attention needs once a step: masks, places, angles."""
+        """Write what the attention of all layers shares: masks, positions, angles."""
 
     @abstractmethod
     def attend(self, packed: ir.Value, block: Block, cache: Sequence[ir.Value]) -> tuple[ir.Value, list[ir.Value]]:
-        """Query, key and value [1, T, (H + 2 Hkv) D], packed, to the attended heads [1, T, H D], and both outputs."""
+        """Attention over packed query, key and value [1, T, (H + 2 Hkv) D].
+
+        Returns the attended heads [1, T, H D] and the outputs for the key cache and the value cache.
+        """
 
     @abstractmethod
     def rms_norm(self, x: ir.Value, scale: ir.Value) -> ir.Value:
-        """x [1, T, W] over its root mean square, times scale [W]."""
+        """RMS norm of x [1, T, W] with scale [W]."""
 
     @abstractmethod
-    def gelu(self, x: ir.Value, tanh: bool) -> ir.Value:
-        """x [1, T, F] through GELU, or its approximation by tanh."""
+    def gelu(self, x: ir.Value, *, tanh: bool) -> ir.Value:
+        """GELU of x [1, T, F]; `tanh`: its approximation by tanh."""
 
     def swish(self, x: ir.Value) -> ir.Value:
-        """x * sigmoid(x); as one operator it came with TensorRT 11.0."""
+        """x * sigmoid(x), as two operators, since TensorRT has Swish from 11.0 only."""
         return self.op("Mul", x, self.op("Sigmoid", x))
 
     def add_norm(self, x: ir.Value, y: ir.Value | None, name: str) -> tuple[ir.Value, ir.Value]:
-        """x + y (y may be missing), and that normed."""
+        """The sum x + y (x where y is None), and its norm."""
         total = x if y is None else self.op("Add", x, y)
         return total, self.norm(total, name)
 
     # --- small helpers ---
 
     def norm(self, x: ir.Value, name: str) -> ir.Value:
-        """x [1, T, W] normed by the weights `name`."""
+        """The architecture's norm of x [1, T, W] with the weights `name`."""
         if self.a.norm == "rmsnorm":
             return self.rms_norm(x, *self.norm_weights(name))
         return self.op("LayerNormalization", x, *self.norm_weights(name), epsilon=self.a.norm_epsilon, axis=-1)
 
     def activation(self, x: ir.Value) -> ir.Value:
-        """x [1, T, F] through the FFN's nonlinearity."""
+        """The FFN's nonlinearity of x [1, T, F]."""
         if self.a.gated:
             return self.swish(x)
         return self.op("Relu", x) if self.a.ffn == "relu" else self.gelu(x, tanh=self.a.ffn == "gelu_tanh")
 
     def slice(self, x: ir.Value, axis: int, start: int, end: int = LAST) -> ir.Value:
+        """x[start:end] along one axis."""
         return self.op("Slice", x, self.shape(start), self.shape(end), self.shape(axis))
 
     def op(self, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+        """Add an operator with one output."""
         return self.tape.op(kind, inputs, attributes, domain=domain)
 
     def shape(self, *dims: int) -> ir.Value:
-        return self.matrices.shape(*dims)
+        """The constant `dims` int64 [len(dims)]."""
+        return self.weights.shape(*dims)
 
     def constant(self, name: str, value: np.ndarray) -> ir.Value:
-        return self.matrices.initializer(name, value)
+        """An initializer with the values and the type of `value`."""
+        return self.weights.initializer(name, value)
 
     def cast(self, x: ir.Value, dtype: ir.DataType) -> ir.Value:
-        """A cast where the target computes in another type than float32; nothing where it does not."""
-        return x if self.half == ir.DataType.FLOAT else self.op("Cast", x, to=dtype.value)
+        """x cast to `dtype`, between float32 and the type of matrices; x itself where matrices compute in float32."""
+        return x if self.matrix_dtype == ir.DataType.FLOAT else self.op("Cast", x, to=dtype.value)
 
     def linear(
-        self, x: ir.Value, names: Sequence[str], factors: Sequence[float] = (), before_relu: bool = False
+        self, x: ir.Value, names: Sequence[str], factors: Sequence[float] = (), *, before_relu: bool = False
     ) -> ir.Value:
-        """x [1, T, in] -> [1, T, sum of out], several linears with one input written as one matrix."""
+        """The linear layers `names` of x [1, T, in], written as one matrix: [1, T, sum of out].
+
+        Weight and bias of each are multiplied by its factor. `before_relu`: a Relu follows at once.
+        """
         factors = factors or [1.0] * len(names)
         bias = None
         if f"{names[0]}.bias" in self.stored.arrays:
             parts = [self.stored.arrays[f"{n}.bias"] * np.float32(f) for n, f in zip(names, factors, strict=True)]
-            bias = self.computed("+".join(names) + ".bias", np.concatenate(parts))
-        return self.matrices.matmul(x, names, factors, bias, unfused=self.shared or (before_relu and bias is None))
+            bias = self.matrix_constant("+".join(names) + ".bias", np.concatenate(parts))
+        return self.weights.matmul(x, names, factors, bias, unfused=self.shared or (before_relu and bias is None))
 
-    def computed(self, name: str, value: np.ndarray) -> ir.Value:
-        """An initializer in the type that matrices compute in."""
-        return self.constant(name, value.astype(self.half.numpy()))
+    def matrix_constant(self, name: str, value: np.ndarray) -> ir.Value:
+        """An initializer with the values of `value` in the type that matrices compute in."""
+        return self.constant(name, value.astype(self.matrix_dtype.numpy()))
 
     def norm_weights(self, name: str) -> list[ir.Value]:
-        """Scale and, for a layer norm, bias."""
+        """The scale of the norm `name` and, for a layer norm, its bias."""
         kinds = ("weight",) if self.a.norm == "rmsnorm" else ("weight", "bias")
         return [self.constant(f"{name}.{kind}", self.stored.arrays[f"{name}.{kind}"]) for kind in kinds]
 
-    def output(self, cache: ir.Value, block: Block, places: int | str) -> ir.Value:
-        """The value [1, Hkv, places, D] that leaves the graph for `cache`."""
+    def output(self, cache: ir.Value, block: Block, positions: int | str) -> ir.Value:
+        """The graph's output [1, Hkv, positions, D] for `cache`."""
         name = f"{self.output_prefix}{cache.name}"
-        return ir.val(name, self.cache_dtype, [1, block.kv_heads, places, self.a.head_dim])
+        return ir.val(name, self.cache_dtype, [1, block.kv_heads, positions, self.a.head_dim])
 
     def to_heads(self, x: ir.Value, heads: int) -> ir.Value:
         """[1, T, H * D] -> [1, H, T, D]"""
@@ -142,10 +159,11 @@ class GraphBuilder(ABC):
         return self.op("Reshape", self.op("Transpose", x, perm=[0, 2, 1, 3]), self.shape(1, -1, width))
 
     def split(self, x: ir.Value, axis: int, *sizes: int) -> Sequence[ir.Value]:
+        """x cut into parts of `sizes` along one axis."""
         return self.tape.op_multi_out("Split", [x, self.shape(*sizes)], {"axis": axis}, num_outputs=len(sizes))
 
     def angles(self) -> tuple[np.ndarray, np.ndarray]:
-        """Cosine and sine [C, R / 2] of every position's rotation, float64."""
+        """Cosines and sines [C, R / 2] float64 of the rotary angles of every position."""
         exponent = np.arange(0, self.a.rotary_dim, 2, dtype=np.float64) / self.a.rotary_dim
         angles = np.outer(np.arange(self.context), self.a.rotary_base**-exponent)
         return np.cos(angles), np.sin(angles)
@@ -153,11 +171,12 @@ class GraphBuilder(ABC):
     # --- the model ---
 
     def build(self) -> ir.Model:
+        """Write the whole model."""
         a = self.a
         self.tokens = ir.val("tokens", ir.DataType.INT64, [1, "T"])
         self.positions = ir.val("positions", ir.DataType.INT64, [1, "T"])
         caches = [
-            ir.val(f"{kind}_{layer}", self.cache_dtype, [1, block.kv_heads, self.capacity, a.head_dim])
+            ir.val(f"{kind}_{layer}", self.cache_dtype, [1, block.kv_heads, self.capacity_dim, a.head_dim])
             for layer, block in enumerate(a.layer_blocks())
             for kind in ("key", "value")
         ]
@@ -166,7 +185,7 @@ class GraphBuilder(ABC):
         x, added = self.embed(), None
         for index, block in enumerate(a.blocks):
             if index and block.width != a.blocks[index - 1].width:
-                x, added = self.widen(self.total(x, added), f"blocks.{index}.projection"), None
+                x, added = self.project_width(self.total(x, added), f"blocks.{index}.projection"), None
             self.shared = block.shared and block.layers > 1
             for depth in range(block.layers):
                 stored = f"blocks.{index}.layers.{0 if block.shared else depth}."
@@ -176,7 +195,7 @@ class GraphBuilder(ABC):
                 self.layer += 1
             self.shared = False
         logits = self.head(self.total(x, added))
-        return self.model([self.tokens, self.positions, *self.asked, *caches], [logits, *outputs])
+        return self.model([self.tokens, self.positions, *self.extra_inputs, *caches], [logits, *outputs])
 
     def model(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
         domains = {node.domain for node in self.tape.nodes}
@@ -192,30 +211,33 @@ class GraphBuilder(ABC):
         return ir.Model(graph, ir_version=IR_VERSION, producer_name="merino-edge", producer_version=__version__)
 
     def embed(self) -> ir.Value:
+        """The residual stream [1, T, W_0] before the first layer."""
         a = self.a
         tied = a.tied_head and not self.stored.own_head
-        x = self.matrices.gather_rows("embedding.weight", self.tokens, multiplied_too=tied)  # [1, T, E]
+        x = self.weights.gather_rows("embedding.weight", self.tokens, shared_with_head=tied)  # [1, T, E]
         if a.embedding_width != a.blocks[0].width:
-            x = self.widen(x, "projection_in")
+            x = self.project_width(x, "projection_in")
         if a.positions == "learned":
             rows = self.positions
             if a.position_offset:
                 rows = self.op("Add", rows, self.shape(a.position_offset))
-            x = self.op("Add", x, self.matrices.gather_rows("positions.weight", rows))
-        return x  # [1, T, W_0]
+            x = self.op("Add", x, self.weights.gather_rows("positions.weight", rows))
+        return x
 
-    def widen(self, x: ir.Value, name: str) -> ir.Value:
-        return self.cast(self.linear(self.cast(x, self.half), [name]), ir.DataType.FLOAT)
+    def project_width(self, x: ir.Value, name: str) -> ir.Value:
+        """x [1, T, W] projected to another width by the weights `name`."""
+        return self.cast(self.linear(self.cast(x, self.matrix_dtype), [name]), ir.DataType.FLOAT)
 
     def total(self, x: ir.Value, added: ir.Value | None) -> ir.Value:
+        """x + added; x where `added` is None."""
         return x if added is None else self.op("Add", x, added)
 
     def decoder_layer(
         self, x: ir.Value, added: ir.Value | None, block: Block, name: str, cache: Sequence[ir.Value]
     ) -> tuple[ir.Value, ir.Value | None, list[ir.Value]]:
-        """The residual stream x + added [1, T, W] through one layer: the same two, and the caches' outputs.
+        """One layer of the residual stream x + added [1, T, W]: its new x and added, and the cache outputs.
 
-        What a layer adds last is added where the next one norms it, so that a lowering may do both at once.
+        The last sum of a layer is written together with the next layer's norm, so that a lowering may fuse them.
         """
         if self.a.norm_placement == "post":
             attended, updated = self.attention(x, block, f"{name}attention.", cache)
@@ -233,26 +255,28 @@ class GraphBuilder(ABC):
     def attention(
         self, x: ir.Value, block: Block, name: str, cache: Sequence[ir.Value]
     ) -> tuple[ir.Value, list[ir.Value]]:
+        """Attention of x [1, T, W] with its projections, and the cache outputs."""
         names = [f"{name}query", f"{name}key", f"{name}value"]
-        packed = self.linear(self.cast(x, self.half), names, [1 / math.sqrt(self.a.head_dim), 1.0, 1.0])
+        packed = self.linear(self.cast(x, self.matrix_dtype), names, [1 / math.sqrt(self.a.head_dim), 1.0, 1.0])
         y, updated = self.attend(packed, block, cache)
         return self.cast(self.linear(y, [f"{name}output"]), ir.DataType.FLOAT), updated
 
     @contextmanager
     def computing(self, dtype: ir.DataType) -> Iterator[None]:
-        """Matrices, and what lies between them, in another type for a while."""
-        usual, self.matrices.dtype = self.half, dtype
+        """Matrices compute in another type inside the `with`."""
+        usual, self.weights.dtype = self.matrix_dtype, dtype
         try:
             yield
         finally:
-            self.matrices.dtype = usual
+            self.weights.dtype = usual
 
     def ffn(self, x: ir.Value, block: Block, name: str) -> ir.Value:
-        with self.computing(ir.DataType.FLOAT if name in self.stored.fp32_ffns else self.half):
+        """The feed-forward network `name` of x [1, T, W], in float32 where it overflows float16."""
+        with self.computing(ir.DataType.FLOAT if name in self.stored.fp32_ffns else self.matrix_dtype):
             return self.ffn_products(x, block, name)
 
     def ffn_products(self, x: ir.Value, block: Block, name: str) -> ir.Value:
-        x = self.cast(x, self.half)
+        x = self.cast(x, self.matrix_dtype)
         if self.a.gated:
             packed = self.linear(x, [f"{name}gate", f"{name}up"])
             gate, up = self.split(packed, -1, block.ffn_width, block.ffn_width)
@@ -262,29 +286,32 @@ class GraphBuilder(ABC):
         return self.cast(self.linear(x, [f"{name}down"]), ir.DataType.FLOAT)
 
     def last_positions(self, x: ir.Value) -> ir.Value:
-        """Of x [1, T, W] those whose logits leave the graph: [1, N, W]."""
+        """The positions of x [1, T, W] that the graph returns logits for: [1, N, W]."""
         return self.slice(x, 1, -1)
 
-    def spread(self, logits: ir.Value) -> ir.Value:
-        """Logits [N, V'] of the tokens kept to [N, V]; all others are never drawn."""
+    def scatter_logits(self, logits: ir.Value) -> ir.Value:
+        """Logits [N, V'] of the pruned vocabulary as [N, V]; all other tokens get minus infinity."""
         nothing = ir.tensor(np.array([-np.inf], np.float32))
-        shape, places = self.shape(1, self.a.vocab_size), self.op("Unsqueeze", self.matrices.pruned_vocab(), self.shape(0))
-        if self.rows != 1:
+        shape = self.shape(1, self.a.vocab_size)
+        columns = self.op("Unsqueeze", self.weights.pruned_vocab(), self.shape(0))
+        if self.logit_rows != 1:
             shape = self.op("Concat", self.op("Shape", logits, end=1), self.shape(self.a.vocab_size), axis=0)
-            places = self.op("Expand", places, self.op("Shape", logits))  # [N, V']
+            columns = self.op("Expand", columns, self.op("Shape", logits))  # [N, V']
         everywhere = self.op("ConstantOfShape", shape, value=nothing)
-        return self.op("ScatterElements", everywhere, places, logits, axis=1)
+        return self.op("ScatterElements", everywhere, columns, logits, axis=1)
 
     def head(self, x: ir.Value) -> ir.Value:
-        """Logits [N, V] float32 of the last of the T positions, of one as a rule."""
+        """Logits [N, V] float32 of the last N positions."""
         a = self.a
         x = self.last_positions(x)
         if a.norm_placement == "pre":
             x = self.norm(x, "final_norm")
         if a.embedding_width != a.blocks[-1].width:
-            x = self.widen(x, "projection_out")
-        x = self.cast(self.op("Reshape", x, self.shape(1 if self.rows == 1 else -1, a.embedding_width)), self.half)
-        logits = self.cast(self.matrices.head(x, a.tied_head), ir.DataType.FLOAT)
-        logits = self.op("Identity", logits) if self.stored.pruned_vocab is None else self.spread(logits)
-        logits.name, logits.dtype, logits.shape = "logits", ir.DataType.FLOAT, ir.Shape([self.rows, a.vocab_size])
+            x = self.project_width(x, "projection_out")
+        x = self.cast(
+            self.op("Reshape", x, self.shape(1 if self.logit_rows == 1 else -1, a.embedding_width)), self.matrix_dtype
+        )
+        logits = self.cast(self.weights.head(x, tied=a.tied_head), ir.DataType.FLOAT)
+        logits = self.op("Identity", logits) if self.stored.pruned_vocab is None else self.scatter_logits(logits)
+        logits.name, logits.dtype, logits.shape = "logits", ir.DataType.FLOAT, ir.Shape([self.logit_rows, a.vocab_size])
         return logits

@@ -1,8 +1,8 @@
 """The `native` lowering, opset 24: ONNX's own attention, rotation and cache update, one operator each.
 
-For TensorRT from 10.15 on, TensorRT for RTX, and ONNX Runtime from 1.25 on. TensorScatter updates the cache in place
-where the runtime binds its output to its input's memory (TensorRT: KVCacheUpdate). Attention gets an explicit boolean
-mask, since TensorRT's causal flag is aligned to the upper left before version 11; it reads the whole bound cache.
+It runs on TensorRT from 10.15 on, TensorRT for RTX, and ONNX Runtime from 1.25 on. TensorScatter updates the cache in
+place if the runtime binds its output to its input's memory (TensorRT: KVCacheUpdate). Attention gets an explicit
+boolean mask, because TensorRT aligned its causal flag to the upper left before version 11. It reads the whole cache.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class NativeBuilder(GraphBuilder):
         rows = self.op("Reshape", self.positions, self.shape(1, 1, -1, 1))  # [1, 1, T, 1]
         first = self.slice(self.positions, 1, 0, 1)  # [1, 1]
         self.write_index = self.op("Reshape", first, self.shape(1))  # [1]
-        columns = self.constant(f"cache_positions.{self.places}", np.arange(self.places, dtype=np.int64))
-        if not self.target.static_cache:  # the runtime may bind a cache smaller than the context
+        columns = self.constant(f"cache_positions.{self.capacity}", np.arange(self.capacity, dtype=np.int64))
+        if not self.target.static_cache:  # the runtime may bind a smaller cache
             capacity = self.op("Shape", caches[0], start=2, end=3)
             columns = self.op("Slice", columns, self.shape(0), capacity)
         # [1, 1, T, C] bool: a query sees the cache up to and including its own position.
@@ -42,20 +42,21 @@ class NativeBuilder(GraphBuilder):
         return self.from_heads(y, block.width), updated
 
     def write(self, past: ir.Value, new: ir.Value, block: Block) -> ir.Value:
-        """The cache `past` [1, Hkv, C, D] with `new` [1, Hkv, T, D] at its positions."""
+        """The cache `past` [1, Hkv, C, D] with `new` [1, Hkv, T, D] written at the step's positions."""
         inputs = [past, new, self.write_index]
-        updated = self.output(past, block, self.capacity)
+        updated = self.output(past, block, self.capacity_dim)
         return self.tape.op("TensorScatter", inputs, {"axis": -2, "mode": "linear"}, output=updated)
 
     def rotate(self, x: ir.Value, heads: int) -> ir.Value:
-        cos, sin = (self.computed(f"rotary.{n}", t) for n, t in zip(("cos", "sin"), self.angles(), strict=True))
+        """x [1, H, T, D] rotated to its positions."""
+        cos, sin = (self.matrix_constant(f"rotary.{n}", t) for n, t in zip(("cos", "sin"), self.angles(), strict=True))
         partial: dict[str, Any] = {}
-        if self.a.rotary_dim != self.a.head_dim:  # ONNX Runtime asks for the heads, though x tells them
+        if self.a.rotary_dim != self.a.head_dim:  # ONNX Runtime then asks for the heads, though x has them
             partial = {"rotary_embedding_dim": self.a.rotary_dim, "num_heads": heads}
         return self.op("RotaryEmbedding", x, cos, sin, self.positions, **partial)
 
     def rms_norm(self, x: ir.Value, scale: ir.Value) -> ir.Value:
         return self.op("RMSNormalization", x, scale, epsilon=self.a.norm_epsilon, axis=-1)
 
-    def gelu(self, x: ir.Value, tanh: bool) -> ir.Value:
+    def gelu(self, x: ir.Value, *, tanh: bool) -> ir.Value:
         return self.op("Gelu", x, approximate="tanh" if tanh else "none")

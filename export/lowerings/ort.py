@@ -1,11 +1,12 @@
-"""The `ort` lowering: ONNX Runtime's own operators, each several of ONNX's in one kernel. ONNX Runtime only, from 1.23.
+"""The `ort` lowering: ONNX Runtime's own operators, each one kernel for several of ONNX's. ONNX Runtime from 1.23.
 
-GroupQueryAttention rotates, writes the cache in place (its outputs are bound to its inputs' memory) and attends over
-the positions in use, however large the cache; SkipLayerNormalization adds and norms; MatMulNBits
-(merino_edge.export.lowerings.weight_writer) multiplies by int8 and int4 codes and adds the bias. Keys and values may be kept as int8
-codes with one scale each (merino_edge.export.quantization.smoothing), which attention multiplies by as they are; that needs a newer
-ONNX Runtime, whose kernel takes row by row. So a step of more than a few tokens makes floats of the codes, attends as
-over a float cache, and writes the new codes.
+GroupQueryAttention rotates, writes the cache in place (its outputs are bound to its inputs' memory) and attends. It
+reads only the positions in use, however large the cache is. SkipLayerNormalization adds and norms. MatMulNBits
+(merino_edge.export.lowerings.weight_writer) multiplies by int8 and int4 codes and adds the bias.
+
+An int8 KV cache has one scale for a layer's keys and one for its values. Attention multiplies by the codes as they are,
+which needs a newer ONNX Runtime, but its kernel takes one query row after the other. So a step of more tokens
+dequantises the cache, attends as over a float cache, and writes the new codes.
 """
 
 from __future__ import annotations
@@ -23,27 +24,29 @@ from merino_edge.export.lowerings.builder import LAST, GraphBuilder
 from merino_edge.export.lowerings.weight_writer import MICROSOFT
 from merino_edge.graph_io import NUM_LOGITS
 
-ROTATED_TOGETHER = 16  # numbers of a head
-FIRST_SCALE = 12  # of GroupQueryAttention's inputs: the keys' scale, and then the values'
-MAX_INT8_ATTENTION_TOKENS = 8  # tokens of a step, as many as a guess and the one before it are, for which codes are as fast as floats
+ROTARY_MULTIPLE = 16  # GroupQueryAttention rotates multiples of so many channels
+FIRST_SCALE_INPUT = 12  # index among GroupQueryAttention's inputs: the keys' scale, then the values'
+# Most tokens of a step for which attention over codes is as fast as over floats. Draft tokens and the token before them
+# are as many at most.
+MAX_INT8_ATTENTION_TOKENS = 8
 INT8 = ir.DataType.INT8.value
-CODED: dict[str, Any] = {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR", "kv_cache_bit_width": 8}
+INT8_CACHE: dict[str, Any] = {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR", "kv_cache_bit_width": 8}
 
 
-def fresh() -> list[ir.Value]:
-    """For what attention gives: the attended heads, keys and values."""
+def attention_outputs() -> list[ir.Value]:
+    """New values for the outputs of attention: the attended heads, keys and values."""
     return [ir.Value() for _ in range(3)]
 
 
 class OrtBuilder(GraphBuilder):
     """See merino_edge.export.graph."""
 
-    rows = "N"
+    logit_rows = "N"
 
     def last_positions(self, x: ir.Value) -> ir.Value:
-        wanted = ir.val(NUM_LOGITS, ir.DataType.INT64, [1])
-        self.asked.append(wanted)
-        return self.op("Slice", x, self.op("Neg", wanted), self.shape(LAST), self.shape(1))
+        num_logits = ir.val(NUM_LOGITS, ir.DataType.INT64, [1])
+        self.extra_inputs.append(num_logits)
+        return self.op("Slice", x, self.op("Neg", num_logits), self.shape(LAST), self.shape(1))
 
     def prepare(self, caches: Sequence[ir.Value]) -> None:
         last = self.slice(self.positions, 1, -1)  # [1, 1]
@@ -52,51 +55,55 @@ class OrtBuilder(GraphBuilder):
         self.length = self.op("Add", last, self.constant("one", np.array([1], np.int32)))  # int32 [1]
         self.rotation: list[ir.Value] = []  # cosines and sines [C, R / 2]
         if self.a.positions == "rotary":
-            if self.a.rotary_dim % ROTATED_TOGETHER:
+            if self.a.rotary_dim % ROTARY_MULTIPLE:
                 raise UnsupportedError(
-                    f"ONNX Runtime's attention rotates multiples of {ROTATED_TOGETHER}, not {self.a.rotary_dim}",
+                    f"ONNX Runtime's attention rotates multiples of {ROTARY_MULTIPLE}, not {self.a.rotary_dim}",
                     "export with --lowering native",
                 )
             self.rotation = [
-                self.computed(f"rotary.{n}", t) for n, t in zip(("cos", "sin"), self.angles(), strict=True)
+                self.matrix_constant(f"rotary.{n}", t) for n, t in zip(("cos", "sin"), self.angles(), strict=True)
             ]
         if self.target.int8_cache:
-            self.own_places = self.op("Reshape", self.positions, self.shape(-1))  # int64 [T]
-            self.start = self.slice(self.own_places, 0, 0, 1)  # int64 [1]
+            self.step_positions = self.op("Reshape", self.positions, self.shape(-1))  # int64 [T]
+            self.start = self.slice(self.step_positions, 0, 0, 1)  # int64 [1]
             tokens = self.op("Squeeze", self.op("Shape", self.tokens, start=1))  # int64 []
-            self.many = self.op("Greater", tokens, self.constant("few", np.array(MAX_INT8_ATTENTION_TOKENS, np.int64)))  # bool []
+            self.is_long_step = self.op(
+                "Greater", tokens, self.constant("few", np.array(MAX_INT8_ATTENTION_TOKENS, np.int64))
+            )  # bool []
 
     def attend(self, packed: ir.Value, block: Block, cache: Sequence[ir.Value]) -> tuple[ir.Value, list[ir.Value]]:
-        outputs = [ir.Value(), *(self.output(past, block, self.capacity) for past in cache)]
+        outputs = [ir.Value(), *(self.output(past, block, self.capacity_dim) for past in cache)]
         if self.target.int8_cache:
             scales = [self.constant(f"{c.name}.scale", self.stored.cache_scales[str(c.name)]) for c in cache]
             branches = {
-                "then_branch": self.branch("many", lambda: self.attend_to_floats(packed, block, cache, scales)),
-                "else_branch": self.branch("few", lambda: self.query(packed, block, cache, fresh(), scales)),
+                "then_branch": self.branch("many", lambda: self.attend_dequantized(packed, block, cache, scales)),
+                "else_branch": self.branch(
+                    "few", lambda: self.group_query_attention(packed, block, cache, attention_outputs(), scales)
+                ),
             }
-            self.tape.op_multi_out("If", [self.many], branches, outputs=outputs)
+            self.tape.op_multi_out("If", [self.is_long_step], branches, outputs=outputs)
         else:
-            self.query(packed, block, cache, outputs)
+            self.group_query_attention(packed, block, cache, outputs)
         return outputs[0], outputs[1:]
 
-    def attend_to_floats(
+    def attend_dequantized(
         self, packed: ir.Value, block: Block, cache: Sequence[ir.Value], scales: Sequence[ir.Value]
     ) -> Sequence[ir.Value]:
-        """As `query` over codes, but of them only the step's own are made: what it attends to are floats."""
+        """`group_query_attention` over a dequantised int8 cache; only the step's own positions are quantised again."""
         floats = [
             self.op("DequantizeLinear", self.op("Slice", codes, self.shape(0), self.start, self.shape(2)), scale)
             for codes, scale in zip(cache, scales, strict=True)
         ]
-        y, *longer = self.query(packed, block, floats, fresh())
+        y, *caches_after = self.group_query_attention(packed, block, floats, attention_outputs())
         outputs = [y]
-        for codes, whole, scale in zip(cache, longer, scales, strict=True):
-            # Through a Slice ONNX Runtime would move the rounding, and round everything.
-            own = self.op("Gather", whole, self.own_places, axis=2)
-            rounded = self.op("QuantizeLinear", own, scale, output_dtype=INT8)
-            outputs.append(self.op("TensorScatter", codes, rounded, self.start, axis=2))
+        for codes, floats_after, scale in zip(cache, caches_after, scales, strict=True):
+            # A Gather, since ONNX Runtime would move the rounding before a Slice and so round everything.
+            step_floats = self.op("Gather", floats_after, self.step_positions, axis=2)
+            step_codes = self.op("QuantizeLinear", step_floats, scale, output_dtype=INT8)
+            outputs.append(self.op("TensorScatter", codes, step_codes, self.start, axis=2))
         return outputs
 
-    def query(
+    def group_query_attention(
         self,
         packed: ir.Value,
         block: Block,
@@ -104,25 +111,25 @@ class OrtBuilder(GraphBuilder):
         outputs: Sequence[ir.Value],
         scales: Sequence[ir.Value] = (),
     ) -> Sequence[ir.Value]:
-        """GroupQueryAttention over a cache of floats, or of codes where there are scales."""
+        """GroupQueryAttention over a float cache, or over an int8 cache where `scales` are given."""
         inputs = [packed, None, None, *cache, self.last_position, self.length, *self.rotation]
         attributes: dict[str, Any] = {"num_heads": block.heads, "kv_num_heads": block.kv_heads, "scale": 1.0}
         attributes["do_rotary"] = int(bool(self.rotation))
         if scales:
-            inputs += [*[None] * (FIRST_SCALE - len(inputs)), *scales]
-            attributes |= CODED
+            inputs += [*[None] * (FIRST_SCALE_INPUT - len(inputs)), *scales]
+            attributes |= INT8_CACHE
         return self.tape.op_multi_out("GroupQueryAttention", inputs, attributes, outputs=outputs, domain=MICROSOFT)
 
     def branch(self, name: str, write: Callable[[], Sequence[ir.Value]]) -> ir.Graph:
-        """What `write` writes, as a graph inside this one, whose outputs it returns."""
-        around, self.tape = self.tape, Tape()
+        """A branch of an If: a subgraph of the operators that `write` adds, with the outputs that it returns."""
+        outer_tape, self.tape = self.tape, Tape()
         try:
             outputs, nodes = write(), self.tape.nodes
         finally:
-            self.tape = around
+            self.tape = outer_tape
         name = f"{name}.{self.layer}"
-        for place, value in enumerate(value for node in nodes for value in node.outputs):
-            value.name = f"{name}.{place}"  # no other's in the whole model
+        for index, value in enumerate(value for node in nodes for value in node.outputs):
+            value.name = f"{name}.{index}"  # unique in the whole model
         return ir.Graph([], outputs, nodes=nodes, name=name)
 
     def rms_norm(self, x: ir.Value, scale: ir.Value) -> ir.Value:
@@ -141,5 +148,5 @@ class OrtBuilder(GraphBuilder):
     def swish(self, x: ir.Value) -> ir.Value:
         return self.op("QuickGelu", x, domain=MICROSOFT, alpha=1.0)
 
-    def gelu(self, x: ir.Value, tanh: bool) -> ir.Value:
+    def gelu(self, x: ir.Value, *, tanh: bool) -> ir.Value:
         return self.op("FastGelu" if tanh else "Gelu", x, domain=MICROSOFT)

@@ -1,21 +1,19 @@
-"""How stored weights become initializers and products of the graph, per target and precision.
+"""Writes stored weights into a graph, as initializers and as the products that read them.
 
 | precision | onnxruntime | TensorRT |
 |---|---|---|
 | fp32 | float32 | float32 |
-| fp16 | float16, cast to float32 when loaded | float16 |
+| fp16 | float16, cast to float32 when the graph is loaded | float16 |
 | int8 | int8, one scale per block of inputs | int8, one scale per output |
 | int4 | int4, one scale and perhaps one offset per block of inputs | the same |
-| the table of embeddings and head, int8 and int4 | int8, one scale per token, one table if tied | int8, float16 |
+| embedding and head at int8 and int4 | int8, one scale per token, one table if tied | int8 head, float16 embedding |
 
-Scales are float16; those of matrices with offsets are bytes times a float16 per row for ONNX Runtime, which pays for
-the offsets' room. An offset is one more input of the matrix, the sum of its block's (merino_edge.export.quantization.quantized_matrix). For
-ONNX Runtime, which wants scales float32 and makes them so when it loads the graph, the codes are those of MatMulNBits
-and GatherBlockQuantized, kernels that read them. In the `native` lowering, which is of ONNX's operators alone where it
-can be, they are a blocked DequantizeLinear and a MatMul that ONNX Runtime fuses into that kernel, but only where the
-codes have one consumer and no Relu follows at once: matrices that several layers share, those right before a Relu and
-those with offsets are written as MatMulNBits there too. Unfused, a further layer of a shared int8 block
-took 1.40 ms instead of 0.15, and an int4 ReLU layer without biases 0.79 instead of 0.09 (docs/lab-notes.md).
+Scales are float16. For ONNX Runtime, matrices with offsets store theirs as bytes times a float16 per row, which pays
+for the room of the offsets. An offset is one more input of the matrix, the sum of its block's inputs
+(merino_edge.export.quantization.quantized_matrix).
+ONNX Runtime reads codes by the kernels MatMulNBits and GatherBlockQuantized, with scales cast to float32 at loading.
+The `native` lowering keeps to ONNX's own operators where it can: a blocked DequantizeLinear and a MatMul, which ONNX
+Runtime fuses into MatMulNBits. `WeightWriter.matmul` tells where it would not fuse them.
 """
 
 from __future__ import annotations
@@ -33,21 +31,27 @@ from merino_edge.export.quantization.stored_weights import EMBEDDING, HEAD, Stor
 from merino_edge.export.targets import Target
 
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
-ALIAS = ".twin"  # ends the name of an initializer whose bytes are another's
-LARGEST_BLOCK = 256  # inputs with one scale, of MatMulNBits
+ALIAS = ".twin"  # suffix of an initializer's name: an alias, whose bytes are those of the name without the suffix
+LARGEST_BLOCK = 256  # most inputs that share a scale in MatMulNBits
 BYTE = np.array(1 / 255, np.float32)
+
+KernelForm = tuple[ir.Value, ir.Value, int]  # codes and scales as ONNX Runtime's kernels read them, and the block
 
 
 class WeightWriter:
-    """Adds weights and their products to a tape, every weight once however often it is used."""
+    """Adds weights and their products to a tape; every weight is added once, however often it is used.
+
+    `dtype` is the type that matrices compute in; a builder may change it between products.
+    """
 
     def __init__(self, tape: Tape, target: Target, stored: StoredWeights) -> None:
         self.tape, self.target, self.stored = tape, target, stored
         self.dtype = target.compute_dtype
         self.values: dict[str, ir.Value] = {}
-        self.kernel_forms: dict[str, tuple[ir.Value, ir.Value, int]] = {}
+        self.kernel_forms: dict[str, KernelForm] = {}
 
     def initializer(self, name: str, array: np.ndarray) -> ir.Value:
+        """The initializer `name`, which is added with the values of `array` if it is not there yet."""
         if name not in self.values:
             self.values[name] = self.tape.initializer(ir.tensor(np.ascontiguousarray(array), name=name))
         return self.values[name]
@@ -58,18 +62,21 @@ class WeightWriter:
         names: Sequence[str],
         factors: Sequence[float] = (),
         bias: ir.Value | None = None,
+        *,
         unfused: bool = False,
     ) -> ir.Value:
-        """x [.., K] times the weights `names` [N_i, K], stacked along N and each times its factor, plus a bias
-        [sum N_i] -> [.., sum N_i].
+        """x [.., K] times the weights `names` [N_i, K], stacked along N, plus a bias [sum N_i]: [.., sum N_i].
 
-        `unfused`: ONNX Runtime would not fuse a DequantizeLinear here.
+        Each weight is multiplied by its factor. `unfused`: ONNX Runtime would not fuse DequantizeLinear and MatMul
+        here, because the codes have several consumers or a Relu follows at once. Then MatMulNBits is written, as it is
+        for matrices with offsets. Without it a further layer of a shared int8 block took 1.40 ms instead of 0.15. An
+        int4 ReLU layer without biases took 0.79 ms instead of 0.09 (docs/lab-notes.md).
         """
         name = "+".join(names) + ".weight"
         factors = factors or [1.0] * len(names)
         if f"{names[0]}.weight" in self.stored.quantized:
             parts = [self.stored.quantized[f"{n}.weight"].scaled(f) for n, f in zip(names, factors, strict=True)]
-            return self._quantized_product(x, name, stacked(parts), bias, unfused)
+            return self._quantized_product(x, name, stacked(parts), bias, unfused=unfused)
         if name not in self.values:
             arrays = [self.stored.arrays[f"{n}.weight"] * np.float32(f) for n, f in zip(names, factors, strict=True)]
             weight = np.concatenate(arrays).astype(self.stored.arrays[f"{names[0]}.weight"].dtype)
@@ -81,7 +88,7 @@ class WeightWriter:
         return product if bias is None else self.tape.op("Add", [product, bias])
 
     def _quantized_product(
-        self, x: ir.Value, name: str, q: QuantizedMatrix, bias: ir.Value | None, unfused: bool
+        self, x: ir.Value, name: str, q: QuantizedMatrix, bias: ir.Value | None, *, unfused: bool
     ) -> ir.Value:
         if q.offsets is not None:
             x = self._with_block_sums(x, q)
@@ -93,42 +100,44 @@ class WeightWriter:
         return self._product(x, self.values[name], bias)
 
     def _with_block_sums(self, x: ir.Value, q: QuantizedMatrix) -> ir.Value:
-        """x [1, T, K] followed by the sums of its G blocks: [1, T, K + G]. For TensorRT, zeros up to whole blocks."""
+        """x [1, T, K] followed by the sums of its G blocks: [1, T, K + G]; for TensorRT filled up to whole blocks."""
         _, groups, block = q.codes.shape
         blocks = self.tape.op("Reshape", [x, self.shape(1, -1, groups, block)])
         sums = self.tape.op("ReduceSum", [blocks, self.shape(-1)], {"keepdims": 0})  # [1, T, G]
-        whole = self.tape.op("Concat", [x, sums], {"axis": -1})
+        extended = self.tape.op("Concat", [x, sums], {"axis": -1})
         if not self.target.on_tensorrt or groups % block == 0:
-            return whole
-        return self.tape.op("Pad", [whole, self.shape(0, 0, 0, 0, 0, -groups % block)])
+            return extended
+        return self.tape.op("Pad", [extended, self.shape(0, 0, 0, 0, 0, -groups % block)])
 
     def shape(self, *sizes: int) -> ir.Value:
-        """Of a tensor, or other whole numbers [len(sizes)]."""
+        """The constant `sizes` int64 [len(sizes)]: a shape, axes or other whole numbers."""
         return self.initializer(f"shape.{'x'.join(map(str, sizes))}", np.array(sizes, np.int64))
 
     def _matmul_nbits(self, x: ir.Value, name: str, q: QuantizedMatrix, bias: ir.Value | None) -> ir.Value:
-        """com.microsoft.MatMulNBits: codes [N, G, B * bits / 8] uint8 with the middle as zero, scales [N, G]."""
+        """A product by com.microsoft.MatMulNBits."""
         codes, scales, block = self._kernel_form(name, q)
         inputs: list[ir.Value | None] = [x, codes, scales]
         inputs += [None, None, bias] if bias is not None else []
-        shape = {"K": q.multiplied, "N": len(q.codes), "bits": q.bits, "block_size": block, "accuracy_level": 4}
+        shape = {"K": q.extended_inputs, "N": len(q.codes), "bits": q.bits, "block_size": block, "accuracy_level": 4}
         return self.tape.op("MatMulNBits", inputs, shape, domain=MICROSOFT)
 
-    def _kernel_form(self, name: str, q: QuantizedMatrix) -> tuple[ir.Value, ir.Value, int]:
-        """Codes and scales as ONNX Runtime's kernels read them, and how many inputs share a scale there: of a row that
-        has one scale, the largest power of two that divides it."""
+    def _kernel_form(self, name: str, q: QuantizedMatrix) -> KernelForm:
+        """Codes uint8 [N, G, B * bits / 8] with the middle as zero, scales [N, G], and the block B.
+
+        Where a whole row has one scale, B is the largest power of two that divides the row and that the kernel takes.
+        """
         if name in self.kernel_forms:
             return self.kernel_forms[name]
-        whole = q.extended()
-        outputs, groups, block = whole.codes.shape
+        extended = q.extended()
+        outputs, groups, block = extended.codes.shape
         if groups == 1:
             block = min(block & -block, LARGEST_BLOCK)
-        codes = (whole.codes.astype(np.int16) + (1 << (q.bits - 1))).astype(np.uint8).reshape(outputs, -1, block)
+        codes = (extended.codes.astype(np.int16) + (1 << (q.bits - 1))).astype(np.uint8).reshape(outputs, -1, block)
         if q.bits == 4:
             codes = np.bitwise_or(codes[..., 0::2], np.left_shift(codes[..., 1::2], 4, dtype=np.uint8))
         if q.offsets is not None:
-            scales = self._byte_scales(name, whole.scales)
-            self.kernel_forms[name] = self._short_codes(name, codes, q), scales, block
+            scales = self._byte_scales(name, extended.scales)
+            self.kernel_forms[name] = self._codes_without_filling(name, codes, q), scales, block
             return self.kernel_forms[name]
         scales = self._computed(self.initializer(f"{name}.scale", q.scales.astype(np.float16)))
         if groups == 1:
@@ -137,8 +146,8 @@ class WeightWriter:
         self.kernel_forms[name] = self.initializer(name, codes), scales, block
         return self.kernel_forms[name]
 
-    def _short_codes(self, name: str, codes: np.ndarray, q: QuantizedMatrix) -> ir.Value:
-        """codes [N, G, B / 2] stored without those of inputs that there are not, filled up when the graph is loaded."""
+    def _codes_without_filling(self, name: str, codes: np.ndarray, q: QuantizedMatrix) -> ir.Value:
+        """Codes [N, G, B / 2] that are stored without the zeros at the end of each row; loading the graph adds them."""
         rows = codes.reshape(len(codes), -1)
         used = q.stored_row_bytes
         if used == rows.shape[1]:
@@ -148,91 +157,97 @@ class WeightWriter:
         return self.tape.op("Reshape", [filled, self.shape(*codes.shape)])
 
     def _byte_scales(self, name: str, scales: np.ndarray) -> ir.Value:
-        """scales [N, G] float32, stored as bytes of each row's largest."""
+        """Scales [N, G], stored as bytes of each row's largest."""
         codes, most = scales_to_bytes(scales)
-        most_read, codes_read = (
-            self._computed(self.initializer(f"{name}.scale{part}", array))
-            for part, array in (("", most), (".codes", codes))
+        most_value, codes_value = (
+            self._computed(self.initializer(f"{name}.scale{suffix}", array))
+            for suffix, array in (("", most), (".codes", codes))
         )
-        unit = self.tape.op("Mul", [most_read, self.initializer("byte", BYTE)])
-        return self.tape.op("Mul", [codes_read, unit])
+        unit = self.tape.op("Mul", [most_value, self.initializer("byte", BYTE)])
+        return self.tape.op("Mul", [codes_value, unit])
 
-    def head(self, x: ir.Value, tied: bool) -> ir.Value:
-        """x [N, E] -> [N, V], or [N, V'] of the tokens kept. A tied table is stored once, the rows that are kept are
-        taken of it when the graph is loaded; unquantised, the matrix stays [V, E]."""
+    def head(self, x: ir.Value, *, tied: bool) -> ir.Value:
+        """Logits [N, V] of x [N, E]; [N, V'] where the vocabulary is pruned.
+
+        A tied table is stored once, and loading the graph takes the rows of the pruned vocabulary from it. A matrix
+        that is not quantised stays [V, E].
+        """
         if self.stored.own_head:
             return self.matmul(x, ["head"])
         name = EMBEDDING if tied else HEAD
-        kept = self.stored.pruned_vocab if tied else None
+        pruned_vocab = self.stored.pruned_vocab if tied else None
         if name in self.stored.quantized:
             q = self.stored.quantized[name]
-            if kept is not None:
+            if pruned_vocab is not None:
                 codes, scales, block = self._kernel_form(name, q)
-                self.kernel_forms[HEAD] = self._rows(codes), self._rows(scales), block
-                name, q = HEAD, q.rows(kept)
+                self.kernel_forms[HEAD] = self._pruned_rows(codes), self._pruned_rows(scales), block
+                name, q = HEAD, q.rows(pruned_vocab)
             return self._matmul_nbits(x, name, q, None)
         table = self.initializer(name, self.stored.arrays[name])
-        table = self._computed(table if kept is None else self._rows(table))
+        table = self._computed(table if pruned_vocab is None else self._pruned_rows(table))
         return self.tape.op("Gemm", [x, table], {"transB": 1})
 
     def pruned_vocab(self) -> ir.Value:
-        """Ids of the tokens that the head knows [V']."""
+        """Ids [V'] of the tokens that the head keeps."""
         assert self.stored.pruned_vocab is not None
         return self.initializer("kept", self.stored.pruned_vocab.astype(np.int64))
 
-    def _rows(self, table: ir.Value) -> ir.Value:
-        """Of the tokens kept."""
+    def _pruned_rows(self, table: ir.Value) -> ir.Value:
+        """The rows of `table` [V, ..] that belong to the pruned vocabulary."""
         rows = self.tape.op("Gather", [table, self.pruned_vocab()])
         if table.dtype is not None:
             rows.dtype = table.dtype
         return rows
 
-    def gather_rows(self, name: str, rows: ir.Value, multiplied_too: bool = False) -> ir.Value:
-        """Rows of the table `name` [V, E] as float32: [1, T, E]. `multiplied_too`: a head multiplies by the table."""
-        twice = multiplied_too and not self.target.on_tensorrt
+    def gather_rows(self, name: str, rows: ir.Value, *, shared_with_head: bool = False) -> ir.Value:
+        """Rows of the table `name` [V, E] as float32 [1, T, E]; `shared_with_head`: the head multiplies by it too."""
+        aliased = shared_with_head and not self.target.on_tensorrt
         if name in self.stored.quantized:
             q = self.stored.quantized[name]
             codes, scales, block = self._kernel_form(name, q)
-            codes = self._twin(codes) if twice else codes
+            codes = self._alias(codes) if aliased else codes
             shape = self.initializer(f"{name}.blocks", np.array([len(q.codes), -1, 1], np.int64))
             inputs = [codes, rows, self.tape.op("Reshape", [scales, shape])]
             attributes = {"bits": q.bits, "block_size": block, "gather_axis": 0, "quantize_axis": 2}
-            taken = self.tape.op("GatherBlockQuantized", inputs, attributes, domain=MICROSOFT)  # [1, T, G, B]
-            whole = self.initializer(f"{name}.row", np.array([1, -1, q.codes[0].size], np.int64))
-            return self.tape.op("Reshape", [taken, whole])
+            blocks = self.tape.op("GatherBlockQuantized", inputs, attributes, domain=MICROSOFT)  # [1, T, G, B]
+            shape = self.initializer(f"{name}.row", np.array([1, -1, q.codes[0].size], np.int64))
+            return self.tape.op("Reshape", [blocks, shape])
         table = self.stored.arrays[name]
         stored = self.initializer(name, table)
-        taken = self.tape.op("Gather", [self._twin(stored) if twice else stored, rows])
-        return taken if table.dtype == np.float32 else self._cast(taken, ir.DataType.FLOAT)
+        gathered = self.tape.op("Gather", [self._alias(stored) if aliased else stored, rows])
+        return gathered if table.dtype == np.float32 else self._cast(gathered, ir.DataType.FLOAT)
 
-    def _twin(self, table: ir.Value) -> ir.Value:
-        """A second name for stored bytes. ONNX Runtime lets go of a matrix once it is packed for multiplication, unless
-        something else reads it too; of the twin, only the rows looked up come to memory."""
+    def _alias(self, table: ir.Value) -> ir.Value:
+        """A second name for the bytes of `table`.
+
+        ONNX Runtime frees a matrix once it is packed for multiplication, but only if nothing else reads it. With an
+        alias it can; of the alias, only the rows that are looked up come into memory.
+        """
         assert table.name is not None and table.const_value is not None
         return self.initializer(f"{table.name}{ALIAS}", table.const_value.numpy())
 
     def _dequantized(self, name: str, q: QuantizedMatrix) -> ir.Value:
         """The matrix [N, K] as the right-hand operand [K, N] of a MatMul.
 
-        Scales have the type of the product. ONNX Runtime gets them by a cast, which it does once; TensorRT wants them
-        as they are, and before opset 19 float32.
+        Scales have the type of the product. ONNX Runtime gets them by a cast, which it runs once when it loads the
+        graph. TensorRT takes no cast there; before opset 19 its scales are float32.
         """
         codes = q.codes.reshape(len(q.codes), -1).T  # [K, N]
         scales = q.scales.T  # [G, N]
         code_type = ml_dtypes.int4 if q.bits == 4 else np.int8
         inputs = [self.initializer(f"stored.{name}", codes.astype(code_type))]
         blocked = q.bits == 4 or self.target.blocks_int8
-        scale = scales if blocked else scales[0]
         attributes = {"axis": 0, "block_size": q.codes.shape[2]} if blocked else {"axis": 1}
         dtype = self.dtype if self.target.opset >= 19 else ir.DataType.FLOAT
-        stored = dtype if self.target.on_tensorrt else ir.DataType.FLOAT16
-        kept = self.initializer(f"stored.{name}.scale", scale.astype(stored.numpy()))
-        inputs.append(kept if stored == dtype else self._cast(kept, dtype))
+        stored_dtype = dtype if self.target.on_tensorrt else ir.DataType.FLOAT16
+        stored_scales = (scales if blocked else scales[0]).astype(stored_dtype.numpy())
+        scale = self.initializer(f"stored.{name}.scale", stored_scales)
+        inputs.append(scale if stored_dtype == dtype else self._cast(scale, dtype))
         matrix = self.tape.op("DequantizeLinear", inputs, attributes)
         return matrix if dtype == self.dtype else self._cast(matrix, self.dtype)
 
     def _computed(self, stored: ir.Value) -> ir.Value:
-        """A float weight in the type that matrices compute in."""
+        """A stored float weight, cast to the type that matrices compute in."""
         if stored.dtype == self.dtype:
             return stored
         name = f"{stored.name} as {self.dtype.name}"

@@ -1,37 +1,40 @@
-"""Scales and offsets for blocks of int4 weights, the ones with the least squared error of those tried."""
+"""Scales and offsets for blocks of int4 weights: a search for those with the least squared error.
+
+It also stores scales as bytes, and reads them back. It knows no matrix names, no target and no graph.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-# How far below the largest magnitude a scale may clip; 1.0 is plain round-to-nearest.
+# Where the scale clips, relative to the block's largest magnitude. 1.0 is plain round-to-nearest.
 CLIP_RATIOS = (np.arange(72, 112, 2) / 100).astype(np.float32)
 SEARCHED_AT_ONCE = 1 << 22  # weights, to bound the working set
 
 
-def search_scales(groups: np.ndarray, importance: np.ndarray | None = None, signed: bool = False) -> np.ndarray:
-    """Scales [N, G] of int4 groups [N, G, B]: of `CLIP_RATIOS` x max|w| / 7.5 the one with the least squared error, group by
-    group, and then the best for the codes that it gives.
+def search_scales(groups: np.ndarray, importance: np.ndarray | None = None, *, signed: bool = False) -> np.ndarray:
+    """Scales [N, G] of int4 groups [N, G, B] that leave the least squared error.
 
-    `importance` [G, B] weighs the errors. `signed`: of either sign, so that the larger end of a group may have the
-    codes' longer side, which reaches to -8.
+    Each group tries `CLIP_RATIOS` x max|w| / 7.5. A least-squares fit to the codes of the best one follows.
+    `importance` [G, B] weighs the errors. With `signed` a scale may be negative: then the larger end of a group gets
+    the longer side of the codes, which reach from -8 to 7.
     """
     scales = np.empty(groups.shape[:2], np.float32)
     rows = max(1, SEARCHED_AT_ONCE // max(1, groups[0].size))
-    weighs = np.float32(1) if importance is None else importance.astype(np.float32)
+    weights = np.float32(1) if importance is None else importance.astype(np.float32)
     for start in range(0, len(groups), rows):
         part = slice(start, start + rows)
-        scales[part] = _search(groups[part], weighs, signed)
+        scales[part] = _search(groups[part], weights, signed=signed)
     return scales
 
 
-def _search(groups: np.ndarray, importance: np.ndarray | np.float32, signed: bool) -> np.ndarray:
-    largest = np.abs(groups).max(axis=-1) / np.float32(7.5)  # [N, G]
+def _search(groups: np.ndarray, importance: np.ndarray | np.float32, *, signed: bool) -> np.ndarray:
+    full_scales = np.abs(groups).max(axis=-1) / np.float32(7.5)  # [N, G]
     if signed:
-        largest = np.where(groups.max(axis=-1) > -groups.min(axis=-1), -largest, largest)
-    best, least = nonzero(largest), np.full(largest.shape, np.inf, np.float32)
-    for shrink in CLIP_RATIOS:
-        scales = nonzero(largest * shrink)
+        full_scales = np.where(groups.max(axis=-1) > -groups.min(axis=-1), -full_scales, full_scales)
+    best, least = nonzero(full_scales), np.full(full_scales.shape, np.inf, np.float32)
+    for ratio in CLIP_RATIOS:
+        scales = nonzero(full_scales * ratio)
         error = (importance * np.square(groups - round_to_nearest(groups, scales) * scales[..., None])).sum(axis=-1)
         better = error < least
         least[better], best[better] = error[better], scales[better]
@@ -42,7 +45,7 @@ def _search(groups: np.ndarray, importance: np.ndarray | np.float32, signed: boo
 
 
 def int4_codes(values: np.ndarray) -> np.ndarray:
-    """To the nearest of -8..7, still in floating point."""
+    """The nearest of -8..7 for each value, still in floating point."""
     return np.asarray(np.clip(np.rint(values), -8, 7))
 
 
@@ -52,13 +55,13 @@ def round_to_nearest(groups: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 def block_offsets(groups: np.ndarray) -> np.ndarray:
-    """What the int4 code 0 stands for [N, G], where -8 and 7 stand for the ends of each of `groups` [N, G, B]."""
+    """The value that code 0 stands for [N, G], where -8 and 7 stand for the ends of each of `groups` [N, G, B]."""
     least, most = groups.min(axis=-1), groups.max(axis=-1)
     return np.asarray(least + 8 * (most - least) / 15)
 
 
 def scales_to_bytes(scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """scales [N, G] as codes uint8 [N, G], from 1 on, and the largest of every row, float16 [N, 1]."""
+    """Scales [N, G] as codes uint8 [N, G] in 1..255, and the largest scale of every row, float16 [N, 1]."""
     most = np.maximum(scales.max(axis=-1, keepdims=True).astype(np.float16), np.finfo(np.float16).smallest_subnormal)
     codes = np.clip(np.rint(scales * (np.float32(255) / most.astype(np.float32))), 1, 255)
     codes[scales == scales.max(axis=-1, keepdims=True)] = 255  # also where `most` was rounded up by more than a code
@@ -66,10 +69,10 @@ def scales_to_bytes(scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def scales_from_bytes(codes: np.ndarray, most: np.ndarray) -> np.ndarray:
-    """The scales [N, G] float32 that `byte_scales` wrote; written again they come out the same."""
+    """The scales [N, G] float32 that `scales_to_bytes` wrote. Written again they give the same bytes."""
     return np.asarray(codes * (most.astype(np.float32) * np.float32(1 / 255)))
 
 
 def nonzero(scales: np.ndarray) -> np.ndarray:
-    """A group of zeros gets scale 1, so that nothing divides by zero."""
+    """The scales float32, with 1 in place of 0, so that nothing divides by zero."""
     return np.where(np.abs(scales) > np.finfo(np.float32).tiny, scales, np.float32(1.0)).astype(np.float32)

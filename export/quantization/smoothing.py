@@ -1,10 +1,10 @@
-"""Keys and values whose channels reach about equally far, so that one scale serves a whole cache of int8.
+"""SmoothAttention (QServe, Lin et al. 2024): even out the channels of keys and values for an int8 KV cache.
 
-SmoothAttention (QServe, Lin et al. 2024): a key's channel is divided by the root of how far it reaches, and the queries
-that meet it are multiplied by that, since both get rounded; of a pair that a rotation turns both reach equally far. A
-value's channel is divided by how far it reaches, and the columns of the output matrix that read it are multiplied,
-where that matrix can bear it: in a block of int4 a column that grows costs its neighbours more than the cache gains.
-The function of the weights stays the same.
+After it, one scale serves a whole cache. The function of the weights stays the same.
+A key's channel is divided by the root of its largest magnitude, and the query's channel is multiplied by that root;
+the root splits the error, since both get rounded. The two channels of a rotary pair have the same magnitude.
+A value's channel is divided by its whole magnitude, and the output matrix's columns that read it are multiplied.
+Only an int8 output matrix can bear that: in an int4 block, a column that grows costs its neighbours too much.
 """
 
 from __future__ import annotations
@@ -20,40 +20,41 @@ Arrays = dict[str, np.ndarray]
 
 
 def smooth_attention(
-    a: Architecture, weights: Mapping[str, np.ndarray], reach: Mapping[str, np.ndarray], smooth_values: bool
+    a: Architecture, weights: Mapping[str, np.ndarray], absmax: Mapping[str, np.ndarray], *, smooth_values: bool
 ) -> tuple[Arrays, Arrays]:
-    """The same function's weights, and how far its caches reach then (merino_edge.export.quantization.calibration).
+    """The smoothed weights, and the `absmax` [Hkv, D] that their caches have, by cache name.
 
-    Layers that share weights share the factors, which the furthest of them decides.
+    `absmax` is that of `CalibrationStatistics`. Layers that share weights share the factors, which come from the
+    largest magnitude of all of them.
     """
-    weights, reach = dict(weights), dict(reach)
-    first = 0  # of the computed layers that use the stored one
+    weights, absmax = dict(weights), dict(absmax)
+    first = 0  # index of the first computed layer that uses the stored layer
     for index, block in enumerate(a.blocks):
-        uses, queries = block.layers // block.weight_layers, block.heads // block.kv_heads
+        uses, queries_per_key = block.layers // block.weight_layers, block.heads // block.kv_heads
         for depth in range(block.weight_layers):
             prefix, layers = f"blocks.{index}.layers.{depth}.attention.", range(first, first + uses)
-            keys = _evened(reach, [f"key_{layer}" for layer in layers], 0.5)
+            keys = _smoothing_factors(absmax, [f"key_{layer}" for layer in layers], 0.5)
             _scale_rows(weights, f"{prefix}key", 1 / keys.ravel())
-            _scale_rows(weights, f"{prefix}query", keys.repeat(queries, axis=0).ravel())
+            _scale_rows(weights, f"{prefix}query", keys.repeat(queries_per_key, axis=0).ravel())
             if smooth_values:
-                values = _evened(reach, [f"value_{layer}" for layer in layers], 1.0)
+                values = _smoothing_factors(absmax, [f"value_{layer}" for layer in layers], 1.0)
                 _scale_rows(weights, f"{prefix}value", 1 / values.ravel())
-                columns = values.repeat(queries, axis=0).ravel()
+                columns = values.repeat(queries_per_key, axis=0).ravel()
                 weights[f"{prefix}output.weight"] = weights[f"{prefix}output.weight"] * columns
             first += uses
-    return weights, reach
+    return weights, absmax
 
 
-def _evened(reach: Arrays, caches: Sequence[str], power: float) -> np.ndarray:
-    """Factors [Hkv, D] around 1 that the caches are divided by, in `reach` already."""
-    furthest = nonzero(np.max([reach[name] for name in caches], axis=0)) ** power
-    factors = np.asarray(furthest / np.exp(np.log(furthest).mean()), np.float32)
-    reach.update({name: reach[name] / factors for name in caches})
+def _smoothing_factors(absmax: Arrays, caches: Sequence[str], power: float) -> np.ndarray:
+    """Factors [Hkv, D] with a geometric mean of 1 that divide the caches; `absmax` is divided by them in place."""
+    largest = nonzero(np.max([absmax[name] for name in caches], axis=0)) ** power
+    factors = np.asarray(largest / np.exp(np.log(largest).mean()), np.float32)
+    absmax.update({name: absmax[name] / factors for name in caches})
     return factors
 
 
 def _scale_rows(weights: Arrays, name: str, factors: np.ndarray) -> None:
-    """Of the matrix [N, K], and its bias [N] where it has one."""
+    """Multiply the rows of the matrix [N, K], and its bias [N] where there is one, by `factors` [N]."""
     weights[f"{name}.weight"] = weights[f"{name}.weight"] * factors[:, None]
     if f"{name}.bias" in weights:
         weights[f"{name}.bias"] = weights[f"{name}.bias"] * factors

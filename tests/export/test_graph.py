@@ -48,13 +48,17 @@ FAMILIES = {
     "llama": Architecture(96, CONTEXT, 96, 32, (Block(96, 2, 3, 1, 128),), rotary_dim=32, **LLAMA),
     "qwen": Architecture(96, CONTEXT, 64, 32, (Block(64, 2, 2, 1, 128),), rotary_dim=32, **{**LLAMA, "bias": "qkv"}),
     "merino": Architecture(
-        96, CONTEXT, 64, 32, (Block(32, 2, 1, 1, 64, True), Block(64, 1, 2, 2, 64), Block(96, 3, 3, 3, 96, True))
+        96,
+        CONTEXT,
+        64,
+        32,
+        (Block(32, 2, 1, 1, 64, shared=True), Block(64, 1, 2, 2, 64), Block(96, 3, 3, 3, 96, shared=True)),
     ),
 }
 
 
-# By how much sums may differ in their order: after MatMulNBits has rounded its inputs to int8, by a step of that.
-QUANTUM = {"fp32": 2e-4, "fp16": 2e-4, "int8": 0.1, "int4": 0.1}
+# How much logits may differ because sums have another order. MatMulNBits also rounds its inputs to int8.
+TOLERANCE = {"fp32": 2e-4, "fp16": 2e-4, "int8": 0.1, "int4": 0.1}
 
 
 def reference_logits(a: Architecture, weights: dict[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:
@@ -109,7 +113,7 @@ def test_lowerings_are_valid_onnx_of_the_opset_they_name(family: str, precision:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lowerings_multiply_by_the_very_same_weights(family: str, precision: str) -> None:
-    """In double the rounding of float32 sums, which alone differs."""
+    """Only the order of float32 sums differs."""
     a = FAMILIES[family]
     weights = random_model(a)
     tokens = np.random.default_rng(3).integers(0, a.vocab_size, 40)
@@ -120,35 +124,35 @@ def test_lowerings_multiply_by_the_very_same_weights(family: str, precision: str
     for engine in others:
         for start, end in ((0, 1), (1, 30), (30, 31), (9, 40)):
             expected = native.forward(tokens[start:end], start).copy()
-            np.testing.assert_allclose(engine.forward(tokens[start:end], start), expected, atol=QUANTUM[precision])
+            np.testing.assert_allclose(engine.forward(tokens[start:end], start), expected, atol=TOLERANCE[precision])
 
 
-WIDE = Architecture(96, 64, 128, 64, (Block(128, 2, 2, 1, 192, True), Block(192, 1, 3, 3, 256)))
+SHARED = Architecture(96, 64, 128, 64, (Block(128, 2, 2, 1, 192, shared=True), Block(192, 1, 3, 3, 256)))
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 @pytest.mark.parametrize("block", [64, 128])
-def test_blocks_are_as_wide_as_asked_for_if_they_divide_the_inputs(lowering: str, precision: str, block: int) -> None:
-    target = Target.named("onnxruntime", precision, lowering, block)
-    stored = store(WIDE, random_model(WIDE), target)
+def test_blocks_have_the_size_asked_for_if_it_divides_the_inputs(lowering: str, precision: str, block: int) -> None:
+    target = Target.named("onnxruntime", precision, lowering, block=block)
+    stored = store(SHARED, random_model(SHARED), target)
     tokens = np.random.default_rng(3).integers(0, 96, 40)
-    found = {q.codes[0].size: q.codes.shape[2] for name, q in stored.quantized.items() if name != "embedding.weight"}
-    assert found == {128: block, 192: 64, 256: block}
-    expected = reference_logits(WIDE, stored.dequantize(), tokens)
-    engine = OnnxEngine(to_bytes(build_stored(WIDE, stored, target, 64)), WIDE, 64, threads=1)
+    blocks = {q.codes[0].size: q.codes.shape[2] for name, q in stored.quantized.items() if name != "embedding.weight"}
+    assert blocks == {128: block, 192: 64, 256: block}
+    expected = reference_logits(SHARED, stored.dequantize(), tokens)
+    engine = OnnxEngine(to_bytes(build_stored(SHARED, stored, target, 64)), SHARED, 64, threads=1)
     got = np.stack([engine.forward(tokens[i : i + 1], i).copy() for i in range(40)])
     assert mean_kl(expected, got) < LIMITS[precision]["graph_kl"]
 
 
-def stored_tables(graph: Path, vocabulary: int) -> dict[int, list[str]]:
-    """Of the tables of so many tokens in the file of weights, the names, by where they stand."""
-    found = dict[int, list[str]]()
+def stored_tables(graph: Path, vocab_size: int) -> dict[int, list[str]]:
+    """Names of the tables with `vocab_size` rows in the file of weights, by their offset."""
+    names = dict[int, list[str]]()
     for name, value in ir.load(graph).graph.initializers.items():
         tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and vocabulary in tensor.shape and tensor.nbytes >= vocabulary * 64:
-            found.setdefault(tensor.offset, []).append(name)
-    return found
+        if isinstance(tensor, ir.ExternalTensor) and vocab_size in tensor.shape and tensor.nbytes >= vocab_size * 64:
+            names.setdefault(tensor.offset, []).append(name)
+    return names
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)
@@ -156,28 +160,28 @@ def stored_tables(graph: Path, vocabulary: int) -> dict[int, list[str]]:
 def test_a_tied_table_stands_once_in_the_file_and_has_a_name_for_each_use(
     lowering: str, precision: str, tmp_path: Path
 ) -> None:
-    """The head's lets ONNX Runtime free what it packed; a graph in memory, which has both, computes the same."""
+    """With an alias ONNX Runtime frees the matrix that it packed. A graph in memory stores both; it computes the same."""
     target = Target.named("onnxruntime", precision, lowering)
-    stored = store(WIDE, random_model(WIDE), target)
-    model, graph = build_stored(WIDE, stored, target, 64), tmp_path / "model.onnx"
-    in_memory = OnnxEngine(to_bytes(model), WIDE, 64, threads=1)
+    stored = store(SHARED, random_model(SHARED), target)
+    model, graph = build_stored(SHARED, stored, target, 64), tmp_path / "model.onnx"
+    in_memory = OnnxEngine(to_bytes(model), SHARED, 64, threads=1)
     save(model, graph)
     assert list(stored_tables(graph, 96).values()) == [["embedding.weight", "embedding.weight.twin"]]
-    saved = OnnxEngine(graph, WIDE, 64, threads=1)
+    saved = OnnxEngine(graph, SHARED, 64, threads=1)
     tokens = np.random.default_rng(3).integers(0, 96, 40)
     np.testing.assert_array_equal(saved.forward(tokens, 0), in_memory.forward(tokens, 0))
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_fast_form_computes_what_it_stores(lowering: str, tied: bool, tmp_path: Path) -> None:
-    target = Target.named("onnxruntime", "int4", lowering, 64, fast=True)
-    a = dataclasses.replace(WIDE, tied_head=tied)
+def test_the_fast_form_computes_what_it_stores(lowering: str, tmp_path: Path, *, tied: bool) -> None:
+    target = Target.named("onnxruntime", "int4", lowering, block=64, fast=True)
+    a = dataclasses.replace(SHARED, tied_head=tied)
     stored = store(a, random_model(a), target)
     tokens = np.random.default_rng(3).integers(0, 96, 40)
     expected = reference_logits(a, stored.dequantize(), tokens)
     save(build_stored(a, stored, target, 64), tmp_path / "model.onnx")
-    assert len(stored_tables(tmp_path / "model.onnx", 96)) == (1 if tied else 2)  # a tied one is stored once
+    assert len(stored_tables(tmp_path / "model.onnx", 96)) == (1 if tied else 2)  # a tied table is stored once
     engine = OnnxEngine(tmp_path / "model.onnx", a, 64, threads=1)
     got = np.stack([engine.forward(tokens[i : i + 1], i).copy() for i in range(40)])
     assert mean_kl(expected, got) < LIMITS["int4"]["graph_kl"]
@@ -193,7 +197,7 @@ def test_a_rotation_that_onnx_runtime_has_no_kernel_for_is_refused() -> None:
 def test_older_onnx_runtime_names_the_target_to_export_for(monkeypatch: pytest.MonkeyPatch) -> None:
     a = FAMILIES["llama"]
     model = build_model(a, random_model(a), "fp32", CONTEXT, lowering="native")
-    model.graph.opset_imports[""] = 23  # unknown here now, as opset 24 is to 1.23
+    model.graph.opset_imports[""] = 23  # as unknown to this graph as opset 24 is to 1.23
     monkeypatch.setattr(ort, "__version__", "1.23.2")
     with pytest.raises(UnsupportedError, match=r"1\.23\.2 is installed") as refusal:
         OnnxEngine(to_bytes(model), a, CONTEXT)
@@ -205,7 +209,7 @@ def test_older_onnx_runtime_names_the_target_to_export_for(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_initializers_of_every_preset_count_its_parameters(name: str) -> None:
-    """With weights that take no memory: only shapes matter here."""
+    """The weights take no memory, since only shapes matter."""
     a = preset(name)
     weights = {key: np.broadcast_to(np.float32(0), shape) for key, shape in weight_shapes(a).items()}
     graph = build_model(a, weights, "fp32", 8).graph
@@ -227,10 +231,10 @@ def test_initializers_have_the_counted_bytes(family: str, precision: str) -> Non
 @pytest.mark.parametrize("ffn", ["relu", "gelu", "swiglu"])
 @pytest.mark.parametrize("shared", [False, True])
 def test_onnx_runtime_multiplies_by_the_codes_of_every_matrix(
-    tmp_path: Path, ffn: Ffn, bias: Bias, shared: bool, precision: str
+    tmp_path: Path, ffn: Ffn, bias: Bias, precision: str, *, shared: bool
 ) -> None:
-    """A matrix that is dequantised in every step instead costs ten times as much; with Relu and no bias it once was."""
-    block = Block(64, 2, 2, 1, 96, shared)
+    """A matrix that is dequantised in every step costs ten times as much. It once was, with Relu and no bias."""
+    block = Block(64, 2, 2, 1, 96, shared=shared)
     a = Architecture(96, 32, 64, 32, (block,), norm="rmsnorm", ffn=ffn, positions="rotary", rotary_dim=32, bias=bias)
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")

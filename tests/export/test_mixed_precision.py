@@ -1,4 +1,4 @@
-"""Which matrices are raised to int8: costs as measured, budgets kept, and bundles that hold what was chosen."""
+"""Upgrades to int8: estimated costs agree with measured ones, limits hold, and bundles hold the upgraded matrices."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from merino_edge.export.quantization.stored_weights import StoredWeights, store
 from merino_edge.export.sensitivity import rounding_costs
 from merino_edge.export.targets import Target
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
-from merino_edge.weights import with_shared_inputs
+from merino_edge.weights import group_by_input
 
 INT4 = Target.named("onnxruntime", "int4")
 
@@ -39,12 +39,14 @@ def matrices(stored: StoredWeights) -> list[str]:
 
 
 def test_costs_of_one_position_are_its_divergences() -> None:
-    """With one position nothing is left of the method's assumptions but that roundings are small."""
+    """With one position the method assumes only that rounding errors are small."""
     weights = random_model(TINY, strength=0.7)
     stored, tokens = store(TINY, weights, INT4), np.array([7])
-    chosen = with_shared_inputs(matrices(stored))
-    # A tenth of the way to int4, so that second order is all there is.
-    near = {name: weights[name] + 0.1 * (stored.quantized[name].dequantize() - weights[name]) for name in matrices(stored)}
+    units = group_by_input(matrices(stored))
+    # A tenth of the rounding error, so that only the second order counts.
+    near = {
+        name: weights[name] + 0.1 * (stored.quantized[name].dequantize() - weights[name]) for name in matrices(stored)
+    }
 
     class Near:
         def __init__(self, name: str) -> None:
@@ -53,10 +55,10 @@ def test_costs_of_one_position_are_its_divergences() -> None:
         def dequantize(self) -> np.ndarray:
             return near[self.name]
 
-    forms = {unit: [{name: Near(name) for name in unit}] for unit in chosen}
-    costs = rounding_costs(TINY, weights, forms, tokens, draws=600)  # type: ignore[arg-type]
+    forms = {unit: [{name: Near(name) for name in unit}] for unit in units}
+    costs = rounding_costs(TINY, weights, forms, tokens, samples=600)  # type: ignore[arg-type]
     expected = parity.TorchReference(TINY, weights).logits(tokens)
-    for unit in chosen:
+    for unit in units:
         if all("attention.query" not in name for name in unit):  # query and key do nothing at one position
             got = parity.TorchReference(TINY, weights | {name: near[name] for name in unit}).logits(tokens)
             assert costs[unit][0] == pytest.approx(parity.mean_kl(expected, got), rel=0.3), unit
@@ -65,15 +67,15 @@ def test_costs_of_one_position_are_its_divergences() -> None:
 def test_costs_rank_matrices_as_measuring_each_does() -> None:
     weights = random_model(TINY, strength=1.0)
     stored, tokens = store(TINY, weights, INT4), np.random.default_rng(0).integers(0, TINY.vocab_size, 150)
-    chosen = with_shared_inputs(matrices(stored))
-    forms = {unit: [{name: stored.quantized[name] for name in unit}] for unit in chosen}
+    units = group_by_input(matrices(stored))
+    forms = {unit: [{name: stored.quantized[name] for name in unit}] for unit in units}
     costs = rounding_costs(TINY, weights, forms, tokens)
     expected = parity.TorchReference(TINY, weights).logits(tokens)
-    estimated = np.array([costs[unit][0] for unit in chosen])
+    estimated = np.array([costs[unit][0] for unit in units])
     measured = np.array(
         [
             parity.mean_kl(expected, parity.TorchReference(TINY, one_rounded(weights, stored, unit)).logits(tokens))
-            for unit in chosen
+            for unit in units
         ]
     )
     assert np.corrcoef(np.log(estimated), np.log(measured))[0, 1] > 0.8
@@ -83,64 +85,66 @@ def test_costs_rank_matrices_as_measuring_each_does() -> None:
 def test_units_are_what_the_graph_writes_as_one() -> None:
     stored = store(TINY, random_model(TINY), INT4)
     names = matrices(stored)
-    found = with_shared_inputs(names)
-    assert sorted(name for unit in found for name in unit) == sorted(names)
+    units = group_by_input(names)
+    assert sorted(name for unit in units for name in unit) == sorted(names)
     layer = "blocks.0.layers.0."
-    assert tuple(f"{layer}attention.{n}.weight" for n in ("query", "key", "value")) in found
-    assert (f"{layer}ffn.gate.weight", f"{layer}ffn.up.weight") in found
-    assert (f"{layer}attention.output.weight",) in found and (f"{layer}ffn.down.weight",) in found
+    assert tuple(f"{layer}attention.{n}.weight" for n in ("query", "key", "value")) in units
+    assert (f"{layer}ffn.gate.weight", f"{layer}ffn.up.weight") in units
+    assert (f"{layer}attention.output.weight",) in units and (f"{layer}ffn.down.weight",) in units
 
 
-RAISES = st.lists(st.builds(Upgrade, st.just({}), st.floats(-1e-3, 1), st.integers(1, 10**6)), min_size=1, max_size=40)
+UPGRADES = st.lists(
+    st.builds(Upgrade, st.just({}), st.floats(-1e-3, 1), st.integers(1, 10**6)), min_size=1, max_size=40
+)
 
 
-@given(RAISES, st.integers(0, 10**7))
+@given(UPGRADES, st.integers(0, 10**7))
 def test_bytes_are_kept(candidates: list[Upgrade], spare_bytes: int) -> None:
-    chosen = upgrades_within_bytes(candidates, spare_bytes)
-    used = sum(r.added_bytes for r in chosen)
-    assert used <= spare_bytes and all(r.saved_kl > 0 for r in chosen)
-    left_out = [r for r in candidates if r.saved_kl > 0 and not any(r is c for c in chosen)]
-    assert all(used + r.added_bytes > spare_bytes for r in left_out)
+    upgrades = upgrades_within_bytes(candidates, spare_bytes)
+    used = sum(u.added_bytes for u in upgrades)
+    assert used <= spare_bytes and all(u.saved_kl > 0 for u in upgrades)
+    left_out = [c for c in candidates if c.saved_kl > 0 and not any(c is u for u in upgrades)]
+    assert all(used + c.added_bytes > spare_bytes for c in left_out)
 
 
-@given(RAISES, st.floats(1e-3, 2), st.floats(0.2, 5), st.floats(0, 0.1))
+@given(UPGRADES, st.floats(1e-3, 2), st.floats(0.2, 5), st.floats(0, 0.1))
 def test_nats_are_kept_however_far_off_the_estimate_is(
     candidates: list[Upgrade], max_kl: float, factor: float, rest: float
 ) -> None:
-    def measured(chosen: Sequence[Upgrade]) -> float:
-        left = sum(max(r.saved_kl, 0.0) for r in candidates) - sum(max(r.saved_kl, 0.0) for r in chosen)
+    def measure(upgrades: Sequence[Upgrade]) -> float:
+        left = sum(max(c.saved_kl, 0.0) for c in candidates) - sum(max(u.saved_kl, 0.0) for u in upgrades)
         return factor * max(left, 0.0) + rest
 
     try:
-        chosen = upgrades_within_kl(candidates, max_kl, measured, lambda step: None)
+        upgrades = upgrades_within_kl(candidates, max_kl, measure, lambda step: None)
     except UnsupportedError:
-        assert measured(candidates) > MARGIN * max_kl
+        assert measure(candidates) > MARGIN * max_kl
     else:
-        assert measured(chosen) <= MARGIN * max_kl
+        assert measure(upgrades) <= MARGIN * max_kl
 
 
 def export(
     source: Checkpoint, out: Path, max_kl: float | None = None, max_bytes: int | None = None
 ) -> tuple[int, float, list[str]]:
     a = source.architecture
-    made = write_bundle(
+    bundle = write_bundle(
         source,
         out,
         ExportOptions(INT4, 160, max_kl=max_kl, max_bytes=max_bytes),
         lambda graph, n: OnnxEngine(graph, a, n, 1),
     )
     size = sum(file.stat().st_size for file in out.iterdir())
-    kl = next(check["value"] for check in made.manifest["parity"] if check["check"] == "mean_kl")
-    return size, kl, made.manifest["raised_to_int8"]
+    kl = next(check["value"] for check in bundle.manifest["parity"] if check["check"] == "mean_kl")
+    return size, kl, bundle.manifest["raised_to_int8"]
 
 
 def test_bundles_keep_within_bytes_and_nats(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     plain, plain_kl, none = export(tiny_checkpoint, tmp_path / "plain")
     assert none == []
-    size, kl, raised = export(tiny_checkpoint, tmp_path / "mb", max_bytes=plain + 40_000)
-    assert raised and kl < plain_kl and plain < size <= plain + 40_000
-    size, kl, raised = export(tiny_checkpoint, tmp_path / "kl", max_kl=plain_kl / 3)
-    assert raised and kl <= plain_kl / 3
+    size, kl, upgraded = export(tiny_checkpoint, tmp_path / "mb", max_bytes=plain + 40_000)
+    assert upgraded and kl < plain_kl and plain < size <= plain + 40_000
+    size, kl, upgraded = export(tiny_checkpoint, tmp_path / "kl", max_kl=plain_kl / 3)
+    assert upgraded and kl <= plain_kl / 3
     with pytest.raises(UnsupportedError, match="MB over --max-mb"):
         export(tiny_checkpoint, tmp_path / "none", max_bytes=plain // 2)
     with pytest.raises(UnsupportedError, match="MB more than --max-mb; give up one of them"):
@@ -154,15 +158,17 @@ def test_a_model_of_few_positions_is_mixed_too(tmp_path: Path) -> None:
     a = dataclasses.replace(TINY, max_positions=20)
     path = tmp_path / "checkpoint"
     tokenizer = train_tokenizer(iter([parity.TEXT]), a.vocab_size)
-    checkpoints.save(path, a, random_model(a), tokenizer_json=tokenizer.to_str(), chat=chat_format(), training={"source": "random"})
+    checkpoints.save(
+        path, a, random_model(a), tokenizer_json=tokenizer.to_str(), chat=chat_format(), training={"source": "random"}
+    )
     for target, out in ((INT4, tmp_path / "ort"), (Target.named("jetpack-6.2", "int4"), tmp_path / "board")):
-        made = write_bundle(
+        bundle = write_bundle(
             checkpoints.load(path),
             out,
             ExportOptions(target, 20, max_bytes=10**7),
             lambda graph, n: OnnxEngine(graph, a, n, 1),
         )
-        assert made.manifest["raised_to_int8"]
+        assert bundle.manifest["raised_to_int8"]
 
 
 def test_only_int4_is_mixed(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -175,12 +181,11 @@ def test_only_int4_is_mixed(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None
         )
 
 
-def test_what_raising_adds_is_what_the_file_grows_by(tiny_checkpoint: Checkpoint) -> None:
+def test_an_upgraded_matrix_is_counted_with_its_bytes(tiny_checkpoint: Checkpoint) -> None:
     plain = store(tiny_checkpoint.architecture, tiny_checkpoint.weights, INT4)
     tokens = np.arange(60)
-    found = mixed_precision.upgrade_candidates(tiny_checkpoint, plain, INT4, tokens)
-    for r in found:
-        for name, matrix in r.high.items():
+    for upgrade in mixed_precision.upgrade_candidates(tiny_checkpoint, plain, INT4, tokens):
+        for name, matrix in upgrade.matrices.items():
             assert matrix.bits == 8
             assert matrix.stored_bytes == matrix.codes.size + 2 * matrix.scales.size
             assert plain.quantized[name].stored_bytes < matrix.stored_bytes

@@ -1,4 +1,4 @@
-"""The gate: a faithful export passes, an unfaithful one fails and leaves nothing behind."""
+"""Parity decides: a faithful export passes, an unfaithful one fails and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from merino_edge.checkpoint import Checkpoint
 from merino_edge.counts import PRECISIONS
 from merino_edge.data.bpe import train_tokenizer
 from merino_edge.errors import ArtefactError, InputError, MerinoError, OutputError, ParityError, UnsupportedError
-from merino_edge.export import bundle_writer, parity
+from merino_edge.export import bundle_writer, parity, prepare_weights
 from merino_edge.export.bundle_writer import write_bundle
 from merino_edge.export.graph import build_stored, save
 from merino_edge.export.prepare_weights import ExportOptions
@@ -31,17 +31,18 @@ def export(
     out: Path,
     precision: str = "fp32",
     context: int = 160,
+    *,
     target: str = "onnxruntime",
     lowering: str = "",
-    smaller: Sequence[int] = (),
+    smaller_contexts: Sequence[int] = (),
     block: int = 32,
 ) -> bundle.Bundle:
-    a, chosen = source.architecture, Target.named(target, precision, lowering, block)
+    a, resolved = source.architecture, Target.named(target, precision, lowering, block=block)
 
-    def open_engine(graph: Path, places: int) -> OnnxEngine:
-        return OnnxEngine(graph, a, places, threads=1)
+    def open_engine(graph: Path, capacity: int) -> OnnxEngine:
+        return OnnxEngine(graph, a, capacity, threads=1)
 
-    return write_bundle(source, out, ExportOptions(chosen, context, smaller), open_engine)
+    return write_bundle(source, out, ExportOptions(resolved, context, smaller_contexts=smaller_contexts), open_engine)
 
 
 @pytest.mark.parametrize("lowering", LOWERINGS)
@@ -49,9 +50,9 @@ def export(
 def test_faithful_export_passes_and_loads(
     tiny_checkpoint: Checkpoint, tmp_path: Path, precision: str, lowering: str
 ) -> None:
-    made = export(tiny_checkpoint, tmp_path / "b", precision, lowering=lowering)
+    written = export(tiny_checkpoint, tmp_path / "b", precision, lowering=lowering)
     opened = bundle.load(tmp_path / "b")
-    assert opened.manifest == made.manifest
+    assert opened.manifest == written.manifest
     assert {c["check"] for c in opened.manifest["parity"]} >= set(parity.LIMITS[precision])
     assert all(c["passed"] for c in opened.manifest["parity"])
     assert opened.architecture == tiny_checkpoint.architecture
@@ -81,7 +82,7 @@ def test_weights_too_coarse_for_their_precision_fail(
     tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The graph is right, but what it holds is int4 under the name of int8."""
-    monkeypatch.setattr(bundle_writer, "store", lambda a, w, *_: store(a, w, Target.named("onnxruntime", "int4")))
+    monkeypatch.setattr(prepare_weights, "store", lambda a, w, *_: store(a, w, Target.named("onnxruntime", "int4")))
     with pytest.raises(ParityError, match="mean_kl"):
         export(tiny_checkpoint, tmp_path / "b", "int8")
     assert os.listdir(tmp_path) == []
@@ -89,8 +90,8 @@ def test_weights_too_coarse_for_their_precision_fail(
 
 def test_every_context_from_one_on_is_compared(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     for context in (1, 2, 3, 31, 192):
-        made = export(tiny_checkpoint, tmp_path / str(context), context=context)
-        assert made.context == context and all(c["passed"] for c in made.manifest["parity"])
+        written = export(tiny_checkpoint, tmp_path / str(context), context=context)
+        assert written.context == context and all(c["passed"] for c in written.manifest["parity"])
 
 
 @pytest.mark.parametrize("lowering", ["native", "primitive"])
@@ -98,34 +99,36 @@ def test_every_context_from_one_on_is_compared(tiny_checkpoint: Checkpoint, tmp_
 def test_graphs_of_smaller_caches_share_one_file_of_weights(
     tiny_checkpoint: Checkpoint, tmp_path: Path, precision: str, lowering: str
 ) -> None:
-    one = export(tiny_checkpoint, tmp_path / "one", precision, 160, "rtx", lowering)
-    made = export(tiny_checkpoint, tmp_path / "b", precision, 160, "rtx", lowering, (100, 1))
-    assert made.contexts == [1, 100, 160] and one.contexts == [160]
-    assert {c["check"] for c in made.manifest["parity"]} >= {"graph_kl_1", "graph_kl_100"}
+    one = export(tiny_checkpoint, tmp_path / "one", precision, target="rtx", lowering=lowering)
+    written = export(
+        tiny_checkpoint, tmp_path / "b", precision, target="rtx", lowering=lowering, smaller_contexts=(100, 1)
+    )
+    assert written.contexts == [1, 100, 160] and one.contexts == [160]
+    assert {c["check"] for c in written.manifest["parity"]} >= {"graph_kl_1", "graph_kl_100"}
     data = "model.onnx.data"
-    assert made.manifest["files"][data] == one.manifest["files"][data]
-    assert set(made.manifest["files"]) == {*one.manifest["files"], "model-1.onnx", "model-100.onnx"}
-    for places in made.contexts:
-        graph = ir.load(made.graph_of(places)).graph
+    assert written.manifest["files"][data] == one.manifest["files"][data]
+    assert set(written.manifest["files"]) == {*one.manifest["files"], "model-1.onnx", "model-100.onnx"}
+    for capacity in written.contexts:
+        graph = ir.load(written.graph_of(capacity)).graph
         caches = [v.shape[2] for v in graph.inputs if v.name.startswith(("key_", "value_"))]
-        assert caches == [places] * 2 * made.architecture.layers
-        size = made.manifest["files"][made.graph_of(places).name]["bytes"]
-        assert size < made.manifest["files"][data]["bytes"] / 4  # no weights in it
+        assert caches == [capacity] * 2 * written.architecture.layers
+        size = written.manifest["files"][written.graph_of(capacity).name]["bytes"]
+        assert size < written.manifest["files"][data]["bytes"] / 4  # no weights in it
 
 
 def test_a_smaller_graph_that_differs_leaves_nothing(
     tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def foreign(
-        a: Architecture, stored: StoredWeights, target: Target, context: int, places: int | None = None
+        a: Architecture, stored: StoredWeights, target: Target, context: int, capacity: int | None = None
     ) -> ir.Model:
-        norms = {name: 3 * array for name, array in stored.arrays.items() if "ffn_norm" in name and places}
-        return build_stored(a, replace(stored, arrays=stored.arrays | norms), target, context, places)
+        norms = {name: 3 * array for name, array in stored.arrays.items() if "ffn_norm" in name and capacity}
+        return build_stored(a, replace(stored, arrays=stored.arrays | norms), target, context, capacity)
 
     monkeypatch.setattr(bundle_writer, "build_stored", foreign)
     monkeypatch.setattr(bundle_writer, "save_beside", lambda model, path, saved: save(model, path))
     with pytest.raises(ParityError, match="graph_kl_64"):
-        export(tiny_checkpoint, tmp_path / "b", "fp16", 160, "rtx", "", (64,))
+        export(tiny_checkpoint, tmp_path / "b", "fp16", target="rtx", smaller_contexts=(64,))
     assert os.listdir(tmp_path) == []
 
 
@@ -154,9 +157,9 @@ def test_figures_are_zero_for_equal_logits_and_grow_with_the_difference() -> Non
         ({"precision": "int4", "block": 48}, UnsupportedError),
         ({"precision": "fp16", "block": 64}, UnsupportedError),
         ({"target": "rtx", "precision": "int8", "block": 64}, UnsupportedError),
-        ({"smaller": (32, 64)}, InputError),  # ONNX Runtime binds any capacity
-        ({"target": "rtx", "precision": "fp16", "smaller": (64, 160)}, InputError),
-        ({"target": "rtx", "precision": "fp16", "smaller": (0,)}, InputError),
+        ({"smaller_contexts": (32, 64)}, InputError),  # ONNX Runtime binds any capacity
+        ({"target": "rtx", "precision": "fp16", "smaller_contexts": (64, 160)}, InputError),
+        ({"target": "rtx", "precision": "fp16", "smaller_contexts": (0,)}, InputError),
     ],
 )
 def test_impossible_requests_are_refused_in_one_line(
@@ -171,7 +174,14 @@ def test_impossible_requests_are_refused_in_one_line(
 def test_a_tokenizer_of_another_model_is_refused(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     foreign = train_tokenizer(iter([parity.TEXT]), 400)  # the model has 300 tokens
     a, weights = tiny_checkpoint.architecture, tiny_checkpoint.weights
-    checkpoint.save(tmp_path / "c", a, weights, tokenizer_json=foreign.to_str(), chat=tiny_checkpoint.chat, training={"source": "random"})
+    checkpoint.save(
+        tmp_path / "c",
+        a,
+        weights,
+        tokenizer_json=foreign.to_str(),
+        chat=tiny_checkpoint.chat,
+        training={"source": "random"},
+    )
     with pytest.raises(ArtefactError, match="the model has 300 tokens"):
         export(checkpoint.load(tmp_path / "c"), tmp_path / "b")
     assert os.listdir(tmp_path) == ["c"]

@@ -71,7 +71,10 @@ def test_other_capabilities_compile_what_they_have_kernels_for(lowering: str, pr
 @pytest.mark.parametrize("lowering", PLATFORMS["rtx"].lowerings_at("int4"))
 @pytest.mark.parametrize("block", BLOCK_SIZES)
 def test_every_block_of_int4_compiles(lowering: str, block: int) -> None:
-    a, target = shrunk("cerebras-gpt-111m"), Target.named("rtx", "int4", lowering, block)  # widths of 768 and 3072
+    a, target = (
+        shrunk("cerebras-gpt-111m"),
+        Target.named("rtx", "int4", lowering, block=block),
+    )  # widths of 768 and 3072
     stored = random_stored(a, target)
     assert {q.codes.shape[2] for q in stored.quantized.values() if q.bits == 4} == {block}
     assert build_engine(RTX, to_bytes(build_stored(a, stored, target, 128)), 128, "SM86").plan

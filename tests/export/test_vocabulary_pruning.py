@@ -1,4 +1,4 @@
-"""A head that keeps some tokens gives their logits unchanged, and never says another."""
+"""A pruned head gives the logits of its tokens unchanged, and never says another token."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ UNTIED = dataclasses.replace(TINY, tied_head=False)
 def test_a_text_keeps_its_tokens_and_every_byte_and_every_special_token(tiny_checkpoint: Checkpoint) -> None:
     tokenizer = Tokenizer.load(tiny_checkpoint.path)
     word = next(token for token in tokenizer.encode(TEXT) if len(tokenizer.decode([token])) > 2)
-    kept = pruned_vocab(tokenizer, iter([tokenizer.decode([word])]), TINY.vocab_size)
-    assert word in kept and (np.diff(kept) > 0).all()
+    token_ids = pruned_vocab(tokenizer, iter([tokenizer.decode([word])]), TINY.vocab_size)
+    assert word in token_ids and (np.diff(token_ids) > 0).all()
     special = [token for token in range(TINY.vocab_size) if token in tokenizer.backend.get_added_tokens_decoder()]
-    assert set(special) | set(tokenizer.chat.eos_token_ids) <= set(kept)
-    assert len(kept) < TINY.vocab_size
+    assert set(special) | set(tokenizer.chat.eos_token_ids) <= set(token_ids)
+    assert len(token_ids) < TINY.vocab_size
     anything = "žluťoučký 🐏\x00"  # no token of it is a word of the text
     spelled = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
     spelled.model = tokenizers.models.BPE(
-        vocab={token: i for token, i in tokenizer.backend.get_vocab().items() if i in set(kept)}, merges=[]
+        vocab={token: i for token, i in tokenizer.backend.get_vocab().items() if i in set(token_ids)}, merges=[]
     )
     assert spelled.decode(spelled.encode(anything).ids) == anything
 
@@ -60,16 +60,16 @@ def test_a_text_without_text_is_refused(tiny_checkpoint: Checkpoint) -> None:
 @pytest.mark.parametrize("a", [TINY, UNTIED], ids=["tied", "untied"])
 @pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_kept_logits_are_those_of_the_whole_head(a: Architecture, precision: str, lowering: str) -> None:
+def test_pruned_logits_are_those_of_the_full_head(a: Architecture, precision: str, lowering: str) -> None:
     target, weights = Target.named("onnxruntime", precision, lowering), random_model(a)
     tokens = np.array([5, 200, 7, 8])
     stored = store(a, weights, target)
-    whole, some = (
+    full, pruned = (
         OnnxEngine(to_bytes(build_stored(a, form, target, 32)), a, 32, 1).forward(tokens, 0)
         for form in (stored, stored.with_pruned_vocab(KEPT))
     )
-    assert some.shape == whole.shape and (np.delete(some, KEPT) == -np.inf).all()
-    np.testing.assert_allclose(some[KEPT], whole[KEPT], rtol=1e-5, atol=1e-5)
+    assert pruned.shape == full.shape and (np.delete(pruned, KEPT) == -np.inf).all()
+    np.testing.assert_allclose(pruned[KEPT], full[KEPT], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int4"])
@@ -93,31 +93,31 @@ def test_an_exported_bundle_says_only_what_was_kept(
     tiny_checkpoint: Checkpoint, tmp_path: Path, text: Path, precision: str
 ) -> None:
     target, out = Target.named("onnxruntime", precision), tmp_path / "b"
-    made = write_bundle(
+    bundle = write_bundle(
         tiny_checkpoint,
         out,
         ExportOptions(target, 160, keep_vocab=text),
         lambda graph, n: OnnxEngine(graph, TINY, n, 1),
     )
-    vocabulary = made.manifest["vocabulary"]
+    vocabulary = bundle.manifest["vocabulary"]
     assert 256 < vocabulary["kept"] < vocabulary["of"] == TINY.vocab_size and vocabulary["decode_ms"] > 0
-    checks = {check["check"]: check["value"] for check in made.manifest["parity"]}
+    checks = {check["check"]: check["value"] for check in bundle.manifest["parity"]}
     assert checks["left_out_kl"] > 0
-    assert sorted(p.name for p in out.iterdir()) == sorted([*made.manifest["files"], "manifest.json"])
+    assert sorted(p.name for p in out.iterdir()) == sorted([*bundle.manifest["files"], "manifest.json"])
     engine, tokenizer, _ = open_engine(out)
-    kept = set(pruned_vocab(tokenizer, iter([TEXT[:300]]), TINY.vocab_size))
+    token_ids = set(pruned_vocab(tokenizer, iter([TEXT[:300]]), TINY.vocab_size))
     session = Session(engine)
     said = [
         token
         for seed in range(8)
-        for token in drained(
+        for token in token_ids_of(
             generate(session, tokenizer, tokenizer.encode("The"), Sampling(2.0, 0, 1.0, seed=seed), 60)
         )
     ]
-    assert len(set(said)) > 50 and set(said) <= kept
+    assert len(set(said)) > 50 and set(said) <= token_ids
 
 
-def drained(generation: Iterator[str]) -> list[int]:
+def token_ids_of(generation: Iterator[str]) -> list[int]:
     for _ in generation:
         pass
     return generation.tokens  # type: ignore[attr-defined, no-any-return]

@@ -1,4 +1,4 @@
-"""A tiny checkpoint in which every part of a model that export must write occurs."""
+"""A tiny checkpoint that has every part of a model that export must write."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from merino_edge.data.bpe import chat_format, train_tokenizer
 from merino_edge.export.parity import TEXT
 
 TINY = Architecture(
-    300,
-    192,
-    64,
-    32,
-    (Block(64, 2, 2, 1, 96, True), Block(96, 1, 3, 3, 96)),
+    vocab_size=300,
+    max_positions=192,
+    embedding_width=64,
+    head_dim=32,
+    blocks=(Block(64, 2, 2, 1, 96, shared=True), Block(96, 1, 3, 3, 96)),
     norm="rmsnorm",
     ffn="swiglu",
     positions="rotary",
@@ -27,10 +27,15 @@ TINY = Architecture(
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """A model with strong random weights, a shared block, a width change and grouped heads."""
+    """A model with strong random weights, a shared block, a width projection and grouped-query attention."""
     path = tmp_path_factory.mktemp("tiny") / "checkpoint"
     tokenizer = train_tokenizer(iter([TEXT]), TINY.vocab_size)
     checkpoint.save(
-        path, TINY, random_model(TINY, strength=1.0), tokenizer_json=tokenizer.to_str(), chat=chat_format(), training={"source": "random"}
+        path,
+        TINY,
+        random_model(TINY, strength=1.0),
+        tokenizer_json=tokenizer.to_str(),
+        chat=chat_format(),
+        training={"source": "random"},
     )
     return checkpoint.load(path)

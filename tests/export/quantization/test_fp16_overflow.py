@@ -1,4 +1,4 @@
-"""A feed-forward network that float16 is too small for computes in float32; nothing else may need to."""
+"""A feed-forward network that overflows float16 computes in float32; an overflow anywhere else is refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RTX = [("fp16", "native"), ("int8", "native"), ("int4", "native"), ("fp16", "pri
 
 
 def loud_model(name: str = LOUD) -> dict[str, np.ndarray]:
-    """What it multiplies reaches 1e6, and what it adds is as usual."""
+    """The FFN `name` has products of 1e6 inside, and its output is as usual."""
     weights = random_model(TINY, strength=1.0)
     for part in ("gate", "up"):
         weights[f"{name}{part}.weight"] *= 300
@@ -35,14 +35,14 @@ def loud_model(name: str = LOUD) -> dict[str, np.ndarray]:
     return weights
 
 
-def test_only_what_reaches_too_far_is_named() -> None:
+def test_only_ffns_that_overflow_are_named() -> None:
     assert find_fp32_ffns(TINY, random_model(TINY, strength=1.0), TOKENS) == frozenset()
     assert find_fp32_ffns(TINY, loud_model(), TOKENS) == {LOUD}
     shared = "blocks.0.layers.0.ffn."
     assert find_fp32_ffns(TINY, loud_model(shared), TOKENS) == {shared}
 
 
-def test_attention_that_reaches_too_far_is_refused() -> None:
+def test_attention_that_overflows_is_refused() -> None:
     weights = random_model(TINY, strength=1.0)
     weights["blocks.0.layers.0.attention.value.weight"] *= 1e6
     with pytest.raises(UnsupportedError, match=r"attention\.value reaches .* export --precision fp32"):
@@ -50,13 +50,13 @@ def test_attention_that_reaches_too_far_is_refused() -> None:
 
 
 def run_in_float16(model: ir.Model) -> np.ndarray:
-    """Logits [1, V] by ONNX's reference, which rounds where the graph says. ONNX Runtime on a CPU does not."""
+    """Logits [1, V] by ONNX's reference, which rounds to float16 as the graph says; ONNX Runtime's CPU does not."""
     proto = ir.to_proto(model)
     feeds = {"tokens": TOKENS[None], "positions": np.arange(len(TOKENS))[None]}
     for value in proto.graph.input[2:]:
         feeds[value.name] = np.zeros([size.dim_value for size in value.type.tensor_type.shape.dim], np.float16)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of overflow
+        warnings.simplefilter("ignore")  # about overflows
         return np.asarray(ReferenceEvaluator(proto).run(["logits"], feeds)[0])
 
 
@@ -64,8 +64,8 @@ def run_in_float16(model: ir.Model) -> np.ndarray:
 def test_the_network_computes_in_float32(precision: str, lowering: str) -> None:
     target, weights = Target.named("rtx", precision, lowering), loud_model()
     outcomes = []
-    for wide in (frozenset({LOUD}), frozenset[str]()):
-        stored = replace(store(TINY, weights, target), fp32_ffns=wide)
+    for fp32_ffns in (frozenset({LOUD}), frozenset[str]()):
+        stored = replace(store(TINY, weights, target), fp32_ffns=fp32_ffns)
         expected = stored_reference(TINY, stored).logits(TOKENS)[-1:]  # [1, V]
         got = run_in_float16(build_stored(TINY, stored, target, 64))
         outcomes.append(mean_kl(expected, got))

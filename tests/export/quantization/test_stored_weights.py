@@ -1,4 +1,4 @@
-"""Quantisation never does worse than plain rounding, and the graph multiplies exactly what was stored."""
+"""Quantisation never does worse than plain rounding, and the graph multiplies by exactly what was stored."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FORMS = [("onnxruntime", precision) for precision in PRECISIONS] + [("rtx", p) f
 
 @st.composite
 def architectures(draw: st.DrawFn) -> Architecture:
-    """Small ones of every family whose matrices blocks of 32 inputs divide."""
+    """Small architectures of every family, with matrices that blocks of 32 inputs divide."""
     blocks = tuple(
         Block(width, draw(st.integers(1, 2)), width // 32, 1, 32 * draw(st.integers(1, 3)), draw(st.booleans()))
         for width in sorted(draw(st.lists(st.sampled_from((32, 64, 96)), min_size=1, max_size=2)))
@@ -59,14 +59,14 @@ def architectures(draw: st.DrawFn) -> Architecture:
 
 @given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 5), blocks=st.integers(1, 4), spread=st.floats(-6, 3))
 @settings(max_examples=40, deadline=None)
-def test_int4_search_is_no_worse_than_rounding(seed: int, rows: int, blocks: int, spread: float) -> None:
+def test_searched_scales_are_no_worse_than_plain_ones(seed: int, rows: int, blocks: int, spread: float) -> None:
     rng = np.random.default_rng(seed)
     weight = (rng.standard_t(4, (rows, 32 * blocks)) * 10**spread).astype(np.float32)
     groups = weight.reshape(rows, blocks, 32)
-    plain, found = np.abs(groups).max(axis=-1) / 7.5, search_scales(groups)
+    plain, searched = np.abs(groups).max(axis=-1) / 7.5, search_scales(groups)
     errors = [
         np.square(groups - int4_codes(groups / scales[..., None]) * scales[..., None]).sum(axis=-1)
-        for scales in (found, plain)
+        for scales in (searched, plain)
     ]
     assert (errors[0] <= errors[1] * 1.0001).all()
 
@@ -114,8 +114,8 @@ def test_groups_of_zeros_stay_zero() -> None:
 def test_the_fast_form_has_no_offsets_and_its_table_at_int4() -> None:
     weight = between_two_ends(0, 70, 4)
     fast = Target.named("onnxruntime", "int4", block=64, fast=True)
-    found = quantize_matrix("m", weight, 4, fast)
-    assert found.offsets is None and found.codes.shape == (70, 2, 64)
+    quantized = quantize_matrix("m", weight, 4, fast)
+    assert quantized.offsets is None and quantized.codes.shape == (70, 2, 64)
     assert quantize_matrix("m", weight, 4, INT4).offsets is not None
     for tied in (True, False):
         a = Architecture(96, 32, 128, 32, (Block(64, 1, 2, 1, 96),), tied_head=tied)
@@ -133,11 +133,11 @@ def test_the_fast_form_has_no_offsets_and_its_table_at_int4() -> None:
     ("platform", "precision", "lowering"),
     [("onnxruntime", "fp32", ""), ("onnxruntime", "fp16", ""), ("onnxruntime", "int4", "native"), ("rtx", "int4", "")],
 )
-def test_a_cache_of_int8_goes_with_rounded_weights_and_onnx_runtimes_own_attention(
+def test_an_int8_cache_goes_with_rounded_weights_and_onnx_runtimes_own_attention(
     platform: str, precision: str, lowering: str
 ) -> None:
     assert Target.named("onnxruntime", "int8", cache="int8").int8_cache
-    with pytest.raises(UnsupportedError, match="a cache of int8 goes with int8 or int4 weights by the ort lowering"):
+    with pytest.raises(UnsupportedError, match="an int8 cache goes with int8 or int4 weights by the ort lowering"):
         Target.named(platform, precision, lowering, cache="int8")
     with pytest.raises(UnsupportedError, match="unknown cache 'int4'") as caught:
         Target.named(platform, precision, lowering, cache="int4")
@@ -154,7 +154,7 @@ def test_int8_error_is_at_most_half_a_step() -> None:
 
 
 def between_two_ends(seed: int, rows: int, blocks: int) -> np.ndarray:
-    """[rows, 32 * blocks] of 16 steps between the ends of each block, as a Q4_1 file has."""
+    """A matrix [rows, 32 * blocks] with 16 steps between the ends of each block, as in a Q4_1 file."""
     rng = np.random.default_rng(seed)
     normal = rng.standard_normal((rows, blocks, 32))
     least, most = normal.min(axis=-1, keepdims=True), normal.max(axis=-1, keepdims=True)
@@ -167,12 +167,12 @@ def between_two_ends(seed: int, rows: int, blocks: int) -> np.ndarray:
 def test_blocks_between_two_ends_keep_their_steps(seed: int, rows: int, blocks: int) -> None:
     weight = between_two_ends(seed, rows, blocks)
     for target in ("onnxruntime", "rtx"):
-        found = quantize_matrix("m", weight, 4, Target.named(target, "int4"))
-        assert found.offsets is not None and found.multiplied == 33 * blocks
+        quantized = quantize_matrix("m", weight, 4, Target.named(target, "int4"))
+        assert quantized.offsets is not None and quantized.extended_inputs == 33 * blocks
         groups = weight.reshape(rows, blocks, 32)
         scales = search_scales(groups)
         plain = np.square(groups - int4_codes(groups / scales[..., None]) * scales[..., None]).sum()
-        assert np.square(weight - found.dequantize()).sum() < WORTH_OFFSETS * plain  # or they would not be there
+        assert np.square(weight - quantized.dequantize()).sum() < WORTH_OFFSETS * plain  # otherwise it would have none
 
 
 def test_normal_weights_need_no_offsets() -> None:
@@ -184,9 +184,9 @@ def test_normal_weights_need_no_offsets() -> None:
 @settings(max_examples=40, deadline=None)
 def test_scales_in_bytes_stay_what_they_are(seed: int, spread: float) -> None:
     scales = (np.random.default_rng(seed).random((5, 19)) * 10**spread).astype(np.float32)
-    found = scales_from_bytes(*scales_to_bytes(scales))
-    assert (np.abs(found - scales) <= scales.max(axis=1, keepdims=True) / 250 + 2.0**-24).all() and (found > 0).all()
-    np.testing.assert_array_equal(scales_from_bytes(*scales_to_bytes(found)), found)
+    read = scales_from_bytes(*scales_to_bytes(scales))
+    assert (np.abs(read - scales) <= scales.max(axis=1, keepdims=True) / 250 + 2.0**-24).all() and (read > 0).all()
+    np.testing.assert_array_equal(scales_from_bytes(*scales_to_bytes(read)), read)
 
 
 def test_matrices_are_stacked_and_scaled_with_their_offsets() -> None:
@@ -194,13 +194,15 @@ def test_matrices_are_stacked_and_scaled_with_their_offsets() -> None:
     without = quantize_matrix("m", np.random.default_rng(0).standard_normal((30, 96)).astype(np.float32), 4, INT4)
     assert without.offsets is None
     whole = stacked([without, with_offsets.scaled(0.5)])
-    np.testing.assert_array_equal(whole.dequantize(), np.concatenate([without.dequantize(), with_offsets.dequantize() / 2]))
+    np.testing.assert_array_equal(
+        whole.dequantize(), np.concatenate([without.dequantize(), with_offsets.dequantize() / 2])
+    )
     assert isinstance(whole.extended(), QuantizedMatrix) and whole.extended().codes.shape == (50, 4, 32)
     assert stacked([without, without]).offsets is None
 
 
-def multiply(x: np.ndarray, weight: np.ndarray, target: Target, fused: bool, unfused: bool = False) -> np.ndarray:
-    """x [.., K] times weight [N, K] through the graph that the writer writes."""
+def multiply(x: np.ndarray, weight: np.ndarray, target: Target, *, fused: bool, unfused: bool = False) -> np.ndarray:
+    """x [.., K] times weight [N, K] in a graph by WeightWriter; `fused`: ONNX Runtime may optimize it."""
     tape = Tape()
     dtype = target.compute_dtype
     value = ir.val("x", dtype, list(x.shape))
@@ -231,7 +233,7 @@ def test_graph_multiplies_offsets(target: str, blocks: int) -> None:
     got = multiply(x, weight, chosen, fused=True)
     assert np.abs(got - expected).max() <= 0.01 * np.abs(expected).max()
     without = x @ QuantizedMatrix(quantized.codes, quantized.scales, 4).dequantize().T
-    assert np.abs(got - without).max() > 0.1 * np.abs(expected).max()  # the check would see them missing
+    assert np.abs(got - without).max() > 0.1 * np.abs(expected).max()  # so the check would fail without them
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "rtx"])
@@ -252,7 +254,7 @@ def test_graph_multiplies_the_dequantized_matrix(target: str, precision: str) ->
 
 def test_width_that_blocks_do_not_divide_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="multiple of 32"):
-        multiply(np.ones((1, 40), np.float32), np.ones((8, 40), np.float32), Target.named("onnxruntime", "int4"), True)
+        multiply(np.ones((1, 40), np.float32), np.ones((8, 40), np.float32), INT4, fused=True)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
@@ -271,7 +273,7 @@ def test_weights_beyond_float16_are_refused(precision: str) -> None:
 
 
 def structure(model: ir.Model) -> list[object]:
-    """Everything of a graph but the values of its weights."""
+    """A graph without the values of its weights."""
     graph = model.graph
     ends = [(v.name, v.dtype, v.shape) for v in (*graph.inputs, *graph.outputs)]
     nodes = [
