@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 
-from merino_edge.search.exact.solver import Certificate, OnProgress
+from merino_edge.search.exact.certificate import Certificate
+from merino_edge.search.exact.solver import OnProgress
 from merino_edge.search.problem import Problem
 
 PROGRESS_EVERY = 1000  # candidates

@@ -33,7 +33,8 @@ from merino_edge.search.brute_force import brute_force
 from merino_edge.search.budget import Budget
 from merino_edge.search.costs import CostModel
 from merino_edge.search.evolution import Evolution, evolve
-from merino_edge.search.exact.solver import Certificate, ExactSolver, OnProgress
+from merino_edge.search.exact.certificate import Certificate
+from merino_edge.search.exact.solver import ExactSolver, OnProgress
 from merino_edge.search.infeasible import infeasibility_error
 from merino_edge.search.problem import Problem
 from merino_edge.search.score import Score, parse_score

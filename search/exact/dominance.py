@@ -1,13 +1,17 @@
-"""Programs that may hold the optimum. The solver need not look at the others.
+"""Dominance: programs and block choices that cannot hold the optimum, so the solver need not look at them.
 
 A program is left out if it is too expensive before its blocks are chosen. It is also left out if another program scores
 its blocks alike and costs no more in every part. For example, a larger vocabulary costs something in most metrics and
-adds nothing to the score. So the smallest one dominates, unless a budget counts text instead of tokens.
+adds nothing to the score. So the smallest one dominates, unless a budget counts text instead of tokens. Within one
+program, a block choice is left out if another of its width and layers replaces it at no loss.
 """
 
 from __future__ import annotations
 
-from merino_edge.search.problem import Problem, TemplateProgram
+import numpy as np
+from numpy.typing import NDArray
+
+from merino_edge.search.problem import Floats, Problem, TemplateProgram
 
 
 def useful_programs(problem: Problem) -> list[TemplateProgram]:
@@ -62,3 +66,17 @@ def _dominates(problem: Problem, a: TemplateProgram, b: TemplateProgram) -> bool
         (a.block_costs[choices] <= b.block_costs[choices]).all()
         and (a.activations[choices] <= b.activations[choices]).all()
     )
+
+
+def replaced_choices(scores: Floats, costs: Floats, parameters: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """A [depths, N] mask of the choices of one cell that another choice replaces.
+
+    `scores` is [depths, N] and `costs` is [N, K]. Among equal choices the one with the fewest parameters stays, and
+    then the first.
+    """
+    no_dearer = (costs[:, None] <= costs[None]).all(-1)  # [i, j]: i costs no more than j
+    rank = np.lexsort((np.arange(len(costs)), parameters)).argsort()
+    preferred = (costs[:, None] < costs[None]).any(-1) | (rank[:, None] < rank[None])
+    better = scores[:, :, None] > scores[:, None]  # [depth, i, j]
+    equal = scores[:, :, None] == scores[:, None]
+    return np.asarray((no_dearer & (better | (equal & preferred))).any(1))

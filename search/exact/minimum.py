@@ -30,15 +30,11 @@ def minimum(problem: Problem, metric: Metric) -> tuple[float, Candidate] | None:
         limited = problem.limited(problem.budget.within(metric, limit), zero)
         certificate = ExactSolver(limited, minimise=metric, which=which).solve()
         if certificate.candidate is not None:
-            template = certificate.candidate.template
-            best = (
-                problem.value(metric, problem.space.architecture(certificate.candidate), template),
-                certificate.candidate,
-            )
-            floor, sums = (
-                max(floor, -certificate.score),
-                max(map(len, problem.metric_cost(metric, template).alternatives)),
-            )
+            candidate = certificate.candidate
+            a, template = problem.space.architecture(candidate), candidate.template
+            best = problem.value(metric, a, template), candidate
+            floor = max(floor, -certificate.score)
+            sums = max(map(len, problem.metric_cost(metric, template).alternatives))
             if sums == 1 or best[0] <= floor:
                 break
         elif best is None or limit == math.nextafter(best[0], 0):

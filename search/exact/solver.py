@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from merino_edge import counts
 from merino_edge.errors import InputError
 from merino_edge.search.budget import Metric
-from merino_edge.search.exact.dominance import useful_programs
+from merino_edge.search.exact.certificate import Certificate
+from merino_edge.search.exact.dominance import replaced_choices, useful_programs
 from merino_edge.search.exact.label_setting import TooManyLabels, solve
 from merino_edge.search.exact.relaxation import Floats, LagrangianRelaxation, PathProblem, subgradient_descent
 from merino_edge.search.problem import Problem, TemplateProgram
@@ -41,35 +42,6 @@ UNBOUNDED = 1e300  # the limit of a metric that is minimised: nothing reaches it
 SCORE_BITS = 50  # precision of the largest sum of scores; scores are rounded to that grid
 
 OnProgress = Callable[[str, float, float], None]  # gets the current step, the best score and the bound
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """A proven bound on the score, and the best candidate found.
-
-    No architecture of the space within the budgets scores above `bound`. The bound is minus infinity where none meets
-    the budgets. `candidate` is None where none was found.
-    """
-
-    candidate: Candidate | None
-    score: float
-    bound: float
-    subproblems: int  # how many subproblems there were
-    solved: int  # how many of them label setting had to solve; bounds excluded the others
-    labels: int
-    seconds: float
-
-    @property
-    def infeasible(self) -> bool:
-        """Whether it is proven that no architecture meets the budgets."""
-        return self.candidate is None and self.bound == -math.inf
-
-    @property
-    def gap_percent(self) -> float:
-        """How far the bound is above the score, in percent; 0 is a proof of optimality."""
-        if self.bound <= self.score:
-            return 0.0
-        return 100 * (self.bound - self.score) / abs(self.score) if math.isfinite(self.score * self.bound) else math.inf
 
 
 @dataclass
@@ -120,10 +92,8 @@ class ExactSolver:
         self.labels = self.solved = 0
         self._minimised, self._which = minimise, which
         space = problem.space
-        self._width, self._layers = (
-            np.array(space.width_of),
-            np.array([choice.layers for choice in space.block_choices]),
-        )
+        self._width = np.array(space.width_of)
+        self._layers = np.array([choice.layers for choice in space.block_choices])
         self._order = np.lexsort((self._layers, self._width))  # block choices by cell
         self._depths = range(space.blocks[0] * space.layers[0], space.blocks[-1] * space.layers[-1] + 1)
         self._raw: dict[tuple[object, ...], Floats] = {}
@@ -132,9 +102,9 @@ class ExactSolver:
         self._multipliers: dict[tuple[object, ...], Floats] = {}  # last multipliers times limits
 
     def solve(self) -> Certificate:
-        subproblems = [
-            subproblem for program in useful_programs(self.problem) for subproblem in self._subproblems(program)
-        ]
+        """Solve the problem. The deadline only leaves a gap between score and bound; it raises nothing."""
+        programs = useful_programs(self.problem)
+        subproblems = [subproblem for program in programs for subproblem in self._subproblems(program)]
         given_up = -math.inf  # the highest bound of the subproblems that remain unsolved
         try:
             for subproblem in subproblems:
@@ -159,12 +129,19 @@ class ExactSolver:
         score = self.score if candidate is None or self._minimised else self.problem.total(candidate)
         bound = score if given_up <= self.score else given_up
         return Certificate(
-            candidate, score, bound, len(subproblems), self.solved, self.labels, time.monotonic() - self.began
+            candidate=candidate,
+            score=score,
+            bound=bound,
+            subproblems=len(subproblems),
+            solved=self.solved,
+            labels=self.labels,
+            seconds=time.monotonic() - self.began,
         )
 
     # --- the subproblems ---
 
     def _subproblems(self, program: TemplateProgram) -> Iterator[_Subproblem]:
+        """Split a program by cut, by last width and by depth, as far as the score depends on them."""
         space, widths = self.problem.space, program.widths
         embedding = space.templates[program.template].embedding_width
         first_wide = next((w for w in widths if space.widths[w] >= embedding), widths.stop)
@@ -179,14 +156,13 @@ class ExactSolver:
 
     def _hopeful(self, subproblems: list[_Subproblem]) -> list[_Subproblem]:
         """The subproblems that may still hold the optimum or a tie with it, highest bound first."""
-        return sorted(
-            (subproblem for subproblem in subproblems if subproblem.bound >= self.score),
-            key=lambda subproblem: -subproblem.bound,
-        )
+        hopeful = [subproblem for subproblem in subproblems if subproblem.bound >= self.score]
+        return sorted(hopeful, key=lambda subproblem: -subproblem.bound)
 
     # --- one subproblem ---
 
     def _path_problem(self, subproblem: _Subproblem) -> PathProblem:
+        """The subproblem as arrays, without the block choices that others replace."""
         program, space = subproblem.program, self.problem.space
         choices = self._order[self._useful_choices(subproblem)[subproblem.depth - self._depths.start]]
         choices = choices[self._width[choices] < subproblem.last.stop]
@@ -256,27 +232,23 @@ class ExactSolver:
         if key not in self._useful:
             space, order = self.problem.space, self._order
             useful = np.zeros((len(self._depths), len(order)), bool)
-            costs = np.column_stack(
-                (program.block_costs, np.maximum(program.activations - program.end_activation, 0.0))
-            )
-            parameters = np.array(
-                [counts.block_parameters(space.models[program.template], choice) for choice in space.block_choices]
-            )
+            extra = np.maximum(program.activations - program.end_activation, 0.0)
+            costs = np.column_stack((program.block_costs, extra))
+            model = space.models[program.template]
+            parameters = np.array([counts.block_parameters(model, choice) for choice in space.block_choices])
             cells = self._width[order] * (self._layers.max() + 1) + self._layers[order]
             for cell in np.split(np.arange(len(order)), np.flatnonzero(np.diff(cells)) + 1):
                 if self._width[order[cell[0]]] in program.widths:
                     choices = order[cell]
-                    useful[:, cell] = ~_replaced(scores[:, choices], costs[choices], parameters[choices])
+                    useful[:, cell] = ~replaced_choices(scores[:, choices], costs[choices], parameters[choices])
             self._useful[key] = useful
         return self._useful[key]
 
     def _bound(self, subproblem: _Subproblem) -> None:
         """Lower the subproblem's bound, at most down to the best score."""
         self._report("bounding", math.inf)
-        paths, alike = (
-            self._path_problem(subproblem),
-            (self.problem.space.templates[subproblem.program.template].ffn, subproblem.program.metrics),
-        )
+        program, paths = subproblem.program, self._path_problem(subproblem)
+        alike = (self.problem.space.templates[program.template].ffn, program.metrics)
         usual = self._multipliers.get(alike)
         if usual is None:
             usual = np.full(len(paths.limits), np.abs(paths.score).max() / max(1, len(paths.limits)))
@@ -314,6 +286,7 @@ class ExactSolver:
         self.best, self.score = min(candidates, key=self._key), score
 
     def _meet(self, candidate: Candidate, score: float) -> None:
+        """Keep a candidate that bounding or a beam search met, if it is the best so far."""
         if score > self.score:
             self.met, self.best, self.score = candidate, None, score
 
@@ -335,25 +308,11 @@ def _lowest(paths: PathProblem) -> float:
     """An objective that every path exceeds."""
     max_blocks = paths.blocks[-1]
     finite = np.where(np.isfinite(paths.cost), paths.cost, 0.0)
-    dearest = paths.start.max(0) + paths.finish.max(0) + max_blocks * (finite.max(0) + paths.changes.max((0, 1)))
-    dearest[paths.peak :][:1] += paths.extra.max()
-    return max_blocks * min(0.0, float(paths.score.min())) - float(paths.weights @ np.maximum(dearest, 0.0)) - 1.0
+    highest_cost = paths.start.max(0) + paths.finish.max(0) + max_blocks * (finite.max(0) + paths.changes.max((0, 1)))
+    highest_cost[paths.peak :][:1] += paths.extra.max()
+    return max_blocks * min(0.0, float(paths.score.min())) - float(paths.weights @ np.maximum(highest_cost, 0.0)) - 1.0
 
 
 def _candidate(subproblem: _Subproblem, paths: PathProblem, choices: list[int]) -> Candidate:
     """The candidate of a path. Blocks of one width may stand in any order, so the choices are sorted."""
     return Candidate(subproblem.program.template, tuple(sorted(int(paths.choices[choice]) for choice in choices)))
-
-
-def _replaced(scores: Floats, costs: Floats, parameters: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """A [depths, N] mask of the choices of one cell that another choice replaces.
-
-    `scores` is [depths, N] and `costs` is [N, K]. Among equal choices the one with the fewest parameters stays, and
-    then the first.
-    """
-    no_dearer = (costs[:, None] <= costs[None]).all(-1)  # [i, j]: i costs no more than j
-    rank = np.lexsort((np.arange(len(costs)), parameters)).argsort()
-    preferred = (costs[:, None] < costs[None]).any(-1) | (rank[:, None] < rank[None])
-    better = scores[:, :, None] > scores[:, None]  # [depth, i, j]
-    equal = scores[:, :, None] == scores[:, None]
-    return np.asarray((no_dearer & (better | (equal & preferred))).any(1))
