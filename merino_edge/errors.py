@@ -1,8 +1,7 @@
-"""Everything merino-edge refuses, as types.
+"""The errors of merino-edge that a user can act on.
 
-Each error is one line that says what was wrong and where, and carries `hint`: what to do next, with
-the command where there is one. The command line prints `message; hint` and exits with `exit_code`;
-nothing here prints or exits.
+Each error is one line that says what was wrong and where. Its `hint` says what to do next, with the command where there
+is one. The command line prints `message; hint` and exits with `exit_code`. Nothing in this module prints or exits.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any
 
 
 class MerinoError(Exception):
-    """A refusal a user can act on. `hint` names the next step, `exit_code` is the process's."""
+    """A refusal that a user can act on. `hint` names the next step, `exit_code` is the process's."""
 
     exit_code = 1
 
@@ -44,7 +43,7 @@ class BudgetError(MerinoError):
 
 
 class ParityError(MerinoError):
-    """An exported graph does not compute what the checkpoint computes. `checks` is the whole parity report."""
+    """An exported graph does not compute the checkpoint's values. `checks` is the whole parity report."""
 
     exit_code = 5
 
@@ -54,37 +53,37 @@ class ParityError(MerinoError):
 
 
 class InputError(MerinoError):
-    """A value, prompt or corpus that cannot be used."""
+    """A value, prompt or corpus cannot be used."""
 
     exit_code = 2
 
 
 class OutputError(MerinoError):
-    """The result cannot be written (read-only, full, or something is in the way)."""
+    """The result cannot be written: the disk is read-only or full, or the path is taken."""
 
     exit_code = 6
 
 
 class MissingExtraError(MerinoError):
-    """A verb needs a package that is not installed; the hint is the pip command."""
+    """A verb needs a package that is not installed. The hint is the pip command."""
 
     exit_code = 7
 
 
 class UnsupportedError(MerinoError):
-    """A model, operator, device or target that this version does not handle."""
+    """This version does not handle the model, operator, device or target."""
 
     exit_code = 8
 
 
 class Interrupted(MerinoError):
-    """Ctrl-C, or a request to terminate."""
+    """The user pressed Ctrl-C, or the process was asked to terminate."""
 
     exit_code = 130  # as shells count it
 
 
 def require(package: str, extra: str) -> None:
-    """Refuse with the pip command when `package` (of the extra `extra`) is not installed."""
+    """Raise MissingExtraError with the pip command if `package`, a part of the extra `extra`, is not installed."""
     from importlib.util import find_spec
 
     if find_spec(package) is None:

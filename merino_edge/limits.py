@@ -1,6 +1,6 @@
-"""Every limit of merino-edge in one place; an error that applies one names it.
+"""Every limit of merino-edge in one place. An error that applies a limit names this file.
 
-They bound what an untrusted file may make the tool allocate or loop over. None is a recommendation.
+The limits bound how much an untrusted file can make the tool allocate or loop over. None is a recommendation.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ MAX_GGUF_VALUES = 16 * 2**20  # numbers and strings of a GGUF file that are not 
 MAX_SYSTEM_FILE_BYTES = 32 * 2**20  # of procfs, sysfs, the package database
 MAX_LINE_BYTES = 64 * 2**10  # of tegrastats
 MAX_PROMPT_BYTES = 1 * 2**20
-MAX_REQUEST_BYTES = 4 * 2**20  # to the server; JSON escapes what a prompt has
+MAX_REQUEST_BYTES = 4 * 2**20  # to the server; a prompt grows when JSON escapes it
 MAX_GRAMMAR_CHARACTERS = 64 * 2**10  # of a JSON schema or a regular expression
-MAX_MESSAGES = 1_024  # of a conversation sent to it
-MAX_WAITING = 10_000  # answers in its queue
+MAX_MESSAGES = 1_024  # of a conversation sent to the server
+MAX_WAITING = 10_000  # answers in the server's queue
 MAX_TEMPLATE_BYTES = 128 * 2**10
 MAX_NEW_TOKENS = 1_048_576
 MAX_STOP_STRINGS = 64
@@ -54,6 +54,6 @@ def check_range(name: str, value: int, low: int, high: int, error: type = InputE
 
 
 def check_seconds(value: float | None) -> None:
-    """Refuse a time that is no positive number."""
+    """Raise InputError for a time that is no positive number. None is accepted."""
     if value is not None and not 0 < value < float("inf"):
         raise InputError(f"--seconds is {value}", "give a positive number")

@@ -1,15 +1,18 @@
-"""Named architectures: public models the paper compares with, and reconstructions of its own three.
+"""Presets: public models that the paper compares with, and reconstructions of its own three.
 
-`preset(name)` returns the `Architecture`; `PRESETS` lists the names. The public models' parameter
-counts equal the published ones exactly.
+The parameter counts of the public models equal the published ones exactly. The paper published no MeRino
+architecture, so `merino-52m`, `merino-61m` and `merino-64m` are reconstructions from its search space: four blocks of
+shared OPT-like layers, vocabulary 50272, embedding 768, head dimension 64, 2048 positions. Each has the highest total
+score (`merino_edge.search.score`, effective) under these conditions:
 
-The paper published no MeRino architecture. `merino-52m`, `merino-61m` and `merino-64m` are
-reconstructions: within the paper's search space (four blocks with shared layers, vocabulary 50272,
-embedding 768, head dimension 64, 2048 positions, OPT-like layers), each is the architecture with the
-highest total score (`merino_edge.search.score`, effective) among those whose FLOPs
-(sequence 1024, head excluded) are 95 to 100 % of 60, 110 or 160 G and whose parameters round to
-52, 61 or 64 M with shared layers and to 59, 79 or 100 M without. `benchmarks/paper/reconstruct_presets.py`
-finds them; docs/reproduction.md has the optima under the FLOP budgets alone, which are close by.
+| preset | FLOPs (sequence 1024, no head), at 95 to 100 % of | parameters, rounded | the same without sharing |
+|---|---|---|---|
+| merino-52m | 60 G | 52 M | 59 M |
+| merino-61m | 110 G | 61 M | 79 M |
+| merino-64m | 160 G | 64 M | 100 M |
+
+`benchmarks/paper/reconstruct_presets.py` finds them. docs/reproduction.md has the optima under the FLOP budgets alone,
+which are close.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ def _layers(layers: int, width: int, ffn_width: int, heads: int, kv_heads: int |
 
 
 def _merino(*blocks: tuple[int, int, int]) -> Architecture:
-    """From (width, layers, ffn_width) of each block."""
+    """A MeRino model from (width, layers, ffn_width) of each block."""
     return Architecture(
         vocab_size=50272,
         max_positions=2048,
@@ -109,15 +112,17 @@ PRESETS: tuple[str, ...] = tuple(_ARCHITECTURES)
 
 
 def preset(name: str) -> Architecture:
-    """The architecture called `name`. Raises InputError naming the ones there are."""
+    """The architecture called `name`. Raises InputError that lists the names."""
     if name not in _ARCHITECTURES:
         raise InputError(f"there is no preset {name!r}", f"choose one of {', '.join(PRESETS)}")
     return _ARCHITECTURES[name]
 
 
 def shrunk(name: str) -> Architecture:
-    """The preset `name` with a small vocabulary, two layers, and one more for each change of width: every kind of node
-    that its graph has, compiled in a second."""
+    """A small version of the preset `name` that compiles in a second and has every kind of node of its graph.
+
+    It has a small vocabulary, two layers, and one more layer for each width projection.
+    """
     a = preset(name)
     first, *others = (next(blocks) for _, blocks in groupby(a.blocks, key=lambda block: block.width))
     blocks = (dataclasses.replace(first, layers=2), *(dataclasses.replace(block, layers=1) for block in others))

@@ -1,6 +1,6 @@
-"""TensorRT's Python module, full or for RTX, and a logger that keeps what went wrong instead of printing it.
+"""TensorRT's Python module, full or for RTX, and a logger that keeps the first error instead of printing it.
 
-Both libraries have one interface; what a release lacks is found by asking the module (`hasattr`), not by its version.
+Both libraries have one interface. The callers ask the module what it lacks (`hasattr`) and never read its version.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 from merino_edge.errors import MissingExtraError, require
 
 TENSORRT, RTX = "tensorrt", "tensorrt_rtx_bindings"
-EXTRAS = {TENSORRT: "tensorrt", RTX: "rtx"}  # of the library's module
+EXTRAS = {TENSORRT: "tensorrt", RTX: "rtx"}  # pip extra by module
 
 
 def installed() -> str:
-    """The module of the TensorRT at hand, the full one first. Raises MissingExtraError."""
+    """The name of the installed TensorRT module; the full one is preferred. Raises MissingExtraError."""
     for library in EXTRAS:
         if find_spec(library) is not None:
             return library
@@ -28,7 +28,7 @@ def installed() -> str:
 
 
 def load(library: str) -> tuple[Any, Any]:
-    """The library's module, and a logger whose `first` is its first error. Raises MissingExtraError."""
+    """The library's module, and a logger whose `first` is the first error. Raises MissingExtraError."""
     require(library, EXTRAS[library])
     trt = import_module(library)
 

@@ -1,11 +1,12 @@
-"""Text to token ids and back, and the chat template: a `tokenizers` tokenizer with its few conventions.
+"""The tokenizer: text to token ids and back, and the chat template.
 
-A checkpoint and a bundle hold `tokenizer.json` (the `tokenizers` library's own format) and `chat.json`:
+It wraps the `tokenizers` library. A checkpoint and a bundle hold `tokenizer.json` (the library's own format) and
+`chat.json`:
 
     {"eos_token_ids": [2], "bos_token_id": null, "chat_template": "{% for ... %}" or null}
 
-`bos_token_id` is put before every prompt when it is not null. The template is Jinja and comes from the model's author,
-so it is rendered in a sandbox (`ImmutableSandboxedEnvironment`). This module knows no model.
+`bos_token_id` is put before every prompt unless it is null. The template is Jinja and comes from the model's author, so
+it is rendered in a sandbox (`ImmutableSandboxedEnvironment`). This module knows no model.
 """
 
 from __future__ import annotations
@@ -29,17 +30,19 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """What `chat.json` holds."""
+    """The content of `chat.json`: end tokens, BOS token and chat template."""
 
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     chat_template: str | None = None
 
     def to_json(self) -> str:
+        """The text of `chat.json`."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @staticmethod
     def load(path: Path) -> ChatFormat:
+        """Read a `chat.json`. Raises ArtefactError."""
         value = artefact.parse_json(artefact.read_text(path), str(path))
         try:
             ids, bos, template = tuple(value["eos_token_ids"]), value["bos_token_id"], value["chat_template"]
@@ -58,7 +61,7 @@ class ChatFormat:
 
 
 class Tokenizer:
-    """Encodes and decodes; `apply_template` turns a conversation into the prompt text."""
+    """Encodes and decodes text. `apply_template` turns a conversation into the text of a prompt."""
 
     def __init__(self, backend: tokenizers.Tokenizer, chat: ChatFormat) -> None:
         self.backend = backend
@@ -81,15 +84,19 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """The number of tokens, added ones included."""
         return int(self.backend.get_vocab_size(with_added_tokens=True))
 
     @property
     def sha256(self) -> str:
-        """Of what it is, its chat format apart; a corpus keeps that of the one it was encoded with."""
+        """The hash of the tokenizer without its chat format. A corpus records the hash of its tokenizer."""
         return artefact.sha256_text(self.backend.to_str())
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, special tokens spelled in the text recognised, with BOS where the model wants it."""
+        """Token ids of `text`, after BOS where the model wants it. Raises InputError for text that cannot be used.
+
+        Special tokens that are spelled out in the text are recognised.
+        """
         try:
             size_bytes = len(text.encode())
         except UnicodeEncodeError:  # lone surrogates: how Python spells bytes that are not UTF-8
@@ -100,16 +107,20 @@ class Tokenizer:
         return ids if self.chat.bos_token_id is None else [self.chat.bos_token_id, *ids]
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation, ending where the assistant starts. Raises as `apply_template` and `encode`."""
+        """Token ids of a conversation, up to where the assistant starts. Raises as `apply_template` and `encode` do."""
         ids, bos = self.encode(self.apply_template(messages)), self.chat.bos_token_id
         return ids[1:] if ids[:2] == [bos, bos] else ids  # some templates write the BOS that `encode` adds
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids."""
         return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def apply_template(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """The prompt for a conversation, ending where the assistant starts; without `add_generation_prompt` where the
-        last message does. Raises InputError, ArtefactError."""
+        """The prompt for a conversation, up to where the assistant starts.
+
+        Without `add_generation_prompt` it ends with the last message. Raises InputError where there is no template,
+        ArtefactError where the template fails.
+        """
         if self.chat.chat_template is None:
             raise InputError("this bundle has no chat template", "use: merino-edge generate BUNDLE --prompt TEXT")
         context: dict[str, Any] = {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
@@ -117,7 +128,7 @@ class Tokenizer:
         context["eos_token"] = self._token(self.chat.eos_token_ids[0] if self.chat.eos_token_ids else None)
         try:
             return str(_compiled(self.chat.chat_template).render(**context))
-        except Exception as error:  # templates are untrusted: whatever they raise is their fault
+        except Exception as error:  # templates are untrusted, and may raise anything
             raise ArtefactError(
                 f"the chat template failed ({error})", "use --prompt, or import the model again"
             ) from None
@@ -128,7 +139,7 @@ class Tokenizer:
 
 @functools.lru_cache(maxsize=8)
 def _compiled(template: str) -> jinja2.Template:
-    """Compiling takes as long as writing a hundred conversations."""
+    """The compiled template. It is cached because compiling takes as long as rendering a hundred conversations."""
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -140,8 +151,11 @@ def _compiled(template: str) -> jinja2.Template:
 
 
 def compact(tokenizer_json: str, where: str) -> str:
-    """The text of a `tokenizer.json`, `where` it is from, in as few bytes as it can be read from, 60 % fewer for
-    GPT-2's kind: no spaces between values, and merges "a b" instead of ["a", "b"], which `tokenizers` reads too."""
+    """The text of a `tokenizer.json` with fewer bytes: 60 % fewer for tokenizers like GPT-2's.
+
+    It has no spaces between values, and spells merges "a b" instead of ["a", "b"], which `tokenizers` also reads.
+    Raises ArtefactError naming `where` the text is from.
+    """
     value = artefact.parse_json(tokenizer_json, where)
     merges = value.get("model", {}).get("merges")
     if merges and all(isinstance(merge, list) and not any(" " in part for part in merge) for merge in merges):

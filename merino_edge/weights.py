@@ -1,7 +1,7 @@
 """The names and shapes of a model's weights, as stored in a checkpoint's `model.safetensors`.
 
-One rule for the PyTorch module, the importers, the exporter and the profiler. Linear weights are
-[out, in] as in PyTorch. A shared block stores only `layers.0`.
+The PyTorch module, the importers, the exporter and the profiler all use these. Linear weights are [out, in] as in
+PyTorch. A shared block stores only `layers.0`.
 
     embedding.weight [V, E]            positions.weight [rows, W_0]      projection_in.weight [W_0, E]
     blocks.B.projection.weight [W_B, W_B-1]
@@ -22,18 +22,18 @@ from merino_edge.architecture import Architecture, Block
 Shape = tuple[int, ...]
 
 
-SHARES_INPUT_OF = {"key": "query", "value": "query", "up": "gate"}  # where there is such a one
+SHARES_INPUT_OF = {"key": "query", "value": "query", "up": "gate"}  # where the layer has the latter
 
 
-def with_shared_inputs(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Names of matrices, together where they multiply the same input: query, key and value; gate and up."""
-    names, found = list(names), dict[str, tuple[str, ...]]()
+def group_by_input(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Names of matrices, grouped where they multiply the same input: query, key and value; gate and up."""
+    names, groups = list(names), dict[str, tuple[str, ...]]()
     for name in names:
         stem, _, last = name.removesuffix(".weight").rpartition(".")
         first = f"{stem}.{SHARES_INPUT_OF.get(last, last)}.weight"
         first = first if first in names else name
-        found[first] = (*found.get(first, ()), name)
-    return list(found.values())
+        groups[first] = (*groups.get(first, ()), name)
+    return list(groups.values())
 
 
 def _norm(name: str, width: int, a: Architecture) -> Iterator[tuple[str, Shape]]:
@@ -49,7 +49,7 @@ def _linear(name: str, out: int, into: int, *, bias: bool) -> Iterator[tuple[str
 
 
 def layer_shapes(a: Architecture, block: Block, prefix: str) -> Iterator[tuple[str, Shape]]:
-    """Names and shapes of one layer's weights, each name starting with `prefix`."""
+    """Names and shapes of one layer's weights. Each name starts with `prefix`."""
     width, kv_width, everywhere = block.width, block.kv_heads * a.head_dim, a.bias == "all"
     yield from _norm(f"{prefix}attention_norm", width, a)
     for name, out in (("query", width), ("key", kv_width), ("value", kv_width)):
@@ -62,7 +62,7 @@ def layer_shapes(a: Architecture, block: Block, prefix: str) -> Iterator[tuple[s
 
 
 def weight_shapes(a: Architecture) -> dict[str, Shape]:
-    """Every stored weight's name and shape, in file order."""
+    """The name and shape of every stored weight, in file order."""
 
     def walk() -> Iterator[tuple[str, Shape]]:
         first, last = a.blocks[0].width, a.blocks[-1].width
@@ -89,7 +89,7 @@ def weight_shapes(a: Architecture) -> dict[str, Shape]:
 
 
 def random_weights(a: Architecture, seed: int = 0) -> dict[str, np.ndarray]:
-    """Float32 weights fit for timing (latency does not depend on values): N(0, 0.02), norms 1 and 0."""
+    """Random float32 weights for timing: N(0, 0.02), norms 1 and biases 0. Latency does not depend on the values."""
     rng = np.random.default_rng(seed)
     weights = {}
     for name, shape in weight_shapes(a).items():

@@ -57,7 +57,7 @@ def distill_logits(
             bar.update(task, completed=done, note=f"{now / (time.perf_counter() - began):,.0f} tokens/s")
 
         try:
-            header = teacher_logits.teach(
+            header = teacher_logits.write_teacher_logits(
                 source,
                 loaded_corpus,
                 out,

@@ -1,10 +1,10 @@
-"""Hugging Face model families: what a `config.json` says as an `Architecture`, and where each weight belongs.
+"""Hugging Face model families: `config.json` to `Architecture` and back, and the layout of the weights.
 
-OPT, GPT-2 (and Cerebras-GPT), GPT-NeoX (Pythia), and the Llama family (Llama, Mistral and Qwen2 without sliding
-window). Configurations are read as transformers 4 and 5 write them; a missing field means that family's documented
-default, and what no architecture can spell is refused by name. One table of names serves reading and writing.
-What is written is what a family has words for: whoever writes reads it back to see whether anything is lost
-(merino_edge.convert.to_huggingface). Touches no file.
+The families are OPT, GPT-2 (and Cerebras-GPT), GPT-NeoX (Pythia), and Llama, Mistral and Qwen2 without sliding window.
+Configurations are read as transformers 4 and 5 write them. A missing field means the family's documented default. A
+field that no architecture can express is refused by name. One table of names serves reading and writing. A family may
+be unable to express all of an architecture, so the writer reads the result back (merino_edge.convert.to_huggingface).
+This module touches no file.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CHOOSE = "choose another model"
 
 
 class Config:
-    """`config.json`, read field by field: typed, and refusing by name what no architecture can spell."""
+    """A `config.json`, read field by field. Fields are typed, and those without equivalent are refused by name."""
 
     def __init__(self, values: Any, where: str) -> None:
         if not isinstance(values, dict):
@@ -65,24 +65,28 @@ class Config:
         return value
 
     def need(self, name: str) -> int:
-        """A whole number of at least 1 that has no default."""
+        """A whole number of at least 1 without default. Raises ArtefactError."""
         value = self.get(name, 0)
         if value < 1:
             raise ArtefactError(f"{self.where}: {name} is missing or below 1", "download it again")
         return value
 
     def only(self, name: str, accepted: Collection[Any]) -> None:
-        """Refuse a field that is present, not null, and none of `accepted`."""
+        """Raise UnsupportedError for a field that is present, not null, and none of `accepted`."""
         value = self.values.get(name)
         if value is not None and value not in accepted:
             raise UnsupportedError(f"{self.where}: {name} {value!r} is not supported", CHOOSE)
 
     def activation(self, name: str, default: str) -> Ffn:
+        """The FFN's activation. Raises UnsupportedError for one that no architecture has."""
         self.only(name, ACTIVATIONS)
         return ACTIVATIONS[self.get(name, default)]
 
     def rope(self, theta_name: str, fraction_name: str, default_fraction: float) -> tuple[float, float]:
-        """Rotary base and rotated fraction of a head, from either spelling. Scaled rotary is refused."""
+        """The rotary base and the rotated fraction of a head, from the old or the new spelling.
+
+        Raises UnsupportedError for scaled rotary positions.
+        """
         own = Config(self.values.get("rope_parameters") or {}, f"{self.where}: rope_parameters")
         scaling = Config(self.values.get("rope_scaling") or {}, f"{self.where}: rope_scaling")
         for spelling in (own, scaling):
@@ -102,7 +106,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Fields:
-    """A family's names for what it says as an `Architecture` does; empty where it leaves no choice."""
+    """The family's names of an `Architecture`'s fields; empty where the family leaves no choice."""
 
     vocab_size: str = "vocab_size"
     tied_head: str = "tie_word_embeddings"
@@ -119,7 +123,10 @@ class Fields:
     parallel_residual: str = ""
 
     def read(self, c: Config, *, tied_head: bool, ffn_width: int | None = None, **others: Any) -> Architecture:
-        """`tied_head` and `ffn_width` where `c` says nothing; `others` as the architecture is to have them."""
+        """The architecture of configuration `c`.
+
+        `tied_head` and `ffn_width` are defaults for missing fields. `others` are fields of the architecture.
+        """
         width, heads = c.need(self.width), c.need(self.heads)
         kv_heads = c.get(self.kv_heads, heads)
         ffn_width = c.need(self.ffn_width) if ffn_width is None else c.get(self.ffn_width, ffn_width)
@@ -133,7 +140,7 @@ class Fields:
         )
 
     def write(self, a: Architecture) -> dict[str, Any]:
-        """The fields of an architecture of one block."""
+        """The configuration's fields for an architecture of one block."""
         ours = {**dataclasses.asdict(a.blocks[0]), **a.to_dict(), "ffn": _NAME_OF.get(a.ffn)}
         names = dataclasses.asdict(self)
         return {theirs: ours[name] for name, theirs in names.items() if theirs}
@@ -205,14 +212,14 @@ def _neox(c: Config) -> Architecture:
 
 def _to_neox(a: Architecture) -> dict[str, Any]:
     fraction = (a.rotary_dim or a.head_dim) / a.head_dim
-    if int(a.head_dim * fraction) < a.rotary_dim:  # as whoever reads it computes
+    if int(a.head_dim * fraction) < a.rotary_dim:  # as a reader computes it
         fraction = math.nextafter(fraction, 1.0)
     old = {"rotary_emb_base": a.rotary_base, "rotary_pct": fraction}
     return {**old, "rope_parameters": {**_rope(a), "partial_rotary_factor": fraction}}
 
 
 def _llama(c: Config, bias: Bias | None = None) -> Architecture:
-    """`bias` None: as the configuration says, all or none."""
+    """The architecture of a Llama-like configuration. With `bias` None the configuration decides: all or none."""
     if bias is None:
         attention, ffn = c.get("attention_bias", False), c.get("mlp_bias", False)
         if attention != ffn:
@@ -269,7 +276,10 @@ def _to_qwen2(a: Architecture) -> dict[str, Any]:
 
 
 def _gated_rotary(a: Architecture) -> dict[str, Any]:
-    """`rope_theta` beside `rope_parameters`: transformers 4 knows only that, and would take its default unseen."""
+    """The fields of a gated FFN and rotary positions.
+
+    `rope_theta` stands beside `rope_parameters`: transformers 4 knows only that, and would silently use its default.
+    """
     return {"hidden_act": "silu", "rope_theta": a.rotary_base, "rope_parameters": _rope(a)}
 
 
@@ -282,18 +292,21 @@ def _rope(a: Architecture) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Family:
-    """`architecture` reads a configuration; `fields` and `others` write it. `fuse` undoes `layout.adapt`."""
+    """A model family. `architecture` reads a configuration, `fields` and `others` write it.
+
+    `fuse` is the inverse of `layout.adapt`.
+    """
 
     model: str  # transformers' class
     architecture: Callable[[Config], Architecture]
     fields: Fields
     others: Callable[[Architecture], dict[str, Any]]
     layout: Layout
-    prefixes: tuple[str, ...]  # that a weight's name may or may not start with; the first is written
+    prefixes: tuple[str, ...]  # optional prefixes of a weight's name; the first is written
     fuse: Fuse = fuse_as_is
 
     def config(self, a: Architecture) -> dict[str, Any]:
-        """What this family's `config.json` can say of an architecture of one block, whether or not that is all."""
+        """This family's `config.json` for an architecture of one block. It may not express all of the architecture."""
         return {**self.fields.write(a), **self.others(a)}
 
 

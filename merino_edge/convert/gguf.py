@@ -1,8 +1,8 @@
-"""GGUF files (as llama.cpp writes them): weights dequantised to float32, tokenizer rebuilt from the metadata.
+"""Reading of GGUF files (of llama.cpp): weights are dequantised to float32, the tokenizer is rebuilt from metadata.
 
-Architectures: llama (also SmolLM2, Mistral), qwen2, gpt2. Tokenizers: byte-level BPE ("gpt2") of the kinds in
-`PRE_TOKENIZERS`. Any other, any metadata of the architecture that is not understood, and any weight without a place
-are refused by name. The library's reader trusts the file; `_open` keeps it inside the file's bounds.
+The architectures are llama (also SmolLM2, Mistral), qwen2 and gpt2. The tokenizers are byte-level BPE ("gpt2") of the
+kinds in `PRE_TOKENIZERS`. Any other kind, unknown metadata of the architecture and weights without equivalent are
+refused by name. The library's reader trusts the file, so `_open` keeps it inside the file's bounds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from merino_edge import artefact, limits
 from merino_edge.architecture import Architecture, Block
-from merino_edge.convert.imported import Imported, Step, bind_template, check_tokenizer, convert_weights
+from merino_edge.convert.imported import Imported, OnWeight, bind_template, check_tokenizer, convert_weights
 from merino_edge.convert.layouts import Layout, split_fused
 from merino_edge.errors import ArchitectureError, ArtefactError, UnsupportedError, require
 from merino_edge.tokenizer import ChatFormat
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def read(path: Path, step: Step) -> Imported:
+def read(path: Path, on_weight: OnWeight) -> Imported:
     """Read the model in the GGUF file `path`. Raises UnsupportedError, ArtefactError, MissingExtraError."""
     require("gguf", "import")
     reader = _open(path)
@@ -46,7 +46,12 @@ def read(path: Path, step: Step) -> Imported:
     chat = _chat(m, backend)
     check_tokenizer(backend, a.vocab_size, chat, str(path))
     weights = convert_weights(
-        a, LAYOUTS[family], tensors, lambda name: _dequantised(tensors[name], path), where=str(path), step=step
+        a,
+        LAYOUTS[family],
+        tensors,
+        lambda name: _dequantised(tensors[name], path),
+        where=str(path),
+        on_weight=on_weight,
     )
     source = {"format": "gguf", "family": family, "name": path.name, "files": {path.name: artefact.sha256_file(path)}}
     return Imported(a, weights, str(backend.to_str(pretty=True)), chat, source)
@@ -59,7 +64,7 @@ def _open(path: Path) -> gguf.GGUFReader:
     import gguf
 
     class Reader(gguf.GGUFReader):  # type: ignore[misc]
-        """Refuses to read outside the file, which the library takes for empty, and to read without end."""
+        """A reader that refuses to read outside the file or without end. The library would read nothing there."""
 
         data: Any
         reads = 0
@@ -76,7 +81,7 @@ def _open(path: Path) -> gguf.GGUFReader:
 
     try:
         return Reader(path)
-    except Exception as error:  # the reader validates little: what a damaged file makes it raise has no common type
+    except Exception as error:  # the reader validates little: a damaged file can make it raise anything
         raise ArtefactError(
             f"{path} cannot be read as GGUF ({error})", "it is damaged or truncated; download it again"
         ) from None
@@ -90,7 +95,7 @@ class Metadata:
         self.where = where
 
     def get(self, key: str, kind: type[T]) -> T | None:
-        """The value, or None where the key is missing. `list` gives the whole array."""
+        """The value, or None where the key is missing. For kind `list` it is the whole array."""
         if key not in self.fields:
             return None
         try:
@@ -102,6 +107,7 @@ class Metadata:
         return value
 
     def need(self, key: str, kind: type[T]) -> T:
+        """The value of a key that must be present."""
         value = self.get(key, kind)
         if value is None:
             raise ArtefactError(f"{self.where} has no {key}", "it is damaged, or its kind of model is not supported")
@@ -115,7 +121,7 @@ class Metadata:
         return value
 
     def real(self, key: str, default: float | None = None) -> float:
-        """A float32, as the shortest decimal that is stored as it: 1e-05, not 9.999999747378752e-06."""
+        """A float32 as its shortest decimal: 1e-05, not 9.999999747378752e-06."""
         value = self.get(key, float) if default is not None else self.need(key, float)
         return float(str(np.float32(default if value is None else value)))
 
@@ -179,7 +185,7 @@ def _architecture(m: Metadata, family: str, tensors: Mapping[str, gguf.ReaderTen
 
 
 def _adapt_llama(a: Architecture, ours: tuple[str, ...], array: np.ndarray) -> Sequence[np.ndarray]:
-    """llama.cpp rotates neighbours and orders query and key rows for it: [H, D/2, 2, W] instead of [H, 2, D/2, W]."""
+    """Query and key rows in our order. llama.cpp rotates neighbours: [H, D/2, 2, W] instead of [H, 2, D/2, W]."""
     if ours[0].split(".")[-2] not in ("query", "key"):
         return [array]
     paired = array.reshape(-1, a.head_dim // 2, 2, array.shape[-1])
@@ -220,7 +226,7 @@ def _dequantised(tensor: gguf.ReaderTensor, path: Path) -> np.ndarray:
 
 # --- tokenizer and chat ----------------------------------------------------------------------------
 
-# After the model cards' own tokenizer.json: a regular expression, or what `tokenizers` has a name for.
+# From the tokenizer.json of the model cards: a regular expression, or a name of the `tokenizers` library.
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 PRE_TOKENIZERS = {"gpt-2": "", "smollm": "digits", "llama-bpe": _WORDS % r"\p{N}{1,3}", "qwen2": _WORDS % r"\p{N}"}
 CONTROL, USER_DEFINED = 3, 4  # token types that are recognised before BPE; a normal token is 1
@@ -258,8 +264,8 @@ def _tokenizer(m: Metadata) -> tokenizers.Tokenizer:
     if kind == "qwen2":
         backend.normalizer = normalizers.NFC()
     backend.decoder = decoders.ByteLevel()
-    known = [(token, form) for token, form in zip(tokens, types, strict=True) if form in (CONTROL, USER_DEFINED)]
-    backend.add_tokens([AddedToken(token, special=form == CONTROL, normalized=False) for token, form in known])
+    added = [(token, form) for token, form in zip(tokens, types, strict=True) if form in (CONTROL, USER_DEFINED)]
+    backend.add_tokens([AddedToken(token, special=form == CONTROL, normalized=False) for token, form in added])
     return backend
 
 

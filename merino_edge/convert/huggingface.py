@@ -1,8 +1,8 @@
-"""Hugging Face folders: `config.json`, safetensors and `tokenizer.json` as a checkpoint's content.
+"""Reading of Hugging Face folders: `config.json`, safetensors and `tokenizer.json` as a checkpoint's content.
 
-Reads `model.safetensors` or its shards by `model.safetensors.index.json`, any float type as float32. Pickled weights
-(.bin, .pt) are refused. Also read where present: `tokenizer_config.json`, `chat_template.jinja`,
-`generation_config.json`. Which families there are is `convert_families`' business.
+It reads `model.safetensors`, or its shards by `model.safetensors.index.json`. Every float type becomes float32. Pickled
+weights (.bin, .pt) are refused. `tokenizer_config.json`, `chat_template.jinja` and `generation_config.json` are read
+where they exist. merino_edge.convert.families holds the model families.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ from merino_edge import artefact, limits
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Weights
 from merino_edge.convert.families import FAMILIES, Config, Family
-from merino_edge.convert.imported import Imported, Step, bind_template, check_tokenizer, convert_weights, load_tokenizer
+from merino_edge.convert.imported import (
+    Imported,
+    OnWeight,
+    bind_template,
+    check_tokenizer,
+    convert_weights,
+    load_tokenizer,
+)
 from merino_edge.errors import ArchitectureError, ArtefactError, UnsupportedError, require
 from merino_edge.tokenizer import ChatFormat
 
@@ -31,7 +38,7 @@ BUFFERS = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attn\.(masked_)?bias|attenti
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
-def read(folder: Path, step: Step) -> Imported:
+def read(folder: Path, on_weight: OnWeight) -> Imported:
     """Read the model in `folder`. Raises UnsupportedError, ArtefactError, MissingExtraError."""
     config = _config(folder, "config.json")
     name = config.get("model_type", "none")
@@ -53,7 +60,7 @@ def read(folder: Path, step: Step) -> Imported:
         )
     backend = load_tokenizer(artefact.read_text(folder / "tokenizer.json"), str(folder / "tokenizer.json"))
     chat = _chat(folder, config, backend, a.vocab_size)
-    weights = _weights(a, family, files, step)
+    weights = _weights(a, family, files, on_weight)
     hashes = {file.name: artefact.sha256_file(file) for file in files}
     source = {"format": "huggingface", "family": name, "name": folder.resolve().name, "files": hashes}
     return Imported(a, weights, str(backend.to_str(pretty=True)), chat, source)
@@ -91,14 +98,14 @@ def _weight_files(folder: Path) -> list[Path]:
     raise ArtefactError(f"{folder} holds no {SAFETENSORS}", "download the model's .safetensors files")
 
 
-def _weights(a: Architecture, family: Family, files: list[Path], step: Step) -> Weights:
-    """The weights of all `files`, each read when it is its turn."""
+def _weights(a: Architecture, family: Family, files: list[Path], on_weight: OnWeight) -> Weights:
+    """The weights of all `files`. One weight is read at a time."""
     for package in ("safetensors", "ml_dtypes"):
         require(package, "import")
     import ml_dtypes  # noqa: F401  (gives numpy the name bfloat16)
     from safetensors import SafetensorError, safe_open
 
-    places: dict[str, tuple[Path, str]] = {}  # name without the family's prefix -> where it is stored
+    locations: dict[str, tuple[Path, str]] = {}  # name without the family's prefix -> where it is stored
     opened: dict[Path, Any] = {}
     try:
         for file in files:
@@ -107,12 +114,12 @@ def _weights(a: Architecture, family: Family, files: list[Path], step: Step) -> 
                 name = next((stored[len(p) :] for p in family.prefixes if stored.startswith(p)), stored)
                 if BUFFERS.fullmatch(name):
                     continue
-                if name in places:
+                if name in locations:
                     raise ArtefactError(f"{file}: weight {stored} appears twice", "download the folder again")
-                places[name] = (file, stored)
+                locations[name] = (file, stored)
 
         def load(name: str) -> np.ndarray:
-            file, stored = places[name]
+            file, stored = locations[name]
             array = opened[file].get_tensor(stored)
             if array.dtype.name not in FLOATS:
                 raise UnsupportedError(
@@ -120,7 +127,7 @@ def _weights(a: Architecture, family: Family, files: list[Path], step: Step) -> 
                 )
             return np.asarray(array, np.float32)
 
-        return convert_weights(a, family.layout, places, load, where=str(files[0].parent), step=step)
+        return convert_weights(a, family.layout, locations, load, where=str(files[0].parent), on_weight=on_weight)
     except (SafetensorError, OSError, TypeError) as error:
         raise ArtefactError(
             f"{file} cannot be read ({error})", "it is damaged or truncated; download it again"
@@ -157,7 +164,10 @@ def _eos_token_ids(config: Config) -> list[int]:
 
 
 def prepended_token(backend: tokenizers.Tokenizer) -> int | None:
-    """The id put before a text. tokenizer.json decides, as in transformers, not the setting `add_bos_token`."""
+    """The token id that the tokenizer puts before a text; None if it puts none. Raises UnsupportedError for more.
+
+    As in transformers, tokenizer.json decides this and not the setting `add_bos_token`.
+    """
     bare, full = (backend.encode("a", add_special_tokens=special).ids for special in (False, True))
     if full == bare:
         return None

@@ -1,12 +1,12 @@
 """Import: a pretrained model from a Hugging Face folder or a GGUF file becomes a checkpoint.
 
-`import_model` tells the two apart, has the model read by `convert_huggingface` or `convert_gguf`, and writes the
-checkpoint (merino_edge.checkpoint) with float32 weights and, in `training.json`:
+`import_model` reads the model through `convert.huggingface` or `convert.gguf`. It writes a checkpoint
+(merino_edge.checkpoint) with float32 weights. `training.json` records the source:
 
     "source": {"format": "huggingface" | "gguf", "family": "llama", "name": FILE or FOLDER, "files": {FILE: sha256}}
 
-What an `Architecture` cannot spell is refused by name, and so is a weight that has no place in it: a model is
-imported exactly or not at all. Needs no PyTorch and never reads a pickle.
+A model is imported exactly or not at all: a property or a weight that an `Architecture` cannot express is refused by
+name. The import needs no PyTorch and never reads a pickle.
 """
 
 from __future__ import annotations
@@ -16,22 +16,30 @@ from pathlib import Path
 
 from merino_edge import artefact, checkpoint
 from merino_edge.architecture import Architecture
-from merino_edge.convert.imported import Imported, Step
+from merino_edge.convert.imported import Imported, OnWeight
 from merino_edge.errors import ArtefactError, InputError
 
 
-def import_model(source: Path | str, out: Path | str, step: Step = lambda done, total: None) -> Architecture:
+def import_model(source: Path | str, out: Path | str, on_weight: OnWeight = lambda done, total: None) -> Architecture:
     """Write the checkpoint `out` from a Hugging Face folder or a GGUF file and return its architecture.
 
-    Raises UnsupportedError (what the architecture cannot spell), ArtefactError (damaged or incomplete),
-    InputError (not a model), OutputError, MissingExtraError.
+    `on_weight` gets the number of weights read so far and in all. Raises UnsupportedError (a property that an
+    architecture cannot express), ArtefactError (damaged or incomplete), InputError (not a model), OutputError,
+    MissingExtraError.
     """
-    model = _read(source, step)
-    checkpoint.save(out, model.architecture, model.weights, tokenizer_json=model.tokenizer_json, chat=model.chat, training={"source": model.source})
+    model = _read(source, on_weight)
+    checkpoint.save(
+        out,
+        model.architecture,
+        model.weights,
+        tokenizer_json=model.tokenizer_json,
+        chat=model.chat,
+        training={"source": model.source},
+    )
     return model.architecture
 
 
-def _read(source: Path | str, step: Step) -> Imported:
+def _read(source: Path | str, on_weight: OnWeight) -> Imported:
     from merino_edge.convert import gguf, huggingface
 
     path = Path(source)
@@ -45,7 +53,7 @@ def _read(source: Path | str, step: Step) -> Imported:
     if path.is_dir():
         if artefact.is_artefact_folder(path):
             raise InputError(f"{path} is an artefact of merino-edge already", f"run: merino-edge show {path}")
-        return huggingface.read(path, step)
+        return huggingface.read(path, on_weight)
     try:
         with open(path, "rb") as file:
             magic = file.read(4)
@@ -53,4 +61,4 @@ def _read(source: Path | str, step: Step) -> Imported:
         raise ArtefactError(f"{path} cannot be read ({error.strerror})", "check its permissions") from None
     if magic != b"GGUF":
         raise InputError(f"{path} is not a GGUF file", "give a .gguf file, or a Hugging Face folder with config.json")
-    return gguf.read(path, step)
+    return gguf.read(path, on_weight)

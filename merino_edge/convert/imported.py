@@ -1,4 +1,4 @@
-"""What every reader gives: a checkpoint's content, checked."""
+"""An imported model: a checkpoint's content, and the checks that every reader applies to it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from merino_edge.weights import weight_shapes
 if TYPE_CHECKING:
     import tokenizers
 
-Step = Callable[[int, int], None]  # called with (weights read, weights in all)
+OnWeight = Callable[[int, int], None]  # called with (weights read, weights in all)
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A model as read: everything a checkpoint holds."""
+    """A model as read: everything that a checkpoint holds."""
 
     architecture: Architecture
     weights: Weights  # float32, by the names of merino_edge.weights
@@ -42,9 +42,13 @@ def convert_weights(
     load: Callable[[str], np.ndarray],
     *,
     where: str,
-    step: Step,
+    on_weight: OnWeight,
 ) -> Weights:
-    """Our weights from theirs: `load(name)` gives float32. Every name must have its place, every place its name."""
+    """Our weights from a model's weights `names`; `load(name)` gives one as float32.
+
+    The names and our weights must correspond one to one. Raises UnsupportedError for a weight without equivalent, and
+    ArtefactError for a missing weight or a wrong shape.
+    """
     expected, weights = weight_shapes(a), Weights()
     names = list(names)
     for done, name in enumerate(names, 1):
@@ -61,7 +65,7 @@ def convert_weights(
             raise UnsupportedError(f"{where}: weight {name} has no place in this model family", "choose another model")
         try:
             parts = layout.adapt(a, ours, array)
-        except (ValueError, IndexError):  # it cannot be taken apart: its shape is wrong
+        except (ValueError, IndexError):  # it cannot be split: its shape is wrong
             parts = [array]
         for part, value in zip(ours, parts, strict=False):
             if value.shape != expected[part]:
@@ -70,7 +74,7 @@ def convert_weights(
                     "configuration and weights do not belong together",
                 )
             weights[part] = value
-        step(done, len(names))
+        on_weight(done, len(names))
     for part in expected:
         if part not in weights:
             raise ArtefactError(f"{where}: no weight for {part}", "the files are incomplete; download them again")
@@ -85,9 +89,9 @@ def _name_of(part: str, layout: Layout, names: Sequence[str], where: str) -> str
 
 
 def bind_template(template: str | None, where: str, **tokens: str | None) -> str | None:
-    """The template with the special tokens it speaks of (bos_token, eos_token, ...) set at its top.
+    """The template with the special tokens that it uses (bos_token, eos_token, ...) set at its top.
 
-    A checkpoint keeps ids of what the tokenizer prepends and what ends a text; a template may mean others.
+    A checkpoint keeps only the ids of the prepended token and of the end tokens. A template may mean other tokens.
     Raises ArtefactError for a template over its limit.
     """
     if template is None:
@@ -103,7 +107,7 @@ def bind_template(template: str | None, where: str, **tokens: str | None) -> str
 
 
 def load_tokenizer(text: str, where: str) -> tokenizers.Tokenizer:
-    """Build a tokenizer from `tokenizer.json`'s text, without the lengths it cuts or pads to. Raises ArtefactError."""
+    """The tokenizer of a `tokenizer.json` text, without its truncation and padding. Raises ArtefactError."""
     import tokenizers
 
     try:
@@ -116,7 +120,7 @@ def load_tokenizer(text: str, where: str) -> tokenizers.Tokenizer:
 
 
 def check_tokenizer(backend: tokenizers.Tokenizer, vocab_size: int, chat: ChatFormat, where: str) -> None:
-    """Raise ArtefactError unless every id that the tokenizer or the chat format can give has an embedding."""
+    """Raise ArtefactError unless every token id of the tokenizer and the chat format has an embedding."""
     special = [*chat.eos_token_ids, chat.bos_token_id or 0]
     highest = max([*backend.get_vocab(with_added_tokens=True).values(), *special])
     if highest >= vocab_size:

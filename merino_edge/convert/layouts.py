@@ -1,7 +1,7 @@
-"""Where Hugging Face's model families keep each weight: names, and how arrays are taken apart and put together.
+"""The weight layouts of Hugging Face's model families: names, and how arrays are split and fused.
 
-A layout is read as it stands (merino_edge.convert.import_model) and written by what undoes it: `fuse_*` of our arrays is what
-`_adapt_*` takes apart. Knows no configuration and no file.
+`adapt` of a layout turns a family's array into ours, for reading. `fuse_*` is its inverse, for writing. This module
+knows no configuration and no file.
 """
 
 from __future__ import annotations
@@ -18,46 +18,46 @@ Adapt = Callable[[Architecture, tuple[str, ...], np.ndarray], Sequence[np.ndarra
 
 
 def as_is(a: Architecture, ours: tuple[str, ...], array: np.ndarray) -> Sequence[np.ndarray]:
-    """The `Adapt` of a family that stores each matrix as we do."""
+    """The `Adapt` of a family that stores each matrix as ours."""
     return [array]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a family names and stores weights. Module names are without `.weight` and `.bias`.
+    """The names and the storage of a family's weights. Module names stand without `.weight` and `.bias`.
 
-    `adapt` turns one of their arrays into ours, as many as our names of it (several where theirs is fused).
+    `adapt` turns one of their arrays into one array for each of our names (several where theirs is fused).
     """
 
     outside: Mapping[str, str]  # their module -> ours
-    layer: str  # what stands before the layer's number, with its dot
+    layer: str  # prefix of the layer's number, with its dot
     inside: Mapping[str, str]  # their module in a layer -> ours, several separated by spaces
     adapt: Adapt = as_is
 
     def ours(self, name: str) -> tuple[str, ...]:
-        """Our names for their weight `name`; none where there is no such thing."""
+        """Our names for their weight `name`; empty where we have no equivalent."""
         module, _, kind = name.rpartition(".")
         match = re.fullmatch(re.escape(self.layer) + r"(0|[1-9]\d{0,3})\.(.+)", module)
         if match:
-            found = [f"blocks.0.layers.{match[1]}.{part}" for part in self.inside.get(match[2], "").split()]
+            modules = [f"blocks.0.layers.{match[1]}.{part}" for part in self.inside.get(match[2], "").split()]
         else:
-            found = [self.outside[module]] if module in self.outside else []
-        return tuple(f"{part}.{kind}" for part in found if kind in ("weight", "bias"))
+            modules = [self.outside[module]] if module in self.outside else []
+        return tuple(f"{part}.{kind}" for part in modules if kind in ("weight", "bias"))
 
 
 def split_fused(a: Architecture, ours: tuple[str, ...], array: np.ndarray) -> Sequence[np.ndarray]:
-    """Query, key and value one after the other: [3 W, ...] -> 3 x [W, ...]."""
+    """Split query, key and value that follow each other: [3 W, ...] -> 3 x [W, ...]."""
     return np.split(array, len(ours))
 
 
 def _adapt_gpt2(a: Architecture, ours: tuple[str, ...], array: np.ndarray) -> Sequence[np.ndarray]:
-    """GPT-2's linear layers are stored [in, out], query, key and value in one."""
+    """GPT-2 stores linear layers as [in, out], with query, key and value fused."""
     linear = ours[0].startswith("blocks.") and array.ndim == 2
     return split_fused(a, ours, array.T if linear else array)
 
 
 def _adapt_neox(a: Architecture, ours: tuple[str, ...], array: np.ndarray) -> Sequence[np.ndarray]:
-    """Query, key and value are interleaved head by head: [heads, 3, D, ...]."""
+    """GPT-NeoX interleaves query, key and value head by head: [heads, 3, D, ...]."""
     if len(ours) == 1:
         return [array]
     block = a.blocks[0]
@@ -69,15 +69,18 @@ Fuse = Callable[[Architecture, tuple[str, ...], Sequence[np.ndarray]], np.ndarra
 
 
 def fuse_as_is(a: Architecture, ours: tuple[str, ...], arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """The inverse of `as_is`."""
     return arrays[0]
 
 
 def fuse_gpt2(a: Architecture, ours: tuple[str, ...], arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """The inverse of GPT-2's `adapt`."""
     fused = np.concatenate(arrays)  # [3 W, ...]
     return fused.T if ours[0].startswith("blocks.") and fused.ndim == 2 else fused
 
 
 def fuse_neox(a: Architecture, ours: tuple[str, ...], arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """The inverse of GPT-NeoX's `adapt`."""
     if len(ours) == 1:
         return arrays[0]
     by_head = [array.reshape(a.blocks[0].heads, a.head_dim, *array.shape[1:]) for array in arrays]

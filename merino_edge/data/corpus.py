@@ -1,9 +1,9 @@
-"""A corpus: sources as memory-mapped tokens, and training batches of them by step number. Needs no PyTorch.
+"""A corpus: memory-mapped tokens, and training batches by step number. It needs no PyTorch.
 
-A batch is a pure function of seed and step, so resuming needs no reader state and any number of workers sees the same
-batches. The last tokens are held out for validation. Of plain text a row begins anywhere; a row that would begin within
-a conversation begins with it, so what a conversation has beyond a row's length is not trained on. Of conversations
-only the assistant's words are targets (merino_edge.data.conversation); other targets are IGNORED.
+A batch is a pure function of seed and step. So resuming needs no reader state, and any number of workers sees the same
+batches. The last tokens are held out for validation. In plain text a row begins anywhere. In a conversation it begins
+with the conversation, so the part beyond a row's length is not trained on. Only the assistant's words are targets
+(merino_edge.data.conversation); other targets are IGNORED.
 
 Artefact: a folder, made by `merino-edge tokenize` or by training:
 
@@ -32,14 +32,14 @@ from merino_edge import artefact
 from merino_edge.data import corpus_writer
 from merino_edge.data.bpe import SMALLEST_VOCABULARY
 from merino_edge.data.corpus_writer import CONVERSATIONS, HEADER, KIND, SCHEMA_VERSION, SHARD_TOKENS, token_dtype
-from merino_edge.data.shards import Shards, Verified, name_of
-from merino_edge.data.sources import named, texts
+from merino_edge.data.shards import Shards, Verified, shard_name
+from merino_edge.data.sources import resolve, texts
 from merino_edge.errors import ArtefactError, InputError
 from merino_edge.tokenizer import ChatFormat, Tokenizer
 
-IGNORED = -100  # a target that nothing is learned from
-HELD_OUT = 0.05  # of the tokens
-MOST_HELD_OUT = 2**20
+IGNORED = -100  # a target without loss
+HELD_OUT = 0.05  # share of the tokens for validation
+MAX_HELD_OUT_TOKENS = 2**20
 
 HEADER_FIELDS = (
     *("vocab_size", "tokenizer_tokens", "tokens", "conversations", "shards"),
@@ -51,48 +51,49 @@ Batch = tuple[np.ndarray, np.ndarray]  # inputs and the tokens that follow them,
 
 @dataclass(frozen=True)
 class Corpus:
-    """Tokens on disk, [N]. `header` is what corpus.json holds, `sha256` what the corpus was made from."""
+    """Tokens on disk, [N]. `header` is the content of corpus.json, `sha256` the fingerprint of its sources."""
 
     folder: Path
     tokens: Shards
     header: dict[str, Any]
     sha256: str
-    learned: Shards | None = None  # [N]; None: all are
-    conversations: np.ndarray | None = None  # [2, C]: first tokens, and those after the last
+    learned: Shards | None = None  # the loss mask [N]; None: every token is learned
+    conversations: np.ndarray | None = None  # [2, C]: first tokens, and last ones + 1
 
     @property
     def tokenizer_json(self) -> str:
+        """The text of the corpus's tokenizer.json."""
         return artefact.read_text(self.folder / "tokenizer.json")
 
     @property
     def chat(self) -> ChatFormat:
-        """How a model trained on this is talked to."""
+        """The chat format of a model trained on this corpus."""
         return ChatFormat.load(self.folder / "chat.json")
 
     def training_tokens(self, sequence: int) -> int:
-        """How many tokens precede the held-out tail. Raises InputError where either part has no whole sequence."""
-        held_out = max(sequence + 1, min(int(len(self.tokens) * HELD_OUT), MOST_HELD_OUT))
-        first = int(self._begun(np.array([max(0, len(self.tokens) - held_out)]))[0])
+        """The number of tokens before the held-out tail. Raises InputError where either part has no whole sequence."""
+        held_out = max(sequence + 1, min(int(len(self.tokens) * HELD_OUT), MAX_HELD_OUT_TOKENS))
+        first = int(self._row_starts(np.array([max(0, len(self.tokens) - held_out)]))[0])
         if first <= sequence:
             what = f"the corpus has {len(self.tokens)} tokens, too few for sequences of {sequence}"
             raise InputError(what, f"add text, or lower --sequence below {max(1, len(self.tokens) // 2 - 1)}")
         return first
 
     def batch(self, step: int, size: int, sequence: int, seed: int = 0) -> Batch:
-        """`size` windows of the training part, the same for the same arguments on every machine."""
+        """`size` rows of the training part: the same for the same arguments on every machine."""
         return self.rows(self.starts(step, size, sequence, seed), sequence)
 
     def starts(self, step: int, size: int, sequence: int, seed: int = 0) -> np.ndarray:
-        """Where the windows of `batch` begin, [size]."""
+        """The first tokens [size] of the rows of `batch`."""
         last_start = self.training_tokens(sequence) - sequence - 1
         starts = np.random.default_rng([seed, step]).integers(0, last_start, size=size, endpoint=True)
-        return self._begun(starts)
+        return self._row_starts(starts)
 
-    def validation(self, most: int, sequence: int) -> Batch:
-        """At most `most` windows spread evenly over the held-out tail, without overlap."""
+    def validation(self, max_rows: int, sequence: int) -> Batch:
+        """At most `max_rows` rows spread evenly over the held-out tail, without overlap."""
         starts = self._held_out_starts(sequence)
-        chosen = np.linspace(0, len(starts) - 1, min(most, len(starts))).astype(np.int64)
-        return self.rows(starts[chosen], sequence)
+        spread = np.linspace(0, len(starts) - 1, min(max_rows, len(starts))).astype(np.int64)
+        return self.rows(starts[spread], sequence)
 
     def _held_out_starts(self, sequence: int) -> np.ndarray:
         first, last = self.training_tokens(sequence), len(self.tokens) - sequence - 1
@@ -101,28 +102,28 @@ class Corpus:
         starts = []
         while first <= last:
             starts.append(first)
-            begun = int(self._begun(np.array([first + sequence]))[0])
-            inside = begun < first + sequence  # go on behind the conversation that a row ends in
-            first = self._end_after(begun) if inside else begun
+            following = int(self._row_starts(np.array([first + sequence]))[0])
+            inside = following < first + sequence  # the row ends within a conversation: go on after that
+            first = self._conversation_end(following) if inside else following
         return np.array(starts)
 
-    def _begun(self, places: np.ndarray) -> np.ndarray:
-        """For each token the first of its conversation, or itself outside of one."""
+    def _row_starts(self, tokens: np.ndarray) -> np.ndarray:
+        """Where rows may begin: for each token index the first token of its conversation, else the token itself."""
         if self.conversations is None:
-            return places
+            return tokens
         begins, ends = self.conversations
-        of = np.searchsorted(begins, places, side="right") - 1
-        known = np.maximum(of, 0)
-        return np.where((of >= 0) & (places < ends[known]), begins[known], places)
+        index = np.searchsorted(begins, tokens, side="right") - 1  # the last conversation that begins up to there
+        clipped = np.maximum(index, 0)
+        return np.where((index >= 0) & (tokens < ends[clipped]), begins[clipped], tokens)
 
-    def _end_after(self, begin: int) -> int:
-        """Where the conversation that begins at `begin` ends."""
+    def _conversation_end(self, begin: int) -> int:
+        """The end of the conversation that begins at `begin`."""
         assert self.conversations is not None
         begins, ends = self.conversations
         return int(ends[np.searchsorted(begins, begin)])
 
     def rows(self, starts: np.ndarray, sequence: int) -> Batch:
-        """The windows that begin at `starts` [B]."""
+        """The rows [B, T] that begin at tokens `starts` [B]: inputs and targets."""
         rows = np.stack([self.tokens.window(start, start + sequence + 1) for start in starts]).astype(np.int64)
         targets = rows[:, 1:]
         if self.learned is not None:
@@ -140,19 +141,19 @@ def prepare(
     shard_tokens: int = SHARD_TOKENS,
     on_tokens: Callable[[int], None] = lambda _: None,
 ) -> Corpus:
-    """A corpus of the sources whose tokens a vocabulary of `vocab_size` holds.
+    """The corpus of the sources, with token ids below `vocab_size`.
 
-    Of one prepared corpus folder: that one. Else what `folder` holds if it was made of them, else made there, with
-    `tokenizer` or one trained on them. Raises InputError (no text, not text, a tokenizer that does not fit),
-    ArtefactError, OutputError.
+    A source that is a prepared corpus is used as it is. Otherwise the corpus in `folder` is used, if it was made of the
+    same sources. Otherwise it is made there, with `tokenizer` or with one that is trained on the sources. Raises
+    InputError (no text, not text, a tokenizer that does not fit), ArtefactError, OutputError.
     """
-    if (found := _prepared(sources)) is not None:
-        _require_fitting(found, vocab_size, tokenizer)
-        return load(found)
+    if (prepared := _prepared(sources)) is not None:
+        _require_fitting(prepared, vocab_size, tokenizer)
+        return load(prepared)
     if tokenizer is None and vocab_size < SMALLEST_VOCABULARY:
         what = f"a vocabulary of {vocab_size} is too small for byte-level BPE"
         raise InputError(what, f"search with a vocabulary of at least {SMALLEST_VOCABULARY}")
-    if tokenizer is not None and (size := corpus_writer.tokens_of(tokenizer.backend)) > vocab_size:
+    if tokenizer is not None and (size := corpus_writer.required_vocab_size(tokenizer.backend)) > vocab_size:
         what = f"the tokenizer has {size} tokens, more than a vocabulary of {vocab_size}"
         raise InputError(what, "use a tokenizer that fits, or a larger vocabulary")
     folder, corpus_sha256 = Path(folder), fingerprint(sources, tokenizer)
@@ -160,24 +161,34 @@ def prepare(
         header = _header(folder)
         if header["corpus_sha256"] == corpus_sha256 and header["vocab_size"] == vocab_size:
             return dataclasses.replace(load(folder), sha256=corpus_sha256)
-    corpus_writer.write(folder, named(sources), vocab_size=vocab_size, tokenizer=tokenizer, corpus_sha256=corpus_sha256, shard_tokens=shard_tokens, on_tokens=on_tokens)
+    corpus_writer.write(
+        folder,
+        resolve(sources),
+        vocab_size=vocab_size,
+        tokenizer=tokenizer,
+        corpus_sha256=corpus_sha256,
+        shard_tokens=shard_tokens,
+        on_tokens=on_tokens,
+    )
     return dataclasses.replace(load(folder), sha256=corpus_sha256)
 
 
 def pieces(source: Path | str) -> Iterator[str]:
-    """The text of a source, cut where documents end or lines do. Raises InputError."""
-    return (text for one in named([source]) for record in one.records() for text in texts(record))
+    """The text of a source, in pieces that end where a document or a line does. Raises InputError."""
+    return (text for one in resolve([source]) for record in one.records() for text in texts(record))
 
 
 def fingerprint(sources: Sequence[Path | str], tokenizer: Tokenizer | None = None) -> str:
-    """One sha256 over the sources' contents, in order (files' names do not count), and over `tokenizer`; of a prepared
-    corpus over its own. Raises InputError, ArtefactError."""
+    """One sha256 over the contents of the sources, in order, and over `tokenizer`. File names do not count.
+
+    A prepared corpus has a fingerprint of its own. Raises InputError, ArtefactError.
+    """
     if (folder := _prepared(sources)) is not None:
         return _identity(_header(folder))
-    of: Any = [source.fingerprint() for source in named(sources)]
+    content: Any = [source.fingerprint() for source in resolve(sources)]
     if tokenizer is not None:
-        of = {"sources": of, "tokenizer": tokenizer.backend.to_str(), "chat": tokenizer.chat.to_json()}
-    return artefact.sha256_text(artefact.canonical_json(of))
+        content = {"sources": content, "tokenizer": tokenizer.backend.to_str(), "chat": tokenizer.chat.to_json()}
+    return artefact.sha256_text(artefact.canonical_json(content))
 
 
 def load(folder: Path | str) -> Corpus:
@@ -202,7 +213,7 @@ def load(folder: Path | str) -> Corpus:
 def _shards(folder: Path, stem: str, dtype: np.dtype[Any], header: dict[str, Any], verified: Verified) -> Shards:
     parts = []
     for number, shard in enumerate(header["shards"]):
-        name = name_of(stem, number)
+        name = shard_name(stem, number)
         verified.check(name, shard[f"{stem}_sha256"], shard["tokens"] * dtype.itemsize)
         parts.append(np.memmap(folder / name, dtype=dtype, mode="r"))
     return Shards(parts)
@@ -219,19 +230,22 @@ def _header(folder: Path) -> dict[str, Any]:
 
 
 def _identity(header: dict[str, Any]) -> str:
-    """Of a corpus that stands by itself: two tokenizers make two of the same sources."""
+    """The fingerprint of a prepared corpus. Two tokenizers make two corpora of the same sources."""
     return artefact.sha256_text(artefact.canonical_json([header["corpus_sha256"], header["tokenizer_sha256"]]))
 
 
 def _prepared(sources: Sequence[Path | str]) -> Path | None:
-    """The folder of the prepared corpus that was named, if one was. Raises InputError where it is not alone."""
-    found = [Path(source) for source in sources if (Path(source) / HEADER).is_file()]
-    if found and len(sources) > 1:
-        raise InputError(f"{found[0]} is a prepared corpus, and not the only source", "make one corpus of all sources")
-    return found[0] if found else None
+    """The source that is a prepared corpus, if there is one. Raises InputError where it is not the only source."""
+    folders = [Path(source) for source in sources if (Path(source) / HEADER).is_file()]
+    if folders and len(sources) > 1:
+        raise InputError(
+            f"{folders[0]} is a prepared corpus, and not the only source", "make one corpus of all sources"
+        )
+    return folders[0] if folders else None
 
 
 def _require_fitting(folder: Path, vocab_size: int, tokenizer: Tokenizer | None) -> None:
+    """Raise InputError unless a prepared corpus fits the model's vocabulary and tokenizer."""
     header = _header(folder)
     if header["tokenizer_tokens"] > vocab_size:
         what = f"{folder} has {header['tokenizer_tokens']} tokens, the model's vocabulary {vocab_size}"

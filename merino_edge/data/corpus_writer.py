@@ -1,6 +1,6 @@
-"""Writes a corpus folder (merino_edge.data.corpus has its form): whole, or not at all.
+"""Writes a corpus folder, completely or not at all. Its form stands in merino_edge.data.corpus.
 
-Sources are read once for a tokenizer that is given and twice for one that is trained on them.
+The sources are read once with a given tokenizer, and twice where one is trained on them.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ SHARD_TOKENS = 2**27  # 256 MiB of uint16
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The smallest type that holds every token id."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
-def tokens_of(backend: tokenizers.Tokenizer) -> int:
-    """How large a vocabulary must be for every token of it."""
+def required_vocab_size(backend: tokenizers.Tokenizer) -> int:
+    """The vocabulary size that a model needs for every token of the tokenizer: its largest id + 1."""
     return max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
 
@@ -50,25 +51,28 @@ def write(
     shard_tokens: int,
     on_tokens: Callable[[int], None],
 ) -> None:
-    """Make the corpus in `folder`, in place of the corpus there. `on_tokens` gets how many are written so far."""
+    """Make the corpus in `folder`; it replaces a corpus there. `on_tokens` gets the number of tokens written so far.
+
+    Raises InputError for sources without text, OutputError.
+    """
     limits.check_range("shard_tokens", shard_tokens, 1, SHARD_TOKENS)
     with artefact.atomic_directory(folder, marker=HEADER) as new:
         if tokenizer is None:
             tokenizer = _trained(from_sources, vocab_size)
         encoder = Encoder(tokenizer)
-        written = _Tokens(new, token_dtype(vocab_size), shard_tokens)
+        writer = _TokenWriter(new, token_dtype(vocab_size), shard_tokens)
         try:
             for encoded in encoder.encode(_records(from_sources)):
-                written.append(encoded)
-                on_tokens(written.count)
+                writer.append(encoded)
+                on_tokens(writer.count)
         except BaseException:
-            written.abandon()
+            writer.abandon()
             raise
-        if not written.has_more_than(encoder.end_of_text):
+        if not writer.has_more_than(encoder.end_of_text):
             raise InputError("the corpus holds no text, zero tokens", "give another --corpus")
         header = {
             "vocab_size": vocab_size,
-            "tokenizer_tokens": tokens_of(tokenizer.backend),
+            "tokenizer_tokens": required_vocab_size(tokenizer.backend),
             "unanswered": encoder.unanswered,
             "sources": [source.name for source in from_sources],
             "corpus_sha256": corpus_sha256,
@@ -76,7 +80,7 @@ def write(
         for name, text in (("tokenizer", tokenizer.backend.to_str()), ("chat", encoder.chat.to_json())):
             artefact.write_text(new / f"{name}.json", text)
             header[f"{name}_sha256"] = artefact.sha256_text(text)
-        artefact.write_json(new / HEADER, KIND, {**header, **written.finish()}, SCHEMA_VERSION)
+        artefact.write_json(new / HEADER, KIND, {**header, **writer.finish()}, SCHEMA_VERSION)
 
 
 def _records(from_sources: Sequence[Source]) -> Iterator[Record]:
@@ -84,19 +88,20 @@ def _records(from_sources: Sequence[Source]) -> Iterator[Record]:
 
 
 def _trained(from_sources: Sequence[Source], vocab_size: int) -> Tokenizer:
-    talks = False
+    """A tokenizer trained on the sources, with ChatML where they hold a conversation."""
+    conversations = False
 
     def texts() -> Iterator[str]:
-        nonlocal talks
+        nonlocal conversations
         for record in _records(from_sources):
-            talks = talks or isinstance(record, Conversation)
+            conversations = conversations or isinstance(record, Conversation)
             yield from sources.texts(record)
 
-    return Tokenizer(bpe.train_tokenizer(texts(), vocab_size), bpe.chat_format(conversations=talks))
+    return Tokenizer(bpe.train_tokenizer(texts(), vocab_size), bpe.chat_format(conversations=conversations))
 
 
-class _Tokens:
-    """The shards of a corpus while they are written. Those of what is learned begin with the first conversation."""
+class _TokenWriter:
+    """Writes the shards of a corpus. The shards of the loss mask start to be written at the first conversation."""
 
     def __init__(self, folder: Path, dtype: np.dtype[Any], shard_tokens: int) -> None:
         self.folder, self.shard_tokens = folder, shard_tokens
@@ -104,7 +109,7 @@ class _Tokens:
         self.learned: ShardWriter | None = None
         self.begins, self.ends = array("q"), array("q")
         self.count = self.learned_count = 0
-        self._seen: set[int] = set()  # the first few ids
+        self._seen: set[int] = set()  # at least two different ids, where there are two
 
     def append(self, encoded: Encoded) -> None:
         if encoded.learned is not None:
@@ -127,22 +132,22 @@ class _Tokens:
         return bool(self._seen - {token})
 
     def abandon(self) -> None:
-        for writer in filter(None, (self.tokens, self.learned)):
-            writer.abandon()
+        for shards in filter(None, (self.tokens, self.learned)):
+            shards.abandon()
 
     def finish(self) -> dict[str, Any]:
-        """End the last shards; what the header says of them."""
-        for writer in filter(None, (self.tokens, self.learned)):
-            writer.close()
-        of = None if self.learned is None else np.array([self.begins, self.ends], dtype="<i8").tobytes()
-        if of is not None:
-            artefact.write_bytes(self.folder / CONVERSATIONS, of)
+        """Close the last shards. Returns the header's fields about them."""
+        for shards in filter(None, (self.tokens, self.learned)):
+            shards.close()
+        spans = None if self.learned is None else np.array([self.begins, self.ends], dtype="<i8").tobytes()
+        if spans is not None:
+            artefact.write_bytes(self.folder / CONVERSATIONS, spans)
         hashes = [None] * len(self.tokens.hashes) if self.learned is None else self.learned.hashes
         return {
             "tokens": self.count,
             "learned_tokens": self.learned_count,
             "conversations": len(self.begins),
-            "conversations_sha256": None if of is None else artefact.sha256_bytes(of),
+            "conversations_sha256": None if spans is None else artefact.sha256_bytes(spans),
             "shards": [
                 {"tokens": tokens, "tokens_sha256": tokens_sha256, "learned_sha256": learned_sha256}
                 for tokens, tokens_sha256, learned_sha256 in zip(

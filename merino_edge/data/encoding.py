@@ -1,6 +1,6 @@
-"""Records to tokens: plain text and conversations in order, encoded many at a time by the tokenizer's threads.
+"""Records to tokens: plain text and conversations in order, in batches for the tokenizer's threads.
 
-A document ends with one token and, where the tokenizer has a BOS, begins with it. Knows no files.
+A document ends with an end token and, where the tokenizer has a BOS, begins with that. This module knows no files.
 """
 
 from __future__ import annotations
@@ -17,24 +17,27 @@ from merino_edge.data.records import Conversation, Record
 from merino_edge.errors import InputError
 from merino_edge.tokenizer import ChatFormat, Tokenizer
 
-CHARACTERS_AT_ONCE = 2**22
-RECORDS_AT_ONCE = 2**13
+BATCH_CHARACTERS = 2**22
+BATCH_RECORDS = 2**13
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokens [N] of a conversation with which of them are learned, [N] bool; of plain text (learned: all) None."""
+    """Token ids [N] and their loss mask [N] bool. In plain text all tokens are learned, and the mask is None."""
 
     ids: np.ndarray
     learned: np.ndarray | None = None
 
 
 class Encoder:
-    """Turns records into tokens. `chat` is what the model will be talked to with, ChatML after a first conversation
-    where the tokenizer's own format tells no roles apart; `unanswered` counts the conversations left out."""
+    """Turns records into tokens.
+
+    `chat` is the chat format for the model. From the first conversation on it is ChatML, where the tokenizer's own
+    format does not mark roles. `unanswered` counts the conversations that are left out.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Raises InputError for a tokenizer without a token that can end a document."""
+        """Raises InputError for a tokenizer without a token that ends a document."""
         self.tokenizer = tokenizer
         self.unanswered = 0
         end = tokenizer.backend.token_to_id(END_OF_TEXT)
@@ -43,14 +46,14 @@ class Encoder:
             raise InputError("the tokenizer has no token that ends a document", "use another --tokenizer")
         self.end_of_text = int(eos[0] if end is None else end)
         self._begins = True  # the next piece of text is the beginning of a document
-        self._talks = False
+        self._has_conversations = False
 
     @property
     def chat(self) -> ChatFormat:
         return self.tokenizer.chat
 
     def encode(self, records: Iterable[Record]) -> Iterator[Encoded]:
-        """Raises InputError for a conversation that the template cannot write."""
+        """The tokens of the records, in order. Raises InputError for a conversation that the template cannot render."""
         waiting: list[str | Rendered] = []
         size = 0
         for record in records:
@@ -60,21 +63,21 @@ class Encoder:
                 continue
             waiting.append(item)
             size += len(item.text if isinstance(item, Rendered) else item)
-            if size >= CHARACTERS_AT_ONCE or len(waiting) >= RECORDS_AT_ONCE:
+            if size >= BATCH_CHARACTERS or len(waiting) >= BATCH_RECORDS:
                 yield from self._encoded(waiting)
                 waiting, size = [], 0
         yield from self._encoded(waiting)
 
     def _rendered(self, record: Conversation) -> Rendered | None:
-        if not self._talks:
-            self._talks = True
+        if not self._has_conversations:
+            self._has_conversations = True
             self.tokenizer = Tokenizer(
                 self.tokenizer.backend, bpe.for_conversations(self.tokenizer.backend, self.tokenizer.chat)
             )
         return conversation.rendered(self.tokenizer, record)
 
     def _encoded(self, waiting: list[str | Rendered]) -> Iterator[Encoded]:
-        """Of a batch: documents are divided at END_OF_TEXT, so that no tokenizer needs to know it."""
+        """The tokens of a batch. Text is split at END_OF_TEXT, so the tokenizer need not know that token."""
         backend, bos, eos = self.tokenizer.backend, self.chat.bos_token_id, self.chat.eos_token_ids
         plain = iter(
             backend.encode_batch_fast(
@@ -82,7 +85,7 @@ class Encoder:
                 add_special_tokens=False,
             )
         )
-        talks = iter(
+        conversations = iter(
             backend.encode_batch(
                 [item.text for item in waiting if isinstance(item, Rendered)], add_special_tokens=False
             )
@@ -93,7 +96,7 @@ class Encoder:
                 if run:
                     yield Encoded(np.array(run, dtype=np.int64))
                     run = []
-                yield Encoded(*conversation.encoded(next(talks), item.spans, bos, eos, self.end_of_text))
+                yield Encoded(*conversation.encoded(next(conversations), item.spans, bos, eos, self.end_of_text))
                 continue
             for number, part in enumerate(item.split(END_OF_TEXT)):
                 if number:

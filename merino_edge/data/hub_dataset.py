@@ -1,11 +1,11 @@
-"""Data sets of Hugging Face's `datasets` library as a source of text, streamed row by row.
+"""Data sets of Hugging Face's `datasets` library as a source of text. Rows are streamed.
 
     hf:NAME[:SPLIT[:COLUMN]]     NAME is OWNER/NAME[/CONFIG][@REVISION] on the Hub, or a folder (a path that begins
                                  with / . or ~) of parquet, JSON or text files
 
-SPLIT is "train" unless given. A column holds text, messages or turns; without COLUMN a row is read like a line of JSON
-(merino_edge.data.records). Fingerprint: of the Hub the revision's commit, looked up once and then read; of a folder the
-contents of the split's files. Knows no tokens.
+SPLIT is "train" by default. A column holds text, messages or turns. Without COLUMN a row is read like a line of JSON
+(merino_edge.data.records). The fingerprint of a data set on the Hub is its revision's commit, which is looked up once.
+The fingerprint of a folder is taken over the files of the split. This module knows no tokens.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SPELLING = "hf:NAME[:SPLIT[:COLUMN]]"
 
 @dataclass(frozen=True)
 class HubDataset:
-    """One split of a data set. `revision` is a commit, None for a folder."""
+    """One split of a data set. `revision` is a commit; it is None for a folder."""
 
     spelling: str
     name: str  # OWNER/NAME, or a folder
@@ -41,10 +41,12 @@ class HubDataset:
         return self.name.startswith(("/", "."))
 
     def fingerprint(self) -> str:
-        """Of where the rows are from and what of them is read. Raises InputError."""
-        of = {"config": self.config, "split": self.split, "column": self.column}
+        """A hash of where the rows are from and which part of them is read. Raises InputError."""
+        fields = {"config": self.config, "split": self.split, "column": self.column}
         if not self.is_folder:
-            return artefact.sha256_text(artefact.canonical_json({**of, "name": self.name, "revision": self.revision}))
+            return artefact.sha256_text(
+                artefact.canonical_json({**fields, "name": self.name, "revision": self.revision})
+            )
         import datasets
 
         with _reading(self.spelling):
@@ -52,7 +54,7 @@ class HubDataset:
             if self.split not in files:
                 raise InputError(f"{self.spelling}: there is no split {self.split!r}", f"choose of {', '.join(files)}")
             hashes = [artefact.sha256_file(Path(file)) for file in files[self.split]]
-        return artefact.sha256_text(artefact.canonical_json({**of, "files": hashes}))
+        return artefact.sha256_text(artefact.canonical_json({**fields, "files": hashes}))
 
     def records(self) -> Iterator[Record]:
         """The rows in order. Raises InputError naming the row."""
@@ -86,7 +88,7 @@ class HubDataset:
 
 
 def parse(spelling: str) -> HubDataset:
-    """The data set that `spelling` names, its revision looked up. Raises InputError, MissingExtraError."""
+    """The data set that `spelling` names, with its revision looked up. Raises InputError, MissingExtraError."""
     name, *rest = spelling.removeprefix(PREFIX).split(":")
     if not name or len(rest) > 2 or not all(rest):
         raise InputError(f"{spelling} is not the name of a data set", f"spell it {SPELLING}")
@@ -100,14 +102,14 @@ def parse(spelling: str) -> HubDataset:
     name, _, revision = name.partition("@")
     owner, _, rest_of_name = name.partition("/")
     short, _, config = rest_of_name.partition("/")
-    found = HubDataset(
+    dataset = HubDataset(
         spelling, f"{owner}/{short}" if short else owner, config or None, revision or None, split or "train", column
     )
-    return dataclasses.replace(found, revision=_commit(found))
+    return dataclasses.replace(dataset, revision=_commit(dataset))
 
 
 def _commit(dataset: HubDataset) -> str:
-    """The commit that the revision of a data set is at now."""
+    """The commit that the revision of a data set names now."""
     import huggingface_hub
 
     with _reading(dataset.spelling):
@@ -115,7 +117,7 @@ def _commit(dataset: HubDataset) -> str:
 
 
 class _reading:
-    """Whatever the library raises, as one line that names the data set."""
+    """Turn any error of the library into a one-line InputError that names the data set."""
 
     def __init__(self, what: str) -> None:
         self.what = what

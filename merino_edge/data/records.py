@@ -1,11 +1,11 @@
-"""What a line of JSON, or a row of a data set, is to training: text, or a conversation.
+"""A record of training text: a document or a conversation, from a line of JSON or a row of a data set.
 
     {"messages": [{"role": "system" | "user" | "assistant", "content": text}, ...]}   a conversation
-    {"turns": [text, ...]}                                 one too: speakers alternate, the second is the assistant
-    {"instruction": text, "response": text}                one too, of two messages; "context", if any, ends the first
+    {"turns": [text, ...]}                                 a conversation; the user and the assistant alternate
+    {"instruction": text, "response": text}                two messages; a "context" is added to the first
     {"text": text}                                         a document
 
-The first of these fields that is there (and not null) decides; others are not looked at. Knows no files.
+The first of these fields that is present and not null decides; other fields are ignored. This module knows no files.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Conversation:
-    """What was said, and in which line of which source."""
+    """The messages of a conversation. `where` names its source and line, for errors."""
 
     messages: tuple[Message, ...]
     where: str
 
 
-Record = str | Conversation  # a piece of plain text, in which END_OF_TEXT ends documents, or a conversation
+Record = str | Conversation  # a piece of plain text, where END_OF_TEXT ends documents, or a conversation
 
 
 def parse_line(line: str, where: str) -> Record:
@@ -42,7 +42,7 @@ def parse_line(line: str, where: str) -> Record:
 
 
 def parse(value: Any, where: str) -> Record:
-    """The record of an object that was read from JSON. Raises InputError naming `where`."""
+    """The record of an object read from JSON. Raises InputError naming `where`."""
     if not isinstance(value, dict):
         raise InputError(f"{where} is a {_type(value)}, not an object", "give one JSON object a line")
     field = next((name for name in FIELDS if value.get(name) is not None), None)
@@ -52,15 +52,15 @@ def parse(value: Any, where: str) -> Record:
         return _text(value["text"], f"{where}: text")
     if field != "instruction":
         return column(value[field], field, where)
-    asked = _text(value["instruction"], f"{where}: instruction")
+    instruction = _text(value["instruction"], f"{where}: instruction")
     if value.get("context"):
-        asked += "\n\n" + _text(value["context"], f"{where}: context")
-    said = _text(value.get("response"), f"{where}: response")
-    return Conversation((_message("user", asked), _message("assistant", said)), where)
+        instruction += "\n\n" + _text(value["context"], f"{where}: context")
+    response = _text(value.get("response"), f"{where}: response")
+    return Conversation((_message("user", instruction), _message("assistant", response)), where)
 
 
 def column(value: Any, name: str, where: str) -> Record:
-    """A text, a list of messages or a list of turns, told by its form. Raises InputError naming `where`."""
+    """The record of one column: a text, a list of messages or a list of turns. Raises InputError naming `where`."""
     what = f"{where}: {name}"
     if isinstance(value, str) and name not in ("messages", "turns"):
         return _text(value, what)

@@ -1,9 +1,9 @@
-"""Where text comes from: files, folders of them, and data sets of the `datasets` library, read as a stream.
+"""Sources of text: files, folders of files, and data sets of the `datasets` library, read as a stream.
 
 A source is a UTF-8 file or a folder of such files (`*.txt` and `*.jsonl`, each also as `.xz`), or `hf:NAME`
-(merino_edge.data.hub_dataset). A file whose name does not end in `.jsonl` is plain text: `<|endoftext|>` written in it
-separates documents, and one follows every file. A line of JSON is a document or a conversation (merino_edge.data.records).
-Nothing is whole in memory but a line. Knows no tokens.
+(merino_edge.data.hub_dataset). A file whose name does not end in `.jsonl` is plain text: `<|endoftext|>` separates
+documents in it, and one is added after every file. A line of JSON is a document or a conversation
+(merino_edge.data.records). Only one line at a time is completely in memory. This module knows no tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from merino_edge.data.bpe import END_OF_TEXT
 from merino_edge.data.records import Conversation, Record
 from merino_edge.errors import InputError
 
-PIECE_CHARACTERS = 2**16  # of text at a time
+PIECE_CHARACTERS = 2**16  # of text, about
 PATTERNS = ("*.txt", "*.txt.xz", "*.jsonl", "*.jsonl.xz")
 
 
@@ -30,18 +30,19 @@ class Source(Protocol):
     """One file, or one split of a data set."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name in the corpus's header."""
 
     def fingerprint(self) -> str:
-        """What changes when the content does. Raises InputError."""
+        """A hash of the content. Raises InputError."""
 
     def records(self) -> Iterator[Record]:
-        """Whole documents and conversations in order. Raises InputError."""
+        """The documents and conversations, in order. Raises InputError."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A source that is a file, recognised by its name."""
+    """A source that is a file. Its name tells its format."""
 
     path: Path
 
@@ -92,29 +93,29 @@ class Rows:
             yield from documents(record)
 
 
-def named(sources: Sequence[Path | str]) -> list[Source]:
-    """The sources that were named, folders opened up. Raises InputError, MissingExtraError."""
-    found: list[Source] = []
+def resolve(sources: Sequence[Path | str]) -> list[Source]:
+    """The sources of these names; a folder gives its files. Raises InputError, MissingExtraError."""
+    resolved: list[Source] = []
     for source in sources:
         path = Path(source)
         if str(source).startswith(hub_dataset.PREFIX):
-            found.append(Rows(hub_dataset.parse(str(source))))
+            resolved.append(Rows(hub_dataset.parse(str(source))))
         elif path.is_dir():
             inside = sorted({p for pattern in PATTERNS for p in path.rglob(pattern) if p.is_file()})
             if not inside:
                 raise InputError(f"{path} holds no .txt or .jsonl file, nor .xz of one", "give another --corpus")
-            found += map(File, inside)
+            resolved += map(File, inside)
         elif path.is_file():
-            found.append(File(path))
+            resolved.append(File(path))
         else:
             raise InputError(f"{path} does not exist", "give another --corpus")
-    if not found:
+    if not resolved:
         raise InputError("no corpus was named", "add: --corpus FILE")
-    return found
+    return resolved
 
 
 def texts(record: Record) -> Iterator[str]:
-    """The words of a record, each speaker's after the name of the role."""
+    """The texts of a record. In a conversation the role stands before each message."""
     if isinstance(record, Conversation):
         for message in record.messages:
             yield f"{message['role']}\n{message['content']}"
@@ -123,7 +124,7 @@ def texts(record: Record) -> Iterator[str]:
 
 
 def documents(record: Record) -> Iterator[Record]:
-    """A record that is a whole document, in pieces; a conversation as it is. An empty document is none."""
+    """A complete document in pieces, or a conversation unchanged. An empty document gives nothing."""
     if isinstance(record, Conversation):
         yield record
     elif record:
@@ -131,7 +132,7 @@ def documents(record: Record) -> Iterator[Record]:
 
 
 def _pieces(file: IO[str]) -> Iterator[str]:
-    """The text in pieces of whole lines (a line as long as a piece is cut), END_OF_TEXT at its end."""
+    """The text in pieces of whole lines, with END_OF_TEXT at its end. A line longer than a piece is cut."""
     lines: list[str] = []
     size = 0
     for line in iter(lambda: file.readline(PIECE_CHARACTERS), ""):
@@ -151,7 +152,7 @@ def _open_text(path: Path) -> IO[str]:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Refusals of the operating system and of the decoders as one line."""
+    """Turn errors of the operating system and of the decoders into one-line InputErrors."""
     try:
         yield
     except UnicodeDecodeError as error:

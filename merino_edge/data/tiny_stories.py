@@ -1,8 +1,8 @@
-"""A small corpus of the project's own: short English stories from a seeded grammar, for the demo and for tests.
+"""A generator of toy stories: short English text from a seeded grammar, for the demo and for tests.
 
-Eight plots, each told from a few hundred words with choices that later sentences must agree with (who, which colour,
-how many are left, he or she), so that a small model has something to learn. A story is a line or more of plain text;
-`<|endoftext|>` stands between stories.
+There are eight plots of a few hundred words. Later sentences must agree with earlier choices (name, colour, number,
+pronoun), so a small model has something to learn. A story is one or more lines of plain text, and `<|endoftext|>`
+stands between stories.
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ _LESSONS = (
 
 
 @dataclass(frozen=True)
-class _Somebody:
+class _Character:
+    """A character of a story. `he` is the pronoun."""
+
     name: str
     kind: str
     trait: str
@@ -161,25 +163,26 @@ def _start(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-class _Teller:
-    """Makes the choices of one story after another; `hero` and `friend` hold for one story."""
+class _StoryGenerator:
+    """Generates one story after another. `hero` and `friend` are the characters of the current story."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
 
-    def one(self, *choices: _Choice) -> _Choice:
+    def choose(self, *choices: _Choice) -> _Choice:
+        """One of `choices`, drawn uniformly."""
         return choices[int(self.random.random() * len(choices))]
 
-    def somebody(self, unlike: _Somebody | None = None) -> _Somebody:
+    def character(self, unlike: _Character | None = None) -> _Character:
         while True:
-            he = self.one("he", "she")
-            new = _Somebody(self.one(*_NAMES[he]), self.one(*_KINDS), self.one(*_TRAITS), he)
+            he = self.choose("he", "she")
+            new = _Character(self.choose(*_NAMES[he]), self.choose(*_KINDS), self.choose(*_TRAITS), he)
             if unlike is None or (new.name != unlike.name and new.kind != unlike.kind):
                 return new
 
     def story(self) -> str:
-        self.hero = h = self.somebody()
-        self.friend = self.somebody(unlike=h)
+        self.hero = h = self.character()
+        self.friend = self.character(unlike=h)
         plots: tuple[Callable[[], str], ...] = (
             self.lost,
             self.stuck,
@@ -190,161 +193,166 @@ class _Teller:
             self.learning,
             self.gift,
         )
-        opening = f"{self.one(*_OPENINGS)} {h.phrase} named {h.name}. {_start(h.he)} lived {self.one(*_HOMES)}"
+        opening = f"{self.choose(*_OPENINGS)} {h.phrase} named {h.name}. {_start(h.he)} lived {self.choose(*_HOMES)}"
         opening += (
-            self.one("", f" with {h.his} {self.one('mother', 'father', 'brother', 'grandmother')}", ", all alone") + "."
+            self.choose("", f" with {h.his} {self.choose('mother', 'father', 'brother', 'grandmother')}", ", all alone")
+            + "."
         )
         body = plots[int(self.random.random() * len(plots))]()
         return f"{opening}\n{body}\n{self.ending()}"
 
     def ending(self) -> str:
         h, f = self.hero, self.friend
-        close = self.one(
+        close = self.choose(
             f"From that day on, {h.name} and {f.name} were best friends.",
             f"{h.name} and {f.name} laughed all the way home.",
             f"That night {h.name} slept well and dreamed of {f.name} the {f.kind}.",
-            f"{h.name} was {self.one(*_GLAD)}, and so was {f.name}.",
+            f"{h.name} was {self.choose(*_GLAD)}, and so was {f.name}.",
         )
-        return close + self.one("", " " + self.one(*_LESSONS), " The end.")
+        return close + self.choose("", " " + self.choose(*_LESSONS), " The end.")
 
-    def said(self, who: _Somebody, words: str) -> str:
-        verb = self.one("said", "said", "asked" if words.endswith("?") else "called")
+    def speech(self, speaker: _Character, words: str) -> str:
+        verb = self.choose("said", "said", "asked" if words.endswith("?") else "called")
         comma = words if words[-1] in "?!" else words[:-1] + ","
-        return self.one(f'"{comma}" {verb} {who.name}.', f'{who.name} {verb}, "{words}"')
+        return self.choose(f'"{comma}" {verb} {speaker.name}.', f'{speaker.name} {verb}, "{words}"')
 
-    def meet(self) -> str:
+    def meeting(self) -> str:
         f = self.friend
-        seen = self.one("came by", "was walking past", "looked out of the window", "heard it and came running")
+        seen = self.choose("came by", "was walking past", "looked out of the window", "heard it and came running")
         return f"{_start(f.phrase)} named {f.name} {seen}."
 
     # --- plots ---
 
     def lost(self) -> str:
         h, f = self.hero, self.friend
-        thing = f"{self.one(*_COLOURS)} {self.one(*_TOYS)}"
+        thing = f"{self.choose(*_COLOURS)} {self.choose(*_TOYS)}"
         first, second, third = self.random.sample(_SPOTS, 3)
         return " ".join(
             (
-                f"{h.name} had {_a(thing)} that {h.he} loved very much. {self.one(*_DAYS)} the {thing} was gone.",
+                f"{h.name} had {_a(thing)} that {h.he} loved very much. {self.choose(*_DAYS)} the {thing} was gone.",
                 f"{h.name} looked {first}, but it was not there. {_start(h.he)} looked {second}, but it was not there.",
-                f"{h.name} was {self.one(*_SAD)}. {self.meet()}",
-                self.said(f, f"Why are you so {self.one('sad', 'quiet', 'slow today')}?"),
-                self.said(h, f"I have lost my {thing}."),
-                self.said(
-                    f, self.one("Let us look together.", "I will help you.", "Do not cry. Two see more than one.")
+                f"{h.name} was {self.choose(*_SAD)}. {self.meeting()}",
+                self.speech(f, f"Why are you so {self.choose('sad', 'quiet', 'slow today')}?"),
+                self.speech(h, f"I have lost my {thing}."),
+                self.speech(
+                    f, self.choose("Let us look together.", "I will help you.", "Do not cry. Two see more than one.")
                 ),
-                f"They looked {third}, and there was the {thing}! {self.said(h, f'Thank you, {f.name}!')}",
+                f"They looked {third}, and there was the {thing}! {self.speech(h, f'Thank you, {f.name}!')}",
             )
         )
 
     def stuck(self) -> str:
         h, f = self.hero, self.friend
-        trap, tool = self.one(*_TRAPS), self.one(*_TOOLS)
+        trap, tool = self.choose(*_TRAPS), self.choose(*_TOOLS)
         return " ".join(
             (
-                f"{self.one(*_DAYS)} {h.name} heard a cry. {self.said(f, 'Help! I cannot get out!')}",
+                f"{self.choose(*_DAYS)} {h.name} heard a cry. {self.speech(f, 'Help! I cannot get out!')}",
                 f"It was {f.name}, {f.phrase} who was stuck {trap}.",
                 f"{h.name} pulled and pulled, but {f.name} did not move. So {h.name} ran home and came back with {tool}.",
-                self.said(h, self.one("Hold on tight!", "Do not be afraid.", "I will not leave you.")),
+                self.speech(h, self.choose("Hold on tight!", "Do not be afraid.", "I will not leave you.")),
                 f"{_start(h.he)} used it well and pulled once more, and out came {f.name}.",
                 f"Because {h.name} did not give up, {f.name} was free.",
             )
         )
 
     def sharing(self) -> str:
-        h, f, fruit = self.hero, self.friend, self.one(*_FRUITS)
+        h, f, fruit = self.hero, self.friend, self.choose(*_FRUITS)
         have = self.random.randint(2, 8)
         give = self.random.randint(1, have - 1)
         return " ".join(
             (
-                f"{self.one(*_DAYS)} {h.name} had {_count(have, fruit)} in {h.his} {self.one('basket', 'bag', 'pocket')}.",
-                self.meet(),
-                self.said(f, self.one("I am so hungry.", "I have had nothing to eat all day.", "My basket is empty.")),
+                f"{self.choose(*_DAYS)} {h.name} had {_count(have, fruit)} in {h.his} {self.choose('basket', 'bag', 'pocket')}.",
+                self.meeting(),
+                self.speech(
+                    f, self.choose("I am so hungry.", "I have had nothing to eat all day.", "My basket is empty.")
+                ),
                 f"{h.name} thought for a moment. Then {h.he} gave {f.him} {_count(give, fruit)}.",
                 f"Now {f.name} had {_count(give, fruit)}, and {h.name} had {_count(have - give, fruit)} left.",
-                self.said(f, self.one("You are very kind.", "Thank you! I will never forget this.", "So sweet!")),
+                self.speech(f, self.choose("You are very kind.", "Thank you! I will never forget this.", "So sweet!")),
             )
         )
 
     def noise(self) -> str:
         h, f = self.hero, self.friend
-        noise, cause = self.one(*_NOISES)
+        noise, cause = self.choose(*_NOISES)
         return " ".join(
             (
-                f"One dark night {h.name} heard {noise}. {_start(h.he)} was afraid and hid {self.one(*_SPOTS)}.",
-                f"{self.one('In the morning', 'After a while', 'At last')} {h.he} went to {f.name}, {f.phrase} next door.",
-                self.said(h, f"I heard {noise}. What if it is a {self.one(*_SCARY)}?"),
-                self.said(
-                    f, self.one("Let us go and see.", "Take my hand and we will look.", "I am not afraid of that.")
+                f"One dark night {h.name} heard {noise}. {_start(h.he)} was afraid and hid {self.choose(*_SPOTS)}.",
+                f"{self.choose('In the morning', 'After a while', 'At last')} {h.he} went to {f.name}, {f.phrase} next door.",
+                self.speech(h, f"I heard {noise}. What if it is a {self.choose(*_SCARY)}?"),
+                self.speech(
+                    f, self.choose("Let us go and see.", "Take my hand and we will look.", "I am not afraid of that.")
                 ),
-                f"They walked slowly and looked {self.one(*_SPOTS)}. It was only {cause}!",
+                f"They walked slowly and looked {self.choose(*_SPOTS)}. It was only {cause}!",
                 f"{h.name} laughed, because there was nothing to be afraid of.",
             )
         )
 
     def cooking(self) -> str:
         h, f = self.hero, self.friend
-        meal, much, little = self.one(*_MEALS)
+        meal, much, little = self.choose(*_MEALS)
         return " ".join(
             (
-                f"{self.one(*_DAYS)} {h.name} wanted to make {meal}.",
+                f"{self.choose(*_DAYS)} {h.name} wanted to make {meal}.",
                 f"{_start(h.he)} had {much}, but {h.he} had no {little}.",
-                f"So {h.he} went to {f.name}, {f.phrase} who lived {self.one(*_HOMES)}.",
-                self.said(h, f"May I have some {little}?"),
-                self.said(f, f"Yes, if I may have some of the {meal}."),
+                f"So {h.he} went to {f.name}, {f.phrase} who lived {self.choose(*_HOMES)}.",
+                self.speech(h, f"May I have some {little}?"),
+                self.speech(f, f"Yes, if I may have some of the {meal}."),
                 f"They mixed the {much} and the {little}, and soon the whole house smelled of {meal}.",
-                f"{f.name} ate {self.one('one bowl', 'two plates', 'more than anyone', 'until the pot was empty')}.",
+                f"{f.name} ate {self.choose('one bowl', 'two plates', 'more than anyone', 'until the pot was empty')}.",
             )
         )
 
     def storm(self) -> str:
         h, f = self.hero, self.friend
-        weather = self.one("rain", "snow", "hail")
-        place = self.one("a cave", "an old barn", "a hollow tree", "a small hut")
+        weather = self.choose("rain", "snow", "hail")
+        place = self.choose("a cave", "an old barn", "a hollow tree", "a small hut")
         return " ".join(
             (
-                f"{self.one(*_DAYS)} {h.name} and {h.his} friend {f.name} the {f.kind} went for a walk.",
-                f"Soon the sky turned {self.one('dark', 'grey', 'black')} and {weather} began to fall.",
-                self.said(f, self.one("I am cold.", "We will get wet!", "Which way is home?")),
+                f"{self.choose(*_DAYS)} {h.name} and {h.his} friend {f.name} the {f.kind} went for a walk.",
+                f"Soon the sky turned {self.choose('dark', 'grey', 'black')} and {weather} began to fall.",
+                self.speech(f, self.choose("I am cold.", "We will get wet!", "Which way is home?")),
                 f"{h.name} saw {place} on the hill, and they ran to it as fast as they could.",
                 f"There they told stories until the {weather} stopped.",
-                f"When they came out, {self.one('there was a rainbow', 'the sun was shining', 'the world looked new')}.",
+                f"When they came out, {self.choose('there was a rainbow', 'the sun was shining', 'the world looked new')}.",
             )
         )
 
     def learning(self) -> str:
-        h, f, skill = self.hero, self.friend, self.one(*_SKILLS)
+        h, f, skill = self.hero, self.friend, self.choose(*_SKILLS)
         days = self.random.randint(2, 8)
         return " ".join(
             (
                 f"{h.name} wanted to {skill}, but {h.he} did not know how. {_start(h.he)} tried once and failed.",
-                f"{_start(h.he)} tried again and failed again. {self.meet()}",
-                self.said(h, f"I will never {skill}."),
-                self.said(f, self.one("Try a little every day.", "Go slowly.", "I could not do it at first.")),
+                f"{_start(h.he)} tried again and failed again. {self.meeting()}",
+                self.speech(h, f"I will never {skill}."),
+                self.speech(f, self.choose("Try a little every day.", "Go slowly.", "I could not do it at first.")),
                 f"So {h.name} tried every day with {f.name}, and after {_count(days, 'day')} {h.he} could {skill}!",
-                self.said(f, self.one("Look at you!", "I knew you could do it!", "I am proud of you!")),
+                self.speech(f, self.choose("Look at you!", "I knew you could do it!", "I am proud of you!")),
             )
         )
 
     def gift(self) -> str:
-        h, f, present = self.hero, self.friend, self.one(*_GIFTS)
+        h, f, present = self.hero, self.friend, self.choose(*_GIFTS)
         return " ".join(
             (
                 f"It was the birthday of {f.name}, {f.phrase}. {h.name} wanted to give {f.him} something,",
                 f"but {h.he} had no money.",
-                f"{_start(h.he)} sat {self.one(*_SPOTS)} and thought and thought.",
-                self.said(h, self.one("What would make my friend happy?", "I must find something special.")),
+                f"{_start(h.he)} sat {self.choose(*_SPOTS)} and thought and thought.",
+                self.speech(h, self.choose("What would make my friend happy?", "I must find something special.")),
                 f"Then {h.he} had an idea and worked all day. In the evening {h.he} gave {f.name} {present}.",
-                self.said(f, self.one("This is the best gift of all!", "Did you make this for me?", "How lovely!")),
+                self.speech(
+                    f, self.choose("This is the best gift of all!", "Did you make this for me?", "How lovely!")
+                ),
                 f"{f.name} kept it in mind for the rest of {f.his} life.",
             )
         )
 
 
 def tiny_stories(seed: int = 0, stories: int = 2500) -> str:
-    """`stories` short stories (about 600 bytes each), the same text for the same arguments on every machine."""
-    teller = _Teller(seed)
-    return "".join(teller.story() + SEPARATOR for _ in range(stories))
+    """`stories` short stories of about 600 bytes each: the same text for the same arguments on every machine."""
+    generator = _StoryGenerator(seed)
+    return "".join(generator.story() + SEPARATOR for _ in range(stories))
 
 
 if __name__ == "__main__":  # python -m merino_edge.data.tiny_stories > corpus.txt

@@ -1,7 +1,7 @@
-"""Prompts: what a teacher is asked, as a file that a person writes. Knows no model.
+"""Prompts for a teacher, from a handwritten file. This module knows no model.
 
-A `.txt` file has one prompt a line. A `.json` file is an artefact of templates whose {slots} are filled (`sha256` may
-be left out):
+A `.txt` file has one prompt per line. A `.json` file is an artefact of templates with {slots}; its `sha256` may be left
+out:
 
     {"kind": "prompts", "schema_version": 1, "about": text,
      "templates": ["Tell a story about {animal} who {wish}.", ...],   or, with a share of the prompts each,
@@ -9,10 +9,10 @@ be left out):
      "slots": {"animal": ["a cat", "an owl", ...], "wish": [...], ...},
      "system": text, "asked": "{prompt} Use simple words.", "unwanted": [text, ...]}
 
-Within a prompt {animal} is one animal wherever it stands, and {animal:2} another one. `system` (told to the teacher
-first) and `asked` (the teacher's spelling of the prompt), a group's own or the file's, do not stand in the corpus. An
-answer that holds one of `unwanted`, in whatever case, is dropped. Only `templates` or `groups` must be there. Prompt i
-is a function of seed and i.
+Within a prompt {animal} has one value, and {animal:2} has another. `system` is the teacher's system message, and
+`asked` rewrites the prompt for the teacher. Both may belong to the file or to a group, and neither goes into the
+corpus. An answer that contains one of `unwanted`, in upper or lower case, is dropped. Only `templates` or `groups` is
+required. Prompt i is a function of seed and i.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SLOT = re.compile(r"\{([a-z_]+)(?::([1-9]))?\}")
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the user says in the corpus, how the teacher is asked it, and what the teacher is told before."""
+    """A prompt as it stands in the corpus (`user`), as the teacher gets it (`asked`), and its system message."""
 
     user: str
     asked: str
@@ -50,6 +50,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Group:
+    """Templates with a share of the prompts and their own wording for the teacher."""
+
     templates: tuple[str, ...]
     share: float = 1.0
     asked: str = PROMPT
@@ -58,7 +60,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Prompts:
-    """`name` and `sha256` are of the file. Lines are taken in order, templates drawn."""
+    """The prompts of a file with this `name` and `sha256`. Lines are taken in order, templates are drawn."""
 
     name: str
     sha256: str
@@ -68,7 +70,7 @@ class Prompts:
     unwanted: tuple[str, ...] = ()
 
     def prompt(self, seed: int, i: int) -> Prompt:
-        """Number `i`: of lines the i-th, beginning again after the last."""
+        """Prompt number `i`. Lines begin again after the last one."""
         if self.lines:
             line = self.lines[i % len(self.lines)]
             return Prompt(line, line)
@@ -89,12 +91,12 @@ class Prompts:
 
 
 def names() -> list[str]:
-    """Of the prompts in the package."""
+    """The names of the packaged prompts."""
     return user_file.names(FOLDER)
 
 
 def load(name_or_path: Path | str) -> Prompts:
-    """Prompts of the package by their name, or a file of them. Raises ArtefactError, InputError."""
+    """Packaged prompts by their name, or the prompts in a file. Raises ArtefactError, InputError."""
     path = user_file.find(FOLDER, name_or_path, "there are no prompts")
     text = artefact.read_text(path)
     sha256 = artefact.sha256_text(text)
@@ -110,14 +112,14 @@ def load(name_or_path: Path | str) -> Prompts:
     slots = document.get("slots", {})
     if not isinstance(slots, dict):
         raise user_file.error(path, "slots is no object", 'write "slots": {"animal": ["a cat", ...]}')
-    filled = {name: _texts(values, f"slot {name}", path) for name, values in slots.items()}
+    values = {name: _texts(texts, f"slot {name}", path) for name, texts in slots.items()}
     groups = document.get("groups", [{"templates": document.get("templates")}])
     if not (isinstance(groups, list) and groups and all(isinstance(group, dict) for group in groups)):
         raise user_file.error(path, "groups is no list of objects", 'write "groups": [{"templates": [...]}]')
-    whole: dict[str, Any] = {name: document[name] for name in ("system", "asked") if name in document}
-    found = tuple(_group({**whole, **group}, filled, path) for group in groups)
+    defaults: dict[str, Any] = {name: document[name] for name in ("system", "asked") if name in document}
+    parsed = tuple(_group({**defaults, **group}, values, path) for group in groups)
     unwanted = _texts(document["unwanted"], "unwanted", path) if "unwanted" in document else ()
-    return Prompts(path.name, sha256, (), found, filled, unwanted)
+    return Prompts(path.name, sha256, groups=parsed, slots=values, unwanted=unwanted)
 
 
 def _group(value: dict[str, Any], slots: Mapping[str, tuple[str, ...]], path: Path) -> Group:

@@ -1,20 +1,19 @@
-"""A corpus that a teacher writes: answers to prompts, as lines that `tokenize` and `train` read; gone on with at will.
+"""A synthetic corpus: a teacher answers prompts, in lines that `tokenize` and `train` read. Generation can resume.
 
-Sample i is drawn from numbers that are a function of (seed, i), and batches are formed from `count` and `batch` alone:
-samples in rounds of ROUND batches, in a round prompts of equal token length together. So a run that was killed and
-given again ends with the bytes of one that was not (same machine, threads and PyTorch). A batch's lines are on the disk
-before the header says so; what the file has beyond the header is dropped and made again.
+Sample i draws random numbers that are a function of (seed, i). Batches depend only on `count` and `batch`: a round is
+ROUND_BATCHES batches of samples, and within it prompts of equal token length form the batches. So a resumed run ends
+with the bytes of an uninterrupted one (same machine, threads and PyTorch). A batch's lines are on disk before the
+header counts them. Lines beyond the header are dropped and made again.
 
-    CORPUS.jsonl   {"messages": [{"role": "user", ...}, {"role": "assistant", ...}], "sample": i}, one a line, or of
+    CORPUS.jsonl   {"messages": [{"role": "user", ...}, {"role": "assistant", ...}], "sample": i}, one per line; for
                    plain text {"text": prompt and continuation, "sample": i}
-    CORPUS.json    kind "written_corpus", schema 1: teacher {name, checkpoint_sha256, architecture_id}, licence (a note
-                   that was given, or null), prompts {name, sha256}, options {count, max_tokens, temperature, top_k,
+    CORPUS.json    kind "written_corpus", schema 1: teacher {name, checkpoint_sha256, architecture_id}, licence (a note,
+                   or null), prompts {name, sha256}, options {count, max_tokens, temperature, top_k,
                    top_p, frequency_penalty, batch, seed, precision, device, plain}, batches (done), finished,
                    samples (done), kept, dropped {reason: count}, tokens (the answers' that were kept), bytes,
                    content_sha256
 
-Dropped are answers that `max_tokens` cut off, empty ones, those that say eight words in a row twice, those with broken
-characters and those with words that the prompts call unwanted. Exact copies are kept.
+`rejection_reason` says which answers are dropped. Exact copies are kept.
 """
 
 from __future__ import annotations
@@ -42,15 +41,15 @@ from merino_edge.tokenizer import Message, Tokenizer
 
 KIND = "written_corpus"
 SCHEMA_VERSION = 1
-ROUND = 16  # batches
-REPEATED = 8  # words
+ROUND_BATCHES = 16  # batches whose prompts are grouped by length
+REPEATED_WORDS = 8
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be written, with `sampling`; construction raises InputError naming what is out of range."""
+    """The options of a generation. Raises InputError for a value out of range."""
 
-    count: int  # of prompts; fewer answers are kept
+    count: int  # of prompts; some answers are dropped
     max_tokens: int = 300
     sampling: SamplingParams = field(default_factory=SamplingParams)
     batch: int = 32
@@ -69,12 +68,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Sample:
+    """A prompt with its number and its token ids."""
+
     number: int
     prompt: Prompt
     ids: tuple[int, ...]
 
 
-def header_of(out: Path) -> Path:
+def header_path(out: Path) -> Path:
+    """The header beside the corpus: CORPUS.json."""
     return out.with_suffix(".json")
 
 
@@ -89,11 +91,11 @@ def write(
     licence: str | None = None,
     on_batch: Callable[[dict[str, Any], int], None] = lambda header, computed: None,
 ) -> dict[str, Any]:
-    """Write `out` (.jsonl) and its header, or go on with them; the header. `on_batch` gets it after every batch, and
-    how many tokens this call has computed.
+    """Write `out` (.jsonl) and its header, or resume them. Returns the header.
 
-    Raises InputError (other options than it began with, a prompt that does not fit, another process writes),
-    ArtefactError (what is there was altered), OutputError.
+    `on_batch` gets the header after every batch, and the number of tokens that this call has computed. Raises InputError
+    (options that differ from the existing header, a prompt that does not fit, another process that writes),
+    ArtefactError (altered files), OutputError.
     """
     out, device = Path(out), torch.device(device)
     if out.suffix != ".jsonl":
@@ -101,22 +103,25 @@ def write(
     tokenizer = Tokenizer.load(teacher.path)
     if not plan.plain and tokenizer.chat.chat_template is None:
         raise InputError(f"{teacher.path} has no chat template", "add --plain, or use a teacher that answers")
-    identity = _identity(teacher, prompts, plan, bf16, device, licence)
-    if (header := _begun(out, identity))["finished"]:
+    options = {**_options(plan), "precision": "bf16" if bf16 else "fp32", "device": device.type}
+    identity = {**_origin(teacher, licence, prompts), "options": options}
+    if (header := _open_header(out, identity))["finished"]:
         return header
     model = Model.from_weights(teacher.architecture, teacher.weights)
     generator = BatchedGenerator(model, torch.bfloat16 if bf16 else torch.float32, device)
     with artefact.translate_os_errors(out), open(out, "r+b") as file:
         _lock(file, out)
-        header = _begun(out, identity)  # as it is now that nobody else writes
-        digest = _rewound(file, header, out)
+        header = _open_header(out, identity)  # again, now that no other process writes
+        digest = _truncate_to_header(file, header, out)
         for number, samples in enumerate(_batches(prompts, plan, tokenizer)):
             if number < header["batches"]:
                 continue
             generators = [np.random.default_rng([plan.seed, sample.number, 1]) for sample in samples]
             prompt_ids, ends = [sample.ids for sample in samples], tokenizer.chat.eos_token_ids
-            answers = generator.generate(prompt_ids, plan.sampling, max_tokens=plan.max_tokens, end_token_ids=ends, generators=generators)
-            lines = _lines(samples, answers, tokenizer, prompts.unwanted, plan.plain, header)
+            answers = generator.generate(
+                prompt_ids, plan.sampling, max_tokens=plan.max_tokens, end_token_ids=ends, generators=generators
+            )
+            lines = _lines(samples, answers, tokenizer, header, unwanted=prompts.unwanted, plain=plan.plain)
             file.write(lines)
             file.flush()
             os.fsync(file.fileno())
@@ -131,11 +136,12 @@ def write(
     return header
 
 
-def _identity(
-    teacher: Checkpoint, prompts: Prompts, plan: Plan, bf16: bool, device: torch.device, licence: str | None
-) -> dict[str, Any]:
+def _options(plan: Plan) -> dict[str, Any]:
     options = dataclasses.asdict(plan)
-    options |= options.pop("sampling")
+    return options | options.pop("sampling")
+
+
+def _origin(teacher: Checkpoint, licence: str | None, prompts: Prompts) -> dict[str, Any]:
     source = teacher.training.get("source")
     name = source.get("name") if isinstance(source, dict) else None
     return {
@@ -146,19 +152,18 @@ def _identity(
         },
         "licence": licence,
         "prompts": {"name": prompts.name, "sha256": prompts.sha256},
-        "options": {**options, "precision": "bf16" if bf16 else "fp32", "device": device.type},
     }
 
 
-def _begun(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """The header to go on with: the one that is there, if it is of the same, or a new one."""
-    path = header_of(out)
+def _open_header(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """The existing header, if it has this identity, or a new one. Raises InputError, ArtefactError, OutputError."""
+    path = header_path(out)
     if not path.exists():
         if out.exists():
             raise OutputError(f"{out} exists and {path.name} does not", "choose another --out")
         counts = dict.fromkeys(("batches", "samples", "kept", "tokens", "bytes"), 0)
-        nothing = hashlib.sha256().hexdigest()
-        header = {**identity, "finished": False, "dropped": {}, **counts, "content_sha256": nothing}
+        empty_sha256 = hashlib.sha256().hexdigest()
+        header = {**identity, "finished": False, "dropped": {}, **counts, "content_sha256": empty_sha256}
         _save(out, header)
     else:
         header = artefact.read_json(path, KIND, SCHEMA_VERSION)
@@ -173,7 +178,7 @@ def _begun(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lock(file: IO[bytes], out: Path) -> None:
-    """Until the file is closed, for this process alone."""
+    """Lock the file for this process until it is closed. Raises InputError where another process has the lock."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -189,36 +194,38 @@ def _require_same(name: str, then: Any, now: Any, path: Path) -> None:
 
 
 def _save(out: Path, header: dict[str, Any]) -> None:
-    artefact.write_json(header_of(out), KIND, header, SCHEMA_VERSION)
+    artefact.write_json(header_path(out), KIND, header, SCHEMA_VERSION)
 
 
-def _rewound(file: IO[bytes], header: dict[str, Any], out: Path) -> Any:
-    """Drop what the header does not know of; the hash of what it does."""
+def _truncate_to_header(file: IO[bytes], header: dict[str, Any], out: Path) -> Any:
+    """Cut the file where the header's content ends. Returns the running hash. Raises ArtefactError if it differs."""
     digest, left = hashlib.sha256(), header["bytes"]
     while left and (chunk := file.read(min(left, 2**20))):
         digest.update(chunk)
         left -= len(chunk)
     if left or digest.hexdigest() != header["content_sha256"]:
-        raise ArtefactError(f"{out} is not what {header_of(out)} says", f"it was altered; remove {out} and begin again")
+        raise ArtefactError(
+            f"{out} is not what {header_path(out)} says", f"it was altered; remove {out} and begin again"
+        )
     file.truncate(header["bytes"])
     return digest
 
 
 def _batches(prompts: Prompts, plan: Plan, tokenizer: Tokenizer) -> Iterator[list[Sample]]:
-    """All of them in order, the same whatever was done before."""
-    for first in range(0, plan.count, ROUND * plan.batch):
-        numbers = range(first, min(plan.count, first + ROUND * plan.batch))
-        of_length: dict[int, list[Sample]] = {}
+    """All batches in order. They do not depend on how many are done."""
+    for first in range(0, plan.count, ROUND_BATCHES * plan.batch):
+        numbers = range(first, min(plan.count, first + ROUND_BATCHES * plan.batch))
+        by_length: dict[int, list[Sample]] = {}
         for number in numbers:
             prompt = prompts.prompt(plan.seed, number)
-            sample = Sample(number, prompt, tuple(_encoded(prompt, tokenizer, plan.plain)))
-            of_length.setdefault(len(sample.ids), []).append(sample)
-        for _, samples in sorted(of_length.items()):
+            sample = Sample(number, prompt, tuple(_encoded(prompt, tokenizer, plain=plan.plain)))
+            by_length.setdefault(len(sample.ids), []).append(sample)
+        for _, samples in sorted(by_length.items()):
             for start in range(0, len(samples), plan.batch):
                 yield samples[start : start + plan.batch]
 
 
-def _encoded(prompt: Prompt, tokenizer: Tokenizer, plain: bool) -> list[int]:
+def _encoded(prompt: Prompt, tokenizer: Tokenizer, *, plain: bool) -> list[int]:
     if plain:
         return tokenizer.encode(prompt.asked)
     messages: list[Message] = [{"role": "user", "content": prompt.asked}]
@@ -231,35 +238,40 @@ def _lines(
     samples: Sequence[Sample],
     answers: Sequence[Completion],
     tokenizer: Tokenizer,
+    header: dict[str, Any],
+    *,
     unwanted: Sequence[str],
     plain: bool,
-    header: dict[str, Any],
 ) -> bytes:
-    """What a batch adds to the file; the header's counts follow."""
+    """The lines that a batch adds to the file. It also adds to the header's counts."""
     lines = []
     for sample, answer in zip(samples, answers, strict=True):
-        said, asked = tokenizer.decode(answer.ids), sample.prompt.user
-        if (reason := fault(said, ended=answer.ended, unwanted=unwanted)) is not None:
+        text, prompt = tokenizer.decode(answer.ids), sample.prompt.user
+        if (reason := rejection_reason(text, ended=answer.ended, unwanted=unwanted)) is not None:
             header["dropped"][reason] = header["dropped"].get(reason, 0) + 1
             continue
-        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": said.strip()}]
-        value: dict[str, Any] = {"text": asked + said} if plain else {"messages": messages}
+        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": text.strip()}]
+        value: dict[str, Any] = {"text": prompt + text} if plain else {"messages": messages}
         lines.append(json.dumps({**value, "sample": sample.number}, ensure_ascii=False) + "\n")
         header["kept"] += 1
         header["tokens"] += len(answer.ids)
     return "".join(lines).encode()
 
 
-def fault(said: str, ended: bool, unwanted: Sequence[str] = ()) -> str | None:
-    """Why an answer is not kept; None: it is."""
+def rejection_reason(text: str, *, ended: bool, unwanted: Sequence[str] = ()) -> str | None:
+    """Why an answer is dropped; None if it is kept.
+
+    Dropped are answers without end token, empty ones, those that repeat eight words in a row, and those with broken
+    characters or unwanted words.
+    """
     if not ended:
         return "cut off"
-    words = said.lower().split()
+    words = text.lower().split()
     if not words:
         return "empty"
-    if "\ufffd" in said:
+    if "\ufffd" in text:
         return "broken characters"
-    runs = [tuple(words[i : i + REPEATED]) for i in range(len(words) - REPEATED + 1)]
-    if len(set(runs)) < len(runs):
+    ngrams = [tuple(words[i : i + REPEATED_WORDS]) for i in range(len(words) - REPEATED_WORDS + 1)]
+    if len(set(ngrams)) < len(ngrams):
         return "repeats itself"
-    return "unwanted words" if any(text.lower() in said.lower() for text in unwanted) else None
+    return "unwanted words" if any(phrase.lower() in text.lower() for phrase in unwanted) else None

@@ -1,20 +1,21 @@
-"""What a teacher expects after every token of a corpus: its k largest log-probabilities, on disk.
+"""Teacher logits on disk: the k largest log-probabilities of a teacher after every token of a corpus.
 
-The teacher runs over windows of `window` tokens that move by `stride`; of each but the first the last `stride`
-positions count, so that everything is said after at least window - stride tokens (fewer at the corpus's beginning).
-Windows do not look at where conversations begin. Written shard by shard: a run that was killed goes on with the first
-that is not whole.
+The teacher runs over windows of `window` tokens that move by `stride`. Of each window but the first only the last
+`stride` positions count. So a prediction has at least window - stride tokens of context, except at the corpus's
+beginning. Windows ignore the borders of conversations. The folder is written shard by shard, and a killed run resumes
+with the first incomplete shard.
 
     logits.json      kind "teacher_logits", schema 1: teacher_sha256, corpus_sha256, vocab_size, tokens, top_k, window,
                      stride, batch, precision, shards [{tokens, logs_sha256, ids_sha256}, ...], finished
     logs-00000.bin   little-endian float16 [tokens, k], natural logarithms, descending; more of these as needed
     ids-00000.bin    their tokens [tokens, k], little-endian uint16, or uint32 above 65,536 tokens of vocabulary
-    verified.json    what was found whole (merino_edge.data.shards)
+    verified.json    which files were correct (merino_edge.data.shards)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from merino_edge import artefact, limits
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.data.corpus import Corpus
 from merino_edge.data.corpus_writer import token_dtype
-from merino_edge.data.shards import Shards, Verified, name_of
+from merino_edge.data.shards import Shards, Verified, shard_name
 from merino_edge.errors import ArtefactError, InputError, OutputError
 from merino_edge.pytorch.model import Model
 from merino_edge.tokenizer import Tokenizer
@@ -36,7 +37,7 @@ HEADER = "logits.json"
 SHARD_VALUES = 2**24  # log-probabilities: 32 MiB, and as much of ids
 
 
-def teach(
+def write_teacher_logits(
     teacher: Checkpoint,
     corpus: Corpus,
     folder: Path | str,
@@ -50,10 +51,11 @@ def teach(
     shard_values: int = SHARD_VALUES,
     on_tokens: Callable[[int, int], None] = lambda done, now: None,
 ) -> dict[str, Any]:
-    """Write `folder`, or go on with it; the header. `window` is the model's context, `stride` half of it, if not given.
+    """Write `folder`, or resume it. Returns the header.
 
-    `on_tokens` gets how many tokens are done, and how many this call did. Raises InputError (another tokenizer, other
-    options than it began with), OutputError.
+    `window` is the model's context by default, and `stride` half of the window. `on_tokens` gets the number of tokens
+    done, and the number that this call did. Raises InputError (another tokenizer, options that differ from the existing
+    folder), OutputError.
     """
     folder, a, n = Path(folder), teacher.architecture, len(corpus.tokens)
     window = a.max_positions if window is None else limits.check_range("window", window, 2, a.max_positions)
@@ -74,21 +76,21 @@ def teach(
         "batch": batch,
         "precision": "bf16" if bf16 else "fp32",
     }
-    header = _begun(folder, identity)
+    header = _open_header(folder, identity)
     if header["finished"]:
         return header
     model = Model.from_weights(a, teacher.weights).eval().requires_grad_(requires_grad=False).to(device)
     shards: list[dict[str, Any]] = header["shards"]
     done = before = sum(shard["tokens"] for shard in shards)
-    of_shard = max(1, shard_values // (top_k * stride))  # windows
-    windows = max(0, -(-(n - window) // stride)) + 1
-    for first in range(len(shards) * of_shard, windows, of_shard):
-        last = min(windows, first + of_shard)
-        logs, ids = _expected(model, corpus, first, last, window, stride, batch, top_k, bf16)
+    shard_windows = max(1, shard_values // (top_k * stride))
+    windows = _Windows(n, window, stride, batch)
+    for first in range(len(shards) * shard_windows, windows.count, shard_windows):
+        batches = windows.batches(first, min(windows.count, first + shard_windows))
+        logs, ids = _predict(model, corpus, windows, batches, top_k=top_k, bf16=bf16)
         number = len(shards)
         content = {"logs": logs.astype("<f2").tobytes(), "ids": ids.astype(token_dtype(a.vocab_size)).tobytes()}
         for stem, values in content.items():
-            artefact.write_bytes(folder / name_of(stem, number), values)
+            artefact.write_bytes(folder / shard_name(stem, number), values)
         hashes = {f"{stem}_sha256": artefact.sha256_bytes(values) for stem, values in content.items()}
         shards.append({"tokens": len(logs), **hashes})
         done += len(logs)
@@ -98,7 +100,8 @@ def teach(
     return header
 
 
-def _begun(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
+def _open_header(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """The existing header, if it has this identity, or a new one. Raises InputError, OutputError."""
     if not (folder / HEADER).is_file():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise OutputError(f"{folder} exists and is not a teacher's logits", "choose another --out")
@@ -112,22 +115,38 @@ def _begun(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
     return header
 
 
+@dataclass(frozen=True)
+class _Windows:
+    """Windows of `window` tokens over a corpus of `tokens` tokens. They move by `stride`, and `batch` run at once."""
+
+    tokens: int
+    window: int
+    stride: int
+    batch: int
+
+    @property
+    def count(self) -> int:
+        return max(0, -(-(self.tokens - self.window) // self.stride)) + 1
+
+    def batches(self, first: int, last: int) -> Iterator[list[int]]:
+        """The first tokens of windows `first` to `last`, in batches. A window cut by the corpus's end runs alone."""
+        starts = [number * self.stride for number in range(first, last)]
+        full = [start for start in starts if start + self.window <= self.tokens]
+        for index in range(0, len(full), self.batch):
+            yield full[index : index + self.batch]
+        for start in starts[len(full) :]:
+            yield [start]
+
+
 @torch.no_grad()
-def _expected(
-    model: Model,
-    corpus: Corpus,
-    first: int,
-    last: int,
-    window: int,
-    stride: int,
-    batch: int,
-    top_k: int,
-    bf16: bool,
+def _predict(
+    model: Model, corpus: Corpus, windows: _Windows, batches: Iterator[list[int]], *, top_k: int, bf16: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of the positions that windows `first` to `last` count for: log-probabilities and ids, each [N, k]."""
+    """The largest log-probabilities and their ids, each [N, k], of the positions that count in these windows."""
+    window, stride = windows.window, windows.stride
     logs, ids = [], []
-    for starts in _together(first, last, window, stride, batch, len(corpus.tokens)):
-        stop = min(window, len(corpus.tokens) - starts[0])
+    for starts in batches:
+        stop = min(window, windows.tokens - starts[0])
         rows = np.stack([corpus.tokens.window(start, start + stop) for start in starts]).astype(np.int64)  # [B, W]
         tokens = torch.from_numpy(rows).to(model.embedding.weight.device)
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=bf16):
@@ -140,39 +159,28 @@ def _expected(
     return np.concatenate(logs), np.concatenate(ids)
 
 
-def _together(first: int, last: int, window: int, stride: int, batch: int, tokens: int) -> Iterator[list[int]]:
-    """Where the windows begin that run together; the last of a corpus may be shorter, and runs alone."""
-    starts = [number * stride for number in range(first, last)]
-    short = [start for start in starts if start + window > tokens]
-    whole = starts[: len(starts) - len(short)]
-    for at in range(0, len(whole), batch):
-        yield whole[at : at + batch]
-    for start in short:
-        yield [start]
-
-
-class StoredLogits:
-    """A finished folder, memory-mapped."""
+class TeacherLogits:
+    """A finished folder of teacher logits, memory-mapped."""
 
     def __init__(self, folder: Path | str) -> None:
-        """Raises ArtefactError for one that is unfinished or altered."""
+        """Raises ArtefactError for an unfinished or altered folder."""
         self.folder = Path(folder)
         self.header = header = artefact.read_json(self.folder / HEADER, KIND, SCHEMA_VERSION)
         if not header["finished"]:
             raise ArtefactError(f"{folder} is unfinished", "give its merino-edge distill logits command again")
         verified = Verified(self.folder, header["sha256"])
         k, dtypes = header["top_k"], {"logs": np.dtype("<f2"), "ids": token_dtype(header["vocab_size"])}
-        found: dict[str, list[np.ndarray]] = {stem: [] for stem in dtypes}
+        arrays: dict[str, list[np.ndarray]] = {stem: [] for stem in dtypes}
         for number, shard in enumerate(header["shards"]):
             for stem, dtype in dtypes.items():
-                name, shape = name_of(stem, number), (shard["tokens"], k)
+                name, shape = shard_name(stem, number), (shard["tokens"], k)
                 verified.check(name, shard[f"{stem}_sha256"], shape[0] * k * dtype.itemsize)
-                found[stem].append(np.memmap(self.folder / name, dtype=dtype, mode="r", shape=shape))
+                arrays[stem].append(np.memmap(self.folder / name, dtype=dtype, mode="r", shape=shape))
         verified.save()
-        self._logs, self._ids = Shards(found["logs"]), Shards(found["ids"])
+        self._logs, self._ids = Shards(arrays["logs"]), Shards(arrays["ids"])
 
     def rows(self, starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """After each of `length` tokens from each of `starts`: log-probabilities float32 and ids int64, [B, T, k]."""
+        """Log-probabilities float32 and ids int64, each [B, T, k], after `length` tokens from each of `starts` [B]."""
         logs = np.stack([self._logs.window(int(start), int(start) + length) for start in starts])
         ids = np.stack([self._ids.window(int(start), int(start) + length) for start in starts])
         return logs.astype(np.float32), ids.astype(np.int64)

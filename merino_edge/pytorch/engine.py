@@ -1,8 +1,8 @@
-"""The engine for PyTorch: the module of `merino_edge.pytorch.model` with its static cache, one sequence on the CPU or a GPU.
+"""The PyTorch engine: runs a `Model` with its static KV cache, one sequence on the CPU or a GPU.
 
-Eager, as PyTorch runs it by default: what an exported graph is compared with. float16 is weights, activations and cache
-in float16. The number of threads is PyTorch's own, one for the process: whoever opened an engine last has set it.
-Implements merino_edge.runtime.engine.Engine. The CUDA side was not run on a GPU yet.
+It implements merino_edge.runtime.engine.Engine in eager mode. Exported graphs are compared with it. fp16 means
+weights, activations and cache in float16. PyTorch has one number of threads for the process, set by the last engine
+that was opened. The CUDA side was not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 class TorchEngine:
-    """Runs a `Model`, which it takes over: moved to `device`, cast to `precision`."""
+    """Runs a `Model`. It takes the model over: moved to `device`, cast to `precision`."""
 
     def __init__(self, model: Model, precision: str = "fp32", threads: int | None = None, device: str = "cpu") -> None:
         """Raises UnsupportedError for a precision that is none of DTYPES, or where PyTorch finds no GPU."""
@@ -38,14 +38,14 @@ class TorchEngine:
         self._cache: KVCache | None = KVCache(a, dtype=DTYPES[precision], device=self._device)
 
     def forward(self, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
-        """Run tokens [T] at positions start.., return the last one's logits [V].
+        """Run tokens [T] at positions start.. and return the logits [V] of the last one.
 
-        `start` may go back (rewind) but not past what was written. Raises InputError.
+        `start` may go back (rewind), but not beyond the filled positions. Raises InputError.
         """
         return np.asarray(self.forward_rows(tokens, start, 1)[0])
 
     def forward_rows(self, tokens: NDArray[np.int64], start: int, rows: int) -> NDArray[np.float32]:
-        """As `forward`, the last `rows` positions' logits [rows, V]."""
+        """As `forward`, but with the logits [rows, V] of the last `rows` positions."""
         if self._model is None:
             raise InputError("this engine is closed", "open the model again")
         if start > self._length:
@@ -59,7 +59,7 @@ class TorchEngine:
         return logits[0, -rows:].float().numpy(force=True)  # type: ignore[no-any-return]
 
     def mark_filled(self, positions: int) -> None:
-        """Take so many positions for written, whatever they hold: to time a step at any length without the prompt."""
+        """Treat this many cache positions as filled, whatever they hold. So a step is timed without its prompt."""
         self._length = positions
 
     def close(self) -> None:

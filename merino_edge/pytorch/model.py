@@ -1,9 +1,8 @@
-"""The PyTorch model of any `Architecture`: for training, for evaluation, and as what every export is compared with.
+"""The PyTorch model of any `Architecture`: for training, for evaluation, and as the reference of every export.
 
-Parameter names and shapes are those of `merino_edge.weights`, so `state_dict()` is a checkpoint's content. A
-shared block is one layer module applied `layers` times; every application has its own slot in the cache.
-The module knows no files, no tokenizer and no optimizer. Eager and plain on purpose: speed on a board is the
-exported graph's business.
+Parameter names and shapes are those of `merino_edge.weights`, so `state_dict()` is a checkpoint's content. A shared
+block is one layer module applied `layers` times, and every application has its own part of the cache. The code is eager
+and plain on purpose, because on a board the exported graph runs. This module knows no files, tokenizer or optimizer.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ INIT_STD = 0.02  # of linear layers and embeddings
 
 
 class KVCache:
-    """Static key-value cache: per computed layer k and v of [B, Hkv, C, D], written in place by `Model.forward`."""
+    """A static KV cache: k and v [B, Hkv, C, D] for each computed layer, written in place by `Model.forward`."""
 
     def __init__(
         self,
@@ -40,7 +39,7 @@ class KVCache:
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
 
     def append(self, layer: int, k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Write k, v [B, Hkv, T, D] at start..start+T and return everything up to there [B, Hkv, start+T, D]."""
+        """Write k, v [B, Hkv, T, D] at start..start+T, and return the cache up to there [B, Hkv, start+T, D]."""
         end = start + k.shape[2]
         self.keys[layer][:, :, start:end] = k
         self.values[layer][:, :, start:end] = v
@@ -48,7 +47,7 @@ class KVCache:
 
 
 class _Context:
-    """What every layer of one forward pass shares: positions' rotation, the mask and the cache."""
+    """The state that all layers of one forward pass share: rotary angles, mask and cache."""
 
     def __init__(self, a: Architecture, length: int, cache: KVCache | None, start: int, device: torch.device) -> None:
         self.cache, self.start = cache, start
@@ -62,8 +61,8 @@ class _Context:
             self.cos, self.sin = angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)  # [T, R]
 
     def rotate(self, x: Tensor, rotary_dim: int) -> Tensor:
-        """Rotary embedding of x [B, H, T, D]: the first half of the rotated part pairs with its second half."""
-        if rotary_dim < x.shape[-1]:  # else there is nothing to take apart: a percent of a training step
+        """Rotary embedding of x [B, H, T, D]. The first half of the rotated part pairs with its second half."""
+        if rotary_dim < x.shape[-1]:  # without this test the split costs a percent of a training step
             turned = self.rotate(x[..., :rotary_dim], rotary_dim)
             return torch.cat((turned, x[..., rotary_dim:]), dim=-1)
         low, high = x.chunk(2, dim=-1)
@@ -146,10 +145,10 @@ class _Block(nn.Module):
 class Model(nn.Module):
     """A decoder-only transformer of the given architecture, initialised from `seed`.
 
-    Linear and embedding weights are N(0, 0.02), the residual branches' last projections smaller by
-    1/sqrt(2 * layers), biases 0, norms 1. Width projections are isometric (orthonormal rows or columns): with
-    N(0, 0.02) they would scale the stream down at every change of width (paper section 9). Built on the meta
-    device it has shapes only.
+    Linear and embedding weights are N(0, 0.02). The last projections of the residual branches are smaller by
+    1/sqrt(2 * layers). Biases are 0 and norms 1. Width projections are isometric (orthonormal rows or columns), because
+    N(0, 0.02) would scale the stream down at every one of them (paper section 9). On the meta device the model has
+    shapes only.
     """
 
     def __init__(self, architecture: Architecture, seed: int = 0) -> None:
@@ -169,11 +168,13 @@ class Model(nn.Module):
         if not self.embedding.weight.is_meta:
             self._initialise(seed)
 
-    def forward(self, tokens: Tensor, cache: KVCache | None = None, start: int = 0, *, last_only: bool = False) -> Tensor:
-        """Logits [B, T, V] (or [B, 1, V] with `last_only`) of tokens [B, T] int64 at positions start..start+T.
+    def forward(
+        self, tokens: Tensor, cache: KVCache | None = None, start: int = 0, *, last_only: bool = False
+    ) -> Tensor:
+        """Logits [B, T, V] of tokens [B, T] int64 at positions start..start+T. With `last_only` they are [B, 1, V].
 
-        With a cache, positions before `start` are read from it and these are added; rewinding is a smaller
-        `start`. Raises InputError for positions that the model or the cache does not have.
+        With a cache, earlier positions are read from it and the new ones are added. A smaller `start` rewinds. Raises
+        InputError for positions that the model or the cache does not have.
         """
         a, length = self.architecture, tokens.shape[1]
         capacity = a.max_positions if cache is None else min(cache.capacity, a.max_positions)
@@ -195,7 +196,7 @@ class Model(nn.Module):
 
     @staticmethod
     def from_weights(architecture: Architecture, weights: Mapping[str, np.ndarray]) -> Model:
-        """A float32 model with a checkpoint's weights (copied). Raises ArtefactError where they do not fit."""
+        """A float32 model with a copy of a checkpoint's weights. Raises ArtefactError where they do not fit."""
         check_weights(architecture, dict(weights), "weights")
         with torch.device("meta"):
             model = Model(architecture)

@@ -1,12 +1,10 @@
-"""Training-free scores of a randomly initialised `Model` that need its weights: `PROXIES`, by name.
+"""Zero-cost proxies: training-free scores of a randomly initialised `Model`, in `PROXIES` by name.
 
-Each takes a model and tokens [B, T] int64 and gives a number, larger meant to be better; the same model and tokens give
-the same number. They are published proxies, restated for these decoders; every docstring names the source, what it
-measures and where it departs. "Decoder" is what stands between the first block's first matrix and the last block's
-last: the layers and the projections between blocks, without embeddings, positions, head and the outer projections.
-Only matrices count, no norms and no biases. A shared layer's weights count once, with the gradient of all its uses.
-
-How they compare with trained models is `merino_edge.search.study.scores`'s business; this module trains nothing.
+A proxy takes a model and tokens [B, T] int64 and gives a number; a larger one should mean a better model. The same
+model and tokens give the same number. All are published proxies, restated for these decoders. Each docstring names the
+source and what departs from it. "Decoder" means the layers and the projections between blocks, without embeddings,
+positions, head and outer projections. Only matrices count, not norms or biases. Shared weights count once, with the
+gradient of all their uses. `merino_edge.search.study.scores` compares proxies with trained models.
 """
 
 from __future__ import annotations
@@ -30,20 +28,20 @@ ATTENTION_SHARE = 0.5  # of ZeroLM's sum; its alpha
 
 
 def scores(architecture: Architecture, tokens: Tensor, seeds: Sequence[int] = (0,)) -> dict[str, float]:
-    """Every proxy of `architecture`, the mean over initialisations by `seeds`."""
-    found: dict[str, list[float]] = {name: [] for name in PROXIES}
+    """The mean of every proxy over initialisations of `architecture` by `seeds`."""
+    by_proxy: dict[str, list[float]] = {name: [] for name in PROXIES}
     for seed in seeds:
         model = Model(architecture, seed)
         for name, proxy in PROXIES.items():
-            found[name].append(proxy(model, tokens))
-    return {name: math.fsum(values) / len(values) for name, values in found.items()}
+            by_proxy[name].append(proxy(model, tokens))
+    return {name: math.fsum(values) / len(values) for name, values in by_proxy.items()}
 
 
-# --- what they share -------------------------------------------------------------------------------
+# --- common parts ----------------------------------------------------------------------------------
 
 
 def _decoder_weights(model: Model) -> dict[str, Tensor]:
-    """The decoder's matrices by name, those between blocks included."""
+    """The decoder's matrices by name, including those between blocks."""
     return {name: linear.weight for name, linear in model.linears().items() if name.startswith("blocks.")}
 
 
@@ -61,7 +59,7 @@ def _checked(tokens: Tensor) -> None:
 
 
 def _gradients(model: Model, loss: Callable[[Model], Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Each decoder matrix and the loss's gradient by it; the model keeps no trace."""
+    """Each decoder matrix and the gradient of the loss. The model stays unchanged."""
     weights = _decoder_weights(model)
     with torch.enable_grad():
         gradients = torch.autograd.grad(loss(model), list(weights.values()))
@@ -69,11 +67,11 @@ def _gradients(model: Model, loss: Callable[[Model], Tensor]) -> dict[str, tuple
 
 
 def _linearised(model: Model, length: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Decoder matrices and gradients of the sum of outputs for an input of all ones, every parameter replaced by its
-    magnitude (as SynFlow does, so that nothing cancels); float64, since magnitudes grow with every layer.
+    """Decoder matrices and gradients of the sum of outputs, as in SynFlow, for one sequence of `length` positions.
 
-    A vision model's input of ones enters its first matrix; here that is the table of embeddings, so a position's input
-    is the sum of all of them. One sequence of `length` positions.
+    Every parameter is replaced by its magnitude, so that nothing cancels. The input is all ones. In a vision model the
+    ones enter the first matrix. That is the embedding table here, so a position's input is the sum of all embeddings.
+    The computation is in float64, because magnitudes grow with every layer.
     """
     positive = copy.deepcopy(model).double().requires_grad_()
     with torch.no_grad():
@@ -96,16 +94,17 @@ def _saliency(pairs: dict[str, tuple[Tensor, Tensor]]) -> float:
 
 
 def dss(model: Model, tokens: Tensor) -> float:
-    """DSS-score: synaptic diversity of attention plus synaptic saliency of the FFN (Zhou et al., Training-free
-    Transformer Architecture Search, CVPR 2022).
+    """DSS-score: synaptic diversity of attention plus synaptic saliency of the FFN.
+
+    Source: Zhou et al., Training-free Transformer Architecture Search, CVPR 2022.
 
         sum over attention's W of |dL/dW|_nuclear |W|_nuclear  +  sum over the FFN's W of sum |dL/dW * W|
 
-    L: the sum of outputs for an input of all ones, parameters by magnitude (`_linearised`; `tokens` give T alone).
-    Of the source's Q, K, V as one matrix, here each is one: nuclear norms of [W, W] and [W, Wkv]. Departs: it was
-    defined for vision encoders with a class token; the head and the first matrix, which its code also counts, do not
-    count here. Where all positions have one input (rotary models) the values mixed are equal, so Q and K get no
-    gradient and add nothing.
+    L is the sum of outputs for an input of all ones, with parameters by magnitude (`_linearised`). `tokens` give T.
+    The source has Q, K and V as one matrix. Here each is a matrix of its own: nuclear norms of [W, W] and [W, Wkv].
+    Departs: the source defines it for vision encoders with a class token. Its code also counts the head and the first
+    matrix, which do not count here. In rotary models all positions have the same input, so attention mixes equal
+    values. Then Q and K get no gradient and add nothing.
     """
     _checked(tokens)
     pairs = _linearised(model, tokens.shape[1])
@@ -119,21 +118,22 @@ def dss(model: Model, tokens: Tensor) -> float:
 
 
 def synflow(model: Model, tokens: Tensor) -> float:
-    """SynFlow: sum |dR/dW * W| over the decoder, R the sum of outputs for an input of all ones with parameters by
-    magnitude (Tanaka et al., NeurIPS 2020; as a proxy: Abdelfattah et al., ICLR 2021).
+    """SynFlow: sum |dR/dW * W| over the decoder.
 
-    `tokens` give T alone. Departs: norms stay, so gradients have both signs and magnitudes are summed (the source has
-    networks without norms, or fixes them); embeddings and head do not count.
+    R is the sum of outputs for an input of all ones, with parameters by magnitude. `tokens` give T. Sources: Tanaka
+    et al., NeurIPS 2020; as a proxy, Abdelfattah et al., ICLR 2021. Departs: the source has networks without norms, or
+    fixes them. Norms stay here, so gradients have both signs, and their magnitudes are summed. Embeddings and head do
+    not count.
     """
     _checked(tokens)
     return _saliency(_linearised(model, tokens.shape[1]))
 
 
 def snip(model: Model, tokens: Tensor) -> float:
-    """SNIP: sum |dL/dW * W| over the decoder, L the mean next-token cross-entropy on `tokens`, in nats (Lee et al.,
-    ICLR 2019; as a proxy: Abdelfattah et al., ICLR 2021).
+    """SNIP: sum |dL/dW * W| over the decoder, where L is the mean next-token cross-entropy on `tokens` in nats.
 
-    Departs: the source normalises by the sum to prune; a proxy needs the sum itself.
+    Sources: Lee et al., ICLR 2019; as a proxy, Abdelfattah et al., ICLR 2021. Departs: the source normalises by the sum
+    in order to prune. A proxy needs the sum itself.
     """
     _checked(tokens)
 
@@ -150,15 +150,17 @@ def snip(model: Model, tokens: Tensor) -> float:
 
 
 def zerolm(model: Model, tokens: Tensor) -> float:
-    """ZeroLM-style capacity from weight statistics, attention and FFN apart (Chen et al., ZeroLM: Data-Free Transformer
-    Architecture Search for Language Models, arXiv 2503.18646, 2025).
+    """ZeroLM-style capacity from weight statistics, with attention and FFN apart.
+
+    Source: Chen et al., ZeroLM: Data-Free Transformer Architecture Search for Language Models, arXiv 2503.18646, 2025.
 
         alpha sum over attention's W of |W|_nuclear  +  (1 - alpha) sum over the FFN's W of |W|_nuclear
 
-    The source states a capacity of each module from its weights' singular values, and a balance alpha between the two
-    kinds of modules. Uncertain: which function of the singular values (their sum here), and alpha, which it finds from
-    a sample of benchmarked models or from the correlation of the two parts; here it is 0.5, without fitting. The
-    sizes of random weights enter: a branch's last matrix is drawn smaller the deeper the model. `tokens` are not used.
+    The source derives a capacity of each module from its weights' singular values, and a balance alpha between the two
+    kinds of modules. Two points are uncertain. The first is the function of the singular values; here it is their sum.
+    The second is alpha, which the source fits to benchmarked models or to the correlation of the two parts. Here it is
+    0.5 without a fit. The scale of random weights matters: in deeper models a branch's last matrix is drawn smaller.
+    `tokens` are not used.
     """
     with torch.no_grad():
         norms = {
@@ -171,19 +173,19 @@ def zerolm(model: Model, tokens: Tensor) -> float:
 
 
 def pca(model: Model, tokens: Tensor) -> float:
-    """How many principal components hold `PCA_SHARE` of the variance of the FFN's hidden activations, summed over
-    computed layers (Wang, W-PCA, ICLR 2025: its PCA part).
+    """The number of principal components that hold `PCA_SHARE` of the variance of the FFN's hidden activations.
 
-    Of each layer: H = up(x), before the nonlinearity, [B*T, F] over all positions of `tokens`, centred; the least k
-    whose k largest eigenvalues of H's covariance sum to the share. At most min(width, F, B*T - 1), so give more
-    positions than the widest layer has numbers. Departs: of a gated FFN, which the source has not, it is `up`, not the
-    gate; eta is the source's 0.99 for every layer.
+    It is summed over computed layers. Source: the PCA part of Wang, W-PCA, ICLR 2025. In a layer H = up(x), before the
+    nonlinearity, is [B*T, F] over all positions of `tokens`, centred. The result is the smallest k for which the k
+    largest eigenvalues of H's covariance sum to the share. It is at most min(width, F, B*T - 1), so give more positions
+    than the widest layer is wide. Departs: the source has no gated FFN, where `up` is used here and not the gate. Eta
+    is the source's 0.99 for every layer.
     """
     _checked(tokens)
-    found: list[int] = []
+    counts: list[int] = []
 
     def count(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        found.append(components(output.detach().flatten(0, 1)))
+        counts.append(components(output.detach().flatten(0, 1)))
 
     ups = [linear for name, linear in model.linears().items() if name.endswith("ffn.up.weight")]
     hooks = [up.register_forward_hook(count) for up in ups]
@@ -193,18 +195,19 @@ def pca(model: Model, tokens: Tensor) -> float:
     finally:
         for hook in hooks:
             hook.remove()
-    return float(sum(found))
+    return float(sum(counts))
 
 
 def w_pca(model: Model, tokens: Tensor) -> float:
-    """W-PCA: `pca` times the number of parameters (Wang, W-PCA Based Gradient-Free Proxy for Efficient Search of
-    Lightweight Language Models, ICLR 2025). Parameters are all that are stored, embeddings included, as in the source.
+    """W-PCA: `pca` times the number of stored parameters, embeddings included, as in the source.
+
+    Source: Wang, W-PCA Based Gradient-Free Proxy for Efficient Search of Lightweight Language Models, ICLR 2025.
     """
     return pca(model, tokens) * model.architecture.parameters
 
 
 def components(values: Tensor, share: float = PCA_SHARE) -> int:
-    """How many principal components of `values` [N, D] hold `share` of the variance; 0 where nothing varies."""
+    """The number of principal components of `values` [N, D] that hold `share` of the variance; 0 where none varies."""
     centred = values.double() - values.double().mean(0)
     tall = centred.shape[0] >= centred.shape[1]
     gram = centred.T @ centred if tall else centred @ centred.T  # the covariance's eigenvalues, times N - 1

@@ -1,4 +1,4 @@
-"""How to train: `TrainingConfig`, the part of a training that its result depends on. Needs no PyTorch."""
+"""The training configuration: every option that the result of a training depends on. It needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Direction = Literal["forward", "reverse"]
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The defaults are the paper's recipe (section 7). Construction raises InputError naming what is out of range.
+    """Training options with the paper's recipe (section 7) as defaults. Raises InputError for a value out of range.
 
     `micro_batch` only trades memory for time. Precision "auto" is bf16 autocast where the GPU or CPU computes in bf16
-    natively, else fp32. "muon" is Muon for the layers' matrices and AdamW for the rest.
+    natively, and otherwise fp32. "muon" is Muon for the layers' matrices and AdamW for the rest.
     """
 
     steps: int = 600_000
@@ -30,15 +30,15 @@ class TrainingConfig:
     weight_decay: float = 0.1  # of matrices only
     beta1: float = 0.9
     beta2: float = 0.95
-    clip: float = 1.0  # gradient norm
+    clip: float = 1.0  # gradient clipping: the largest gradient norm
     seed: int = 0
     precision: Precision = "auto"
     optimizer: Optimizer = "adamw"
-    z_loss: float = 0.0  # weight of the squared log of the softmax's sum (PaLM uses 1e-4); 0: none
-    ema: float = 0.0  # what the averaged weights keep at each step, as 0.999; 0: no average, the last weights are kept
-    teacher_weight: float = 0.0  # a teacher's share of what is minimised (merino_edge.training.loss); 0: no teacher
-    temperature: float = 1.0  # of the teacher's and the student's distributions, for that share
-    direction: Direction = "forward"  # of the divergence: forward covers what the teacher says, reverse its likeliest
+    z_loss: float = 0.0  # coefficient of the z-loss (PaLM uses 1e-4); 0: none
+    ema: float = 0.0  # decay of the averaged weights, for example 0.999; 0: no average, the last weights are kept
+    teacher_weight: float = 0.0  # weight of the distillation loss (merino_edge.training.loss); 0: no teacher
+    temperature: float = 1.0  # of both softmaxes in the distillation loss
+    direction: Direction = "forward"  # of the KL divergence: forward covers the teacher, reverse seeks its modes
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -63,18 +63,19 @@ class TrainingConfig:
             _require(value in allowed, f"{name} is {value!r}, not {' or '.join(allowed)}")
 
     def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up to the peak, then linear decay that would reach 0 one step after the last."""
+        """The learning rate: linear warm-up to the peak, then linear decay that reaches 0 one step after the last."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
         return self.learning_rate * (self.steps - step) / max(1, self.steps - self.warmup)
 
     @property
     def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step, over all workers."""
         return self.batch * self.sequence
 
 
 def check_precision(precision: str) -> str:
-    """It, if it is one. Raises InputError."""
+    """Return `precision` if it is one. Raises InputError."""
     allowed = get_args(Precision)
     _require(precision in allowed, f"precision is {precision!r}, not {' or '.join(allowed)}")
     return precision

@@ -1,7 +1,4 @@
-"""Where PyTorch computes and in which precision: the device, its native bf16, and threads as a command line gives them.
-
-One answer for whatever trains, teaches or writes. It knows no model.
-"""
+"""PyTorch's device, its native bf16, and its CPU threads, for training and for distillation. It knows no model."""
 
 from __future__ import annotations
 
@@ -14,14 +11,15 @@ from merino_edge.training.config import check_precision
 
 
 def device() -> torch.device:
-    """The GPU where there is one."""
+    """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def uses_bf16(precision: str, on: torch.device) -> bool:
-    """What "auto" comes to on a device: bf16 where matrices multiply in it natively; emulated, it is slower than fp32.
+    """Whether to compute in bf16. "auto" means bf16 where the device multiplies matrices in it natively.
 
-    Raises InputError for a precision that is none."""
+    Emulated bf16 is slower than fp32. Raises InputError for an unknown precision.
+    """
     if check_precision(precision) != "auto":
         return precision == "bf16"
     if on.type == "cuda":
@@ -31,6 +29,6 @@ def uses_bf16(precision: str, on: torch.device) -> bool:
 
 
 def set_threads(threads: int | None) -> None:
-    """CPU threads of this process; None: as they are. Raises InputError."""
+    """Set the CPU threads of this process; None leaves them as they are. Raises InputError."""
     if threads is not None:
         torch.set_num_threads(limits.check_range("threads", threads, 1, limits.MAX_THREADS))

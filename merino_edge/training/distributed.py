@@ -1,10 +1,10 @@
-"""The processes of one training: one alone, or those that `torchrun` started, by PyTorch's DDP or FSDP2.
+"""Distributed training: one process, or the workers that `torchrun` starts, with PyTorch's DDP or FSDP2.
 
     torchrun --nproc-per-node 8 -m merino_edge.cli train A.json --corpus C --out CKPT [--parallel fsdp]
 
-Every worker takes its part of every batch, and the batches are those of one worker. DDP keeps a copy of the model in
-each, FSDP2 a part of every tensor. Worker 0 writes files and speaks. What is saved is whole tensors, so a training goes
-on with any number of workers. It knows no optimizer and no data.
+Each worker takes its shard of every batch, so the batches are those of one worker. With DDP each worker keeps a copy of
+the model, with FSDP2 a shard of every tensor. Rank 0 writes the files and prints. Full tensors are saved, so a training
+can resume with any number of workers. This module knows no optimizer and no data.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Parallel = Literal["ddp", "fsdp"]
 
 
 class Workers:
-    """This process among its fellows: `rank` of `count`, computing on `device`."""
+    """This worker in its process group: `rank` of `world_size`, with its `device`."""
 
     def __init__(self, parallel: Parallel | str = "ddp") -> None:
-        """Join those that torchrun started; without it, be the only one. Raises InputError."""
+        """Join the process group of torchrun; without torchrun, be the only worker. Raises InputError."""
         if parallel not in get_args(Parallel):
             raise InputError(f"parallel is {parallel!r}", f"choose {' or '.join(get_args(Parallel))}")
         self.parallel = parallel
@@ -43,22 +43,23 @@ class Workers:
 
     @property
     def is_distributed(self) -> bool:
-        """Whether there are others, or torchrun started this one alone."""
+        """Whether there is more than one worker."""
         return self.world_size > 1
 
     @property
     def is_main(self) -> bool:
+        """Whether this is rank 0, which writes the files and prints."""
         return self.rank == 0
 
     def shard_of_batch(self, batch: int) -> slice:
-        """Which of a batch's sequences are this worker's. Raises InputError where they cannot be divided evenly."""
+        """This worker's sequences of a batch. Raises InputError where the batch cannot be divided evenly."""
         if batch % self.world_size:
             raise InputError(f"{self.world_size} workers cannot share {batch} sequences a step", "change --batch")
         share = batch // self.world_size
         return slice(self.rank * share, (self.rank + 1) * share)
 
     def wrap(self, model: Model) -> nn.Module:
-        """What to call instead of `model` so that gradients are averaged over workers."""
+        """The module to call instead of `model`, so that gradients are averaged over workers."""
         if not self.is_distributed:
             return model
         if self.parallel == "fsdp":
@@ -77,7 +78,7 @@ class Workers:
 
     @contextlib.contextmanager
     def accumulate_gradients(self, *, last: bool) -> Iterator[None]:
-        """Around a backward pass: gradients are exchanged in the last of a step only."""
+        """Context of a backward pass. Only the `last` pass of a step exchanges gradients between workers."""
         if self._wrapped is None:
             yield
         elif self.parallel == "fsdp":
@@ -88,7 +89,7 @@ class Workers:
                 yield
 
     def all_reduce_sum(self, *values: float) -> list[float]:
-        """Each value added up over all workers."""
+        """The sum of each value over all workers."""
         if not self.is_distributed:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -96,7 +97,7 @@ class Workers:
         return [float(value) for value in tensor.tolist()]
 
     def barrier(self) -> None:
-        """Until every worker is here."""
+        """Wait until every worker has reached this point."""
         if self.is_distributed:
             torch.distributed.barrier()
 
@@ -106,13 +107,13 @@ class Workers:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor with what other workers hold of it; all of them must ask."""
-    full: Any = getattr(tensor, "full_tensor", None)
-    return tensor if full is None else full()
+    """The full tensor, gathered from the shards of all workers. All of them must call this."""
+    gather: Any = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
 
 
 def shard(tensor: Tensor, like: Tensor) -> Tensor:
-    """This worker's part of a whole tensor, as `like` is divided."""
+    """This worker's shard of a full tensor, placed as `like` is."""
     if not hasattr(like, "full_tensor"):
         return tensor
     from torch.distributed.tensor import distribute_tensor

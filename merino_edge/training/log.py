@@ -1,10 +1,10 @@
-"""The log of a training: CKPT/log.jsonl, one line per logged step, and TensorBoard's format where it is asked for.
+"""The training log: CKPT/log.jsonl with one line per logged step, and optionally TensorBoard's format.
 
     {"step": 20, "tokens": 40960, "loss": 6.31, "learning_rate": 0.0012, "gradient_norm": 0.93,
      "tokens_per_second": 7100.0, "mfu": 0.31, "validation_loss": 6.9}
 
-At most about 10,000 steps are logged, evenly. Of a training that goes on after a kill, lines past what was saved are
-dropped: the log reads as if nothing had happened. A broken last line is dropped too.
+At most about 10,000 steps are logged, evenly spread. When a killed training resumes, lines after the saved step and a
+broken last line are dropped. So the log reads as if the training had not been interrupted.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ LINES = 10_000
 
 
 class TrainingLog:
-    """Where `record` writes. A context: on leaving it the files are closed."""
+    """The log files, as a context manager that closes them. `record` writes a step."""
 
     def __init__(self, out: Path, steps: int, done: int = 0, tensorboard: Path | None = None) -> None:
-        """Of a training of `steps` steps into `out` that has `done` so many. Raises MissingExtraError,
-        OutputError."""
+        """Open the log of a training into `out` that has done `done` of `steps` steps.
+
+        Raises MissingExtraError, OutputError.
+        """
         self._every = max(1, steps // LINES)
         path = out / LOG
         kept = _lines_until(path, done) if done else []
@@ -51,6 +53,7 @@ class TrainingLog:
             self._board.close()
 
     def record(self, p: Progress, tokens: int, mfu: float | None) -> None:
+        """Log a step, unless it falls between two logged ones. `tokens` is the number trained on so far."""
         if p.step > 1 and p.step % self._every:
             return
         values = {
@@ -71,7 +74,7 @@ class TrainingLog:
 
 
 def _lines_until(path: Path, step: int) -> list[str]:
-    """The whole lines of steps up to `step`."""
+    """The complete lines of steps up to `step`."""
     kept = []
     for line in path.read_text().splitlines(keepends=True) if path.is_file() else []:
         try:

@@ -1,8 +1,8 @@
-"""The optimizers of a training behind one face: PyTorch's AdamW (fused), or PyTorch's Muon beside it, and an average.
+"""The optimizer: PyTorch's fused AdamW, optionally with PyTorch's Muon, and an exponential moving average of weights.
 
-Weight decay is for matrices only. Muon (PyTorch 2.9 and later) takes the layers' matrices, with its updates scaled to
-the size of AdamW's, so that one learning rate serves both; tables, heads and vectors stay with AdamW. State goes in and
-out as tensors named KIND.PARAMETER, which is what a training's state file holds.
+Only matrices have weight decay. Muon (PyTorch 2.9 and later) takes the layers' matrices. Its updates are scaled to the
+size of AdamW's, so that one learning rate serves both. Tables, heads and vectors stay with AdamW. The state goes in and
+out as tensors named KIND.PARAMETER, as a training's state file holds them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TABLES = ("embedding.weight", "positions.weight", "head.weight")  # matrices tha
 
 
 class Optimizer:
-    """Steps of all of a model's parameters, and the average of its weights where the configuration has one."""
+    """Updates all parameters of a model, and averages its weights where the configuration says so."""
 
     def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
         """Raises UnsupportedError where this PyTorch has no Muon."""
@@ -53,7 +53,7 @@ class Optimizer:
 
     @property
     def groups(self) -> list[dict[str, Any]]:
-        """PyTorch's groups of parameters, with what each is stepped by."""
+        """PyTorch's parameter groups of all optimizers."""
         return [group for part, _ in self._parts for group in part.param_groups]
 
     def zero_grad(self) -> None:
@@ -62,6 +62,7 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
+        """One update of the parameters, and of the average."""
         for group in self.groups:
             group["lr"] = learning_rate
         for part, _ in self._parts:
@@ -71,7 +72,7 @@ class Optimizer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within it the model has the averaged weights, if there are any."""
+        """A context in which the model has the averaged weights, if there are any."""
         last = {name: self._parameters[name].detach().clone() for name in self.average}
         self._fill(self.average)
         try:
@@ -81,20 +82,20 @@ class Optimizer:
 
     @torch.no_grad()
     def _fill(self, weights: dict[str, Tensor]) -> None:
-        """In place: FSDP2 and compiled code hold on to the parameters' memory."""
+        """Copy weights into the parameters, in place: FSDP2 and compiled code keep the parameters' memory."""
         for name, weight in weights.items():
             self._parameters[name].copy_(weight)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that steps change beside the weights."""
-        found = {f"average.{name}": average for name, average in self.average.items()}
+        """All tensors that `step` changes beside the weights."""
+        state = {f"average.{name}": average for name, average in self.average.items()}
         for part, names in self._parts:
             for index, tensors in part.state_dict()["state"].items():
-                found |= {f"{kind}.{names[index]}": tensor for kind, tensor in tensors.items()}
-        return found
+                state |= {f"{kind}.{names[index]}": tensor for kind, tensor in tensors.items()}
+        return state
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on from what `state()` gave of the same model and configuration."""
+        """Load what `state()` gave for the same model and configuration."""
         for name, average in self.average.items():
             average.copy_(state[f"average.{name}"])
         for part, names in self._parts:

@@ -1,12 +1,13 @@
-"""A recipe: what to train on and how, as a file. The package holds `pile`, the paper's; a path names another.
+"""A recipe: a file with the corpus and the options of a training. The package holds `pile`, the paper's recipe.
 
-Artefact, written by hand (sha256 may be left out):
+The artefact is handwritten, and its sha256 may be left out:
 
     {"kind": "recipe", "schema_version": 1, "about": text, "corpus": [source, ...], "vocab_size": 50272,
      "config": {...}}
 
-Sources are spelled as in merino_edge.data.sources, `config` has fields of TrainingConfig; the rest has the default.
-`about` and `vocab_size` (of the models that it is for; null: any) may be left out. Knows no model.
+Sources are spelled as in merino_edge.data.sources. `config` holds fields of TrainingConfig; the others have their
+defaults. `about` and `vocab_size` may be left out. With `vocab_size` the recipe is only for models of that vocabulary.
+This module knows no model.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ FIELDS = (*artefact.ENVELOPE, "about", "corpus", "vocab_size", "config")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What `train --recipe` begins with."""
+    """The corpus and options that `train --recipe` starts from."""
 
     corpus: tuple[str, ...]
     config: dict[str, Any]  # arguments of TrainingConfig
@@ -35,12 +36,12 @@ class Recipe:
 
 
 def names() -> list[str]:
-    """Of the recipes in the package."""
+    """The names of the packaged recipes."""
     return user_file.names(FOLDER)
 
 
 def load(name_or_path: Path | str) -> Recipe:
-    """A recipe of the package by its name, or one in a file. Raises ArtefactError, InputError for a value."""
+    """A packaged recipe by its name, or the recipe in a file. Raises ArtefactError; InputError for a bad value."""
     path = user_file.find(FOLDER, name_or_path, "there is no recipe")
     document = artefact.read_json(path, KIND, handwritten=True)
     user_file.require_known(document, FIELDS, path)
@@ -49,12 +50,12 @@ def load(name_or_path: Path | str) -> Recipe:
         raise user_file.error(path, "corpus is no list of sources", 'write "corpus": ["FILE"]')
     if not isinstance(config, dict):
         raise user_file.error(path, "config is no object", 'write "config": {}')
-    known = {field.name: field.default for field in dataclasses.fields(TrainingConfig)}
-    user_file.require_known(config, known, path, " in config")
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainingConfig)}
+    user_file.require_known(config, defaults, path, " in config")
     for name, value in config.items():
-        types: tuple[type, ...] = (int, float) if isinstance(known[name], float) else (type(known[name]),)
+        types: tuple[type, ...] = (int, float) if isinstance(defaults[name], float) else (type(defaults[name]),)
         if type(value) not in types:
-            raise user_file.error(path, f"{name} is {value!r}", f"give a value like {known[name]!r}")
+            raise user_file.error(path, f"{name} is {value!r}", f"give a value like {defaults[name]!r}")
     vocab_size, about = document.get("vocab_size"), document.get("about", "")
     if vocab_size is not None:
         if type(vocab_size) is not int:
@@ -62,6 +63,6 @@ def load(name_or_path: Path | str) -> Recipe:
         limits.check_range("vocab_size", vocab_size, 1, limits.MAX_VOCAB_SIZE)
     if not isinstance(about, str):
         raise user_file.error(path, "about is no text", "leave it out")
-    # Alone, `steps` below the default warm-up would be refused; who trains shortens the warm-up then.
+    # `steps` below the default warm-up would be refused here, but the train verb shortens the warm-up.
     TrainingConfig(**{"warmup": 0, **config})
     return Recipe(tuple(corpus), config, vocab_size, about)

@@ -1,7 +1,7 @@
-"""What an unfinished training needs to go on: one folder, replaced atomically, kept beside the checkpoint's files.
+"""The state of an unfinished training: a folder beside the checkpoint's files that is replaced atomically.
 
-CKPT/state/state.json           kind "training-state", schema 1: what the caller gave (merino_edge.training.trainer),
-                                `file` and `file_sha256`. Written last: what it names is whole
+CKPT/state/state.json           kind "training-state", schema 1: `file`, `file_sha256` and the fields of the caller
+                                (merino_edge.training.trainer); written last, when the named file is complete
            step-K.safetensors   named tensors
            corpus/              the tokens (merino_edge.data.corpus)
 """
@@ -23,22 +23,24 @@ LOG = "log.jsonl"  # beside the checkpoint's files (merino_edge.training.log)
 
 
 def folder_of(out: Path | str) -> Path:
+    """The state folder of checkpoint folder `out`."""
     return Path(out) / "state"
 
 
 def exists(out: Path | str) -> bool:
+    """Whether `out` holds an unfinished training."""
     return (folder_of(out) / "state.json").is_file()
 
 
 def load(out: Path | str) -> dict[str, Any]:
-    """The verified state.json in checkpoint folder `out`. Raises InputError where there is none, ArtefactError."""
+    """The verified state.json of checkpoint folder `out`. Raises InputError where there is none, ArtefactError."""
     if not exists(out):
         raise InputError(f"{out} holds no unfinished training", "leave out --continue")
     return artefact.read_json(folder_of(out) / "state.json", KIND, SCHEMA_VERSION)
 
 
 def load_tensors(out: Path | str, head: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors that `head` (from `load`) names. Raises ArtefactError unless they are as they were written."""
+    """The tensors that `head` (from `load`) names. Raises ArtefactError where the file is missing or altered."""
     from safetensors.torch import load_file
 
     file = folder_of(out) / Path(str(head.get("file"))).name
@@ -48,7 +50,7 @@ def load_tensors(out: Path | str, head: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def save(out: Path | str, head: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Replace the state; a kill at any moment leaves the old one or the new one. Raises OutputError."""
+    """Replace the state. A kill at any moment leaves the old state or the new one. Raises OutputError."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

@@ -1,11 +1,11 @@
-"""The trainings of a study: every architecture with every seed, for equal tokens; resumable, several at a time.
+"""The trainings of a study: every architecture with every seed for equal tokens. They resume and run in parallel.
 
-STUDY/study.json       kind "study", schema 1: space (null: they were given), architectures (dicts), names (theirs),
-                       seeds, config (merino_edge.training.config), corpus_sha256
-      corpus/          the tokens that all of them read (merino_edge.data.corpus)
-      models/ID-sN/    a checkpoint for architecture ID and seed N (merino_edge.checkpoint), unfinished ones with state/
+    STUDY/study.json       kind "study", schema 1: space (null: given models), architectures (dicts), names (theirs),
+                           seeds, config (merino_edge.training.config), corpus_sha256
+          corpus/          the tokens that all trainings read (merino_edge.data.corpus)
+          models/ID-sN/    a checkpoint for architecture ID and seed N (merino_edge.checkpoint); unfinished: state/
 
-It knows no score: what the losses say is merino_edge.search.study.scores's.
+This module knows no score. merino_edge.search.study.scores evaluates the losses.
 """
 
 from __future__ import annotations
@@ -32,22 +32,24 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study trains."""
+    """The architectures, seeds and options of a study."""
 
     architectures: tuple[Architecture, ...]
     seeds: tuple[int, ...]
     config: TrainingConfig  # its seed is not used
-    space: str | None = None  # that they were drawn from
-    names: tuple[str, ...] = ()  # of models that were given
+    space: str | None = None  # the search space of the architectures, if they were drawn
+    names: tuple[str, ...] = ()  # of the architectures, if they were given
 
     def to_dict(self) -> dict[str, Any]:
+        """The plan as study.json holds it."""
         shapes = [a.to_dict() for a in self.architectures]
         config = dataclasses.asdict(self.config)
-        given = {"space": self.space, "names": list(self.names)}
-        return {**given, "architectures": shapes, "seeds": list(self.seeds), "config": config}
+        origin = {"space": self.space, "names": list(self.names)}
+        return {**origin, "architectures": shapes, "seeds": list(self.seeds), "config": config}
 
     @staticmethod
     def of(document: dict[str, Any]) -> Plan:
+        """The plan in a study.json."""
         shapes = tuple(Architecture.from_dict(shape) for shape in document["architectures"])
         config = TrainingConfig(**document["config"])
         return Plan(shapes, tuple(document["seeds"]), config, document["space"], tuple(document.get("names", ())))
@@ -55,7 +57,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Run:
-    """One training of a study."""
+    """One training of a study: an architecture, a seed and a checkpoint folder."""
 
     architecture: Architecture
     seed: int
@@ -63,21 +65,22 @@ class Run:
 
     @property
     def finished(self) -> bool:
+        """Whether the training has reached its last step."""
         return (self.folder / "training.json").is_file() and not state.exists(self.folder)
 
 
 def open_study(folder: Path | str, plan: Plan, sources: Sequence[Path | str]) -> None:
-    """Begin the study in `folder`, or make sure that it is the one there. Raises InputError, ArtefactError."""
+    """Begin the study in `folder`, or check that `folder` holds this study. Raises InputError, ArtefactError."""
     folder = Path(folder)
     sizes = {a.vocab_size for a in plan.architectures}
     if len(sizes) != 1:
         raise InputError(f"the architectures have vocabularies of {sorted(sizes)}", "losses compare only over one")
     document = {**plan.to_dict(), "corpus_sha256": data.fingerprint(sources)}
     if (folder / "study.json").is_file():
-        there = artefact.read_json(folder / "study.json", KIND, SCHEMA_VERSION)
-        there |= Plan.of(there).to_dict()  # what this version knows besides has its default
+        existing = artefact.read_json(folder / "study.json", KIND, SCHEMA_VERSION)
+        existing |= Plan.of(existing).to_dict()  # options that an older version did not know have their defaults
         for name, value in document.items():
-            if artefact.canonical_json(there.get(name)) != artefact.canonical_json(value):
+            if artefact.canonical_json(existing.get(name)) != artefact.canonical_json(value):
                 raise InputError(f"{folder} is a study of other {name}", "give what it began with, or another --out")
     else:
         data.prepare(sources, sizes.pop(), folder / "corpus")
@@ -93,7 +96,7 @@ def load(folder: Path | str) -> Plan:
 
 
 def runs(folder: Path | str, plan: Plan) -> list[Run]:
-    """Every training, the first seed of all architectures first."""
+    """Every training of the plan: first all architectures with the first seed."""
     models = Path(folder) / "models"
     return [Run(a, seed, models / f"{a.id}-s{seed}") for seed in plan.seeds for a in plan.architectures]
 
@@ -105,15 +108,15 @@ def train_all(
     threads: int = 1,
     on_run: Callable[[Run, dict[str, Any]], None] = lambda run, training: None,
 ) -> None:
-    """Train what is not finished, `workers` at a time with `threads` each; largest first, so that none is left alone.
+    """Run the unfinished trainings, `workers` at a time with `threads` each. A killed study resumes from its saves.
 
-    Killed at any moment, what it saved is continued. Raises what a training raises.
+    The largest models come first, so that no long training runs alone at the end. Raises what a training raises.
     """
-    left = [run for run in runs(folder, plan) if not run.finished]
-    left.sort(key=lambda run: (run.seed, -run.architecture.parameters))
+    unfinished = [run for run in runs(folder, plan) if not run.finished]
+    unfinished.sort(key=lambda run: (run.seed, -run.architecture.parameters))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _ignore_interrupts, (threads,)) as pool:
-        waiting = {pool.submit(_train_one, Path(folder), run, plan.config): run for run in left}
+        waiting = {pool.submit(_train_one, Path(folder), run, plan.config): run for run in unfinished}
         try:
             for done in as_completed(waiting):
                 on_run(waiting[done], done.result())
@@ -121,12 +124,12 @@ def train_all(
             processes = list((pool._processes or {}).values())
             pool.shutdown(wait=False, cancel_futures=True)
             for process in processes:
-                process.terminate()  # each keeps what it last saved
+                process.terminate()  # each training keeps its last save
             raise
 
 
 def _ignore_interrupts(threads: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the first one decides."""
+    """Ignore Ctrl-C, which reaches every process of a terminal. The main process handles it."""
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

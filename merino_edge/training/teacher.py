@@ -1,8 +1,8 @@
-"""Who teaches: a checkpoint that is run beside the student, or what it said of every token of a corpus, stored.
+"""Teachers for distillation: a checkpoint that runs beside the student, or its stored logits.
 
-Both say what they expect after each token of a batch's rows: a checkpoint as logits, a store as its largest
-log-probabilities (merino_edge.training.loss has what is learned from either). A teacher must have the student's tokenizer:
-a distribution over other tokens says nothing. Knows no optimizer.
+Both predict the next token after each token of a batch's rows. A checkpoint gives logits, stored logits give the k
+largest log-probabilities. merino_edge.training.loss has the loss for both. A teacher must have the student's
+tokenizer, because distributions over other tokens cannot be compared. This module knows no optimizer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from merino_edge import checkpoint
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.data.corpus import Corpus
-from merino_edge.distillation.teacher_logits import HEADER, StoredLogits
+from merino_edge.distillation.teacher_logits import HEADER, TeacherLogits
 from merino_edge.errors import InputError
 from merino_edge.pytorch.model import Model
 from merino_edge.tokenizer import Tokenizer
@@ -27,23 +27,25 @@ from merino_edge.training.loss import TopK
 
 
 class Teacher(Protocol):
+    """A source of next-token distributions for a student."""
+
     @property
     def sha256(self) -> str:
-        """Of what it is: a training goes on with no other."""
+        """The teacher's hash. A training resumes only with the same teacher."""
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """What text must be encoded with; None: there is a prepared corpus already."""
+        """The tokenizer for the student's text; None where the corpus is prepared already."""
 
     def prepare(self, a: Architecture, corpus: Corpus, config: TrainingConfig, device: torch.device) -> None:
-        """Before the first step. Raises InputError where it cannot teach a model of `a` on this corpus."""
+        """Get ready for the first step. Raises InputError where the teacher does not fit model, corpus or options."""
 
-    def expects(self, inputs: Tensor, starts: np.ndarray, *, bf16: bool) -> Tensor | TopK:
-        """After each of inputs [B, T], rows that begin at `starts` [B] of the corpus."""
+    def predict(self, inputs: Tensor, starts: np.ndarray, *, bf16: bool) -> Tensor | TopK:
+        """Predictions after each token of inputs [B, T], the rows that begin at tokens `starts` [B] of the corpus."""
 
 
 class LiveTeacher:
-    """A checkpoint, run in evaluation beside the student and in its precision."""
+    """A checkpoint that runs beside the student, in evaluation mode and in the student's precision."""
 
     def __init__(self, source: Checkpoint) -> None:
         self.source, self.sha256 = source, str(source.training["sha256"])
@@ -51,31 +53,31 @@ class LiveTeacher:
         self._model: Model | None = None
 
     def prepare(self, a: Architecture, corpus: Corpus, config: TrainingConfig, device: torch.device) -> None:
-        of, where = self.source.architecture, self.source.path
-        if of.vocab_size != a.vocab_size:
-            what = f"the teacher {where} has a vocabulary of {of.vocab_size:,}, the model {a.vocab_size:,}"
+        own, where = self.source.architecture, self.source.path
+        if own.vocab_size != a.vocab_size:
+            what = f"the teacher {where} has a vocabulary of {own.vocab_size:,}, the model {a.vocab_size:,}"
             raise InputError(what, "give a model of the teacher's vocabulary, or use: merino-edge distill generate")
         if self.tokenizer.sha256 != corpus.header["tokenizer_sha256"]:
             what = f"the corpus was made with another tokenizer than that of the teacher {where}"
             raise InputError(what, f"make it again: merino-edge tokenize SOURCES --tokenizer {where} --out CORPUS")
-        if config.sequence > of.max_positions:
-            what = f"sequences of {config.sequence} are longer than the teacher's {of.max_positions} positions"
-            raise InputError(what, f"use --sequence {of.max_positions} or less")
-        self._model = Model.from_weights(of, self.source.weights).eval().requires_grad_(requires_grad=False).to(device)
+        if config.sequence > own.max_positions:
+            what = f"sequences of {config.sequence} are longer than the teacher's {own.max_positions} positions"
+            raise InputError(what, f"use --sequence {own.max_positions} or less")
+        self._model = Model.from_weights(own, self.source.weights).eval().requires_grad_(requires_grad=False).to(device)
 
     @torch.no_grad()
-    def expects(self, inputs: Tensor, starts: np.ndarray, *, bf16: bool) -> Tensor:
+    def predict(self, inputs: Tensor, starts: np.ndarray, *, bf16: bool) -> Tensor:
         assert self._model is not None
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bf16):
             return self._model(inputs)  # type: ignore[no-any-return]  # [B, T, V]
 
 
 class StoredTeacher:
-    """What `merino-edge distill logits` has written of a corpus."""
+    """The stored logits of a teacher on a corpus (`merino-edge distill logits`)."""
 
     tokenizer = None
 
-    def __init__(self, stored: StoredLogits) -> None:
+    def __init__(self, stored: TeacherLogits) -> None:
         self.stored, self.sha256 = stored, str(stored.header["sha256"])
 
     def prepare(self, a: Architecture, corpus: Corpus, config: TrainingConfig, device: torch.device) -> None:
@@ -90,12 +92,12 @@ class StoredTeacher:
             what = f"temperature is {config.temperature}, what is stored is of 1"
             raise InputError(what, "leave --temperature out, or give the teacher's checkpoint")
 
-    def expects(self, inputs: Tensor, starts: np.ndarray, *, bf16: bool) -> TopK:
+    def predict(self, inputs: Tensor, starts: np.ndarray, *, bf16: bool) -> TopK:
         logs, ids = self.stored.rows(starts, inputs.shape[1])
         return TopK(torch.from_numpy(logs).to(inputs.device), torch.from_numpy(ids).to(inputs.device))
 
 
 def load(path: Path | str) -> Teacher:
-    """A checkpoint, or stored logits (`merino-edge distill logits`), told by what the folder holds. Raises ArtefactError."""
+    """The teacher in a folder: a checkpoint, or stored logits (`merino-edge distill logits`). Raises ArtefactError."""
     path = Path(path)
-    return StoredTeacher(StoredLogits(path)) if (path / HEADER).is_file() else LiveTeacher(checkpoint.load(path))
+    return StoredTeacher(TeacherLogits(path)) if (path / HEADER).is_file() else LiveTeacher(checkpoint.load(path))

@@ -1,16 +1,18 @@
-"""Training: an architecture and text to a checkpoint, by the paper's recipe, with exact resume.
+"""The trainer: an architecture and a corpus become a checkpoint, by the paper's recipe, with exact resume.
 
-Batches are a function of the step (`merino_edge.data.corpus`) and the model has no dropout, so a run that was killed and
-continued ends with the bits of one that was not (same machine and thread count, CPU), and any number of workers
-(`merino_edge.training.distributed`) sees the same batches. It knows no terminal: progress goes to a callback.
+Batches are a function of the step (merino_edge.data.corpus), and the model has no dropout. So a resumed run ends with
+the bits of an uninterrupted one, on the same CPU and thread count. Any number of workers sees the same batches
+(merino_edge.training.distributed). The trainer knows no terminal: progress goes to a callback.
 
-While training, CKPT/state (merino_edge.training.state) holds step, architecture_id, corpus_sha256, start_sha256,
-teacher_sha256, config, the figures so far and the tensors weights.NAME and of the optimizer (merino_edge.training.optimizer).
+    CKPT/state (merino_edge.training.state), while training:
+        step, architecture_id, corpus_sha256, start_sha256, teacher_sha256, config, figures;
+        tensors weights.NAME and those of the optimizer (merino_edge.training.optimizer)
+    CKPT/training.json:
+        source "train", step, config, tokens, validation_loss_before, validation_loss (nats per token),
+        tokens_per_second, history [[step, loss], ...], corpus_sha256, architecture_id,
+        start_sha256 (of the checkpoint that the training began with, or null), teacher_sha256 (or null)
 
-The finished checkpoint's training.json holds source "train", step, config, tokens, validation_loss_before,
-validation_loss (nats per token), tokens_per_second, history [[step, loss], ...], corpus_sha256, architecture_id,
-start_sha256 (of the checkpoint that it began with, or null), teacher_sha256 (of what taught it, or null). Losses are
-cross-entropies, with a teacher too.
+Losses in these files are cross-entropies, with a teacher too.
 """
 
 from __future__ import annotations
@@ -40,17 +42,23 @@ from merino_edge.training import device
 from merino_edge.training import state as training_state
 from merino_edge.training.config import TrainingConfig
 from merino_edge.training.distributed import Workers, full_tensor, shard
-from merino_edge.training.loss import distillation, next_token
+from merino_edge.training.loss import distillation_loss, next_token_loss
 from merino_edge.training.optimizer import Optimizer
 from merino_edge.training.teacher import Teacher
 
 VALIDATION_TOKENS = 2**14
 HISTORY_POINTS = 200
+CHANGED = {  # messages for a resumed training, by the field of its saved state
+    "architecture_id": "the architecture has changed since the training began",
+    "corpus_sha256": "the corpus has changed since the training began",
+    "start_sha256": "the training began with another checkpoint",
+    "teacher_sha256": "the training began with another teacher, or none",
+}
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What the callback of `train` gets after every step. `validation_loss` is the latest, in nats per token."""
+    """The argument of the callback of `train` after every step. `validation_loss` is the latest, in nats per token."""
 
     step: int  # steps done
     loss: float
@@ -62,19 +70,21 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How `train` ended: `finished` or stopped on request, and what training.json holds."""
+    """The end of `train`: `finished`, or stopped on request. `training` is the content of training.json."""
 
     finished: bool
     training: dict[str, Any]
 
 
 class Diverged(InputError):
-    """A loss or gradient that is no number. The model is as it was before that step."""
+    """The loss or the gradient is not finite. The model is unchanged by that step."""
 
 
 def check(a: Architecture, config: TrainingConfig, workers: Workers) -> None:
-    """Refuse what no corpus can change, before a worker writes anything: torchrun ends the others when one refuses,
-    and who is ended cleans nothing up. Raises InputError."""
+    """Raise InputError for options that do not fit together, before any worker writes a file.
+
+    When one worker fails, torchrun kills the others, and they clean nothing up.
+    """
     if config.sequence > a.max_positions:
         what = f"sequences of {config.sequence} are longer than the model's {a.max_positions} positions"
         raise InputError(what, f"use --sequence {a.max_positions} or less")
@@ -97,7 +107,10 @@ class Trainer:
         workers: Workers | None = None,
         compiled: bool = False,
     ) -> None:
-        """Begin with random weights, or with those of `start`, a checkpoint of `a`. A teacher has `teacher_weight`."""
+        """Begin with random weights, or with those of `start`, a checkpoint of `a`.
+
+        Raises InputError where the options, the corpus and the teacher do not fit together.
+        """
         self.corpus, self.config, self.step, self.gradient_norm = corpus, config, 0, 0.0
         self.workers = workers or Workers()
         check(a, config, self.workers)
@@ -115,25 +128,28 @@ class Trainer:
         self.model.to(self.device)
         if compiled:
             self.model.compile()
-        self.called = self.workers.wrap(self.model)
+        self.wrapped_model = self.workers.wrap(self.model)
         self.optimizer = Optimizer(self.model, config)
 
     def _losses(
         self, inputs: np.ndarray, targets: np.ndarray, starts: np.ndarray | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Of [B, T] tokens, as `next_token` gives them; of rows that begin at `starts`, the teacher's too."""
+        """The loss and the cross-entropy of tokens [B, T], as `next_token_loss` gives them.
+
+        With `starts`, the first tokens [B] of the rows, the loss has the teacher's part too.
+        """
         x, y = (torch.from_numpy(part).to(self.device, non_blocking=True) for part in (inputs, targets))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = self.called(x)  # [B, T, V]
-        total, entropy = next_token(logits, y, self.config.z_loss)
+            logits = self.wrapped_model(x)  # [B, T, V]
+        total, entropy = next_token_loss(logits, y, self.config.z_loss)
         if self.teacher is None or starts is None:
             return total, entropy
-        c, expected = self.config, self.teacher.expects(x, starts, bf16=self.bf16)
-        taught = distillation(logits, expected, y, c.temperature, c.direction)
-        return total + c.teacher_weight * (taught - entropy), entropy
+        c, predicted = self.config, self.teacher.predict(x, starts, bf16=self.bf16)
+        divergence = distillation_loss(logits, predicted, y, c.temperature, c.direction)
+        return total + c.teacher_weight * (divergence - entropy), entropy
 
     def train_step(self) -> float:
-        """One optimizer step; the batch's mean loss in nats. Raises Diverged, the model unchanged."""
+        """Do one optimizer step and return the batch's mean loss in nats. Raises Diverged, with the model unchanged."""
         c = self.config
         starts = self.corpus.starts(self.step, c.batch, c.sequence, c.seed)
         inputs, targets = self.corpus.rows(starts, c.sequence)
@@ -157,7 +173,7 @@ class Trainer:
         return loss
 
     def _divergence(self, loss: float, entropies: list[Tensor]) -> str:
-        """Where a step went wrong: its number, and which of its sequences."""
+        """The message about a diverged step: its number, and the sequences of its batch."""
         bad = [i for i, entropy in enumerate(entropies) if not math.isfinite(float(entropy))]
         what = f"loss {loss}, gradient {self.gradient_norm}"
         if bad:
@@ -167,7 +183,7 @@ class Trainer:
 
     @torch.no_grad()
     def validation_loss(self) -> float:
-        """Mean loss of the weights that would be kept, over a fixed part of the held-out tokens, in nats per token."""
+        """The mean loss in nats per token over a fixed part of the held-out tokens, for the weights to be saved."""
         c = self.config
         inputs, targets = self.corpus.validation(max(1, VALIDATION_TOKENS // c.sequence), c.sequence)
         total = 0.0
@@ -179,37 +195,39 @@ class Trainer:
 
     @property
     def tokens(self) -> int:
-        """Trained on so far, repeats counted."""
+        """The number of tokens trained on so far, repetitions included."""
         return self.step * self.config.tokens_per_step
 
     # --- state ---
 
     def identity(self) -> dict[str, Any]:
-        """What a continued training must agree with, and the step reached."""
+        """The step, and the fields that must be equal when a training resumes."""
         ids = {"architecture_id": self.model.architecture.id, "corpus_sha256": self.corpus.sha256}
         config = dataclasses.asdict(self.config)
-        taught = {"teacher_sha256": None if self.teacher is None else self.teacher.sha256}
-        return {"step": self.step, **ids, "start_sha256": self.start_sha256, **taught, "config": config}
+        teacher = {"teacher_sha256": None if self.teacher is None else self.teacher.sha256}
+        return {"step": self.step, **ids, "start_sha256": self.start_sha256, **teacher, "config": config}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that training changes, by its name in the state file; whole, on every worker."""
-        found = {f"weights.{name}": value for name, value in self.model.state_dict().items()}
-        return {name: full_tensor(tensor) for name, tensor in (found | self.optimizer.state()).items()}
+        """All tensors that training changes, by their names in the state file. They are full tensors on every worker."""
+        tensors = {f"weights.{name}": value for name, value in self.model.state_dict().items()}
+        return {name: full_tensor(tensor) for name, tensor in (tensors | self.optimizer.state()).items()}
 
     def restore(self, tensors: dict[str, Tensor], step: int) -> None:
-        """Continue from what `tensors` gave at `step`."""
+        """Resume from what `tensors()` gave at `step`."""
         self.step = step
         like = self.model.state_dict()
-        of = {name: like.get(name.partition(".")[2], tensor) for name, tensor in tensors.items()}
-        parts = {
-            name: shard(tensor.to(self.device), of[name]) if tensor.shape == of[name].shape else tensor
+        parameter_of = {name: like.get(name.partition(".")[2], tensor) for name, tensor in tensors.items()}
+        shards = {
+            name: shard(tensor.to(self.device), parameter_of[name])
+            if tensor.shape == parameter_of[name].shape
+            else tensor
             for name, tensor in tensors.items()
         }
-        self.model.load_state_dict({name: parts.pop(f"weights.{name}") for name in like})
-        self.optimizer.restore(parts)
+        self.model.load_state_dict({name: shards.pop(f"weights.{name}") for name in like})
+        self.optimizer.restore(shards)
 
     def kept_weights(self) -> dict[str, np.ndarray]:
-        """The weights that a checkpoint gets: averaged ones where there are any. On every worker."""
+        """The weights for a checkpoint, averaged ones where there are any. Every worker must call this."""
         with self.optimizer.averaged():
             state = self.model.state_dict()
             return {name: full_tensor(value).float().numpy(force=True).copy() for name, value in state.items()}
@@ -230,12 +248,12 @@ def train(
     on_step: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Train into the checkpoint folder `out`, saving every `save_every` steps and when `should_stop` says so.
+    """Train into the checkpoint folder `out`. It saves every `save_every` steps, and stops when `should_stop` says so.
 
-    `corpus` is a prepared one, or what to prepare one from. `start`: a checkpoint to begin with instead of random
-    weights; `teacher` is learned from besides. With `resume` it continues what `out` holds. Raises InputError (corpus,
-    a teacher that does not fit, anything changed since), Diverged (what was saved before stays), ArtefactError (an
-    altered state), OutputError. Before the first save a failure leaves nothing behind.
+    `corpus` is a prepared corpus, or the sources of one. `start` is a checkpoint to begin with instead of random
+    weights. `teacher` is for distillation. With `resume` the training in `out` goes on. Raises InputError (an unusable
+    corpus or teacher, or options changed before a resume), Diverged (earlier saves stay), ArtefactError (an altered
+    state), OutputError. A failure before the first save leaves no files.
     """
     limits.check_range("save_every", save_every, 1, limits.MAX_ITERATIONS)
     out, workers = Path(out), workers or Workers()
@@ -248,7 +266,9 @@ def train(
     else:
         sha256 = prepared.sha256 if prepared else fingerprint(corpus, _tokenizer(start, teacher))  # type: ignore[arg-type]
         start_sha256 = None if start is None else start.training["sha256"]
-        _refuse_changed(saved, a, sha256, start_sha256, None if teacher is None else teacher.sha256, config, out)
+        teacher_sha256 = None if teacher is None else teacher.sha256
+        hashes = {"corpus_sha256": sha256, "start_sha256": start_sha256, "teacher_sha256": teacher_sha256}
+        _refuse_changed(saved, {"architecture_id": a.id, **hashes}, config, out)
     try:
         if prepared is None:
             tokenizer, folder = _tokenizer(start, teacher), training_state.folder_of(out) / "corpus"
@@ -256,7 +276,8 @@ def train(
         trainer = Trainer(a, prepared, config, start=start, teacher=teacher, workers=workers, compiled=compiled)
         if saved is not None:
             trainer.restore(training_state.load_tensors(out, saved), saved["step"])
-        return _run(trainer, out, saved["figures"] if saved else None, save_every, on_step, should_stop)
+        figures = saved["figures"] if saved else None
+        return _run(trainer, out, figures, save_every=save_every, on_step=on_step, should_stop=should_stop)
     except BaseException as error:
         if not training_state.exists(out):
             if workers.is_main:
@@ -273,17 +294,17 @@ def train(
 def _prepared(
     sources: Sequence[Path | str], a: Architecture, tokenizer: Tokenizer | None, folder: Path, workers: Workers
 ) -> Corpus:
-    """The corpus of `sources` in `folder`: the first worker makes it, the others read it."""
+    """The corpus of `sources` in `folder`. The main worker makes it, then the others read it."""
     if not workers.is_main:
         workers.barrier()
-    found = prepare(sources, a.vocab_size, folder, tokenizer)
+    corpus = prepare(sources, a.vocab_size, folder, tokenizer)
     if workers.is_main:
         workers.barrier()
-    return found
+    return corpus
 
 
 def _tokenizer(start: Checkpoint | None, teacher: Teacher | None) -> Tokenizer | None:
-    """The one that a training must use: its beginning's, or its teacher's."""
+    """The tokenizer that a training must use: that of its first checkpoint, or of its teacher."""
     if start is not None:
         return Tokenizer.load(start.path)
     return None if teacher is None else teacher.tokenizer
@@ -293,6 +314,7 @@ def _run(
     trainer: Trainer,
     out: Path,
     figures: dict[str, Any] | None,
+    *,
     save_every: int,
     on_step: Callable[[Progress], None],
     should_stop: Callable[[], bool],
@@ -307,12 +329,12 @@ def _run(
         figures["train_seconds"] += time.perf_counter() - began
         if trainer.step == 1 or trainer.step % max(1, c.steps // HISTORY_POINTS) == 0:
             figures["history"].append([trainer.step, loss])
-        (asked,) = trainer.workers.all_reduce_sum(should_stop())
-        if trainer.step < c.steps and (asked or trainer.step % save_every == 0):
+        (stop,) = trainer.workers.all_reduce_sum(should_stop())
+        if trainer.step < c.steps and (stop or trainer.step % save_every == 0):
             figures["validation_loss"] = trainer.validation_loss()
             training = _save(trainer, out, figures, unfinished=True)
-            if asked:
-                return Outcome(False, training)
+            if stop:
+                return Outcome(finished=False, training=training)
         speed = trainer.tokens / figures["train_seconds"]
         norm = trainer.gradient_norm
         on_step(Progress(trainer.step, loss, rate, norm, speed, figures["validation_loss"]))
@@ -321,11 +343,11 @@ def _run(
     if trainer.workers.is_main:
         shutil.rmtree(training_state.folder_of(out), ignore_errors=True)
     trainer.workers.barrier()
-    return Outcome(True, training)
+    return Outcome(finished=True, training=training)
 
 
-def _save(trainer: Trainer, out: Path, figures: dict[str, Any], unfinished: bool) -> dict[str, Any]:
-    """Write the checkpoint, and what an unfinished training needs to go on. What training.json holds."""
+def _save(trainer: Trainer, out: Path, figures: dict[str, Any], *, unfinished: bool) -> dict[str, Any]:
+    """Write the checkpoint, and the state of an `unfinished` training. Returns the content of training.json."""
     speed = trainer.tokens / figures["train_seconds"]
     identity = trainer.identity()
     training = {
@@ -341,37 +363,31 @@ def _save(trainer: Trainer, out: Path, figures: dict[str, Any], unfinished: bool
         if unfinished:
             training_state.save(out, {**identity, "figures": figures}, tensors)
         a, corpus = trainer.model.architecture, trainer.corpus
-        checkpoint.write_files(out, a, weights, tokenizer_json=corpus.tokenizer_json, chat=corpus.chat, training=training)
+        checkpoint.write_files(
+            out, a, weights, tokenizer_json=corpus.tokenizer_json, chat=corpus.chat, training=training
+        )
     trainer.workers.barrier()
     return training
 
 
-def _refuse_changed(
-    saved: dict[str, Any],
-    a: Architecture,
-    corpus_sha256: str,
-    start_sha256: str | None,
-    teacher_sha256: str | None,
-    config: TrainingConfig,
-    out: Path,
-) -> None:
+def _refuse_changed(saved: dict[str, Any], identity: dict[str, str | None], config: TrainingConfig, out: Path) -> None:
+    """Raise InputError where a resumed training differs from its saved state in identity or options."""
     hint = f"give what the training in {out} began with, or choose another --out"
-    _require(saved.get("architecture_id") == a.id, "the architecture has changed since the training began", hint)
-    _require(saved.get("corpus_sha256") == corpus_sha256, "the corpus has changed since the training began", hint)
-    _require(saved.get("start_sha256") == start_sha256, "the training began with another checkpoint", hint)
-    _require(saved.get("teacher_sha256") == teacher_sha256, "the training began with another teacher, or none", hint)
-    then = dataclasses.asdict(TrainingConfig(**saved["config"]))
+    for name, message in CHANGED.items():
+        _require(saved.get(name) == identity[name], message, hint)
+    saved_config = dataclasses.asdict(TrainingConfig(**saved["config"]))
     for name, value in dataclasses.asdict(config).items():
-        _require(then[name] == value, f"{name} is {value}, the training began with {then[name]}", hint)
+        _require(saved_config[name] == value, f"{name} is {value}, the training began with {saved_config[name]}", hint)
 
 
 def _refuse_occupied(out: Path) -> None:
+    """Raise OutputError where `out` holds anything that a new training must not replace."""
     if training_state.exists(out):
         raise OutputError(f"{out} holds an unfinished training", "add --continue, or choose another --out")
-    ours = out.is_dir() and (
+    replaceable = out.is_dir() and (
         artefact.is_artefact_folder(out) or {p.name for p in out.iterdir()} <= {"state", training_state.LOG}
     )
-    if out.exists() and not ours:
+    if out.exists() and not replaceable:
         raise OutputError(f"{out} exists and is not an artefact of merino-edge", "choose another --out")
 
 

@@ -272,7 +272,7 @@ def test_real_conversations_are_masked_as_transformers_does(tmp_path: Path, name
         pytest.skip("needs the conversations (MERINO_DATA)")
     from transformers import PreTrainedTokenizerFast
 
-    (source,) = sources.named([Path(os.environ["MERINO_DATA"]) / "chat" / f"{name}.jsonl.xz"])
+    (source,) = sources.resolve([Path(os.environ["MERINO_DATA"]) / "chat" / f"{name}.jsonl.xz"])
     talks = [talk for talk in islice(source.records(), 300) if isinstance(talk, Conversation)]
     theirs = PreTrainedTokenizerFast(tokenizer_object=BACKEND)
     corpus = corpus_of(tmp_path, [{"messages": talk.messages} for talk in talks], CHATML)

@@ -50,7 +50,7 @@ def test_rows_of_a_folder_are_its_lines(tmp_path: Path, kind: str, spelling: str
 def test_messages_of_a_folder_are_conversations(tmp_path: Path, kind: str, column: str) -> None:
     name = column.rpartition(":")[2] or "messages"
     folder = folder_of(kind, tmp_path / "rows", [{name: talk} for talk in TALKS])
-    (source,) = sources.named([f"hf:{folder}{column}"])
+    (source,) = sources.resolve([f"hf:{folder}{column}"])
     found = list(source.records())
     assert [list(talk.messages) for talk in found if isinstance(talk, Conversation)] == TALKS
     assert corpus.prepare([f"hf:{folder}{column}"], 400, tmp_path / "c").header["conversations"] == len(TALKS)
@@ -59,7 +59,7 @@ def test_messages_of_a_folder_are_conversations(tmp_path: Path, kind: str, colum
 def test_lines_of_text_are_documents(tmp_path: Path) -> None:
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "a.txt").write_text("one\n\ntwo\n")
-    (source,) = sources.named([f"hf:{tmp_path / 'rows'}"])
+    (source,) = sources.resolve([f"hf:{tmp_path / 'rows'}"])
     assert "".join(map(str, source.records())) == f"one{END_OF_TEXT}two{END_OF_TEXT}"
 
 
@@ -76,7 +76,7 @@ def test_rows_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     asked: list[dict[str, Any]] = []
     load = datasets.load_dataset
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append(k) or load(*a, **k))  # type: ignore[func-returns-value]
-    (source,) = sources.named([f"hf:{folder_of('parquet', tmp_path / 'rows', ROWS)}:train:text"])
+    (source,) = sources.resolve([f"hf:{folder_of('parquet', tmp_path / 'rows', ROWS)}:train:text"])
     next(source.records())
     assert asked == [{"split": "train", "revision": None, "streaming": True}]
 

@@ -15,7 +15,7 @@ from merino_edge import artefact
 from merino_edge.data import shards
 from merino_edge.data.bpe import chat_format, train_tokenizer
 from merino_edge.data.corpus import Corpus, fingerprint, load, prepare
-from merino_edge.data.shards import Shards, ShardWriter, name_of
+from merino_edge.data.shards import Shards, ShardWriter, shard_name
 from merino_edge.data.tiny_stories import tiny_stories
 from merino_edge.errors import ArtefactError, InputError
 from merino_edge.tokenizer import ChatFormat, Tokenizer
@@ -85,11 +85,11 @@ def test_a_writer_divides_evenly(tmp_path_factory: pytest.TempPathFactory, lengt
     for part in np.split(values, np.cumsum(lengths)[:-1]) if lengths else []:
         writer.append(part)
     writer.close()
-    read = [np.fromfile(folder / name_of("x", i), dtype="<u4") for i in range(len(writer.hashes))]
+    read = [np.fromfile(folder / shard_name("x", i), dtype="<u4") for i in range(len(writer.hashes))]
     assert [len(part) for part in read] == writer.lengths
     assert np.array_equal(np.concatenate([values[:0], *read]), values)
     assert all(len(part) == length for part in read[:-1])
-    assert writer.hashes == [artefact.sha256_file(folder / name_of("x", i)) for i in range(len(read))]
+    assert writer.hashes == [artefact.sha256_file(folder / shard_name("x", i)) for i in range(len(read))]
 
 
 @settings(max_examples=20, deadline=None)

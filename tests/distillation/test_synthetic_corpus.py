@@ -23,7 +23,7 @@ from merino_edge.data import bpe
 from merino_edge.data.corpus import prepare
 from merino_edge.data.tiny_stories import tiny_stories
 from merino_edge.distillation import prompts, synthetic_corpus
-from merino_edge.distillation.synthetic_corpus import Plan, fault, write
+from merino_edge.distillation.synthetic_corpus import Plan, rejection_reason, write
 from merino_edge.errors import ArtefactError, InputError, OutputError
 from merino_edge.pytorch.batched_generation import BatchedGenerator, SamplingParams, distribution, sample
 from merino_edge.pytorch.engine import TorchEngine
@@ -257,10 +257,10 @@ def test_plain_prompts_are_continued(teacher: Checkpoint, tmp_path: Path) -> Non
 
 def test_faults() -> None:
     eight = "one two three four five six seven eight"
-    assert fault(f"{eight} nine.", ended=True) is None
-    assert fault(f"{eight} and {eight.upper()}", ended=True) == "repeats itself"
-    assert fault("Hello", ended=False) == "cut off" and fault(" \n", ended=True) == "empty"
-    assert fault("I am a Robot.", ended=True, unwanted=["robot"]) == "unwanted words" and fault("a\ufffd", ended=True) == "broken characters"
+    assert rejection_reason(f"{eight} nine.", ended=True) is None
+    assert rejection_reason(f"{eight} and {eight.upper()}", ended=True) == "repeats itself"
+    assert rejection_reason("Hello", ended=False) == "cut off" and rejection_reason(" \n", ended=True) == "empty"
+    assert rejection_reason("I am a Robot.", ended=True, unwanted=["robot"]) == "unwanted words" and rejection_reason("a\ufffd", ended=True) == "broken characters"
 
 
 def test_the_verb_killed_at_any_moment_goes_on(

@@ -21,12 +21,12 @@ from merino_edge.data import corpus as data
 from merino_edge.data.corpus import Corpus
 from merino_edge.data.tiny_stories import tiny_stories
 from merino_edge.distillation import teacher_logits
-from merino_edge.distillation.teacher_logits import StoredLogits, teach
+from merino_edge.distillation.teacher_logits import TeacherLogits, write_teacher_logits
 from merino_edge.errors import ArtefactError, InputError, OutputError
 from merino_edge.pytorch.model import Model
 from merino_edge.tokenizer import Tokenizer
 from merino_edge.training.config import TrainingConfig
-from merino_edge.training.loss import TopK, distillation
+from merino_edge.training.loss import TopK, distillation_loss
 from merino_edge.training.teacher import LiveTeacher, StoredTeacher, load
 from merino_edge.training.trainer import Trainer, train
 
@@ -80,12 +80,12 @@ def test_the_divergence_is_pytorchs(temperature: float) -> None:
         ("forward", F.kl_div(q, p, reduction="sum", log_target=True)),
         ("reverse", F.kl_div(p, q, reduction="sum", log_target=True)),
     ):
-        found = distillation(student, teacher, targets, temperature, direction)  # type: ignore[arg-type]
+        found = distillation_loss(student, teacher, targets, temperature, direction)  # type: ignore[arg-type]
         assert found.item() == pytest.approx(temperature**2 * plain.item(), rel=1e-5)
         (ours,) = torch.autograd.grad(found, student, retain_graph=True)
         (theirs,) = torch.autograd.grad(temperature**2 * plain, student, retain_graph=True)
         assert (ours - theirs).abs().max() < 1e-5
-    assert float(distillation(teacher, teacher, targets)) == pytest.approx(0, abs=1e-6)
+    assert float(distillation_loss(teacher, teacher, targets)) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
@@ -94,14 +94,14 @@ def test_the_largest_and_one_bucket_for_the_rest(k: int, direction: Any) -> None
     student, teacher, targets = logits_and_targets()
     learned = targets != data.IGNORED
     logs, ids = teacher.log_softmax(-1).topk(k, -1)
-    found = distillation(student, TopK(logs, ids), targets, 1.0, direction)
+    found = distillation_loss(student, TopK(logs, ids), targets, 1.0, direction)
     q, p = (logits.double().softmax(-1) for logits in (student, teacher))
     p, q = p.gather(-1, ids)[learned], q.gather(-1, ids)[learned]
     if k < 30:
         p, q = (torch.cat([part, 1 - part.sum(-1, keepdim=True)], -1) for part in (p, q))
     of, other = (p, q) if direction == "forward" else (q, p)
     assert found.item() == pytest.approx((of * (of / other).log()).sum().item(), rel=1e-4)
-    assert found.item() <= distillation(student, teacher, targets, 1.0, direction).item() + 1e-4
+    assert found.item() <= distillation_loss(student, teacher, targets, 1.0, direction).item() + 1e-4
     (gradient,) = torch.autograd.grad(found, student)
     assert gradient.isfinite().all()
 
@@ -111,8 +111,8 @@ def test_the_largest_and_one_bucket_for_the_rest(k: int, direction: Any) -> None
 
 def test_what_is_stored_is_what_the_teacher_expects(teacher: Checkpoint, corpus: Corpus, tmp_path: Path) -> None:
     """Each token's prediction is of the first window that has it, after at least window - stride tokens."""
-    teach(teacher, corpus, tmp_path / "l", top_k=8, window=32, stride=12, batch=3, shard_values=1000)
-    stored, model = StoredLogits(tmp_path / "l"), Model.from_weights(LARGE, teacher.weights)
+    write_teacher_logits(teacher, corpus, tmp_path / "l", top_k=8, window=32, stride=12, batch=3, shard_values=1000)
+    stored, model = TeacherLogits(tmp_path / "l"), Model.from_weights(LARGE, teacher.weights)
     assert len(stored.header["shards"]) > 3 and sum(s["tokens"] for s in stored.header["shards"]) == len(corpus.tokens)
     n = len(corpus.tokens)
     for at in (0, 31, 32, 33, 43, 44, 100, n // 2, n - 2, n - 1):
@@ -129,8 +129,8 @@ def test_what_is_stored_is_what_the_teacher_expects(teacher: Checkpoint, corpus:
 def test_all_of_the_vocabulary_stored_equals_live(
     teacher: Checkpoint, corpus: Corpus, tmp_path: Path, direction: Any
 ) -> None:
-    teach(teacher, corpus, tmp_path / "l", top_k=400, window=24, stride=24)
-    live, stored = LiveTeacher(teacher), StoredTeacher(StoredLogits(tmp_path / "l"))
+    write_teacher_logits(teacher, corpus, tmp_path / "l", top_k=400, window=24, stride=24)
+    live, stored = LiveTeacher(teacher), StoredTeacher(TeacherLogits(tmp_path / "l"))
     starts = np.arange(0, 24 * 20, 24)  # where its windows begin
     rows = np.stack([corpus.tokens.window(start, start + 25) for start in starts]).astype(np.int64)
     inputs, targets = torch.from_numpy(rows[:, :-1]), torch.from_numpy(rows[:, 1:])
@@ -139,7 +139,7 @@ def test_all_of_the_vocabulary_stored_equals_live(
     for one in (live, stored):
         one.prepare(A, corpus, TAUGHT, torch.device("cpu"))
         student.zero_grad()
-        loss = distillation(student(inputs), one.expects(inputs, starts, bf16=False), targets, 1.0, direction)
+        loss = distillation_loss(student(inputs), one.predict(inputs, starts, bf16=False), targets, 1.0, direction)
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.item())
         gradients.append(torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None]))
@@ -153,22 +153,22 @@ def test_an_interrupted_teacher_goes_on(teacher: Checkpoint, corpus: Corpus, tmp
             raise KeyboardInterrupt
 
     options: dict[str, Any] = {"top_k": 4, "window": 32, "shard_values": 800}
-    teach(teacher, corpus, tmp_path / "whole", **options)
+    write_teacher_logits(teacher, corpus, tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
-        teach(teacher, corpus, tmp_path / "l", **options, on_tokens=stop)
+        write_teacher_logits(teacher, corpus, tmp_path / "l", **options, on_tokens=stop)
     with pytest.raises(ArtefactError, match="unfinished"):
-        StoredLogits(tmp_path / "l")
+        TeacherLogits(tmp_path / "l")
     with pytest.raises(InputError, match="top_k is 5"):
-        teach(teacher, corpus, tmp_path / "l", **{**options, "top_k": 5})
-    teach(teacher, corpus, tmp_path / "l", **options)
+        write_teacher_logits(teacher, corpus, tmp_path / "l", **{**options, "top_k": 5})
+    write_teacher_logits(teacher, corpus, tmp_path / "l", **options)
     for file in (tmp_path / "whole").iterdir():
         assert (tmp_path / "l" / file.name).read_bytes() == file.read_bytes()
     with pytest.raises(OutputError, match="not a teacher's"):
-        teach(teacher, corpus, teacher.path, **options)
+        write_teacher_logits(teacher, corpus, teacher.path, **options)
     path = tmp_path / "l" / "logs-00001.bin"
     path.write_bytes(path.read_bytes()[:-2] + b"ab")
     with pytest.raises(ArtefactError, match="logs-00001"):
-        StoredLogits(tmp_path / "l")
+        TeacherLogits(tmp_path / "l")
 
 
 # --- training --------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def test_a_taught_run_that_was_stopped_ends_with_the_same_bits(
     teacher: Checkpoint, corpus: Corpus, tmp_path: Path, kind: str
 ) -> None:
     if kind == "stored":
-        teach(teacher, corpus, tmp_path / "l", top_k=16)
+        write_teacher_logits(teacher, corpus, tmp_path / "l", top_k=16)
     taught = load(teacher.path if kind == "live" else tmp_path / "l")
     whole, out = tmp_path / "whole", tmp_path / "c"
     assert train(A, [corpus.folder], whole, TAUGHT, teacher=taught).finished
@@ -228,8 +228,8 @@ def test_a_teacher_that_cannot_teach_is_refused(
     with pytest.raises(InputError, match="another tokenizer"):
         Trainer(A, other, TAUGHT, teacher=LiveTeacher(teacher))
     with pytest.raises(InputError, match="another tokenizer"):
-        teach(teacher, other, tmp_path / "l")
-    teach(teacher, corpus, tmp_path / "l", top_k=2)
+        write_teacher_logits(teacher, other, tmp_path / "l")
+    write_teacher_logits(teacher, corpus, tmp_path / "l", top_k=2)
     stored = load(tmp_path / "l")
     with pytest.raises(InputError, match="another corpus"):
         Trainer(A, other, TAUGHT, teacher=stored)

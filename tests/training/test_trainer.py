@@ -132,7 +132,7 @@ def test_averaged_weights_are_those_of_the_formula(source: Path, tmp_path: Path)
 def test_z_loss_adds_the_squared_normalizer() -> None:
     logits, targets = torch.randn(2, 5, 9), torch.randint(0, 9, (2, 5))
     targets[0, :3] = IGNORED
-    total, entropy = loss.next_token(logits, targets, z_loss=0.1)
+    total, entropy = loss.next_token_loss(logits, targets, z_loss=0.1)
     learned = targets != IGNORED
     by_hand = -logits.log_softmax(-1)[learned].gather(1, targets[learned][:, None]).sum()
     assert entropy == pytest.approx(float(by_hand), rel=1e-6)
