@@ -160,7 +160,7 @@ def stored_tables(graph: Path, vocab_size: int) -> dict[int, list[str]]:
 def test_a_tied_table_stands_once_in_the_file_and_has_a_name_for_each_use(
     lowering: str, precision: str, tmp_path: Path
 ) -> None:
-    """With an alias ONNX Runtime frees the matrix that it packed. A graph in memory stores both; it computes the same."""
+    """With an alias ONNX Runtime frees the matrix that it packed. A graph in memory holds both, to the same effect."""
     target = Target.named("onnxruntime", precision, lowering)
     stored = store(SHARED, random_model(SHARED), target)
     model, graph = build_stored(SHARED, stored, target, 64), tmp_path / "model.onnx"
