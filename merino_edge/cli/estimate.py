@@ -6,7 +6,7 @@
 
 `--json` prints {"table", "device", "power_mode", "precision", "runtime", "entries", "estimated": true, "unverified",
 "validation"}; of the boards {"boards": [{"name", "title", "modes": [...], "sources", "unverified", ...}]}; with
-`--check` {"rows": [merino_edge.jetson.estimate.published_speeds.Row], "summaries": [...], "runtimes": {name: basis}}.
+`--check` {"rows": [merino_edge.jetson.estimate.published_speeds.PublishedSpeed], "summaries": [...], "runtimes": {name: basis}}.
 """
 
 from __future__ import annotations

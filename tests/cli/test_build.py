@@ -34,7 +34,7 @@ def test_targets_are_listed_with_what_breaks_on_them(capsys: pytest.CaptureFixtu
     assert run("targets") == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in PLATFORMS)
-    assert all(line in shown for platform in PLATFORMS.values() for line in platform.known)
+    assert all(line in shown for platform in PLATFORMS.values() for line in platform.known_issues)
     assert run("targets", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in found["targets"]] == list(PLATFORMS)

@@ -87,11 +87,14 @@ class Typist:
         return self.read_until(until)
 
     def leave(self, key: str) -> int:
-        """Press `key` until the program ends: Python misses a Ctrl-C between printing a prompt and waiting."""
-        for _ in range(60):
+        """Press `key` until the program ends: Python misses a Ctrl-C between printing a prompt and waiting.
+
+        Between two presses a busy machine has time to end it. A second Ctrl-C while Python exits would kill it.
+        """
+        for _ in range(12):
             os.write(self.terminal, key.encode())
             with suppress(subprocess.TimeoutExpired):
-                return self.process.wait(timeout=1)
+                return self.process.wait(timeout=5)
         raise AssertionError(f"{key!r} does not end the program")
 
 
