@@ -15,7 +15,7 @@ import statistics
 from scipy.optimize import brentq, least_squares
 
 from merino_edge.cli.estimate import estimate
-from merino_edge.jetson.estimate.published_speeds import Row, rows
+from merino_edge.jetson.estimate.published_speeds import PublishedSpeed, rows
 from merino_edge.jetson.estimate.roofline import Runtime, runtime
 
 
@@ -27,7 +27,7 @@ def llama_cpp_like(base: Runtime, logs: list[float]) -> Runtime:
     )
 
 
-def fit(base: Runtime, chosen: list[Row]) -> Runtime:
+def fit(base: Runtime, chosen: list[PublishedSpeed]) -> Runtime:
     def residuals(logs: list[float]) -> list[float]:
         return [math.log(row.predicted_tokens_per_s(llama_cpp_like(base, logs)) / row.tokens_per_s) for row in chosen]
 
@@ -35,11 +35,11 @@ def fit(base: Runtime, chosen: list[Row]) -> Runtime:
     return llama_cpp_like(base, list(least_squares(residuals, begun).x))
 
 
-def mape_percent(base: Runtime, chosen: list[Row]) -> float:
+def mape_percent(base: Runtime, chosen: list[PublishedSpeed]) -> float:
     return statistics.fmean(abs(row.predicted_tokens_per_s(base) / row.tokens_per_s - 1) for row in chosen) * 100
 
 
-def maxn_super_factor(base: Runtime, mine: list[Row]) -> float:
+def maxn_super_factor(base: Runtime, mine: list[PublishedSpeed]) -> float:
     """What the clock must be multiplied by for SmolLM2-135M to lose in MAXN_SUPER what it lost."""
     fast, slow = (
         next(row for row in mine if (row.model, row.power_mode) == ("SmolLM2-135M", mode))

@@ -1,6 +1,6 @@
 """Bootstrap draws and rank correlations, shared by latency tables, studies and evaluations.
 
-The same seed and number of items give the same draws, so that the difference of two figures over the same items has an
+The same seed and number of items give the same draws. So the difference of two figures over the same items has an
 interval too. This module knows numbers only: no architecture, no metric by name, no file. It needs NumPy alone.
 """
 

@@ -1,8 +1,8 @@
-"""Known traps: what is wrong with a machine though everything is installed, and what cures it.
+"""Checks of the doctor: known issues of a machine on which everything is installed, and their cures.
 
-A trap is data and a predicate on what was read; it says what it found, or nothing. A trap fires on what a file shows,
-never on a guess: where the file cannot be read, it is silent. Knows nothing of verbs or packages to install
-(`merino_edge.jetson.doctor.doctor`).
+A check is data and a predicate on what was read. It describes its finding, or returns nothing. It judges what a file
+shows and never guesses: where the file cannot be read, it is silent. This module knows no verbs and no packages to
+install (`merino_edge.jetson.doctor.doctor`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from merino_edge.jetson.device.nvpmodel import Mode
 from merino_edge.jetson.device.system_files import UNKNOWN
@@ -19,25 +19,36 @@ from merino_edge.jetson.doctor.environment import Environment
 from merino_edge.runtime.engines.onnx_engine import OLDEST_ONNX_RUNTIME
 
 OLDEST_TENSORRT = (10, 3)
-CAPPED_MHZ = 624.75  # an Orin Nano's GPU without Super
-TOLERANCE = 0.02
+CAPPED_MHZ = 624.75  # of an Orin Nano's GPU without Super
+TOLERANCE = 0.02  # relative, of a GPU limit
 
 
 @dataclass(frozen=True)
 class Check:
+    """A known issue. `find` describes it where the environment has it, and returns None elsewhere."""
+
     name: str
-    find: Callable[[Environment], str | None]  # what was found, where it was
+    find: Callable[[Environment], str | None]
     advice: str
     source: str
 
 
-def run_checks(here: Environment) -> list[dict[str, str]]:
-    """[{"name", "found", "advice", "source"}] of the traps that lie open here."""
-    return [_line(trap, found) for trap in CHECKS if (found := trap.find(here))]
+class Finding(TypedDict):
+    """What a check found, its cure and the source."""
+
+    name: str
+    found: str
+    advice: str
+    source: str
 
 
-def check_engine(built_on: Mapping[str, Any], here: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The same for an engine, given the card of the machine it was built on and this one's."""
+def run_checks(environment: Environment) -> list[Finding]:
+    """The findings of all checks."""
+    return [_finding(check, found) for check in CHECKS if (found := check.find(environment))]
+
+
+def check_engine(built_on: Mapping[str, Any], here: Mapping[str, Any]) -> list[Finding]:
+    """The finding where an engine was built on another machine; both are device cards."""
     fields: dict[str, Callable[[Mapping[str, Any]], Any]] = {
         "TensorRT": lambda card: card.get("tensorrt"),
         "L4T": _l4t,
@@ -46,71 +57,77 @@ def check_engine(built_on: Mapping[str, Any], here: Mapping[str, Any]) -> list[d
         "power mode": lambda card: re.sub(r"\s*fmode:\S+", "", str(card.get("power_mode"))),
     }
     pairs = [(name, read(built_on), read(here)) for name, read in fields.items()]
-    moved = [f"{name} {was}, here {now}" for name, was, now in pairs if was != now]
-    return [_line(ENGINE, f"engine built on {'; '.join(moved)}")] if moved else []
+    changes = [f"{name} {was}, here {now}" for name, was, now in pairs if was != now]
+    return [_finding(ENGINE, f"engine built on {'; '.join(changes)}")] if changes else []
 
 
-def _line(trap: Check, found: str) -> dict[str, str]:
-    return {"name": trap.name, "found": found, "advice": trap.advice, "source": trap.source}
+def _finding(check: Check, found: str) -> Finding:
+    return {"name": check.name, "found": found, "advice": check.advice, "source": check.source}
 
 
 def _version(text: Any) -> tuple[int, ...]:
-    """The leading numbers of a version; empty where there are none."""
-    found = re.match(r"\d{1,9}(?:\.\d{1,9})*", str(text))
-    return tuple(map(int, found[0].split("."))) if found else ()
+    """The leading numbers of a version; () where there are none."""
+    numbers = re.match(r"\d{1,9}(?:\.\d{1,9})*", str(text))
+    return tuple(map(int, numbers[0].split("."))) if numbers else ()
 
 
 def _l4t(card: Mapping[str, Any]) -> str:
-    """L4T's version as in 36.4.7, from the release file, else from the package."""
-    found = re.match(r"# R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)", str(card.get("l4t")))
-    if found:
-        return f"{found[1]}.{found[2]}"
+    """L4T's version, as 36.4.7, from the release file, else from the package."""
+    release = re.match(r"# R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)", str(card.get("l4t")))
+    if release:
+        return f"{release[1]}.{release[2]}"
     return str(card.get("l4t_core", UNKNOWN)).split("-")[0]
 
 
 # --- predicates ------------------------------------------------------------------------------------
 
 
-def _allocation(here: Environment) -> str | None:
-    return "L4T 36.4.7" if _l4t(here.card) == "36.4.7" else None
+def _allocation(environment: Environment) -> str | None:
+    return "L4T 36.4.7" if _l4t(environment.card) == "36.4.7" else None
 
 
-def _clock_cap(here: Environment) -> str | None:
-    if _l4t(here.card) != "39.2.0" or here.card["module"] not in ("p3767-0003", "p3767-0005"):
+def _clock_cap(environment: Environment) -> str | None:
+    if _l4t(environment.card) != "39.2.0" or environment.card["module"] not in ("p3767-0003", "p3767-0005"):
         return None
-    found = []
-    if here.modes and not any("SUPER" in mode.name for mode in here.modes.values()):
-        found.append(f"power modes {', '.join(mode.name for mode in here.modes.values())} only")
-    max_mhz = here.card["gpu"]["max_mhz"]
-    if isinstance(max_mhz, float) and max_mhz <= CAPPED_MHZ and (here.mode is None or _cap(here.mode) > CAPPED_MHZ):
-        found.append(f"GPU limit {max_mhz:g} MHz")
-    return f"L4T 39.2.0: {'; '.join(found)}" if found else None
+    signs = []
+    if environment.modes and not any("SUPER" in mode.name for mode in environment.modes.values()):
+        signs.append(f"power modes {', '.join(mode.name for mode in environment.modes.values())} only")
+    max_mhz = environment.card["gpu"]["max_mhz"]
+    if (
+        isinstance(max_mhz, float)
+        and max_mhz <= CAPPED_MHZ
+        and (environment.mode is None or _cap(environment.mode) > CAPPED_MHZ)
+    ):
+        signs.append(f"GPU limit {max_mhz:g} MHz")
+    return f"L4T 39.2.0: {'; '.join(signs)}" if signs else None
 
 
-def _mode_not_applied(here: Environment) -> str | None:
-    max_mhz = here.card["gpu"]["max_mhz"]
-    if here.mode is None or here.mode.gpu_max_mhz is None or not isinstance(max_mhz, float):
+def _mode_not_applied(environment: Environment) -> str | None:
+    max_mhz = environment.card["gpu"]["max_mhz"]
+    if environment.mode is None or environment.mode.gpu_max_mhz is None or not isinstance(max_mhz, float):
         return None
-    if abs(max_mhz - here.mode.gpu_max_mhz) <= TOLERANCE * here.mode.gpu_max_mhz:
+    if abs(max_mhz - environment.mode.gpu_max_mhz) <= TOLERANCE * environment.mode.gpu_max_mhz:
         return None
-    return f"{here.mode.name} means a GPU limit of {here.mode.gpu_cap}, the GPU's limit is {max_mhz:g} MHz"
+    return (
+        f"{environment.mode.name} means a GPU limit of {environment.mode.gpu_cap}, the GPU's limit is {max_mhz:g} MHz"
+    )
 
 
-def _mode_holds_back(here: Environment) -> str | None:
-    mode, others = here.mode, [mode for mode in here.modes.values() if mode != here.mode]
+def _mode_holds_back(environment: Environment) -> str | None:
+    mode, others = environment.mode, [mode for mode in environment.modes.values() if mode != environment.mode]
     if mode is None or not others:
         return None
-    found = []
+    losses = []
     fullest = min(others, key=lambda other: (other.tpcs_off, -_cap(other)))
     if mode.tpcs_off > fullest.tpcs_off:
         off = mode.tpcs_off - fullest.tpcs_off
-        found.append(f"switches off {2 * off} SMs that {fullest.name} (nvpmodel -m {fullest.id}) has on")
+        losses.append(f"switches off {2 * off} SMs that {fullest.name} (nvpmodel -m {fullest.id}) has on")
     if any(_cap(other) > _cap(mode) for other in others):
         fastest = max(others, key=_cap)
         text = f"caps the GPU at {mode.gpu_cap} ({fastest.name}, nvpmodel -m {fastest.id}: {fastest.gpu_cap}"
         lower = [other for other in others if _watts(other) < _watts(mode) and _cap(other) > _cap(mode)]
-        found.append(text + "".join(f"; even {other.name}: {other.gpu_cap}" for other in lower) + ")")
-    return f"power mode {mode.name} {' and '.join(found)}" if found else None
+        losses.append(text + "".join(f"; even {other.name}: {other.gpu_cap}" for other in lower) + ")")
+    return f"power mode {mode.name} {' and '.join(losses)}" if losses else None
 
 
 def _cap(mode: Mode) -> float:
@@ -118,62 +135,67 @@ def _cap(mode: Mode) -> float:
 
 
 def _watts(mode: Mode) -> float:
-    found = re.search(r"(\d+)W", mode.name)
-    return int(found[1]) if found else math.inf
+    watts = re.search(r"(\d+)W", mode.name)
+    return int(watts[1]) if watts else math.inf
 
 
-def _old_tensorrt(here: Environment) -> str | None:
-    found = _version(here.card["tensorrt"])
-    return f"TensorRT {here.card['tensorrt']}" if here.is_jetson and found and found < OLDEST_TENSORRT else None
+def _old_tensorrt(environment: Environment) -> str | None:
+    version = _version(environment.card["tensorrt"])
+    return (
+        f"TensorRT {environment.card['tensorrt']}"
+        if environment.is_jetson and version and version < OLDEST_TENSORRT
+        else None
+    )
 
 
-def _old_onnxruntime(here: Environment) -> str | None:
-    found = _version(here.onnxruntime)
-    if not found or found >= OLDEST_ONNX_RUNTIME:
+def _old_onnxruntime(environment: Environment) -> str | None:
+    version = _version(environment.onnxruntime)
+    if not version or version >= OLDEST_ONNX_RUNTIME:
         return None
-    return f"ONNX Runtime {here.onnxruntime}"
+    return f"ONNX Runtime {environment.onnxruntime}"
 
 
-def _no_swap(here: Environment) -> str | None:
-    if not here.is_small or here.disk_swap_bytes != 0:
+def _no_swap(environment: Environment) -> str | None:
+    if not environment.is_small or environment.disk_swap_bytes != 0:
         return None
-    return f"{here.card['memory_bytes'] / 2**30:.1f} GiB of memory, no swap on a disk"
+    return f"{environment.card['memory_bytes'] / 2**30:.1f} GiB of memory, no swap on a disk"
 
 
-def _zram(here: Environment) -> str | None:
-    return "swap in memory (/dev/zram)" if here.is_small and here.zram else None
+def _zram(environment: Environment) -> str | None:
+    return "swap in memory (/dev/zram)" if environment.is_small and environment.zram else None
 
 
-def _desktop(here: Environment) -> str | None:
-    return "a graphical make_batches runs" if here.is_small and here.desktop else None
+def _desktop(environment: Environment) -> str | None:
+    return "a graphical session runs" if environment.is_small and environment.desktop else None
 
 
-def _blind_container(here: Environment) -> str | None:
-    if not here.container or not here.is_jetson:
+def _blind_container(environment: Environment) -> str | None:
+    if not environment.container or not environment.is_jetson:
         return None
-    missing = [] if here.card["compatible"] else ["/proc/device-tree"]
-    missing += ["/etc/nv_tegra_release"] if here.card["l4t"] == UNKNOWN else []
+    missing = [] if environment.card["compatible"] else ["/proc/device-tree"]
+    missing += ["/etc/nv_tegra_release"] if environment.card["l4t"] == UNKNOWN else []
     return f"this container does not see {' and '.join(missing)}" if missing else None
 
 
-def _closed_nodes(here: Environment) -> str | None:
-    if not here.is_jetson or not here.closed_nodes:
+def _closed_nodes(environment: Environment) -> str | None:
+    if not environment.is_jetson or not environment.closed_nodes:
         return None
-    shown, more = here.closed_nodes[:2], len(here.closed_nodes) - 2
+    shown, more = environment.closed_nodes[:2], len(environment.closed_nodes) - 2
     return f"this user may not open {', '.join(shown)}" + (f" and {more} more" if more > 0 else "")
 
 
-def _hidden_tensorrt(here: Environment) -> str | None:
-    if here.tensorrt_importable or not here.system_tensorrt:
+def _hidden_tensorrt(environment: Environment) -> str | None:
+    if environment.tensorrt_importable or not environment.system_tensorrt:
         return None
-    return f"TensorRT's bindings are in {', '.join(here.system_tensorrt)}, this Python {here.python} does not see them"
+    folders = ", ".join(environment.system_tensorrt)
+    return f"TensorRT's bindings are in {folders}, this Python {environment.python} does not see them"
 
 
-# --- the traps -------------------------------------------------------------------------------------
+# --- the checks -----------------------------------------------------------------------------------
 
 ENGINE = Check(
     "engine from elsewhere",
-    lambda here: None,  # only an engine at hand can show it
+    lambda environment: None,  # needs an engine: check_engine
     "build the engine again here: it is tied to TensorRT, GPU and SM count, and timed at its power mode's clocks",
     "https://github.com/NVIDIA/TensorRT/issues/2900",
 )

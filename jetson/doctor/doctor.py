@@ -1,7 +1,7 @@
-"""What stands on this machine, what each verb still lacks, and which known traps lie open: the block to paste when
-asking for help.
+"""The doctor: what this machine has, what each verb lacks, and the findings of the checks.
 
-Packages are looked up, not imported. Knows no verb's code, only which packages it needs and which extra brings them.
+Its output is the block to paste into a request for help. Packages are looked up, not imported. This module knows no
+verb's code, only which packages a verb needs and which extra brings them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from merino_edge.jetson.device.sensors import Sensors
 from merino_edge.jetson.doctor.checks import run_checks
 from merino_edge.jetson.doctor.environment import Environment
 
-# Module names where they differ from the package's.
+# The names of modules that differ from their package's.
 MODULES = {
     "onnx-ir": "onnx_ir",
     "tensorrt-rtx-cu12-bindings": "tensorrt_rtx_bindings",
@@ -49,7 +49,7 @@ NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
     "show": ((), ""),
     "demo": (("torch", "safetensors", "onnx", "onnx-ir"), "train,export"),
 }
-# What makes a verb do more, and the extra that brings it.
+# Optional abilities of verbs, and the extra that brings them.
 OPTIONAL = {
     "answers of a given form (generate --json-schema, --regex)": (("llguidance",), "grammar"),
     "data sets of Hugging Face as text (hf:NAME)": (("datasets",), "datasets"),
@@ -62,10 +62,10 @@ OPTIONAL = {
 def installed(package: str) -> str | None:
     """The version of a package that can be imported, else None."""
     try:
-        found = find_spec(MODULES.get(package, package))
+        spec = find_spec(MODULES.get(package, package))
     except ModuleNotFoundError:  # of a parent
         return None
-    if found is None:
+    if spec is None:
         return None
     try:
         return version(package)
@@ -74,11 +74,16 @@ def installed(package: str) -> str | None:
 
 
 def examine(root: Path | str = "/") -> dict[str, Any]:
-    """{"merino_edge", "python", "device": card, "packages": {name: version or null},
-    "sensors": {"power_source", "power_mw", "temperature_c", "clock_mhz", "throttle_events", "power_mode"},
-    "verbs": {verb: {"ok", "missing": [...], "fix": command or null}}, "optional": {the same by purpose},
-    "traps": [{"name", "found", "advice", "source"}]}"""
-    here, sensors = Environment.of(root), Sensors(root)
+    """The state of the machine whose file system stands at `root`, as a JSON object.
+
+        {"merino_edge", "python", "device": card, "packages": {name: version or null},
+         "sensors": {"power_source", "power_mw", "temperature_c", "clock_mhz", "throttle_events", "power_mode"},
+         "verbs": {verb: {"ok", "missing": [...], "fix": command or null}}, "optional": {the same by purpose},
+         "traps": [{"name", "found", "advice", "source"}]}
+
+    "traps" holds the checks' findings.
+    """
+    environment, sensors = Environment.of(root), Sensors(root)
     names = [*BASE, *(p for packages, _ in (*NEEDS.values(), *OPTIONAL.values()) for p in packages)]
     packages = {name: installed(name) for name in dict.fromkeys(names)}
 
@@ -89,12 +94,12 @@ def examine(root: Path | str = "/") -> dict[str, Any]:
     return {
         "merino_edge": __version__,
         "python": f"{platform.python_implementation()} {platform.python_version()} on {platform.machine()}",
-        "device": here.card,
+        "device": environment.card,
         "sensors": {"power_source": sensors.power_source, **dataclasses.asdict(sensors.read())},
         "packages": packages,
         "verbs": {verb: state((*BASE, *needed), extras) for verb, (needed, extras) in NEEDS.items()},
         "optional": {purpose: state(needed, extras) for purpose, (needed, extras) in OPTIONAL.items()},
-        "traps": run_checks(here),
+        "traps": run_checks(environment),
     }
 
 

@@ -1,7 +1,7 @@
-"""What the known traps look at beyond the card: swap, desktop, container, closed device nodes, Python's packages.
+"""The environment that the checks judge: the device card, swap, desktop, container, device nodes, Python's packages.
 
-Read from the file system below `root`; what concerns the running Python (its version, ONNX Runtime, TensorRT) and the
-user is always of this process.
+Everything comes from the file system below `root`. Only Python's version and packages, and the user, are always those
+of this process.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ GROUPS = ("video", "render")
 
 @dataclass(frozen=True)
 class Environment:
+    """What the checks look at."""
+
     card: dict[str, Any]
-    modes: dict[int, Mode] = field(default_factory=dict)
-    mode: Mode | None = None
+    modes: dict[int, Mode] = field(default_factory=dict)  # nvpmodel's power modes
+    mode: Mode | None = None  # the current one
     disk_swap_bytes: int | None = None  # None: no file says
     zram: bool = False  # swap that is kept in memory
-    desktop: bool = False  # a graphical make_batches runs
+    desktop: bool = False  # a graphical session runs
     container: bool = False
-    closed_nodes: tuple[str, ...] = ()  # of the GPU, that this user may not open, with their group
+    closed_nodes: tuple[str, ...] = ()  # the GPU's device nodes that this user may not open, with their group
     python: str = UNKNOWN  # 3.10
     onnxruntime: str | None = None  # version
     tensorrt_importable: bool = False
@@ -41,32 +43,33 @@ class Environment:
 
     @classmethod
     def of(cls, root: Path | str = "/", uid: int | None = None, groups: Collection[int] | None = None) -> Environment:
+        """The environment below `root`; `uid` and `groups` are this process's unless given."""
         root = Path(root)
         card = device_card(root)
         swaps = list(_swaps(root))
         return cls(
-            card,
-            power_modes(root),
-            current_mode(root),
-            _disk_swap_bytes(root, swaps, card),
-            any(name.startswith("/dev/zram") for name, _ in swaps),
-            any(True for pattern in ("tmp/.X11-unix/X*", "run/user/*/wayland-*") for _ in root.glob(pattern)),
-            any(os.path.exists(root / name) for name in (".dockerenv", "run/.containerenv")),
-            tuple(_closed_nodes(root, os.geteuid() if uid is None else uid, groups or _groups())),
-            f"{sys.version_info.major}.{sys.version_info.minor}",
-            _version("onnxruntime"),
-            find_spec("tensorrt") is not None,
-            tuple(str(path) for path in sorted(root.glob("usr/lib/python3*/dist-packages/tensorrt"))),
+            card=card,
+            modes=power_modes(root),
+            mode=current_mode(root),
+            disk_swap_bytes=_disk_swap_bytes(root, swaps, card),
+            zram=any(name.startswith("/dev/zram") for name, _ in swaps),
+            desktop=any(True for pattern in ("tmp/.X11-unix/X*", "run/user/*/wayland-*") for _ in root.glob(pattern)),
+            container=any(os.path.exists(root / name) for name in (".dockerenv", "run/.containerenv")),
+            closed_nodes=tuple(_closed_nodes(root, os.geteuid() if uid is None else uid, groups or _groups())),
+            python=f"{sys.version_info.major}.{sys.version_info.minor}",
+            onnxruntime=_version("onnxruntime"),
+            tensorrt_importable=find_spec("tensorrt") is not None,
+            system_tensorrt=tuple(str(path) for path in sorted(root.glob("usr/lib/python3*/dist-packages/tensorrt"))),
         )
 
     @property
     def is_jetson(self) -> bool:
-        """Also in a container that sees no device tree: the kernel is the host's."""
+        """Whether this is a Jetson. In a container without a device tree the host's kernel tells."""
         return str(self.card["soc"]).startswith("tegra") or str(self.card["kernel"]).endswith("-tegra")
 
     @property
     def is_small(self) -> bool:
-        """A Jetson of 8 GB or less, where the GPU takes its memory from the same."""
+        """Whether this is a Jetson with 8 GB or less, which CPU and GPU share."""
         memory_bytes = self.card["memory_bytes"]
         return self.is_jetson and isinstance(memory_bytes, int) and memory_bytes <= 8 * 2**30
 
@@ -82,7 +85,7 @@ def _swaps(root: Path) -> Iterator[tuple[str, int]]:
 def _disk_swap_bytes(root: Path, swaps: list[tuple[str, int]], card: dict[str, Any]) -> int | None:
     if read_text(root / "proc/swaps").startswith("Filename"):
         return sum(size for name, size in swaps if not name.startswith("/dev/zram"))
-    return 0 if card["swap_bytes"] == 0 else None  # of a swap with no name there is no telling where it is
+    return 0 if card["swap_bytes"] == 0 else None  # a swap without a name can be anywhere
 
 
 def _groups() -> set[int]:
@@ -90,15 +93,15 @@ def _groups() -> set[int]:
 
 
 def _closed_nodes(root: Path, uid: int, groups: Collection[int]) -> Iterator[str]:
-    """Nodes open to one of GROUPS, to which the user does not belong."""
+    """The nodes that are open to one of GROUPS, but not to the user."""
     for path in sorted(path for pattern in NODES for path in root.glob(pattern)):
         try:
             node = path.stat()
             group = grp.getgrgid(node.st_gid).gr_name
         except (OSError, KeyError):
             continue
-        mine = uid in (0, node.st_uid) or node.st_mode & 0o006 == 0o006 or node.st_gid in groups
-        if group in GROUPS and not mine:
+        open_to_user = uid in (0, node.st_uid) or node.st_mode & 0o006 == 0o006 or node.st_gid in groups
+        if group in GROUPS and not open_to_user:
             yield f"/{path.relative_to(root)} (group {group})"
 
 

@@ -1,8 +1,8 @@
-"""Jetson boards and their power modes as data: what an estimate needs to know of a board that is not at hand.
+"""Jetson boards and their power modes as data, for estimates of a board that is not at hand.
 
-Clocks, caps and switched-off TPCs are those of NVIDIA's nvpmodel files; what those leave open ("max") is the module's
-own limit. A constant that no good source states is named in `unverified`, one that none states is None. This module
-knows neither models nor times (`merino_edge.jetson.estimate.roofline`), and not the machine it runs on (`jetson.device`).
+Clocks, caps and switched-off TPCs are those of NVIDIA's nvpmodel files. A mode called "max" has the module's own limit,
+where those files have none. A constant without a good source is named in `unverified`, one without any source is None.
+This module knows no models, no times (`merino_edge.jetson.estimate.roofline`) and not the machine it runs on.
 
     bandwidth = 2 * EMC clock * bus width        peak FP16 = SMs * FLOPs per SM and clock * GPU clock
 """
@@ -16,7 +16,7 @@ from typing import TypeVar
 from merino_edge.errors import InputError
 
 NVPMODEL = "nvpmodel files: https://github.com/LineageOS/android_device_nvidia_concord, nvpmodel/"
-# Read from a deviceQuery of the same GPU.
+# From a deviceQuery of the same GPU.
 ORIN_NX_QUERY = "https://gist.github.com/atinfinity/8cede915acda05d0ff427c09604735dd"
 NANO_QUERY = "https://gist.github.com/r7vme/45ad34e9c2e8d8cd1c01d94975ee6bee"
 AGX_BRIEF = "http://mzph.cn/web/30785.shtml (summary of NVIDIA's technical brief)"
@@ -25,11 +25,11 @@ SUPER = "NVIDIA's announcement of Orin Nano Super (68 to 102 GB/s, 40 to 67 spar
 
 @dataclass(frozen=True)
 class PowerMode:
-    """One mode of nvpmodel. `cpu_mhz` is None where the file sets no cap and no source gives the module's limit."""
+    """A power mode of nvpmodel. `cpu_mhz` is None where no source gives it."""
 
     name: str
     gpu_mhz: float
-    sm_count: int  # streaming multiprocessors left on: the mode's TPC_PG_MASK switches pairs of them off
+    sm_count: int  # streaming multiprocessors that are on; the mode's TPC_PG_MASK switches pairs of them off
     emc_mhz: float  # of the memory controller
     cpu_cores: int | None = None
     cpu_mhz: float | None = None
@@ -38,7 +38,7 @@ class PowerMode:
 
 @dataclass(frozen=True)
 class Board:
-    """`l2_bytes` is None where no source gives it: then nothing is taken to stay in L2."""
+    """A board and its power modes. `l2_bytes` is None where no source gives it; an estimate then has no L2."""
 
     name: str
     title: str
@@ -54,19 +54,19 @@ class Board:
     unverified: tuple[str, ...] = ()
 
     def mode(self, name: str) -> PowerMode:
-        """The power mode called `name`, in any case. Raises InputError naming the ones there are."""
+        """The power mode called `name`, in upper or lower case. Raises InputError where there is none."""
         return _named(self.modes, name, f"{self.name} has no power mode")
 
     def bandwidth_gb_s(self, mode: PowerMode) -> float:
-        """Of the DRAM, theoretical."""
+        """The theoretical bandwidth of the DRAM."""
         return 2 * mode.emc_mhz * self.bus_bytes / 1000
 
     def fp16_tflops(self, mode: PowerMode) -> float:
-        """Dense, theoretical."""
+        """The theoretical dense FP16 peak."""
         return mode.sm_count * self.fp16_flops_per_sm_clock * mode.gpu_mhz / 1e6
 
     def unverified_in(self, mode: PowerMode) -> tuple[str, ...]:
-        """What an estimate for this mode rests on that no good source states."""
+        """The constants of an estimate for this mode that have no good source."""
         unknown = (("l2_bytes unknown",) if self.l2_bytes is None else ()) + (
             ("cpu_mhz unknown",) if mode.cpu_mhz is None else ()
         )
@@ -74,7 +74,7 @@ class Board:
 
 
 def board(name: str) -> Board:
-    """The board called `name`, in any case. Raises InputError naming the ones there are."""
+    """The board called `name`, in upper or lower case. Raises InputError where there is none."""
     return _named(BOARDS, name, "there is no board")
 
 
@@ -95,24 +95,24 @@ def _orin(
     name: str,
     title: str,
     module: str,
+    modes: tuple[PowerMode, ...],
+    *sources: str,
     memory_gb: int,
     bus_bytes: int,
     l2_kib: int | None,
-    modes: tuple[PowerMode, ...],
-    *sources: str,
 ) -> Board:
     l2_bytes = None if l2_kib is None else l2_kib * 1024
     return Board(name, title, module, "8.7", memory_gb * 2**30, bus_bytes, l2_bytes, 2048, 256, modes, sources)
 
 
 def _orin_nx(max_mhz: float, third: str, unverified: tuple[str, ...]) -> tuple[PowerMode, ...]:
-    """Modes of an Orin NX; the 8 GB module has 6 cores and its clocks differ only without Super."""
+    """The modes of an Orin NX. The 8 GB module has 6 cores, and its clocks differ only without Super."""
     cores, clocks = (8, (None, 1190, 1651, 1498)) if third == "25W" else (6, (None, None, None, None))
     return (
         PowerMode("MAXN", max_mhz, 8, 3199, cores, clocks[0], unverified),
         PowerMode("10W", 612, 4, 2133, 4, clocks[1]),
         PowerMode("15W", 612, 4, 3199, 4, clocks[2]),
-        PowerMode(third, 408, 8, 3199, cores, clocks[3]),  # a lower GPU clock than 15W's, on twice the SMs
+        PowerMode(third, 408, 8, 3199, cores, clocks[3]),  # a lower GPU clock than in 15W, on twice the SMs
         PowerMode("40W", 1173, 8, 3199, cores),
         PowerMode("MAXN_SUPER", 1173, 8, 3199, cores),
     )
@@ -158,17 +158,19 @@ BOARDS: tuple[Board, ...] = (
          "FP16: https://huggingface.co/hardware/jetson-xavier-nx"),
         ("bandwidth (59.7 GB/s; early documents say 51.2)", "l2_bytes"),
     ),
-    _orin("orin-nano-4gb", "Jetson Orin Nano 4GB", "p3767-0004", 4, 8, None, _ORIN_NANO_4GB, NVPMODEL),
-    _orin("orin-nano-8gb", "Jetson Orin Nano 8GB", "p3767-0003", 8, 16, 2048, _ORIN_NANO_8GB, NVPMODEL, ORIN_NX_QUERY,
-          SUPER),
-    _orin("orin-nx-8gb", "Jetson Orin NX 8GB", "p3767-0001", 8, 16, 2048, _orin_nx(765, "20W", ("gpu_mhz",)), NVPMODEL,
-          ORIN_NX_QUERY),
-    _orin("orin-nx-16gb", "Jetson Orin NX 16GB", "p3767-0000", 16, 16, 2048, _orin_nx(918, "25W", ()), NVPMODEL,
-          ORIN_NX_QUERY),
-    _orin("agx-orin-32gb", "Jetson AGX Orin 32GB", "p3701-0004", 32, 32, 4096,
-          _agx_orin(930, 14, 8, "MODE_40W", ("gpu_mhz",)), NVPMODEL, AGX_BRIEF),
-    _orin("agx-orin-64gb", "Jetson AGX Orin 64GB", "p3701-0005", 64, 32, 4096, _agx_orin(1300, 16, 12, "MODE_50W", ()),
-          NVPMODEL, AGX_BRIEF),
+    _orin("orin-nano-4gb", "Jetson Orin Nano 4GB", "p3767-0004", _ORIN_NANO_4GB, NVPMODEL,
+          memory_gb=4, bus_bytes=8, l2_kib=None),
+    _orin("orin-nano-8gb", "Jetson Orin Nano 8GB", "p3767-0003", _ORIN_NANO_8GB, NVPMODEL, ORIN_NX_QUERY,
+          SUPER, memory_gb=8, bus_bytes=16, l2_kib=2048),
+    _orin("orin-nx-8gb", "Jetson Orin NX 8GB", "p3767-0001", _orin_nx(765, "20W", ("gpu_mhz",)), NVPMODEL,
+          ORIN_NX_QUERY, memory_gb=8, bus_bytes=16, l2_kib=2048),
+    _orin("orin-nx-16gb", "Jetson Orin NX 16GB", "p3767-0000", _orin_nx(918, "25W", ()), NVPMODEL,
+          ORIN_NX_QUERY, memory_gb=16, bus_bytes=16, l2_kib=2048),
+    _orin("agx-orin-32gb", "Jetson AGX Orin 32GB", "p3701-0004",
+          _agx_orin(930, 14, 8, "MODE_40W", ("gpu_mhz",)), NVPMODEL, AGX_BRIEF,
+          memory_gb=32, bus_bytes=32, l2_kib=4096),
+    _orin("agx-orin-64gb", "Jetson AGX Orin 64GB", "p3701-0005", _agx_orin(1300, 16, 12, "MODE_50W", ()),
+          NVPMODEL, AGX_BRIEF, memory_gb=64, bus_bytes=32, l2_kib=4096),
     Board(
         "agx-thor", "Jetson AGX Thor T5000", "p3834-0008", "11.0", None, 32, 32 * 2**20, 8192, 256,
         (PowerMode("max", 1575, 20, 4266, None, None, ("gpu_mhz", "power modes")),),

@@ -1,9 +1,9 @@
-"""Estimated latency tables: the plan of a profile, answered by the roofline of a board in place of a clock.
+"""Estimated latency tables: the plan of a profile, with the roofline of a board in place of a clock.
 
-The table has the entries that `merino-edge profile` would measure there, one sample each, and the same validation line:
-its sums against the roofline's own whole models. That says how additive the estimate is, not how far it is from the
-board; so the interval is that of published speeds (`merino_edge.jetson.estimate.published_speeds`), all within it. The same arguments
-give the same file. No energy: what is published is the power of one rail of one board, which is not what a step costs.
+The table has the entries that `merino-edge profile` would measure there, one sample each. Its validation line compares
+the sums with the roofline's own whole models. That says how additive the estimate is, not how far it is from the board.
+So the error bar is the range of errors against published speeds (`merino_edge.jetson.estimate.published_speeds`). The
+same arguments give the same file. There is no energy: only the power of one rail of one board is published.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from merino_edge import artefact
 from merino_edge.errors import OutputError
 from merino_edge.jetson.device.card import device_card
 from merino_edge.jetson.estimate.published_speeds import unfitted_errors_percent
-from merino_edge.jetson.estimate.roofline import STAND_IN_CPU_MHZ, Roofline
+from merino_edge.jetson.estimate.roofline import ASSUMED_CPU_MHZ, Roofline
 from merino_edge.jetson.profiler.plan import make_plan
 from merino_edge.jetson.profiler.probe import Probe, Space
 from merino_edge.jetson.profiler.validation import validate
@@ -36,14 +36,18 @@ def estimate(
     space_document: dict[str, Any],
     precision: str,
     roofline: Roofline,
+    *,
     quick: bool = False,
     lengths: Sequence[int] | None = None,
 ) -> LatencyTable:
-    """Write the table of `space` to `path` and return it. Raises OutputError where `path` exists or cannot be written,
-    InputError where the space or precision cannot be planned."""
+    """Write the table of `space` to `path` and return it.
+
+    Raises OutputError where `path` exists or cannot be written, InputError where the space or precision cannot be
+    planned.
+    """
     if path.exists():
         raise OutputError(f"{path} exists", "choose another --out")
-    plan = make_plan(space, precision, quick, lengths)
+    plan = make_plan(space, precision, quick=quick, lengths=lengths)
     fields = {
         "device": card(roofline),
         "backend": BACKEND,
@@ -74,7 +78,7 @@ def _entry(probe: Probe, precision: str, roofline: Roofline) -> Measurement:
 
 
 def _published(roofline: Roofline, mode: Mode) -> dict[str, Any]:
-    """Beside how additive the estimate is: how far such estimates are from published speeds, at most on either side."""
+    """The errors of such estimates against published speeds, and their largest on either side as the error bar."""
     errors = unfitted_errors_percent(roofline.runtime.name, mode)
     if not errors:
         return {"published_models": 0, "low_percent": None, "high_percent": None}
@@ -87,10 +91,10 @@ def _published(roofline: Roofline, mode: Mode) -> dict[str, Any]:
 
 
 def card(roofline: Roofline) -> dict[str, Any]:
-    """The device card of a board that is not at hand: what its data says, everything else unknown."""
+    """The device card of the roofline's board: what its data says, everything else unknown."""
     board, mode = roofline.board, roofline.power_mode
-    nothing = device_card(os.devnull)  # as of a machine that says nothing
-    known = {
+    unknown = device_card(os.devnull)  # of a machine without any file
+    fields = {
         "name": f"{board.title} (estimated)",
         "module": board.module,
         "power_mode": mode.name,
@@ -103,8 +107,8 @@ def card(roofline: Roofline) -> dict[str, Any]:
         },
         "bandwidth_gb_s": board.bandwidth_gb_s(mode),
         "emc_mhz": mode.emc_mhz,
-        "cpu_mhz": mode.cpu_mhz or f"unknown, {STAND_IN_CPU_MHZ:g} taken",
+        "cpu_mhz": mode.cpu_mhz or f"unknown, {ASSUMED_CPU_MHZ:g} taken",
         "cores": mode.cpu_cores or "unknown",
         "memory_bytes": board.memory_bytes or "unknown",
     }
-    return {**nothing, **known}
+    return {**unknown, **fields}

@@ -1,19 +1,20 @@
-"""Published decode and prefill speeds of small models on Jetson boards, and how far the roofline is from them.
+"""Published decode and prefill speeds of small models on Jetson boards, and the roofline's errors against them.
 
-- llama.cpp b9292 and Ollama 0.24.0: Orin Nano 8GB Super, L4T r36.4.7, prompt 2048, 256 generated, clocks locked.
-  https://www.smolhub.com/posts/jetson-nano-super-benchmark-non-reasoning/ and, with all modes (tables 9 and 10),
-  https://github.com/YuvrajSingh-mist/smolperfbenchmark
-- TensorRT Edge-LLM 0.9.0: JetPack 7.2, prompt of 61 tokens; its docs/source/user_guide/performance.
-- MLC, INT4: Orin Nano 8GB before and with Super; NVIDIA's announcement of Super, by way of
-  https://github.com/msmcs-robotics/WayfindR-driver, docs/jetson_orin_nano_llm_benchmarks.md
-- BF16: AGX Orin; embedl's benchmark table on Hugging Face.
+| source | setup |
+|---|---|
+| llama.cpp b9292, Ollama 0.24.0 | Orin Nano 8GB Super, L4T r36.4.7, prompt 2048, 256 generated, clocks locked [1] |
+| TensorRT Edge-LLM 0.9.0 | JetPack 7.2, prompt of 61 tokens; its docs/source/user_guide/performance |
+| MLC, INT4 | Orin Nano 8GB before and with Super; NVIDIA's announcement of Super [2] |
+| BF16 | AGX Orin; embedl's benchmark table on Hugging Face |
 
-Only the first states its power modes. Taken for Edge-LLM: without Super on the Orin Nano (which is to the Orin NX as
-their bandwidths are), MAXN elsewhere; for MLC 15W before Super and MAXN_SUPER; for BF16 MAXN.
+Only the first source states its power modes. Assumed are, for Edge-LLM, no Super on the Orin Nano and MAXN elsewhere;
+for MLC 15W before Super and MAXN_SUPER with it; for BF16 MAXN. Left out are models that an Architecture cannot express
+(LFM2.5, Gemma, Qwen3.5), speculative decoding, figures without a setup and 1-bit models. No speed of this tool's own
+TensorRT engines is published.
 
-Left out: LFM2.5 (not a transformer), Gemma (norms and windows that an Architecture cannot say), Qwen3.5 (linear
-attention), speculative decoding, Ollama figures without a setup, 1-bit models. No speed of this tool's own TensorRT
-engines is published.
+    [1] https://www.smolhub.com/posts/jetson-nano-super-benchmark-non-reasoning/
+        all modes (tables 9 and 10): https://github.com/YuvrajSingh-mist/smolperfbenchmark
+    [2] https://github.com/msmcs-robotics/WayfindR-driver, docs/jetson_orin_nano_llm_benchmarks.md
 """
 
 from __future__ import annotations
@@ -37,18 +38,18 @@ from merino_edge.jetson.estimate.roofline import (
     Storage,
     runtime,
 )
-from merino_edge.jetson.profiler.validation import figures
+from merino_edge.jetson.profiler.validation import error_figures
 from merino_edge.latency.measurement import Mode
 from merino_edge.presets import preset
 
-SMOLHUB_LENGTH = 2048 + 256 // 2  # of the cache, on average
-SHORT_LENGTH = 128  # taken for the rest, whose cache hardly counts
+SMOLHUB_LENGTH = 2048 + 256 // 2  # cache positions, on average
+SHORT_LENGTH = 128  # assumed for the others, where the cache hardly counts
 EDGE_LLM_PROMPT = 61
 
 
 @dataclass(frozen=True)
-class Row:
-    """One published figure. `fitted`: constants of `runtime` were chosen on it, so that it tests nothing."""
+class PublishedSpeed:
+    """One published speed. `fitted` says that constants of `runtime` were chosen on it, so it is no test."""
 
     framework: str
     model: str
@@ -59,16 +60,18 @@ class Row:
     mode: Mode
     length: int
     tokens_per_s: float
-    runtime: str  # whose constants predict it
+    runtime: str  # its constants predict the speed
     fitted: bool = False
 
     def predicted_tokens_per_s(self, constants: Runtime | None = None) -> float:
-        found = board(self.board)
-        roofline = Roofline(found, found.mode(self.power_mode), constants or runtime(self.runtime))
+        """The roofline's speed, with other `constants` than the runtime's if given."""
+        on = board(self.board)
+        roofline = Roofline(on, on.mode(self.power_mode), constants or runtime(self.runtime))
         tokens = 1 if self.mode == "decode" else self.length
         return 1000 * tokens / roofline.step_ms(self.architecture, self.mode, self.length, self.storage)
 
     def to_dict(self) -> dict[str, Any]:
+        """The speed, its prediction and the error as a JSON object."""
         predicted = self.predicted_tokens_per_s()
         names = ("framework", "model", "board", "power_mode", "mode", "length", "runtime", "fitted")
         return {
@@ -80,17 +83,14 @@ class Row:
         }
 
 
-def _llama_like(
-    width: int, layers: int, heads: int, kv_heads: int, ffn_width: int, vocab_size: int, embedding_width: int = 0,
-    bias: Bias = "none",
-) -> Architecture:  # fmt: skip
-    head_dim = width // heads
+def _llama_like(block: Block, vocab_size: int, *, embedding_width: int = 0, bias: Bias = "none") -> Architecture:
+    head_dim = block.width // block.heads
     return Architecture(
         vocab_size=vocab_size,
         max_positions=8192,
-        embedding_width=embedding_width or width,
+        embedding_width=embedding_width or block.width,
         head_dim=head_dim,
-        blocks=(Block(width, layers, heads, kv_heads, ffn_width),),
+        blocks=(block,),
         norm="rmsnorm",
         ffn="swiglu",
         positions="rotary",
@@ -101,18 +101,18 @@ def _llama_like(
 
 # Shapes from the models' own config.json.
 SMOLLM2_135M = preset("smollm2-135m")
-SMOLLM2_360M = _llama_like(960, 32, 15, 5, 2560, 49152)
-QWEN25_05B = _llama_like(896, 24, 14, 2, 4864, 151936, bias="qkv")
-LLAMA32_1B = _llama_like(2048, 16, 32, 8, 8192, 128256)
-QWEN3_17B = _llama_like(2048, 28, 16, 8, 6144, 151936)
+SMOLLM2_360M = _llama_like(Block(960, 32, 15, 5, 2560), 49152)
+QWEN25_05B = _llama_like(Block(896, 24, 14, 2, 4864), 151936, bias="qkv")
+LLAMA32_1B = _llama_like(Block(2048, 16, 32, 8, 8192), 128256)
+QWEN3_17B = _llama_like(Block(2048, 28, 16, 8, 6144), 151936)
 # Qwen3-0.6B's heads are together twice as wide (2048) as its residual stream, which an Architecture cannot say. This
 # one has the same cache, attention and head; its FFN is narrower (512, not 3072) so that layers have as many weights.
-QWEN3_06B = _llama_like(2048, 28, 16, 8, 512, 151936, embedding_width=1024)
+QWEN3_06B = _llama_like(Block(2048, 28, 16, 8, 512), 151936, embedding_width=1024)
 
-SMOLLM2_17B = _llama_like(2048, 24, 32, 32, 8192, 49152)
-LLAMA32_3B = _llama_like(3072, 28, 24, 8, 8192, 128256)
-QWEN25_7B = _llama_like(3584, 28, 28, 4, 18944, 152064, bias="qkv")
-LLAMA31_8B = _llama_like(4096, 32, 32, 8, 14336, 128256)
+SMOLLM2_17B = _llama_like(Block(2048, 24, 32, 32, 8192), 49152)
+LLAMA32_3B = _llama_like(Block(3072, 28, 24, 8, 8192), 128256)
+QWEN25_7B = _llama_like(Block(3584, 28, 28, 4, 18944), 152064, bias="qkv")
+LLAMA31_8B = _llama_like(Block(4096, 32, 32, 8, 14336), 128256)
 
 SMOLHUB_MODES = ("7W", "15W", "25W", "MAXN_SUPER")
 # (model, shape, storage, tokens/s of llama.cpp by mode, of Ollama by mode)
@@ -145,47 +145,53 @@ _MLC = (
 )
 
 
-def rows() -> list[Row]:
-    """Every published figure that the roofline can express."""
-    found = []
+def rows() -> list[PublishedSpeed]:
+    """Every published speed that the roofline can express."""
+    published = []
     for name, a, storage, llama_cpp, ollama in _SMOLHUB:
         for framework, speeds in (("llama.cpp", llama_cpp), ("ollama", ollama)):
             for power_mode, speed in zip(SMOLHUB_MODES, speeds, strict=True):
                 fitted = (name, power_mode) in _SMOLHUB_FITTED
-                # the factor of the clock in MAXN_SUPER
+                # the clock factor in MAXN_SUPER
                 fitted |= (framework, name, power_mode) == ("llama.cpp", "SmolLM2-135M", "MAXN_SUPER")
                 where = (framework, name, a, storage, "orin-nano-8gb", power_mode)
-                found.append(Row(*where, "decode", SMOLHUB_LENGTH, speed, framework, fitted))
+                published.append(PublishedSpeed(*where, "decode", SMOLHUB_LENGTH, speed, framework, fitted))
     for name, a, storage, at, power_mode, decode, prefill in _EDGE_LLM:
         where = ("edge-llm", name, a, storage, at, power_mode)
-        found.append(Row(*where, "decode", SHORT_LENGTH, decode, "edge-llm", at == "orin-nano-8gb"))
+        published.append(PublishedSpeed(*where, "decode", SHORT_LENGTH, decode, "edge-llm", at == "orin-nano-8gb"))
         if prefill:
-            found.append(Row(*where, "prefill", EDGE_LLM_PROMPT, prefill, "edge-llm", name == "Qwen3-0.6B"))
+            published.append(
+                PublishedSpeed(*where, "prefill", EDGE_LLM_PROMPT, prefill, "edge-llm", name == "Qwen3-0.6B")
+            )
     for name, a, before, with_super in _MLC:
         for power_mode, speed in (("15W-nosuper", before), ("MAXN_SUPER", with_super)):
             where = ("mlc", name, a, MLC_INT4, "orin-nano-8gb", power_mode)
-            found.append(Row(*where, "decode", SHORT_LENGTH, speed, "edge-llm"))
+            published.append(PublishedSpeed(*where, "decode", SHORT_LENGTH, speed, "edge-llm"))
     where = ("bf16", "Llama-3.2-1B", LLAMA32_1B, BF16, "agx-orin-64gb", "MAXN")
-    found.append(Row(*where, "decode", SHORT_LENGTH, 65.0, "edge-llm"))
-    return sorted(found, key=lambda row: (row.framework, row.mode))
+    published.append(PublishedSpeed(*where, "decode", SHORT_LENGTH, 65.0, "edge-llm"))
+    return sorted(published, key=lambda row: (row.framework, row.mode))
 
 
 def unfitted_errors_percent(runtime_name: str, mode: Mode) -> list[float]:
-    """How far published speeds that no constant was fitted to are from those predicted by a runtime's constants, in
-    percent, ascending; a measured time lies as far from its prediction. This tool's own runtime has Edge-LLM's."""
+    """The errors, ascending, of a runtime's predictions against published speeds that no constant was fitted to.
+
+    A measured time lies as far from its prediction. This tool's own runtime has Edge-LLM's constants.
+    """
     constants = "edge-llm" if runtime_name == "merino-edge" else runtime_name
-    chosen = [row for row in rows() if (row.runtime, row.mode, row.fitted) == (constants, mode, False)]
-    return sorted(100 * (row.predicted_tokens_per_s() / row.tokens_per_s - 1) for row in chosen)
+    tested = [row for row in rows() if (row.runtime, row.mode, row.fitted) == (constants, mode, False)]
+    return sorted(100 * (row.predicted_tokens_per_s() / row.tokens_per_s - 1) for row in tested)
 
 
-def summaries(compared: Sequence[Row]) -> list[dict[str, Any]]:
-    """Per framework and mode, of all rows and of those that nothing was fitted to: {"framework", "mode", "rows": "all"
-    or "tested", "models", "mape_percent", "max_percent", "bias_percent", "kendall_tau", ...} (`validation.figures`)."""
-    found = []
+def summaries(compared: Sequence[PublishedSpeed]) -> list[dict[str, Any]]:
+    """The errors for each framework and mode, over all rows and over those that nothing was fitted to.
+
+    {"framework", "mode", "rows": "all" or "tested", and the keys of `validation.error_figures`}
+    """
+    summarised = []
     for framework, mode in dict.fromkeys((row.framework, row.mode) for row in compared):
-        mine = [row for row in compared if (row.framework, row.mode) == (framework, mode)]
-        for which, chosen in (("all", mine), ("tested", [row for row in mine if not row.fitted])):
-            if chosen:
-                pairs = [(row.predicted_tokens_per_s(), row.tokens_per_s) for row in chosen]
-                found.append({"framework": framework, "mode": mode, "rows": which, **figures(pairs)})
-    return found
+        every = [row for row in compared if (row.framework, row.mode) == (framework, mode)]
+        for which, group in (("all", every), ("tested", [row for row in every if not row.fitted])):
+            if group:
+                pairs = [(row.predicted_tokens_per_s(), row.tokens_per_s) for row in group]
+                summarised.append({"framework": framework, "mode": mode, "rows": which, **error_figures(pairs)})
+    return summarised

@@ -1,16 +1,16 @@
-"""The roofline: how long a model's step takes on a board that is not at hand, from the board's data and few constants.
+"""The roofline: how long a model's step takes on a board, from the board's data and a few constants.
 
-A step is a row of kernels. Each takes the longest of what its bytes and its arithmetic need, and a launch:
+A step is a sequence of kernels. Each takes the longest of its bytes' and its arithmetic's time, and a launch:
 
     max(DRAM bytes / (0.91 * bandwidth), all bytes / (32 per SM and clock), FLOPs / (0.97 * peak), ...) + launch
 
-and a step adds what the CPU does for it. What was touched within the step and fits in L2 as a whole costs no DRAM
-bytes: activations between kernels, and the weights of a layer that the layer before it shares.
+A step also has the CPU's work. Data that the step touched before and that fits in L2 as a whole costs no DRAM bytes:
+activations between kernels, and the weights of a layer that the layer before shares.
 
-Sourced: clocks, SMs, bandwidth, L2 (`boards`), and the two efficiencies, measured on an Orin Nano in its 15W mode.
-Fitted to published speeds of other runtimes, since no source states them: everything in a `Runtime` and PATH_BYTES;
-`published` says to which rows, and `merino-edge estimate --check` how far off the rest is. Carried over from there to
-this tool's own runtime and to other boards, unverified. It knows no governor, no throttling and no energy.
+Clocks, SMs, bandwidth and L2 have sources (`boards`). Both efficiencies were measured on an Orin Nano in its 15W mode.
+Everything in a `Runtime` and PATH_BYTES are fitted to published speeds of other runtimes (`published_speeds`). They are
+carried over to this tool's own runtime and to other boards, unverified. `merino-edge estimate --check` prints the
+errors. This module knows no governor, no throttling and no energy.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from merino_edge.errors import InputError
 from merino_edge.jetson.estimate.boards import Board, PowerMode
 from merino_edge.latency.measurement import Mode
 
-# Share of the theoretical peak that was measured: 62.3 of 68.3 GB/s read, 9.68 of 10.03 TFLOP/s (Orin Nano 8GB at
+# The share of the theoretical peak that was measured: 62.3 of 68.3 GB/s read, 9.68 of 10.03 TFLOP/s (Orin Nano 8GB at
 # 612 MHz, L4T r39.2.1; "Jetson Orin: roof-guided Vulkan quantized linear study", JETSON-WMMA-LESSONS.md).
 DRAM_EFFICIENCY = 0.91
 PEAK_EFFICIENCY = 0.97
-# What an SM takes in per clock at most, from DRAM or L2. Fitted: the rate at which llama.cpp reads 8-bit weights.
+# The most that an SM reads per clock, from DRAM or L2. Fitted: the rate at which llama.cpp reads 8-bit weights.
 PATH_BYTES = 32
-# Taken where the power mode's CPU clock is unknown: the Orin Nano's in its 15W mode.
-STAND_IN_CPU_MHZ = 1497.6
+# Assumed where the power mode's CPU clock is unknown: the Orin Nano's in its 15W mode.
+ASSUMED_CPU_MHZ = 1497.6
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ TENSORRT_BYTES = {**MATRIX_BYTES, "int8": 1.0}
 
 
 def tool_storage(precision: str) -> Storage:
-    """This tool's own at `precision`. int8 and int4 are weight-only: they multiply in FP16. int4 has an int8 head."""
+    """This tool's storage at `precision`. int8 and int4 weights are multiplied in FP16; int4 has an int8 head."""
     check_precision(precision)
     matrix, head = TENSORRT_BYTES[precision], TENSORRT_BYTES["int8" if precision == "int4" else precision]
     element = cache_element_bytes(precision)
-    return Storage(precision, matrix, head, element, element, precision != "fp32")
+    return Storage(precision, matrix, head, element, element, half=precision != "fp32")
 
 
 # ggml's blocks: Q4_K 4.5, Q5_0 5.5, Q6_K 6.5625 and Q8_0 8.5 bits a weight. A Q4_K_M file stores half of the value and
@@ -73,7 +73,7 @@ NVFP4 = Storage("NVFP4", 0.5 + 1 / 16, 2)  # one FP8 scale per 16; head taken to
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a runtime costs beyond bytes and peak FLOPs. `basis` says where the constants come from."""
+    """A runtime's costs beyond bytes and peak FLOPs. `basis` says where the constants come from."""
 
     name: str
     basis: str
@@ -81,12 +81,14 @@ class Runtime:
     host_clocks: float  # of the CPU, per step: sampling, streaming, starting the step
     attention_macs: float  # multiply-adds per SM and clock of decode's attention, one query against the cache
     prefill_efficiency: float  # share of the peak that many tokens' matrices and attention reach
-    matrix_macs: Mapping[str, float] = field(default_factory=dict)  # decode, by storage; absent: only bytes count
+    matrix_macs: Mapping[str, float] = field(
+        default_factory=dict
+    )  # of decode, by storage; without an entry only bytes count
     clock_factors: Mapping[str, float] = field(default_factory=dict)  # of the GPU's clock, by power mode
-    unverified: bool = False  # no published speed of this runtime was at hand
+    unverified: bool = False  # no speed of this runtime is published
 
     def storage(self, precision: str, width: int) -> Storage:
-        """How this runtime stores a model of that width at one of the tool's precisions."""
+        """The storage of a model of that width at one of the tool's precisions."""
         own = tool_storage(precision)
         if self.name in ("llama.cpp", "ollama"):
             return {"int4": Q4_K_M if width % 256 == 0 else Q4_K_M_NARROW, "int8": Q8_0}.get(precision, own)
@@ -94,7 +96,7 @@ class Runtime:
 
 
 class Kernel(NamedTuple):
-    """One kernel's work. `dram_bytes` come from memory, `l2_bytes` from L2."""
+    """A kernel's work. `dram_bytes` come from memory, `l2_bytes` from L2."""
 
     kind: str  # "matrix", "attention" or "other"
     flops: float
@@ -107,7 +109,7 @@ class Kernel(NamedTuple):
 
 @dataclass(frozen=True)
 class _Step:
-    """Writes the kernels of `tokens` tokens of which the last sees `length` positions."""
+    """Makes the kernels of a step of `tokens` tokens, of which the last sees `length` positions."""
 
     a: Architecture
     tokens: int
@@ -115,50 +117,54 @@ class _Step:
     storage: Storage
     l2_bytes: int
 
-    def kernel(self, kind: str, flops: float, stored_bytes: float, activations: float, again: bool = False) -> Kernel:
-        """`activations` elements are read or written beside `stored_bytes`, which `again` finds in L2."""
+    def kernel(
+        self, kind: str, flops: float, stored_bytes: float, activations: float, *, weights_in_l2: bool = False
+    ) -> Kernel:
+        """A kernel that reads `stored_bytes` and reads or writes `activations` elements."""
         moved = activations * self.storage.activation_bytes
         in_l2 = moved <= self.l2_bytes
-        dram = (0 if in_l2 else moved) + (0 if again else stored_bytes)
+        dram = (0 if in_l2 else moved) + (0 if weights_in_l2 else stored_bytes)
         return Kernel(kind, flops, dram, moved + stored_bytes - dram)
 
-    def matrix(self, inputs: int, outputs: int, again: bool = False) -> Kernel:
+    def matrix(self, inputs: int, outputs: int, *, weights_in_l2: bool = False) -> Kernel:
+        """A matrix multiplication."""
         stored = inputs * outputs * self.storage.matrix_bytes
-        return self.kernel(
-            "matrix", 2 * self.tokens * inputs * outputs, stored, self.tokens * (inputs + outputs), again
-        )
+        flops, activations = 2 * self.tokens * inputs * outputs, self.tokens * (inputs + outputs)
+        return self.kernel("matrix", flops, stored, activations, weights_in_l2=weights_in_l2)
 
     def other(self, elements: int) -> Kernel:
-        """A norm, rotation, activation or lookup: reads and writes so many elements per token."""
+        """A norm, rotation, activation or lookup, which reads and writes `elements` per token."""
         return self.kernel("other", self.tokens * elements, 0, 2 * self.tokens * elements)
 
-    def layer(self, block: Block, again: bool) -> list[Kernel]:
-        """One layer; `again`: with the weights of the layer before it, found in L2."""
+    def layer(self, block: Block, *, weights_in_l2: bool) -> list[Kernel]:
+        """The kernels of one layer. `weights_in_l2`: it shares the weights of the layer before it."""
         a, width = self.a, block.width
         kv_width = block.kv_heads * a.head_dim
         cache = 2 * kv_width * self.length * self.storage.cache_bytes
-        flops = 4 * self.tokens * self.length * width  # over the full square: the mask is explicit
+        flops = 4 * self.tokens * self.length * width  # of the full square: the mask is explicit
         up = block.ffn_width * (2 if a.gated else 1)
         return [
             self.other(width),
-            self.matrix(width, width + 2 * kv_width, again),
+            self.matrix(width, width + 2 * kv_width, weights_in_l2=weights_in_l2),
             self.other(width + 2 * kv_width),
             self.kernel("attention", flops, cache, 2 * self.tokens * width),
-            self.matrix(width, width, again),
+            self.matrix(width, width, weights_in_l2=weights_in_l2),
             self.other(width),
-            self.matrix(width, up, again),
+            self.matrix(width, up, weights_in_l2=weights_in_l2),
             self.other(up),
-            self.matrix(block.ffn_width, width, again),
+            self.matrix(block.ffn_width, width, weights_in_l2=weights_in_l2),
         ]
 
     def block(self, block: Block) -> Iterator[tuple[int, Kernel]]:
+        """(how often, kernel) of all layers of a block."""
         weights = layer_matrix_parameters(self.a, block) * self.storage.matrix_bytes
         repeats = block.layers - 1 if block.shared and weights <= self.l2_bytes else 0
-        for count, again in ((block.layers - repeats, False), (repeats, True)):
+        for count, in_l2 in ((block.layers - repeats, False), (repeats, True)):
             if count:
-                yield from ((count, kernel) for kernel in self.layer(block, again))
+                yield from ((count, kernel) for kernel in self.layer(block, weights_in_l2=in_l2))
 
     def kernels(self) -> Iterator[tuple[int, Kernel]]:
+        """(how often, kernel) of the whole step."""
         a, last = self.a, self.a.blocks[-1].width
         yield 1, self.other(a.embedding_width)
         widths = [a.embedding_width, *(block.width for block in a.blocks)]
@@ -167,16 +173,16 @@ class _Step:
                 yield 1, self.matrix(before, after)
         for block in a.blocks:
             yield from self.block(block)
-        end = _Step(a, 1, self.length, self.storage, self.l2_bytes)  # only the last position reaches the head
-        yield 1, end.other(last)
+        last_token = _Step(a, 1, self.length, self.storage, self.l2_bytes)  # only the last position reaches the head
+        yield 1, last_token.other(last)
         if last != a.embedding_width:
-            yield 1, end.matrix(last, a.embedding_width)
+            yield 1, last_token.matrix(last, a.embedding_width)
         head = a.vocab_size * a.embedding_width
-        yield 1, end.kernel("matrix", 2 * head, head * self.storage.head_bytes, a.vocab_size)
+        yield 1, last_token.kernel("matrix", 2 * head, head * self.storage.head_bytes, a.vocab_size)
 
 
 def kernels(a: Architecture, mode: Mode, length: int, storage: Storage, l2_bytes: int) -> list[tuple[int, Kernel]]:
-    """(how often, kernel) of one step of `a`: a token at the last of `length` positions, or a prompt of `length`."""
+    """(how often, kernel) of a step of `a`: the token at the last of `length` positions, or a prompt of `length`."""
     return list(_Step(a, 1 if mode == "decode" else length, length, storage, l2_bytes).kernels())
 
 
@@ -185,35 +191,37 @@ def kernels(a: Architecture, mode: Mode, length: int, storage: Storage, l2_bytes
 
 @dataclass(frozen=True)
 class Roofline:
-    """A board in one power mode under a runtime, as a clock would find it."""
+    """A board in one power mode under a runtime: it predicts what a clock would measure."""
 
     board: Board
     power_mode: PowerMode
     runtime: Runtime
 
     def model_ms(self, a: Architecture, mode: Mode, length: int, precision: str) -> float:
-        """One step of a whole model at one of the tool's precisions, stored as the runtime stores it."""
+        """A step of a whole model at one of the tool's precisions, stored as the runtime stores it."""
         return self.step_ms(a, mode, length, self.runtime.storage(precision, a.blocks[-1].width))
 
     def step_ms(self, a: Architecture, mode: Mode, length: int, storage: Storage) -> float:
-        """One step of a whole model, as `kernels` has it."""
+        """A step of a whole model with this storage."""
         launch_ms = self.runtime.launch_clocks / (1000 * self.gpu_mhz)
-        host_ms = self.runtime.host_clocks / (1000 * (self.power_mode.cpu_mhz or STAND_IN_CPU_MHZ))
+        host_ms = self.runtime.host_clocks / (1000 * (self.power_mode.cpu_mhz or ASSUMED_CPU_MHZ))
         work = kernels(a, mode, length, storage, self.board.l2_bytes or 0)
         return host_ms + sum(count * (self.kernel_ms(kernel, mode, storage) + launch_ms) for count, kernel in work)
 
     @property
     def unverified(self) -> tuple[str, ...]:
-        """What its times rest on that no good source states."""
+        """The constants behind its times that have no good source."""
         runtime = (f"constants of runtime {self.runtime.name}",) if self.runtime.unverified else ()
         carried = () if self.board.compute_capability == "8.7" else ("efficiencies (measured on Orin)",)
         return self.board.unverified_in(self.power_mode) + runtime + carried
 
     @property
     def gpu_mhz(self) -> float:
+        """The GPU's clock in this power mode, with the runtime's factor."""
         return self.power_mode.gpu_mhz * self.runtime.clock_factors.get(self.power_mode.name, 1.0)
 
     def kernel_ms(self, kernel: Kernel, mode: Mode, storage: Storage) -> float:
+        """The time of one kernel without its launch."""
         board, runtime = self.board, self.runtime
         sm_clocks_per_ms = self.power_mode.sm_count * self.gpu_mhz * 1000
         peak = board.fp16_flops_per_sm_clock if storage.half else board.fp32_flops_per_sm_clock
@@ -232,8 +240,7 @@ class Roofline:
 
 # --- runtimes --------------------------------------------------------------------------------------
 
-# Decode's attention as llama.cpp's is the only published sign of what one query against a long cache takes; Edge-LLM's
-# prompts are too short to tell.
+# Attention in decode is taken from llama.cpp: no other source has a long cache. Edge-LLM's prompts are too short.
 _EDGE_LLM = Runtime(
     "edge-llm",
     "launch cost fitted to two decode speeds and prefill to one, of TensorRT Edge-LLM 0.9.0 on an Orin Nano; "
@@ -252,10 +259,10 @@ RUNTIMES: tuple[Runtime, ...] = (
         unverified=True,
     ),
     _EDGE_LLM,
-    # Why 25W beat MAXN_SUPER there, for both SmolLM2, is not known. Clocks were locked in every mode, no throttling was
-    # seen (at most 73 C), and under Ollama on the same board every one of these models gained from MAXN_SUPER the 10%
-    # that the clock gives: it is no property of the board. Hence a factor for llama.cpp alone, fitted to SmolLM2-135M.
-    # Without it Qwen2.5-0.5B, Qwen3-0.6B and Llama-3.2-1B, which did gain 8 to 10%, would keep their errors of 25W.
+    # Both SmolLM2 were slower in MAXN_SUPER than in 25W; the reason is unknown. Clocks were locked in every mode, and
+    # no throttling was seen (at most 73 C). It is no property of the board: under Ollama there, every one of these models
+    # gained the 10% that the clock gives. So llama.cpp alone has a factor, fitted to SmolLM2-135M. Without the factor
+    # Qwen2.5-0.5B, Qwen3-0.6B and Llama-3.2-1B, which gained 8 to 10%, would keep their errors of 25W.
     Runtime(
         "llama.cpp",
         "fitted to five decode speeds of llama.cpp b9292 on an Orin Nano (launch cost chosen: 0 to 4000 fit alike); "
@@ -282,7 +289,7 @@ RUNTIMES: tuple[Runtime, ...] = (
 
 
 def runtime(name: str) -> Runtime:
-    """The runtime called `name`. Raises InputError naming the ones there are."""
+    """The runtime called `name`. Raises InputError where there is none."""
     for choice in RUNTIMES:
         if choice.name == name:
             return choice

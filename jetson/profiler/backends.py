@@ -1,16 +1,14 @@
-"""What can be timed: each backend opens the engine that runs an architecture on a device, with random weights.
+"""Backends: each opens the engine that runs an architecture on a kind of device, with random weights.
 
 | backend | runs | attention of a step reads |
 |---|---|---|
 | onnxruntime-cpu, -cuda | the graph exported for `onnxruntime` (fp16 is how it is stored) | the positions in use |
-| tensorrt, tensorrt-rtx | the graph exported for `rtx`, compiled for the GPU at hand | the whole context's cache |
+| tensorrt, tensorrt-rtx | the graph exported for `rtx`, compiled for this GPU | the whole context's cache |
 | torch-cpu, -cuda | the module of `merino_edge.pytorch.model`, eager | the positions in use |
 
-Random weights do not change how long a step takes (3 layers of 768 under ONNX Runtime: 5.39 ms a token with them, 5.41
-with quantised ones of a checkpoint's form; int4 1.119 and 1.120). A backend is a name until its engine is opened: only
-then is its library imported, or refused with what is missing. It knows no clock (`merino_edge.jetson.profiler.timer`).
-
-None of the four for a GPU was run on one yet.
+Random weights do not change how long a step takes. Measured with 3 layers of 768 under ONNX Runtime: 5.39 ms a token,
+5.41 with a checkpoint's quantised weights; int4 1.119 and 1.120. A library is imported when an engine is opened, not
+before. No backend for a GPU was run on one yet. This module knows no clock (`merino_edge.jetson.profiler.timer`).
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ class TimedEngine(Engine, Protocol):
     """An engine that can be timed at any length."""
 
     def mark_filled(self, positions: int) -> None:
-        """Take so many positions for written, whatever they hold."""
+        """Treat so many cache positions as written, whatever they hold."""
         ...
 
 
@@ -47,15 +45,18 @@ class Backend:
     name: str
     device: str  # cpu, cuda
     libraries: tuple[str, ...]  # distributions that decide how fast it is
-    precisions: tuple[str, ...]  # that it can time
+    precisions: tuple[str, ...]
     open: Callable[[Architecture, str, int], TimedEngine] = field(repr=False)
-    cache_capacity: Callable[[int, int], int] = field(repr=False)  # of the cache that a step reads: (positions in use, context)
-    lowering: str = ""  # of its graphs
+    cache_capacity: Callable[[int, int], int] = field(
+        repr=False
+    )  # of the cache that a step reads: (positions in use, context)
+    lowering: str = ""  # of the graphs; "" where it runs none
 
     def engine(self, a: Architecture, precision: str, threads: int) -> TimedEngine:
-        """`a` with random weights and a context of all its positions; `forward` returns with the logits on the host.
+        """The engine of `a` with random weights. Its `forward` returns when the logits are on the host.
 
-        Raises UnsupportedError (a precision, a shape or a machine it cannot run), MissingExtraError (a package).
+        Raises UnsupportedError where the backend cannot run the precision, the shape or on this machine. Raises
+        MissingExtraError where a package is missing.
         """
         if precision not in self.precisions:
             raise UnsupportedError(
@@ -64,17 +65,17 @@ class Backend:
         return self.open(a, precision, threads)
 
     def check(self, precision: str) -> None:
-        """Run one token through a tiny model, so that what is missing is refused before anything is measured."""
+        """Run one token through a tiny model. Raises what `engine` raises, before anything is measured."""
         with contextlib.closing(self.engine(TINY, precision, 1)) as engine:
             engine.forward(np.zeros(1, np.int64), 0)
 
     def versions(self) -> dict[str, str]:
-        """Of the libraries; `unknown` where one is no Python distribution here."""
+        """The versions of the libraries; "unknown" where one is no Python distribution here."""
         return {library: _version(library) for library in self.libraries}
 
 
 def backend_named(name: str) -> Backend:
-    """Raises UnsupportedError for a name that is none of `BACKENDS`."""
+    """The backend called `name`. Raises UnsupportedError where there is none."""
     if name not in BACKENDS:
         raise UnsupportedError(f"unknown backend {name!r}", f"choose one of: {', '.join(BACKENDS)}")
     return BACKENDS[name]
@@ -88,18 +89,18 @@ def _version(distribution: str) -> str:
 
 
 def random_graph(a: Architecture, precision: str, target: str, lowering: str) -> bytes:
-    """The graph that export writes of `a` for `target`, with random weights. Raises UnsupportedError."""
+    """The graph that export writes of `a`, with random weights. Raises UnsupportedError where it is too large."""
     from merino_edge.export.graph import build_stored, to_bytes
     from merino_edge.export.quantization.stored_weights import random_stored
     from merino_edge.export.targets import Target
 
-    chosen = Target.named(target, precision, lowering)
+    resolved = Target.named(target, precision, lowering)
     if a.weight_bytes(precision) > MAX_GRAPH_BYTES:
         raise UnsupportedError(
             f"{a.parameters:,} parameters at {precision} are more than one graph of 2 GB holds",
             "choose a lower precision",
         )
-    return to_bytes(build_stored(a, random_stored(a, chosen), chosen, a.max_positions))
+    return to_bytes(build_stored(a, random_stored(a, resolved), resolved, a.max_positions))
 
 
 # --- each kind -------------------------------------------------------------------------------------
@@ -128,7 +129,7 @@ def _tensorrt(name: str, distribution: str, module: str) -> Backend:
         from merino_edge.tensorrt_library import EXTRAS
 
         require(module, EXTRAS[module])
-        gpu_capability()  # compiling takes long: first see whether there is a GPU
+        gpu_capability()  # raises where there is no GPU, before the long compilation
         built = build_engine(module, random_graph(a, precision, "rtx", "native"), a.max_positions)
         return TensorRtEngine(module, {a.max_positions: built.plan}, a)
 

@@ -1,9 +1,8 @@
-"""In which order a profile's probes are timed: batches, in random order, the same every time.
+"""Batching: it groups a profile's probes and puts the batches into a random order, the same every time.
 
-Probes that share models stay together, and a batch's models fit in memory together. What one part costs is averaged
-with others' in every sum, but a whole model stands for itself, and how much of the caches other guests leave it changes
-within minutes. So batches of whole models come several times, in every part of the make_batches, and where they are few they
-are timed more often.
+Probes that share models stay together, and a batch's models fit in memory together. A sum over parts averages the
+errors of its entries, but a whole model stands for itself. How much of the caches other guests leave it changes within
+minutes. So batches of whole models are repeated in every part of the profile, and few models get more rounds each.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ from merino_edge.jetson.profiler.probe import Probe
 from merino_edge.jetson.profiler.timer import Rounds
 from merino_edge.latency.measurement import WHOLE
 
-BATCH_PROBES = 8  # what a kill can lose
+BATCH_PROBES = 8  # at most so many probes are lost when a profile is killed
 BATCH_BYTES = 2**30  # of float32 weights; engines need about twice as much
-MIN_ROUNDS = 6  # fewer look steady by chance
-QUICK_TIMES, FULL_TIMES = 2, 5  # that a whole model's batch comes
-QUICK_SHARE, FULL_SHARE = 2.0, 1.0  # rounds of a whole model in all, for each of a part; few models count for more
+MIN_ROUNDS = 6  # fewer can agree by chance
+QUICK_REPETITIONS, FULL_REPETITIONS = 2, 5  # of a batch of whole models
+QUICK_SHARE, FULL_SHARE = 2.0, 1.0  # a whole model's rounds over all repetitions, for each round of a part
 
 
 @dataclasses.dataclass(frozen=True)
 class ProbeBatch:
-    """Probes that are timed side by side, so many rounds; `repetition`: how often they came before."""
+    """Probes that are timed side by side. `repetition` counts from 0 how often the batch came before."""
 
     probes: tuple[Probe, ...]
     rounds: Rounds
@@ -36,49 +35,55 @@ class ProbeBatch:
 
     @property
     def keys(self) -> set[tuple[str, int]]:
-        """Of the lines that it makes."""
+        """(key, repetition) of the lines that it makes."""
         return {(probe.key, self.repetition) for probe in self.probes}
 
 
 def make_batches(
-    probes: Iterable[Probe], quick: bool, most: int, known: Collection[tuple[str, int]] = frozenset()
+    probes: Iterable[Probe], *, quick: bool, max_rounds: int, measured: Collection[tuple[str, int]] = frozenset()
 ) -> list[ProbeBatch]:
-    """The batches of a profile in order: of parts for at most `most` rounds. What is `known` is left out."""
+    """The batches of a profile in order, without the (key, repetition) pairs already `measured`.
+
+    A part gets at most `max_rounds` rounds.
+    """
     probes = list(probes)
-    times, share = (QUICK_TIMES, QUICK_SHARE) if quick else (FULL_TIMES, FULL_SHARE)
-    rounds, whole_rounds = _rounds(most), _rounds(math.ceil(share * most / times))
-    parts = [ProbeBatch(batch, rounds) for batch in _batches(p for p in probes if p.what not in WHOLE)]
-    wholes = list(_batches(p for p in probes if p.what in WHOLE))
-    order = []
-    for time in range(times):
-        between = [*parts[time::times], *(ProbeBatch(batch, whole_rounds, time, time == times - 1) for batch in wholes)]
-        random.Random(time).shuffle(between)
-        order += between
-    if not known:
-        return order
+    repetitions, share = (QUICK_REPETITIONS, QUICK_SHARE) if quick else (FULL_REPETITIONS, FULL_SHARE)
+    rounds, whole_rounds = _rounds(max_rounds), _rounds(math.ceil(share * max_rounds / repetitions))
+    parts = [ProbeBatch(group, rounds) for group in _groups(p for p in probes if p.what not in WHOLE)]
+    wholes = list(_groups(p for p in probes if p.what in WHOLE))
+    batches = []
+    for repetition in range(repetitions):
+        last = repetition == repetitions - 1
+        section = parts[repetition::repetitions]
+        section += [ProbeBatch(group, whole_rounds, repetition, last) for group in wholes]
+        random.Random(repetition).shuffle(section)
+        batches += section
+    if not measured:
+        return batches
     left = (
-        dataclasses.replace(batch, probes=tuple(p for p in batch.probes if (p.key, batch.repetition) not in known))
-        for batch in order
+        dataclasses.replace(batch, probes=tuple(p for p in batch.probes if (p.key, batch.repetition) not in measured))
+        for batch in batches
     )
     return [batch for batch in left if batch.probes]
 
 
-def _rounds(most: int) -> Rounds:
-    return Rounds(max(min(most, MIN_ROUNDS), most // 3), most)
+def _rounds(maximum: int) -> Rounds:
+    return Rounds(max(min(maximum, MIN_ROUNDS), maximum // 3), maximum)
 
 
-def _batches(probes: Iterable[Probe]) -> Iterator[tuple[Probe, ...]]:
-    groups: dict[tuple[Architecture, ...], list[Probe]] = {}
+def _groups(probes: Iterable[Probe]) -> Iterator[tuple[Probe, ...]]:
+    """The probes of each batch: those that share models are never parted."""
+    by_models: dict[tuple[Architecture, ...], list[Probe]] = {}
     for probe in probes:
-        groups.setdefault(probe.models, []).append(probe)
-    order = list(groups.values())
+        by_models.setdefault(probe.models, []).append(probe)
+    order = list(by_models.values())
     random.Random(0).shuffle(order)
-    batch: list[Probe] = []
-    for group in order:
-        size_bytes = 4 * sum(a.parameters for a in {a for p in [*batch, *group] for a in p.models})
-        if batch and (len(batch) + len(group) > BATCH_PROBES or size_bytes > BATCH_BYTES):
-            yield tuple(batch)
-            batch = []
-        batch += group
-    if batch:
-        yield tuple(batch)
+    group: list[Probe] = []
+    for more in order:
+        size_bytes = 4 * sum(a.parameters for a in {a for p in [*group, *more] for a in p.models})
+        if group and (len(group) + len(more) > BATCH_PROBES or size_bytes > BATCH_BYTES):
+            yield tuple(group)
+            group = []
+        group += more
+    if group:
+        yield tuple(group)

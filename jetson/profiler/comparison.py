@@ -1,8 +1,8 @@
-"""Two latency tables side by side: how much faster one is, entry by entry, and whether they may be compared at all.
+"""The comparison of two latency tables: how much faster one is, entry by entry, and whether they are comparable.
 
-Only entries of the same shape, mode, length and state of the caches count. A ratio is the second table's median over
-the first's; how much of it is the machine being slower that day, the reference_ms tell; what is noise and what is not
-follows from the entries' own bootstrap intervals.
+Only entries with the same shape, mode, length and cache state are compared. A ratio is the second table's median over
+the first's. The reference model tells which part of it is the machine being slower that day. The entries' own bootstrap
+intervals tell which differences are noise.
 """
 
 from __future__ import annotations
@@ -23,13 +23,18 @@ CONDITIONS = ("backend", "precision", "threads", "contention_share", "libraries"
 
 
 def compare(first: LatencyTable, second: LatencyTable) -> dict[str, Any]:
-    """{"entries", "median_apart_percent" (median over entries of how far apart the two are), "apart": entries whose
-    intervals do not overlap, "different": [what else differs], "kinds": {"layer decode": {"entries", "ratio":
-    {"median", "low", "high" (quartiles)}, "median_apart_percent"}}, "yardsticks": {kind: how much slower the machine
-    itself was the second time}, "median_apart_from_yardsticks_percent": what is left when that is taken out, or null}.
-    Raises InputError where they share no entry."""
-    known = {m.key: m for m in first.measurements if not m.failed}
-    pairs = [(known[m.key], m) for m in second.measurements if m.key in known and not m.failed]
+    """The comparison as a JSON object. Raises InputError where the tables share no entry.
+
+        {"entries", "median_apart_percent", "apart", "different": [...],
+         "kinds": {"layer decode": {"entries", "ratio": {"median", "low", "high"}, "median_apart_percent"}},
+         "yardsticks": {kind: ratio}, "median_apart_from_yardsticks_percent"}
+
+    "apart" counts the entries whose intervals do not overlap. "low" and "high" are quartiles. "yardsticks" holds how
+    much slower the reference model was the second time. "median_apart_from_yardsticks_percent" is the difference after
+    that correction, or null. "different" names other differences of the tables.
+    """
+    by_key = {m.key: m for m in first.measurements if not m.failed}
+    pairs = [(by_key[m.key], m) for m in second.measurements if m.key in by_key and not m.failed]
     pairs = [(one, other) for one, other in pairs if one.median_ms > 0 and other.median_ms > 0]
     if not pairs:
         raise InputError(
@@ -43,25 +48,25 @@ def compare(first: LatencyTable, second: LatencyTable) -> dict[str, Any]:
         "median_apart_percent": _apart_percent(pairs),
         "apart": sum(_separate(one, other) for one, other in pairs),
         "different": _different(first, second),
-        "kinds": {kind: _figures(found) for kind, found in sorted(kinds.items())},
-        **_beside_yardsticks(first, second, pairs),
+        "kinds": {kind: _figures(group) for kind, group in sorted(kinds.items())},
+        **_drift_corrected(first, second, pairs),
     }
 
 
-def _beside_yardsticks(first: LatencyTable, second: LatencyTable, pairs: Pairs) -> dict[str, Any]:
-    mine, theirs = (usual_reference_ms(table.measurements) for table in (first, second))
-    ratios = {kind: theirs[kind] / mine[kind] for kind in sorted(mine.keys() & theirs.keys())}
+def _drift_corrected(first: LatencyTable, second: LatencyTable, pairs: Pairs) -> dict[str, Any]:
+    one_ms, other_ms = (usual_reference_ms(table.measurements) for table in (first, second))
+    ratios = {kind: other_ms[kind] / one_ms[kind] for kind in sorted(one_ms.keys() & other_ms.keys())}
     if not ratios or _different(first, second):
         return {"yardsticks": ratios, "median_apart_from_yardsticks_percent": None}
 
-    reference_ms = DriftCorrection([*first.lines, *second.lines])
+    drift = DriftCorrection([*first.lines, *second.lines])
 
-    def evened(m: Measurement) -> Measurement:
-        slower = reference_ms.weigh({kind: ratios[kind] for kind in m.reference_ms if kind in ratios})
+    def corrected(m: Measurement) -> Measurement:
+        slower = drift.weigh({kind: ratios[kind] for kind in m.reference_ms if kind in ratios})
         return replace(m, slowness=m.slowness * slower)
 
-    found = _apart_percent([(one, evened(other)) for one, other in pairs])
-    return {"yardsticks": ratios, "median_apart_from_yardsticks_percent": found}
+    apart = _apart_percent([(one, corrected(other)) for one, other in pairs])
+    return {"yardsticks": ratios, "median_apart_from_yardsticks_percent": apart}
 
 
 def _figures(pairs: Pairs) -> dict[str, Any]:
@@ -72,21 +77,23 @@ def _figures(pairs: Pairs) -> dict[str, Any]:
 
 
 def _apart_percent(pairs: Pairs) -> float:
-    """The difference as a share of the mean of the two, so that it does not matter which comes first."""
+    """The median difference in percent of the mean of the two, so that their order does not matter."""
     return statistics.median(
         200 * abs(other.median_ms - one.median_ms) / (other.median_ms + one.median_ms) for one, other in pairs
     )
 
 
 def _separate(one: Measurement, other: Measurement) -> bool:
+    """Whether the intervals of two entries do not overlap."""
     (low, high), (other_low, other_high) = one.interval_ms, other.interval_ms
     return high < other_low or other_high < low
 
 
 def _different(first: LatencyTable, second: LatencyTable) -> list[str]:
-    found = card.differences(first.header["device"], second.header["device"])
+    """The differences of machine and conditions, a line each."""
+    lines = card.differences(first.header["device"], second.header["device"])
     for name in CONDITIONS:
-        mine, theirs = first.header.get(name), second.header.get(name)
-        if mine != theirs:
-            found.append(f"{name}: {mine}, {theirs}")
-    return found
+        one, other = first.header.get(name), second.header.get(name)
+        if one != other:
+            lines.append(f"{name}: {one}, {other}")
+    return lines

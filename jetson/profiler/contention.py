@@ -1,11 +1,11 @@
 """Contention probe: it measures how much of a core other guests of the machine take between two steps.
 
-Two virtual cores are often two threads of one physical core. A neighbour there comes and goes within a millisecond, and
-no counter of the system shows it. While it runs, a step takes up to half longer, and a loop that touches no memory takes
-twice as long. So the probe runs such a loop just before and just after each step, and corrects the step's time.
+Two virtual cores are often two threads of one physical core. A neighbour there comes and goes within a millisecond,
+and no counter of the system shows it. While it runs, a step takes up to half longer, and a loop that touches no memory
+takes twice as long. So the probe runs such a loop just before and just after each step, and corrects the step's time.
 
-Measured on such a machine, with a neighbour four fifths of the time (eight models of the demo space at int4, eight
-repetitions each, minutes apart; mean distance of a repetition from its model's median):
+The table gives the mean distance of a repetition from its model's median. It was measured with eight models of the demo
+space at int4, eight repetitions each, minutes apart. A neighbour was there four fifths of the time.
 
     step              uncorrected    corrected
     decode, warm      7.8 - 10 %     4.5 - 6.4 %

@@ -1,7 +1,8 @@
-"""Which probes a profile takes: the axes that cover a space, how finely, and in what order.
+"""The plan of a profile: which probes it takes, along which axes, and how finely.
 
-`Detail` is a step of a ladder from two values an axis to all that matter; `merino_edge.jetson.profiler.time_budget` climbs as far
-as the time allows. Layers are measured on a star around one reference (merino_edge.latency.grids).
+`Detail` is a step of a ladder from two values on an axis to all that matter. `merino_edge.jetson.profiler.time_budget`
+climbs it as far as the time allows. Layers are measured on a star around one reference (merino_edge.latency.grids).
+This module knows no clock.
 """
 
 from __future__ import annotations
@@ -21,29 +22,29 @@ from merino_edge.jetson.profiler import probe
 from merino_edge.jetson.profiler.probe import Probe, Space, Stack
 from merino_edge.latency.measurement import Cache, Mode
 
-DEFAULT_LENGTH = 256  # positions a cost is for when nobody says
-LONGEST = 1024  # measured unless asked for
-DECODE_LENGTHS = 3  # at most: what a step costs grows by as much with every position
+DEFAULT_LENGTH = 256  # positions of a cost for which no length is given
+MAX_DEFAULT_LENGTH = 1024  # the longest that is measured unless lengths are given
+DECODE_LENGTHS = 3  # at most: a step's cost is linear in the positions
 HELD_OUT, QUICK_HELD_OUT = 50, 10
 CALIBRATION, QUICK_CALIBRATION = 48, 8
-CANDIDATES = 40  # drawn for each calibration model
-SHARED = 64  # a part of the last cache that other guests of a machine leave alone
-ROWS = 16  # of a prompt that matrix kernels take at once
-SAMPLE = 101  # architectures drawn to see how large a space's models are
+CALIBRATION_DRAWS = 40  # models drawn for each calibration model
+GUESTS = 64  # at most so many guests of a machine share its last cache
+KERNEL_ROWS = 16  # tokens of a prompt that matrix kernels take at once
+SIZE_SAMPLES = 101  # models drawn to see how large a space's models are
 
-CacheCapacity = Callable[[int, int], int]  # (positions in use, context) -> cache_capacity of the cache that a step reads
+CacheCapacity = Callable[[int, int], int]  # (positions in use, context) -> cache positions that a step reads
 
 
 @dataclass(frozen=True)
 class Detail:
-    """At most how many values are measured on an axis, first and last always among them."""
+    """The largest number of values on each axis. The first and the last value are always among them."""
 
     widths: int
     ffn_ratios: int
     lengths: int
-    ends: int  # vocabularies, and embedding widths
+    embeddings_and_heads: int  # vocabulary sizes, and embedding widths
     projections: int
-    rounds: int  # of measuring, at least: a finer plan is no use with fewer
+    rounds: int  # at least; a finer plan gives nothing with fewer
 
 
 LADDER = (
@@ -56,11 +57,11 @@ LADDER = (
     Detail(9, 3, 3, 3, 4, rounds=32),
     Detail(9, 3, 5, 3, 4, rounds=32),
 )
-MAX_ROUNDS = 240  # where time is left
+MAX_ROUNDS = 240  # where time is left over
 
 
 def thin(values: Sequence[Any], count: int) -> tuple[Any, ...]:
-    """At most `count` of `values`, evenly picked, the last always among them, the first if there is room for two."""
+    """At most `count` of `values`, evenly picked: the last always, the first where `count` is at least 2."""
     if len(values) <= count:
         return tuple(values)
     if count == 1:
@@ -69,28 +70,35 @@ def thin(values: Sequence[Any], count: int) -> tuple[Any, ...]:
 
 
 def nearest(values: Sequence[int], wanted: int) -> int:
+    """The value nearest to `wanted`."""
     return min(values, key=lambda value: abs(value - wanted))
 
 
 @dataclass(frozen=True)
 class Axes:
-    """What is measured of layers, width changes and ends. In a table's header."""
+    """The values at which parts are measured. They stand in the table's header."""
 
     lengths: tuple[int, ...]  # of prompts
-    capacities: tuple[int, ...]  # of the cache, in decode
+    capacities: tuple[int, ...]  # cache positions that a decode step reads
     widths: tuple[int, ...]
     ffn_ratios: tuple[float, ...]
     ffn: tuple[Ffn, ...]
-    one_kv_head: tuple[bool, ...]  # beside as many key-value heads as query heads; cost is linear between
-    repeats: tuple[bool, ...]  # layers with own weights, and further layers of shared ones
+    one_kv_head: tuple[bool, ...]  # True: one key-value head; False: one for each query head; cost is linear between
+    repeats: tuple[bool, ...]  # False: layers with weights of their own; True: layers that share them
     projections: tuple[tuple[int, int], ...]
     vocab_sizes: tuple[int, ...]
     embedding_widths: tuple[int, ...]
     caches: tuple[Cache, ...]
 
     @staticmethod
-    def of(space: Space, detail: Detail, caches: tuple[Cache, ...], cache_capacity: CacheCapacity, lengths: Sequence[int]) -> Axes:
-        """What covers `space` at `lengths`. Raises InputError."""
+    def of(
+        space: Space,
+        detail: Detail,
+        caches: tuple[Cache, ...],
+        cache_capacity: CacheCapacity,
+        lengths: Sequence[int],
+    ) -> Axes:
+        """The axes that cover `space` at `lengths`. Raises InputError where a length or a width cannot be measured."""
         positions = max(model.max_positions for model in space.models)
         if not all(0 < length <= positions for length in lengths):
             raise InputError(
@@ -101,7 +109,7 @@ class Axes:
         if odd := [width for width in embedding_widths if width % head_dim]:
             raise InputError(f"embedding_width {odd[0]} is no multiple of head_dim", "change the space")
         by_product = {x * y: (x, y) for x, y in sorted(space.projections, key=lambda pair: (pair[0] * pair[1], pair))}
-        # Contexts shorter than a bucket bind fewer cache_capacity.
+        # A context shorter than a bucket has fewer cache positions.
         contexts = {min(model.max_positions, max(lengths)) for model in space.models} | {max(lengths)}
         capacities = {cache_capacity(min(length, context), context) for length in lengths for context in contexts}
         return Axes(
@@ -113,37 +121,38 @@ class Axes:
             (False, True) if space.kv_groups != (1,) else (False,),
             (False, True) if True in space.shared else (False,),
             thin(list(by_product.values()), detail.projections),
-            thin(sorted({model.vocab_size for model in space.models}), detail.ends),
-            thin(embedding_widths, detail.ends),
+            thin(sorted({model.vocab_size for model in space.models}), detail.embeddings_and_heads),
+            thin(embedding_widths, detail.embeddings_and_heads),
             caches,
         )
 
     def union(self, other: Axes) -> Axes:
-        """Both."""
+        """The values of both on each axis."""
         names = [field.name for field in dataclasses.fields(self)]
         both = {name: {*getattr(self, name), *getattr(other, name)} for name in names}
         return Axes(**{name: tuple(sorted(values)) for name, values in both.items()})
 
     def to_dict(self) -> dict[str, Any]:
+        """The axes as the table's header holds them."""
         return {
             name: [list(x) if isinstance(x, tuple) else x for x in v] for name, v in dataclasses.asdict(self).items()
         }
 
     @staticmethod
     def from_header(header: Mapping[str, Any]) -> Axes | None:
-        """Of a begun table; None where it was begun by a version that measured other axes."""
+        """The axes of a begun table; None where a version began it that had other axes."""
         names = [field.name for field in dataclasses.fields(Axes)]
         if not all(isinstance(header.get(name), list) for name in names):
             return None
-        found: dict[str, Any] = {
+        values: dict[str, Any] = {
             name: tuple(tuple(x) if isinstance(x, list) else x for x in header[name]) for name in names
         }
-        return Axes(**found)
+        return Axes(**values)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All probes of a profile, and what they cover, for the table's header."""
+    """All probes of a profile, and the axes that they cover."""
 
     axes: Axes
     quick: bool
@@ -154,6 +163,7 @@ class Plan:
 
     @property
     def grid(self) -> dict[str, Any]:
+        """What the probes cover, for the table's header."""
         fields = {"quick": self.quick, "default_length": self.default_length, "reference": dict(self.reference)}
         return {**self.axes.to_dict(), **fields}
 
@@ -161,6 +171,7 @@ class Plan:
 def make_plan(
     space: Space,
     precision: str,
+    *,
     quick: bool = False,
     lengths: Sequence[int] | None = None,
     begun: Mapping[str, Any] | None = None,
@@ -169,20 +180,22 @@ def make_plan(
     eviction_head_bytes: int = 0,
     cache_capacity: CacheCapacity = lambda positions, context: positions,
 ) -> Plan:
-    """The probes that cover `space`, and whole models to calibrate and to check them with. `lengths`: instead of the
-    usual ones; `begun`: the header of a table that is to be extended; `cache_bytes`: of the processor's last cache, 0
-    where no step is to be timed with cold caches; `eviction_head_bytes`: of a head in whose eviction_head_vocab_size warm layers are timed, as
-    far as every model of the space has one as large. Raises InputError."""
-    known = None if begun is None else Axes.from_header(begun)
-    if begun is not None and known is None:
+    """The probes that cover `space`, and whole models to calibrate and to check the table. Raises InputError.
+
+    `lengths` replace the usual ones. `begun` is the header of a table to extend. `cache_bytes` is the size of the
+    processor's last cache, 0 where no step is timed with cold caches. Warm layers get an eviction head of
+    `eviction_head_bytes`, or as large as the smallest head of the space.
+    """
+    begun_axes = None if begun is None else Axes.from_header(begun)
+    if begun is not None and begun_axes is None:
         raise InputError("the table was begun by an older version and cannot be continued", "choose another --out")
     positions = max(model.max_positions for model in space.models)
-    if known is not None and lengths is None:
-        lengths = [length for length in known.lengths if length <= positions] or None
-    top = min(positions, DEFAULT_LENGTH if quick else LONGEST)
+    if begun_axes is not None and lengths is None:
+        lengths = [length for length in begun_axes.lengths if length <= positions] or None
+    top = min(positions, DEFAULT_LENGTH if quick else MAX_DEFAULT_LENGTH)
     parts = (4, 1) if quick or detail.lengths < 3 else thin((16, 8, 4, 2, 1), detail.lengths)
     shortest, *inner, longest = (max(1, top // part) for part in parts)
-    usual = lengths or [shortest, *map(_ordinary, inner), longest]
+    usual = lengths or [shortest, *map(_typical, inner), longest]
     axes = Axes.of(space, detail, _caches(space, precision, cache_bytes), cache_capacity, usual)
     default = min(DEFAULT_LENGTH, axes.lengths[-1]) if lengths is None else axes.lengths[len(axes.lengths) // 2]
     reference: Mapping[str, Any] = {
@@ -191,30 +204,32 @@ def make_plan(
         "decode": nearest(axes.capacities, cache_capacity(default, max(axes.lengths))),
         "prefill": nearest(axes.lengths, default),
     }
-    if known is not None and begun is not None:
-        axes, default, quick = axes.union(known), begun["default_length"], begun["quick"]
+    if begun_axes is not None and begun is not None:
+        axes, default, quick = axes.union(begun_axes), begun["default_length"], begun["quick"]
         reference = begun["reference"]
-    # What is measured depends on the axes alone; the positions only have to hold the longest.
+    # The entries depend on the axes alone. The positions only have to hold the longest length.
     base = dataclasses.replace(space.models[0], max_positions=max(axes.lengths[-1], axes.capacities[-1]))
     eviction_head_bytes = min(eviction_head_bytes, *(table_bytes(model, precision) for model in space.models))
-    layers = _layers(base, axes, reference, precision, cache_bytes, eviction_head_bytes)
-    probes = [*layers, *_ends(base, axes, reference)]
+    layers = _layers(base, axes, reference, precision, cache_bytes=cache_bytes, eviction_head_bytes=eviction_head_bytes)
+    probes = [*layers, *_other_parts(base, axes, reference)]
     between = sorted({*axes.lengths, default})
     counts = (QUICK_CALIBRATION, QUICK_HELD_OUT) if quick else (CALIBRATION, HELD_OUT)
     probes += _calibration(space, precision, counts[0], between, default)
-    probes += probe.drawn(space, "model", counts[1], between, default, seed=0)
+    probes += probe.sample_models(space, "model", counts[1], between, default, seed=0)
     return Plan(axes, quick, default, reference, tuple({p.key: p for p in probes}.values()), detail.rounds)
 
 
-def _ordinary(length: int) -> int:
-    """The length nearby that prompts of no special length are like: kernels take rows by sixteen, and whole blocks of
-    them take up to 6 % less per token."""
-    return length if length < ROWS else length // ROWS * ROWS + ROWS // 2
+def _typical(length: int) -> int:
+    """The length nearby that costs per token what most lengths do.
+
+    Kernels take tokens by sixteen, and a multiple of sixteen costs up to 6 % less per token.
+    """
+    return length if length < KERNEL_ROWS else length // KERNEL_ROWS * KERNEL_ROWS + KERNEL_ROWS // 2
 
 
 def _calibration(space: Space, precision: str, count: int, lengths: Sequence[int], default_length: int) -> list[Probe]:
-    """Whole models in decode, most of them among the smaller half, where it is open what the caches hold."""
-    drawn = probe.drawn(space, "calibration", CANDIDATES * count, lengths, default_length, seed=1)
+    """Whole models in decode. Most are of the smaller half, where it is unknown how much the caches hold."""
+    drawn = probe.sample_models(space, "calibration", CALIBRATION_DRAWS * count, lengths, default_length, seed=1)
     decode = [p for p in drawn if p.mode == "decode"]
     decode.sort(key=lambda p: p.models[0].weight_bytes(precision))
     small, large = decode[: len(decode) // 2], decode[len(decode) // 2 :]
@@ -223,10 +238,10 @@ def _calibration(space: Space, precision: str, count: int, lengths: Sequence[int
 
 
 def _caches(space: Space, precision: str, cache_bytes: int) -> tuple[Cache, ...]:
-    """How the space's models find the processor's caches: models well within them always warm, far larger ones cold."""
+    """The cache states to measure: warm for models well within the processor's caches, cold for far larger ones."""
     rng = random.Random(0)
-    sizes = sorted(counts.step_bytes(space.architecture(space.sample(rng)), precision, 0) for _ in range(SAMPLE))
-    if not cache_bytes or sizes[-1] < cache_bytes / SHARED:
+    sizes = sorted(counts.step_bytes(space.architecture(space.sample(rng)), precision, 0) for _ in range(SIZE_SAMPLES))
+    if not cache_bytes or sizes[-1] < cache_bytes / GUESTS:
         return ("warm",)
     return ("cold",) if sizes[0] > 2 * cache_bytes else ("cold", "warm")
 
@@ -236,39 +251,44 @@ def _layers(
     axes: Axes,
     reference: Mapping[str, Any],
     precision: str,
+    *,
     cache_bytes: int,
     eviction_head_bytes: int,
 ) -> Iterator[Probe]:
-    """The star: every FFN at the reference's place and with all key-value heads; the reference's FFN at every place and
-    share of key-value heads. A prefill has every FFN at every length, and repeats nothing."""
-    within = cache_bytes / 4 if cache_bytes else float("inf")
+    """The star of layers.
 
-    def one(ffn: Ffn, width: int, ratio: float, one_kv_head: bool, repeats: bool) -> Stack:
-        return Stack(dataclasses.replace(base, ffn=ffn), width, round(width * ratio), one_kv_head, repeats)
+    Every FFN is measured at the reference's capacity with all key-value heads. The reference's FFN is measured at every
+    capacity and share of key-value heads. In a prefill every FFN is measured at every length, without shared layers.
+    """
+    within = cache_bytes / 4 if cache_bytes else float("inf")
 
     core = (reference["ffn"], reference["ratio"])
     for width, repeats in itertools.product(axes.widths, axes.repeats):
         shares = [share for share in axes.one_kv_head if not (share and width == base.head_dim)]
         for (ffn, ratio), share in itertools.product(itertools.product(axes.ffn, axes.ffn_ratios), shares):
-            stack = one(ffn, width, ratio, share, repeats)
+            layer_base = dataclasses.replace(base, ffn=ffn)
+            stack = Stack(layer_base, width, round(width * ratio), one_kv_head=share, shared=repeats)
             depth = probe.depth_within(stack, precision, within)
             central = (ffn, ratio) == core
             if not central and share:
                 continue
             for capacity, cache in itertools.product(axes.capacities, axes.caches):
                 if central or capacity == reference["decode"]:
-                    vocab_size = stack.eviction_head_vocab_size(precision, eviction_head_bytes if cache == "warm" else 0)
-                    yield probe.layer(stack, "decode", capacity, cache, depth, vocab_size)
+                    vocab_size = stack.eviction_head_vocab_size(
+                        precision, eviction_head_bytes if cache == "warm" else 0
+                    )
+                    yield probe.layer(stack, "decode", capacity, cache, depth=depth, vocab_size=vocab_size)
             if not repeats:
                 for length in axes.lengths:
-                    yield probe.layer(stack, "prefill", length, "warm", min(depth, 3))
+                    yield probe.layer(stack, "prefill", length, "warm", depth=min(depth, 3))
 
 
-def _ends(base: Architecture, axes: Axes, reference: Mapping[str, Any]) -> Iterator[Probe]:
-    cache_capacity: list[tuple[Mode, int, Cache]] = [("decode", reference["decode"], cache) for cache in axes.caches]
-    cache_capacity += [("prefill", length, "warm") for length in axes.lengths]
-    for mode, length, cache in cache_capacity:
+def _other_parts(base: Architecture, axes: Axes, reference: Mapping[str, Any]) -> Iterator[Probe]:
+    """Projections, and embeddings with heads."""
+    steps: list[tuple[Mode, int, Cache]] = [("decode", reference["decode"], cache) for cache in axes.caches]
+    steps += [("prefill", length, "warm") for length in axes.lengths]
+    for mode, length, cache in steps:
         for before, after in axes.projections:
-            yield probe.width_change(base, mode, length, cache, before, after)
+            yield probe.width_change(base, mode, length, cache, before=before, after=after)
         for vocab_size, width in itertools.product(axes.vocab_sizes, axes.embedding_widths):
-            yield probe.end(base, mode, length, cache, vocab_size, width)
+            yield probe.embedding_and_head(base, mode, length, cache, vocab_size=vocab_size, width=width)

@@ -1,6 +1,7 @@
-"""A latency table as a picture: what a layer costs over its width, and predicted against measured whole models.
+"""A latency table as a picture: layer costs over the width, and predicted against measured whole models.
 
-Layers with cold caches are drawn dashed, those with warm ones solid."""
+Layers with cold caches are drawn dashed, layers with warm caches solid.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Measures a space's parts on this device and writes the latency table as it goes.
+"""The profiler: it measures a space's parts on this device and writes the latency table as it goes.
 
-Every finished batch is appended and flushed, so whatever ends a profile, what was measured so far stays and the table
-can be resumed; one that measured nothing leaves no file. Clocks, temperatures and throttle counters are read before,
-during and after, and recorded. The last lines hold how a decode step's sums become a time (merino_edge.latency.step_time) and the
-validation against whole models. What is timed stands in `probe` and `plan`, how in `timer`.
+Every finished batch is appended and flushed. So whatever ends a profile, the measurements so far stay, and the table
+can be resumed. A profile that measured nothing leaves no file. Clocks, temperatures and throttle counters are read
+before, during and after the profile, and recorded. The last lines hold the step-time model and the validation against
+whole models. `probe` and `plan` decide what is timed, `timer` how.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from merino_edge.jetson.profiler.batching import ProbeBatch, make_batches
 from merino_edge.jetson.profiler.contention import STEP_SHARE
 from merino_edge.jetson.profiler.plan import LADDER, Axes, Detail, Plan, make_plan
 from merino_edge.jetson.profiler.probe import TINY_VOCAB, Probe, Space, Stack
-from merino_edge.jetson.profiler.time_budget import DEFAULT_MINUTES, FULL_MINUTES, TimeEstimate, choose
+from merino_edge.jetson.profiler.time_budget import DEFAULT_MINUTES, FULL_MINUTES, TimeEstimate, choose_plan
 from merino_edge.jetson.profiler.timer import Timer, can_probe_contention, pinned
 from merino_edge.jetson.profiler.validation import fit_step_time, validate
 from merino_edge.latency.measurement import Measurement, add_checksum
 from merino_edge.latency.table import LatencyTable, family
 from merino_edge.latency.table_file import KIND, SCHEMA_VERSION, load_table
 
-EVICTION_HEAD_FACTOR = 1.5  # times the cache before the last, of what warm layers are timed beside: it drives them out of there
-FILLED = 0.97  # of the time asked for
-STEADY_SECONDS = 10.0  # after which it counts how long batches took
-UNKNOWN_CACHE_BYTES = 32 * 2**20  # taken for the last cache's size where no file says it
-WIDE_CONTEXT = 2**20  # longer than any bucket of a cache
-# Header fields in which a table and what continues it may differ: when it was made, and what it covers.
+EVICTION_HEAD_FACTOR = 1.5  # times the cache before the last, from which the head evicts layers
+USED_SHARE = 0.97  # of the time asked for
+STEADY_SECONDS = 10.0  # from then on the batches' times correct the estimate
+DEFAULT_CACHE_BYTES = 32 * 2**20  # assumed for the last cache where no file says
+LONG_CONTEXT = 2**20  # longer than any bucket of a cache
+# Header fields that may differ between a table and a profile that continues it.
 MOMENT = {"tool_version", "created", "clock_mhz", "sha256"}
 VARYING = {*MOMENT, "space", "minutes", *(field.name for field in dataclasses.fields(Axes))}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be measured. `only`: a pattern that an entry's kind and mode, as "layer decode", must contain."""
+    """What to measure. `only` is a pattern that an entry's kind, mode and caches ("layer decode warm") must match."""
 
     space: Space
     space_document: dict[str, Any]  # for the header
@@ -63,7 +63,7 @@ class Request:
 
 @dataclass
 class Progress:
-    """Told after every batch. `moved`: what of clocks and throttle counters changed since the beginning."""
+    """The state after a batch. `moved` lists clocks and throttle counters that changed since the beginning."""
 
     done_seconds: float
     total_seconds: float
@@ -72,34 +72,36 @@ class Progress:
     moved: list[str] = field(default_factory=list)
 
 
-Note = Callable[[Progress], None]
+OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan that fits the time asked for, the header of its table, and what it takes."""
+    """A plan that fits the time asked for, the header of its table, its time estimate and the timer."""
 
     plan: Plan
     header: dict[str, Any]
     estimate: TimeEstimate
     timer: Timer
 
-    def make_batches(
-        self, probes: Iterable[Probe] | None = None, known: Collection[tuple[str, int]] = frozenset()
+    def batches(
+        self, probes: Iterable[Probe] | None = None, measured: Collection[tuple[str, int]] = frozenset()
     ) -> list[ProbeBatch]:
-        """What is to be done of the plan, or of some of it."""
-        return make_batches(self.plan.probes if probes is None else probes, self.plan.quick, self.plan.rounds, known)
+        """The batches of the plan's probes, or of some of them, without those already measured."""
+        probes = self.plan.probes if probes is None else probes
+        return make_batches(probes, quick=self.plan.quick, max_rounds=self.plan.rounds, measured=measured)
 
     @property
     def seconds(self) -> float:
-        return self.estimate.seconds(self.make_batches())
+        """The estimated duration of the profile."""
+        return self.estimate.seconds(self.batches())
 
 
 def prepare(request: Request, begun: dict[str, Any] | None = None) -> Prepared:
-    """Choose the plan. `begun`: the header of a table that is to be finished or extended. Raises InputError."""
+    """Choose the plan. `begun` is the header of a table to finish or to extend. Raises InputError."""
     card = device.device_card()
-    cache_bytes = device.last_level_cache_bytes(card) or UNKNOWN_CACHE_BYTES
-    cache_bytes = cache_bytes if request.backend.device == "cpu" else 0  # nothing here sweeps a GPU's cache
+    cache_bytes = device.last_level_cache_bytes(card) or DEFAULT_CACHE_BYTES
+    cache_bytes = cache_bytes if request.backend.device == "cpu" else 0  # a GPU's cache is not swept
     eviction_head_bytes = round(EVICTION_HEAD_FACTOR * device.inner_cache_bytes(card)) if cache_bytes else 0
     if begun is not None:
         cache_bytes, eviction_head_bytes = begun.get("cache_bytes", cache_bytes), begun.get("company_bytes", 0)
@@ -111,46 +113,58 @@ def prepare(request: Request, begun: dict[str, Any] | None = None) -> Prepared:
         return make_plan(
             request.space,
             request.precision,
-            quick,
-            request.lengths,
-            begun,
-            detail,
-            cache_bytes,
-            eviction_head_bytes,
-            request.backend.cache_capacity,
+            quick=quick,
+            lengths=request.lengths,
+            begun=begun,
+            detail=detail,
+            cache_bytes=cache_bytes,
+            eviction_head_bytes=eviction_head_bytes,
+            cache_capacity=request.backend.cache_capacity,
         )
 
     sweep_bytes = 2 * cache_bytes if "cold" in plan_of(LADDER[0]).axes.caches else 0
-    reference_model = _reference_model(request.space)
-    timer = Timer(request.backend, request.precision, request.threads, sweep_bytes, reference_model, EnergyMeter.of())
+    timer = Timer(
+        request.backend,
+        request.precision,
+        request.threads,
+        sweep_bytes=sweep_bytes,
+        reference_model=_reference_model(request.space),
+        meter=EnergyMeter.of(),
+    )
 
     def estimate_of(plan: Plan) -> TimeEstimate:
         sweep_s = min(timer.sweep() for _ in range(3))
         return TimeEstimate.measure(
-            request.backend, plan, request.precision, request.threads, sweep_s, timer.contention_probe_seconds()
+            request.backend,
+            plan,
+            request.precision,
+            request.threads,
+            sweep_s=sweep_s,
+            contention_probe_s=timer.contention_probe_seconds(),
         )
 
     with pinned(request.threads):
-        plan, estimate = choose(plan_of, estimate_of, 60 * request.minutes)
+        plan, estimate = choose_plan(plan_of, estimate_of, 60 * request.minutes)
     return Prepared(plan, _header(request, plan, card, cache_bytes, eviction_head_bytes), estimate, timer)
 
 
-def profile(path: Path, request: Request, resume: bool = False, note: Note = lambda progress: None) -> LatencyTable:
-    """Measure into `path` and return the table. With `resume` a table is finished, and extended by what the request
-    needs beyond it.
+def profile(
+    path: Path, request: Request, *, resume: bool = False, on_progress: OnProgress = lambda progress: None
+) -> LatencyTable:
+    """Measure into `path` and return the table.
 
-    Raises OutputError where `path` exists and is not resumed or cannot be written, InputError where it was
-    begun otherwise, ArtefactError where it is altered.
+    With `resume` the table at `path` is finished, and extended by what the request needs beyond it. Raises OutputError
+    where `path` exists and is not resumed, or cannot be written. Raises InputError where it was begun with other
+    options, ArtefactError where it was altered.
     """
-    deadline_s = time.monotonic() + FILLED * 60 * request.minutes
+    deadline_s = time.monotonic() + USED_SHARE * 60 * request.minutes
     table = load_table(path, unfinished=True) if resume and path.exists() else None
     if table is None and path.exists():
         raise OutputError(f"{path} exists", "finish it with --continue, or choose another --out")
     prepared = prepare(request, table.header if table else None)
     header, measured = prepared.header, list(table.lines) if table else []
-    known = {(m.key, m.repetition) for m in measured}
     wanted = [probe for probe in prepared.plan.probes if _wanted(probe, request.only)]
-    batches = prepared.make_batches(wanted, known)
+    batches = prepared.batches(wanted, {(m.key, m.repetition) for m in measured})
     if table:
         header = _continued(table, header)
         if table.finished and not batches and header is table.header:
@@ -167,10 +181,10 @@ def profile(path: Path, request: Request, resume: bool = False, note: Note = lam
                 os.fsync(file.fileno())
 
             with pinned(request.threads):
-                for fresh in _measure(prepared, batches, append, note, deadline_s):
+                for fresh in _measure(prepared, batches, append, on_progress, deadline_s):
                     measured += fresh  # first: from here on an interruption must leave the file
                     append(m.to_line() for m in fresh)
-            if not prepared.make_batches(known={(m.key, m.repetition) for m in measured}):
+            if not prepared.batches(measured={(m.key, m.repetition) for m in measured}):
                 append(_conclusion(path, header, measured))
     finally:
         if not measured:
@@ -182,14 +196,14 @@ def _measure(
     prepared: Prepared,
     batches: Sequence[ProbeBatch],
     append: Callable[[list[dict[str, Any]]], None],
-    note: Note,
+    on_progress: OnProgress,
     deadline_s: float,
 ) -> Iterator[list[Measurement]]:
-    """The lines of each batch, as they come. Where time runs out, batches are gone over less often."""
+    """Yield the lines of each batch. Where time runs out, batches get fewer rounds."""
     sensors = Sensors()
     total = prepared.estimate.seconds(batches)
     progress = Progress(0.0, total, sum(len(batch.probes) for batch in batches if batch.last))
-    note(progress)
+    on_progress(progress)
     first = sensors.read()
     if batches:
         append([_conditions("before", first, [])])
@@ -198,15 +212,15 @@ def _measure(
         now_s = time.monotonic()
         slower = max(1.0, (now_s - started_s + STEADY_SECONDS) / (progress.done_seconds + STEADY_SECONDS))
         share = (deadline_s - now_s) / (slower * (total - progress.done_seconds + 1))
-        found = prepared.timer.measure(batch.probes, batch.rounds.fewer(share))
-        yield [dataclasses.replace(m, repetition=batch.repetition) for m in found]
+        entries = prepared.timer.measure(batch.probes, batch.rounds.limited_to(share))
+        yield [dataclasses.replace(m, repetition=batch.repetition) for m in entries]
         progress.done += len(batch.probes) if batch.last else 0
         progress.done_seconds += prepared.estimate.seconds([batch])
         now = sensors.read()
         if news := [line for line in moved(first, now) if line not in progress.moved]:
             progress.moved += news
             append([_conditions("during", now, news)])
-        note(progress)
+        on_progress(progress)
     if batches:
         last = sensors.read()
         append([_conditions("after", last, moved(first, last))])
@@ -217,7 +231,7 @@ def _conditions(moment: str, reading: Reading, changes: list[str]) -> dict[str, 
 
 
 def _conclusion(path: Path, header: dict[str, Any], measured: list[Measurement]) -> Iterator[dict[str, Any]]:
-    """The lines that say how sums become times, and how far those are from whole models."""
+    """The last lines: the step-time model, and the errors against whole models."""
     table = LatencyTable(path, header, measured, {}, "")
     step_time = fit_step_time(table)
     if step_time is not None:
@@ -230,7 +244,7 @@ def _wanted(probe: Probe, only: str | None) -> bool:
 
 
 def _reference_model(space: Space) -> Architecture:
-    """A small model of the space's kind, the same for every plan."""
+    """A small model of the space's kind, the same for every plan. Its times tell the machine's slowness."""
     base, width = space.models[0], space.widths[len(space.widths) // 2]
     return Stack(base, width, width).model(2, TINY_VOCAB, width)
 
@@ -238,7 +252,9 @@ def _reference_model(space: Space) -> Architecture:
 # --- the file --------------------------------------------------------------------------------------
 
 
-def _header(request: Request, plan: Plan, card: dict[str, Any], cache_bytes: int, eviction_head_bytes: int) -> dict[str, Any]:
+def _header(
+    request: Request, plan: Plan, card: dict[str, Any], cache_bytes: int, eviction_head_bytes: int
+) -> dict[str, Any]:
     space = request.space
     fields = {
         "device": card,
@@ -263,16 +279,16 @@ def _header(request: Request, plan: Plan, card: dict[str, Any], cache_bytes: int
 
 
 def _buckets(backend: Backend) -> dict[str, int]:
-    """How the cache's capacity follows from the positions in use; nothing where it is their number."""
+    """How many cache positions a step reads: {"cache_buckets"}, or {} where it reads the positions in use."""
     few = 3  # no power of two
-    cache_capacity = backend.cache_capacity(few, WIDE_CONTEXT)
-    return {} if cache_capacity == few else {"cache_buckets": 0 if cache_capacity == WIDE_CONTEXT else cache_capacity}
+    capacity = backend.cache_capacity(few, LONG_CONTEXT)
+    return {} if capacity == few else {"cache_buckets": 0 if capacity == LONG_CONTEXT else capacity}
 
 
 def _continued(table: LatencyTable, header: dict[str, Any]) -> dict[str, Any]:
-    """The header of what the table will cover: its own, where that is nothing more. Raises InputError."""
+    """The header of the continued table; its own where it covers nothing more. Raises InputError."""
     path = table.path
-    for name in (name for name in header if name not in VARYING):  # causes first, as the header has them
+    for name in (name for name in header if name not in VARYING):  # in the header's order: causes come first
         if name == "device":
             changed = "; ".join(device.differences(table.header["device"], header["device"]))
             if changed:
@@ -287,7 +303,7 @@ def _continued(table: LatencyTable, header: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rewrite(table: LatencyTable, header: dict[str, Any]) -> None:
-    """The file with what it holds under this header; a last line cut short and a former conclusion are taken out."""
+    """Write the file with this header and its measurements, without a cut last line and without a conclusion."""
     lines = [artefact.canonical_json(header)]
     lines += [add_checksum(line) for line in table.conditions]
     lines += [add_checksum(m.to_line()) for m in table.lines]

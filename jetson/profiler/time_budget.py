@@ -1,7 +1,7 @@
-"""How long a plan takes here, and the finest plan that fits into a time.
+"""The time budget: how long a plan takes here, and the finest plan that fits into a given time.
 
-The estimate times two engines before anything is measured, the smallest and the largest of the plan, and scales in
-between by parameters and tokens. It counts on a batch being gone over as often as batches usually are.
+The estimate times two engines before anything is measured, the smallest and the largest of the plan. It scales in
+between by parameters and tokens, and counts every batch at its most rounds.
 """
 
 from __future__ import annotations
@@ -25,25 +25,26 @@ from merino_edge.latency.measurement import Mode
 
 QUICK_MINUTES, DEFAULT_MINUTES = 2.0, 30.0
 FULL_MINUTES = 8.0  # from here on 50 models are held out
-RESERVE = 0.82  # of the time that a plan may fill by its estimate
+RESERVE = 0.82  # the share of the time that a plan may fill by its estimate
 
 
 @dataclass(frozen=True)
 class TimeEstimate:
-    """What an engine's opening, a decode step and a prefill take here [s], and beside them sweeping the caches and
-    feeling the core."""
+    """The seconds that opening an engine and its steps take here, and what goes with each step."""
 
     open_s: float
     open_s_per_parameter: float
     step_s: float
     step_s_per_parameter: float
     prefill_s_per_token_parameter: float
-    sweep_s: float
+    sweep_s: float  # of the processor's caches
     contention_probe_s: float
 
     @staticmethod
-    def measure(backend: Backend, plan: Plan, precision: str, threads: int, sweep_s: float, contention_probe_s: float) -> TimeEstimate:
-        """Raises what the backend raises for its smallest model: then it runs none."""
+    def measure(
+        backend: Backend, plan: Plan, precision: str, threads: int, *, sweep_s: float, contention_probe_s: float
+    ) -> TimeEstimate:
+        """Time the plan's smallest and largest model. Raises the backend's error where the smallest cannot run."""
         models = sorted({a for probe in plan.probes for a in probe.models}, key=lambda a: a.parameters)
         length = min(plan.axes.lengths[0], 64)
         _time(backend, models[0], precision, threads, length)  # loads libraries
@@ -55,52 +56,51 @@ class TimeEstimate:
                 break
         more = max(1, largest.parameters - models[0].parameters)
         return TimeEstimate(
-            small[0],
-            max(0.0, large[0] - small[0]) / more,
-            small[1],
-            max(0.0, large[1] - small[1]) / more,
-            large[2] / (length * _busy(largest)),
-            sweep_s,
-            contention_probe_s,
+            open_s=small[0],
+            open_s_per_parameter=max(0.0, large[0] - small[0]) / more,
+            step_s=small[1],
+            step_s_per_parameter=max(0.0, large[1] - small[1]) / more,
+            prefill_s_per_token_parameter=large[2] / (length * _prompt_parameters(largest)),
+            sweep_s=sweep_s,
+            contention_probe_s=contention_probe_s,
         )
 
     def open_seconds(self, a: Architecture) -> float:
+        """Opening the engine of `a`."""
         return self.open_s + self.open_s_per_parameter * a.parameters
 
     def burst_seconds(self, probe: Probe, a: Architecture) -> float:
-        """One burst of steps."""
+        """One burst of steps of `a`, one of the probe's models."""
         if probe.mode == "prefill":
-            step = self.step_s + self.prefill_s_per_token_parameter * probe.length * _busy(a)
-            return _burst("prefill", step, self.contention_probe_s)
-        step = self.step_s + self.step_s_per_parameter * a.parameters
+            step_s = self.step_s + self.prefill_s_per_token_parameter * probe.length * _prompt_parameters(a)
+            return self._warm_burst("prefill", step_s)
+        step_s = self.step_s + self.step_s_per_parameter * a.parameters
         if probe.cache == "cold":
-            return COLD_STEPS * (step + self.sweep_s + self.contention_probe_s)
-        return _burst("decode", step, self.contention_probe_s)
+            return COLD_STEPS * (step_s + self.sweep_s + self.contention_probe_s)
+        return self._warm_burst("decode", step_s)
 
     def seconds(self, batches: Iterable[ProbeBatch]) -> float:
-        """Opening every batch's engines and going over its probes as often as is usual."""
+        """Opening the engines of all batches, and all their rounds."""
         return sum(map(self._batch_seconds, batches))
 
     def _batch_seconds(self, batch: ProbeBatch) -> float:
         opened = sum(map(self.open_seconds, {a for probe in batch.probes for a in probe.models}))
-        return opened + batch.rounds.most * sum(
+        return opened + batch.rounds.maximum * sum(
             self.burst_seconds(probe, a) for probe in batch.probes for a in probe.models
         )
 
-
-def _burst(mode: Mode, step: float, contention_probe_s: float) -> float:
-    """Seconds of a repetition with such steps."""
-    counted = 1 if step >= LONG_SECONDS else min(BURST_STEPS, math.ceil(BURST_SECONDS / step))
-    return warm_up_steps(mode, step) * step + counted * (step + contention_probe_s)
+    def _warm_burst(self, mode: Mode, step_s: float) -> float:
+        counted = 1 if step_s >= LONG_SECONDS else min(BURST_STEPS, math.ceil(BURST_SECONDS / step_s))
+        return warm_up_steps(mode, step_s) * step_s + counted * (step_s + self.contention_probe_s)
 
 
-def _busy(a: Architecture) -> int:
-    """Parameters that every token of a prompt passes through."""
+def _prompt_parameters(a: Architecture) -> int:
+    """The parameters that every token of a prompt passes through: all but the embedding and the head."""
     return max(1, a.parameters - (1 if a.tied_head else 2) * a.vocab_size * a.embedding_width)
 
 
 def _time(backend: Backend, a: Architecture, precision: str, threads: int, length: int) -> tuple[float, float, float]:
-    """Seconds of opening, of a decode step, of a prefill."""
+    """The seconds of opening an engine, of a decode step and of a prefill."""
     import numpy as np
 
     begun = time.perf_counter()
@@ -117,17 +117,20 @@ def _time(backend: Backend, a: Architecture, precision: str, threads: int, lengt
     return opened, spent[1], spent[3]
 
 
-def choose(plan_of: Callable[[Detail], Plan], estimate_of: Callable[[Plan], TimeEstimate], seconds: float) -> tuple[Plan, TimeEstimate]:
-    """The finest plan whose estimate fits, with as many rounds as fit, or the coarsest there is."""
+def choose_plan(
+    plan_of: Callable[[Detail], Plan], estimate_of: Callable[[Plan], TimeEstimate], seconds: float
+) -> tuple[Plan, TimeEstimate]:
+    """The finest plan whose estimate fits into `seconds`, with as many rounds as fit; else the coarsest plan."""
     estimate = estimate_of(plan_of(LADDER[-1]))
 
-    def fits(plan: Plan) -> bool:
-        return estimate.seconds(make_batches(plan.probes, plan.quick, plan.rounds)) <= RESERVE * seconds
+    def too_long(plan: Plan) -> bool:
+        batches = make_batches(plan.probes, quick=plan.quick, max_rounds=plan.rounds)
+        return estimate.seconds(batches) > RESERVE * seconds
 
     for detail in reversed(LADDER):
         plan = plan_of(detail)
-        if fits(plan):
-            more = [dataclasses.replace(plan, rounds=n) for n in range(plan.rounds + 2, MAX_ROUNDS + 1, 2)]
-            fitting = bisect.bisect_left(more, True, key=lambda longer: not fits(longer))
-            return more[fitting - 1] if fitting else plan, estimate
+        if not too_long(plan):
+            longer = [dataclasses.replace(plan, rounds=n) for n in range(plan.rounds + 2, MAX_ROUNDS + 1, 2)]
+            fitting = bisect.bisect_left(longer, 1, key=too_long)
+            return longer[fitting - 1] if fitting else plan, estimate
     return plan_of(LADDER[0]), estimate

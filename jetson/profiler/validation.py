@@ -1,8 +1,8 @@
-"""How far a latency table's sums are from whole models measured on the same device.
+"""Validation: how far a latency table's predictions are from held-out whole models measured on the same device.
 
-The models are drawn from the space and no entry was made from them. Errors are relative to what was measured,
-in percent; Kendall's tau (tau-b) says whether the table ranks models as the device does. How far the repetitions to one
-model are apart says what of an error is the machine's: no table follows a model that does not repeat itself.
+The models are drawn from the space, and no entry was made from them. Errors are relative to the measured time, in
+percent. Kendall's tau-b says whether the table ranks models as the device does. The distance between repetitions of one
+model says which part of an error is the machine's.
 """
 
 from __future__ import annotations
@@ -21,60 +21,71 @@ from merino_edge.latency.step_time import StepTimeModel, fit
 from merino_edge.latency.table import LatencyTable
 from merino_edge.statistics import kendall_tau
 
-INTERVAL = 0.9  # of the held-out models lie within the table's interval
+INTERVAL = 0.9  # the share of held-out models within the table's error bar
 
 
 def predictions(table: LatencyTable, mode: Mode) -> list[tuple[float, float]]:
-    """(predicted ms, measured ms) of every whole model in the table that it can answer for."""
-    found = []
+    """(predicted ms, measured ms) of every held-out model that the table can predict."""
+    pairs = []
     for m, a in _models(table, "model", mode):
         with contextlib.suppress(InputError):  # a shape in it could not be run
-            found.append((table.model_ms(a, mode, m.length), m.median_ms))
-    return found
+            pairs.append((table.model_ms(a, mode, m.length), m.median_ms))
+    return pairs
 
 
 def fit_step_time(table: LatencyTable) -> StepTimeModel | None:
-    """How the table's decode sums become times, from its calibration models; None where it has no such model, and sums
-    are times."""
+    """The step-time model fitted to the table's calibration models; None where it has none."""
     caches = {m.cache for m in table.measurements if m.mode == "decode" and m.what == "layer"}
-    found = []
+    models = []
     for m, a in _models(table, "calibration", "decode"):
         with contextlib.suppress(InputError):
-            found.append((table.sums(a, m.length), m.median_ms))
-    return fit(found, warm="warm" in caches, cold="cold" in caches) if found else None
+            models.append((table.sums(a, m.length), m.median_ms))
+    return fit(models, warm="warm" in caches, cold="cold" in caches) if models else None
 
 
 def _models(table: LatencyTable, what: What, mode: Mode) -> list[tuple[Measurement, Architecture]]:
-    found = [m for m in table.measurements if m.what == what and m.mode == mode and not m.failed]
-    return [(m, Architecture.from_dict(m.shape["architecture"])) for m in found]
+    lines = [m for m in table.measurements if m.what == what and m.mode == mode and not m.failed]
+    return [(m, Architecture.from_dict(m.shape["architecture"])) for m in lines]
 
 
 def validate(table: LatencyTable) -> dict[str, dict[str, Any]]:
-    """The figures of the table's validation line, for decode and prefill, and "visits_apart_percent"; none of a mode
-    with no model to compare."""
+    """The body of the table's validation line, by mode: `error_figures` and "visits_apart_percent".
+
+    A mode without a model to compare has {}.
+    """
     pairs = {mode: predictions(table, mode) for mode in MODES}
     return {
-        mode: {**figures(found), "visits_apart_percent": repeatability_percent(table.lines, mode)} if found else {}
+        mode: {**error_figures(found), "visits_apart_percent": repeatability_percent(table.lines, mode)}
+        if found
+        else {}
         for mode, found in pairs.items()
     }
 
 
 def repeatability_percent(lines: Sequence[Measurement], mode: Mode) -> float | None:
-    """Mean distance of a repetition to a whole model from the median of its repetitions, the machine's slowness taken out of
-    each; None where no model was visited twice."""
-    reference_ms = DriftCorrection(lines)
+    """The mean distance of a drift-corrected repetition from the median of its model's repetitions.
+
+    None where no model was measured twice.
+    """
+    drift = DriftCorrection(lines)
     models = (m for m in lines if m.what == "model" and m.mode == mode and not m.failed)
     apart: list[float] = []
     for repetitions in repetitions_by_key(models).values():
         if len(repetitions) > 1:
-            times = [statistics.median(m.samples) / reference_ms.slowness(m) for m in repetitions]
+            times = [statistics.median(m.samples) / drift.slowness(m) for m in repetitions]
             apart += [abs(ms / statistics.median(times) - 1) for ms in times]
     return 100 * statistics.fmean(apart) if apart else None
 
 
-def figures(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """{"models", "mape_percent", "p95_percent" (nearest rank), "max_percent", "bias_percent", "kendall_tau",
-    "low_percent", "high_percent"}: the last two, of what was predicted, bound nine of ten measured times."""
+def error_figures(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """The errors of pairs (predicted, measured) as a JSON object.
+
+        {"models", "mape_percent", "p95_percent", "max_percent", "bias_percent", "kendall_tau", "low_percent",
+         "high_percent"}
+
+    "p95_percent" is the nearest rank. "low_percent" and "high_percent" bound nine of ten measured times around the
+    prediction.
+    """
     signed = [100 * (predicted / measured - 1) for predicted, measured in pairs]
     beside = sorted(100 * (measured / predicted - 1) for predicted, measured in pairs)
     outside = math.floor((1 - INTERVAL) / 2 * len(pairs))  # on either side

@@ -40,5 +40,5 @@ def hasty_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contention, "QUIET_LOOPS", 100)
     ladder = tuple(dataclasses.replace(detail, rounds=2) for detail in time_budget.LADDER)
     monkeypatch.setattr(time_budget, "LADDER", ladder)
-    monkeypatch.setattr(time_budget, "MOST_ROUNDS", 2)
+    monkeypatch.setattr(time_budget, "MAX_ROUNDS", 2)
     monkeypatch.setattr(batching, "QUICK_SHARE", 1)

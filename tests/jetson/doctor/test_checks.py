@@ -1,4 +1,4 @@
-"""Each known trap on trees where it must fire and on trees where it must not."""
+"""Each check on trees where it must find something and on trees where it must not."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ ZRAM_SWAP = SWAPS + "/dev/zram0                              partition\t635008\t
 NEWER_RUNTIME = "1.25.0"
 
 
-def here(root: Path) -> Environment:
-    """The tree's surroundings under a Python that itself gives no reason to complain."""
+def environment_of(root: Path) -> Environment:
+    """The tree's environment under a Python that itself gives no reason to complain."""
     return replace(Environment.of(root), onnxruntime=NEWER_RUNTIME)
 
 
 def fired(root: Path) -> dict[str, str]:
-    return {trap["name"]: trap["found"] for trap in run_checks(here(root))}
+    return {finding["name"]: finding["found"] for finding in run_checks(environment_of(root))}
 
 
 def healthy(root: Path) -> Path:
@@ -133,21 +133,21 @@ def file(path: str, text: str) -> Callable[[Path], None]:
         ),
         (file("proc/swaps", SWAPS), "no swap for builds", "7.3 GiB of memory, no swap on a disk"),
         (file("proc/swaps", DISK_SWAP + ZRAM_SWAP.splitlines()[1]), "swap takes memory", "swap in memory (/dev/zram)"),
-        (file("tmp/.X11-unix/X0", ""), "desktop takes memory", "a graphical make_batches runs"),
-        (file("run/user/1000/wayland-0", ""), "desktop takes memory", "a graphical make_batches runs"),
+        (file("tmp/.X11-unix/X0", ""), "desktop takes memory", "a graphical session runs"),
+        (file("run/user/1000/wayland-0", ""), "desktop takes memory", "a graphical session runs"),
         (container, "container hides the board", "this container does not see /etc/nv_tegra_release"),
     ],
 )
-def test_a_trap_fires_where_it_must_and_alone(
+def test_a_check_fires_where_it_must_and_alone(
     change: Callable[[Path], None], name: str, found: str, tmp_path: Path
 ) -> None:
     healthy(tmp_path)
     assert fired(tmp_path) == {}
     change(tmp_path)
-    traps = fired(tmp_path)
-    assert traps.pop(name) == found
+    findings = fired(tmp_path)
+    assert findings.pop(name) == found
     # a GPU that stays capped also shows as a mode that is not applied; nothing else may come along
-    assert set(traps) <= ({"power mode holds the GPU back"} if name == "power mode not applied" else set())
+    assert set(findings) <= ({"power mode holds the GPU back"} if name == "power mode not applied" else set())
 
 
 def test_a_container_without_device_tree_is_known_by_the_kernel(tmp_path: Path) -> None:
@@ -196,28 +196,28 @@ def test_the_package_tells_l4t_where_the_release_file_is_not_seen(tmp_path: Path
     ("version", "fires"), [(None, False), ("1.22.1", True), ("1.9.0", True), ("1.23.0", False), ("2.0", False)]
 )
 def test_an_onnx_runtime_that_runs_no_bundle_is_named(version: str | None, fires: bool, tmp_path: Path) -> None:
-    traps = run_checks(replace(Environment.of(tmp_path), onnxruntime=version))
-    assert [trap["found"] for trap in traps] == ([f"ONNX Runtime {version}"] if fires else [])
+    findings = run_checks(replace(Environment.of(tmp_path), onnxruntime=version))
+    assert [finding["found"] for finding in findings] == ([f"ONNX Runtime {version}"] if fires else [])
 
 
 def test_bindings_that_only_the_system_s_python_sees_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "usr/lib/python3.12/dist-packages/tensorrt"
     folder.mkdir(parents=True)
-    surroundings = replace(here(tmp_path), tensorrt_importable=False, python="3.12")
-    assert [trap["found"] for trap in run_checks(surroundings)] == [
+    environment = replace(environment_of(tmp_path), tensorrt_importable=False, python="3.12")
+    assert [finding["found"] for finding in run_checks(environment)] == [
         f"TensorRT's bindings are in {folder}, this Python 3.12 does not see them"
     ]
-    assert run_checks(replace(surroundings, tensorrt_importable=True)) == []
-    assert run_checks(replace(surroundings, system_tensorrt=())) == []
+    assert run_checks(replace(environment, tensorrt_importable=True)) == []
+    assert run_checks(replace(environment, system_tensorrt=())) == []
 
 
 def test_closed_device_nodes_are_named_with_their_group(tmp_path: Path) -> None:
-    surroundings = here(healthy(tmp_path))
+    environment = environment_of(healthy(tmp_path))
     nodes = ("/dev/nvhost-ctrl-gpu (group video)", "/dev/nvmap (group video)", "/dev/dri/renderD128 (group render)")
-    assert [trap["found"] for trap in run_checks(replace(surroundings, closed_nodes=nodes))] == [
+    assert [finding["found"] for finding in run_checks(replace(environment, closed_nodes=nodes))] == [
         "this user may not open /dev/nvhost-ctrl-gpu (group video), /dev/nvmap (group video) and 1 more"
     ]
-    other = replace(surroundings, card=device_card(tmp_path / "nothing"), closed_nodes=nodes)  # no Jetson
+    other = replace(environment, card=device_card(tmp_path / "nothing"), closed_nodes=nodes)  # no Jetson
     assert run_checks(other) == []
 
 
@@ -233,10 +233,10 @@ def test_nodes_are_closed_to_who_is_in_no_group_of_theirs(tmp_path: Path) -> Non
     assert Environment.of(tmp_path, uid=0, groups={0}).closed_nodes == ()
 
 
-def test_every_trap_names_a_cure_and_a_source_in_a_line() -> None:
-    assert len({trap.name for trap in CHECKS}) == len(CHECKS)
-    for trap in CHECKS:
-        assert trap.advice and trap.source and not {"\n"} & {*trap.name, *trap.advice, *trap.source}
+def test_every_check_names_a_cure_and_a_source_in_a_line() -> None:
+    assert len({check.name for check in CHECKS}) == len(CHECKS)
+    for check in CHECKS:
+        assert check.advice and check.source and not {"\n"} & {*check.name, *check.advice, *check.source}
 
 
 @pytest.mark.parametrize("board", BOARDS)
@@ -263,7 +263,9 @@ def test_an_engine_from_another_machine_or_mode_is_named(tmp_path: Path) -> None
     assert check_engine(built_on, device_card(tmp_path)) == []
     write(tmp_path, STATUS, "pmode:0001 fmode:cool\n")
     write(tmp_path, "sys/devices/platform/gpu.0/tpc_pg_mask", "252\n")
-    (trap,) = check_engine(built_on, device_card(tmp_path))
-    assert trap["found"] == ("engine built on SMs 8, here 4; power mode pmode:0002 (MAXN_SUPER), here pmode:0001 (25W)")
-    (trap,) = check_engine(built_on, device_card(tmp_path / "nothing"))
-    assert "TensorRT 10.16.2.10-1+cuda13.2, here unknown; L4T 39.2.1, here unknown" in trap["found"]
+    (finding,) = check_engine(built_on, device_card(tmp_path))
+    assert finding["found"] == (
+        "engine built on SMs 8, here 4; power mode pmode:0002 (MAXN_SUPER), here pmode:0001 (25W)"
+    )
+    (finding,) = check_engine(built_on, device_card(tmp_path / "nothing"))
+    assert "TensorRT 10.16.2.10-1+cuda13.2, here unknown; L4T 39.2.1, here unknown" in finding["found"]

@@ -174,7 +174,7 @@ def test_a_plan_that_extends_a_table_keeps_the_grid_whole() -> None:
     """What was measured stays useful, and every combination of old and new is covered."""
     begun = make_plan(DEMO, "fp32", quick=True)
     wider = dataclasses.replace(DEMO, name="wider", widths=(128, 192, 256, 384), ffn=("relu", "swiglu"))
-    extended = make_plan(wider, "fp32", True, lengths=[200], begun=begun.grid)
+    extended = make_plan(wider, "fp32", quick=True, lengths=[200], begun=begun.grid)
     assert extended.axes.lengths == (64, 200, 256) and extended.axes.widths == (128, 192, 256, 384)
     assert (extended.default_length, extended.reference) == (begun.default_length, begun.reference)
     kinds = ("layer", "repeat", "width_change", "end")
@@ -182,7 +182,7 @@ def test_a_plan_that_extends_a_table_keeps_the_grid_whole() -> None:
     assert old < new
     header = {"family": family(DEMO.models[0]), **extended.grid}
     table = LatencyTable(Path("t"), header, measured(extended), {}, "")
-    assert make_plan(DEMO, "fp32", True, begun=begun.grid).axes == begun.axes  # nothing to add
+    assert make_plan(DEMO, "fp32", quick=True, begun=begun.grid).axes == begun.axes  # nothing to add
     rng = random.Random(2)
     for _ in range(10):
         a = wider.architecture(wider.sample(rng))
@@ -190,12 +190,12 @@ def test_a_plan_that_extends_a_table_keeps_the_grid_whole() -> None:
 
 
 def test_lengths_may_be_chosen_within_the_positions() -> None:
-    assert make_plan(DEMO, "fp32", True, [8, 250, 8]).axes.lengths == (8, 250)
+    assert make_plan(DEMO, "fp32", quick=True, lengths=[8, 250, 8]).axes.lengths == (8, 250)
     for lengths in ([0, 8], [257]):
         with pytest.raises(InputError, match="are not within the space's 256 positions"):
-            make_plan(DEMO, "fp32", True, lengths)
+            make_plan(DEMO, "fp32", quick=True, lengths=lengths)
     with pytest.raises(InputError, match="begun by an older version"):
-        make_plan(DEMO, "fp32", True, begun={"lengths": [64]})
+        make_plan(DEMO, "fp32", quick=True, begun={"lengths": [64]})
 
 
 def test_decode_is_measured_at_the_capacities_that_steps_read() -> None:

@@ -31,17 +31,18 @@ CPU = backend_named("onnxruntime-cpu")
 def run(
     path: Path,
     space: Space,
+    *,
     resume: bool = False,
     precision: str = "fp32",
     stop_after: int | None = None,
     **options: Any,
 ) -> LatencyTable:
-    def note(progress: Progress) -> None:
+    def stop(progress: Progress) -> None:
         if stop_after is not None and progress.done >= stop_after:
             raise KeyboardInterrupt
 
     request = Request(space, space_file.to_dict(space), precision, 1, options.pop("backend", CPU), 1.0, **options)
-    return profiler.profile(path, request, resume, note)
+    return profiler.profile(path, request, resume=resume, on_progress=stop)
 
 
 @pytest.mark.usefixtures("hasty_clock")
@@ -197,10 +198,10 @@ def test_batches_fit_in_memory_and_lose_nothing(monkeypatch: pytest.MonkeyPatch,
     request = Request(tiny_space, {}, "fp32", 1, CPU, 1.0)
     probes = profiler.prepare(request).plan.probes
     monkeypatch.setattr(batching, "BATCH_BYTES", 700_000)
-    found = batching.make_batches(probes, quick=True, most=9)
+    found = batching.make_batches(probes, quick=True, max_rounds=9)
     last = [p.key for batch in found if batch.last for p in batch.probes]
     assert sorted(last) == sorted(p.key for p in probes) and len(found) > 2
-    assert found == batching.make_batches(probes, quick=True, most=9)
+    assert found == batching.make_batches(probes, quick=True, max_rounds=9)
     for batch in found:
         models = {a for p in batch.probes for a in p.models}
         assert len({p.models for p in batch.probes}) == 1 or 4 * sum(a.parameters for a in models) <= 700_000
@@ -208,8 +209,8 @@ def test_batches_fit_in_memory_and_lose_nothing(monkeypatch: pytest.MonkeyPatch,
 
 def test_whole_models_come_in_every_part_of_the_session(tiny_space: Space) -> None:
     probes = profiler.prepare(Request(tiny_space, {}, "fp32", 1, CPU, 1.0)).plan.probes
-    for quick, times in ((True, batching.QUICK_TIMES), (False, batching.FULL_TIMES)):
-        found = [p.key for batch in batching.make_batches(probes, quick, 9) for p in batch.probes]
+    for quick, times in ((True, batching.QUICK_REPETITIONS), (False, batching.FULL_REPETITIONS)):
+        found = [p.key for batch in batching.make_batches(probes, quick=quick, max_rounds=9) for p in batch.probes]
         assert {found.count(p.key) for p in probes if p.what == "model"} == {times}
         assert {found.count(p.key) for p in probes if p.what == "layer"} == {1}
 
@@ -225,7 +226,9 @@ def test_visits_merge_into_one_entry() -> None:
 
 def test_a_visit_to_a_slow_machine_counts_like_the_others() -> None:
     usual, slow, quick = (
-        Measurement("model", "decode", 8, {"architecture": {}}, (2.0 * slowdown,), reference_ms={"decode warm": 0.1 * slowdown})
+        Measurement(
+            "model", "decode", 8, {"architecture": {}}, (2.0 * slowdown,), reference_ms={"decode warm": 0.1 * slowdown}
+        )
         for slowdown in (1.0, 1.5, 0.8)
     )
     (whole,) = merge_repetitions([slow, usual, quick])
@@ -242,7 +245,9 @@ def test_visits_tell_how_much_a_cold_yardstick_says_of_whole_models(share: float
             warm, cold = (math.exp(rng.gauss(0, 0.1)) for _ in range(2))
             shape, took = {"architecture": {}}, 0.1 * length * warm ** (1 - share) * cold**share
             reference_ms = {"decode warm": 0.2 * warm, "decode cold": 0.8 * cold}
-            lines.append(Measurement("model", "decode", length, shape, (took,), reference_ms=reference_ms, repetition=repetition))
+            lines.append(
+                Measurement("model", "decode", length, shape, (took,), reference_ms=reference_ms, repetition=repetition)
+            )
     whole = merge_repetitions(lines)
     ms_per_position = [m.median_ms / m.length for m in whole]
     assert len(whole) == 12 and max(ms_per_position) == pytest.approx(min(ms_per_position))

@@ -18,8 +18,8 @@ from merino_edge.jetson.profiler.timer import (
     FEWEST_ROUNDS,
     LONG_SECONDS,
     Rounds,
-    Timer,
     TimedStep,
+    Timer,
     can_probe_contention,
     warm_up_steps,
 )
@@ -76,21 +76,21 @@ class Shared(Clocked):
 
 
 def test_a_warm_burst_does_not_see_the_caches_fill(monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = Timer(CPU, "fp32", 2, 0, TINY)  # two threads contention_probe_s no neighbour
-    timed_step = TimedStep(TINY, "decode", 8, "warm")
-    took_s = watch._burst(Filling(monkeypatch), timed_step, 2e-3)  # type: ignore[arg-type]
+    watch = Timer(CPU, "fp32", 2, sweep_bytes=0, reference_model=TINY)  # two threads contention_probe_s no neighbour
+    step = TimedStep(TINY, "decode", 8, "warm")
+    took_s = watch._burst(Filling(monkeypatch), step, 2e-3)  # type: ignore[arg-type]
     assert took_s == pytest.approx(1e-3, rel=0.01)
 
 
 @pytest.mark.parametrize("cache", ["warm", "cold"])
 def test_a_burst_is_as_long_beside_a_neighbour_as_alone(monkeypatch: pytest.MonkeyPatch, cache: str) -> None:
-    core, watch = Shared(monkeypatch), Timer(CPU, "fp32", 1, 64, TINY)
-    timed_step = TimedStep(TINY, "decode", 8, cache)  # type: ignore[arg-type]
-    disturbed = [watch._burst(core, timed_step, 1e-3) for _ in range(200)]  # type: ignore[arg-type]
+    core, watch = Shared(monkeypatch), Timer(CPU, "fp32", 1, sweep_bytes=64, reference_model=TINY)
+    step = TimedStep(TINY, "decode", 8, cache)  # type: ignore[arg-type]
+    disturbed = [watch._burst(core, step, 1e-3) for _ in range(200)]  # type: ignore[arg-type]
     assert statistics.fmean(disturbed) > 1.2e-3
     core.loop_slower = 1.0
     watch._contention = ContentionProbe()
-    calm = [watch._burst(core, timed_step, 1e-3) for _ in range(200)]  # type: ignore[arg-type]
+    calm = [watch._burst(core, step, 1e-3) for _ in range(200)]  # type: ignore[arg-type]
     assert statistics.median(calm) == pytest.approx(1e-3, rel=0.01)
 
 
@@ -111,7 +111,7 @@ def test_only_short_steps_warm_up_and_not_for_long(step_s: float) -> None:
 @given(st.integers(1, 20), st.integers(0, 100), st.floats(-2, 5))
 def test_rounds_follow_the_time_that_is_left(least: int, more: int, share: float) -> None:
     rounds = Rounds(least, least + more)
-    fewer = rounds.fewer(share)
-    assert fewer.least == min(least, fewer.most) and fewer.most <= rounds.most
-    assert fewer.most >= min(FEWEST_ROUNDS, rounds.most)
-    assert fewer == rounds if share >= 1 else fewer.most <= max(FEWEST_ROUNDS, share * rounds.most)
+    fewer = rounds.limited_to(share)
+    assert fewer.minimum == min(least, fewer.maximum) and fewer.maximum <= rounds.maximum
+    assert fewer.maximum >= min(FEWEST_ROUNDS, rounds.maximum)
+    assert fewer == rounds if share >= 1 else fewer.maximum <= max(FEWEST_ROUNDS, share * rounds.maximum)

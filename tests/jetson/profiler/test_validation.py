@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
-from merino_edge.jetson.profiler.validation import figures, repeatability_percent
+from merino_edge.jetson.profiler.validation import error_figures, repeatability_percent
 from merino_edge.latency.measurement import Measurement, What
 from merino_edge.statistics import kendall_tau
 
@@ -20,7 +20,7 @@ def test_kendall_tau_is_tau_b(pairs: list[tuple[int, int]]) -> None:
 
 
 def test_figures_are_relative_to_what_was_measured() -> None:
-    found = figures([(110.0, 100.0), (190.0, 200.0), (300.0, 300.0), (400.0, 800.0)])
+    found = error_figures([(110.0, 100.0), (190.0, 200.0), (300.0, 300.0), (400.0, 800.0)])
     assert found["mape_percent"] == pytest.approx((10 + 5 + 0 + 50) / 4)
     assert found["bias_percent"] == pytest.approx((10 - 5 + 0 - 50) / 4)
     assert found["p95_percent"] == found["max_percent"] == pytest.approx(50)
@@ -34,7 +34,11 @@ def repetition(model: int, ms: float, number: int, yardstick_ms: float = 1.0, wh
 
 def test_visits_to_one_model_are_compared_with_each_other_alone() -> None:
     lines = [repetition(1, ms, number) for number, ms in enumerate((10.0, 12.0, 9.0))]
-    lines += [repetition(2, 500.0, 0), repetition(3, 1.0, 0, what="calibration"), repetition(3, 9.0, 1, what="calibration")]
+    lines += [
+        repetition(2, 500.0, 0),
+        repetition(3, 1.0, 0, what="calibration"),
+        repetition(3, 9.0, 1, what="calibration"),
+    ]
     assert repeatability_percent(lines, "prefill") == pytest.approx(100 * (0 + 0.2 + 0.1) / 3)
     assert repeatability_percent(lines, "decode") is None and repeatability_percent(lines[:1], "prefill") is None
 
