@@ -62,7 +62,14 @@ def plain_checkpoint(tmp_path_factory: pytest.TempPathFactory, small_model: tupl
     path = tmp_path_factory.mktemp("plain") / "checkpoint"
     tokenizer = train_tokenizer(iter([tiny_stories(stories=100)]), VOCAB_SIZE)
     a = replace(small_model[0], vocab_size=VOCAB_SIZE)
-    checkpoint.save(path, a, lively_weights(a), tokenizer.to_str(), chat_format(), {"source": "random"})
+    checkpoint.save(
+        path,
+        a,
+        lively_weights(a),
+        tokenizer_json=tokenizer.to_str(),
+        chat=chat_format(),
+        training={"source": "random"},
+    )
     return checkpoint.load(path)
 
 

@@ -23,7 +23,11 @@ from merino_edge.latency.table_file import load_table
 from merino_edge.search.builtin_spaces import load_space
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").rglob("*.md")))]
+PAGES = [
+    "README.md",
+    "merino_edge/bundles/lamb/README.md",
+    *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").rglob("*.md"))),
+]
 README_VERBS = {
     *("profile", "estimate", "search", "pareto", "train", "import", "export", "generate", "bench", "show", "doctor"),
 }

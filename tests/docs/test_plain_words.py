@@ -13,6 +13,7 @@ FOLDERS = ("merino_edge", "search", "export", "runtime", "jetson", "docs", "test
 PAGES = [
     *sorted(page.relative_to(ROOT) for page in ROOT.glob("*.md")),
     *sorted(page.relative_to(ROOT) for page in (ROOT / "docs").rglob("*.md")),
+    Path("merino_edge/bundles/lamb/README.md"),
 ]
 README_LINES = 150
 
