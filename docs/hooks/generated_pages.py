@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
+    "release.md": "RELEASE.md",
+    "security.md": "SECURITY.md",
     "lamb.md": "merino_edge/bundles/lamb/README.md",
 }
 # Title, what it is called on disk, who writes it, who reads it, and the modules whose docstrings hold its form.

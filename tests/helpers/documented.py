@@ -31,6 +31,7 @@ ELSEWHERE = (
     "on an emulated board",
     "on a GPU workstation",
     "on a machine with eight GPUs",
+    "in a checkout",
     "takes hours",
 )
 SECOND_TERMINAL = "in a second terminal"
