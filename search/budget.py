@@ -69,10 +69,12 @@ class Metric:
 
     @property
     def key(self) -> str:
+        """The metric in its written form, as `decode_ms@1024`."""
         return self.name if self.at is None else f"{self.name}@{self.at}"
 
     @property
     def label(self) -> str:
+        """The metric in words, for tables and plots."""
         return self.kind.label if self.at is None else f"{self.kind.label} @ {self.at}"
 
     @staticmethod
@@ -116,13 +118,16 @@ class Budget:
         return Budget(tuple((Metric.parse(key), limit) for key, limit in limits.items()))
 
     def to_dict(self) -> dict[str, float]:
+        """The limits by metric key, the form that `Budget.of` reads."""
         return {metric.key: limit for metric, limit in self.limits}
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
+        """The metrics that have a limit, in order."""
         return tuple(metric for metric, _ in self.limits)
 
     def without(self, *metrics: Metric) -> Budget:
+        """The same budget without the limits of `metrics`."""
         return Budget(tuple((metric, limit) for metric, limit in self.limits if metric not in metrics))
 
     def within(self, metric: Metric, limit: float) -> Budget:

@@ -33,7 +33,7 @@ TEXT_BYTES = 100  # bytes of text that text_ms counts
 
 
 class Table(Protocol):
-    """The part of a latency table that a search uses."""
+    """The part of a latency table that a search uses; `merino_edge.latency.table.LatencyTable` has all of it."""
 
     @property
     def path(self) -> object: ...

@@ -34,7 +34,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Point:
-    """The best candidate that costs at highest `limit`, with its cost `value`, its score and the proven bound."""
+    """The best candidate that costs at most `limit`, with its cost `value`, its score and the proven bound."""
 
     limit: float
     value: float
@@ -70,12 +70,11 @@ def pareto_front(
     def solve(limit: float) -> Point | None:
         limited = problem.limited(problem.budget.within(metric, limit))
         certificate = ExactSolver(limited).solve()
-        if certificate.candidate is None:
+        candidate = certificate.candidate
+        if candidate is None:
             return None
-        value = problem.value(metric, problem.space.architecture(certificate.candidate), certificate.candidate.template)
-        return Point(
-            value if limit == UNBOUNDED else limit, value, certificate.candidate, certificate.score, certificate.bound
-        )
+        value = problem.value(metric, problem.space.architecture(candidate), candidate.template)
+        return Point(value if limit == UNBOUNDED else limit, value, candidate, certificate.score, certificate.bound)
 
     last = solve(dict(problem.budget.limits)[metric])
     if last is None:

@@ -113,6 +113,7 @@ class Problem:
         return self._programs[template]
 
     def metric_cost(self, metric: Metric, template: int) -> MetricCost:
+        """`metric` for the models of one template."""
         return self.cost_model.metric_cost(metric, self.space.templates[template].vocabulary)
 
     def _template_programs(self, template: int) -> list[TemplateProgram]:
@@ -197,6 +198,7 @@ class Problem:
         return self.score.total(self.space.architecture(candidate))
 
     def feasible(self, candidate: Candidate) -> bool:
+        """Whether the candidate is within the budgets."""
         widths = [self.space.width_of[choice] for choice in candidate.choices]
         return any(program.within(candidate.choices, widths) for program in self.programs(candidate.template))
 

@@ -65,6 +65,7 @@ class SearchConfig:
             )
 
     def problem(self) -> Problem:
+        """The mathematical program. Raises InputError where the table cannot answer a budget."""
         return Problem(self.space, self.budget, self.score, CostModel(self.precision, self.table))
 
     @staticmethod
@@ -79,13 +80,13 @@ class SearchConfig:
             score = parse_score(document["score"]["name"])
             budget = Budget.of(document["budgets"])
             config = SearchConfig(
-                space_file.from_dict(form, where),
-                budget,
-                score,
-                document["precision"],
-                None if table is None else from_compact(table, where),
-                document["solver"],
-                dict(document["solver_options"]),
+                space=space_file.from_dict(form, where),
+                budget=budget,
+                score=score,
+                precision=document["precision"],
+                table=None if table is None else from_compact(table, where),
+                solver=document["solver"],
+                options=dict(document["solver_options"]),
             )
         except (KeyError, TypeError, AttributeError):
             raise ArtefactError(
@@ -110,10 +111,12 @@ class SearchResult:
 
     @property
     def architecture(self) -> Architecture:
+        """The architecture that was found."""
         return self.problem.space.architecture(self.candidate)
 
     @property
     def total(self) -> float:
+        """Its score."""
         return self.problem.total(self.candidate)
 
     @property

@@ -142,6 +142,7 @@ class Space:
 
     @cached_property
     def templates(self) -> tuple[ModelTemplate, ...]:
+        """Every combination of what all blocks of a model share."""
         return tuple(
             itertools.starmap(
                 ModelTemplate, itertools.product(self.ffn, self.vocabularies, self.embedding_widths, self.contexts)
@@ -241,6 +242,7 @@ class Space:
         return self._sizes[-1][0]
 
     def architecture(self, candidate: Candidate) -> Architecture:
+        """The architecture of a candidate."""
         return dataclasses.replace(
             self.models[candidate.template], blocks=tuple(self.block_choices[choice] for choice in candidate.choices)
         )

@@ -48,6 +48,7 @@ _DEFAULTS = {"blocks": 1, "kv_groups": 1, "shared": False}
 
 
 def to_dict(space: Space) -> dict[str, Any]:
+    """The file form of a space, complete and without a base."""
     fields = {name: _listed(getattr(space, name)) for name in DIMENSIONS}
     fields["vocabularies"] = [dataclasses.asdict(v) for v in space.vocabularies]
     model = {name: value for name, value in space.model.to_dict().items() if name not in _SET_BY_SPACE}

@@ -115,9 +115,8 @@ def calibrate(
 def halves(models: Sequence[Architecture], rng: np.random.Generator) -> tuple[Indices, Indices]:
     """The indices of two halves, ascending. Of each two neighbours by decoder parameters, one is in either half."""
     order = np.array(sorted(range(len(models)), key=lambda i: (decoder_parameters(models[i]), models[i].id)), np.int64)
-    first = rng.integers(
-        0, 2, (len(order) + 1) // 2
-    )  # which of two neighbours; an unpaired last one goes to a random side
+    # Draw which of two neighbours is in the first half. An unpaired last one goes to a random side.
+    first = rng.integers(0, 2, (len(order) + 1) // 2)
     rank = np.arange(len(order))
     selected = rank % 2 == first[rank // 2]
     return np.sort(order[selected]), np.sort(order[~selected])

@@ -44,6 +44,7 @@ class Setting:
 
     @property
     def hyperparameters(self) -> Hyperparameters:
+        """The constants as the score takes them."""
         constants = (self.alpha_mha, 1 - self.alpha_mha, self.epsilon_squared, self.beta_depth)
         return Hyperparameters(*constants, effectiveness_power=self.effectiveness_power, shared_layer=self.shared_layer)
 
@@ -77,6 +78,7 @@ class Grid:
         return self if shared else replace(self, shared_layer=(_DEFAULT.shared_layer,))
 
     def axes(self, form: str) -> tuple[tuple[float, ...], ...]:
+        """The values of each constant that a form varies. Raises InputError for an unknown form."""
         if form not in FORMS:
             raise InputError(f"there is no form {form!r} of the score", f"choose {', '.join(FORMS)}")
         powers = self.exit_power if form == "exit" else (0.0,)

@@ -107,6 +107,7 @@ def agreement_cells(agreement: Agreement) -> tuple[str, str, str]:
 
 
 def plain(estimate: Estimate) -> str:
+    """An estimate as text, with its interval in brackets."""
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
