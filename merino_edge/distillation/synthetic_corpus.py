@@ -93,8 +93,8 @@ def write(
 ) -> dict[str, Any]:
     """Write `out` (.jsonl) and its header, or resume them. Returns the header.
 
-    `on_batch` gets the header after every batch, and the number of tokens that this call has computed. Raises InputError
-    (options that differ from the existing header, a prompt that does not fit, another process that writes),
+    `on_batch` gets the header after every batch, and the number of tokens that this call has computed. Raises
+    InputError (options that differ from the existing header, a prompt that does not fit, another process that writes),
     ArtefactError (altered files), OutputError.
     """
     out, device = Path(out), torch.device(device)

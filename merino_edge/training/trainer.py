@@ -208,7 +208,7 @@ class Trainer:
         return {"step": self.step, **ids, "start_sha256": self.start_sha256, **teacher, "config": config}
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors that training changes, by their names in the state file. They are full tensors on every worker."""
+        """All tensors that training changes, by their names in the state file: full tensors on every worker."""
         tensors = {f"weights.{name}": value for name, value in self.model.state_dict().items()}
         return {name: full_tensor(tensor) for name, tensor in (tensors | self.optimizer.state()).items()}
 

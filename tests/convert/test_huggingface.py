@@ -1,4 +1,4 @@
-"""Imported Hugging Face folders compute, tokenize and chat as transformers does; what cannot be spelled is refused."""
+"""Hugging Face import: computes, tokenizes and chats as transformers; unsupported models are refused."""
 
 from __future__ import annotations
 
@@ -105,13 +105,13 @@ def _save(folder: Path, name: str = "llama", **settings: Any) -> Any:
 
 
 def _edit(path: Path, **changes: Any) -> None:
-    """Change fields of a JSON file; None removes one."""
+    """Change fields of a JSON file. The value None removes a field."""
     values = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
 
 
 def _largest_difference(model: Any, loaded: checkpoint.Checkpoint) -> float:
-    """Of the logits of two random sequences as long as the positions reach."""
+    """The largest difference of the logits, on two random sequences over all positions."""
     a = loaded.architecture
     tokens = torch.randint(0, a.vocab_size, (2, a.max_positions), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_shards_of_half_precision_become_float32(dtype: torch.dtype, tmp_path: P
 
 
 def test_names_without_the_family_prefix_and_buffers(tmp_path: Path) -> None:
-    """As OpenAI's own GPT-2 file has them."""
+    """Weight names without prefix, and buffers, as in OpenAI's own GPT-2 file."""
     model = _save(tmp_path / "model", "gpt2")
     file = tmp_path / "model" / "model.safetensors"
     bare = {name.removeprefix("transformer."): w for name, w in load_file(file).items()}

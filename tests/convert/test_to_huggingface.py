@@ -1,4 +1,4 @@
-"""What export-hf writes computes, tokenizes and chats in transformers as here, comes back the same, or is refused."""
+"""Hugging Face export: transformers computes, tokenizes and chats as we do, and an import gives the same back."""
 
 from __future__ import annotations
 
@@ -62,12 +62,19 @@ SPELLED = {
 
 def _checkpoint(path: Path, a: Architecture, chat: ChatFormat | None = None, dtype: Any = np.float32) -> Path:
     weights = {name: array.astype(dtype) for name, array in random_model(a).items()}
-    checkpoint.save(path, a, weights, tokenizer_json=str(BACKEND.to_str()), chat=chat or chat_format(), training={"source": "random"})
+    checkpoint.save(
+        path,
+        a,
+        weights,
+        tokenizer_json=str(BACKEND.to_str()),
+        chat=chat or chat_format(),
+        training={"source": "random"},
+    )
     return path
 
 
 def _same_logits(folder: Path, ckpt: Path) -> Any:
-    """Fails where transformers' model in `folder` is not the checkpoint's; returns it."""
+    """Assert that transformers' model in `folder` equals the checkpoint's, and return it."""
     loaded = checkpoint.load(ckpt)
     a = loaded.architecture
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
@@ -82,7 +89,7 @@ def _same_logits(folder: Path, ckpt: Path) -> Any:
 
 
 def _comes_back(folder: Path, ckpt: Path, back: Path) -> None:
-    """Fails where importing `folder` gives another checkpoint, but for layers that have copies."""
+    """Assert that importing `folder` gives the same checkpoint, except that shared layers are copied."""
     import_model(folder, back)
     before, after = checkpoint.load(ckpt), checkpoint.load(back)
     assert after.architecture == before.architecture and after.chat == before.chat
@@ -103,7 +110,7 @@ def test_logits_equal_and_weights_come_back_bit_by_bit(name: str, tmp_path: Path
 
 
 def test_every_family_of_the_import_is_written_as_what_it_was(tmp_path: Path) -> None:
-    """Mistral without a window computes as Llama does, and stays Mistral."""
+    """Mistral without a window computes as Llama, and stays Mistral."""
     names = {written.split(",")[0] for written in SPELLED}
     assert names | {"mistral"} == FAMILIES.keys()
     ckpt = _checkpoint(tmp_path / "ckpt", LLAMA)
@@ -136,7 +143,7 @@ def test_half_precision_stays_half(tmp_path: Path) -> None:
 
 @st.composite
 def architectures(draw: st.DrawFn) -> Architecture:
-    """Of every family in other sizes, and sometimes with a trait of another, which mostly none has."""
+    """Random sizes of every family, sometimes with a trait of another family, which mostly no family has."""
 
     def pick(*values: Any) -> Any:
         return draw(st.sampled_from(values))
@@ -144,7 +151,9 @@ def architectures(draw: st.DrawFn) -> Architecture:
     a = SPELLED[draw(st.sampled_from(sorted(SPELLED)))]
     head_dim, heads = pick(4, 8, 12), pick(1, 2, 4)
     grouped = a.blocks[0].kv_heads < a.blocks[0].heads
-    block = Block(heads * head_dim, pick(1, 2, 3), heads, 1 if grouped else heads, pick(16, 40), pick(False, True))
+    block = Block(
+        heads * head_dim, pick(1, 2, 3), heads, 1 if grouped else heads, pick(16, 40), shared=bool(pick(0, 1))
+    )
     sizes: dict[str, Any] = {
         "vocab_size": BACKEND.get_vocab_size() + pick(0, 7),
         "max_positions": pick(5, 16),
@@ -219,12 +228,14 @@ def test_prompts_and_ends_equal_those_of_transformers(name: str, tmp_path: Path)
 
 
 def test_a_tokenizer_that_prepends_what_the_chat_does_not_is_mended(tmp_path: Path) -> None:
-    """A checkpoint's own tokenizer never prepends; transformers does what tokenizer.json says."""
+    """A checkpoint's own tokenizer never prepends BOS. transformers follows tokenizer.json."""
     with_bos, without = tmp_path / "with", tmp_path / "without"
     export_to_huggingface(_checkpoint(tmp_path / "ckpt", LLAMA, ChatFormat((2,), 1)), with_bos)
     before = checkpoint.load(tmp_path / "ckpt")
     prepending = (with_bos / "tokenizer.json").read_text()
-    checkpoint.save(tmp_path / "ckpt", LLAMA, before.weights, tokenizer_json=prepending, chat=ChatFormat((2,)), training={})
+    checkpoint.save(
+        tmp_path / "ckpt", LLAMA, before.weights, tokenizer_json=prepending, chat=ChatFormat((2,)), training={}
+    )
     export_to_huggingface(tmp_path / "ckpt", without)
     firsts = [transformers.AutoTokenizer.from_pretrained(folder)("12").input_ids[0] for folder in (with_bos, without)]
     assert firsts[0] == 1 and firsts[1] != 1

@@ -98,7 +98,7 @@ def test_a_missing_field_is_named() -> None:
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_damaged_files_are_refused_or_equal(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A flipped bit, a cut and a foreign byte never give another architecture and never another error."""
+    """A flipped bit, a cut or a foreign byte never gives another architecture or another error."""
     path = tmp_path_factory.mktemp("damaged") / "a.json"
     architecture.save(path, preset("merino-52m"))
     content = bytearray(path.read_bytes())

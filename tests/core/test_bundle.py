@@ -1,4 +1,4 @@
-"""A bundle's engines: written whole, named afterwards, and never a name without its file."""
+"""A bundle's engines: the complete file is written first and named afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved is loaded, and anything altered, foreign or unfit is refused in one line."""
+"""Checkpoints: saved equals loaded, and altered, foreign or unfit files are refused in one line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,14 @@ CHAT = ChatFormat((0,), None, "{{ messages }}")
 
 
 def save(path: Path, weights: checkpoint.Weights | None = None) -> Path:
-    checkpoint.save(path, A, random_weights(A) if weights is None else weights, tokenizer_json="{}\n", chat=CHAT, training={"source": "test"})
+    checkpoint.save(
+        path,
+        A,
+        random_weights(A) if weights is None else weights,
+        tokenizer_json="{}\n",
+        chat=CHAT,
+        training={"source": "test"},
+    )
     return path
 
 
@@ -72,7 +79,7 @@ def test_unfit_weights_leave_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_a_swapped_architecture_is_refused(tmp_path: Path) -> None:
-    """Hashes that agree do not help weights that do not fit."""
+    """Weights that do not fit are refused even where the hashes agree."""
     folder = save(tmp_path / "c")
     other = dataclasses.replace(A, norm="rmsnorm")
     with pytest.raises(MerinoError, match="unexpected weight"):

@@ -1,4 +1,4 @@
-"""The closed forms against what is stored and computed weight by weight, for presets and random architectures."""
+"""Counts: the closed forms equal a count weight by weight, for presets and random architectures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from merino_edge.weights import weight_shapes
 
 @st.composite
 def architectures(draw: st.DrawFn) -> Architecture:
-    """Any family, with mixed widths, grouped heads and shared blocks."""
+    """Architectures of any family, with mixed widths, grouped heads and shared blocks."""
     head_dim = draw(st.sampled_from([8, 16]))
     heads = sorted(draw(st.lists(st.integers(1, 6), min_size=1, max_size=4)))
     blocks = tuple(
@@ -84,7 +84,7 @@ def test_any_architecture_counts_what_it_stores(a: Architecture) -> None:
 @settings(max_examples=60, deadline=None)
 @given(architectures(), st.integers(1, 64))
 def test_flops_are_twice_the_multiply_adds_of_every_layer(a: Architecture, sequence: int) -> None:
-    """Layer by layer, matrix by matrix; the embedding's and the head's projections count with the head."""
+    """FLOPs equal a count matrix by matrix. The projections of embedding and head count with the head."""
     unshared = replace(a, blocks=tuple(replace(block, shared=False) for block in a.blocks))
     matrices = {n: s for n, s in weight_shapes(unshared).items() if len(s) == 2 and not n.startswith("position")}
     every = sum(math.prod(shape) for name, shape in matrices.items() if name != "embedding.weight")

@@ -1,4 +1,4 @@
-"""A tokenizer in fewer bytes is the same tokenizer."""
+"""A compacted tokenizer.json gives the same tokenizer."""
 
 from __future__ import annotations
 

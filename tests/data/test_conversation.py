@@ -1,4 +1,4 @@
-"""Conversations: what is learned is what an independent reading of the messages says, on any text and on real files."""
+"""Conversations: the loss mask equals an independent one, on any text and on real files."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ def encoded(tokenizer: Tokenizer, messages: tuple[Message, ...]) -> tuple[np.nda
 
 
 def by_hand(messages: tuple[Message, ...]) -> tuple[list[int], list[bool]]:
-    """ChatML, one message after the other, each part encoded by itself."""
+    """Token ids and loss mask of ChatML, with each part of each message encoded by itself."""
     ids: list[int] = []
     learned: list[bool] = []
 
-    def add(text: str, is_learned: bool) -> None:
+    def add(text: str, *, is_learned: bool) -> None:
         new = BACKEND.encode(text, add_special_tokens=False).ids
         ids.extend(new)
         learned.extend([is_learned] * len(new))
 
     for message in messages:
         says = message["role"] == "assistant"
-        add(f"<|im_start|>{message['role']}\n", False)
-        add(message["content"], says)
-        add("<|im_end|>", says)
-        add("\n", False)
+        add(f"<|im_start|>{message['role']}\n", is_learned=False)
+        add(message["content"], is_learned=says)
+        add("<|im_end|>", is_learned=says)
+        add("\n", is_learned=False)
     return ids, learned
 
 
@@ -85,7 +85,7 @@ def test_what_is_learned_is_what_the_assistant_says(said: list[tuple[str, str]])
 @settings(max_examples=60, deadline=None)
 @given(MESSAGES.filter(lambda said: any(role == "assistant" for role, _ in said)), st.integers(0, 10))
 def test_a_prompt_is_encoded_as_it_was_learned(said: list[tuple[str, str]], which: int) -> None:
-    """Whatever answer comes next, the tokens before it are those that `encode_chat` gives."""
+    """For any next answer, the tokens before it equal those of `encode_chat`."""
     said = [(role, text.strip()) for role, text in said]
     messages = tuple({"role": role, "content": text} for role, text in said)
     answers = [i for i, (role, _) in enumerate(said) if role == "assistant"]

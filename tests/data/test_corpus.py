@@ -1,4 +1,4 @@
-"""Text to batches: the text survives, batches are pure, held-out tokens stay held out, bad sources are refused."""
+"""Corpora: no text is lost, batches are pure, held-out tokens stay held out, bad sources are refused."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_batch_is_a_pure_function(corpus: Corpus, step: int, size: int, sequen
 
 
 def test_held_out_tokens_are_never_trained_on(tmp_path: Path, corpus: Corpus) -> None:
-    """On tokens that are their own positions, windows show where they come from."""
+    """The tokens are their own indices, so that rows show where they come from."""
     numbered = Corpus(tmp_path, Shards([np.arange(2000)]), corpus.header, "")
     first = numbered.training_tokens(50)
     assert max(int(numbered.batch(step, 64, 50)[1].max()) for step in range(50)) == first - 1  # all, and no more

@@ -1,4 +1,4 @@
-"""Data sets as sources: what `datasets` reads from a folder are the rows written there; the Hub is named once."""
+"""Data sets as sources: `datasets` reads the rows that were written, and the Hub is asked once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TALKS = [[{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content":
 
 
 def folder_of(kind: str, folder: Path, rows: list[dict[str, Any]]) -> Path:
-    """A folder as `datasets` recognises it, the rows in two files."""
+    """A folder that `datasets` recognises, with the rows in two files."""
     folder.mkdir()
     for name, part in (("train-0", rows[:25]), ("train-1", rows[25:])):
         if kind == "parquet":

@@ -1,4 +1,4 @@
-"""A corpus in shards is the corpus in one; what is altered is refused by name; only what may be is hashed again."""
+"""Shards: many equal one; an altered shard is refused by name; only files that may have changed are hashed again."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def aged(folder: Path) -> None:
-    """As if the corpus had been made long ago."""
+    """Make the files look old, as if the corpus had been made long ago."""
     for path in folder.iterdir():
         os.utime(path, ns=(1, path.stat().st_mtime_ns - 10**11))
 

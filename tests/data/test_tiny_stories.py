@@ -1,4 +1,4 @@
-"""The stories: the same for the same seed, whole, and in agreement with themselves."""
+"""Toy stories: equal for equal seeds, complete, and consistent."""
 
 from __future__ import annotations
 

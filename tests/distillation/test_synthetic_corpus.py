@@ -1,4 +1,4 @@
-"""A teacher's corpus: batched equals one by one equals the runtime; a run cut short ends with the same bytes."""
+"""Synthetic corpora: batched equals one by one equals the runtime; a resumed run ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """Random weights; its answers differ, and end at all lengths."""
+    """A teacher with random weights, whose answers differ and end at all lengths."""
     folder = tmp_path_factory.mktemp("teacher") / "c"
     backend = bpe.train_tokenizer([tiny_stories(seed=1, stories=40)], A.vocab_size)
     weights = Model(A, seed=1).to_weights()
@@ -107,7 +107,9 @@ def test_greedy_batches_equal_single_answers_and_the_runtimes(teacher: Checkpoin
     model, greedy = batched(teacher), SamplingParams(temperature=0, frequency_penalty=penalty)
     together = model.generate(asked, greedy, max_tokens=20, end_token_ids=ends, generators=randoms(24))
     computed = model.computed_tokens
-    alone = [model.generate([ids], greedy, max_tokens=20, end_token_ids=ends, generators=randoms(1))[0] for ids in asked]
+    alone = [
+        model.generate([ids], greedy, max_tokens=20, end_token_ids=ends, generators=randoms(1))[0] for ids in asked
+    ]
     assert together == alone and model.computed_tokens == 2 * computed  # of rows that had ended nothing was computed
     engine = TorchEngine(Model.from_weights(A, teacher.weights))
     for ids, answer in zip(asked, together, strict=True):
@@ -120,12 +122,16 @@ def test_greedy_batches_equal_single_answers_and_the_runtimes(teacher: Checkpoin
 
 
 def test_a_context_that_is_full_ends_the_answer(teacher: Checkpoint) -> None:
-    (answer,) = batched(teacher).generate([[5] * 60], SamplingParams(), max_tokens=100, end_token_ids=(), generators=randoms(1))
+    (answer,) = batched(teacher).generate(
+        [[5] * 60], SamplingParams(), max_tokens=100, end_token_ids=(), generators=randoms(1)
+    )
     assert (len(answer.ids), answer.ended) == (A.max_positions - 60 + 1, False)
     with pytest.raises(InputError, match="65 tokens"):
         batched(teacher).generate([[5] * 65], SamplingParams(), max_tokens=1, end_token_ids=(), generators=randoms(1))
     with pytest.raises(InputError, match="differ in length"):
-        batched(teacher).generate([[5], [5, 6]], SamplingParams(), max_tokens=1, end_token_ids=(), generators=randoms(2))
+        batched(teacher).generate(
+            [[5], [5, 6]], SamplingParams(), max_tokens=1, end_token_ids=(), generators=randoms(2)
+        )
 
 
 @pytest.mark.parametrize("top_k", [0, 1, 7, 50, 2999, 5000])
@@ -158,7 +164,13 @@ def test_a_row_draws_the_same_whoever_is_beside_it(teacher: Checkpoint) -> None:
     asked = np.random.default_rng(1).integers(3, 400, (9, 6)).tolist()
     model = batched(teacher)
     together = model.generate(asked, SamplingParams(), max_tokens=10, end_token_ids=(1,), generators=randoms(9))
-    others = model.generate([asked[4], asked[1]], SamplingParams(), max_tokens=10, end_token_ids=(1,), generators=[randoms(5)[4], randoms(2)[1]])
+    others = model.generate(
+        [asked[4], asked[1]],
+        SamplingParams(),
+        max_tokens=10,
+        end_token_ids=(1,),
+        generators=[randoms(5)[4], randoms(2)[1]],
+    )
     assert others == [together[4], together[1]]
 
 
@@ -260,7 +272,10 @@ def test_faults() -> None:
     assert rejection_reason(f"{eight} nine.", ended=True) is None
     assert rejection_reason(f"{eight} and {eight.upper()}", ended=True) == "repeats itself"
     assert rejection_reason("Hello", ended=False) == "cut off" and rejection_reason(" \n", ended=True) == "empty"
-    assert rejection_reason("I am a Robot.", ended=True, unwanted=["robot"]) == "unwanted words" and rejection_reason("a\ufffd", ended=True) == "broken characters"
+    assert (
+        rejection_reason("I am a Robot.", ended=True, unwanted=["robot"]) == "unwanted words"
+        and rejection_reason("a\ufffd", ended=True) == "broken characters"
+    )
 
 
 def test_the_verb_killed_at_any_moment_goes_on(

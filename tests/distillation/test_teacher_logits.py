@@ -1,4 +1,4 @@
-"""Learning from a teacher: divergences against plain ones, stored equals live, resumed equals uninterrupted."""
+"""Distillation: losses equal plain formulas, stored equals live, resumed equals uninterrupted."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_the_largest_and_one_bucket_for_the_rest(k: int, direction: Any) -> None
 
 
 def test_what_is_stored_is_what_the_teacher_expects(teacher: Checkpoint, corpus: Corpus, tmp_path: Path) -> None:
-    """Each token's prediction is of the first window that has it, after at least window - stride tokens."""
+    """Each token's prediction comes from the first window that has it, with at least window - stride tokens before."""
     write_teacher_logits(teacher, corpus, tmp_path / "l", top_k=8, window=32, stride=12, batch=3, shard_values=1000)
     stored, model = TeacherLogits(tmp_path / "l"), Model.from_weights(LARGE, teacher.weights)
     assert len(stored.header["shards"]) > 3 and sum(s["tokens"] for s in stored.header["shards"]) == len(corpus.tokens)
@@ -175,7 +175,7 @@ def test_an_interrupted_teacher_goes_on(teacher: Checkpoint, corpus: Corpus, tmp
 
 
 def test_a_taught_student_is_ahead_of_one_on_its_own(teacher: Checkpoint, corpus: Corpus) -> None:
-    """Over three seeds, by far more than they differ among themselves."""
+    """A taught student is better over three seeds, by far more than the seeds differ."""
     config = dataclasses.replace(CONFIG, steps=60, batch=4, micro_batch=4)
     gains = []
     for seed in range(3):

@@ -10,7 +10,7 @@ from merino_edge.architecture import Architecture, Block
 
 @st.composite
 def architectures(draw: st.DrawFn) -> Architecture:
-    """Small architectures of every family: widths changing or not, shared or not, grouped heads, all norms and FFNs."""
+    """Small architectures of every family: changing widths, sharing, grouped heads, all norms and FFNs."""
     head_dim = draw(st.sampled_from((4, 8)))
     heads = sorted(draw(st.lists(st.sampled_from((1, 2, 4)), min_size=1, max_size=3)))
     blocks = tuple(
@@ -45,4 +45,5 @@ def architectures(draw: st.DrawFn) -> Architecture:
 
 
 def random_tokens(a: Architecture, batch: int, length: int) -> torch.Tensor:
+    """Token ids [batch, length], equal for equal lengths."""
     return torch.randint(0, a.vocab_size, (batch, length), generator=torch.Generator().manual_seed(length))

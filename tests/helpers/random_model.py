@@ -1,4 +1,4 @@
-"""Weights that make every part of a model matter."""
+"""Random weights with which every part of a model matters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from merino_edge.weights import weight_shapes
 
 
 def random_model(a: Architecture, strength: float = 1.5) -> dict[str, np.ndarray]:
-    """Weights with every norm and bias away from its neutral value, so that a forgotten one shows."""
+    """Random weights. No norm or bias has its neutral value, so that a forgotten one shows."""
     rng = np.random.default_rng(0)
     weights = {}
     for name, shape in weight_shapes(a).items():

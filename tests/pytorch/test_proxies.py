@@ -1,4 +1,4 @@
-"""Scores that need weights: against NumPy from the definitions (gradients by differences), and what must not matter."""
+"""Proxies: they equal NumPy from the definitions, with gradients by differences, and ignore what must not matter."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def linear(w: Weights, name: str, x: np.ndarray) -> np.ndarray:
 
 
 def logits(w: Weights, embedded: np.ndarray, hidden: list[np.ndarray] | None = None) -> np.ndarray:
-    """[T, V] of the embeddings [T, E] of one sequence; `hidden` receives each FFN's [T, F] before the nonlinearity."""
+    """Logits [T, V] from embeddings [T, E] of one sequence. `hidden` gets each FFN's [T, F] before the nonlinearity."""
     length = len(embedded)
     x = linear(w, "projection_in", embedded) + w["positions.weight"][:length]
     for index, block in enumerate(TINY.blocks):
@@ -93,7 +93,7 @@ def cross_entropy(w: Weights) -> float:
 
 
 def gradients(w: Weights, function: Callable[[Weights], float], step: float = 1e-6) -> Weights:
-    """Of every matrix of the decoder, by central differences."""
+    """The gradient of every matrix of the decoder, by central differences."""
     found = {}
     for name, value in w.items():
         if name.startswith("blocks.") and value.ndim == 2:
@@ -179,7 +179,7 @@ FAMILIES = {
         SMALL, norm="rmsnorm", positions="rotary", rotary_dim=8, bias="none", ffn="swiglu", tied_head=False
     ),
     "grouped, shared, widths": dataclasses.replace(
-        SMALL, blocks=(Block(8, 1, 1, 1, 16), Block(16, 3, 2, 1, 32, True)), norm_placement="post"
+        SMALL, blocks=(Block(8, 1, 1, 1, 16), Block(16, 3, 2, 1, 32, shared=True)), norm_placement="post"
     ),
 }
 
@@ -188,7 +188,7 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_proxy_is_positive_deterministic_and_leaves_no_trace(name: str, family: str) -> None:
     a, proxy = FAMILIES[family], PROXIES[name]
-    model = Model(a, 3).requires_grad_(False)
+    model = Model(a, 3).requires_grad_(requires_grad=False)
     before = model.to_weights()
     value = proxy(model, LONG)
     assert 0 < value < float("inf")
@@ -213,7 +213,7 @@ def test_the_order_of_sequences_does_not_matter(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["ZeroLM-style", "PCA", "W-PCA"])
 def test_deeper_and_wider_score_more_where_the_definition_says_so(name: str) -> None:
-    """Sums over layers of what grows with width; gradients' sizes promise no such thing."""
+    """These proxies sum quantities that grow with width. Gradients need not grow with it."""
     proxy, head_dim = PROXIES[name], SMALL.head_dim
     for sizes in (((2, 1), (2, 2), (2, 4)), ((1, 2), (2, 2), (4, 2))):  # (heads, layers)
         values = []

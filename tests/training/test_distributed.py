@@ -1,4 +1,4 @@
-"""Workers: any number of processes, by DDP or FSDP2, train what one trains, and each goes on from the other."""
+"""Distributed training: any number of workers, with DDP or FSDP2, trains what one trains, and resumes from it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_another_number_of_workers_goes_on(folder: Path, alone: Path, tmp_path: 
 
 
 def stop_at_three(folder: Path, out: Path) -> None:
-    """A training in this process that is stopped after three of its six steps."""
+    """A training in this process that stops after three of its six steps."""
     from merino_edge.training.config import TrainingConfig
     from merino_edge.training.trainer import train
 

@@ -1,4 +1,4 @@
-"""Recipes: the package's own is the paper's, and a file with a mistake is refused by its name."""
+"""Recipes: the packaged recipe is the paper's, and a mistake in a file is refused by name."""
 
 from __future__ import annotations
 

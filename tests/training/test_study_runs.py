@@ -1,4 +1,4 @@
-"""A study: the same however many are trained at a time, whenever it was killed; refused where it is another one."""
+"""Study runs: equal for any number of workers and after any kill; another study in the folder is refused."""
 
 from __future__ import annotations
 

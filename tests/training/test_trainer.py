@@ -1,4 +1,4 @@
-"""Training: a continued run ends with the bits of an uninterrupted one, and nothing is continued that has changed."""
+"""The trainer: a resumed run ends with the bits of an uninterrupted one, and changed options are refused."""
 
 from __future__ import annotations
 

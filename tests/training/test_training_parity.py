@@ -1,4 +1,4 @@
-"""Training learns what a plain loop around transformers' model learns from the same weights and batches."""
+"""Training equals a plain loop around transformers' model, from the same weights and batches."""
 
 from __future__ import annotations
 
