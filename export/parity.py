@@ -258,9 +258,9 @@ class TorchReference:
         """Logits [P, V] of the positions in `spans`; the text before them is run for its keys and values only."""
         import torch
 
-        from merino_edge.pytorch.model import Cache
+        from merino_edge.pytorch.model import KVCache
 
-        cache, done, logits = Cache(self.model.architecture, 1, len(text)), 0, []
+        cache, done, logits = KVCache(self.model.architecture, 1, len(text)), 0, []
         tokens = torch.from_numpy(text)[None]
         with torch.inference_mode():
             for first, end in spans:
