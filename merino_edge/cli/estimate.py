@@ -4,9 +4,13 @@
     merino-edge estimate --check                                compare the roofline with published speeds
     merino-edge estimate --board orin-nano-8gb --mode 25W --space edge --precision int4 --out T.jsonl
 
-`--json` prints {"table", "device", "power_mode", "precision", "runtime", "entries", "estimated": true, "unverified",
-"validation"}; of the boards {"boards": [{"name", "title", "modes": [...], "sources", "unverified", ...}]}; with
-`--check` {"rows": [merino_edge.jetson.estimate.published_speeds.PublishedSpeed], "summaries": [...], "runtimes": {name: basis}}.
+`--json` prints one object, which is
+
+    for a table   {"table", "device", "power_mode", "precision", "runtime", "entries", "estimated": true, "unverified",
+                  "validation"}
+    of the boards {"boards": [{"name", "title", "modes": [...], "sources", "unverified", ...}]}
+    --check       {"rows": [merino_edge.jetson.estimate.published_speeds.PublishedSpeed], "summaries": [...],
+                  "runtimes": {name: basis}}
 """
 
 from __future__ import annotations

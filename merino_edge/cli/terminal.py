@@ -158,7 +158,8 @@ class Terminal:
         if self.talk.dropped:
             self._say(f"the {self.talk.dropped} oldest messages no longer fit the context and were dropped")
         if answer.finish_reason == "context":
-            self._say("the context is full" + ("" if self.talk.truncate_history else "; /reset starts a new conversation"))
+            hint = "" if self.talk.truncate_history else "; /reset starts a new conversation"
+            self._say(f"the context is full{hint}")
 
     def _set(self, argument: str) -> None:
         from merino_edge import limits
