@@ -36,10 +36,10 @@ def outer_sums(space: Space, metric: str) -> Sums:
 
     def sums(widths: tuple[int, ...]) -> np.ndarray:
         first, last = widths[0], widths[-1]
-        frame = program.start[first, 0] + program.finish[last, 0]
-        frame += sum(program.changes[x, y, 0] for x, y in pairwise(widths))
+        ends = program.start[first, 0] + program.finish[last, 0]
+        ends += sum(program.changes[x, y, 0] for x, y in pairwise(widths))
         front, back = (np.add.outer(cost[widths[i]], cost[widths[i + 1]]).ravel() for i in (0, 2))
-        return np.add.outer(front, back) + frame
+        return np.add.outer(front, back) + ends
 
     return sums
 

@@ -41,7 +41,7 @@ CUTS = {
 
 
 def model(*blocks: tuple[int, int, int]) -> Architecture:
-    """From (width, layers, ffn_width) of each block, in the study's frame."""
+    """From (width, layers, ffn_width) of each block, in the study's template."""
     d = TEMPLATE.head_dim
     built = tuple(Block(width, layers, width // d, width // d, ffn) for width, layers, ffn in blocks)
     return dataclasses.replace(TEMPLATE, blocks=built)
