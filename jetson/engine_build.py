@@ -1,12 +1,12 @@
-"""Compiling a bundle for the GPU of this machine: memory first, then an engine for each of its contexts.
+"""The engine build: it compiles a bundle for this machine's GPU, an engine for each of the bundle's contexts.
 
-An engine's entry in the bundle's manifest, one of "engines":
+Memory is checked first. An engine's entry in the bundle's manifest, one of "engines":
 
-    {"file", "library", "version", "capability", "machine", "precision", "context", "profiles", "onnx_sha256", "seconds",
-     "bytes", "peak_memory_bytes", "layers": {kind: count}}
+    {"file", "library", "version", "capability", "machine", "precision", "context", "profiles", "onnx_sha256",
+     "seconds", "bytes", "peak_memory_bytes", "layers": {kind: count}}
 
-"profiles": the [least, optimum, most] tokens of a step that each optimization profile takes. The kernels' timings are
-kept in the user's cache, so that the next build takes less time. The compiler itself is `merino_edge.export.tensorrt`.
+"profiles" holds the [least, optimum, most] tokens of a step for each optimization profile. Kernel timings are kept in
+the user's cache, so that the next build is faster. The compiler itself is `merino_edge.export.tensorrt`.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from merino_edge.jetson.device.card import available_bytes, device_card
 from merino_edge.runtime.engines.cuda import gpu_capability
 from merino_edge.runtime.memory import peak_memory_mb
 
-WORKSPACE_SHARE = 0.25  # of the memory that is free, for kernels to try themselves out in
-LEAST_WORKSPACE_MB = 64
-# Peak memory of a build without the workspace: what the library takes, and per byte of the graph
+WORKSPACE_SHARE = 0.25  # of the free memory, for timing kernels
+MIN_WORKSPACE_MB = 64
+# The peak memory of a build without the workspace: the library's own, and for each byte of the graph
 # (benchmarks/compile_engines.py).
 LIBRARY_BYTES, PEAK_OVER_GRAPH = 500_000_000, 3
 
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What building `bundle` takes: the library, the GPU and the memory."""
+    """What a build of `bundle` needs: the library, the GPU and the memory."""
 
     bundle: Bundle
     library: str
-    capability: str  # compile for this one; "": for the GPU here
+    capability: str  # compute capability to compile for; "": this machine's GPU
     gpu_capability: str
     workspace_bytes: int
     needed_bytes: int
@@ -57,16 +57,17 @@ class BuildPlan:
 
 
 def plan_build(bundle: Bundle, capability: str = "", workspace_mb: int | None = None) -> BuildPlan:
-    """See whether `bundle` can be compiled here, before minutes of work.
+    """Check whether `bundle` can be compiled here, before minutes of work.
 
-    Raises UnsupportedError (its target, no GPU, too little memory), MissingExtraError (no TensorRT), InputError.
+    Raises UnsupportedError where its target has no engines, or GPU or memory are missing. Raises MissingExtraError
+    where TensorRT is missing, InputError where `workspace_mb` is out of range.
     """
     platform = PLATFORMS.get(bundle.target)
     if platform is None or platform.tensorrt is None:
-        able = ", ".join(name for name in TARGETS if PLATFORMS[name].tensorrt)
+        targets = ", ".join(name for name in TARGETS if PLATFORMS[name].tensorrt)
         raise UnsupportedError(
             f"{bundle.path} was exported for {bundle.target}, which TensorRT does not parse",
-            f"export it with --target, one of {able}",
+            f"export it with --target, one of {targets}",
         )
     library = tensorrt_library.RTX if capability else tensorrt_library.installed()
     here = "" if capability else gpu_capability()
@@ -74,7 +75,7 @@ def plan_build(bundle: Bundle, capability: str = "", workspace_mb: int | None = 
     free = available_bytes()
     if workspace_mb is not None:
         limits.check_range("workspace-mb", workspace_mb, 1, limits.MAX_WORKSPACE_MB)
-    workspace = (workspace_mb or max(LEAST_WORKSPACE_MB, int(WORKSPACE_SHARE * free / 1e6))) * 1_000_000
+    workspace = (workspace_mb or max(MIN_WORKSPACE_MB, int(WORKSPACE_SHARE * free / 1e6))) * 1_000_000
     needed = LIBRARY_BYTES + PEAK_OVER_GRAPH * graph_bytes
     if needed > free:
         raise UnsupportedError(
@@ -90,14 +91,15 @@ def build_engines(
     on_engine: Callable[[dict[str, Any]], None] = lambda entry: None,
     on_warning: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
-    """Compile every graph of the plan's bundle and add the engines to it; their entries.
+    """Compile every graph of the plan's bundle, add the engines to the bundle and return their entries.
 
-    `on_progress` is told a phase and its share done, `on_engine` each entry once it is in the bundle.
-    Raises UnsupportedError where TensorRT refuses a graph, OutputError where the bundle cannot be written.
+    `on_progress` gets a phase and the share of it that is done, `on_engine` each entry once it is in the bundle,
+    `on_warning` a line. Raises UnsupportedError where TensorRT refuses a graph, OutputError where the bundle cannot be
+    written.
     """
     bundle, card, entries = plan.bundle, device_card(), []
     timings = _timings_file(plan.library, card)
-    for context in reversed(bundle.contexts):  # the largest first: without it there is no engine for every length
+    for context in reversed(bundle.contexts):  # the largest first: it serves every length
         graph = bundle.graph_of(context)
         on_progress(f"parsing {graph.name}", 0.0)
         engine = build_engine(
@@ -105,7 +107,7 @@ def build_engines(
             graph,
             context,
             plan.capability,
-            plan.workspace_bytes,
+            workspace_bytes=plan.workspace_bytes,
             on_progress=on_progress,
             timings=timings.read_bytes() if timings.is_file() else b"",
         )
@@ -128,17 +130,17 @@ def build_engines(
         if engine.timings:
             try:
                 artefact.write_bytes(timings, engine.timings)
-            except OutputError as error:  # the engine is there all the same
+            except OutputError as error:  # the engine itself is written
                 on_warning(f"the next build will take as long: {error}")
         on_engine(entries[-1])
     return entries
 
 
 def _timings_file(library: str, card: dict[str, Any]) -> Path:
-    """Where the timings of kernels are kept: those of this library, on this board, at its clocks."""
+    """The file of kernel timings of this library on this board in its power mode."""
     trt, _ = tensorrt_library.load(library)
-    here = json.dumps([library, trt.__version__, *(card[key] for key in ("module", "power_mode", "gpu"))])
-    return artefact.user_cache() / f"timings-{hashlib.sha256(here.encode()).hexdigest()[:12]}.bin"
+    identity = json.dumps([library, trt.__version__, *(card[key] for key in ("module", "power_mode", "gpu"))])
+    return artefact.user_cache() / f"timings-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.bin"
 
 
 def _is_replaced_by(entry: dict[str, Any], old: dict[str, Any]) -> bool:
