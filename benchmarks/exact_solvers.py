@@ -2,8 +2,8 @@
 
     pip install ortools scipy        # CP-SAT, and HiGHS through scipy; whichever is missing is left out
 
-The same program is given to all: one binary variable per block and block choice, one per pair of widths between neighbours,
-and the total depth fixed, so 13 programs for 4 to 16 layers. CP-SAT takes whole numbers: costs are whole already,
+The same program is given to all: one binary variable per block and block choice, one per pair of widths between
+neighbours, and the total depth fixed, so 13 programs for 4 to 16 layers. CP-SAT takes whole numbers: costs are whole already,
 scores are given as whole thousandths of a nat. Each solver is timed over all depths, building included; rounds are
 interleaved. A last line solves with ours the spaces that no formulation of this kind holds (`edge`, `wide`), for
 their time and memory.
@@ -62,7 +62,7 @@ class Program:
     """One depth of a problem with one model template, as rows and columns."""
 
     def __init__(self, asked: Problem, depth: int) -> None:
-        space, program = asked.space, asked.program(0)
+        space, (program,) = asked.space, asked.programs(0)
         (self.blocks,), self.depth, self.program = space.blocks, depth, program
         self.layers = np.array([choice.layers for choice in space.block_choices])
         self.width = np.array(space.width_of)

@@ -1,4 +1,4 @@
-"""Find `merino-52m`, `merino-61m` and `merino-64m` (merino_edge/presets.py): python benchmarks/paper/reconstruct_presets.py
+"""Find the presets `merino-52m`, `merino-61m` and `merino-64m`: python benchmarks/paper/reconstruct_presets.py
 
 The paper prints for each model its FLOPs, its parameters with shared layers and without, but no architecture.
 This enumerates the paper's whole space (304 million architectures, no sampling) and prints, for each model,
@@ -31,7 +31,7 @@ Sums = Callable[[tuple[int, ...]], np.ndarray]
 def outer_sums(space: Space, metric: str) -> Sums:
     """A function that gives the cost of every architecture with some width indices: [PER_WIDTH**2, PER_WIDTH**2]."""
     problem = Problem(space, Budget.of({metric: 1e18}), effective(), CostModel("fp16"))
-    program = problem.program(0)
+    (program,) = problem.programs(0)
     cost = program.block_costs[:, 0].reshape(len(space.widths), PER_WIDTH)
 
     def sums(widths: tuple[int, ...]) -> np.ndarray:
@@ -85,17 +85,18 @@ def main() -> None:
                 found[name] = max(found.get(name, (0.0, ())), best_of(fits, widths))
 
     for name, *_ in TARGETS:
-        total, candidate = found[name]
-        own = OWN.architecture(Candidate(0, candidate)).parameters
-        a = PAPER.architecture(Candidate(0, candidate))
-        print(f"{name}: the best of {fitting[name]:,} that fit is {_blocks(candidate)}")
+        total, choices = found[name]
+        own = OWN.architecture(Candidate(0, choices)).parameters
+        a = PAPER.architecture(Candidate(0, choices))
+        print(f"{name}: the best of {fitting[name]:,} that fit is {_blocks(choices)}")
         print(f"    score {total:.2f}, {a.parameters:,} parameters ({own:,} unshared), {a.flops() / 1e9:.2f} GFLOPs")
-        total, candidate = highest[name]
-        print(f"    highest score under the FLOP budget alone: {total:.2f} with {_blocks(candidate)}")
+        total, choices = highest[name]
+        print(f"    highest score under the FLOP budget alone: {total:.2f} with {_blocks(choices)}")
 
 
-def _blocks(candidate: tuple[int, ...]) -> str:
-    return ", ".join(f"({b.width}, {b.layers}, {b.ffn_width})" for b in PAPER.architecture(Candidate(0, candidate)).blocks)
+def _blocks(choices: tuple[int, ...]) -> str:
+    blocks = PAPER.architecture(Candidate(0, choices)).blocks
+    return ", ".join(f"({b.width}, {b.layers}, {b.ffn_width})" for b in blocks)
 
 
 if __name__ == "__main__":
