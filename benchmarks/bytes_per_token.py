@@ -13,7 +13,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-from merino_edge.data.corpus import train_tokenizer
+from merino_edge.data.bpe import train_tokenizer
 
 SIZES = (1024, 2048, 4096, 8192, 16384, 32768, 49152, 50272)
 HELD_OUT_BYTES = 10**6

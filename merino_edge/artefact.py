@@ -32,14 +32,17 @@ def canonical_json(value: Any) -> str:
 
 
 def sha256_text(text: str) -> str:
+    """The sha256 of the UTF-8 text, in hexadecimal."""
     return sha256_bytes(text.encode())
 
 
 def sha256_bytes(data: bytes) -> str:
+    """The sha256 of the bytes, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
+    """The sha256 of the file, in hexadecimal. Raises OSError."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):

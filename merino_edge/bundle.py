@@ -47,6 +47,7 @@ class Bundle:
 
     @property
     def graph(self) -> Path:
+        """The graph with the largest cache."""
         return self.path / "model.onnx"
 
     @property

@@ -48,6 +48,7 @@ def layer_vector_parameters(a: Architecture, block: Block) -> int:
 
 
 def block_parameters(a: Architecture, block: Block) -> int:
+    """Stored parameters of a block. Shared layers count once."""
     return block.weight_layers * (layer_matrix_parameters(a, block) + layer_vector_parameters(a, block))
 
 
@@ -80,10 +81,12 @@ def parameters(a: Architecture) -> int:
 
 
 def layer_flops(a: Architecture, block: Block, sequence: int) -> int:
+    """FLOPs of one layer over `sequence` tokens."""
     return 2 * sequence * layer_matrix_parameters(a, block) + 4 * sequence * sequence * block.width
 
 
 def block_flops(a: Architecture, block: Block, sequence: int) -> int:
+    """FLOPs of a block over `sequence` tokens. Shared layers are computed, so all layers count."""
     return block.layers * layer_flops(a, block, sequence)
 
 
@@ -117,11 +120,13 @@ POSITION_BYTES = {"fp32": 4, "fp16": 2, "int8": 2, "int4": 2}
 
 
 def check_precision(precision: str) -> None:
+    """Raise InputError for an unknown precision."""
     if precision not in PRECISIONS:
         raise InputError(f"there is no precision {precision!r}", f"choose one of {', '.join(PRECISIONS)}")
 
 
 def block_weight_bytes(a: Architecture, block: Block, precision: str) -> float:
+    """Bytes of a block's stored weights. Shared layers count once."""
     matrices, vectors = layer_matrix_parameters(a, block), layer_vector_parameters(a, block)
     return block.weight_layers * (matrices * MATRIX_BYTES[precision] + vectors * VECTOR_BYTES)
 
@@ -166,6 +171,7 @@ def cache_element_bytes(precision: str) -> int:
 
 
 def block_kv_bytes(a: Architecture, block: Block, positions: int, element_bytes: int = 2) -> int:
+    """Bytes of a block's KV cache for `positions` positions."""
     return 2 * block.layers * block.kv_heads * a.head_dim * positions * element_bytes
 
 

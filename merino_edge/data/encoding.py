@@ -50,6 +50,7 @@ class Encoder:
 
     @property
     def chat(self) -> ChatFormat:
+        """The chat format for the model."""
         return self.tokenizer.chat
 
     def encode(self, records: Iterable[Record]) -> Iterator[Encoded]:

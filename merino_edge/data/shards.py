@@ -30,6 +30,7 @@ SETTLED_NS = 2 * 10**9  # a younger file could change again while its time stays
 
 
 def shard_name(stem: str, number: int) -> str:
+    """The file name of a shard."""
     return f"{stem}-{number:05d}.bin"
 
 
@@ -71,6 +72,7 @@ class ShardWriter:
         self._open_values = 0  # in the open shard
 
     def append(self, values: np.ndarray) -> None:
+        """Write values [N], into as many shards as they fill."""
         while len(values):
             if self._file is None:
                 self._file = open(self.folder / shard_name(self.stem, len(self.hashes)), "xb")  # noqa: SIM115

@@ -102,6 +102,7 @@ class Workers:
             torch.distributed.barrier()
 
     def close(self) -> None:
+        """Leave the process group."""
         if self.is_distributed:
             torch.distributed.destroy_process_group()
 

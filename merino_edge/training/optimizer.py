@@ -57,6 +57,7 @@ class Optimizer:
         return [group for part, _ in self._parts for group in part.param_groups]
 
     def zero_grad(self) -> None:
+        """Clear the gradients."""
         for part, _ in self._parts:
             part.zero_grad(set_to_none=True)
 

@@ -53,6 +53,7 @@ class LiveTeacher:
         self._model: Model | None = None
 
     def prepare(self, a: Architecture, corpus: Corpus, config: TrainingConfig, device: torch.device) -> None:
+        """Load the model. Raises InputError for another vocabulary or tokenizer, or too long sequences."""
         own, where = self.source.architecture, self.source.path
         if own.vocab_size != a.vocab_size:
             what = f"the teacher {where} has a vocabulary of {own.vocab_size:,}, the model {a.vocab_size:,}"
@@ -67,6 +68,7 @@ class LiveTeacher:
 
     @torch.no_grad()
     def predict(self, inputs: Tensor, starts: np.ndarray, *, bf16: bool) -> Tensor:
+        """The logits [B, T, V] of the teacher."""
         assert self._model is not None
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bf16):
             return self._model(inputs)  # type: ignore[no-any-return]  # [B, T, V]
@@ -81,6 +83,7 @@ class StoredTeacher:
         self.stored, self.sha256 = stored, str(stored.header["sha256"])
 
     def prepare(self, a: Architecture, corpus: Corpus, config: TrainingConfig, device: torch.device) -> None:
+        """Raise InputError for another vocabulary or corpus, or another temperature than 1."""
         header, folder = self.stored.header, self.stored.folder
         if header["vocab_size"] != a.vocab_size:
             what = f"{folder} is of a vocabulary of {header['vocab_size']:,}, the model has {a.vocab_size:,}"
@@ -93,6 +96,7 @@ class StoredTeacher:
             raise InputError(what, "leave --temperature out, or give the teacher's checkpoint")
 
     def predict(self, inputs: Tensor, starts: np.ndarray, *, bf16: bool) -> TopK:
+        """The stored log-probabilities and token ids, each [B, T, k]."""
         logs, ids = self.stored.rows(starts, inputs.shape[1])
         return TopK(torch.from_numpy(logs).to(inputs.device), torch.from_numpy(ids).to(inputs.device))
 
