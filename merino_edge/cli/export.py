@@ -159,8 +159,8 @@ def export(
             f"{vocabulary['whole_decode_ms']:.2f} ms a token here"
         )
     mixed = f" with {count} matrices at int8" if (count := len(manifest["raised_to_int8"])) else ""
-    positions = ", ".join(map(str, bundle.contexts))
-    print_line(f"{out}: {precision}{mixed}, {positions} positions, {size_mb:.1f} MB")
+    capacities = ", ".join(map(str, bundle.contexts))
+    print_line(f"{out}: {precision}{mixed}, {capacities} positions, {size_mb:.1f} MB")
     if target == "onnxruntime":
         console.print(f"next: merino-edge generate {out}", style="dim", soft_wrap=True)
 
