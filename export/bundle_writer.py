@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,10 +67,9 @@ def write_bundle(
         draft = _Draft(folder, checkpoint, options, prepared, tokens, open_engine, on_step)
         draft.save_graph()
         upgraded = draft.upgrade()
-        engine = draft.open()
-        checks = draft.compare(engine)
-        vocabulary = draft.vocabulary_facts(engine)
-        engine.close()
+        with closing(draft.open()) as engine:
+            checks = draft.compare(engine)
+            vocabulary = draft.vocabulary_facts(engine)
         compiled = draft.compile()
         on_step("hashing")
         int4 = {"fast": target.fast, "block": target.block, "rounding": options.rounding}
@@ -170,9 +170,8 @@ class _Draft:
             self.on_step(f"comparing the cache of {capacity} positions")
             graph = self.folder / bundle.smaller_graph(capacity)
             save_beside(self.build(stored, capacity), graph, self.graph)
-            smaller = self.open_engine(graph, capacity)
-            checks.append(parity.compare_capacity(smaller, engine, precision, self.tokens))
-            smaller.close()
+            with closing(self.open_engine(graph, capacity)) as smaller:
+                checks.append(parity.compare_capacity(smaller, engine, precision, self.tokens))
         parity.require_passed(checks)
         return checks
 
@@ -184,9 +183,8 @@ class _Draft:
         self.on_step("timing the whole vocabulary")
         full_graph = self.folder / "whole.onnx"
         save(self.build(self.prepared.full_vocab), full_graph)
-        full_engine = self.open_engine(full_graph, self.options.context)
-        pruned_ms, full_ms = _decode_ms(engine, full_engine)
-        full_engine.close()
+        with closing(self.open_engine(full_graph, self.options.context)) as full_engine:
+            pruned_ms, full_ms = _decode_ms(engine, full_engine)
         _remove(full_graph)
         return {
             "kept": len(token_ids),

@@ -87,8 +87,8 @@ def test_no_graph_has_an_operator_that_its_targets_parser_lacks(name: str, targe
     assert platform.tensorrt is not None
     for precision in platform.precisions:
         for lowering in platform.lowerings_at(precision):
-            chosen = Target.named(target, precision, lowering)
-            model = build_stored(a, random_stored(a, chosen), chosen, 128)
+            resolved = Target.named(target, precision, lowering)
+            model = build_stored(a, random_stored(a, resolved), resolved, 128)
             assert find_unsupported(model, platform.tensorrt) == []
             assert platform.opsets[0] <= model.opset_imports[""] <= platform.opsets[1]
 

@@ -224,13 +224,13 @@ def multiply(x: np.ndarray, weight: np.ndarray, target: Target, *, fused: bool, 
 @pytest.mark.parametrize("target", ["onnxruntime", "rtx"])
 @pytest.mark.parametrize("blocks", [2, 32, 33])
 def test_graph_multiplies_offsets(target: str, blocks: int) -> None:
-    chosen = Target.named(target, "int4", "native")
+    resolved = Target.named(target, "int4", "native")
     weight = between_two_ends(1, 40, blocks) + np.repeat(np.linspace(-3, 3, blocks, dtype=np.float32), 32)
     x = np.random.default_rng(3).standard_normal((1, 3, weight.shape[1])).astype(np.float32)
-    quantized = quantize_matrix("m.weight", weight, 4, chosen)
+    quantized = quantize_matrix("m.weight", weight, 4, resolved)
     assert quantized.offsets is not None
     expected = x @ quantized.dequantize().T
-    got = multiply(x, weight, chosen, fused=True)
+    got = multiply(x, weight, resolved, fused=True)
     assert np.abs(got - expected).max() <= 0.01 * np.abs(expected).max()
     without = x @ QuantizedMatrix(quantized.codes, quantized.scales, 4).dequantize().T
     assert np.abs(got - without).max() > 0.1 * np.abs(expected).max()  # so the check would fail without them
@@ -241,15 +241,15 @@ def test_graph_multiplies_offsets(target: str, blocks: int) -> None:
 def test_graph_multiplies_the_dequantized_matrix(target: str, precision: str) -> None:
     rng = np.random.default_rng(3)
     x, weight = rng.standard_normal((3, 128)).astype(np.float32), rng.standard_normal((40, 128)).astype(np.float32)
-    chosen = Target.named(target, precision, "native")
-    stored = quantize_matrix("m.weight", weight, 4 if precision == "int4" else 8, chosen).dequantize()
-    exact = multiply(x, weight, chosen, fused=False)
+    resolved = Target.named(target, precision, "native")
+    stored = quantize_matrix("m.weight", weight, 4 if precision == "int4" else 8, resolved).dequantize()
+    exact = multiply(x, weight, resolved, fused=False)
     half_rounding = 0.15 if target == "rtx" else 1e-4  # sums of 128 products of float16 numbers of order 10
     np.testing.assert_allclose(exact, x @ stored.T, atol=half_rounding)
-    fused = multiply(x, weight, chosen, fused=True)  # also rounds x to int8
+    fused = multiply(x, weight, resolved, fused=True)  # also rounds x to int8
     assert np.abs(fused - x @ stored.T).max() <= 0.02 * np.abs(x @ stored.T).max()
     if target == "onnxruntime":  # the unfused form is the very kernel that fusing makes
-        np.testing.assert_array_equal(multiply(x, weight, chosen, fused=True, unfused=True), fused)
+        np.testing.assert_array_equal(multiply(x, weight, resolved, fused=True, unfused=True), fused)
 
 
 def test_width_that_blocks_do_not_divide_is_refused(tmp_path: Path) -> None:
@@ -261,15 +261,15 @@ def test_width_that_blocks_do_not_divide_is_refused(tmp_path: Path) -> None:
 def test_weights_beyond_float16_are_refused(precision: str) -> None:
     a = Architecture(40, 16, 32, 32, (Block(32, 1, 1, 1, 32),))
     name = "blocks.0.layers.0.ffn.up.weight"
-    chosen = Target.named("onnxruntime", precision)
+    resolved = Target.named("onnxruntime", precision)
     for large in (6e4, 1e8):
         weights = random_weights(a)
         weights[name] = weights[name] * 0 + np.float32(large)
         if large < 65504:
-            assert all(np.isfinite(array).all() for array in store(a, weights, chosen).dequantize().values())
+            assert all(np.isfinite(array).all() for array in store(a, weights, resolved).dequantize().values())
         else:
             with pytest.raises(UnsupportedError, match="float16 ends at 65504; export --precision fp32"):
-                store(a, weights, chosen)
+                store(a, weights, resolved)
 
 
 def structure(model: ir.Model) -> list[object]:
@@ -290,16 +290,16 @@ def structure(model: ir.Model) -> list[object]:
 def test_random_storage_makes_the_graph_that_quantising_makes(
     target: str, precision: str, a: Architecture, seed: int
 ) -> None:
-    chosen = Target.named(target, precision)
-    real, random = store(a, random_weights(a), chosen), random_stored(a, chosen, seed)
+    resolved = Target.named(target, precision)
+    real, random = store(a, random_weights(a), resolved), random_stored(a, resolved, seed)
     assert list(random.arrays) == list(real.arrays) and list(random.quantized) == list(real.quantized)
     for name, quantized in random.quantized.items():
         assert quantized.codes.dtype == np.int8 and quantized.codes.shape == real.quantized[name].codes.shape
         assert np.abs(quantized.codes).max() == (1 << (quantized.bits - 1)) - 1
         np.testing.assert_array_equal(quantized.scales, quantized.scales.astype(np.float16))
-    drawn = build_stored(a, random, chosen, a.max_positions)
-    assert structure(drawn) == structure(build_stored(a, real, chosen, a.max_positions))
-    assert len(to_bytes(drawn)) == len(to_bytes(build_stored(a, real, chosen, a.max_positions)))
+    drawn = build_stored(a, random, resolved, a.max_positions)
+    assert structure(drawn) == structure(build_stored(a, real, resolved, a.max_positions))
+    assert len(to_bytes(drawn)) == len(to_bytes(build_stored(a, real, resolved, a.max_positions)))
 
 
 @pytest.mark.parametrize(("target", "precision"), FORMS)
