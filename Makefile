@@ -2,6 +2,8 @@
 # make chat    set up, fetch SmolLM2-135M-Instruct, import, export as int4, open a chat
 # make test    set up, then lint, types and every test
 # make docs    set up, then build the documentation site in build/site; warnings are errors
+# make release set up, then build sdist and wheel in dist/, check them, and run the wheel in a new environment
+# make test-board PYTHON=python3.10    set up .venv-board, then the tests that a board's packages run (no PyTorch)
 # make bench   set up, then compare int4 with llama.cpp (compiles it, 10 minutes), onnxruntime-genai and transformers
 
 PYTHON ?= python3
@@ -10,7 +12,7 @@ OUT ?= demo
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo chat test lint types docs bench clean
+.PHONY: demo chat test test-board lint types editor-types hooks docs release bench clean
 
 demo: $(VENV)/workstation
 	$(BIN)/merino-edge demo --out $(OUT)
@@ -25,6 +27,10 @@ chat: $(VENV)/workstation
 test: lint types
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 
+# In an environment of its own: Python 3.10 is JetPack 6's, 3.12 is JetPack 7's.
+test-board: $(VENV)-board/dev
+	OMP_NUM_THREADS=1 $(VENV)-board/bin/pytest tests/core tests/latency tests/runtime tests/jetson tests/cli
+
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,8 +38,19 @@ lint: $(VENV)/dev
 types: $(VENV)/dev
 	$(BIN)/mypy -p merino_edge
 
+# Whether an editor's type checker finds every import.
+editor-types: $(VENV)/checks $(VENV)/dev
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# The checks of .pre-commit-config.yaml, before each commit.
+hooks: $(VENV)/checks $(VENV)/dev
+	$(BIN)/pre-commit install
+
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+release: $(VENV)/release
+	$(BIN)/python tools/release.py --out dist
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/peers/compare.py --install llama.cpp onnxruntime-genai transformers
@@ -51,10 +68,21 @@ $(VENV)/docs: $(VENV)/environment pyproject.toml
 	$(PIP) -e '.[docs]'
 	touch $@
 
+$(VENV)/release $(VENV)/checks: $(VENV)/environment pyproject.toml
+	$(PIP) --group $(@F)
+	touch $@
+
+$(VENV)-board/dev: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)-board
+	$(VENV)-board/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(VENV)-board/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[serve,jetson]' --group board
+	touch $@
+
 $(VENV)/environment: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-board build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
