@@ -1,1 +1,1 @@
-"""Jetson: know the device and measure what layers cost on it."""
+"""The Jetson room: what a board is, and what a model costs on it."""

@@ -1,9 +1,9 @@
-"""The device card: what a machine says about itself, as it says it.
+"""The device card: what a machine says about itself, in its own words.
 
-Read from files only (procfs, sysfs, L4T's release file, the package database), below an injectable root, so that
-a recorded tree of another board reads the same. Nothing is guessed or translated: what no file says is "unknown",
-and a JetPack name never stands in for the versions that were read. Names that are looked up (`module_name`, the power
-mode's in parentheses) stand beside what they were looked up from. No file tells a Jetson's L2 cache.
+Only files are read (procfs, sysfs, L4T's release file, the package database). They stand below an injectable root, so a
+recorded tree of another board reads the same. Nothing is guessed: what no file says is "unknown", and a JetPack name
+never replaces the versions that were read. Names that are looked up (`module_name`, the power mode's name) stand beside
+what they were looked up from. No file tells a Jetson's L2 cache.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from merino_edge.jetson.device.modules import MODULES, sm_count
 from merino_edge.jetson.device.nvpmodel import power_mode
 from merino_edge.jetson.device.system_files import UNKNOWN, first_line, number, read_text
 
-# Instruction sets that decide how fast a CPU multiplies small matrices (x86, then ARM).
+# Instruction sets for multiplying small matrices (x86, then ARM).
 FLAGS = (
     "avx2",
     "fma",
@@ -39,7 +39,7 @@ FLAGS = (
     "sve",
     "sve2",
 )
-# Fields that make two cards one machine in one state: figures measured under them may be compared.
+# Figures of two cards are comparable where these fields agree.
 SAME_MACHINE = (
     "name",
     "compatible",
@@ -63,7 +63,7 @@ def device_card(root: Path | str = "/") -> dict[str, Any]:
     {"name", "compatible": [...], "module" (part number), "module_name", "soc", "l4t", "l4t_core", "jetpack",
      "power_mode", "gpu": {"tpc_pg_mask", "sm_count", "l2_bytes", "max_mhz" (as capped now)}, "cuda", "tensorrt",
      "driver", "cpu", "cpu_flags": [...], "cores" (logical), "physical_cores",
-     "cache_bytes": {"l1d", "l2", "l3"} (the largest of one instance), "memory_bytes", "swap_bytes", "kernel", "system"}
+     "cache_bytes": {"l1d", "l2", "l3"} (of one instance), "memory_bytes", "swap_bytes", "kernel", "system"}
     """
     root = Path(root)
     cpu = _cpu_fields(root)
@@ -99,52 +99,52 @@ def device_card(root: Path | str = "/") -> dict[str, Any]:
 
 
 def inner_cache_bytes(card: dict[str, Any]) -> int:
-    """The cache before the last, which a core has to itself; 0 where the card knows no third level."""
+    """The cache before the last, which a core has to itself; 0 where the card has no third level."""
     levels = card["cache_bytes"]
     return int(levels.get("l2", 0)) if "l3" in levels else 0
 
 
 def last_level_cache_bytes(card: dict[str, Any]) -> int:
-    """The largest cache the card knows, 0 when it knows none."""
+    """The largest cache; 0 where the card has none."""
     return max(card["cache_bytes"].values(), default=0)
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """What makes two cards two machines, a line each; none where their tables may be compared.
+    """The differences that make two cards two machines, a line each; [] where their tables are comparable.
 
-    Clocks, swap and versions may differ. A field that an older tool did not record is passed over.
+    Clocks, swap and versions may differ. A field that an older tool did not record is ignored.
     """
 
-    def seen(card: dict[str, Any], field: str) -> Any:
+    def comparable(card: dict[str, Any], field: str) -> Any:
         value = card[field]
-        if field == "power_mode":  # the fan's mode is no part of it
+        if field == "power_mode":  # without the fan's mode
             return re.sub(r"\s*fmode:\S+", "", str(value))
-        if field == "gpu" and isinstance(value, dict):  # what it may clock to follows from the power mode
+        if field == "gpu" and isinstance(value, dict):  # the maximal clock follows from the power mode
             return value.get("sm_count", UNKNOWN)
         if field == "memory_bytes" and isinstance(value, int):
-            return f"{value / 2**30:.0f} GiB"  # kernels of one board keep a little more or less for themselves
+            return f"{value / 2**30:.0f} GiB"  # kernels reserve a little more or less
         return value
 
     both = [field for field in SAME_MACHINE if field in one and field in other]
-    pairs = ((field, seen(one, field), seen(other, field)) for field in both)
-    return [f"{field}: {mine}, {theirs}" for field, mine, theirs in pairs if mine != theirs]
+    pairs = ((field, comparable(one, field), comparable(other, field)) for field in both)
+    return [f"{field}: {first}, {second}" for field, first, second in pairs if first != second]
 
 
 def clock_mhz(root: Path | str = "/") -> float | str:
-    """The fastest core's clock as it runs now."""
+    """The fastest core's clock now, or "unknown"."""
     return sensors.cpu_clock_mhz(Path(root)) or UNKNOWN
 
 
 def _module(compatible: Iterable[str]) -> str:
-    """The part number of the module: on a carrier it stands behind the carrier's own and a plus."""
+    """The part number of the module. On a carrier it stands behind the carrier's own and a plus."""
     text = "\n".join(compatible)
-    found = re.search(r"\+(p\d{4}-\d{4})", text) or re.search(r"\b(p\d{4}-\d{4})", text)
-    return found[1] if found else UNKNOWN
+    part = re.search(r"\+(p\d{4}-\d{4})", text) or re.search(r"\b(p\d{4}-\d{4})", text)
+    return part[1] if part else UNKNOWN
 
 
 def _soc(compatible: Iterable[str]) -> str:
-    found = re.search(r"\btegra\d+\b", "\n".join(compatible))
-    return found[0] if found else UNKNOWN
+    soc = re.search(r"\btegra\d+\b", "\n".join(compatible))
+    return soc[0] if soc else UNKNOWN
 
 
 def _gpu(root: Path, module: str, soc: str) -> dict[str, Any]:
@@ -168,14 +168,14 @@ def _cpu_fields(root: Path) -> dict[str, str]:
 
 
 def _arm_part(cpu: dict[str, str]) -> str:
-    """ARM cores give numbers, not names; the numbers are passed on."""
+    """The implementer and part number of an ARM core, which has no name."""
     if "CPU part" not in cpu:
         return UNKNOWN
     return f"implementer {cpu.get('CPU implementer', UNKNOWN)} part {cpu['CPU part']}"
 
 
 def _physical_cores(root: Path) -> int | str:
-    """Cores that share nothing: logical ones on the same core name the same siblings."""
+    """The number of physical cores: logical ones on the same core have the same siblings."""
     names = root.glob("sys/devices/system/cpu/cpu[0-9]*/topology/thread_siblings_list")
     return len({first_line(name) for name in names} - {UNKNOWN}) or UNKNOWN
 
@@ -193,7 +193,7 @@ def _caches(root: Path) -> dict[str, int]:
 
 
 def available_bytes(root: Path | str = "/") -> int:
-    """Memory that programs may still take, swap included; 0 where the system does not say."""
+    """The memory that programs can still take, with swap; 0 where the system does not say."""
     parts = (_memory_bytes(Path(root), field) for field in ("MemAvailable", "SwapFree"))
     return sum(part for part in parts if isinstance(part, int))
 
@@ -225,5 +225,5 @@ def _packages(root: Path) -> dict[str, str]:
 
 
 def _system(root: Path) -> str:
-    found = re.search(r'^PRETTY_NAME="?([^"\n]*)', read_text(root / "etc/os-release"), re.M)
-    return found[1] if found else UNKNOWN
+    name = re.search(r'^PRETTY_NAME="?([^"\n]*)', read_text(root / "etc/os-release"), re.M)
+    return name[1] if name else UNKNOWN

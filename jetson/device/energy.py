@@ -1,4 +1,4 @@
-"""Energy of a piece of work: rails sampled while it runs, or RAPL counters read before and after.
+"""Energy of a piece of work: power rails sampled while it runs, or RAPL counters read before and after.
 
     meter = EnergyMeter.of()
     if meter:
@@ -6,9 +6,9 @@
             work()
         used.energy_mj
 
-Sampled power is integrated over the work's time by trapezoids; what a rail does between two samples (20 a second) is
-not seen, and work shorter than a sample's distance may get none. The whole module is measured, with whatever else runs
-on it. Sampling takes a little processor time: measure latency apart.
+Sampled power is integrated over the work's time by trapezoids. There are 20 samples a second, so short work may get
+none. The whole module is measured, with everything else that runs on it. Sampling takes a little processor time, so
+measure latency separately.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ Sample = tuple[float, float]  # (time [s], power [mW])
 
 
 @dataclass
-class Used:
-    """Filled in when the work ends; `energy_mj` is None where no sample fell into it or a counter went away."""
+class EnergyUse:
+    """Filled in when the work ends. `energy_mj` is None where no sample fell into it or a counter vanished."""
 
     energy_mj: float | None = None
     seconds: float = 0.0
@@ -40,18 +40,21 @@ class Used:
 
 
 class EnergyMeter:
+    """Measures the energy of a block of code by this machine's sensors."""
+
     def __init__(self, sensors: Sensors) -> None:
         self.sensors = sensors
 
     @classmethod
     def of(cls, root: Path | str = "/") -> EnergyMeter | None:
-        """None where no power can be read; `Sensors.power_source` says why."""
+        """The meter of this machine; None where no power can be read (`Sensors.power_source` says why)."""
         sensors = Sensors(root)
         return cls(sensors) if sensors.source else None
 
     @contextlib.contextmanager
-    def measuring(self) -> Iterator[Used]:
-        used = Used()
+    def measuring(self) -> Iterator[EnergyUse]:
+        """Measure the block; its energy stands in the yielded object afterwards."""
+        used = EnergyUse()
         if self.sensors.source == "rapl":
             before_uj, begin = self.sensors.rapl.counters_uj(), time.perf_counter()
             yield used
@@ -70,7 +73,7 @@ class EnergyMeter:
 
     @contextlib.contextmanager
     def _sampling(self, samples: list[Sample]) -> Iterator[None]:
-        """A thread that adds to `samples` until the block ends, however it ends."""
+        """Run a thread that adds to `samples` until the block ends, also by an exception."""
         stop = threading.Event()
         with contextlib.ExitStack() as stack:
             if self.sensors.source == "tegrastats":
@@ -85,7 +88,7 @@ class EnergyMeter:
                 thread.join()
 
     def _tegrastats(self, stack: contextlib.ExitStack) -> tegrastats.Process | None:
-        """The program, once it has printed its first line; None where it does not run any more."""
+        """The program after its first line; None where it no longer runs."""
         try:
             process = stack.enter_context(tegrastats.Process(self.sensors.tegrastats, int(1000 * SAMPLE_SECONDS)))
             return process if process.next_line(tegrastats.FIRST_LINE_SECONDS) is not None else None
@@ -94,7 +97,10 @@ class EnergyMeter:
 
 
 def integral_mj(samples: Sequence[Sample], begin: float, end: float) -> float | None:
-    """The energy from `begin` to `end` [s] by trapezoids, the outer samples' power reaching to the ends."""
+    """The energy [mJ] from `begin` to `end` [s] by trapezoids; None where no sample lies between.
+
+    The power of the outer samples holds up to the ends.
+    """
     inside = [(at, power_mw) for at, power_mw in samples if begin <= at <= end]
     if not inside:
         return None
@@ -103,7 +109,7 @@ def integral_mj(samples: Sequence[Sample], begin: float, end: float) -> float | 
 
 
 def _sample_rails(sensors: Sensors, samples: list[Sample], stop: threading.Event) -> None:
-    pause = SAMPLE_SECONDS / 2  # so that a sample stands for the time around it
+    pause = SAMPLE_SECONDS / 2  # a sample stands for the time around it
     while not stop.wait(pause):
         begun = time.perf_counter()
         power_mw = total_mw(sensors.rails_mw())

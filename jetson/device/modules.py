@@ -1,8 +1,7 @@
-"""Jetson modules by part number: a name to show beside it, and how many TPCs (pairs of SMs) a module has.
+"""Jetson modules by part number: a name, and how many TPCs (pairs of SMs) a module has.
 
-Names: jetson_stats, jtop/core/jetson_variables.py (https://github.com/rbonghi/jetson_stats). TPCs of Orin: the
-TPC_PG_MASK of NVIDIA's nvpmodel files (https://github.com/LineageOS/android_device_nvidia_concord, nvpmodel/). A part
-number that is not here is passed on as it is.
+Names are from jetson_stats, jtop/core/jetson_variables.py (https://github.com/rbonghi/jetson_stats). TPCs of Orin are
+the TPC_PG_MASK of NVIDIA's nvpmodel files (https://github.com/LineageOS/android_device_nvidia_concord, nvpmodel/).
 """
 
 from __future__ import annotations
@@ -12,8 +11,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Module:
+    """A module's name and TPCs."""
+
     name: str
-    tpcs: int | None = None  # None: not read from a source
+    tpcs: int | None = None  # None: no source states it
 
 
 MODULES = {
@@ -31,19 +32,19 @@ MODULES = {
     "p3448-0003": Module("Nano"),
     "p3834-0008": Module("Thor"),
 }
-# TPCs on the chip that a mask has bits for, whether or not the module has them.
+# Bits of a chip's TPC mask, also for TPCs that a module does not have.
 CHIP_TPCS = {"tegra234": 8}
 SMS_PER_TPC = 2
 
 
 def sm_count(module: str, soc: str, tpc_pg_mask: int) -> int | None:
-    """SMs that are switched on; None where that does not follow.
+    """The number of SMs that are on; None where the mask does not tell.
 
-    A chip whose TPCs were fused off in the factory may report a mask of 0, so more TPCs than the module has are no
-    answer.
+    A chip with TPCs fused off in the factory may report a mask of 0. So None is returned where the mask gives more TPCs
+    than the module has.
     """
-    known, chip = MODULES.get(module), CHIP_TPCS.get(soc)
-    if known is None or known.tpcs is None or chip is None or not 0 <= tpc_pg_mask < 2**chip:
+    entry, chip = MODULES.get(module), CHIP_TPCS.get(soc)
+    if entry is None or entry.tpcs is None or chip is None or not 0 <= tpc_pg_mask < 2**chip:
         return None
     on = chip - tpc_pg_mask.bit_count()
-    return SMS_PER_TPC * on if on <= known.tpcs else None
+    return SMS_PER_TPC * on if on <= entry.tpcs else None

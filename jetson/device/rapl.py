@@ -1,8 +1,8 @@
-"""RAPL: the energy counters of x86 processors (Intel and AMD) as Linux's powercap shows them.
+"""RAPL: the energy counters of x86 processors (Intel and AMD), as Linux's powercap shows them.
 
-A counter holds microjoules since some moment and starts again after `max_energy_range_uj`; a pause between two readings
-in which it wraps more than once (some ten minutes at full load) cannot be told. Packages are summed; psys, which
-holds them too, and the domains inside a package are not. Since Linux 5.10 only root may read them.
+A counter holds microjoules and wraps at `max_energy_range_uj`. More than one wrap between two readings (some ten
+minutes at full load) is not seen. Packages are summed. The domain psys, which includes them, and the domains inside a
+package are not. Since Linux 5.10 only root may read the counters.
 Source: https://docs.kernel.org/power/powercap/powercap.html
 """
 
@@ -14,17 +14,19 @@ from merino_edge.jetson.device.system_files import first_line, number, why_unrea
 
 
 class Rapl:
+    """The packages' counters below `root`."""
+
     def __init__(self, root: Path) -> None:
         zones = sorted(root.glob("sys/class/powercap/intel-rapl:*"))
         self.packages = [zone for zone in zones if first_line(zone / "name").startswith("package")]
 
     def counters_uj(self) -> list[float] | None:
-        """Every package's counter; None where there is no package or one cannot be read."""
+        """The counter of each package; None where there is no package or one cannot be read."""
         values = [number(zone / "energy_uj") for zone in self.packages]
         return [value for value in values if value is not None] if values and None not in values else None
 
     def used_mj(self, before_uj: list[float] | None, after_uj: list[float] | None) -> float | None:
-        """The energy between two readings."""
+        """The energy between two readings; None where one of them is None."""
         if before_uj is None or after_uj is None:
             return None
         total_uj = 0.0
@@ -38,7 +40,7 @@ class Rapl:
         return total_uj / 1000
 
     def why_unreadable(self) -> str | None:
-        """The first counter that is there but closed, and what opens it."""
+        """The first counter that this user may not read, and the command that opens it."""
         for zone in self.packages:
             why = why_unreadable(zone / "energy_uj")
             if why:

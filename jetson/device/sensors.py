@@ -1,16 +1,17 @@
-"""Sensors: power, temperatures, clocks, power mode and throttle counters of this machine, as they are now.
+"""Sensors: the power, temperatures, clocks, power mode and throttle counters of this machine now.
 
-Everything comes from sysfs and procfs below an injectable root; power from tegrastats where sysfs shows no rails. What
-cannot be read is absent. Does not know what the numbers were between two readings: `moved` only compares two.
+Everything comes from sysfs and procfs below an injectable root. Power comes from tegrastats where sysfs shows no rails.
+What cannot be read is absent. This module does not know what happened between two readings.
 
 | what | from |
 |---|---|
 | rails | INA3221 (`merino_edge.jetson.device.rails`), else tegrastats |
-| temperatures | thermal zones; those that are switched off left out |
-| GPU, EMC clock | devfreq, bpmp (root only); tegrastats where it runs anyway |
+| temperatures | thermal zones that are on |
+| GPU, EMC clock | devfreq, bpmp (root only); tegrastats where it is the source of power |
 | CPU clock | cpufreq, else /proc/cpuinfo: the fastest core's |
-| throttle events | Jetson's over-current counters (`oc1` under-voltage, `oc2` average and `oc3` instantaneous
-  over-current on Orin), x86's core_throttle_count summed |
+| throttle events | Jetson's over-current counters, or the sum of x86's core_throttle_count |
+
+On Orin `oc1` counts under-voltage, `oc2` average and `oc3` instantaneous over-current.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ Source = Literal["ina3221 sysfs", "tegrastats", "rapl"]
 
 @dataclass(frozen=True)
 class Reading:
+    """What the sensors say at one moment."""
+
     power_mw: dict[str, float]  # by rail
     temperature_c: dict[str, float]  # by zone
     clock_mhz: dict[str, float]  # cpu, gpu, emc
@@ -48,7 +51,7 @@ class Reading:
 
     @property
     def total_mw(self) -> float | None:
-        """The whole module's power, where the rails say it."""
+        """The whole module's power; None where the rails do not tell."""
         return total_mw(self.power_mw)
 
 
@@ -64,9 +67,10 @@ class Sensors:
         self.source, self.power_source = self._choose()
 
     def read(self) -> Reading:
+        """A reading of all sensors now."""
         line = tegrastats.Tegrastats()
         if self.source == "tegrastats":
-            with contextlib.suppress(OSError):  # it ran a moment ago; what it would have said is absent
+            with contextlib.suppress(OSError):  # it ran a moment ago; now its values are absent
                 line = tegrastats.read_once(self.tegrastats)
         clocks = {
             "cpu": cpu_clock_mhz(self.root) or line.cpu_mhz,
@@ -82,11 +86,11 @@ class Sensors:
         )
 
     def rails_mw(self) -> dict[str, float]:
-        """The power of every rail that sysfs shows."""
+        """The power of each rail that sysfs shows and that can be read."""
         return {rail.name: power for rail in self.rails if (power := rail.power_mw()) is not None}
 
     def _choose(self) -> tuple[Source | None, str]:
-        """Where energy can be measured from, and its name; or none, and why."""
+        """The source of energy and its name; or None and the reasons."""
         reasons = []
         power_mw = self.rails_mw()
         if total_mw(power_mw) is not None:
@@ -114,7 +118,7 @@ class Sensors:
 
 
 def moved(before: Reading, after: Reading) -> list[str]:
-    """What changed between two readings that makes figures taken between them doubtful, a line each."""
+    """The changes between two readings that make figures between them doubtful, a line each."""
     lines = []
     for name in before.clock_mhz.keys() & after.clock_mhz.keys():
         was, is_now = before.clock_mhz[name], after.clock_mhz[name]
@@ -130,7 +134,7 @@ def moved(before: Reading, after: Reading) -> list[str]:
 
 
 def cpu_clock_mhz(root: Path) -> float | None:
-    """The fastest core's clock: the one that works, where others idle."""
+    """The fastest core's clock: it is the one that works."""
     scaling = [number(path) for path in root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")]  # kHz
     clocks = [khz / 1000 for khz in scaling if khz]
     if not clocks:
@@ -140,7 +144,7 @@ def cpu_clock_mhz(root: Path) -> float | None:
 
 
 def gpu_clock_mhz(root: Path, which: str = "cur_freq") -> float | None:
-    """`which`: cur_freq, min_freq or max_freq, the last as it is capped now."""
+    """The GPU's clock; `which` is cur_freq, min_freq or max_freq (as it is capped now)."""
     rates = (number(root / "sys/class/devfreq" / gpu / which) for gpu in GPUS)
     return next((hz / 1e6 for hz in rates if hz), None)
 
@@ -150,7 +154,7 @@ def _emc_clock_mhz(root: Path) -> float | None:
 
 
 def _temperatures(root: Path) -> dict[str, float]:
-    """By type; the hottest of zones that share one."""
+    """Temperatures by type of zone; the hottest where zones share a type."""
     zones: dict[str, float] = {}
     for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
         name, milli = first_line(zone / "type"), number(zone / "temp")

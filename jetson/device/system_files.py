@@ -1,7 +1,7 @@
 """Small files of the running system: procfs, sysfs, release files, the package database.
 
-They come and go, may be closed to this user, and may answer a read with an error (a thermal zone that is switched off
-does). So a read is bounded and never raises: what cannot be read is empty, and `why_unreadable` says why when asked.
+Such files come and go, and may be closed to this user. They may answer a read with an error, as a disabled thermal zone
+does. So a read is bounded and never raises. What cannot be read is empty, and `why_unreadable` gives the reason.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 from merino_edge.limits import MAX_SYSTEM_FILE_BYTES
 
 UNKNOWN = "unknown"
-CHUNK_BYTES = 65536  # /proc/sys refuses to be asked for megabytes at once
+CHUNK_BYTES = 65536  # /proc/sys refuses reads of megabytes
 
 
 def read_text(path: Path) -> str:
-    """The file's text, empty where it is missing or unreadable."""
+    """The file's text; "" where it is missing or unreadable."""
     try:
         return _read(path)
     except OSError:
@@ -26,11 +26,12 @@ def read_text(path: Path) -> str:
 
 
 def first_line(path: Path) -> str:
+    """The file's first line; "unknown" where there is none."""
     return next(iter(read_text(path).strip("\0\n ").splitlines()), UNKNOWN)
 
 
 def number(path: Path) -> float | None:
-    """The one number that the file holds, else None."""
+    """The number that the file holds; None where it holds anything else."""
     try:
         value = float(read_text(path))
     except ValueError:
@@ -39,7 +40,7 @@ def number(path: Path) -> float | None:
 
 
 def why_unreadable(path: Path) -> str | None:
-    """What the system answers to a read that fails; None where it succeeds."""
+    """The system's error on reading the file; None where reading succeeds."""
     try:
         _read(path)
     except OSError as error:

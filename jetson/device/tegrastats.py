@@ -1,11 +1,11 @@
-"""tegrastats: one line of it as numbers, in any of the formats that JetPack 4, 5, 6 and 7.2 print; and the program run.
+"""tegrastats: parse one line of it in the formats of JetPack 4, 5, 6 and 7.2, and run the program.
 
-The formats differ in units (mW written or not), in how many numbers a rail shows (current/average[/maximum]: the first
-is taken), in brackets around GPU clocks, in the case of thermal zones, and in fields that only root sees. So every
-field is looked for on its own: a garbled or shortened line gives what can be read of it, and nothing raises.
+The formats differ in units (mW written or not), in brackets around GPU clocks and in the case of thermal zones. Some
+fields only root sees. A rail shows current/average[/maximum] power; the current one is taken. Each field is
+searched on its own. So a garbled or shortened line gives what can be read of it, and nothing raises.
 
-Of a list of GPU clocks (one a GPC, 0 where it is switched off) the highest is taken. Zones that read 0 or below
--100 C are switched off, and rails named NC are not connected: both are left out.
+Of a list of GPU clocks (one for each GPC, 0 where it is off) the highest is taken. Zones that read 0 or below -100 C
+are off, and rails named NC are not connected; both are left out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from merino_edge.limits import MAX_LINE_BYTES
 
 PROGRAM = "usr/bin/tegrastats"
 FIRST_LINE_SECONDS = 3.0
-NOT_RAILS = ("NC", "RAM", "SWAP", "IRAM")  # the last three look like rails where a line is cut short
+NOT_RAILS = ("NC", "RAM", "SWAP", "IRAM")  # the last three look like rails in a cut line
 
 _RAM = re.compile(r"(?<!\S)RAM (\d{1,9})/(\d{1,9})MB")
 _SWAP = re.compile(r"(?<!\S)SWAP (\d{1,9})/(\d{1,9})MB")
@@ -41,20 +41,22 @@ _RAIL = re.compile(rf"(?<!\S)([A-Z][A-Z0-9_]+) (-?\d{{1,9}})(?:mW)?/{_MW}(?:/{_M
 
 @dataclass(frozen=True)
 class Core:
+    """A CPU core that is on."""
+
     load_percent: int
     clock_mhz: int | None
 
 
 @dataclass(frozen=True)
 class Tegrastats:
-    """What a line says; None or absent where it does not."""
+    """The values of a line; None or absent where it lacks them."""
 
     ram_used_mb: int | None = None
     ram_total_mb: int | None = None
     swap_used_mb: int | None = None
     swap_total_mb: int | None = None
-    free_blocks: int | None = None  # how many of the largest free blocks there are: few or small ones mean
-    free_block_mb: float | None = None  # that memory is in pieces
+    free_blocks: int | None = None  # the number of the largest free blocks; few or small ones mean fragmentation
+    free_block_mb: float | None = None
     cores: tuple[Core | None, ...] = ()  # None: off
     emc_percent: int | None = None
     emc_mhz: int | None = None
@@ -70,45 +72,52 @@ class Tegrastats:
 
 
 def parse_line(line: str) -> Tegrastats:
+    """The values of a line in any of the formats."""
     free, cpu, gpu = _FREE_BLOCKS.search(line), _CPU.search(line), _GPU.search(line)
+    ram_used_mb, ram_total_mb = _pair(_RAM.search(line))
+    swap_used_mb, swap_total_mb = _pair(_SWAP.search(line))
+    emc_percent, emc_mhz = _pair(_EMC.search(line))
     return Tegrastats(
-        *_pair(_RAM.search(line)),
-        *_pair(_SWAP.search(line)),
-        int(free[1]) if free else None,
-        int(free[2]) / {"MB": 1, "kB": 1024}[free[3]] if free else None,
-        _cores(cpu[1]) if cpu else (),
-        *_pair(_EMC.search(line)),
-        int(gpu[1]) if gpu else None,
-        max(map(int, (gpu[2] or gpu[3]).split(","))) if gpu and (gpu[2] or gpu[3]) else None,
-        {name: float(value) for name, value in _ZONE.findall(line) if is_temperature(float(value))},
-        {name: float(value) for name, value in _RAIL.findall(line) if name not in NOT_RAILS},
+        ram_used_mb=ram_used_mb,
+        ram_total_mb=ram_total_mb,
+        swap_used_mb=swap_used_mb,
+        swap_total_mb=swap_total_mb,
+        free_blocks=int(free[1]) if free else None,
+        free_block_mb=int(free[2]) / {"MB": 1, "kB": 1024}[free[3]] if free else None,
+        cores=_cores(cpu[1]) if cpu else (),
+        emc_percent=emc_percent,
+        emc_mhz=emc_mhz,
+        gpu_percent=int(gpu[1]) if gpu else None,
+        gpu_mhz=max(map(int, (gpu[2] or gpu[3]).split(","))) if gpu and (gpu[2] or gpu[3]) else None,
+        temperature_c={name: float(value) for name, value in _ZONE.findall(line) if is_temperature(float(value))},
+        power_mw={name: float(value) for name, value in _RAIL.findall(line) if name not in NOT_RAILS},
     )
 
 
 def is_temperature(celsius: float) -> bool:
-    """Whether a zone is switched on: those that are off read 0 or -256."""
+    """Whether a zone is on: one that is off reads 0 or -256."""
     return celsius != 0 and celsius > -100
 
 
-def _pair(found: re.Match[str] | None) -> tuple[int | None, int | None]:
-    first, second = found.groups() if found else (None, None)
+def _pair(match: re.Match[str] | None) -> tuple[int | None, int | None]:
+    first, second = match.groups() if match else (None, None)
     return (int(first) if first else None, int(second) if second else None)
 
 
 def _cores(text: str) -> tuple[Core | None, ...]:
-    """Those that can be read, in order; what is elided or garbled is passed over."""
+    """The cores in order, without those that are elided or garbled."""
     cores: list[Core | None] = []
     for part in text.split(","):
-        found = _CORE.fullmatch(part)
-        if found:
-            cores.append(Core(int(found[1]), int(found[2]) if found[2] else None))
+        core = _CORE.fullmatch(part)
+        if core:
+            cores.append(Core(int(core[1]), int(core[2]) if core[2] else None))
         elif part == "off":
             cores.append(None)
     return tuple(cores)
 
 
 class Process:
-    """tegrastats running: a line every `interval_ms`. Raises OSError where it cannot be started."""
+    """A running tegrastats, which prints a line every `interval_ms`. Raises OSError where it cannot be started."""
 
     def __init__(self, program: Path, interval_ms: int) -> None:
         self._process = subprocess.Popen(
@@ -123,7 +132,7 @@ class Process:
         self._pending = b""
 
     def next_line(self, timeout_seconds: float) -> str | None:
-        """The next line; None where none comes in time. Raises EOFError when there will be no more."""
+        """The next line; None where none comes in time. Raises EOFError where the output has ended."""
         deadline = time.monotonic() + timeout_seconds
         while b"\n" not in self._pending:
             left = deadline - time.monotonic()
@@ -137,6 +146,7 @@ class Process:
         return line.decode("utf-8", errors="replace")
 
     def close(self) -> None:
+        """End the program and whatever it started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -151,7 +161,7 @@ class Process:
 
 
 def read_once(program: Path) -> Tegrastats:
-    """What the program's first line says. Raises OSError, with the reason, where none comes."""
+    """The values of the program's first line. Raises OSError with the reason where no line comes."""
     try:
         with Process(program, 100) as process:
             line = process.next_line(FIRST_LINE_SECONDS)

@@ -260,7 +260,7 @@ RUNTIMES: tuple[Runtime, ...] = (
     ),
     _EDGE_LLM,
     # Both SmolLM2 were slower in MAXN_SUPER than in 25W; the reason is unknown. Clocks were locked in every mode, and
-    # no throttling was seen (at most 73 C). It is no property of the board: under Ollama there, every one of these models
+    # no throttling was seen (at most 73 C). It is no property of the board: under Ollama there, each of these models
     # gained the 10% that the clock gives. So llama.cpp alone has a factor, fitted to SmolLM2-135M. Without the factor
     # Qwen2.5-0.5B, Qwen3-0.6B and Llama-3.2-1B, which gained 8 to 10%, would keep their errors of 25W.
     Runtime(
