@@ -137,8 +137,10 @@ def write(
 
 
 def _options(plan: Plan) -> dict[str, Any]:
+    """The plan as the header records it, with the sampling parameters among the other options."""
     options = dataclasses.asdict(plan)
-    return options | options.pop("sampling")
+    sampling = options.pop("sampling")
+    return {**options, **sampling}
 
 
 def _origin(teacher: Checkpoint, licence: str | None, prompts: Prompts) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def test_rows_begin_with_conversations(
             assert matching
             assert any(all(t in (IGNORED, n) for t, n in zip(wanted, w[1:], strict=True)) for w in matching)
     if not mixed:  # what is a target does not depend on where a row begins
-        place = int(corpus._begun(np.array([corpus.training_tokens(sequence) // 2]))[0])
+        place = int(corpus._row_starts(np.array([corpus.training_tokens(sequence) // 2]))[0])
         _, (row,) = corpus.rows(np.array([place]), sequence)
         after = slice(place + 1, place + sequence + 1)
         assert np.array_equal(row, np.where(learned[after], tokens[after], IGNORED))
