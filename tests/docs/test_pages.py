@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.documented import PageRunner, Ran, commands_outside_blocks, read_blocks
+from helpers.documented import PageRunner, Ran, commands, commands_outside_blocks, read_blocks, unknown_words
 from merino_edge.latency.table_file import load_table
 from merino_edge.search.builtin_spaces import load_space
 
@@ -28,6 +28,7 @@ PAGES = [
     "merino_edge/bundles/lamb/README.md",
     *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").rglob("*.md"))),
 ]
+LOGS = ("docs/lab-notes.md", "docs/container-log.md")  # they keep the commands of their day
 README_VERBS = {
     *("profile", "estimate", "search", "pareto", "train", "import", "export", "generate", "bench", "show", "doctor"),
 }
@@ -140,6 +141,14 @@ def free_port() -> int:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_is_in_a_block(page: str) -> None:
     assert commands_outside_blocks((ROOT / page).read_text()) == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in LOGS])
+def test_commands_that_are_not_run_have_verbs_and_options_of_the_program(page: str) -> None:
+    text = (ROOT / page).read_text()
+    told = [command for block in read_blocks(text) if block.language == "sh" for command in commands(block)]
+    told += re.findall(r"(?<!`)`(merino-edge [^`]*)`(?!`)", text)
+    assert {command: words for command in told if (words := unknown_words(command))} == {}
 
 
 def test_the_refusal_is_the_one_that_is_printed(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tomllib
 
@@ -70,6 +70,27 @@ def commands_outside_blocks(page: str) -> list[str]:
     """Indented lines that a reader takes for commands: they belong into a fenced block, where they are run."""
     prose = FENCE.sub("", page)
     return re.findall(r"^ {4}((?:\$ )?(?:merino-edge|make|pip|docker|torchrun|python)\s.*)$", prose, re.M)
+
+
+def unknown_words(command: str) -> list[str]:
+    """The verb or options of a `merino-edge` command that the program does not have; for commands that are not run."""
+    import typer
+
+    from merino_edge.cli.main import app
+
+    found: Any = typer.main.get_command(app)
+    if "merino-edge " not in command or command.startswith("docker build"):
+        return []
+    words = [word for word in command.split("merino-edge ", 1)[1].split("#")[0].split("|")[0].split() if word != "..."]
+    while hasattr(found, "list_commands") and words and not words[0].startswith("-"):
+        context = found.make_context("merino-edge", [], resilient_parsing=True)
+        if words[0].isupper():  # a placeholder
+            return []
+        if words[0] not in found.list_commands(context):
+            return words[:1]
+        found = found.get_command(context, words.pop(0))
+    options = {"--help", "--debug", *(o for p in found.params for o in (*p.opts, *p.secondary_opts))}
+    return [word for word in words if re.match("--?[a-z]", word) and word.split("=")[0] not in options]
 
 
 class PageRunner:
