@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,11 +14,12 @@ import pytest
 
 from helpers.evaluation_sets import write_sets
 from helpers.small_bundle import Weights, lively_weights
-from merino_edge import architecture, checkpoint
+from merino_edge import architecture, bundle, checkpoint
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.data.bpe import chat_format, train_tokenizer
 from merino_edge.data.tiny_stories import tiny_stories
+from merino_edge.export.graph import build_model, to_bytes
 
 VOCAB_SIZE = 320
 
@@ -26,7 +28,18 @@ VOCAB_SIZE = 320
 def edge_table(merino: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A latency table of the space `edge` at int4: estimated, in place of the one that a board measures."""
     path = tmp_path_factory.mktemp("edge") / "board.jsonl"
-    options = ["--board", "orin-nano-8gb", "--space", "edge", "--precision", "int4", "--out", str(path)]
+    options = [
+        "--board",
+        "orin-nano-8gb",
+        "--mode",
+        "25W",
+        "--space",
+        "edge",
+        "--precision",
+        "int4",
+        "--out",
+        str(path),
+    ]
     subprocess.run([*merino, "estimate", *options], check=True, capture_output=True)
     return path
 
@@ -71,6 +84,17 @@ def plain_checkpoint(tmp_path_factory: pytest.TempPathFactory, small_model: tupl
         training={"source": "random"},
     )
     return checkpoint.load(path)
+
+
+@pytest.fixture(scope="session")
+def plain_bundle(tmp_path_factory: pytest.TempPathFactory, plain_checkpoint: Checkpoint) -> Path:
+    """`plain_checkpoint` at fp32, as an export would write it."""
+    folder, a = tmp_path_factory.mktemp("plain-bundle"), plain_checkpoint.architecture
+    (folder / "model.onnx").write_bytes(to_bytes(build_model(a, plain_checkpoint.weights, "fp32", a.max_positions)))
+    for name in ("tokenizer.json", "chat.json"):
+        shutil.copy(plain_checkpoint.path / name, folder)
+    bundle.write_manifest(folder, a, "fp32", "onnxruntime", a.max_positions)
+    return folder
 
 
 @pytest.fixture(scope="session")

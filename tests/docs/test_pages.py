@@ -81,10 +81,10 @@ SETUPS: dict[str, Setup] = {
     "docs/api.md": Setup(given={"smollm2.gguf": "smollm2_gguf", "checkpoint": "tiny_checkpoint"}),
     "docs/evaluation.md": Setup(
         shorter={"--window 1024": "--window 64"},
-        given={"CKPT": "plain_checkpoint", "BUNDLE": "bundle_path", "text.txt.xz": "text_xz"},
+        given={"CKPT": "plain_checkpoint", "BUNDLE": "plain_bundle", "text.txt.xz": "text_xz"},
         variables={"MERINO_DATA": "evaluation_data"},
     ),
-    "docs/export.md": Setup(given={"CKPT": "plain_checkpoint", "BUNDLE": "bundle_path"}),
+    "docs/export.md": Setup(given={"CKPT": "plain_checkpoint", "BUNDLE": "plain_bundle"}),
     "docs/profiling.md": Setup(
         shorter={
             "--space edge --precision int4 --out": "--space edge --precision int4 --minutes 0.01 --out",
