@@ -1,7 +1,7 @@
 """Whether a found model is as fast as predicted: python benchmarks/found_against_public.py RESULT.json [PRESET]
 
-Builds both with random weights (latency does not depend on values) at the result's precision, and times decode steps at
-256 positions on one thread, interleaved over nine rounds. Prints each and the ratio.
+It builds both with random weights (latency does not depend on values) at the result's precision. Then it times decode
+steps at 256 positions on one thread, interleaved over nine rounds. It prints each and the ratio.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
     python benchmarks/guesses.py smollm2-fp32 --draft smollm2-fast                       # with the same tokenizer
 
 "rewriting" prompts ask for a text back with a change, as summaries and edits do; "asking" prompts are questions, where
-there is little to guess. Prints decode tokens per second, medians over rounds with their spread (1.4826 MAD), the ratio
-round by round, how many guesses were right, and how many answers are the same text.
+there is little to draft. It prints decode tokens per second, as medians over rounds with their spread (1.4826 MAD), and
+the ratio round by round. It also prints how many draft tokens were accepted, and how many answers are the same text.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/soak.py BUNDLE --answers 1000 --threads 2
 
-Prompts of 1 to 200 random tokens, answers of 1 to 50, half of them broken off, in one session, after one answer that
-uses every buffer. Prints the resident memory after each tenth of them, and by how much it grew from the first on.
+One session answers prompts of 1 to 200 random tokens with 1 to 50 tokens, and half of the answers are broken off. One
+answer before them uses every buffer. It prints the resident memory after each tenth, and by how much it grew.
 """
 
 from __future__ import annotations

