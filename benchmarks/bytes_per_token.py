@@ -1,8 +1,9 @@
 """How many bytes of English text a token stands for: MERINO_DATA=DIR python benchmarks/bytes_per_token.py
 
-It trains byte-level BPE tokenizers as `merino-edge train` would, on WikiText-2, TinyStories and nine tenths of the novels.
-Then it counts the tokens of text that they have not seen: WikiText-2's test set, the last tenth of the stories and the
-last ten novels, one megabyte of each at most. The figures stand in the built-in spaces (search/builtin_spaces.py).
+It trains byte-level BPE tokenizers as `merino-edge train` would, on WikiText-2, TinyStories and nine tenths of the
+novels. Then it counts the tokens of text that they have not seen: WikiText-2's test set, the last tenth of the
+stories and the last ten novels, one megabyte of each at most. The figures stand in the built-in spaces
+(search/builtin_spaces.py).
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     pip install ortools scipy        # CP-SAT, and HiGHS through scipy; whichever is missing is left out
 
-All solve the same program: one binary variable per block and block choice, and one per pair of widths between neighbours.
-The total depth is fixed, so there are 13 programs for 4 to 16 layers. CP-SAT takes whole numbers: costs are whole
-already, scores are given as whole thousandths of a nat. Each solver is timed over all depths, building included; rounds
-are interleaved. A last line solves with ours the spaces that no formulation of this kind holds (`edge`, `wide`), for
-their time and memory.
+All solve the same program: one binary variable per block and block choice, and one per pair of widths between
+neighbours. The total depth is fixed, so there are 13 programs for 4 to 16 layers. CP-SAT takes whole numbers: costs
+are whole already, scores are given as whole thousandths of a nat. Each solver is timed over all depths, building
+included; rounds are interleaved. A last line solves with ours the spaces that no formulation of this kind holds
+(`edge`, `wide`), for their time and memory.
 """
 
 from __future__ import annotations

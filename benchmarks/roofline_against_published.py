@@ -2,8 +2,8 @@
 
     python benchmarks/roofline_against_published.py
 
-It prints what `merino-edge estimate --check` prints. Then it fits the constants again to the rows marked "fitted", which
-needs scipy. Last it says how far off each model of llama.cpp and Ollama is when the others alone are fitted to.
+It prints what `merino-edge estimate --check` prints. Then it fits the constants again to the rows marked "fitted",
+which needs scipy. Last it says how far off each model of llama.cpp and Ollama is when the others alone are fitted to.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ what does sharing cost or save in time?
     python benchmarks/shared_weights.py --preset merino-61m [--compile]
     python benchmarks/shared_weights.py --decode --threads 2
 
-It compares three forms at every precision: the preset, whose blocks share weights; "own", with weights of their own for
-every layer; and "few", with one layer a block, which has as many weights as the shared form. Memory is the largest of a
-process that fills a context of 256, less what its libraries take (benchmarks/peak_memory.py). `--compile` adds engines by
-TensorRT for RTX, for SM86; `--decode` times the three in turns instead.
+It compares three forms at every precision: the preset, whose blocks share weights; "own", with weights of their own
+for every layer; and "few", with one layer a block, which has as many weights as the shared form. Memory is the
+largest of a process that fills a context of 256, less what its libraries take (benchmarks/peak_memory.py).
+`--compile` adds engines by TensorRT for RTX, for SM86; `--decode` times the three in turns instead.
 """
 
 from __future__ import annotations

@@ -74,7 +74,14 @@ def loops(corpus: Corpus, config: TrainingConfig, a: Architecture = A) -> dict[s
     plain = Model(a, config.seed)
     with tempfile.TemporaryDirectory() as folder:
         weights, chat = ours.model.to_weights(), corpus.chat
-        checkpoint.save(Path(folder) / "c", a, weights, tokenizer_json=corpus.tokenizer_json, chat=chat, training={"source": "random"})
+        checkpoint.save(
+            Path(folder) / "c",
+            a,
+            weights,
+            tokenizer_json=corpus.tokenizer_json,
+            chat=chat,
+            training={"source": "random"},
+        )
         export_to_huggingface(Path(folder) / "c", Path(folder) / "hf")
         theirs = AutoModelForCausalLM.from_pretrained(Path(folder) / "hf", dtype=torch.float32).train()
     return {

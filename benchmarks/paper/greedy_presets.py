@@ -2,8 +2,9 @@
 
     python benchmarks/paper/greedy_presets.py
 
-The weights are random, and strong enough that logits differ. The exported model chooses a token, and PyTorch must choose
-the same one after the same tokens. A difference of logits below 0.001 counts as a tie. Exit code 1 unless all are equal.
+The weights are random, and strong enough that logits differ. The exported model chooses a token, and PyTorch must
+choose the same one after the same tokens. A difference of logits below 0.001 counts as a tie. Exit code 1 unless all
+are equal.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@
     python benchmarks/paper/reproduce_paper.py sensitivity docs/figures/sensitivity.png     # 1 minute
     python benchmarks/paper/reproduce_paper.py landscape docs/figures/landscape.png         # 4 minutes
 
-The paper prints, for three FLOP budgets, the parameters of its models with shared layers and without (sections 6 and 8).
-It leaves open alpha, epsilon and how the depth penalty enters (sections 3 and 4). For any choice of them the exact solver
-finds the optimum of the paper's space. Its six parameter counts are compared with the printed ones. Only the ratio of the
-alphas matters to an optimum, so alpha_ffn is 1 - alpha_mha here.
+The paper prints, for three FLOP budgets, the parameters of its models with shared layers and without (sections 6 and
+8). It leaves open alpha, epsilon and how the depth penalty enters (sections 3 and 4). For any choice of them the
+exact solver finds the optimum of the paper's space. Its six parameter counts are compared with the printed ones. Only
+the ratio of the alphas matters to an optimum, so alpha_ffn is 1 - alpha_mha here.
 """
 
 from __future__ import annotations
