@@ -100,7 +100,8 @@ SETUPS: dict[str, Setup] = {
             "--steps 2000": "--steps 3 --batch 4 --sequence 32",
             "--steps 500": "--steps 3 --batch 4 --sequence 32",
             "--vocab 8192": "--vocab 320",
-            "--corpus corpus --": "--corpus corpus --steps 3 --batch 4 --sequence 32 --",
+            "train model.json --corpus corpus ": "train model.json --corpus corpus --steps 3 --batch 4 --sequence 32 ",
+            "train student.json --corpus talk ": "train student.json --corpus talk --steps 3 --batch 4 --sequence 32 ",
         },
         given={
             "model.json": "model_json",
