@@ -1,4 +1,4 @@
-"""The step_time of a decode step find the law again that whole models follow."""
+"""The step-time model of a decode step finds the law again that whole models follow."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def drawn(law: StepTimeModel, count: int, noise: float = 0.0, seed: int = 0) -> 
 
 @pytest.mark.parametrize("law", [LAW, CURVE, HINGE, NEAR, single(WARM)])
 def test_a_law_of_this_form_is_found_again(law: StepTimeModel) -> None:
-    found = fit(drawn(law, MODELS), warm=True)
+    fitted = fit(drawn(law, MODELS), warm=True)
     for sums, measured in drawn(law, 50, seed=1):
-        assert found.value(sums) == pytest.approx(measured, rel=0.05)
+        assert fitted.value(sums) == pytest.approx(measured, rel=0.05)
 
 
 def test_noise_does_not_spoil_the_fit() -> None:
-    found = fit(drawn(HINGE, 24, noise=0.02), warm=True)
-    errors = [abs(found.value(sums) / measured - 1) for sums, measured in drawn(HINGE, 50, seed=2)]
+    fitted = fit(drawn(HINGE, 24, noise=0.02), warm=True)
+    errors = [abs(fitted.value(sums) / measured - 1) for sums, measured in drawn(HINGE, 50, seed=2)]
     assert sum(errors) / len(errors) < 0.03
 
 
@@ -48,8 +48,8 @@ def test_a_slow_outlier_does_not_make_every_larger_model_cold() -> None:
     models = drawn(NEAR, 24, noise=0.02)
     largest = max(range(24), key=lambda i: models[i][0].mb)
     models[largest] = (models[largest][0], 1.06 * models[largest][1])
-    found = fit(models, warm=True)
-    errors = [abs(found.value(sums) / measured - 1) for sums, measured in drawn(NEAR, 50, seed=1)]
+    fitted = fit(models, warm=True)
+    errors = [abs(fitted.value(sums) / measured - 1) for sums, measured in drawn(NEAR, 50, seed=1)]
     assert max(errors) < 0.1
 
 
@@ -63,14 +63,37 @@ def test_without_cold_entries_warm_ones_get_a_constant() -> None:
     assert fit(models, warm=True, cold=False).value(Sums(0.6, 0.6, 0.6)) == pytest.approx(0.64)
 
 
-def test_few_models_fit_no_bend() -> None:
+def test_every_constant_of_a_piece_is_found_again() -> None:
+    """Here the cold penalty is no multiple of the bytes, so neither can stand for the other."""
+    law = StepTimeModel((Piece(0.0, 0.0, 0.1), Piece(0.13, 0.01, -0.4)), ((0, 1),))
+
+    def independent(count: int, seed: int) -> list[tuple[Sums, float]]:
+        rng, models = random.Random(seed), []
+        for _ in range(count):
+            mb = rng.uniform(5, 100)
+            warm = mb * rng.uniform(0.01, 0.03)
+            sums = Sums(warm, warm + mb * rng.uniform(0.005, 0.05), mb)
+            models.append((sums, law.value(sums)))
+        return models
+
+    fitted = fit(independent(MODELS, seed=0), warm=True)
+    errors = [abs(fitted.value(sums) / measured - 1) for sums, measured in independent(50, seed=1)]
+    assert sum(errors) / len(errors) < 0.01
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_alone_adds_no_constant(seed: int) -> None:
+    assert fit(drawn(single(WARM), MODELS, noise=0.01, seed=seed), warm=True) == single(WARM)
+
+
+def test_few_models_fit_no_hinge() -> None:
     assert len(fit(drawn(LAW, 7), warm=True).pieces) == 1
     assert len(fit(drawn(LAW, 15), warm=True).pieces) <= 3
 
 
 @given(st.floats(0.1, 5), st.floats(0, 5), st.floats(1, 100))
 @settings(max_examples=50, deadline=None)
-def test_faces_read_back_as_they_were_written(warm: float, penalty: float, mb: float) -> None:
+def test_pieces_read_back_as_they_were_written(warm: float, penalty: float, mb: float) -> None:
     assert StepTimeModel.from_dict(LAW.to_dict()) == LAW
     sums = Sums(warm, warm + penalty, mb)
     steep, far = warm + penalty + 0.01 * mb - 0.8, warm + 0.95 * penalty
@@ -90,6 +113,6 @@ def test_faces_read_back_as_they_were_written(warm: float, penalty: float, mb: f
         [],
     ],
 )
-def test_what_is_no_form_of_faces_is_refused(harm: object) -> None:
+def test_what_is_no_form_of_a_model_is_refused(harm: object) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
         StepTimeModel.from_dict(harm)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.recorded_boards import JETPACK7, break_reading, orin_rails, write, write_rail, write_tegrastats
@@ -141,6 +141,7 @@ def test_rapl_sums_packages_and_leaves_out_what_they_hold(tmp_path: Path) -> Non
 
 
 @given(st.integers(0, 999_999), st.integers(0, 999_999))
+@settings(deadline=None)  # it writes files
 def test_a_counter_that_wraps_goes_on(tmp_path_factory: pytest.TempPathFactory, before: int, spent: int) -> None:
     root = tmp_path_factory.mktemp("rapl")
     counter = package(root, "intel-rapl:0", "package-0", before, span_uj=1_000_000)

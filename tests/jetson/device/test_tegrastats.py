@@ -150,6 +150,12 @@ def test_every_recorded_line_has_its_numbers() -> None:
     assert parse_line(JETPACK6_AGX).cpu_mhz == 1728 and parse_line("").cpu_mhz is None
 
 
+def test_free_blocks_are_counted_in_mb_whatever_their_unit() -> None:
+    for text, size_mb in (("(lfb 3x512kB)", 0.5), ("(lfb 3x4MB)", 4.0)):
+        stats = parse_line(f"RAM 1504/3956MB {text} IRAM 0/252kB(lfb 252kB)")
+        assert (stats.free_blocks, stats.free_block_mb) == (3, size_mb)
+
+
 # --- rebuilt lines -----------------------------------------------------------------------------------
 
 count = st.integers(0, 999_999)
@@ -167,7 +173,7 @@ def cpu_text(all_cores: tuple[Core | None, ...]) -> str:
 
 
 @st.composite
-def stats(draw: st.DrawFn, swap: bool, gpu_clock: bool, emc: bool, zones: tuple[str, ...]) -> Tegrastats:
+def stats(draw: st.DrawFn, *, swap: bool, gpu_clock: bool, emc: bool, zones: tuple[str, ...]) -> Tegrastats:
     """What a line of a format can say."""
     temperatures = {zone: draw(milli_celsius) / 1000 for zone in zones}
     return Tegrastats(

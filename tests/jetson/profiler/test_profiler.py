@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ from merino_edge.jetson.profiler import batching, profiler
 from merino_edge.jetson.profiler.backends import backend_named
 from merino_edge.jetson.profiler.plan import QUICK_HELD_OUT
 from merino_edge.jetson.profiler.profiler import Progress, Request
-from merino_edge.latency.drift import merge_repetitions
-from merino_edge.latency.measurement import MODES, Measurement
+from merino_edge.latency.measurement import MODES
 from merino_edge.latency.step import Step
 from merino_edge.latency.table import LatencyTable
 from merino_edge.latency.table_file import load_table
@@ -192,62 +190,3 @@ def test_an_unwritable_place_is_refused_before_measuring(tmp_path: Path, tiny_sp
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):  # nobody, root included, can write below a file
         run(tmp_path / "file" / "t.jsonl", tiny_space, stop_after=0)
-
-
-def test_batches_fit_in_memory_and_lose_nothing(monkeypatch: pytest.MonkeyPatch, tiny_space: Space) -> None:
-    request = Request(tiny_space, {}, "fp32", 1, CPU, 1.0)
-    probes = profiler.prepare(request).plan.probes
-    monkeypatch.setattr(batching, "BATCH_BYTES", 700_000)
-    found = batching.make_batches(probes, quick=True, max_rounds=9)
-    last = [p.key for batch in found if batch.last for p in batch.probes]
-    assert sorted(last) == sorted(p.key for p in probes) and len(found) > 2
-    assert found == batching.make_batches(probes, quick=True, max_rounds=9)
-    for batch in found:
-        models = {a for p in batch.probes for a in p.models}
-        assert len({p.models for p in batch.probes}) == 1 or 4 * sum(a.parameters for a in models) <= 700_000
-
-
-def test_whole_models_come_in_every_part_of_the_session(tiny_space: Space) -> None:
-    probes = profiler.prepare(Request(tiny_space, {}, "fp32", 1, CPU, 1.0)).plan.probes
-    for quick, times in ((True, batching.QUICK_REPETITIONS), (False, batching.FULL_REPETITIONS)):
-        found = [p.key for batch in batching.make_batches(probes, quick=quick, max_rounds=9) for p in batch.probes]
-        assert {found.count(p.key) for p in probes if p.what == "model"} == {times}
-        assert {found.count(p.key) for p in probes if p.what == "layer"} == {1}
-
-
-def test_visits_merge_into_one_entry() -> None:
-    first, second, broken = (
-        Measurement("model", "decode", 8, {"architecture": {}}, samples, energy_mj, "warm", failed)
-        for samples, energy_mj, failed in (((1.0, 2.0), 3.0, ""), ((4.0,), 5.0, ""), ((), None, "no memory"))
-    )
-    assert merge_repetitions([first, second]) == [dataclasses.replace(first, samples=(1.0, 2.0, 4.0), energy_mj=4.0)]
-    assert merge_repetitions([first, broken]) == [broken]
-
-
-def test_a_visit_to_a_slow_machine_counts_like_the_others() -> None:
-    usual, slow, quick = (
-        Measurement(
-            "model", "decode", 8, {"architecture": {}}, (2.0 * slowdown,), reference_ms={"decode warm": 0.1 * slowdown}
-        )
-        for slowdown in (1.0, 1.5, 0.8)
-    )
-    (whole,) = merge_repetitions([slow, usual, quick])
-    assert whole.samples == pytest.approx((2.0, 2.0, 2.0)) and whole.reference_ms == {"decode warm": 0.1}
-
-
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_visits_tell_how_much_a_cold_yardstick_says_of_whole_models(share: float) -> None:
-    """Both reference_ms wander, the models' own time follows them by some share each."""
-    rng = random.Random(0)
-    lines = []
-    for repetition in range(3):
-        for length in range(8, 20):
-            warm, cold = (math.exp(rng.gauss(0, 0.1)) for _ in range(2))
-            shape, took = {"architecture": {}}, 0.1 * length * warm ** (1 - share) * cold**share
-            reference_ms = {"decode warm": 0.2 * warm, "decode cold": 0.8 * cold}
-            lines.append(
-                Measurement("model", "decode", length, shape, (took,), reference_ms=reference_ms, repetition=repetition)
-            )
-    whole = merge_repetitions(lines)
-    ms_per_position = [m.median_ms / m.length for m in whole]
-    assert len(whole) == 12 and max(ms_per_position) == pytest.approx(min(ms_per_position))

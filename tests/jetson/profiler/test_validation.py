@@ -1,22 +1,11 @@
+"""Errors against whole models, and how well repetitions of one model agree."""
+
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.stats import kendalltau
 
 from merino_edge.jetson.profiler.validation import error_figures, repeatability_percent
 from merino_edge.latency.measurement import Measurement, What
-from merino_edge.statistics import kendall_tau
-
-PAIRS = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=2, max_size=12)
-
-
-@given(PAIRS)
-@settings(max_examples=60, deadline=None)
-def test_kendall_tau_is_tau_b(pairs: list[tuple[int, int]]) -> None:
-    expected = kendalltau(*zip(*pairs, strict=True)).statistic
-    assert kendall_tau(pairs) == (None if expected != expected else pytest.approx(expected, abs=1e-12))
 
 
 def test_figures_are_relative_to_what_was_measured() -> None:
