@@ -87,7 +87,7 @@ def write(root: Path, path: str, text: object) -> Path:
     return file
 
 
-def write_rail(root: Path, channel: int, label: str, voltage_mv: int, current_ma: int, bus: str = "1-0040") -> None:
+def write_rail(root: Path, channel: int, label: str, voltage_mv: int, current_ma: int, *, bus: str = "1-0040") -> None:
     """A hwmon channel as JetPack 5 to 7 show it; the number behind hwmon is the kernel's choice."""
     folder = f"sys/bus/i2c/drivers/ina3221/{bus}/hwmon/hwmon3"
     write(root, f"{folder}/in{channel}_label", f"{label}\n")

@@ -51,8 +51,8 @@ def test_rails_of_jetpack_4_are_read_through_iio(tmp_path: Path) -> None:
 
 def test_an_agx_orin_s_rails_on_two_monitors_are_summed(tmp_path: Path) -> None:
     for channel, (name, power_mw) in enumerate(AGX_RAILS.items()):
-        bus, place = ("1-0040", channel + 1) if channel < 3 else ("1-0041", 2)
-        write_rail(tmp_path, place, name, 1000, power_mw, bus)
+        bus, channel_there = ("1-0040", channel + 1) if channel < 3 else ("1-0041", 2)
+        write_rail(tmp_path, channel_there, name, 1000, power_mw, bus=bus)
     assert Sensors(tmp_path).read().total_mw == 10135
     (tmp_path / "sys/bus/i2c/drivers/ina3221/1-0041/hwmon/hwmon3/curr2_input").unlink()
     sensors = Sensors(tmp_path)

@@ -81,13 +81,13 @@ def test_l2_only_moves_bytes(a: Architecture, mode: str, length: int, l2_bytes: 
 
 
 def test_weights_of_a_shared_block_are_read_once_where_a_layer_fits_in_l2() -> None:
-    def read(width: int, shared: bool) -> float:
+    def read(width: int, *, shared: bool) -> float:
         a = Architecture(2, 64, width, 64, (Block(width, 4, width // 64, width // 64, width, shared),))
         work = kernels(a, "decode", 1, tool_storage("int4"), 2 * 2**20)
         return sum(count * k.dram_bytes for count, k in work)
 
-    assert read(256, True) < 0.3 * read(256, False)
-    assert read(1024, True) == read(1024, False)  # 3.9 MB a layer
+    assert read(256, shared=True) < 0.3 * read(256, shared=False)
+    assert read(1024, shared=True) == read(1024, shared=False)  # 3.9 MB a layer
 
 
 # --- time is monotone ------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from merino_edge.errors import InputError, MerinoError, MissingExtraError, Unsup
 from merino_edge.jetson.profiler.backends import BACKENDS, Backend, backend_named
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 
-SMALL = Architecture(40, 1100, 64, 32, (Block(64, 2, 2, 1, 96, True), Block(96, 1, 3, 3, 64)))
+SMALL = Architecture(40, 1100, 64, 32, (Block(64, 2, 2, 1, 96, shared=True), Block(96, 1, 3, 3, 64)))
 ON_CPU = [(b.name, p) for b in BACKENDS.values() if b.device == "cpu" for p in b.precisions]
 # int8 and int4 kernels round activations to int8; float16 has 11 bits
 LOOSE = {("onnxruntime-cpu", "int8"): 0.05, ("onnxruntime-cpu", "int4"): 0.05, ("torch-cpu", "fp16"): 0.01}
