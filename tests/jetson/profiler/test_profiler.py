@@ -156,7 +156,7 @@ def test_only_some_entries_may_be_asked_for(tmp_path: Path, tiny_space: Space) -
 
 
 @pytest.mark.usefixtures("hasty_clock")
-@pytest.mark.parametrize("refused", [128, 64])  # 64 is the yardstick's
+@pytest.mark.parametrize("refused", [128, 64])  # 64 is the reference model's
 def test_a_shape_that_the_backend_cannot_run_is_recorded_and_the_rest_goes_on(
     tmp_path: Path, tiny_space: Space, refused: int
 ) -> None:
