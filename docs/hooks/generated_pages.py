@@ -226,7 +226,7 @@ def _class(node: ast.ClassDef, name: str) -> Iterator[str]:
         yield "\n".join(["| method or property | |", "|---|---|", *rows, ""])
 
 
-def _arguments(node: ast.FunctionDef, method: bool) -> str:
+def _arguments(node: ast.FunctionDef, *, method: bool) -> str:
     text = ast.unparse(node.args)
     static = any(ast.unparse(d) == "staticmethod" for d in node.decorator_list)
     if method and not static:
@@ -234,8 +234,8 @@ def _arguments(node: ast.FunctionDef, method: bool) -> str:
     return f"({text})"
 
 
-def _signature(node: ast.FunctionDef, name: str, method: bool = False) -> str:
-    arguments = _arguments(node, method)
+def _signature(node: ast.FunctionDef, name: str, *, method: bool = False) -> str:
+    arguments = _arguments(node, method=method)
     returns = f" -> {ast.unparse(node.returns)}" if node.returns is not None and node.name != "__init__" else ""
     if len(name + arguments + returns) > 100:
         parts = re.split(r", (?![^\[(]*[\])])", arguments[1:-1])
