@@ -65,12 +65,14 @@ def test_wrong_graph_fails_and_leaves_nothing(
     """Two matrices of one layer mixed up: the smallest mistake a lowering can make."""
     gate, up = (f"blocks.0.layers.0.ffn.{name}.weight" for name in ("gate", "up"))
 
-    def mixed_up(a: Architecture, stored: StoredWeights, target: Target, context: int) -> ir.Model:
+    def mixed_up(
+        a: Architecture, stored: StoredWeights, target: Target, context: int, capacity: int | None = None
+    ) -> ir.Model:
         arrays, quantized = (
             {**group, gate: group[up], up: group[gate]} if gate in group else group
             for group in (stored.arrays, stored.quantized)
         )
-        return build_stored(a, StoredWeights(arrays, quantized), target, context)
+        return build_stored(a, StoredWeights(arrays, quantized), target, context, capacity)
 
     monkeypatch.setattr(bundle_writer, "build_stored", mixed_up)
     with pytest.raises(ParityError, match="graph_kl"):
