@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,15 @@ pytest_plugins = [
     "helpers.smollm2",
     "helpers.tiny_checkpoint",
     "helpers.torch_threads",
+]
+# A board has no PyTorch (make test-board): the test files that import it are left out there.
+TRAINING = (
+    r"^(?:import|from) (?:torch|transformers|helpers\.architectures|merino_edge\.(?:pytorch|training|distillation))\b"
+)
+collect_ignore = [
+    str(file)
+    for file in Path(__file__).parent.rglob("test_*.py")
+    if find_spec("torch") is None and re.search(TRAINING, file.read_text(), re.MULTILINE)
 ]
 # A shell lets what it starts in the background ignore Ctrl-C, and the programs under test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -10,8 +10,7 @@ import pytest
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Run PyTorch on one thread: bits depend on the number of threads, and small products are faster on one."""
-    import torch
-
+    torch = pytest.importorskip("torch")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

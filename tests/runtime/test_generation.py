@@ -9,13 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, InputError
-from merino_edge.pytorch.model import Model
 from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.generation import Generation, generate
 from merino_edge.runtime.open_bundle import open_engine
@@ -35,6 +33,9 @@ def run(generation: Generation) -> list[str]:
 def test_greedy_tokens_are_those_of_pytorch_without_a_cache(
     engine: Engine, tokenizer: Tokenizer, small_model: tuple[Architecture, Weights]
 ) -> None:
+    torch = pytest.importorskip("torch")
+    from merino_edge.pytorch.model import Model
+
     ids = tokenizer.encode(PROMPT)
     generation = generate(Session(engine), tokenizer, ids, GREEDY, max_tokens=40)
     run(generation)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numpy.testing import assert_allclose
 
 from helpers.engine_conformance import ARCHITECTURE, CONTEXT, TOKENS, WEIGHTS, EngineConformance, NewEngine
@@ -21,7 +20,6 @@ from merino_edge.export.quantization.calibration import cache_absmax
 from merino_edge.export.quantization.smoothing import smooth_attention
 from merino_edge.export.quantization.stored_weights import cache_scales, store
 from merino_edge.export.targets import LOWERINGS, Target
-from merino_edge.pytorch.model import KVCache, Model
 from merino_edge.runtime.engines.onnx_engine import FIRST_WITH_INT8_CACHE, OnnxEngine, installed_version
 from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
 
@@ -62,6 +60,9 @@ class TestInt8Cache(EngineConformance):
     @pytest.fixture
     def smooth(self) -> Smooth:
         """Weights smoothed as in an export with an int8 cache, and the range of the cached values on TOKENS."""
+        torch = pytest.importorskip("torch")
+        from merino_edge.pytorch.model import KVCache, Model
+
         cache = KVCache(ARCHITECTURE)
         with torch.inference_mode():
             Model.from_weights(ARCHITECTURE, GENTLE)(torch.from_numpy(TOKENS)[None], cache)
