@@ -88,6 +88,12 @@ def test_the_divergence_is_pytorchs(temperature: float) -> None:
     assert float(distillation_loss(teacher, teacher, targets)) == pytest.approx(0, abs=1e-6)
 
 
+def kl(p: torch.Tensor, q: torch.Tensor, direction: str) -> float:
+    """The divergence of distributions [N, V], summed, in nats."""
+    of, other = (p, q) if direction == "forward" else (q, p)
+    return float((of * (of / other).log()).sum())
+
+
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 @pytest.mark.parametrize("k", [1, 5, 29, 30])
 def test_the_largest_and_one_bucket_for_the_rest(k: int, direction: Any) -> None:
@@ -95,13 +101,15 @@ def test_the_largest_and_one_bucket_for_the_rest(k: int, direction: Any) -> None
     learned = targets != data.IGNORED
     logs, ids = teacher.log_softmax(-1).topk(k, -1)
     found = distillation_loss(student, TopK(logs, ids), targets, 1.0, direction)
-    q, p = (logits.double().softmax(-1) for logits in (student, teacher))
-    p, q = p.gather(-1, ids)[learned], q.gather(-1, ids)[learned]
+    q, p = (logits[learned].double().softmax(-1) for logits in (student, teacher))  # [N, V]
+    whole = kl(p, q, direction)
+    p, q = p.gather(-1, ids[learned]), q.gather(-1, ids[learned])
     if k < 30:
         p, q = (torch.cat([part, 1 - part.sum(-1, keepdim=True)], -1) for part in (p, q))
-    of, other = (p, q) if direction == "forward" else (q, p)
-    assert found.item() == pytest.approx((of * (of / other).log()).sum().item(), rel=1e-4)
-    assert found.item() <= distillation_loss(student, teacher, targets, 1.0, direction).item() + 1e-4
+    bucketed = kl(p, q, direction)
+    assert found.item() == pytest.approx(bucketed, rel=1e-4)
+    # A bucket can only hide differences. In float64: float32 rounds the smallest rest by more than it hides.
+    assert bucketed <= whole * (1 + 1e-12)
     (gradient,) = torch.autograd.grad(found, student)
     assert gradient.isfinite().all()
 
