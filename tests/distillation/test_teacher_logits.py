@@ -91,7 +91,7 @@ def test_the_divergence_is_pytorchs(temperature: float) -> None:
 def kl(p: torch.Tensor, q: torch.Tensor, direction: str) -> float:
     """The divergence of distributions [N, V], summed, in nats."""
     of, other = (p, q) if direction == "forward" else (q, p)
-    return float((of * (of / other).log()).sum())
+    return (of * (of / other).log()).sum().item()
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
