@@ -148,8 +148,10 @@ class LatencyTable:
         return cost
 
     def embedding_and_head_cost(self, a: Architecture, step: Step) -> float:
-        """What a step costs however deep `a` is, the projections at either end and the face's constant, which may be
-        negative, included. Raises InputError."""
+        """The part of a step that does not depend on the depth of `a`: embedding, head, overhead, and both projections.
+
+        It includes the constant of the step-time model's piece, which may be negative. Raises InputError.
+        """
         width, first, last = a.embedding_width, a.blocks[0].width, a.blocks[-1].width
         cost = self._cost(EMBEDDING_AND_HEAD, "", step, (*_length(step), a.vocab_size, width))
         # only the last position reaches the head, in prefill too
