@@ -76,7 +76,7 @@ $(VENV)-board/dev: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)-board
 	$(VENV)-board/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	$(VENV)-board/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-e '.[serve,jetson]' --group board
+		-e '.[serve,jetson,export,plot]' --group board
 	touch $@
 
 $(VENV)/environment: constraints.txt

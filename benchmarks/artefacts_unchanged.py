@@ -132,7 +132,7 @@ def run(command: str, python: Path, folder: Path, number: int) -> int:
         "HF_HUB_OFFLINE": "1",
         "COLUMNS": "120",
     }
-    if arguments[0] in RENAMED and knows(python, RENAMED[arguments[0]], variables):
+    if arguments[0] in RENAMED and knows(python, RENAMED[arguments[0]], folder, variables):
         arguments[:1] = RENAMED[arguments[0]].split()
     done = subprocess.run(
         [str(python), "-m", "merino_edge.cli", *arguments],
@@ -147,10 +147,10 @@ def run(command: str, python: Path, folder: Path, number: int) -> int:
     return done.returncode
 
 
-def knows(python: Path, verb: str, variables: dict[str, str]) -> bool:
-    """Whether a version has this verb."""
+def knows(python: Path, verb: str, folder: Path, variables: dict[str, str]) -> bool:
+    """Whether a version has this verb. Python looks in its working folder first: a checkout would be the wrong one."""
     command = [str(python), "-m", "merino_edge.cli", *verb.split(), "--help"]
-    return subprocess.run(command, env=variables, capture_output=True).returncode == 0
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True).returncode == 0
 
 
 def compare_files(old: Path, new: Path) -> int:
