@@ -3,9 +3,10 @@
     python benchmarks/artefacts_unchanged.py OLD_PYTHON NEW_PYTHON [--gguf FILE] [--work DIR] [--only TEXT]
 
 Each version runs in an empty folder and an environment without the user's variables, on one thread. A row is printed
-for each command and each file. A file that differs is read as JSON and compared value by value. Only these differences
-are excused, and each is named: the fields of TIME_FIELDS, and hashes of files that differ in such fields alone. Texts
-for people are not compared. Measurements (profile, bench) are left out. The exit code is 1 if anything else differs.
+for each command and each file. A file that differs is read as JSON, or as safetensors, and compared value by value.
+Only these differences are excused, and each is named: the fields of TIME_FIELDS, hashes of files that differ in such
+fields alone, and the order of safetensors' metadata, which is random. Texts for people are not compared. Measurements
+(profile, bench) are left out. The exit code is 1 if anything else differs.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# Fields that hold a time or a speed of the run.
-TIME_FIELDS = {"seconds", "train_seconds", "tokens_per_second"}
+# Fields that hold a time or a speed of the run. mfu: model FLOPs utilisation, from the speed.
+TIME_FIELDS = {"seconds", "train_seconds", "tokens_per_second", "mfu", "modified_ns"}
 TIMEOUT_S = 900
 ORIN = "estimate --board orin-nano-8gb --mode 15W"
 DEMO = "--space demo --table demo.jsonl"
@@ -190,12 +191,20 @@ def compare_file(old: Path, new: Path, excused_hashes: dict[str, str]) -> tuple[
     if others:
         return "DIFFERENT", "; ".join(others[:8])
     excused_hashes[hashes[0]] = hashes[1]
-    return "equal", f"but for {', '.join(sorted(excused))}"
+    return "equal", f"but for {', '.join(sorted(excused)) or 'the order of keys'}"
 
 
 def documents(file: Path) -> list[Any]:
-    """The JSON documents of a file: one, or one a line. Raises ValueError where it is not JSON."""
+    """A file's JSON documents, one a line in .jsonl; of safetensors the header and a hash. Raises ValueError for others."""
+    if file.suffix == ".safetensors":
+        data = file.read_bytes()
+        end = 8 + int.from_bytes(data[:8], "little")
+        return [json.loads(data[8:end]), hashlib.sha256(data[end:]).hexdigest()]
     text = file.read_text(encoding="utf-8")
+    if file.name == "verified.json":  # it holds each file's size and time of modification
+        document = json.loads(text)
+        files = {name: {"bytes": size, "modified_ns": time} for name, (size, time) in document["files"].items()}
+        return [{**document, "files": files}]
     return [json.loads(line) for line in text.splitlines()] if file.suffix == ".jsonl" else [json.loads(text)]
 
 
@@ -226,7 +235,7 @@ def differences(old: Any, new: Any, where: str, excused: set[str], excused_hashe
             for line in differences(*pair, f"{where}[{i}]", excused, excused_hashes)
         ]
     if isinstance(old, str) and excused_hashes.get(old) == new:
-        excused.add(where.rpartition(".")[2])
+        excused.add("the hash of such a file")
         return []
     return [where]
 

@@ -25,8 +25,15 @@ ON_CPU = [(b.name, p) for b in BACKENDS.values() if b.device == "cpu" for p in b
 LOOSE = {("onnxruntime-cpu", "int8"): 0.05, ("onnxruntime-cpu", "int4"): 0.05, ("torch-cpu", "fp16"): 0.01}
 
 
+def skip_without_pytorch(backend: str) -> None:
+    """A board has no PyTorch (make test-board)."""
+    if backend.startswith("torch"):
+        pytest.importorskip("torch")
+
+
 @pytest.mark.parametrize(("name", "precision"), ON_CPU)
 def test_a_backend_runs_what_it_was_asked_for(name: str, precision: str) -> None:
+    skip_without_pytorch(name)
     backend = backend_named(name)
     backend.check(precision)
     with contextlib.closing(backend.engine(SMALL, precision, 1)) as engine:
@@ -40,6 +47,7 @@ def test_a_backend_runs_what_it_was_asked_for(name: str, precision: str) -> None
 
 @pytest.mark.parametrize("name", ["onnxruntime-cpu", "torch-cpu"])
 def test_a_step_runs_at_any_length_that_is_assumed(name: str) -> None:
+    skip_without_pytorch(name)
     with contextlib.closing(backend_named(name).engine(SMALL, "fp32", 1)) as engine:
         for length in (0, 1099, 300):
             engine.mark_filled(length)
@@ -115,8 +123,8 @@ def refusal_of(name: str) -> MerinoError | None:
     [
         ("onnxruntime-cuda", "ONNX Runtime [0-9.]+ (is built without CUDA|cannot load its CUDA provider); "),
         ("tensorrt", "the package (tensorrt|cuda-bindings), which is not installed; run: pip |CUDA .*; "),
-        ("tensorrt-rtx", "the package (tensorrt_rtx|cuda-)bindings, which is not installed; run: pip |CUDA .*; "),
-        ("torch-cuda", "PyTorch .* finds no CUDA GPU; "),
+        ("tensorrt-rtx", "the package (tensorrt_rtx_|cuda-)bindings, which is not installed; run: pip |CUDA .*; "),
+        ("torch-cuda", "the package torch, which is not installed; run: pip |PyTorch .* finds no CUDA GPU; "),
     ],
 )
 def test_without_a_gpu_or_its_package_it_says_which(name: str, missing: str) -> None:
