@@ -195,7 +195,7 @@ def compare_file(old: Path, new: Path, excused_hashes: dict[str, str]) -> tuple[
 
 
 def documents(file: Path) -> list[Any]:
-    """A file's JSON documents, one a line in .jsonl; of safetensors the header and a hash. Raises ValueError for others."""
+    """A file's JSON documents, one a line in .jsonl; of safetensors header and hash. Raises ValueError for others."""
     if file.suffix == ".safetensors":
         data = file.read_bytes()
         end = 8 + int.from_bytes(data[:8], "little")

@@ -88,7 +88,7 @@ def last_commit(work: Path) -> Path:
 
 def build(source: Path, out: Path) -> tuple[Path, Path]:
     """Build the sdist from `source` and the wheel from the sdist, each in isolation."""
-    # The commit's time makes two builds of one commit equal, byte for byte.
+    # With the commit's time, two wheels of one commit are equal, byte for byte. Two sdists are not.
     commit_time = run("git", "log", "-1", "--format=%ct").strip()
     module("build", "--outdir", out, cwd=source, env={**os.environ, "SOURCE_DATE_EPOCH": commit_time})
     [sdist], [wheel] = out.glob("*.tar.gz"), out.glob("*.whl")
