@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -94,12 +95,21 @@ def unknown_words(command: str) -> list[str]:
 
 
 class PageRunner:
-    """Runs the blocks of one page in `folder`. `shorter` replaces what a reader would wait minutes for."""
+    """Runs the blocks of one page in `folder`. `shorter` replaces what a reader would wait minutes for.
+
+    `made_before` keeps which folders earlier pages made of SmolLM2 by the same command.
+    """
 
     def __init__(
-        self, repository: Path, folder: Path, shorter: Mapping[str, str], variables: Mapping[str, str]
+        self,
+        repository: Path,
+        folder: Path,
+        shorter: Mapping[str, str],
+        variables: Mapping[str, str],
+        made_before: dict[str, Path] | None = None,
     ) -> None:
         self.repository, self.folder, self.shorter = repository, folder, shorter
+        self.made_before = {} if made_before is None else made_before
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self.variables = {**os.environ, "PATH": path, **variables}
         self.ran: list[Ran] = []
@@ -142,10 +152,17 @@ class PageRunner:
             self._run(command, ["bash", "-c", self._shortened(command)])
 
     def _run(self, printed: str, command: list[str]) -> None:
+        of_smollm2 = re.fullmatch(r"merino-edge (?:import \S*smollm2\S*|export smollm2) .*--out (\S+).*", printed)
+        out = of_smollm2[1] if of_smollm2 else ""
+        if out and command[-1] in self.made_before:  # the same command, on the same file
+            shutil.copytree(self.made_before[command[-1]], self.folder / out)
+            return
         done = subprocess.run(
             command, cwd=self.folder, env=self.variables, capture_output=True, text=True, timeout=TIMEOUT_S
         )
         assert done.returncode == 0, f"{printed}\n{done.stdout}\n{done.stderr}"
+        if out:
+            self.made_before[command[-1]] = self.folder / out
         named = re.search(r"--out (\S+\.json)\b", command[-1])
         written = (self.folder / named[1]).read_text() if named and (self.folder / named[1]).is_file() else ""
         self.ran.append(Ran(printed, done.stdout, done.stderr, written))
