@@ -22,7 +22,7 @@ from merino_edge.runtime.chat import Chat
 from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.generation import Generation
 from merino_edge.runtime.open_bundle import open_engine
-from merino_edge.runtime.sampling import Sampling
+from merino_edge.runtime.sampling_parameters import Sampling
 from merino_edge.runtime.speculative.draft_model import DraftModel
 from merino_edge.runtime.speculative.drafter import Proposer
 from merino_edge.runtime.speculative.prompt_lookup import PromptLookup

@@ -22,7 +22,7 @@ from typing import Any
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 from merino_edge.runtime.generation import generate
 from merino_edge.runtime.open_bundle import open_engine
-from merino_edge.runtime.sampling import Sampling
+from merino_edge.runtime.sampling_parameters import Sampling
 from merino_edge.runtime.session import Session
 
 SAMPLINGS = {"greedy": Sampling(greedy=True), "default": Sampling(0.5, 40, 0.95, seed=0)}

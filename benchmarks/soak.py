@@ -16,7 +16,7 @@ import numpy as np
 
 from merino_edge.runtime.generation import generate
 from merino_edge.runtime.open_bundle import open_engine
-from merino_edge.runtime.sampling import Sampling
+from merino_edge.runtime.sampling_parameters import Sampling
 from merino_edge.runtime.session import Session
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and editors
     from merino_edge.runtime.chat import Chat
     from merino_edge.runtime.generation import generate
     from merino_edge.runtime.open_bundle import open_engine
-    from merino_edge.runtime.sampling import Sampling
+    from merino_edge.runtime.sampling_parameters import Sampling
     from merino_edge.runtime.session import Session
     from merino_edge.search.budget import Budget
     from merino_edge.search.builtin_spaces import load_space
@@ -62,7 +62,7 @@ _HOMES = {
     "Budget": "merino_edge.search.budget",
     "Chat": "merino_edge.runtime.chat",
     "ExportOptions": "merino_edge.export.prepare_weights",
-    "Sampling": "merino_edge.runtime.sampling",
+    "Sampling": "merino_edge.runtime.sampling_parameters",
     "SearchConfig": "merino_edge.search.result",
     "Session": "merino_edge.runtime.session",
     "generate": "merino_edge.runtime.generation",

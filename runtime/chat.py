@@ -15,7 +15,7 @@ from merino_edge.errors import InputError
 from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.generation import Generation, generate
 from merino_edge.runtime.grammar import Grammar
-from merino_edge.runtime.sampling import Sampling
+from merino_edge.runtime.sampling_parameters import Sampling
 from merino_edge.runtime.session import Session
 from merino_edge.runtime.speculative.drafter import Proposer
 from merino_edge.tokenizer import Message, Tokenizer

@@ -23,7 +23,8 @@ from merino_edge.errors import InputError
 from merino_edge.runtime.detokenizer import StreamingDetokenizer
 from merino_edge.runtime.engine import Logits, TokenIds
 from merino_edge.runtime.grammar import Constraint, Grammar
-from merino_edge.runtime.sampling import Sampler, Sampling
+from merino_edge.runtime.sampling import Sampler
+from merino_edge.runtime.sampling_parameters import Sampling
 from merino_edge.runtime.session import Session, common_prefix
 from merino_edge.runtime.speculative.drafter import Drafter, Proposer
 from merino_edge.tokenizer import Tokenizer

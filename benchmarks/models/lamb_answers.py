@@ -12,7 +12,7 @@ from train_lamb import facts
 
 from merino_edge.runtime.chat import Chat
 from merino_edge.runtime.open_bundle import open_engine
-from merino_edge.runtime.sampling import Sampling
+from merino_edge.runtime.sampling_parameters import Sampling
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from merino_edge.cli.bundle_options import (
     open_proposer,
 )
 from merino_edge.errors import InputError
+from merino_edge.runtime.sampling_parameters import Sampling
 
 if TYPE_CHECKING:
     from merino_edge.bundle import Bundle
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from merino_edge.tokenizer import Tokenizer
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as in shells
+
+DEFAULTS = Sampling()
 
 
 def generate(
@@ -55,24 +58,28 @@ def generate(
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message of the chat.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 256,
     greedy: Annotated[bool, typer.Option("--greedy", help="Greedy decoding: always the likeliest token.")] = False,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.5,
-    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 keeps all.")] = 40,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = DEFAULTS.temperature,
+    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 keeps all.")] = DEFAULTS.top_k,
     top_p: Annotated[
         float,
         typer.Option(help="Nucleus sampling: keep the fewest tokens with this total probability; 1 keeps all."),
-    ] = 0.95,
-    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the highest probability.")] = 0.0,
+    ] = DEFAULTS.top_p,
+    min_p: Annotated[
+        float, typer.Option(help="Drop tokens below this share of the highest probability.")
+    ] = DEFAULTS.min_p,
     typical_p: Annotated[
         float,
         typer.Option(help="Locally typical sampling: total probability of the tokens that are kept; 1 keeps all."),
-    ] = 1.0,
+    ] = DEFAULTS.typical_p,
     repetition_penalty: Annotated[
         float, typer.Option(help="Above 1: makes every token less likely that the text already has.")
-    ] = 1.0,
+    ] = DEFAULTS.repetition_penalty,
     frequency_penalty: Annotated[
         float, typer.Option(help="Penalty on a token for each time that the answer already has it.")
-    ] = 0.0,
-    presence_penalty: Annotated[float, typer.Option(help="Penalty on each token that the answer already has.")] = 0.0,
+    ] = DEFAULTS.frequency_penalty,
+    presence_penalty: Annotated[
+        float, typer.Option(help="Penalty on each token that the answer already has.")
+    ] = DEFAULTS.presence_penalty,
     seed: Annotated[
         int | None, typer.Option(help="Random seed. The same seed gives the same answer. [default: random]")
     ] = None,
@@ -111,7 +118,6 @@ def generate(
     """
     from merino_edge.cli.terminal import Terminal, print_statistics, run_turn
     from merino_edge.runtime.chat import Chat
-    from merino_edge.runtime.sampling import Sampling
 
     penalties = (repetition_penalty, frequency_penalty, presence_penalty)
     sampling = Sampling(temperature, top_k, top_p, min_p, typical_p, *penalties, seed=seed, greedy=greedy)

@@ -30,7 +30,7 @@ from merino_edge.errors import InputError
 from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.evaluation.tasks import harness_task
 from merino_edge.runtime.generation import generate
-from merino_edge.runtime.sampling import Sampling
+from merino_edge.runtime.sampling_parameters import Sampling
 from merino_edge.runtime.session import Session
 from merino_edge.statistics import percentile_interval, resampled_indices
 from merino_edge.tokenizer import Tokenizer

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from merino_edge import limits
 from merino_edge.errors import InputError
 from merino_edge.runtime.grammar import ANY_OBJECT, Grammar, Grammars
-from merino_edge.runtime.sampling import Sampling
+from merino_edge.runtime.sampling_parameters import Sampling
 from merino_edge.tokenizer import Message, Tokenizer
 
 UNUSED = ("user", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier")

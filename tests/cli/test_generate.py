@@ -15,7 +15,7 @@ import pytest
 from merino_edge.cli.main import main
 from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.generation import generate
-from merino_edge.runtime.sampling import Sampling
+from merino_edge.runtime.sampling_parameters import Sampling
 from merino_edge.runtime.session import Session
 from merino_edge.tokenizer import Tokenizer
 

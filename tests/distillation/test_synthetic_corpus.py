@@ -30,7 +30,7 @@ from merino_edge.pytorch.engine import TorchEngine
 from merino_edge.pytorch.model import Model
 from merino_edge.runtime import sampling
 from merino_edge.runtime.generation import generate
-from merino_edge.runtime.sampling import Sampling
+from merino_edge.runtime.sampling_parameters import Sampling
 from merino_edge.runtime.session import Session
 from merino_edge.tokenizer import Tokenizer
 

@@ -28,7 +28,7 @@ from merino_edge.export.vocabulary_pruning import pruned_vocab
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 from merino_edge.runtime.generation import generate
 from merino_edge.runtime.open_bundle import open_engine
-from merino_edge.runtime.sampling import Sampling
+from merino_edge.runtime.sampling_parameters import Sampling
 from merino_edge.runtime.session import Session
 from merino_edge.tokenizer import Tokenizer
 

@@ -11,7 +11,7 @@ from merino_edge.errors import InputError
 from merino_edge.runtime.chat import Chat
 from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.generation import generate
-from merino_edge.runtime.sampling import Sampling
+from merino_edge.runtime.sampling_parameters import Sampling
 from merino_edge.runtime.session import Session
 from merino_edge.tokenizer import ChatFormat, Tokenizer
 

@@ -17,7 +17,7 @@ from merino_edge.errors import ArtefactError, InputError
 from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.generation import Generation, generate
 from merino_edge.runtime.open_bundle import open_engine
-from merino_edge.runtime.sampling import Sampling
+from merino_edge.runtime.sampling_parameters import Sampling
 from merino_edge.runtime.session import PREFILL_CHUNK, Session
 from merino_edge.tokenizer import Tokenizer
 

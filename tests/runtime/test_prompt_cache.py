@@ -16,7 +16,7 @@ from merino_edge.runtime import prompt_cache
 from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.generation import generate
 from merino_edge.runtime.open_bundle import open_engine
-from merino_edge.runtime.sampling import Sampling
+from merino_edge.runtime.sampling_parameters import Sampling
 from merino_edge.runtime.session import Session
 from merino_edge.tokenizer import Tokenizer
 

@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from merino_edge.errors import ArtefactError, InputError
-from merino_edge.runtime.sampling import FEW, MANY, Sampler, Sampling, adjusted, distribution
+from merino_edge.runtime.sampling import FEW, MANY, Sampler, adjusted, distribution
+from merino_edge.runtime.sampling_parameters import Sampling
 
 SAMPLINGS = st.builds(
     Sampling,

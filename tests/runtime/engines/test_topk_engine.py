@@ -21,7 +21,8 @@ from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
 from merino_edge.runtime.engines.topk_kernel import TOP_K, TopKKernel
 from merino_edge.runtime.generation import generate
 from merino_edge.runtime.grammar import Grammars
-from merino_edge.runtime.sampling import Sampler, Sampling
+from merino_edge.runtime.sampling import Sampler
+from merino_edge.runtime.sampling_parameters import Sampling
 from merino_edge.runtime.session import Session
 from merino_edge.tokenizer import Tokenizer
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from helpers.stand_in_gpu import COMPILER, HostMemory
 from merino_edge.runtime.engine import Candidates
 from merino_edge.runtime.engines.topk_kernel import SLICE, SOURCE, TOP_K, TopKKernel
-from merino_edge.runtime.sampling import Sampler, Sampling
+from merino_edge.runtime.sampling import Sampler
+from merino_edge.runtime.sampling_parameters import Sampling
 
 pytestmark = pytest.mark.skipif(not COMPILER, reason="needs a compiler")
 SPECIAL = (np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 3.4e38, -3.4e38)

@@ -18,7 +18,8 @@ from merino_edge.errors import InputError
 from merino_edge.runtime.engine import Engine, Logits
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 from merino_edge.runtime.generation import Generation, generate
-from merino_edge.runtime.sampling import Sampler, Sampling, adjusted, distribution
+from merino_edge.runtime.sampling import Sampler, adjusted, distribution
+from merino_edge.runtime.sampling_parameters import Sampling
 from merino_edge.runtime.session import Session
 from merino_edge.runtime.speculative import drafter as drafters
 from merino_edge.runtime.speculative.draft_model import DraftModel
