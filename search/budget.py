@@ -28,26 +28,79 @@ from merino_edge.errors import InputError
 
 
 class Kind(NamedTuple):
-    """How a metric is requested and shown."""
+    """How a metric is requested and shown. A new metric needs a row in KINDS and its sum in `CostModel.metric_cost`."""
 
     option: str
+    metavar: str  # of the option's value
+    help: str
     label: str
-    at: str  # the meaning of the value after @, "" if the metric has none
+    at: str = ""  # the meaning of the value after @, "" if the metric has none
     unit: float = 1  # the shown number is the value divided by this
     latency: bool = False  # whether a latency table answers it
+    whole: bool = False  # whether its values are whole numbers
 
 
 KINDS = {
-    "decode_ms": Kind("--decode-ms", "decode step (ms)", "cache length", latency=True),
-    "text_ms": Kind("--text-ms", "100 bytes of text (ms)", "cache length", latency=True),
-    "prefill_ms": Kind("--prefill-ms", "prefill (ms)", "prompt tokens", latency=True),
-    "first_token_ms": Kind("--first-token-ms", "first token (ms)", "prompt bytes", latency=True),
-    "energy_mj": Kind("--energy-mj", "energy per token (mJ)", "cache length", latency=True),
-    "weight_mb": Kind("--weight-mb", "weights (MB)", "precision"),
-    "kv_mb": Kind("--kv-mb", "cache (MB)", "positions"),
-    "peak_mb": Kind("--peak-mb", "peak memory (MB)", "prompt tokens"),
-    "parameters": Kind("--params", "parameters (M)", "", unit=1e6),
-    "flops": Kind("--flops", "GFLOPs of 1024 tokens, head excluded", "", unit=1e9),
+    "decode_ms": Kind(
+        "--decode-ms",
+        "MS[@LENGTH]",
+        "Time per generated token, at a cache length.",
+        label="decode step (ms)",
+        at="cache length",
+        latency=True,
+    ),
+    "text_ms": Kind(
+        "--text-ms",
+        "MS[@LENGTH]",
+        "Time per 100 bytes of generated text: comparable across tokenizers.",
+        label="100 bytes of text (ms)",
+        at="cache length",
+        latency=True,
+    ),
+    "prefill_ms": Kind(
+        "--prefill-ms",
+        "MS[@TOKENS]",
+        "Time to read a prompt of TOKENS tokens.",
+        label="prefill (ms)",
+        at="prompt tokens",
+        latency=True,
+    ),
+    "first_token_ms": Kind(
+        "--first-token-ms",
+        "MS[@BYTES]",
+        "Time to the first token, for a prompt of BYTES bytes.",
+        label="first token (ms)",
+        at="prompt bytes",
+        latency=True,
+    ),
+    "energy_mj": Kind(
+        "--energy-mj",
+        "MJ[@LENGTH]",
+        "Energy per generated token in mJ, if the table has it.",
+        label="energy per token (mJ)",
+        at="cache length",
+        latency=True,
+    ),
+    "weight_mb": Kind("--weight-mb", "MB[@PRECISION]", "Stored weights.", label="weights (MB)", at="precision"),
+    "kv_mb": Kind("--kv-mb", "MB[@POSITIONS]", "KV cache.", label="cache (MB)", at="positions"),
+    "peak_mb": Kind(
+        "--peak-mb",
+        "MB[@TOKENS]",
+        "Peak memory: weights, full KV cache, and activations of a prompt of TOKENS tokens.",
+        label="peak memory (MB)",
+        at="prompt tokens",
+    ),
+    "parameters": Kind(
+        "--params", "N", "Stored parameters, for example 60M.", label="parameters (M)", unit=1e6, whole=True
+    ),
+    "flops": Kind(
+        "--flops",
+        "N",
+        "FLOPs of 1024 tokens without the LM head, for example 60G.",
+        label="GFLOPs of 1024 tokens, head excluded",
+        unit=1e9,
+        whole=True,
+    ),
 }
 _SUFFIXES = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 _FOUR_DIGITS_UP = decimal.Context(prec=4, rounding=decimal.ROUND_CEILING)

@@ -157,7 +157,7 @@ class CostModel:
                 lambda before, after: 0,
                 lambda a: 0,
             )
-        else:
+        elif metric.name == "peak_mb":
             weights, tokens = _weights(self.precision), int(metric.at or DEFAULT_TOKENS)
             units = dataclasses.replace(
                 weights,
@@ -167,6 +167,8 @@ class CostModel:
                 activation=lambda a, block: counts.layer_activation_bytes(a, block, tokens),
                 end_activation=lambda a: counts.end_activation_bytes(a, tokens),
             )
+        else:
+            raise ValueError(f"metric {metric.name} has no sum here")
         return MetricCost(((units,),), 1e6 if metric.name.endswith("_mb") else 1.0)
 
     def _latency_parts(self, metric: Metric, vocabulary: Vocabulary) -> MetricCost:

@@ -228,7 +228,7 @@ class Problem:
     def value(self, metric: Metric, a: Architecture, template: int) -> float:
         """The value of one metric for a whole architecture."""
         value = self.metric_cost(metric, template).value(a)
-        return int(value) if metric.name in ("parameters", "flops") else value
+        return int(value) if metric.kind.whole else value
 
 
 def _columns(

@@ -6,6 +6,7 @@ It writes a report (merino_edge.search.pareto has its form). On request it also 
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ import typer
 from merino_edge.cli import search_options
 
 
+@search_options.with_budgets
 def pareto(
     out: Annotated[Path, typer.Option(help="Report to write, NAME.json.")],
     against: Annotated[
@@ -28,16 +30,7 @@ def pareto(
     device: search_options.DeviceName = None,
     precision: search_options.Precision = None,
     shared: search_options.Shared = None,
-    decode_ms: search_options.DecodeMs = None,
-    text_ms: search_options.TextMs = None,
-    prefill_ms: search_options.PrefillMs = None,
-    first_token_ms: search_options.FirstTokenMs = None,
-    energy_mj: search_options.EnergyMj = None,
-    weight_mb: search_options.WeightMb = None,
-    kv_mb: search_options.KvMb = None,
-    peak_mb: search_options.PeakMb = None,
-    params: search_options.Params = None,
-    flops: search_options.Flops = None,
+    budgets: search_options.Limits = MappingProxyType({}),  # becomes an option for each metric
     plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Also write a plot of the front.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="HTML", help="Also write an interactive web page.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
@@ -57,18 +50,6 @@ def pareto(
 
     limits.check_range("points", points, 2, limits.MAX_POINTS)
     metric = Metric.parse(against)
-    budgets = {
-        "decode_ms": decode_ms,
-        "text_ms": text_ms,
-        "prefill_ms": prefill_ms,
-        "first_token_ms": first_token_ms,
-        "energy_mj": energy_mj,
-        "weight_mb": weight_mb,
-        "kv_mb": kv_mb,
-        "peak_mb": peak_mb,
-        "parameters": params,
-        "flops": flops,
-    }
     config = search_options.search_config(
         space=space, score=score, table=table, device=device, precision=precision, shared=shared, limits=budgets
     )

@@ -7,6 +7,7 @@ It writes an architecture artefact (merino_edge.architecture). The artefact also
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from merino_edge.search.result import SearchConfig
 
 
+@search_options.with_budgets
 def search(
     out: Annotated[Path, typer.Option(help="Architecture file to write, NAME.json.")],
     space: search_options.SpaceName = None,
@@ -29,16 +31,7 @@ def search(
     device: search_options.DeviceName = None,
     precision: search_options.Precision = None,
     shared: search_options.Shared = None,
-    decode_ms: search_options.DecodeMs = None,
-    text_ms: search_options.TextMs = None,
-    prefill_ms: search_options.PrefillMs = None,
-    first_token_ms: search_options.FirstTokenMs = None,
-    energy_mj: search_options.EnergyMj = None,
-    weight_mb: search_options.WeightMb = None,
-    kv_mb: search_options.KvMb = None,
-    peak_mb: search_options.PeakMb = None,
-    params: search_options.Params = None,
-    flops: search_options.Flops = None,
+    budgets: search_options.Limits = MappingProxyType({}),  # becomes an option for each metric
     seconds: search_options.Seconds = None,
     iterations: Annotated[
         int | None, typer.Option(help="Mutations to try. [default: 100000]", rich_help_panel="Evolution")
@@ -68,18 +61,6 @@ def search(
     from merino_edge.search import report
     from merino_edge.search.result import run_search
 
-    budgets = {
-        "decode_ms": decode_ms,
-        "text_ms": text_ms,
-        "prefill_ms": prefill_ms,
-        "first_token_ms": first_token_ms,
-        "energy_mj": energy_mj,
-        "weight_mb": weight_mb,
-        "kv_mb": kv_mb,
-        "peak_mb": peak_mb,
-        "parameters": params,
-        "flops": flops,
-    }
     evolution = {"iterations": iterations, "population": population, "parents": parents, "seed": seed}
     options = {name: value for name, value in evolution.items() if value is not None}
     limits.check_seconds(seconds)

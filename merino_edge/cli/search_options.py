@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from merino_edge.search.budget import KINDS
 
 if TYPE_CHECKING:
     from merino_edge.latency.table import LatencyTable
@@ -14,13 +18,8 @@ if TYPE_CHECKING:
     from merino_edge.search.result import SearchConfig
     from merino_edge.search.space import Space
 
-Limits = list[str] | None
+Limits = Mapping[str, Sequence[str] | None]  # by metric, the texts of its budgets, such as 5@1024
 PANEL = "Budgets (upper limits; repeatable; a public model's name stands for its cost)"
-
-
-def _limit(metavar: str, text: str) -> Any:
-    return typer.Option(metavar=metavar, help=text, rich_help_panel=PANEL)
-
 
 SpaceName = Annotated[
     str | None,
@@ -58,18 +57,30 @@ Seconds = Annotated[
         "[default: no limit]"
     ),
 ]
-DecodeMs = Annotated[Limits, _limit("MS[@LENGTH]", "Time per generated token, at a cache length.")]
-TextMs = Annotated[Limits, _limit("MS[@LENGTH]", "Time per 100 bytes of generated text: comparable across tokenizers.")]
-PrefillMs = Annotated[Limits, _limit("MS[@TOKENS]", "Time to read a prompt of TOKENS tokens.")]
-FirstTokenMs = Annotated[Limits, _limit("MS[@BYTES]", "Time to the first token, for a prompt of BYTES bytes.")]
-EnergyMj = Annotated[Limits, _limit("MJ[@LENGTH]", "Energy per generated token in mJ, if the table has it.")]
-WeightMb = Annotated[Limits, _limit("MB[@PRECISION]", "Stored weights.")]
-KvMb = Annotated[Limits, _limit("MB[@POSITIONS]", "KV cache.")]
-PeakMb = Annotated[
-    Limits, _limit("MB[@TOKENS]", "Peak memory: weights, full KV cache, and activations of a prompt of TOKENS tokens.")
-]
-Params = Annotated[Limits, _limit("N", "Stored parameters, for example 60M.")]
-Flops = Annotated[Limits, _limit("N", "FLOPs of 1024 tokens without the LM head, for example 60G.")]
+
+
+def with_budgets(verb: Callable[..., None]) -> Callable[..., None]:
+    """`verb` with one option for each metric of a search, in place of its parameter `budgets` (`Limits`)."""
+    names = {kind.option.removeprefix("--").replace("-", "_"): metric for metric, kind in KINDS.items()}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(verb, eval_str=True).parameters.values():
+        if parameter.name != "budgets":
+            parameters.append(parameter)
+            continue
+        for name, metric in names.items():
+            kind = KINDS[metric]
+            option = typer.Option(kind.option, metavar=kind.metavar, help=kind.help, rich_help_panel=PANEL)
+            annotation = Annotated[list[str] | None, option]
+            parameters.append(parameter.replace(name=name, default=None, annotation=annotation))
+
+    @functools.wraps(verb)
+    def run(**options: Any) -> None:
+        limits = {metric: options.pop(name) for name, metric in names.items()}
+        verb(**options, budgets=limits)
+
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return run
 
 
 def search_config(
@@ -80,7 +91,7 @@ def search_config(
     device: str | None,
     precision: str | None,
     shared: bool | None,
-    limits: Mapping[str, Sequence[str] | None],
+    limits: Limits,
     **solver: Any,
 ) -> SearchConfig:
     """The search that the options describe. `limits` holds the texts of each metric's budgets, such as 5@1024.
@@ -109,7 +120,7 @@ def search_config(
 
 def _check_limits(metric: str, texts: Sequence[str]) -> None:
     """Raises InputError for a text that is neither a quantity nor the name of a public model."""
-    from merino_edge.search.budget import KINDS, parse_at, parse_quantity
+    from merino_edge.search.budget import parse_at, parse_quantity
     from merino_edge.search.reference_models import PUBLIC
 
     for text in texts:
@@ -120,9 +131,7 @@ def _check_limits(metric: str, texts: Sequence[str]) -> None:
             parse_at(metric, at)
 
 
-def _budget(
-    texts_of: Mapping[str, Sequence[str] | None], space: Space, precision: str, table: LatencyTable | None
-) -> Budget:
+def _budget(texts_of: Limits, space: Space, precision: str, table: LatencyTable | None) -> Budget:
     from merino_edge.errors import InputError
     from merino_edge.presets import preset
     from merino_edge.search.budget import Budget, Metric, parse_at, parse_quantity
