@@ -1,11 +1,27 @@
 """A bundle: the folder that `export` writes and the runtime reads. It needs no ONNX library and no PyTorch.
 
-    BUNDLE/manifest.json     kind "bundle", schema 1: architecture, precision, target, context length, graph
-                             inputs and outputs, sha256 of every other file, parity report, checkpoint hash, engines,
-                             tunings (merino_edge.runtime.thread_tuning)
+    BUNDLE/manifest.json     kind "bundle", schema 1, the fields below
            model.onnx        model.onnx.data (weights)      tokenizer.json      chat.json
            model-C.onnx      same weights, with a cache of C positions: one for each of `contexts` but the last
            engine-HASH.plan  compiled by TensorRT on the machine that `engines` says (merino-edge build)
+
+| field of the manifest | what it holds |
+|---|---|
+| id, architecture | the model's shape, and its hash |
+| precision, target, context | as exported; context: positions of the largest KV cache |
+| files | {name: {"sha256", "bytes"}} of every other file |
+| contexts | the capacity of every graph's KV cache, ascending |
+| graph | opset, lowering, inputs, output, caches and their type |
+| int4 | fast, block and rounding; null at another precision |
+| raised_to_int8 | the int4 matrices that are int8 instead |
+| vocabulary | a pruned vocabulary's sizes and times; null where every token is kept |
+| float32_ffns | the FFNs that compute in float32 |
+| made_from | the hash of the checkpoint |
+| parity | the checks against PyTorch (merino_edge.export.parity) |
+| compiled | what TensorRT for RTX said at export; null where it did not compile |
+| engines, tunings | what `build` added (merino_edge.jetson.engine_build, merino_edge.runtime.thread_tuning) |
+
+A reader ignores fields that it does not know. So a new field leaves the schema's number as it is.
 
 Only plain files that the manifest names are used: no links, no folders, no `..`. No graph may read weights from another
 file. A few bundles come with the package (merino_edge/bundles) and are opened by name. An installer may have made hard

@@ -253,7 +253,7 @@ def artefacts() -> Iterator[str]:
         if form:
             yield f"On disk: {form}. Written by {writers}. Read by {readers}.\n"
         for module in modules:
-            path = next(p for p in (ROOT / "merino_edge" / module, ROOT / module) if p.exists())
+            path = next(p for p in (ROOT / module, ROOT / "merino_edge" / module) if p.exists())
             yield f"From `{path.relative_to(ROOT)}`:\n"
             yield _prose(ast.get_docstring(ast.parse(path.read_text())) or "") + "\n"
 
