@@ -84,11 +84,14 @@ def error_figures(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
          "high_percent"}
 
     "p95_percent" is the nearest rank. "low_percent" and "high_percent" bound nine of ten measured times around the
-    prediction.
+    prediction; they are None where predictions of 0 or less leave no such bound.
     """
     signed = [100 * (predicted / measured - 1) for predicted, measured in pairs]
-    beside = sorted(100 * (measured / predicted - 1) for predicted, measured in pairs)
+    # On a very busy machine a prediction can be 0 or less, and then no share of it bounds the measured time.
+    beside = sorted(100 * (measured / predicted - 1) if predicted > 0 else math.inf for predicted, measured in pairs)
     outside = math.floor((1 - INTERVAL) / 2 * len(pairs))  # on either side
+    low, high = beside[outside], beside[-1 - outside]
+    bounded = math.isfinite(low) and math.isfinite(high)
     errors = sorted(map(abs, signed))
     return {
         "models": len(pairs),
@@ -97,6 +100,6 @@ def error_figures(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
         "max_percent": errors[-1],
         "bias_percent": statistics.fmean(signed),
         "kendall_tau": kendall_tau(pairs),
-        "low_percent": beside[outside],
-        "high_percent": beside[-1 - outside],
+        "low_percent": low if bounded else None,
+        "high_percent": high if bounded else None,
     }

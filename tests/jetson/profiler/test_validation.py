@@ -35,3 +35,12 @@ def test_visits_to_one_model_are_compared_with_each_other_alone() -> None:
 def test_a_slower_machine_is_no_distance_between_visits() -> None:
     lines = [repetition(1, 10.0, 0), repetition(1, 20.0, 1, 2.0), repetition(1, 5.0, 2, 0.5)]
     assert repeatability_percent(lines, "prefill") == pytest.approx(0)
+
+
+@pytest.mark.parametrize("predicted_ms", [0.0, -0.1])
+def test_a_prediction_of_no_time_has_no_interval(predicted_ms: float) -> None:
+    figures = error_figures([(predicted_ms, 1.0), (1.0, 1.1), (2.0, 2.0)])
+    assert figures["low_percent"] is None and figures["high_percent"] is None
+    assert figures["max_percent"] == pytest.approx(100 * (1 - predicted_ms))
+    few = error_figures([(predicted_ms, 1.0)] + [(1.0, 1.0)] * 40)  # fewer than may lie outside
+    assert few["low_percent"] == few["high_percent"] == 0.0
