@@ -68,7 +68,11 @@ COMMANDS: list[tuple[str, int]] = [
     ("generate int8 --raw --seed 7 --temperature 1 --prompt One --max-tokens 16 --threads 1", 0),
     ("generate int4 --raw --greedy --lookup --prompt One --max-tokens 16 --threads 1", 0),
     ("generate cache --raw --greedy --prompt One --max-tokens 16 --threads 1", 0),
+    # Of lamb, whose answers have words; the models above have seen too little text.
     ("generate --seed 3 --prompt 'Tell me a story about a dog.' --max-tokens 24 --threads 1", 0),
+    ("generate --raw --greedy --prompt 'Once upon a time' --max-tokens 40 --threads 1", 0),
+    ("generate --raw --greedy --lookup --prompt 'The dog saw the dog and the dog' --max-tokens 40 --threads 1", 0),
+    ("generate --seed 7 --top-k 5 --repetition-penalty 1.2 --prompt 'Who are you?' --max-tokens 40 --threads 1", 0),
     ("generate nowhere --prompt One", 3),
     *((f"show {artefact} --json", 0) for artefact in ("demo.jsonl", "demo.json", "checkpoint", "int4", "tokens")),
     ("search --space nothing --out x.json", 2),
