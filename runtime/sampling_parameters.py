@@ -42,11 +42,15 @@ class Sampling:
         _check_real("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         _check_real("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _check_real("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        if not isinstance(self.logit_bias, Mapping):
+            raise InputError(f"logit_bias is {self.logit_bias!r}, no mapping", "write it as {TOKEN_ID: BIAS}")
         for token, bias in self.logit_bias.items():
             limits.check_range("logit_bias's token", token, 0, limits.MAX_VOCAB_SIZE - 1)
             _check_real(f"logit_bias of token {token}", bias, -100.0, 100.0)
         if self.seed is not None:
             limits.check_range("seed", self.seed, 0, limits.MAX_SEED)
+        if not isinstance(self.greedy, bool):
+            raise InputError(f"greedy is {self.greedy!r}", "give True or False")
 
     @property
     def required_topk(self) -> int | None:

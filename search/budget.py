@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import decimal
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -133,10 +134,10 @@ class Metric:
     @staticmethod
     def parse(key: str) -> Metric:
         """The metric that `key` spells, as in `decode_ms@1024`. Raises InputError."""
-        name, _, text = key.partition("@")
+        name, mark, text = key.partition("@") if isinstance(key, str) else (key, "", "")
         if name not in KINDS:
             raise InputError(f"there is no metric {name!r}", f"choose one of {', '.join(KINDS)}")
-        return Metric(name, parse_at(name, text) if text else None)
+        return Metric(name, parse_at(name, text) if mark else None)
 
 
 def parse_at(name: str, text: str) -> int | str:
@@ -160,14 +161,17 @@ class Budget:
     def __post_init__(self) -> None:
         metrics = [metric for metric, _ in self.limits]
         for metric, limit in self.limits:
-            if not 0 < limit < math.inf:
-                raise InputError(f"budget {metric.key} is {limit}", f"give {metric.kind.option} a positive number")
+            is_number = isinstance(limit, numbers.Real) and not isinstance(limit, bool)
+            if not is_number or not 0 < limit < math.inf:
+                raise InputError(f"budget {metric.key} is {limit!r}", f"give {metric.kind.option} a positive number")
             if metrics.count(metric) > 1:
                 raise InputError(f"{metric.kind.option} is given twice for {metric.key}", "give it once")
 
     @staticmethod
     def of(limits: Mapping[str, float]) -> Budget:
-        """A budget from metric keys, as {"decode_ms@1024": 5.0, "parameters": 6e7}."""
+        """A budget from metric keys, as {"decode_ms@1024": 5.0, "parameters": 6e7}. Raises InputError."""
+        if not isinstance(limits, Mapping):
+            raise InputError(f"budget is {limits!r}, no mapping", 'write it as {"decode_ms@1024": 5.0}')
         return Budget(tuple((Metric.parse(key), limit) for key, limit in limits.items()))
 
     def to_dict(self) -> dict[str, float]:

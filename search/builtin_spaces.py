@@ -133,10 +133,11 @@ SPACES = {space.name: space for space in (PAPER, EDGE, WIDE, DEMO, STUDY)}
 
 def load_space(name_or_path: str) -> Space:
     """A built-in space by name, or a space file. Raises ArtefactError, InputError, ArchitectureError."""
-    if name_or_path in SPACES:
+    # The path "" would be the working folder.
+    path = Path(name_or_path) if isinstance(name_or_path, (str, Path)) and name_or_path != "" else None
+    if path is not None and name_or_path in SPACES:
         return SPACES[name_or_path]
-    path = Path(name_or_path)
-    if not path.suffix and not path.exists():
+    if path is None or (not path.suffix and not path.exists()):
         raise InputError(f"there is no space {name_or_path!r}", f"choose {', '.join(SPACES)} or give a space file")
     document = artefact.read_json(path, space_file.KIND, space_file.SCHEMA_VERSION, handwritten=True)
     space = space_file.from_dict(document, name_or_path, SPACES)

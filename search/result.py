@@ -77,11 +77,13 @@ class SearchConfig:
         """
         try:
             form, table = document["space"]["form"], document["table"]
-            score = parse_score(document["score"]["name"])
-            budget = Budget.of(document["budgets"])
+            spec, limits_by_key = document["score"]["name"], document["budgets"]
+            if not isinstance(spec, str) or not isinstance(limits_by_key, dict):
+                raise TypeError  # as for any other field of a wrong kind
+            score = parse_score(spec)
             config = SearchConfig(
                 space=space_file.from_dict(form, where),
-                budget=budget,
+                budget=Budget.of(limits_by_key),
                 score=score,
                 precision=document["precision"],
                 table=None if table is None else from_compact(table, where),

@@ -148,7 +148,7 @@ FLOPS = Score("flops", lambda a, block, depth, cut: counts.block_flops(a, block,
 
 def parse_score(spec: str) -> Score:
     """The score that `spec` names. Raises InputError."""
-    name, _, options = spec.partition(":")
+    name, _, options = spec.partition(":") if isinstance(spec, str) else (None, "", "")
     if name in ("effective", "cut"):
         return effective(Hyperparameters(**_options(options, spec)), cut=name == "cut")
     if name == "exit":

@@ -215,6 +215,8 @@ def test_a_table_of_another_device_is_refused(tmp_path: Path, write_table: Write
         ({"budgets": {"speed": 1.0}}, "no metric 'speed'"),
         ({"budgets": {"flops": -1.0}}, "budget flops is -1.0"),
         ({"score": {"name": 3}}, "does not say how it was found"),
+        ({"budgets": [1.0]}, "does not say how it was found"),
+        ({"budgets": {"flops": "60G"}}, "budget flops is '60G'"),
         ({"score": {"name": "effective", "total": 1}}, "is not what"),
         ({"solver": "magic"}, "no solver 'magic'"),
         ({"solver": "evolution", "solver_options": {"iterations": -1}}, "iterations is -1"),

@@ -221,6 +221,16 @@ def test_a_broken_model_is_refused(bad: float, index: int, size: int, sampling: 
         ("logit_bias", {-1: 0.0}),
         ("logit_bias", {3: math.inf}),
         ("seed", -1),
+        ("seed", "1"),
+        ("temperature", None),
+        ("top_k", "40"),
+        ("logit_bias", None),
+        ("logit_bias", [3]),
+        ("logit_bias", {"3": 1.0}),
+        ("logit_bias", {3: "1"}),
+        ("greedy", "yes"),
+        ("greedy", 1),
+        ("greedy", None),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(name: str, value: object) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +40,41 @@ def test_round_quantities_are_spelled_as_they_are() -> None:
 def test_a_budget_must_be_positive(limit: float) -> None:
     with pytest.raises(InputError, match="--decode-ms"):
         Budget.of({"decode_ms@256": limit})
+
+
+@pytest.mark.parametrize("limit", ["5", None, True, [5]])
+def test_a_budget_is_a_number(limit: Any) -> None:
+    with pytest.raises(InputError, match=r"^budget decode_ms@256 is .*; give --decode-ms a positive number$"):
+        Budget.of({"decode_ms@256": limit})
+
+
+@pytest.mark.parametrize("number", [5, 5.0, np.float32(5), np.int64(5)])
+def test_any_kind_of_number_is_a_budget(number: float) -> None:
+    assert Budget.of({"decode_ms@256": number}) == Budget.of({"decode_ms@256": 5.0})
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("decode_ms@", "'' is no cache length; write --decode-ms VALUE@CACHE_LENGTH"),
+        ("decode_ms@x", "'x' is no cache length"),
+        ("weight_mb@", "no precision ''"),
+        ("parameters@", "leave @ out"),
+        ("", "no metric ''"),
+        (None, "no metric None; choose one of decode_ms"),
+        (3, "no metric 3"),
+    ],
+)
+def test_what_is_no_key_of_a_metric(key: Any, words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Budget.of({key: 5.0})
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("limits", [None, 5, "decode_ms", [("decode_ms", 5.0)]])
+def test_budgets_stand_in_a_mapping(limits: Any) -> None:
+    with pytest.raises(InputError, match=r'no mapping; write it as {"decode_ms@1024": 5\.0}$'):
+        Budget.of(limits)
 
 
 @pytest.mark.parametrize("name", KINDS)

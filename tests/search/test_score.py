@@ -4,6 +4,7 @@ import math
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,6 +127,12 @@ def test_options_reach_the_formula() -> None:
     squared = effective(Hyperparameters(effectiveness_power=2.0))
     assert squared.total(preset("gpt2")) < effective().total(preset("gpt2"))
     assert squared.details["hyperparameters"]["effectiveness_power"] == 2.0
+
+
+@pytest.mark.parametrize("spec", [None, 3, ["effective"], Path("mine.py")])
+def test_a_score_is_named_by_text(spec: Any) -> None:
+    with pytest.raises(InputError, match=r"^there is no score .*; choose effective, cut, exit"):
+        parse_score(spec)
 
 
 @pytest.mark.parametrize(

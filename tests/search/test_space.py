@@ -223,3 +223,9 @@ def test_an_unknown_name_lists_the_known() -> None:
         load_space("papre")
     with pytest.raises(ArtefactError, match="does not exist"):
         load_space("nowhere.json")
+
+
+@pytest.mark.parametrize("name", ["", None, 3, ["paper"]])
+def test_what_is_no_name_is_no_space(name: Any) -> None:
+    with pytest.raises(InputError, match=r"^there is no space .*; choose paper, edge, wide, demo"):
+        load_space(name)
