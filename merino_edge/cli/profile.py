@@ -201,8 +201,8 @@ def _request(
     if space is None and begun:
         search_space = space_file.from_dict(begun.get("space"), str(out), SPACES)
     else:
-        search_space = load_space(space or "paper")
-    precision = precision or begun.get("precision", "fp32")
+        search_space = load_space("paper" if space is None else space)
+    precision = begun.get("precision", "fp32") if precision is None else precision
     check_precision(precision)
     threads = begun.get("threads", 1) if threads is None else threads
     limits.check_range("threads", threads, 1, len(os.sched_getaffinity(0)))
@@ -216,7 +216,7 @@ def _request(
             raise InputError(
                 f"--only {only!r} is no regular expression ({error})", "write it as 'layer decode'"
             ) from None
-    name = backend or begun.get("backend", "cpu")
+    name = begun.get("backend", "cpu") if backend is None else backend
     return Request(
         space=search_space,
         space_document=space_file.to_dict(search_space),

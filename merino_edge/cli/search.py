@@ -76,7 +76,7 @@ def search(
             precision=precision,
             shared=shared,
             limits=budgets,
-            solver=solver or "exact",
+            solver="exact" if solver is None else solver,
             options=options,
         )
     else:

@@ -107,15 +107,17 @@ def search_config(
 
     for metric, texts in limits.items():  # before files are read
         _check_limits(metric, texts or ())
-    search_space = load_space(space or "paper")
+    search_space = load_space("paper" if space is None else space)
     if shared is not None:
         search_space = dataclasses.replace(search_space, shared=(shared,))
     latency_table = load_table(table) if table else None
     if device is not None:
         _check_device(latency_table, device)
-    precision = precision or (latency_table.precision if latency_table else "fp16")
+    if precision is None:
+        precision = latency_table.precision if latency_table else "fp16"
     budget = _budget(limits, search_space, precision, latency_table)
-    return SearchConfig(search_space, budget, parse_score(score or "effective"), precision, latency_table, **solver)
+    maximised = parse_score("effective" if score is None else score)
+    return SearchConfig(search_space, budget, maximised, precision, latency_table, **solver)
 
 
 def _check_limits(metric: str, texts: Sequence[str]) -> None:

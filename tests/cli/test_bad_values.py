@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import lzma
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from helpers.stranger import Refused, commands, train
+from merino_edge.cli.estimate import estimate
+from merino_edge.cli.pareto import pareto
+from merino_edge.cli.profile import profile
+from merino_edge.cli.search import search
+from merino_edge.errors import MerinoError
 
 NO_NUMBERS = ["nan", "inf", "-inf", "1e309", "abc", "", "0x10", "-1"]
 NO_WHOLE_NUMBERS = [*NO_NUMBERS, "1.5", "1e9", str(2**63), "9" * 5000]
@@ -56,6 +64,25 @@ def test_real_numbers(good: Path, tmp_path: Path, refused: Refused, verb: str) -
     for option in REAL[verb]:
         for value in NO_NUMBERS if option in ZERO_IS_FINE else [*NO_NUMBERS, "0"]:
             refused(*command(verb, good, tmp_path / "out"), f"{option}={value}")
+
+
+@pytest.mark.parametrize(
+    ("verb", "more", "options"),
+    [
+        (search, {}, ["space", "solver", "score", "precision"]),
+        (pareto, {}, ["space", "score", "precision"]),
+        (estimate, {"board": "orin-nano-8gb", "mode": "15W"}, ["space", "precision", "runtime"]),
+        (profile, {"dry_run": True}, ["space", "precision", "backend"]),
+    ],
+)
+def test_an_empty_text_is_not_the_default(
+    tmp_path: Path, verb: Callable[..., None], more: dict[str, Any], options: list[str]
+) -> None:
+    """Also where a verb is called from Python, past the check of the command line."""
+    for option in options:
+        with pytest.raises(MerinoError, match=rf"{option} ''"):
+            inspect.unwrap(verb)(out=tmp_path / "out", **more, **{option: ""})
+    assert not list(tmp_path.iterdir())
 
 
 def test_budgets_that_nothing_meets_name_the_nearest_value(good: Path, tmp_path: Path, refused: Refused) -> None:
