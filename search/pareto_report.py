@@ -82,7 +82,8 @@ def _title(document: dict[str, Any]) -> str:
     budgets = ", ".join(f"{key} at most {limit:.6g}" for key, limit in document["budgets"].items())
     where = f"space {document['space']['name']}, {document['precision']}"
     if source := document["table"]:
-        where += f", {source['device']}{' (estimated)' if source['estimated'] else ''}"
+        device = source["device"].removesuffix(" (estimated)")  # which an estimated table's device has in its name
+        where += f", {device}{' (estimated)' if source['estimated'] else ''}"
     return f"{where}{f'; {budgets}' if budgets else ''}"
 
 

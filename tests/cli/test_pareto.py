@@ -13,6 +13,7 @@ from helpers.search_verb import merino, written
 from helpers.small_spaces import SMALL
 from merino_edge.architecture import Architecture
 from merino_edge.latency.table import LatencyTable
+from merino_edge.search import pareto_report
 from merino_edge.search.builtin_spaces import DEMO
 from merino_edge.search.reference_models import PUBLIC
 
@@ -68,6 +69,17 @@ def test_the_front_is_written_in_three_forms(tmp_path: Path, write_table: WriteT
     shown = merino(out, verb="show").stdout
     assert "of effective against decode_ms@64" in shown and all(p["id"] in shown for p in report["points"])
     assert json.loads(merino(out, "--json", verb="show").stdout)["points"] == report["points"]
+
+
+@pytest.mark.parametrize("device", ["Jetson Orin Nano 8GB (estimated)", "Jetson Orin Nano 8GB"])
+def test_the_title_says_estimated_once(tmp_path: Path, device: str) -> None:
+    """`merino-edge estimate` writes it into the name of the device."""
+    out, html = tmp_path / "f.json", tmp_path / "f.html"
+    merino("--space", "demo", "--against", "parameters", "--points", 3, "--out", out, verb="pareto")
+    table = {"name": "t.jsonl", "sha256": "0", "estimated": True, "device": device}
+    pareto_report.page({**json.loads(out.read_text()), "table": table}, html)
+    data = next(text for attributes, text in Page(html.read_text()).scripts if attributes.get("id") == "data")
+    assert json.loads(data)["title"] == "space demo, fp16, Jetson Orin Nano 8GB (estimated)"
 
 
 def test_a_space_may_have_any_name(tmp_path: Path) -> None:
