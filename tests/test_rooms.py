@@ -67,6 +67,8 @@ def imported_modules(file: Path) -> set[str]:
 def room_of(module: str, modules: dict[str, Path]) -> str:
     """The folder of `merino_edge` that a module lives in, at any depth."""
     parts = module.split(".")
+    if module == "merino_edge.__main__":  # Python wants it there
+        return "cli"
     is_folder = len(parts) > 1 and modules[".".join(parts[:2])].name == "__init__.py"
     return parts[1] if is_folder else "shared nouns"
 

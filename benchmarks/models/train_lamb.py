@@ -202,7 +202,7 @@ def train(model: Path, out: Path, how: list[object]) -> None:
 
 
 def run(verb: str, *words: object) -> None:
-    subprocess.run([sys.executable, "-m", "merino_edge.cli", verb, *map(str, words)], check=True)
+    subprocess.run([sys.executable, "-m", "merino_edge", verb, *map(str, words)], check=True)
 
 
 if __name__ == "__main__":

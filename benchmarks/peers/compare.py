@@ -107,7 +107,7 @@ def prepare(environments: Path, work: Path, names: Sequence[str], gguf: Path) ->
     """What each peer opens, made where it is not there yet."""
     models = {"llama.cpp": gguf, "onnxruntime-genai": work / "genai-int4", "transformers": work / "huggingface"}
     work.mkdir(parents=True, exist_ok=True)
-    cli = [sys.executable, "-m", "merino_edge.cli"]
+    cli = [sys.executable, "-m", "merino_edge"]
     if not (work / "checkpoint").exists():
         subprocess.run([*cli, "import", str(gguf), "--out", str(work / "checkpoint")], check=True)
     for name, form in OURS.items():

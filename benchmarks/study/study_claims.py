@@ -110,7 +110,7 @@ def latency(
 
 
 def _run(verb: str, *words: str) -> None:
-    subprocess.run([sys.executable, "-m", "merino_edge.cli", verb, *words], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "merino_edge", verb, *words], check=True, stdout=subprocess.DEVNULL)
 
 
 def main() -> None:

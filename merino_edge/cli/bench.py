@@ -237,15 +237,16 @@ def _print(rows: list[dict[str, Any]], form: Form) -> None:
         sys.stdout.writelines(f"| {' | '.join(line)} |\n" for line in lines)
     else:
         from rich.box import SIMPLE_HEAD
-        from rich.console import Console
         from rich.table import Table
+
+        from merino_edge.cli.console import stdout
 
         table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
         for heading, digits in columns.values():
             table.add_column(heading, justify="left" if digits is None else "right")
         for line in cells:
             table.add_row(*line)
-        Console(highlight=False).print(table)
+        stdout().print(table)
 
 
 def _cell(value: Any, digits: int | None) -> str:

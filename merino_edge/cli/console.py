@@ -22,6 +22,17 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def stdout(*, soft_wrap: bool = False) -> Console:
+    """The console for results that people read. Square brackets in a text stay what they are."""
+    from rich.console import Console
+
+    class Results(Console):
+        def on_broken_pipe(self) -> None:  # rich would end the program with exit code 1
+            raise BrokenPipeError
+
+    return Results(highlight=False, markup=False, soft_wrap=soft_wrap)
+
+
 def print_json(value: Any) -> None:
     """Print one JSON object on stdout, for another program."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

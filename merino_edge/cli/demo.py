@@ -144,11 +144,7 @@ class _Runner:
 def _program() -> list[str]:
     """How this program was started: the installed script, or the module."""
     script = Path(sys.argv[0])
-    return (
-        [str(script)]
-        if script.name == "merino-edge" and script.is_file()
-        else [sys.executable, "-m", "merino_edge.cli"]
-    )
+    return [str(script)] if script.name == "merino-edge" and script.is_file() else [sys.executable, "-m", "merino_edge"]
 
 
 def _decode_budget(table: Path) -> float:
@@ -161,9 +157,9 @@ def _decode_budget(table: Path) -> float:
 
 
 def _print_summary(summary: dict[str, Any], out: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from merino_edge.cli.console import stdout
     from merino_edge.search.budget import spell_quantity
 
     blocks = "  ".join(f"{b['layers']} x {b['width']} (ffn {b['ffn_width']})" for b in summary["blocks"])
@@ -183,4 +179,4 @@ def _print_summary(summary: dict[str, Any], out: Path) -> None:
     table = Table(show_header=False, title="merino-edge demo", title_justify="left")
     for name, value in rows.items():
         table.add_row(name, value)
-    Console(highlight=False).print(table)
+    stdout().print(table)

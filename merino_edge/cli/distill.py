@@ -6,12 +6,12 @@ import typer
 
 from merino_edge.cli.distill_generate import distill_generate
 from merino_edge.cli.distill_logits import distill_logits
-from merino_edge.cli.verbs import VERBS, add_verb
+from merino_edge.cli.verbs import VERBS, HelpfulGroup, add_verb
 
 group = typer.Typer(
     name="distill",
     help=VERBS["distill"].summary,
-    no_args_is_help=True,
+    cls=HelpfulGroup,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

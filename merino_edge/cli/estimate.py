@@ -183,7 +183,6 @@ def _print_table(screen: Console, table: LatencyTable) -> None:
 def _list(*, as_json: bool) -> None:
     import dataclasses
 
-    from rich.console import Console
     from rich.table import Table
 
     from merino_edge.cli import console
@@ -204,7 +203,7 @@ def _list(*, as_json: bool) -> None:
     if as_json:
         console.print_json({"boards": [document(board) for board in BOARDS]})
         return
-    screen = Console(highlight=False, markup=False, soft_wrap=True)
+    screen = console.stdout(soft_wrap=True)
     listed = Table("board", "mode", "SMs", "MHz", "GB/s", "TFLOPS", "L2 KiB", "CPU MHz", box=None, pad_edge=False)
     for board in BOARDS:
         for index, mode in enumerate(board.modes):
@@ -236,7 +235,6 @@ def _list(*, as_json: bool) -> None:
 def _check(*, as_json: bool) -> None:
     from itertools import groupby
 
-    from rich.console import Console
     from rich.table import Table
 
     from merino_edge.cli import console
@@ -249,7 +247,7 @@ def _check(*, as_json: bool) -> None:
         document = {"rows": [r.to_dict() for r in compared], "summaries": summaries(compared), "runtimes": bases}
         console.print_json(document)
         return
-    screen = Console(highlight=False, markup=False, soft_wrap=True)
+    screen = console.stdout(soft_wrap=True)
     for kind, group in groupby(compared, lambda row: f"{row.framework} {row.mode}"):
         screen.print(kind)
         listed = Table("model", "board", "power mode", "tok/s", "roofline", "error %", "", box=None, pad_edge=False)

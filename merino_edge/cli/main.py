@@ -1,7 +1,7 @@
 """The `merino-edge` program: runs a verb, and turns a refusal into one line and an exit code.
 
-`--debug`, anywhere on the line, shows the traceback behind a refusal. Modules of verbs import only typer and the
-standard library at the top. merino_edge.cli.verbs imports them only when they are asked for. So `--help` is instant.
+Modules of verbs import only typer and the standard library at the top. merino_edge.cli.verbs imports them only when
+they are asked for. So `--help` is instant.
 """
 
 from __future__ import annotations
@@ -9,19 +9,21 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
 from merino_edge import __version__
-from merino_edge.cli.verbs import MAX_HELP_COLUMNS, VerbGroup
+from merino_edge.cli.verbs import DEBUG_HELP, MAX_HELP_COLUMNS, ClosedPipe, VerbGroup
 from merino_edge.errors import MerinoError
+
+CLOSED_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 
 app = typer.Typer(
     name="merino-edge",
     cls=VerbGroup,
     help="Design, train, export and run small language models for NVIDIA Jetson boards.",
-    no_args_is_help=True,
     rich_markup_mode=None,  # see merino_edge.cli.verbs
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": MAX_HELP_COLUMNS},
@@ -34,36 +36,48 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog="Add --debug to any command to see the traceback behind a refusal.")
+@app.callback()
 def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help=f"{DEBUG_HELP} Every command has it too.")] = False,
 ) -> None:
     pass
 
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1.. a refusal (merino_edge.errors), 130 interrupted."""
-    debug = "--debug" in sys.argv
-    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    _open_what_is_closed()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends it finds nothing half-written
     try:
-        app()
-    except BrokenPipeError:  # the reader of a pipe went away; that is its right
+        status = app(prog_name="merino-edge", standalone_mode=False)
+        with ClosedPipe.told():
+            sys.stdout.flush()
+        sys.exit(status if isinstance(status, int) else 0)
+    except ClosedPipe:  # the reader of a pipe went away; that is its right
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        sys.exit(CLOSED_PIPE)
     except Exception as error:
-        if debug:
-            raise
-        sys.stderr.write(f"merino-edge: {_one_line(error)}\n")
+        with suppress(OSError):  # nobody can be told
+            sys.stderr.write(f"merino-edge: {_one_line(error)}\n")
         sys.exit(getattr(error, "exit_code", 1))
+
+
+def _open_what_is_closed() -> None:
+    """Stand in for closed standard streams. Else the next file that is opened would get their numbers."""
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  it stays open
 
 
 def _one_line(error: Exception) -> str:
     """What happened and what to do next. File names and file contents in it cannot steer the terminal."""
     text = str(error)
-    if isinstance(error, OSError):
+    if hasattr(error, "format_message"):  # click's, of words on the command line
+        context = getattr(error, "ctx", None)
+        text = f"{error.format_message().rstrip('.')}; see: {context.command_path if context else 'merino-edge'} --help"
+    elif isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         text = f"{where}{error.strerror or error}; check the path and the disk"
     elif isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate" in text):  # PyTorch's

@@ -39,7 +39,6 @@ def show(
 
     The kind of an artefact is read from its content, not from its name.
     """
-    from rich.console import Console
 
     from merino_edge import bundle
     from merino_edge.cli import console
@@ -52,7 +51,7 @@ def show(
         if as_json:
             console.print_json(comparison)
         else:
-            printers.print_comparison(Console(highlight=False, markup=False), comparison, (path, against))
+            printers.print_comparison(console.stdout(), comparison, (path, against))
         return
     path = bundle.find(path)
     kind = kind_of(path)
@@ -61,7 +60,7 @@ def show(
     if as_json:
         console.print_json(document)
     else:
-        printer(Console(highlight=False, markup=False, soft_wrap=True), document)
+        printer(console.stdout(soft_wrap=True), document)
 
 
 def kind_of(path: Path) -> str:

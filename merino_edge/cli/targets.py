@@ -19,7 +19,6 @@ def targets(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON
     from merino_edge.errors import require
 
     require("onnx_ir", "export")
-    from rich.console import Console
     from rich.table import Table
 
     from merino_edge.cli import console
@@ -47,7 +46,7 @@ def targets(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON
             {"targets": rows, "operators": {name: version_text(since) for name, since in OPERATORS_SINCE.items()}}
         )
         return
-    screen = Console(highlight=False, markup=False)
+    screen = console.stdout()
     table = Table(box=None, pad_edge=False)
     for heading in ("target", "boards", "system", "parsed by", "opsets", "lowering", "precisions"):
         table.add_column(heading, overflow="fold")

@@ -8,10 +8,11 @@ Help is plain text. In rich's markup a bracketed part of a text, such as `[defau
 
 from __future__ import annotations
 
-import functools
+import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -20,6 +21,8 @@ from typer.main import get_command
 from merino_edge.errors import InputError, Interrupted
 
 MAX_HELP_COLUMNS = 120
+DEBUG_HELP = "Show the traceback behind a refusal."
+MAY_BE_EMPTY = {"--prompt", "--system"}  # every other option needs a value that is not empty
 
 
 class Verb(NamedTuple):
@@ -54,8 +57,63 @@ VERBS = {
 RENAMED = {"write": "distill generate", "teach": "distill logits"}
 
 
-class HelpCommand(TyperCommand):
-    """A verb whose help lists its options under the headings that `rich_help_panel` names."""
+class ClosedPipe(Exception):
+    """The reader of standard output went away. typer would end with exit code 1 at a BrokenPipeError."""
+
+    @classmethod
+    @contextmanager
+    def told(cls) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise cls from None
+
+
+def _debug_option() -> Any:
+    """The option as click has it. typer makes it, since the class of options differs between its versions."""
+    app = typer.Typer(add_completion=False)
+
+    @app.command()
+    def command(debug: Annotated[bool, typer.Option("--debug", help=DEBUG_HELP)] = False) -> None: ...
+
+    return get_command(app).params[0]
+
+
+class VerbCommand(TyperCommand):
+    """A verb: its options under the headings that `rich_help_panel` names, `--debug`, and typed ends."""
+
+    def __init__(self, name: str | None, **attributes: Any) -> None:
+        super().__init__(name, **attributes)
+        self.params.append(_debug_option())
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As in click. Raises InputError at an empty word: a path would take it for this folder."""
+        words = args[: args.index("--")] if "--" in args else args
+        for before, word in zip(["", *words], words, strict=False):
+            if (word == "" and before not in MAY_BE_EMPTY) or (word.startswith("--") and word.endswith("=")):
+                option = word[:-1] if word else before
+                what = option if option.startswith("-") else "an argument"
+                raise InputError(f"{what} is empty", f"give a value; see: {ctx.command_path} --help")
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:  # click's parser does not say of which verb
+            if getattr(error, "ctx", ctx) is None:
+                error.ctx = ctx  # type: ignore[attr-defined]
+            raise
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb. Raises Interrupted at Ctrl-C, where typer alone would end without a message."""
+        debug = ctx.params.pop("debug") or ctx.find_root().params.get("debug")
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted") from None
+        except (typer.Exit, BrokenPipeError):
+            raise
+        except Exception:
+            if debug:
+                traceback.print_exc()
+            raise
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         panels: dict[str, list[tuple[str, str]]] = {}
@@ -83,12 +141,30 @@ class LazyVerbs(Mapping[str, Any]):
         return len(VERBS)
 
 
-class VerbGroup(TyperGroup):
+class HelpfulGroup(TyperGroup):
+    """A group that prints its help where no command is given."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            typer.echo(ctx.get_help(), err=True)
+            raise typer.Exit(2)
+        return super().parse_args(ctx, args)
+
+
+class VerbGroup(HelpfulGroup):
     """The program's group of verbs: loads them lazily and lists them by panel."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         self.commands = LazyVerbs()  # type: ignore[assignment]  # nothing is added to it
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with ClosedPipe.told():  # --help and --version print here
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with ClosedPipe.told():
+            return super().invoke(ctx)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """As in click. Raises InputError where a verb's old name is used."""
@@ -104,21 +180,9 @@ class VerbGroup(TyperGroup):
                 formatter.write_dl(rows)
 
 
-def interruptible(verb: Callable[..., None]) -> Callable[..., None]:
-    """`verb`, with Ctrl-C as a refusal. typer alone would end without a message."""
-
-    @functools.wraps(verb)
-    def run(*arguments: Any, **options: Any) -> None:
-        try:
-            verb(*arguments, **options)
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted") from None
-
-    return run
-
-
 def add_verb(app: typer.Typer, name: str, verb: Callable[..., None]) -> None:
-    app.command(name, cls=HelpCommand)(interruptible(verb))
+    summary = VERBS[name].summary if name in VERBS else None  # where PYTHONOPTIMIZE takes the docstrings
+    app.command(name, cls=VerbCommand, help=verb.__doc__ or summary)(verb)
 
 
 def _app_of(name: str, verb: Callable[..., None]) -> typer.Typer:

@@ -1,6 +1,6 @@
 """Distributed training: one process, or the workers that `torchrun` starts, with PyTorch's DDP or FSDP2.
 
-    torchrun --nproc-per-node 8 -m merino_edge.cli train A.json --corpus C --out CKPT [--parallel fsdp]
+    torchrun --nproc-per-node 8 -m merino_edge train A.json --corpus C --out CKPT [--parallel fsdp]
 
 Each worker takes its shard of every batch, so the batches are those of one worker. With DDP each worker keeps a copy of
 the model, with FSDP2 a shard of every tensor. Rank 0 writes the files and prints. Full tensors are saved, so a training

@@ -91,8 +91,3 @@ def test_two_exports_to_one_place(good: Path, tmp_path: Path, merino: tuple[str,
     codes = [process.returncode for process in both]
     assert 0 in codes and set(codes) <= {0, 6} and not any("Traceback" in error for error in errors)
     assert bundle.load(out).precision in ("fp32", "fp16") and list(tmp_path.iterdir()) == [out]
-
-
-def test_debug_shows_the_traceback(tmp_path: Path, merino: tuple[str, ...]) -> None:
-    done = subprocess.run([*merino, "show", str(tmp_path / "nothing"), "--debug"], capture_output=True, text=True)
-    assert done.returncode == 1 and "Traceback" in done.stderr and "ArtefactError" in done.stderr

@@ -341,7 +341,7 @@ def test_an_untied_copy_of_a_tied_head_is_refused(tmp_path: Path) -> None:
 
 def test_command_line(tmp_path: Path) -> None:
     def run(source: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "merino_edge.cli", "import", source, "--out", str(tmp_path / "ckpt"), "--json"]
+        command = [sys.executable, "-m", "merino_edge", "import", source, "--out", str(tmp_path / "ckpt"), "--json"]
         return subprocess.run(command, capture_output=True, text=True)
 
     _save(tmp_path / "model", "gpt2")

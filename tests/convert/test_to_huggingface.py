@@ -285,7 +285,7 @@ def test_a_folder_of_something_else_stays(tmp_path: Path) -> None:
 
 def test_command_line(tmp_path: Path) -> None:
     def run(*more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "merino_edge.cli", "export-hf", str(tmp_path / "ckpt"), "--out", *more]
+        command = [sys.executable, "-m", "merino_edge", "export-hf", str(tmp_path / "ckpt"), "--out", *more]
         return subprocess.run(command, capture_output=True, text=True)
 
     _checkpoint(tmp_path / "ckpt", _blocks(Block(32, 3, 4, 2, 48, shared=True)))

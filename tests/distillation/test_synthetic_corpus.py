@@ -282,7 +282,7 @@ def test_the_verb_killed_at_any_moment_goes_on(
     teacher: Checkpoint, asked: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "c.jsonl"
-    command = [sys.executable, "-m", "merino_edge.cli", "distill", "generate", str(teacher.path)]
+    command = [sys.executable, "-m", "merino_edge", "distill", "generate", str(teacher.path)]
     command += ["--prompts", str(asked)]
     command += ["--out", str(out), "--count", "70", "--max-tokens", "12", "--batch", "4", "--seed", "3"]
     command += ["--precision", "fp32", "--threads", "1"]

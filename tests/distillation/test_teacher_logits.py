@@ -257,7 +257,7 @@ def test_impossible_values(change: dict[str, Any]) -> None:
 
 def test_the_verbs(teacher: Checkpoint, corpus: Corpus, tmp_path: Path) -> None:
     architecture.save(tmp_path / "A.json", A)
-    merino = [sys.executable, "-m", "merino_edge.cli"]
+    merino = [sys.executable, "-m", "merino_edge"]
     words = ["distill", "logits", str(teacher.path), "--corpus", str(corpus.folder)]
     words += ["--out", str(tmp_path / "l"), "--json"]
     done = subprocess.run([*merino, *words], capture_output=True, text=True)

@@ -85,4 +85,4 @@ def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Refused:
 @pytest.fixture(scope="session")
 def merino() -> tuple[str, ...]:
     """The program as a command, for tests that need a process of their own."""
-    return (sys.executable, "-m", "merino_edge.cli")
+    return (sys.executable, "-m", "merino_edge")

@@ -90,7 +90,7 @@ def unknown_words(command: str) -> list[str]:
         if words[0] not in found.list_commands(context):
             return words[:1]
         found = found.get_command(context, words.pop(0))
-    options = {"--help", "--debug", *(o for p in found.params for o in (*p.opts, *p.secondary_opts))}
+    options = {"--help", *(o for p in found.params for o in (*p.opts, *p.secondary_opts))}
     return [word for word in words if re.match("--?[a-z]", word) and word.split("=")[0] not in options]
 
 

@@ -35,7 +35,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "merino_edge.cli", "study", *words]
+    return [sys.executable, "-m", "merino_edge", "study", *words]
 
 
 def study(*words: str, expect: int = 0) -> subprocess.CompletedProcess[str]:

@@ -1,5 +1,0 @@
-"""`python -m merino_edge.cli`: the same program as `merino-edge`."""
-
-from merino_edge.cli.main import main
-
-main()
