@@ -122,7 +122,7 @@ class Tokenizer:
         ArtefactError where the template fails.
         """
         if self.chat.chat_template is None:
-            raise InputError("this bundle has no chat template", "use: merino-edge generate BUNDLE --prompt TEXT")
+            raise InputError("the tokenizer has no chat template", "give a plain text in place of messages")
         context: dict[str, Any] = {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
         context["bos_token"] = self._token(self.chat.bos_token_id)
         context["eos_token"] = self._token(self.chat.eos_token_ids[0] if self.chat.eos_token_ids else None)
@@ -130,7 +130,7 @@ class Tokenizer:
             return str(_compiled(self.chat.chat_template).render(**context))
         except Exception as error:  # templates are untrusted, and may raise anything
             raise ArtefactError(
-                f"the chat template failed ({error})", "use --prompt, or import the model again"
+                f"the chat template failed ({error})", "give a plain text, or import the model again"
             ) from None
 
     def _token(self, token_id: int | None) -> str:

@@ -69,7 +69,7 @@ def write(
             writer.abandon()
             raise
         if not writer.has_more_than(encoder.end_of_text):
-            raise InputError("the corpus holds no text, zero tokens", "give another --corpus")
+            raise InputError("the corpus holds no text, zero tokens", "give another file or folder")
         header = {
             "vocab_size": vocab_size,
             "tokenizer_tokens": required_vocab_size(tokenizer.backend),

@@ -43,7 +43,7 @@ class Encoder:
         end = tokenizer.backend.token_to_id(END_OF_TEXT)
         eos = tokenizer.chat.eos_token_ids
         if end is None and not eos:
-            raise InputError("the tokenizer has no token that ends a document", "use another --tokenizer")
+            raise InputError("the tokenizer has no token that ends a document", "use a tokenizer with one")
         self.end_of_text = int(eos[0] if end is None else end)
         self._begins = True  # the next piece of text is the beginning of a document
         self._has_conversations = False

@@ -65,7 +65,8 @@ def column(value: Any, name: str, where: str) -> Record:
     if isinstance(value, str) and name not in ("messages", "turns"):
         return _text(value, what)
     if not isinstance(value, list):
-        raise InputError(f"{what} is {_type(value)}, not a list of messages", "see: merino-edge tokenize --help")
+        form = '["...", "..."]' if name == "turns" else '[{"role": "user", "content": "..."}, ...]'
+        raise InputError(f"{what} is {_type(value)}, not a list of messages", f"write it as {form}")
     if name == "turns" or (name != "messages" and all(isinstance(turn, str) for turn in value)):
         turns = [_message(ROLES[1 + i % 2], _text(turn, f"{what}[{i}]")) for i, turn in enumerate(value)]
         return Conversation(tuple(turns), where)
@@ -85,7 +86,7 @@ def _message(role: str, content: str) -> Message:
 
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str):
-        raise InputError(f"{what} is {_type(value)}, not text", "see: merino-edge tokenize --help")
+        raise InputError(f"{what} is {_type(value)}, not text", "give it a text")
     try:
         value.encode()
     except UnicodeEncodeError:  # JSON can spell half a character

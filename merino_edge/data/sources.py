@@ -103,14 +103,14 @@ def resolve(sources: Sequence[Path | str]) -> list[Source]:
         elif path.is_dir():
             inside = sorted({p for pattern in PATTERNS for p in path.rglob(pattern) if p.is_file()})
             if not inside:
-                raise InputError(f"{path} holds no .txt or .jsonl file, nor .xz of one", "give another --corpus")
+                raise InputError(f"{path} holds no .txt or .jsonl file, nor .xz of one", "name a folder with text")
             resolved += map(File, inside)
         elif path.is_file():
             resolved.append(File(path))
         else:
-            raise InputError(f"{path} does not exist", "give another --corpus")
+            raise InputError(f"{path} does not exist", "check the path")
     if not resolved:
-        raise InputError("no corpus was named", "add: --corpus FILE")
+        raise InputError("no corpus was named", "name a file, a folder or hf:NAME")
     return resolved
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from merino_edge import limits
 from merino_edge.errors import InputError
@@ -50,17 +50,15 @@ class TrainingConfig:
             ("seed", 0, limits.MAX_SEED),
         ):
             limits.check_range(name, getattr(self, name), low, high)
-        _require(0 < self.learning_rate < 1, f"learning rate is {self.learning_rate}, outside 0 to 1")
+        _require(0 < self.learning_rate < 1, f"learning rate is {self.learning_rate}", "give more than 0, less than 1")
         for name in ("weight_decay", "beta1", "beta2", "z_loss", "ema"):
-            _require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}, outside 0 to 1")
-        _require(0 < self.clip <= 1e6, f"clip is {self.clip}, not a norm above 0")
-        _require(0 <= self.teacher_weight <= 1, f"teacher_weight is {self.teacher_weight}, outside 0 to 1")
-        _require(0.01 <= self.temperature <= 100, f"temperature is {self.temperature}, outside 0.01 to 100")
+            _require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}", "give 0 or more, less than 1")
+        _require(0 < self.clip <= 1e6, f"clip is {self.clip}", "give more than 0, at most 1e6")
+        _require(0 <= self.teacher_weight <= 1, f"teacher_weight is {self.teacher_weight}", "give 0 to 1")
+        _require(0.01 <= self.temperature <= 100, f"temperature is {self.temperature}", "give 0.01 to 100")
         check_precision(self.precision)
-        choices = {"optimizer": Optimizer, "direction": Direction}
-        for name, allowed in ((name, get_args(kind)) for name, kind in choices.items()):
-            value = getattr(self, name)
-            _require(value in allowed, f"{name} is {value!r}, not {' or '.join(allowed)}")
+        _check_choice("optimizer", self.optimizer, Optimizer)
+        _check_choice("direction", self.direction, Direction)
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate: linear warm-up to the peak, then linear decay that reaches 0 one step after the last."""
@@ -76,11 +74,15 @@ class TrainingConfig:
 
 def check_precision(precision: str) -> str:
     """Return `precision` if it is one. Raises InputError."""
-    allowed = get_args(Precision)
-    _require(precision in allowed, f"precision is {precision!r}, not {' or '.join(allowed)}")
+    _check_choice("precision", precision, Precision)
     return precision
 
 
-def _require(condition: object, message: str) -> None:
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    """Raise InputError unless `value` is one of `choices`, a Literal."""
+    _require(value in get_args(choices), f"{name} is {value!r}", f"choose one of {', '.join(get_args(choices))}")
+
+
+def _require(condition: object, message: str, hint: str) -> None:
     if not condition:
-        raise InputError(message, "see: merino-edge train --help")
+        raise InputError(message, hint)

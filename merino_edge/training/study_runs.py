@@ -81,7 +81,7 @@ def open_study(folder: Path | str, plan: Plan, sources: Sequence[Path | str]) ->
         existing |= Plan.of(existing).to_dict()  # options that an older version did not know have their defaults
         for name, value in document.items():
             if artefact.canonical_json(existing.get(name)) != artefact.canonical_json(value):
-                raise InputError(f"{folder} is a study of other {name}", "give what it began with, or another --out")
+                raise InputError(f"{folder} is a study of other {name}", "give what it began with, or another folder")
     else:
         data.prepare(sources, sizes.pop(), folder / "corpus")
         artefact.write_json(folder / "study.json", KIND, document, SCHEMA_VERSION)

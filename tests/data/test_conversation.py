@@ -225,6 +225,7 @@ def test_a_bad_line_is_refused_by_file_and_line(tmp_path: Path, line: str, words
     with pytest.raises(InputError, match=rf"in\.jsonl.* {words}") as caught:
         prepare([source], 450, tmp_path / "corpus")
     assert "\n" not in str(caught.value) and caught.value.hint
+    assert "merino-edge" not in caught.value.hint  # every verb that reads text shares it
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
 

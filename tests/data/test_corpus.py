@@ -125,6 +125,7 @@ def test_a_source_without_text_is_refused(tmp_path: Path, name: str, content: by
     with pytest.raises(InputError, match=words) as caught:
         prepare([source], 400, tmp_path / "corpus")
     assert "\n" not in str(caught.value) and caught.value.hint
+    assert "--corpus" not in caught.value.hint  # tokenize and export --keep-vocab have no such option
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 

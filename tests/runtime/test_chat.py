@@ -115,7 +115,7 @@ def test_options_that_need_a_template_are_refused_without_one(engine: Engine, to
     plain = Tokenizer(tokenizer.backend, ChatFormat())
     with pytest.raises(InputError, match="system message needs a chat template"):
         Chat(engine, plain, GREEDY, system="Be brief.")
-    with pytest.raises(InputError, match="no chat template"):
+    with pytest.raises(InputError, match="no chat template; give a plain text in place of messages"):
         Chat(engine, plain, GREEDY, raw=False).send("hello")
     with pytest.raises(InputError, match="empty"):
         Chat(engine, tokenizer, GREEDY).send("")

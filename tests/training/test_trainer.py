@@ -346,6 +346,7 @@ IMPOSSIBLE = [
     {"learning_rate": float("nan")},
     {"seed": -1},
     {"precision": "fp8"},
+    {"precision": ""},
     {"optimizer": "sgd"},
     {"ema": 1.0},
     {"clip": 0.0},
@@ -357,6 +358,7 @@ def test_an_impossible_configuration_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(InputError) as caught:
         TrainingConfig(**change)
     assert "\n" not in str(caught.value)
+    assert caught.value.hint and "merino-edge" not in caught.value.hint  # train, study and distill share it
 
 
 def test_the_verb_refuses_in_one_line(source: Path, tmp_path: Path) -> None:
