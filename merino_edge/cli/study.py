@@ -36,9 +36,12 @@ def study(
         int, typer.Option(help="Architectures to sample, spread evenly over the logarithm of their size.")
     ] = 32,
     min_params: Annotated[
-        float, typer.Option("--from", "--min-params", help="Fewest parameters of the decoder.")
-    ] = 1e4,
-    max_params: Annotated[float, typer.Option("--to", "--max-params", help="Most parameters of the decoder.")] = 1e6,
+        str,
+        typer.Option("--from", "--min-params", metavar="N", help="Fewest parameters of the decoder, as 5K."),
+    ] = "10K",
+    max_params: Annotated[
+        str, typer.Option("--to", "--max-params", metavar="N", help="Most parameters of the decoder.")
+    ] = "1M",
     model: Annotated[
         list[Path] | None,
         typer.Option(metavar="A.json", help="Architecture to train instead of sampled ones. Repeatable."),
@@ -79,6 +82,7 @@ def study(
     from merino_edge import limits
     from merino_edge.cli import console
     from merino_edge.errors import require
+    from merino_edge.search.budget import parse_quantity
 
     for extra in ("torch", "safetensors"):
         require(extra, "train")
@@ -87,9 +91,11 @@ def study(
     from merino_edge.training import study_runs
 
     limits.check_range("threads", threads, 1, limits.MAX_THREADS)
-    workers = workers or max(1, (os.cpu_count() or 1) // threads)
+    if workers is None:
+        workers = max(1, (os.cpu_count() or 1) // threads)
     limits.check_range("workers", workers, 1, limits.MAX_THREADS)
     limits.check_range("seeds", seeds, 1, 1000)
+    fewest, most = parse_quantity(min_params, "--from"), parse_quantity(max_params, "--to")
     err = console.stderr()
     if corpus:
         from merino_edge.training.config import TrainingConfig
@@ -109,8 +115,8 @@ def study(
             model or [],
             space=space,
             models=models,
-            min_params=min_params,
-            max_params=max_params,
+            min_params=fewest,
+            max_params=most,
             seeds=seeds,
             seed=seed,
         )
