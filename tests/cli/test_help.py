@@ -141,8 +141,10 @@ def test_the_shells_script_is_printed(shell: str) -> None:
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
 def test_an_old_verb_names_the_new_one(old: str, new: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(old, "teacher", "--out", "x") == 2
-    assert capfd.readouterr().err == f"merino-edge: the verb {old} has a new name; run: merino-edge {new}\n"
+    group = new.split()[0]
+    for words in (old, f"{group} {old}"):
+        assert run(*words.split(), "teacher", "--out", "x") == 2
+        assert capfd.readouterr().err == f"merino-edge: the verb {words} has a new name; run: merino-edge {new}\n"
 
 
 def test_a_mistyped_verb_is_corrected(capfd: pytest.CaptureFixture[str]) -> None:
