@@ -7,6 +7,8 @@ stands between stories.
 
 from __future__ import annotations
 
+import argparse
+import os
 import random
 import sys
 from collections.abc import Callable
@@ -355,5 +357,16 @@ def tiny_stories(seed: int = 0, stories: int = 2500) -> str:
     return "".join(generator.story() + SEPARATOR for _ in range(stories))
 
 
-if __name__ == "__main__":  # python -m merino_edge.data.tiny_stories > corpus.txt
-    sys.stdout.write(tiny_stories())
+def _main() -> None:
+    usage = "python -m merino_edge.data.tiny_stories > corpus.txt"
+    argparse.ArgumentParser(usage=usage, description="Print 2500 toy stories for the demo and for tests.").parse_args()
+    try:
+        sys.stdout.write(tiny_stories())
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of the pipe went away; that is its right
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    _main()

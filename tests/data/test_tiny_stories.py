@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+
+import pytest
 
 from merino_edge.data.tiny_stories import _NUMBERS as NUMBERS
 from merino_edge.data.tiny_stories import SEPARATOR, tiny_stories
@@ -39,3 +44,34 @@ def test_pronouns_agree() -> None:
         found = re.match(r"[^.]* named \w+\. (He|She) lived[^.]*? with (\w+) ", story)
         if found:
             assert found.group(2) == {"He": "his", "She": "her"}[found.group(1)]
+
+
+# --- python -m merino_edge.data.tiny_stories ---
+
+PROGRAM = (sys.executable, "-m", "merino_edge.data.tiny_stories")
+
+
+def test_the_program_prints_the_stories() -> None:
+    assert subprocess.run(PROGRAM, capture_output=True, text=True, check=True).stdout == tiny_stories()
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_is_short(option: str) -> None:
+    done = subprocess.run([*PROGRAM, option], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.startswith("usage: python -m merino_edge.data.tiny_stories > corpus.txt\n")
+    assert len(done.stdout) < 500
+
+
+@pytest.mark.parametrize("word", ["stories", "--seed"])
+def test_a_word_too_many_is_refused(word: str) -> None:
+    done = subprocess.run([*PROGRAM, word], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "") and f"unrecognized arguments: {word}" in done.stderr
+
+
+def test_a_closed_pipe_ends_it_quietly() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(PROGRAM, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
