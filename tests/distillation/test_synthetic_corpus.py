@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.architectures import TWO_WIDTHS as A
 from merino_edge import artefact, checkpoint
-from merino_edge.architecture import Architecture, Block
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.data import bpe
 from merino_edge.data.corpus import prepare
@@ -34,17 +34,6 @@ from merino_edge.runtime.sampling_parameters import Sampling
 from merino_edge.runtime.session import Session
 from merino_edge.tokenizer import Tokenizer
 
-A = Architecture(
-    400,
-    64,
-    24,
-    8,
-    (Block(16, 1, 2, 1, 32), Block(32, 2, 4, 2, 48, shared=True)),
-    ffn="swiglu",
-    norm="rmsnorm",
-    positions="rotary",
-    rotary_dim=8,
-)
 PLAN = Plan(count=70, max_tokens=12, batch=4, seed=3)
 ASKED = {
     "kind": "prompts",

@@ -1,4 +1,4 @@
-"""Small architectures of every family, for property tests of what computes them."""
+"""Small architectures: one for training, and those of every family for property tests of what computes them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,19 @@ import torch
 from hypothesis import strategies as st
 
 from merino_edge.architecture import Architecture, Block
+
+# Every part that training and distillation treat apart: two widths, shared weights, grouped heads, rotary positions.
+TWO_WIDTHS = Architecture(
+    vocab_size=400,
+    max_positions=64,
+    embedding_width=24,
+    head_dim=8,
+    blocks=(Block(16, 1, 2, 1, 32), Block(32, 2, 4, 2, 48, shared=True)),
+    ffn="swiglu",
+    norm="rmsnorm",
+    positions="rotary",
+    rotary_dim=8,
+)
 
 
 @st.composite

@@ -13,15 +13,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from helpers.architectures import TWO_WIDTHS as A
 from merino_edge import architecture
-from merino_edge.architecture import Architecture, Block
 from merino_edge.data.tiny_stories import tiny_stories
 from merino_edge.training import state
 
-A = Architecture(
-    400, 64, 24, 8, (Block(16, 1, 2, 1, 32), Block(32, 2, 4, 2, 48, shared=True)),
-    ffn="swiglu", norm="rmsnorm", positions="rotary", rotary_dim=8,
-)  # fmt: skip
 OPTIONS = ["--steps=6", "--batch=4", "--sequence=24", "--micro-batch=1", "--learning-rate=0.01", "--warmup=2"]
 OPTIONS += ["--precision=fp32", "--ema=0.9"]
 # Two workers add gradients up in another order; AdamW divides by their size, so that rounding of tiny ones shows.
@@ -32,7 +28,7 @@ def run(folder: Path, *more: str, workers: int = 1, expect: int = 0) -> subproce
     program = [sys.executable, "-m"]
     if workers > 1:
         program += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "-m"]
-    words = [*program, "merino_edge.cli", "train", str(folder / "A.json"), "--corpus", str(folder / "stories.txt")]
+    words = [*program, "merino_edge", "train", str(folder / "A.json"), "--corpus", str(folder / "stories.txt")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*words, *more], capture_output=True, text=True, env=environment, timeout=180)
     assert (done.returncode == 0) == (expect == 0), done.stderr[-2000:]

@@ -18,8 +18,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.architectures import TWO_WIDTHS as A
 from merino_edge import architecture, artefact, checkpoint
-from merino_edge.architecture import Architecture, Block
 from merino_edge.data.bpe import END_OF_TEXT
 from merino_edge.data.corpus import IGNORED, prepare
 from merino_edge.data.tiny_stories import tiny_stories
@@ -29,17 +29,6 @@ from merino_edge.training import loss, state
 from merino_edge.training.config import TrainingConfig
 from merino_edge.training.trainer import Diverged, Outcome, Progress, Trainer, train
 
-A = Architecture(
-    400,
-    64,
-    24,
-    8,
-    (Block(16, 1, 2, 1, 32), Block(32, 2, 4, 2, 48, shared=True)),
-    ffn="swiglu",
-    norm="rmsnorm",
-    positions="rotary",
-    rotary_dim=8,
-)
 CONFIG = TrainingConfig(steps=12, batch=4, sequence=24, micro_batch=3, learning_rate=1e-2, warmup=2)
 LONGER = dataclasses.replace(CONFIG, steps=120)  # long enough to be killed in the middle
 
