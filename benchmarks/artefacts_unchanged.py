@@ -29,6 +29,7 @@ TIMEOUT_S = 900
 ORIN = "estimate --board orin-nano-8gb --mode 15W"
 DEMO = "--space demo --table demo.jsonl"
 TRAIN = "train demo.json --corpus corpus.txt --batch 4 --sequence 32 --learning-rate 3e-3 --seed 5 --threads 1"
+PROGRAM = "from merino_edge.cli.main import main; main()"  # old versions have no merino_edge.__main__
 # A verb that has a new name, by its old one.
 RENAMED = {"write": "distill generate", "teach": "distill logits"}
 
@@ -140,7 +141,7 @@ def run(command: str, python: Path, folder: Path, number: int) -> int:
     if arguments[0] in RENAMED and knows(python, RENAMED[arguments[0]], folder, variables):
         arguments[:1] = RENAMED[arguments[0]].split()
     done = subprocess.run(
-        [str(python), "-m", "merino_edge.cli", *arguments],
+        [str(python), "-c", PROGRAM, *arguments],
         cwd=folder, env=variables, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT_S,
     )  # fmt: skip
     is_compared = "--json" in arguments or arguments[0] == "generate"
@@ -154,7 +155,7 @@ def run(command: str, python: Path, folder: Path, number: int) -> int:
 
 def knows(python: Path, verb: str, folder: Path, variables: dict[str, str]) -> bool:
     """Whether a version has this verb. Python looks in its working folder first: a checkout would be the wrong one."""
-    command = [str(python), "-m", "merino_edge.cli", *verb.split(), "--help"]
+    command = [str(python), "-c", PROGRAM, *verb.split(), "--help"]
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True).returncode == 0
 
 
