@@ -1,43 +1,51 @@
-"""The engine build: it compiles a bundle for this machine's GPU, an engine for each of the bundle's contexts.
+"""The engine build: it compiles a bundle for a GPU, an engine for each of the bundle's contexts.
 
-Memory is checked first. An engine's entry in the bundle's manifest, one of "engines":
+Engines for this machine's GPU go into the engine store, so the bundle may be read-only. Engines for a capability that
+was named go into the bundle, which carries them to their machine. The disk and the memory are checked first. The entry
+of an engine, in the store or in "engines" of the bundle's manifest:
 
     {"file", "library", "version", "capability", "machine", "precision", "context", "profiles", "onnx_sha256",
      "seconds", "bytes", "peak_memory_bytes", "layers": {kind: count}}
 
-"profiles" holds the [least, optimum, most] tokens of a step for each optimization profile. Kernel timings are kept in
-the user's cache, so that the next build is faster. The compiler itself is `merino_edge.export.tensorrt`.
+"profiles" holds the [least, optimum, most] tokens of a step for each optimization profile. "peak_memory_bytes" is how
+far the machine's free memory fell (`merino_edge.runtime.memory`). Kernel timings are kept in the store, so that the
+next build is faster. The compiler itself is `merino_edge.export.tensorrt`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from merino_edge import artefact, limits, tensorrt_library
+from merino_edge import artefact, engine_store, limits, tensorrt_library
 from merino_edge.bundle import Bundle, add_engine
-from merino_edge.errors import OutputError, UnsupportedError
+from merino_edge.engine_store import BuiltEngine, add_stored
+from merino_edge.errors import ArtefactError, OutputError, UnsupportedError
 from merino_edge.export.targets import PLATFORMS, TARGETS
-from merino_edge.export.tensorrt import build_engine
-from merino_edge.jetson.device.card import available_bytes, device_card
+from merino_edge.export.tensorrt import Engine, build_engine
+from merino_edge.jetson.device.card import device_card
 from merino_edge.runtime.engines.cuda import gpu_capability
-from merino_edge.runtime.memory import peak_memory_mb
+from merino_edge.runtime.memory import NVMAP, MemoryWatch, free_text, gpu_free_bytes, meminfo_bytes
 
 WORKSPACE_SHARE = 0.25  # of the free memory, for timing kernels
 MIN_WORKSPACE_MB = 64
 # The peak memory of a build without the workspace: the library's own, and for each byte of the graph
 # (benchmarks/compile_engines.py).
 LIBRARY_BYTES, PEAK_OVER_GRAPH = 500_000_000, 3
+ENGINE_OVER_GRAPH = 1.2  # of an engine's file: each engine holds all weights
+OUT_OF_MEMORY = re.compile(r"out ?of ?memory|insufficient memory|cannot allocate|allocation|error 12\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What a build of `bundle` needs: the library, the GPU and the memory."""
+    """What a build of `bundle` needs: the library, the GPU, the memory, and the folder of its engines."""
 
     bundle: Bundle
     library: str
@@ -46,6 +54,7 @@ class BuildPlan:
     workspace_bytes: int
     needed_bytes: int
     free_bytes: int
+    folder: Path
 
     def __str__(self) -> str:
         needed_mb, workspace_mb, free_mb = (
@@ -53,6 +62,7 @@ class BuildPlan:
         )
         return (
             f"needs about {needed_mb:,.0f} MB and up to {workspace_mb:,.0f} MB of workspace; {free_mb:,.0f} MB are free"
+            f"; engines go to {self.folder}"
         )
 
 
@@ -60,7 +70,8 @@ def plan_build(bundle: Bundle, capability: str = "", workspace_mb: int | None = 
     """Check whether `bundle` can be compiled here, before minutes of work.
 
     Raises UnsupportedError where its target has no engines, or GPU or memory are missing. Raises MissingExtraError
-    where TensorRT is missing, InputError where `workspace_mb` is out of range.
+    where TensorRT is missing, InputError where `workspace_mb` is out of range, and OutputError where the engines cannot
+    be written.
     """
     platform = PLATFORMS.get(bundle.target)
     if platform is None or platform.tensorrt is None:
@@ -69,48 +80,53 @@ def plan_build(bundle: Bundle, capability: str = "", workspace_mb: int | None = 
             f"{bundle.path} was exported for {bundle.target}, which TensorRT does not parse",
             f"export it with --target, one of {targets}",
         )
-    library = tensorrt_library.RTX if capability else tensorrt_library.installed()
-    here = "" if capability else gpu_capability()
-    graph_bytes = sum(file["bytes"] for name, file in bundle.manifest["files"].items() if name.startswith("model.onnx"))
-    free = available_bytes()
     if workspace_mb is not None:
         limits.check_range("workspace-mb", workspace_mb, 1, limits.MAX_WORKSPACE_MB)
-    workspace = (workspace_mb or max(MIN_WORKSPACE_MB, int(WORKSPACE_SHARE * free / 1e6))) * 1_000_000
-    needed = LIBRARY_BYTES + PEAK_OVER_GRAPH * graph_bytes
+    library = tensorrt_library.RTX if capability else tensorrt_library.installed()
+    here = "" if capability else gpu_capability()
+    graph_bytes = sum(file["bytes"] for name, file in bundle.manifest["files"].items() if name.startswith("model"))
+    folder = bundle.path if capability else engine_store.store_folder()
+    engine_store.check_room(folder, int(len(bundle.contexts) * ENGINE_OVER_GRAPH * graph_bytes))
+    ram = gpu_free_bytes() or 0
+    free = ram + (meminfo_bytes("SwapFree") or 0)
+    needed = _measured_bytes(bundle, library) or LIBRARY_BYTES + PEAK_OVER_GRAPH * graph_bytes
+    workspace = (workspace_mb or max(MIN_WORKSPACE_MB, int(WORKSPACE_SHARE * ram / 1e6))) * 1_000_000
     if needed > free:
         raise UnsupportedError(
-            f"building needs about {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free",
+            f"building needs about {needed / 1e6:,.0f} MB, {free_text()} ({NVMAP})",
             "close programs, add swap (merino-edge doctor says how), or export at a lower --precision",
         )
-    return BuildPlan(bundle, library, capability, here, workspace, needed, free)
+    return BuildPlan(bundle, library, capability, here, workspace, needed, free, folder)
 
 
 def build_engines(
     plan: BuildPlan,
     on_progress: Callable[[str, float], None] = lambda phase, share: None,
-    on_engine: Callable[[dict[str, Any]], None] = lambda entry: None,
+    on_engine: Callable[[BuiltEngine], None] = lambda built: None,
     on_warning: Callable[[str], None] = lambda line: None,
-) -> list[dict[str, Any]]:
-    """Compile every graph of the plan's bundle, add the engines to the bundle and return their entries.
+) -> list[BuiltEngine]:
+    """Compile every graph of the plan's bundle, write the engines and return them.
 
-    `on_progress` gets a phase and the share of it that is done, `on_engine` each entry once it is in the bundle,
-    `on_warning` a line. Raises UnsupportedError where TensorRT refuses a graph, OutputError where the bundle cannot be
-    written.
+    `on_progress` gets a phase and the share of it that is done, `on_engine` each engine once it is written,
+    `on_warning` a line. Raises UnsupportedError where TensorRT refuses a graph or memory runs out, OutputError where an
+    engine cannot be written.
     """
-    bundle, card, entries = plan.bundle, device_card(), []
+    bundle, card, engines = plan.bundle, device_card(), []
     timings = _timings_file(plan.library, card)
+    # TensorRT for RTX knows the GPUs it has kernels for by name, and says so for any other.
+    compile_for = plan.capability or (plan.gpu_capability if plan.library == tensorrt_library.RTX else "")
     for context in reversed(bundle.contexts):  # the largest first: it serves every length
         graph = bundle.graph_of(context)
         on_progress(f"parsing {graph.name}", 0.0)
-        engine = build_engine(
-            plan.library,
-            graph,
-            context,
-            plan.capability,
-            workspace_bytes=plan.workspace_bytes,
-            on_progress=on_progress,
-            timings=timings.read_bytes() if timings.is_file() else b"",
-        )
+        with MemoryWatch() as memory:
+            engine = _compiled(
+                plan,
+                graph,
+                context,
+                compile_for,
+                on_progress=on_progress,
+                timings=timings.read_bytes() if timings.is_file() else b"",
+            )
         entry: dict[str, Any] = {
             "library": engine.library,
             "version": engine.version,
@@ -122,25 +138,49 @@ def build_engines(
             "onnx_sha256": bundle.manifest["files"][graph.name]["sha256"],
             "seconds": round(engine.seconds, 1),
             "bytes": len(engine.plan),
-            "peak_memory_bytes": round(1e6 * peak_memory_mb()),
+            "peak_memory_bytes": memory.taken_bytes,
             "layers": dict(sorted(engine.layers.items())),
         }
-        bundle = add_engine(bundle, engine.plan, entry, partial(_is_replaced_by, entry))
-        entries.append(bundle.engines[-1])
+        if plan.capability:
+            bundle = add_engine(bundle, engine.plan, entry, partial(_is_replaced_by, entry))
+            built = BuiltEngine(bundle.path / bundle.engines[-1]["file"], bundle.engines[-1])
+        else:
+            built = add_stored(plan.folder, bundle.graph_sha256(context), engine.plan, entry)
+        engines.append(built)
         if engine.timings:
             try:
                 artefact.write_bytes(timings, engine.timings)
             except OutputError as error:  # the engine itself is written
                 on_warning(f"the next build will take as long: {error}")
-        on_engine(entries[-1])
-    return entries
+        on_engine(built)
+    return engines
+
+
+def _compiled(plan: BuildPlan, graph: Path, context: int, capability: str, **more: Any) -> Engine:
+    try:
+        return build_engine(plan.library, graph, context, capability, workspace_bytes=plan.workspace_bytes, **more)
+    except UnsupportedError as error:
+        if not OUT_OF_MEMORY.search(error.message):
+            raise
+        raise UnsupportedError(
+            f"{error.message} ({free_text()}; {NVMAP})",
+            "close programs or reboot, then build with --workspace-mb 256; merino-edge doctor says what takes memory",
+        ) from error
+
+
+def _measured_bytes(bundle: Bundle, library: str) -> int:
+    """The most memory that building these graphs took here before; 0 where none was built."""
+    with suppress(ArtefactError):  # a damaged entry; the build replaces it
+        entries = (built.entry for built in engine_store.engines_of(bundle))
+        return max((int(e.get("peak_memory_bytes", 0)) for e in entries if e.get("library") == library), default=0)
+    return 0
 
 
 def _timings_file(library: str, card: dict[str, Any]) -> Path:
     """The file of kernel timings of this library on this board in its power mode."""
     trt, _ = tensorrt_library.load(library)
     identity = json.dumps([library, trt.__version__, *(card[key] for key in ("module", "power_mode", "gpu"))])
-    return artefact.user_cache() / f"timings-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.bin"
+    return engine_store.store_folder() / f"timings-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.bin"
 
 
 def _is_replaced_by(entry: dict[str, Any], old: dict[str, Any]) -> bool:

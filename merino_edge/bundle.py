@@ -3,7 +3,7 @@
     BUNDLE/manifest.json     kind "bundle", schema 1, the fields below
            model.onnx        model.onnx.data (weights)      tokenizer.json      chat.json
            model-C.onnx      same weights, with a cache of C positions: one for each of `contexts` but the last
-           engine-HASH.plan  compiled by TensorRT on the machine that `engines` says (merino-edge build)
+           engine-HASH.plan  compiled for the GPU that `engines` says (merino-edge build --capability)
 
 | field of the manifest | what it holds |
 |---|---|
@@ -75,9 +75,15 @@ class Bundle:
         """The graph whose cache has `context` positions, one of `contexts`."""
         return self.graph if context == self.context else self.path / smaller_graph(context)
 
+    def graph_sha256(self, context: int) -> str:
+        """A hash of `graph_of(context)` and of its weights, which several graphs may share."""
+        names = [self.graph_of(context).name, WEIGHTS]
+        hashes = [self.manifest["files"][name]["sha256"] for name in names if name in self.manifest["files"]]
+        return artefact.sha256_text(" ".join(hashes))
+
     @property
     def engines(self) -> list[dict[str, Any]]:
-        """The compiled engines, each {"file", "library", "version", "capability", "machine", ...}."""
+        """The engines in it, each {"file", "library", "version", ...}; others are in merino_edge.engine_store."""
         return list(self.manifest.get("engines", []))
 
     @property

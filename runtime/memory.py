@@ -1,16 +1,93 @@
-"""This process's peak memory, and the machine's memory bandwidth. Knows no engine."""
+"""The machine's free memory, this process's peak, and the memory bandwidth. Knows no engine.
+
+A Jetson's GPU takes its memory from the system's, through NvMap. That does not count as memory of the process. So what
+a build or a load takes is the fall of MemAvailable. MemAvailable counts the free pages of the contiguous memory
+allocator (CMA). The kernel gives those only to who asks for them, and to pages that it can move, which a GPU's are not.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
+from types import TracebackType
 
 import numpy as np
 
+from merino_edge.errors import UnsupportedError
+
 PASSES = 15
+SAMPLING_S = 0.05
+NVMAP = "NvMap's 'error 12' means the same: the GPU gets no memory"
+
+
+def meminfo_bytes(field: str, root: Path | str = "/") -> int | None:
+    """A field of /proc/meminfo; None where the system does not say."""
+    try:
+        text = (Path(root) / "proc/meminfo").read_text(errors="replace")
+    except OSError:
+        return None
+    found = re.search(rf"^{field}:\s*(\d{{1,12}}) kB", text, re.M)
+    return int(found[1]) * 1024 if found else None
+
+
+def gpu_free_bytes(root: Path | str = "/") -> int | None:
+    """The memory that a GPU without memory of its own can still take; None where the system does not say."""
+    available = meminfo_bytes("MemAvailable", root)
+    return None if available is None else max(0, available - (meminfo_bytes("CmaFree", root) or 0))
+
+
+def free_text(root: Path | str = "/") -> str:
+    """The free memory for a refusal, such as "1,200 MB are free (256 MB more only in CMA)"."""
+    cma = meminfo_bytes("CmaFree", root) or 0
+    more = f" ({cma / 1e6:,.0f} MB more only in CMA)" if cma else ""
+    return f"{(gpu_free_bytes(root) or 0) / 1e6:,.0f} MB are free{more}"
+
+
+def check_gpu_memory(what: str, needed_bytes: int, root: Path | str = "/") -> None:
+    """Raise UnsupportedError where a GPU that shares the system's memory cannot get `needed_bytes` for `what`."""
+    free = gpu_free_bytes(root)
+    if free is not None and needed_bytes > free:
+        raise UnsupportedError(
+            f"{what} needs about {needed_bytes / 1e6:,.0f} MB of GPU memory, {free_text(root)} ({NVMAP})",
+            "close programs or reboot, or export with less --context or at a lower --precision; "
+            "merino-edge doctor says what takes memory",
+        )
+
+
+class MemoryWatch:
+    """How much of the machine's free memory was taken at most while its block ran. Other programs count too."""
+
+    def __init__(self, root: Path | str = "/") -> None:
+        self._root = root
+        self._before = self._least = meminfo_bytes("MemAvailable", root) or 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    @property
+    def taken_bytes(self) -> int:
+        """The largest fall of the free memory so far."""
+        return max(0, self._before - self._least)
+
+    def __enter__(self) -> MemoryWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while True:
+            self._least = min(self._least, meminfo_bytes("MemAvailable", self._root) or 0)
+            if self._ended.wait(SAMPLING_S):
+                return
 
 
 def peak_memory_mb() -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from merino_edge import bundle, limits
+from merino_edge import bundle, engine_store, limits
 from merino_edge.bundle import Bundle
 from merino_edge.runtime.engine import Engine
 from merino_edge.tokenizer import Tokenizer
@@ -19,7 +19,7 @@ def open_engine(
     cuda_graphs: bool = True,
     on_bundle: Callable[[Bundle], None] = lambda loaded: None,
 ) -> tuple[Engine, Tokenizer, Bundle]:
-    """Verify a bundle and load it on the newest TensorRT engine in it, or else on the CPU.
+    """Verify a bundle and load it on its TensorRT engine for this GPU, or else on the CPU.
 
     `cpu` always takes the CPU. `threads` None takes the number that was measured to be best on this machine, or all
     cores where nothing was measured. With `cuda_graphs` TensorRT launches a step as one CUDA graph. `on_bundle` is
@@ -34,7 +34,7 @@ def open_engine(
     tokenizer = Tokenizer.load(loaded.path)
     on_bundle(loaded)
     # A backend's library is imported only when a bundle needs it.
-    if loaded.engines and not cpu:
+    if not cpu and engine_store.engines_of(loaded):
         from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
 
         return TensorRtEngine.from_bundle(loaded, cuda_graphs=cuda_graphs), tokenizer, loaded

@@ -60,6 +60,13 @@ ARTEFACTS = (
     ),
     ("Teacher logits", "folder", "`distill logits`", "`train --teacher`", ("distillation/teacher_logits.py",)),
     ("Bundle", "folder", "`export`", "`build`, `generate`, `serve`, `bench`, `evaluate`", ("bundle.py",)),
+    (
+        "Engine",
+        "`NAME.plan` and `NAME.json`",
+        "`build`",
+        "`generate`, `serve`, `bench`, `evaluate`",
+        ("engine_store.py", "jetson/engine_build.py"),
+    ),
     ("Prompt cache", "file", "`generate --prompt-cache`", "the same", ("runtime/prompt_cache.py",)),
     (
         "Evaluation report",

@@ -192,12 +192,6 @@ def _caches(root: Path) -> dict[str, int]:
     return dict(sorted(sizes.items()))
 
 
-def available_bytes(root: Path | str = "/") -> int:
-    """The memory that programs can still take, with swap; 0 where the system does not say."""
-    parts = (_memory_bytes(Path(root), field) for field in ("MemAvailable", "SwapFree"))
-    return sum(part for part in parts if isinstance(part, int))
-
-
 def _memory_bytes(root: Path, field: str) -> int | str:
     found = re.search(rf"^{field}:\s*(\d{{1,12}}) kB", read_text(root / "proc/meminfo"), re.M)
     return int(found[1]) * 1024 if found else UNKNOWN

@@ -3,18 +3,19 @@
 A bundle for ONNX Runtime: it measures which number of threads is fastest. `--json` prints {"out", "tuning"}, where
 tuning is the entry of `merino_edge.runtime.thread_tuning`. A bundle for TensorRT: it compiles the graphs with the
 library of this machine. `--json` prints {"out", "engines": [entries of `merino_edge.jetson.engine_build`]}, one for
-each context.
+each context, where "out" is the folder of the engines.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from merino_edge.bundle import Bundle
+    from merino_edge.engine_store import BuiltEngine
 
 
 def build(
@@ -34,8 +35,9 @@ def build(
 ) -> None:
     """Build the engines of a bundle, or tune its CPU threads.
 
-    A bundle for TensorRT gets engines for the GPU of this machine. A bundle for ONNX Runtime gets the number of threads
-    that is fastest on this machine.
+    For a bundle for TensorRT it compiles engines for the GPU of this machine. They are kept on this machine, in
+    $MERINO_ENGINES, /engines or the user's cache. With --capability they go into the bundle. A bundle for ONNX Runtime
+    gets the number of threads that is fastest on this machine.
     """
     from merino_edge import bundle as bundles
     from merino_edge.errors import InputError
@@ -64,9 +66,10 @@ def _compile(bundle: Bundle, capability: str, workspace_mb: int | None, *, as_js
     screen = console.stderr()
     screen.print(str(plan), highlight=False)
 
-    def print_engine(entry: dict[str, Any]) -> None:
+    def print_engine(built: BuiltEngine) -> None:
+        entry = built.entry
         console.print_line(
-            f"{bundle.path / entry['file']}: TensorRT {'for RTX ' if plan.library == tensorrt_library.RTX else ''}"
+            f"{built.path}: TensorRT {'for RTX ' if plan.library == tensorrt_library.RTX else ''}"
             f"{entry['version']}, {entry['capability']}, {entry['precision']}, {entry['context']} positions, "
             f"{entry['bytes'] / 1e6:.1f} MB, {entry['seconds']:.1f} s"
         )
@@ -79,11 +82,12 @@ def _compile(bundle: Bundle, capability: str, workspace_mb: int | None, *, as_js
         engines = build_engines(
             plan,
             on_progress=lambda phase, share: status.update(f"{phase}: {share:.0%}"),
-            on_engine=(lambda entry: None) if as_json else print_engine,
+            on_engine=(lambda built: None) if as_json else print_engine,
             on_warning=lambda line: screen.print(f"warning: {line}", highlight=False, markup=False),
         )
     if as_json:
-        console.print_json({"out": str(bundle.path), "engines": engines})
+        entries = [{"file": built.path.name, **built.entry} for built in engines]
+        console.print_json({"out": str(plan.folder), "engines": entries})
 
 
 def _tune(bundle: Bundle, *, as_json: bool) -> None:

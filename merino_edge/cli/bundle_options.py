@@ -82,17 +82,18 @@ def open_proposer(
 
 def _print_note(bundle: Bundle) -> None:
     from merino_edge.cli.console import stderr
+    from merino_edge.engine_store import engines_of
 
-    build_command = f"merino-edge build {bundle.path}"
+    build_command, engines = f"merino-edge build {bundle.path}", engines_of(bundle)
     note = ""
-    if bundle.engines:
+    if engines:
         from merino_edge.jetson.device.card import device_card
         from merino_edge.jetson.doctor.checks import check_engine
 
         device = device_card()
-        findings = [check_engine(entry.get("machine", {}), device) for entry in bundle.engines]
+        findings = [check_engine(engine.entry.get("machine", {}), device) for engine in engines]
         note = f"warning: {findings[-1][0]['found']}; build it again: {build_command}" if all(findings) else ""
     elif bundle.target != "onnxruntime":
-        note = f"no engine in {bundle.path} yet: running on the CPU; on the board: {build_command}"
+        note = f"no engine of {bundle.path} yet: running on the CPU; on the board: {build_command}"
     if note:
         stderr().print(note, highlight=False, soft_wrap=True, markup=False)

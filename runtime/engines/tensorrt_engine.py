@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from merino_edge import tensorrt_library
+from merino_edge import engine_store, tensorrt_library
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, InputError, UnsupportedError
 from merino_edge.runtime.engine import Candidates
@@ -24,6 +24,7 @@ from merino_edge.runtime.engines.tensorrt_plan import Plan
 
 if TYPE_CHECKING:
     from merino_edge.bundle import Bundle
+    from merino_edge.engine_store import BuiltEngine
 
 
 class TensorRtEngine:
@@ -45,35 +46,37 @@ class TensorRtEngine:
 
     @staticmethod
     def from_bundle(bundle: Bundle, *, cuda_graphs: bool = True) -> TensorRtEngine:
-        """Open the engines that a bundle has for this GPU, of the library that built its newest engine.
+        """Open the engines of this GPU that are in a bundle or in the engine store.
 
-        Raises UnsupportedError where another release of the library built them or they are for another GPU, and the
-        errors of the constructor.
+        Raises UnsupportedError where another release of the library built them or they are for another GPU,
+        ArtefactError where they are damaged or of another graph, and the errors of the constructor.
         """
-        newest, again = bundle.engines[-1], f"build it again: merino-edge build {bundle.path}"
-        library = str(newest.get("library"))
+        built, again = engine_store.engines_of(bundle), f"build it again: merino-edge build {bundle.path}"
+        newest = built[-1]
+        library = str(newest.entry.get("library"))
         if library not in tensorrt_library.EXTRAS:
             raise ArtefactError(f"{bundle.path}: its engine is of the unknown library {library!r}", again)
         trt, _ = tensorrt_library.load(library)
-        if trt.__version__ != newest.get("version"):
+        same = [b for b in built if (b.entry.get("library"), b.entry.get("version")) == (library, trt.__version__)]
+        if not same:
             raise UnsupportedError(
-                f"{bundle.path / newest['file']} was built by TensorRT {newest.get('version')}, not {trt.__version__}",
-                again,
+                f"{newest.path} was built by TensorRT {newest.entry.get('version')}, not {trt.__version__}", again
             )
-        plans: dict[str, dict[int, bytes | Path]] = {}  # by the GPU's compute capability
-        for entry in bundle.engines:
-            if any(entry.get(key) != newest.get(key) for key in ("library", "version")):
-                continue
-            context = entry.get("context")
+        plans: dict[str, dict[int, BuiltEngine]] = {}  # by the GPU's compute capability
+        for engine in same:
+            context = engine.entry.get("context")
             if context not in bundle.contexts:
-                raise ArtefactError(f"{bundle.path / entry['file']} has the unknown context {context!r}", again)
-            if entry.get("onnx_sha256") != bundle.manifest["files"][bundle.graph_of(context).name]["sha256"]:
-                raise ArtefactError(f"{bundle.path / entry['file']} was built from another graph", again)
-            plans.setdefault(str(entry.get("capability")), {})[context] = bundle.path / entry["file"]
+                raise ArtefactError(f"{engine.path} has the unknown context {context!r}", again)
+            if engine.entry.get("onnx_sha256") != bundle.manifest["files"][bundle.graph_of(context).name]["sha256"]:
+                raise ArtefactError(f"{engine.path} was built from another graph", again)
+            plans.setdefault(str(engine.entry.get("capability")), {})[context] = engine
         capability = gpu_capability()
         if capability not in plans:
             raise UnsupportedError(f"{bundle.path} has engines for {', '.join(plans)}, this GPU is {capability}", again)
-        return TensorRtEngine(library, plans[capability], bundle.architecture, cuda_graphs=cuda_graphs)
+        for engine in plans[capability].values():
+            engine.check()
+        paths = {context: engine.path for context, engine in plans[capability].items()}
+        return TensorRtEngine(library, paths, bundle.architecture, cuda_graphs=cuda_graphs)
 
     def forward(self, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
         """Run tokens [T] at positions start.. and return the last one's logits [V], valid until the next call.
@@ -141,5 +144,8 @@ class TensorRtEngine:
 
     def _open(self, capacity: int) -> Plan:
         plan: Any = self._plans[capacity]
-        serialized = plan if isinstance(plan, bytes) else plan.read_bytes()
+        try:
+            serialized = plan if isinstance(plan, bytes) else plan.read_bytes()
+        except OSError as error:  # a build has replaced it since
+            raise ArtefactError(f"{plan} cannot be read ({error.strerror})", "open the bundle again") from None
         return Plan(self._library, serialized, self._architecture, capacity, cuda_graphs=self._cuda_graphs)

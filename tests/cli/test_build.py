@@ -9,16 +9,35 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from helpers.stranger import Refused, run
-from merino_edge import bundle
+from merino_edge import bundle, engine_store
+from merino_edge.engine_store import engines_of
+from merino_edge.errors import UnsupportedError
 from merino_edge.export.targets import PLATFORMS
 from merino_edge.jetson import engine_build
-from merino_edge.runtime import thread_tuning
+from merino_edge.runtime import memory, thread_tuning
+from merino_edge.runtime.engines import tensorrt_engine
 from merino_edge.runtime.thread_tuning import Tuning
 from merino_edge.tensorrt_library import RTX
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An engine store of the test's own."""
+    folder = tmp_path_factory.mktemp("engines")
+    monkeypatch.setenv("MERINO_ENGINES", str(folder))
+    return folder
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVIDIA's compiler for RTX takes a capability by name, so it needs no GPU to compile for the one that is named."""
+    monkeypatch.setattr(engine_build, "gpu_capability", lambda: "SM86")
+    monkeypatch.setattr(tensorrt_engine, "gpu_capability", lambda: "SM86")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +60,55 @@ def test_targets_are_listed_with_what_breaks_on_them(capsys: pytest.CaptureFixtu
     assert found["operators"]["TensorScatter"] == "10.15"
 
 
-def test_engines_are_stored_in_the_bundle_and_replace_those_before(
+def test_engines_for_this_gpu_are_kept_outside_a_bundle_that_may_be_read_only(
+    rtx_bundle: Path, gpu: None, store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], refused: Refused
+) -> None:
+    mine = shutil.copytree(rtx_bundle, tmp_path / "bundle")
+    files = {path.name: path.stat().st_mtime_ns for path in mine.iterdir()}
+    assert run("build", mine, "--json") == 0
+    said = json.loads(capfd.readouterr().out)
+    assert said["out"] == str(store)
+    assert {path.name: path.stat().st_mtime_ns for path in mine.iterdir()} == files
+    found = engines_of(bundle.load(mine))
+    assert sorted(engine.entry["context"] for engine in found) == [16, 32]
+    assert {store / entry["file"] for entry in said["engines"]} == {engine.path for engine in found}
+    assert all(entry["peak_memory_bytes"] >= 0 and entry["capability"] == "SM86" for entry in said["engines"])
+    for engine in found:
+        engine.check()
+    ask = ("generate", mine, "--raw", "--prompt", "Once", "--max-tokens", 2, "--greedy")
+    found[-1].path.write_bytes(b"something else")
+    assert "altered; build it again" in refused(*ask)
+    assert run("build", mine) == 0  # which mends it
+    shutil.rmtree(store)
+    capfd.readouterr()
+    assert run(*ask) == 0
+    assert f"running on the CPU; on the board: merino-edge build {mine}" in " ".join(capfd.readouterr().err.split())
+
+
+def test_a_store_that_cannot_be_written_is_refused_before_the_compiler_starts(
+    rtx_bundle: Path, gpu: None, refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(engine_build, "build_engine", lambda *arguments, **more: pytest.fail("it compiles"))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MERINO_ENGINES", str(tmp_path / "file"))
+    assert "set MERINO_ENGINES to a folder that you may write" in refused("build", rtx_bundle)
+    monkeypatch.setenv("MERINO_ENGINES", str(tmp_path))
+    monkeypatch.setattr(engine_store.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    assert re.search(r"engines need about \d+ MB in .*, 0 MB are free; free the disk", refused("build", rtx_bundle))
+
+
+def test_a_compiler_that_gets_no_memory_is_told_from_one_that_refuses(
+    rtx_bundle: Path, gpu: None, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*arguments: object, **more: object) -> None:
+        raise UnsupportedError("TensorRT cannot compile the graph: [defaultAllocator.cpp] Out of memory", "a hint")
+
+    monkeypatch.setattr(engine_build, "build_engine", no_memory)
+    said = refused("build", rtx_bundle)
+    assert "error 12" in said and "MB are free" in said and "--workspace-mb 256" in said and "a hint" not in said
+
+
+def test_engines_for_a_named_gpu_are_stored_in_the_bundle_and_replace_those_before(
     rtx_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine = shutil.copytree(rtx_bundle, tmp_path / "bundle")
@@ -87,7 +154,7 @@ def test_for_onnx_runtime_the_best_threads_are_measured_and_kept(
 
 def test_what_cannot_be_built_is_refused(good: Path, rtx_bundle: Path, refused: Refused, tmp_path: Path) -> None:
     assert "needs no compilation" in refused("build", good / "bundle", "--capability", "SM86")
-    assert "does not know 'SM87'" in refused("build", rtx_bundle, "--capability", "SM87")
+    assert "has no kernels for SM87" in refused("build", rtx_bundle, "--capability", "SM87")
     assert "workspace-mb" in refused("build", rtx_bundle, "--capability", "SM86", "--workspace-mb", 0)
     assert not bundle.load(rtx_bundle).engines
 
@@ -95,9 +162,11 @@ def test_what_cannot_be_built_is_refused(good: Path, rtx_bundle: Path, refused: 
 def test_a_build_that_would_not_fit_into_memory_does_not_start(
     rtx_bundle: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_build, "available_bytes", lambda: 400_000_000)
+    kilobytes = {"MemAvailable": 400_000, "SwapFree": 0, "CmaFree": 100_000}
+    for module in (engine_build, memory):
+        monkeypatch.setattr(module, "meminfo_bytes", lambda field, root="/": 1000 * kilobytes[field])
     said = refused("build", rtx_bundle, "--capability", "SM86")
-    assert re.search(r"building needs about 50\d MB, 400 MB are free; .*add swap", said)
+    assert re.search(r"building needs about 50\d MB, 300 MB are free \(100 MB more only in CMA\) .*; .*add swap", said)
     assert not bundle.load(rtx_bundle).engines
 
 
