@@ -34,8 +34,7 @@ class Platform:
 
     `system`: the releases of JetPack and L4T, or the machine. `tensorrt`: the release whose operators its parser has;
     None: ONNX Runtime runs the graph. `opsets`: the oldest and newest that its parser takes. `lowerings`: those that
-    it can run, the default first. `strongly_typed`: whether a network has the types of its graph. `known_issues`: bugs
-    and limits, with their source.
+    it can run, the default first. `known_issues`: bugs and limits, with their source.
     """
 
     name: str
@@ -46,7 +45,6 @@ class Platform:
     opsets: tuple[int, int]
     lowerings: tuple[Lowering, ...]
     precisions: tuple[str, ...] = PRECISIONS
-    strongly_typed: bool = True
     known_issues: tuple[str, ...] = ()
 
     @property
@@ -80,22 +78,6 @@ PLATFORMS: dict[str, Platform] = {
             known_issues=("the native lowering needs 1.25: TensorScatter (ONNX Runtime's release notes)",),
         ),
         Platform(
-            "jetpack-6.0",
-            boards="Orin",
-            system="JetPack 6.0, L4T r36.2 to r36.3",
-            python="3.10",
-            tensorrt=(8, 6),
-            opsets=(7, 17),
-            lowerings=("primitive",),
-            precisions=("fp32", "fp16", "int8"),
-            strongly_typed=False,
-            known_issues=(
-                "attention is not fused on Orin (NVIDIA/TensorRT issue 3575)",
-                "some graphs have no implementation for a ForeignNode (issues 3640, 4673)",
-                "no INT4 type: it came with 10.0",
-            ),
-        ),
-        Platform(
             "jetpack-6.2",
             boards="Orin",
             system="JetPack 6.1 to 6.2.3, L4T r36.4 to r36.5",
@@ -126,7 +108,7 @@ PLATFORMS: dict[str, Platform] = {
             opsets=(9, 24),
             lowerings=("native", "primitive"),
             known_issues=(
-                "a cache of 2048 did not build on GB300 (Model-Connect issue 245); a smaller --context is the cure",
+                "a cache of 2048 did not build on GB300 (Model-Connect issue 245); --lowering primitive is the cure",
                 "the causal flag is aligned to the upper left; the graph passes a mask instead",
             ),
         ),
@@ -147,7 +129,10 @@ PLATFORMS: dict[str, Platform] = {
             tensorrt=(10, 16),
             opsets=(9, 24),
             lowerings=("native", "primitive"),
-            known_issues=("lists SM75, 86, 89 and 120: no Jetson (its support matrix)",),
+            known_issues=(
+                "has kernels for SM75, 80, 86, 89, 120 and 121 (1.7): no Jetson (SM87, SM110), no H100 or H200 (SM90); "
+                "a Jetson takes its own TensorRT, those cards the full one",
+            ),
         ),
     )
 }
@@ -243,7 +228,7 @@ class Target:
             return 24  # the first with TensorScatter
         if self.lowering == "ort" or (self.precision == "int4" and self.on_tensorrt):
             return 21  # the first with INT4, and with blocks in DequantizeLinear
-        return min(19, self.platform.opsets[1])  # 19: a float16 scale in DequantizeLinear
+        return 19  # the first with a float16 scale in DequantizeLinear
 
     @property
     def blocks_int8(self) -> bool:

@@ -3,7 +3,8 @@
 An engine is built where it will run. It is tied to the TensorRT release, to the GPU and, because kernels are timed, to
 the clocks. Only TensorRT for RTX can compile for a compute capability that is named instead of read from a GPU. So a
 machine without a GPU can prove that exports compile.
-There are two optimization profiles: one for decode, one for chunks of a prompt. This module knows no bundle.
+There are two optimization profiles: one for decode, one for chunks of a prompt and for several rows of logits. This
+module knows no bundle.
 """
 
 from __future__ import annotations
@@ -18,12 +19,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from merino_edge import tensorrt_library
 from merino_edge.errors import UnsupportedError
+from merino_edge.graph_io import LOGIT_ROWS, MAX_LOGIT_ROWS
 
 PREFILL_CHUNK = 512  # most tokens of one step
 # Capabilities and precisions that TensorRT for RTX 1.7 refuses: "FP32 GEMM is not supported", "HW-specific datatypes".
 NO_KERNEL = {("SM75", "fp32"), ("SM75", "int4")}
+DECOMPOSABLE = "TRT_decomposable"  # NVIDIA's attribute of Attention
+JETSONS = ("SM53", "SM62", "SM72", "SM87", "SM101", "SM110")
+LIBRARY_BYTES = 20_000_000  # of an engine without its weights: kernels, graph
 OnProgress = Callable[[str, float], None]  # (phase, the share of it that is done)
 
 
@@ -33,7 +40,8 @@ class Engine:
 
     `capability`: the one it was compiled for; "" is that of the GPU at hand. `seconds`: how long the build took.
     `layers`: how many of each kind the parser made. `profiles`: (least, optimum, most) tokens of a step in each.
-    `timings`: a timing cache of the kernels, for the next build.
+    `timings`: a timing cache of the kernels, for the next build. `weight_bytes`: of the graph's weights.
+    `widening_bytes`: what they would gain at float16.
     """
 
     plan: bytes = field(repr=False)
@@ -44,6 +52,22 @@ class Engine:
     layers: Counter[str]
     profiles: list[tuple[int, int, int]]
     timings: bytes = field(repr=False)
+    weight_bytes: int
+    widening_bytes: int
+
+    @property
+    def widened(self) -> str:
+        """A warning where the engine is so large that it holds quantised weights as float16; "" where it is not.
+
+        A library without a kernel for quantised weights widens them when it builds. A step then reads as many bytes as
+        at fp16.
+        """
+        if len(self.plan) - self.weight_bytes < self.widening_bytes / 2 + LIBRARY_BYTES:
+            return ""
+        return (
+            f"the engine has {len(self.plan) / 1e6:,.0f} MB for {self.weight_bytes / 1e6:,.0f} MB of weights: TensorRT "
+            "stored quantised ones as float16, and a step takes as long as at fp16; try --block 128 or fp16"
+        )
 
 
 def build_engine(
@@ -67,33 +91,34 @@ def build_engine(
     parser or the compiler, and KeyboardInterrupt where the user interrupts the build.
     """
     trt, log = tensorrt_library.load(library)
-    builder = trt.Builder(log)
-    network = builder.create_network(_network_flags(trt))
-    parser = trt.OnnxParser(network, log)
-    parsed = parser.parse(graph) if isinstance(graph, bytes) else parser.parse_from_file(str(graph))
-    if not parsed:
-        first = parser.get_error(0)
-        node = first.node_name() if hasattr(first, "node_name") else ""
-        raise UnsupportedError(
-            f"TensorRT {trt.__version__} cannot parse the graph: {first.desc()}{f' (node {node})' if node else ''}",
-            "export it for this TensorRT: merino-edge targets lists them",
-        )
+    builder = tensorrt_library.start(trt.Builder, log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    model = graph if isinstance(graph, bytes) else graph.read_bytes()
+    proto = onnx.load_model_from_string(model)
+    weight_bytes, widening_bytes = _weight_bytes(proto)
+    native = _mark_decomposable(proto)
+    if native:
+        model = proto.SerializeToString()
+    del proto
+    _parse(trt, log, network, model, "" if isinstance(graph, bytes) else str(graph))
+    del model
     config = builder.create_builder_config()
     if capability:
-        _compile_for(trt, config, capability)
+        _compile_for(trt, config, capability, library)
     if workspace_bytes:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
-    for name in _weak_precisions(trt, network):
-        config.set_flag(getattr(trt.BuilderFlag, name))
     times_kernels = library != tensorrt_library.RTX  # TensorRT for RTX has the calls, but they do nothing
     if times_kernels:
-        use_timing_cache(config, timings)
+        use_timing_cache(config, timings, log)
     longest = min(context, PREFILL_CHUNK)
     profiles = [(1, 1, min(2, longest)), (1, longest, longest)]  # with 1..1 attention gets no fused kernel
-    for tokens in profiles:
+    inputs = {network.get_input(index).name for index in range(network.num_inputs)}
+    for tokens, most_rows in zip(profiles, (1, MAX_LOGIT_ROWS), strict=True):
         profile = builder.create_optimization_profile()
         for name in ("tokens", "positions"):
             profile.set_shape(name, *((1, count) for count in tokens))
+        if LOGIT_ROWS in inputs:  # graphs of older bundles return one row
+            profile.set_shape(LOGIT_ROWS, (1,), (most_rows,), (most_rows,))
         config.add_optimization_profile(profile)
     started = time.perf_counter()
     with _interruptible(trt, config, on_progress):
@@ -101,7 +126,7 @@ def build_engine(
     if plan is None:
         raise UnsupportedError(
             f"TensorRT {trt.__version__} cannot compile the graph: {log.first}",
-            "choose another --precision, or export with less --context",
+            "export it again with --lowering primitive" if native else "choose another --precision or less --context",
         )
     return Engine(
         plan=bytes(plan),
@@ -112,14 +137,20 @@ def build_engine(
         layers=layer_kinds(network),
         profiles=profiles,
         timings=bytes(config.get_timing_cache().serialize()) if times_kernels else b"",
+        weight_bytes=weight_bytes,
+        widening_bytes=widening_bytes,
     )
 
 
-def use_timing_cache(config: Any, timings: bytes) -> None:
-    """Give the build the timing cache `timings`, or an empty one where TensorRT does not accept it."""
+def use_timing_cache(config: Any, timings: bytes, log: Any) -> None:
+    """Give the build the timing cache `timings`, or an empty one where TensorRT does not accept it.
+
+    What the library logs about a cache that it does not accept is no reason of a later failure.
+    """
     accepts_mismatch = False  # it is for this release and GPU only
     if not config.set_timing_cache(config.create_timing_cache(timings), accepts_mismatch):
         config.set_timing_cache(config.create_timing_cache(b""), accepts_mismatch)
+    log.forget()
 
 
 def layer_kinds(network: Any) -> Counter[str]:
@@ -127,30 +158,62 @@ def layer_kinds(network: Any) -> Counter[str]:
     return Counter(network.get_layer(index).type.name for index in range(network.num_layers))
 
 
-def _network_flags(trt: Any) -> int:
-    """The flags of a strongly typed network, which exists from 9.0 on; before, those of an explicit batch dimension."""
-    flags = trt.NetworkDefinitionCreationFlag
-    name = "STRONGLY_TYPED" if hasattr(flags, "STRONGLY_TYPED") else "EXPLICIT_BATCH"
-    return 1 << int(getattr(flags, name))
+def require_kernels(library: str, capability: str) -> None:
+    """Raise UnsupportedError where `library` has no kernels for a GPU of `capability`, such as SM87.
+
+    Full TensorRT says so itself when it builds.
+    """
+    if library != tensorrt_library.RTX:
+        return
+    trt, _ = tensorrt_library.load(library)
+    names = sorted((n for n in trt.ComputeCapability.__members__ if n.startswith("SM")), key=lambda name: int(name[2:]))
+    if capability not in names:
+        board = "build on the board, with its own TensorRT" if capability in JETSONS else "use full TensorRT there"
+        raise UnsupportedError(
+            f"TensorRT for RTX has no kernels for {capability}: it knows {', '.join(names)}",
+            f"{board} (pip install 'merino-edge[tensorrt]' on a PC)" if capability not in JETSONS else board,
+        )
 
 
-def _weak_precisions(trt: Any, network: Any) -> list[str]:
-    """Flags that let a network without strong typing (TensorRT 8.6) compute in the types of its graph."""
-    if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
-        return []
-    types = {network.get_input(index).dtype for index in range(network.num_inputs)}
-    return (["FP16"] if trt.DataType.HALF in types else []) + ["INT8"]
+def _parse(trt: Any, log: Any, network: Any, model: bytes, path: str) -> None:
+    """Fill `network` from a serialized model, whose weights lie beside the file `path`. Raises UnsupportedError."""
+    parser = trt.OnnxParser(network, log)
+    if parser.parse(model, path) if path else parser.parse(model):
+        return
+    first = parser.get_error(0)
+    node = first.node_name() if hasattr(first, "node_name") else ""
+    raise UnsupportedError(
+        f"TensorRT {trt.__version__} cannot parse the graph: {first.desc()}{f' (node {node})' if node else ''}",
+        "export it for this TensorRT: merino-edge targets lists them",
+    )
 
 
-def _compile_for(trt: Any, config: Any, capability: str) -> None:
-    capabilities = getattr(trt, "ComputeCapability", None)
-    if capabilities is None:
+def _mark_decomposable(model: onnx.ModelProto) -> bool:
+    """Let attention be several kernels; whether the model has any."""
+    attention = [node for node in model.graph.node if node.op_type == "Attention"]
+    for node in attention:
+        node.attribute.append(onnx.helper.make_attribute(DECOMPOSABLE, 1))
+    return bool(attention)
+
+
+def _weight_bytes(model: onnx.ModelProto) -> tuple[int, int]:
+    """The bytes of the weights, in the model or in the file beside it, and how many more they have at float16."""
+    added = {onnx.TensorProto.INT8: 1, onnx.TensorProto.INT4: 3}  # for each byte
+    total = widening = 0
+    for tensor in model.graph.initializer:
+        outside = [int(entry.value) for entry in tensor.external_data if entry.key == "length"]
+        size = outside[0] if outside else len(tensor.raw_data)
+        total += size
+        widening += added.get(tensor.data_type, 0) * size
+    return total, widening
+
+
+def _compile_for(trt: Any, config: Any, capability: str, library: str) -> None:
+    if library != tensorrt_library.RTX:
         raise UnsupportedError("full TensorRT compiles for the GPU at hand only", "leave --capability out")
-    if not hasattr(capabilities, capability):
-        names = ", ".join(sorted(name for name in capabilities.__members__ if name.startswith("SM")))
-        raise UnsupportedError(f"TensorRT for RTX does not know {capability!r}", f"choose one of: {names}")
+    require_kernels(library, capability)
     config.num_compute_capabilities = 1
-    config.set_compute_capability(getattr(capabilities, capability), 0)
+    config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
 
 
 @contextmanager

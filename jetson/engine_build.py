@@ -29,7 +29,7 @@ from merino_edge.bundle import Bundle, add_engine
 from merino_edge.engine_store import BuiltEngine, add_stored
 from merino_edge.errors import ArtefactError, OutputError, UnsupportedError
 from merino_edge.export.targets import PLATFORMS, TARGETS
-from merino_edge.export.tensorrt import Engine, build_engine
+from merino_edge.export.tensorrt import Engine, build_engine, require_kernels
 from merino_edge.jetson.device.card import device_card
 from merino_edge.runtime.engines.cuda import gpu_capability
 from merino_edge.runtime.memory import NVMAP, MemoryWatch, free_text, gpu_free_bytes, meminfo_bytes
@@ -84,6 +84,7 @@ def plan_build(bundle: Bundle, capability: str = "", workspace_mb: int | None = 
         limits.check_range("workspace-mb", workspace_mb, 1, limits.MAX_WORKSPACE_MB)
     library = tensorrt_library.RTX if capability else tensorrt_library.installed()
     here = "" if capability else gpu_capability()
+    require_kernels(library, capability or here)
     graph_bytes = sum(file["bytes"] for name, file in bundle.manifest["files"].items() if name.startswith("model"))
     folder = bundle.path if capability else engine_store.store_folder()
     engine_store.check_room(folder, int(len(bundle.contexts) * ENGINE_OVER_GRAPH * graph_bytes))
@@ -147,6 +148,8 @@ def build_engines(
         else:
             built = add_stored(plan.folder, bundle.graph_sha256(context), engine.plan, entry)
         engines.append(built)
+        if engine.widened:
+            on_warning(engine.widened)
         if engine.timings:
             try:
                 artefact.write_bytes(timings, engine.timings)

@@ -1,6 +1,6 @@
-"""The `primitive` lowering, opset 17 to 21: only operators that every TensorRT from 8.6 on parses.
+"""The `primitive` lowering, opset 19 to 21: only operators that every TensorRT from 10.3 on parses.
 
-It serves JetPack 6.x and 7.0, whose TensorRT has neither attention nor a cache update of its own, and fp32 on any
+It serves JetPack 6.x, 7.0 and 7.1, whose TensorRT has neither attention nor a cache update of its own, and fp32 on any
 TensorRT. The cache is read only: new keys and values are outputs of the graph, and the runtime copies them into the
 cache. Attention scores the cache and the new keys apart and joins the scores, so that no step copies a cache. The query
 heads that share a key are rows of one product, so that no key is repeated.
@@ -89,10 +89,7 @@ class PrimitiveBuilder(GraphBuilder):
 
     def rms_norm(self, x: ir.Value, scale: ir.Value) -> ir.Value:
         square = self.op("Mul", x, x)
-        if self.target.opset < 18:
-            mean = self.op("ReduceMean", square, axes=[-1], keepdims=1)
-        else:
-            mean = self.op("ReduceMean", square, self.shape(-1), keepdims=1)
+        mean = self.op("ReduceMean", square, self.shape(-1), keepdims=1)
         epsilon = self.constant("epsilon", np.array(self.a.norm_epsilon, np.float32))
         root = self.op("Sqrt", self.op("Add", mean, epsilon))
         return self.op("Mul", self.op("Div", x, root), scale)

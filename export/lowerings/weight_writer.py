@@ -230,21 +230,20 @@ class WeightWriter:
         """The matrix [N, K] as the right-hand operand [K, N] of a MatMul.
 
         Scales have the type of the product. ONNX Runtime gets them by a cast, which it runs once when it loads the
-        graph. TensorRT takes no cast there; before opset 19 its scales are float32.
+        graph. TensorRT takes no cast there, and no scale of 0: a factor may have made one too small for float16.
         """
         codes = q.codes.reshape(len(q.codes), -1).T  # [K, N]
-        scales = q.scales.T  # [G, N]
         code_type = ml_dtypes.int4 if q.bits == 4 else np.int8
         inputs = [self.initializer(f"stored.{name}", codes.astype(code_type))]
         blocked = q.bits == 4 or self.target.blocks_int8
         attributes = {"axis": 0, "block_size": q.codes.shape[2]} if blocked else {"axis": 1}
-        dtype = self.dtype if self.target.opset >= 19 else ir.DataType.FLOAT
-        stored_dtype = dtype if self.target.on_tensorrt else ir.DataType.FLOAT16
-        stored_scales = (scales if blocked else scales[0]).astype(stored_dtype.numpy())
-        scale = self.initializer(f"stored.{name}.scale", stored_scales)
-        inputs.append(scale if stored_dtype == dtype else self._cast(scale, dtype))
-        matrix = self.tape.op("DequantizeLinear", inputs, attributes)
-        return matrix if dtype == self.dtype else self._cast(matrix, self.dtype)
+        stored_dtype = self.dtype if self.target.on_tensorrt else ir.DataType.FLOAT16
+        scales = q.scales.T.astype(stored_dtype.numpy())  # [G, N]
+        if self.target.on_tensorrt:
+            scales = np.maximum(scales, np.finfo(scales.dtype).smallest_subnormal)
+        scale = self.initializer(f"stored.{name}.scale", scales if blocked else scales[0])
+        inputs.append(scale if stored_dtype == self.dtype else self._cast(scale, self.dtype))
+        return self.tape.op("DequantizeLinear", inputs, attributes)
 
     def _computed(self, stored: ir.Value) -> ir.Value:
         """A stored float weight, cast to the type that matrices compute in."""

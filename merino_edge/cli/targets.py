@@ -1,7 +1,7 @@
 """`merino-edge targets`: lists where a bundle can run, and what export writes for each place.
 
 `--json` prints {"targets": [{"name", "boards", "system", "python", "library", "opsets": [oldest, newest], "lowerings":
-[...], "precisions": [...], "strongly_typed", "fused_attention", "known": [...]}], "operators": {name: release}}.
+[...], "precisions": [...], "fused_attention", "known": [...]}], "operators": {name: release}}.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ def targets(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON
                 "opsets": list(p.opsets),
                 "lowerings": list(p.lowerings),
                 "precisions": list(p.precisions),
-                "strongly_typed": p.strongly_typed,
                 "fused_attention": p.fused_attention,
                 "known": list(p.known_issues),
             }

@@ -1,4 +1,4 @@
-"""A plan: a serialized engine of TensorRT (8.6 or later) or TensorRT for RTX, opened on a GPU with its KV cache.
+"""A plan: a serialized engine of TensorRT (10.3 or later) or TensorRT for RTX, opened on a GPU with its KV cache.
 
 The graph is a `native` or a `primitive` one. A native plan updates the cache in place: `new_key_L` has the address of
 `key_L`. A primitive plan returns the new keys and values, and the KV scatter kernel writes them into the cache; those
@@ -99,7 +99,7 @@ class Plan:
 
     def _open(self, serialized: bytes, a: Architecture) -> None:
         trt = self._trt
-        engine = trt.Runtime(self._log).deserialize_cuda_engine(serialized)
+        engine = tensorrt_library.start(trt.Runtime, self._log).deserialize_cuda_engine(serialized)
         if engine is None:
             raise ArtefactError(
                 f"TensorRT {trt.__version__} cannot load the engine: {self._log.first}", "build it again"

@@ -153,7 +153,7 @@ def test_figures_are_zero_for_equal_logits_and_grow_with_the_difference() -> Non
         ({"target": "jetpack-9"}, UnsupportedError),
         ({"target": "rtx", "precision": "fp32", "lowering": "native"}, UnsupportedError),
         ({"target": "jetpack-6.2", "lowering": "native"}, UnsupportedError),
-        ({"target": "jetpack-6.0", "precision": "int4"}, UnsupportedError),
+        ({"target": "jetpack-6.0"}, UnsupportedError),
         ({"target": "jetpack-7.2", "lowering": "ort"}, UnsupportedError),
         ({"lowering": "traced"}, UnsupportedError),
         ({"precision": "int4", "block": 48}, UnsupportedError),

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
+from merino_edge.architecture import Architecture, Block
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.graph import build_model, build_stored, save, to_bytes
 from merino_edge.export.operators import find_unsupported
 from merino_edge.export.quantization.stored_weights import random_stored
 from merino_edge.export.targets import BLOCK_SIZES, PLATFORMS, Target
-from merino_edge.export.tensorrt import NO_KERNEL, build_engine
+from merino_edge.export.tensorrt import NO_KERNEL, Engine, build_engine, require_kernels
 from merino_edge.presets import PRESETS, shrunk
-from merino_edge.tensorrt_library import RTX
-from merino_edge.weights import weight_shapes
+from merino_edge.tensorrt_library import RTX, TENSORRT
+from merino_edge.weights import random_weights, weight_shapes
 
 FORMS = [(lowering, p) for p in PLATFORMS["rtx"].precisions for lowering in PLATFORMS["rtx"].lowerings_at(p)]
 
@@ -56,7 +61,7 @@ def test_every_preset_compiles(name: str, lowering: str, precision: str) -> None
 
 @pytest.mark.usefixtures("rtx")
 @pytest.mark.parametrize(("lowering", "precision"), FORMS)
-@pytest.mark.parametrize("capability", ["SM75", "SM89", "SM120"])
+@pytest.mark.parametrize("capability", ["SM75", "SM80", "SM89", "SM120", "SM121"])
 def test_other_capabilities_compile_what_they_have_kernels_for(lowering: str, precision: str, capability: str) -> None:
     a, target = shrunk("smollm2-135m"), Target.named("rtx", precision, lowering)
     graph = to_bytes(build_stored(a, random_stored(a, target), target, 128))
@@ -125,10 +130,89 @@ def test_a_graph_the_parser_does_not_know_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("rtx")
-def test_an_unknown_capability_is_refused_with_those_there_are() -> None:
+@pytest.mark.parametrize(
+    ("capability", "hint"), [("SM87", "build on the board"), ("SM90", "use full TensorRT"), ("90", "use full TensorRT")]
+)
+def test_a_gpu_without_kernels_is_refused_with_those_there_are(capability: str, hint: str) -> None:
     a = shrunk("merino-52m")
     target = Target.named("rtx", "fp16")
     graph = to_bytes(build_stored(a, random_stored(a, target), target, 128))
-    with pytest.raises(UnsupportedError, match="does not know 'SM87'") as refusal:
-        build_engine(RTX, graph, 128, "SM87")
-    assert "SM86" in refusal.value.hint
+    for refused in (partial(build_engine, RTX, graph, 128), partial(require_kernels, RTX)):
+        with pytest.raises(UnsupportedError, match=f"has no kernels for {capability}") as refusal:
+            refused(capability)
+        assert "SM75, SM80, SM86, SM89, SM120, SM121" in refusal.value.message and hint in refusal.value.hint
+    assert "1.7" in PLATFORMS["rtx"].known_issues[0] and "121" in PLATFORMS["rtx"].known_issues[0]
+    require_kernels(TENSORRT, capability)  # full TensorRT is there for all
+
+
+def attention_of(head_dim: int) -> Architecture:
+    return Architecture(40, 64, 2 * head_dim, head_dim, (Block(2 * head_dim, 1, 2, 2, 24),))
+
+
+@pytest.mark.usefixtures("rtx")
+@pytest.mark.parametrize("head_dim", [8, 512])
+def test_attention_that_no_single_kernel_fits_is_decomposed(head_dim: int) -> None:
+    """Without the mark NVIDIA's compiler refuses it; and the graph that is exported has no such attribute."""
+    a = attention_of(head_dim)
+    graph = build_model(a, random_weights(a), "fp16", 48, "rtx", lowering="native")
+    assert build_engine(RTX, to_bytes(graph), 48, "SM86").layers["ATTENTION_INPUT"] == 1
+    onnx.checker.check_model(to_bytes(graph))
+
+
+@pytest.mark.usefixtures("rtx")
+@pytest.mark.filterwarnings("ignore")
+def test_a_native_graph_that_does_not_compile_is_answered_with_the_primitive_one() -> None:
+    a = attention_of(12)
+    graphs = [
+        to_bytes(build_model(a, random_weights(a), "fp16", 48, "rtx", lowering=name))
+        for name in ("native", "primitive")
+    ]
+    with pytest.raises(UnsupportedError, match="cannot compile the graph") as refusal:
+        build_engine(RTX, graphs[0], 48, "SM86")
+    assert refusal.value.hint == "export it again with --lowering primitive"
+    assert build_engine(RTX, graphs[1], 48, "SM86").plan
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("lowering", ["native", "primitive"])
+def test_no_scale_for_tensorrt_is_zero(precision: str, lowering: str) -> None:
+    """The factor of the query weights may take a scale below float16's range; its parser asks for positive ones."""
+    a = Architecture(64, 64, 64, 64, (Block(64, 1, 1, 1, 64),))
+    weights = random_weights(a)
+    query = next(name for name in weights if name.endswith("attention.query.weight"))
+    weights[query][:32] = np.geomspace(1e-9, 1e-3, 32, dtype=np.float32)[:, None]  # nearly dead outputs
+    target = "jetpack-6.2" if lowering == "primitive" else "jetpack-7.2"
+    model = build_model(a, weights, precision, 64, target, lowering=lowering)
+    scales = {n: v.const_value.numpy() for n, v in model.graph.initializers.items() if n.endswith(".scale")}
+    assert len(scales) > 3 and all((scale > 0).all() for scale in scales.values())
+
+
+def engine_of(plan_bytes: int, weight_bytes: int, widening_bytes: int) -> Engine:
+    sizes = {"weight_bytes": weight_bytes, "widening_bytes": widening_bytes}
+    return Engine(b"0" * plan_bytes, RTX, "1", "SM86", 1.0, Counter(), [], b"", **sizes)
+
+
+@pytest.mark.usefixtures("rtx")
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+def test_an_engine_is_compared_with_its_weights(precision: str, tmp_path: Path) -> None:
+    """NVIDIA's compiler keeps quantised weights; an engine that had them at float16 would be named."""
+    target = Target.named("rtx", precision)
+    a = shrunk("cerebras-gpt-111m")
+    model = build_stored(a, random_stored(a, target), target, 128)
+    save(model, tmp_path / "model.onnx")
+    saved, held = (build_engine(RTX, graph, 128, "SM86") for graph in (tmp_path / "model.onnx", to_bytes(model)))
+    stored = (tmp_path / "model.onnx.data").stat().st_size
+    assert abs(saved.weight_bytes - stored) < 1e-2 * stored and saved.weight_bytes == held.weight_bytes
+    codes = sum(
+        v.const_value.nbytes * {ir.DataType.INT8: 1, ir.DataType.INT4: 3}[v.dtype]
+        for v in model.graph.initializers.values()
+        if v.dtype in (ir.DataType.INT8, ir.DataType.INT4)
+    )
+    assert saved.widening_bytes == held.widening_bytes == codes and (codes > 0) == (precision != "fp16")
+    assert saved.widened == ""
+
+
+def test_an_engine_with_widened_weights_is_named() -> None:
+    assert engine_of(130_000_000, 50_000_000, 100_000_000).widened.startswith("the engine has 130 MB for 50 MB of")
+    assert engine_of(80_000_000, 50_000_000, 100_000_000).widened == ""
+    assert engine_of(69_000_000, 50_000_000, 0).widened == ""

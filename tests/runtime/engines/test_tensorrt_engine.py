@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.stand_in_gpu import COMPILER, PROFILES, HostMemory
-from merino_edge import bundle
+from merino_edge import bundle, tensorrt_library
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError, InputError, MerinoError, UnsupportedError
 from merino_edge.export import tensorrt
@@ -82,12 +82,13 @@ def test_nvidias_compiler_builds_it(rtx: Any, precision: str, context: int) -> N
 
 @pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX:DeprecationWarning")
 def test_timings_of_kernels_that_do_not_fit_are_left_unused(rtx: Any) -> None:
-    builder = rtx.Builder(rtx.Logger(rtx.Logger.INTERNAL_ERROR))
+    trt, log = tensorrt_library.load(RTX)
+    builder = trt.Builder(log)
     fresh = bytes(builder.create_builder_config().create_timing_cache(b"").serialize())
     for timings in (b"", b"something else", fresh):
         config = builder.create_builder_config()
-        use_timing_cache(config, timings)
-        assert config.get_timing_cache() is not None
+        use_timing_cache(config, timings, log)
+        assert config.get_timing_cache() is not None and log.first == tensorrt_library.NO_REASON
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -95,7 +96,7 @@ def test_what_it_cannot_build_is_one_line(rtx: Any, capfd: pytest.CaptureFixture
     with pytest.raises(UnsupportedError, match="cannot parse the graph") as refusal:
         build_engine(RTX, b"no graph", 48, "SM86")
     assert "\n" not in str(refusal.value)
-    odd = Architecture(40, 64, 24, 12, (Block(24, 1, 2, 2, 24),))  # NVIDIA has no attention kernel for heads of 12
+    odd = Architecture(40, 64, 24, 12, (Block(24, 1, 2, 2, 24),))  # NVIDIA cannot lay out heads of 12
     with pytest.raises(UnsupportedError, match="cannot compile the graph") as refusal:
         build_engine(RTX, to_bytes(build_model(odd, random_weights(odd), "fp16", 48, "rtx")), 48, "SM86")
     assert "\n" not in str(refusal.value)
