@@ -48,7 +48,7 @@ class TensorRtEngine:
     def from_bundle(bundle: Bundle, *, cuda_graphs: bool = True) -> TensorRtEngine:
         """Open the engines of this GPU that are in a bundle or in the engine store.
 
-        Raises UnsupportedError where another release of the library built them or they are for another GPU,
+        Raises UnsupportedError where another release of the library built them or they are for another GPU. Raises
         ArtefactError where they are damaged or of another graph, and the errors of the constructor.
         """
         built, again = engine_store.engines_of(bundle), f"build it again: merino-edge build {bundle.path}"
