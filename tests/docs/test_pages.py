@@ -34,12 +34,17 @@ README_VERBS = {
 }
 # What takes minutes for a reader, in every page. Nothing else of a command is changed.
 SHORTER = {
-    "--steps 400 --batch 16 --sequence 128": "--steps 12 --batch 4 --sequence 32",
+    "--steps 400 --batch 16 --sequence 128": "--steps 12 --save-every 12 --batch 4 --sequence 32",
+    "merino_edge.data.tiny_stories > corpus.txt": "merino_edge.data.tiny_stories | head -n 1200 > corpus.txt",
+    "--space demo": "--space few.json",
     "--quick": "--minutes 0.01",
-    "--points 40": "--points 4",
+    "--points 40": "--points 2",
     "-r 7": "-r 2",
     "--repetitions 3": "--repetitions 1",
 }
+FEW = """{"kind": "space", "schema_version": 2, "name": "few", "base": "demo", "blocks": 2,
+"widths": [64, 128], "ffn_ratios": [1, 2], "layers": [1, 2], "embedding_widths": 128}"""
+STEPS = "--steps 3 --save-every 3 --batch 4 --sequence 32"
 Check = Callable[[str, Path, Sequence[Ran]], None]
 MADE: dict[str, Path] = {}  # what SmolLM2 became on an earlier page: it takes a minute
 
@@ -98,20 +103,24 @@ SETUPS: dict[str, Setup] = {
     "docs/profiling.md": Setup(
         shorter={
             "--space edge --precision int4 --out": "--space edge --precision int4 --minutes 0.01 --out",
-            "--space edge": "--space demo",
+            "--space edge": "--space few.json",
         },
         inline="merino-edge estimate --board [^`]*",
         check=check_profiling,
     ),
     "docs/runtime.md": Setup(given={"smollm2-int4": "long_bundle", "smollm2-int8": "long_bundle"}),
-    "docs/search.md": Setup(given={"board.jsonl": "edge_table"}, check=check_search),
+    "docs/search.md": Setup(
+        shorter={"--space edge --precision int4 --weight-mb 20 --score": "--space mine.json --weight-mb 20 --score"},
+        given={"board.jsonl": "edge_table"},
+        check=check_search,
+    ),
     "docs/training.md": Setup(
         shorter={
-            "--steps 2000": "--steps 3 --batch 4 --sequence 32",
-            "--steps 500": "--steps 3 --batch 4 --sequence 32",
+            "--steps 2000": STEPS,
+            "--steps 500": STEPS,
             "--vocab 8192": "--vocab 320",
-            "train model.json --corpus corpus ": "train model.json --corpus corpus --steps 3 --batch 4 --sequence 32 ",
-            "train student.json --corpus talk ": "train student.json --corpus talk --steps 3 --batch 4 --sequence 32 ",
+            "train model.json --corpus corpus ": f"train model.json --corpus corpus {STEPS} ",
+            "train student.json --corpus talk ": f"train student.json --corpus talk {STEPS} ",
         },
         given={
             "model.json": "model_json",
@@ -128,6 +137,7 @@ SETUPS: dict[str, Setup] = {
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_runs(page: str, tmp_path: Path, smollm2_gguf: Path, request: pytest.FixtureRequest) -> None:
     text, setup = (ROOT / page).read_text(), SETUPS.get(page, Setup())
+    (tmp_path / "few.json").write_text(FEW)
     for name, fixture in setup.given.items():
         value = request.getfixturevalue(fixture)
         path = Path(getattr(value, "path", value))
