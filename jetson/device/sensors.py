@@ -81,7 +81,7 @@ class Sensors:
             self.rails_mw() | line.power_mw,
             _temperatures(self.root) or line.temperature_c,
             {name: clock for name, clock in clocks.items() if clock is not None},
-            _throttle_events(self.root),
+            throttle_events(self.root),
             power_mode(self.root),
         )
 
@@ -163,7 +163,8 @@ def _temperatures(root: Path) -> dict[str, float]:
     return zones
 
 
-def _throttle_events(root: Path) -> dict[str, int]:
+def throttle_events(root: Path) -> dict[str, int]:
+    """How often each counter counted since the machine started."""
     events: dict[str, int] = {}
     for path in sorted(root.glob(OVER_CURRENT)):
         count = number(path)

@@ -21,6 +21,8 @@ from merino_edge.runtime.engines.onnx_engine import OLDEST_ONNX_RUNTIME
 OLDEST_TENSORRT = (10, 3)
 CAPPED_MHZ = 624.75  # of an Orin Nano's GPU without Super
 TOLERANCE = 0.02  # relative, of a GPU limit
+# What the counters of Orin count, as NVIDIA's developer guide names it.
+OVER_CURRENT = {"oc1": "under-voltage", "oc2": "average over-current", "oc3": "instantaneous over-current"}
 
 
 @dataclass(frozen=True)
@@ -170,11 +172,22 @@ def _desktop(environment: Environment) -> str | None:
 
 
 def _blind_container(environment: Environment) -> str | None:
-    if not environment.container or not environment.is_jetson:
+    if not environment.container or not environment.is_jetson or not environment.hidden:
         return None
-    missing = [] if environment.card["compatible"] else ["/proc/device-tree"]
-    missing += ["/etc/nv_tegra_release"] if environment.card["l4t"] == UNKNOWN else []
-    return f"this container does not see {' and '.join(missing)}" if missing else None
+    return f"this container does not see {' and '.join(environment.hidden)}"
+
+
+def _no_nodes(environment: Environment) -> str | None:
+    if not environment.container or not environment.is_jetson or environment.has_nodes:
+        return None
+    return "this container has no device of the GPU"
+
+
+def _throttled(environment: Environment) -> str | None:
+    counted = {name: count for name, count in environment.throttle_events.items() if count > 0}
+    if not environment.is_jetson or not counted:
+        return None
+    return "since the start, " + ", ".join(f"{OVER_CURRENT.get(name, name)} {n} times" for name, n in counted.items())
 
 
 def _closed_nodes(environment: Environment) -> str | None:
@@ -257,8 +270,22 @@ CHECKS = (
     Check(
         "container hides the board",
         _blind_container,
-        "docker run --runtime nvidia -v /etc/nv_tegra_release:/etc/nv_tegra_release:ro ...",
+        "docker run --security-opt systempaths=unconfined -v /etc/nv_tegra_release:/etc/nv_tegra_release:ro "
+        "-v /etc/nvpmodel.conf:/etc/nvpmodel.conf:ro -v /var/lib/nvpmodel:/var/lib/nvpmodel:ro ...",
         "https://github.com/dusty-nv/jetson-containers (docs/setup.md)",
+    ),
+    Check(
+        "container without the GPU",
+        _no_nodes,
+        "docker run --runtime nvidia ...; where Docker does not know it: sudo apt install nvidia-container-toolkit && "
+        "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker",
+        "https://github.com/dusty-nv/jetson-containers (docs/setup.md)",
+    ),
+    Check(
+        "the board throttles",
+        _throttled,
+        "use the supply that belongs to the board, or a lower power mode: sudo nvpmodel -m NUMBER; then measure again",
+        "NVIDIA Jetson Linux developer guide, Orin: over-current throttling",
     ),
     Check(
         "GPU closed to this user",

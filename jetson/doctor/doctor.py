@@ -1,7 +1,7 @@
-"""The doctor: what this machine has, what each verb lacks, and the findings of the checks.
+"""The doctor: what this machine has, which features work, what each verb lacks, and the findings of the checks.
 
-Its output is the block to paste into a request for help. Packages are looked up, not imported. This module knows no
-verb's code, only which packages a verb needs and which extra brings them.
+Its output is the block to paste into a request for help. Packages are looked up, not imported; features are tried. This
+module knows no verb's code, only which packages a verb needs and which extra brings them.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from merino_edge import __version__
+from merino_edge import __version__, tensorrt_library
 from merino_edge.jetson.device.sensors import Sensors
 from merino_edge.jetson.doctor.checks import run_checks
 from merino_edge.jetson.doctor.environment import Environment
+from merino_edge.jetson.doctor.features import features
 
+CUDA_BINDINGS, PYCUDA = "cuda-bindings", "pycuda"  # either does
 # The names of modules that differ from their package's.
 MODULES = {
     "onnx-ir": "onnx_ir",
     "tensorrt-rtx-cu12-bindings": "tensorrt_rtx_bindings",
-    "cuda-bindings": "cuda.bindings",
+    CUDA_BINDINGS: "cuda.bindings",
     "prometheus-client": "prometheus_client",
     "lm-eval": "lm_eval",
 }
@@ -55,7 +57,7 @@ OPTIONAL = {
     "data sets of Hugging Face as text (hf:NAME)": (("datasets",), "datasets"),
     "plots (profile, search, pareto --plot)": (("matplotlib",), "plot"),
     "reading an export back by TensorRT for RTX": (("tensorrt-rtx-cu12-bindings",), "rtx"),
-    "engines of TensorRT on a board (build)": (("tensorrt", "cuda-bindings", "onnx-ir"), "tensorrt,export"),
+    "engines of TensorRT on a board (build)": (("tensorrt", CUDA_BINDINGS, "onnx-ir"), "tensorrt,export"),
 }
 
 
@@ -77,6 +79,7 @@ def examine(root: Path | str = "/") -> dict[str, Any]:
     """The state of the machine whose file system stands at `root`, as a JSON object.
 
         {"merino_edge", "python", "device": card, "packages": {name: version or null},
+         "features": {name: {"on", "why"}},
          "sensors": {"power_source", "power_mw", "temperature_c", "clock_mhz", "throttle_events", "power_mode"},
          "verbs": {verb: {"ok", "missing": [...], "fix": command or null}}, "optional": {the same by purpose},
          "traps": [{"name", "found", "advice", "source"}]}
@@ -84,12 +87,14 @@ def examine(root: Path | str = "/") -> dict[str, Any]:
     "traps" holds the checks' findings.
     """
     environment, sensors = Environment.of(root), Sensors(root)
-    names = [*BASE, *(p for packages, _ in (*NEEDS.values(), *OPTIONAL.values()) for p in packages)]
+    names = [*BASE, PYCUDA, *(p for packages, _ in (*NEEDS.values(), *OPTIONAL.values()) for p in packages)]
     packages = {name: installed(name) for name in dict.fromkeys(names)}
 
     def state(needed: tuple[str, ...], extras: str) -> dict[str, Any]:
-        missing = [name for name in needed if packages[name] is None]
-        return {"ok": not missing, "missing": missing, "fix": _fix(extras) if missing else None}
+        missing = [
+            name for name in needed if packages[name] is None and not (name == CUDA_BINDINGS and packages[PYCUDA])
+        ]
+        return {"ok": not missing, "missing": missing, "fix": _fix(extras, missing) if missing else None}
 
     return {
         "merino_edge": __version__,
@@ -99,9 +104,14 @@ def examine(root: Path | str = "/") -> dict[str, Any]:
         "packages": packages,
         "verbs": {verb: state((*BASE, *needed), extras) for verb, (needed, extras) in NEEDS.items()},
         "optional": {purpose: state(needed, extras) for purpose, (needed, extras) in OPTIONAL.items()},
+        "features": features(sensors, root),
         "traps": run_checks(environment),
     }
 
 
-def _fix(extras: str) -> str:
+def _fix(extras: str, missing: list[str]) -> str:
+    if "tensorrt" in missing and (hint := tensorrt_library.install_hint("tensorrt")).startswith(
+        ("on a Jetson", "the ")
+    ):
+        return f"{hint}; then in it: pip install 'merino-edge[jetson]'"  # pip's TensorRT is not a board's
     return f"pip install 'merino-edge[{extras}]'" if extras else "pip install merino-edge"

@@ -18,10 +18,12 @@ from typing import Any
 
 from merino_edge.jetson.device.card import device_card
 from merino_edge.jetson.device.nvpmodel import Mode, current_mode, power_modes
+from merino_edge.jetson.device.sensors import throttle_events
 from merino_edge.jetson.device.system_files import UNKNOWN, read_text
 
 NODES = ("dev/nvhost*", "dev/nvmap", "dev/nvgpu/**/*", "dev/dri/renderD*")
 GROUPS = ("video", "render")
+OF_BOARD = ("proc/device-tree", "etc/nv_tegra_release", "etc/nvpmodel.conf", "var/lib/nvpmodel")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class Environment:
     zram: bool = False  # swap that is kept in memory
     desktop: bool = False  # a graphical session runs
     container: bool = False
+    has_nodes: bool = True  # the GPU has device nodes
+    throttle_events: dict[str, int] = field(default_factory=dict)  # by counter, since the machine started
+    hidden: tuple[str, ...] = ()  # files of the board that a container does not see
     closed_nodes: tuple[str, ...] = ()  # the GPU's device nodes that this user may not open, with their group
     python: str = UNKNOWN  # 3.10
     onnxruntime: str | None = None  # version
@@ -55,6 +60,9 @@ class Environment:
             zram=any(name.startswith("/dev/zram") for name, _ in swaps),
             desktop=any(True for pattern in ("tmp/.X11-unix/X*", "run/user/*/wayland-*") for _ in root.glob(pattern)),
             container=any(os.path.exists(root / name) for name in (".dockerenv", "run/.containerenv")),
+            has_nodes=any(True for pattern in NODES for _ in root.glob(pattern)),
+            throttle_events=throttle_events(root),
+            hidden=tuple(f"/{name}" for name in OF_BOARD if _is_missing(root / name)),
             closed_nodes=tuple(_closed_nodes(root, os.geteuid() if uid is None else uid, groups or _groups())),
             python=f"{sys.version_info.major}.{sys.version_info.minor}",
             onnxruntime=_version("onnxruntime"),
@@ -86,6 +94,10 @@ def _disk_swap_bytes(root: Path, swaps: list[tuple[str, int]], card: dict[str, A
     if read_text(root / "proc/swaps").startswith("Filename"):
         return sum(size for name, size in swaps if not name.startswith("/dev/zram"))
     return 0 if card["swap_bytes"] == 0 else None  # a swap without a name can be anywhere
+
+
+def _is_missing(path: Path) -> bool:
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def _groups() -> set[int]:

@@ -1,6 +1,7 @@
 """`merino-edge doctor`: describes the machine, as a block to paste when asking for help. The exit code is always 0.
 
-The block has the device, its sensors, the versions of packages, what each verb lacks, and findings of known problems.
+The block has the device, its sensors, the versions of packages, which features work, what each verb lacks, and findings
+of known problems.
 `--json` prints merino_edge.jetson.doctor.doctor.examine.
 """
 
@@ -23,7 +24,7 @@ SENSORS = {
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Describe this machine and what each verb still needs."""
+    """Describe this machine: what works on it, and what each verb still needs."""
     from merino_edge.cli import console
     from merino_edge.jetson.doctor.doctor import examine
 
@@ -50,6 +51,9 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         yield f"  {title:<16} {plain(report['sensors'][name], 'none can be read')}"
     yield "packages"
     yield "  " + ", ".join(f"{name} {version or '-'}" for name, version in report["packages"].items())
+    yield "features"
+    for name, feature in report["features"].items():
+        yield f"  {name:<24} {'on ' if feature['on'] else 'off'}  {plain(feature['why'])}"
     for title in ("verbs", "optional"):
         yield title
         width = max(map(len, report[title]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,7 @@ def healthy(root: Path) -> Path:
     write(root, STATUS, "pmode:0002 fmode:quiet\n")
     write(root, LIMIT, "1020000000\n")
     write(root, "proc/swaps", DISK_SWAP)
+    write(root, "dev/nvmap", "")
     return root
 
 
@@ -69,7 +71,25 @@ def container(root: Path) -> None:
 
 def blind_container(root: Path) -> None:
     container(root)
-    (root / "proc/device-tree/compatible").unlink()
+    shutil.rmtree(root / "proc/device-tree")
+    shutil.rmtree(root / "var/lib/nvpmodel")
+
+
+def container_without_status(root: Path) -> None:
+    """As one that mounts nvpmodel.conf, but not the current mode."""
+    write(root, ".dockerenv", "")
+    shutil.rmtree(root / "var/lib/nvpmodel")
+    (root / "var/lib/nvpmodel").mkdir()
+
+
+def container_without_gpu(root: Path) -> None:
+    write(root, ".dockerenv", "")
+    (root / "dev/nvmap").unlink()
+
+
+def throttled(root: Path) -> None:
+    for name, count in (("oc1", 0), ("oc2", 4), ("oc3", 1)):
+        write(root, f"sys/devices/platform/soctherm-oc-event/hwmon/hwmon1/{name}_event_cnt", f"{count}\n")
 
 
 def set_mode(number: int, limit_hz: int) -> Callable[[Path], None]:
@@ -136,6 +156,13 @@ def file(path: str, text: str) -> Callable[[Path], None]:
         (file("tmp/.X11-unix/X0", ""), "desktop takes memory", "a graphical session runs"),
         (file("run/user/1000/wayland-0", ""), "desktop takes memory", "a graphical session runs"),
         (container, "container hides the board", "this container does not see /etc/nv_tegra_release"),
+        (container_without_status, "container hides the board", "this container does not see /var/lib/nvpmodel"),
+        (container_without_gpu, "container without the GPU", "this container has no device of the GPU"),
+        (
+            throttled,
+            "the board throttles",
+            "since the start, average over-current 4 times, instantaneous over-current 1 times",
+        ),
     ],
 )
 def test_a_check_fires_where_it_must_and_alone(
@@ -153,7 +180,8 @@ def test_a_check_fires_where_it_must_and_alone(
 def test_a_container_without_device_tree_is_known_by_the_kernel(tmp_path: Path) -> None:
     blind_container(healthy(tmp_path))
     assert fired(tmp_path) == {
-        "container hides the board": "this container does not see /proc/device-tree and /etc/nv_tegra_release"
+        "container hides the board": "this container does not see /proc/device-tree and /etc/nv_tegra_release "
+        "and /var/lib/nvpmodel"
     }
     write(tmp_path, "proc/sys/kernel/osrelease", "6.8.0-45-generic\n")  # a container on some other machine
     assert fired(tmp_path) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,28 @@ def test_what_is_missing_comes_with_the_command_that_brings_it(monkeypatch: pyte
         verbs["train"]["missing"] == ["rich", "torch"] and verbs["train"]["fix"] == "pip install 'merino-edge[train]'"
     )
     assert verbs["search"] == {"ok": False, "missing": ["rich"], "fix": "pip install merino-edge"}
+
+
+def test_on_a_board_pip_never_brings_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    have = doctor.installed
+    monkeypatch.setattr(doctor, "installed", lambda package: None if package == "tensorrt" else have(package))
+    purpose = "engines of TensorRT on a board (build)"
+    for machine, says in (
+        ("aarch64", "--system-site-packages"),
+        ("x86_64", "pip install 'merino-edge[tensorrt,export]'"),
+    ):
+        monkeypatch.setattr(platform, "machine", lambda machine=machine: machine)
+        fix = doctor.examine()["optional"][purpose]["fix"]
+        assert says in fix and ("[tensorrt" in fix) == (machine == "x86_64")
+
+
+def test_pycuda_does_instead_of_cuda_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for installed in ("pycuda", "cuda-bindings", ""):
+        monkeypatch.setattr(
+            doctor, "installed", lambda package, installed=installed: "1" if package == installed else None
+        )
+        missing = doctor.examine()["optional"]["engines of TensorRT on a board (build)"]["missing"]
+        assert ("cuda-bindings" in missing) == (installed == "")
 
 
 def test_a_package_that_nobody_has_is_not_installed() -> None:
