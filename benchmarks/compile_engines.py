@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--context", type=int)
     parser.add_argument("--shrunk", action="store_true", help="two layers of each width, a small vocabulary")
     options = parser.parse_args()
-    forms = [(low, p) for p in PLATFORMS["rtx"].precisions for low in PLATFORMS["rtx"].able(p)]
+    forms = [(low, p) for p in PLATFORMS["rtx"].precisions for low in PLATFORMS["rtx"].lowerings_at(p)]
     done = tried = 0
     for name in options.preset:
         for lowering, precision in forms:

@@ -30,7 +30,7 @@ from merino_edge.export.quantization.quantized_matrix import QuantizedMatrix
 from merino_edge.export.quantization.stored_weights import StoredWeights
 from merino_edge.export.targets import Target, require_parsed
 from merino_edge.export.tensorrt import build_engine
-from merino_edge.graph_io import NUM_LOGITS
+from merino_edge.graph_io import LOGIT_ROWS, NUM_LOGITS
 from merino_edge.tokenizer import Tokenizer, compact
 
 CHECKED_CAPABILITY = "SM86"  # an export for `rtx` is compiled for it, to check that TensorRT for RTX takes the graph
@@ -234,7 +234,7 @@ def _graph_facts(a: Architecture, target: Target) -> dict[str, Any]:
     return {
         "opset": target.opset,
         "lowering": target.lowering,
-        "inputs": ["tokens", "positions", *([NUM_LOGITS] if target.lowering == "ort" else [])],
+        "inputs": ["tokens", "positions", NUM_LOGITS if target.lowering == "ort" else LOGIT_ROWS],
         "output": "logits",
         "caches": cache_names(a, lowering(target.lowering).output_prefix),
         "cache": target.cache,

@@ -3,9 +3,9 @@
 A graph runs one step of one sequence with a static, preallocated KV cache:
 
     tokens int64 [1, T]    positions int64 [1, T] (consecutive)    key_L, value_L  [1, Hkv, C, D]  per layer
-    -> logits float32 [1, V] of the last position                  new cache contents, per layer
+    logit_rows int64 [N] (indices of tokens); for `ort` `wanted` int64 [1] (the last N tokens)
+    -> logits float32 [N, V] of those tokens                       new cache contents, per layer
 
-The `ort` lowering has one more input, `wanted` int64 [1]: for how many of the last positions it returns logits [N, V].
 A lowering decides how attention and the cache are written, and what the cache outputs hold:
 
 | lowering | outputs | the runtime |

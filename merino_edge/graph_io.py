@@ -12,3 +12,8 @@ NEW_KV_PREFIX = "row_"
 # Input of an `ort` graph, int64 [1]: how many of the last positions the graph returns logits for. Others call it
 # num_logits_to_keep; the name in the file stays, so that bundles stay readable.
 NUM_LOGITS = "wanted"
+
+# Input of a `native` or `primitive` graph, int64 [N]: which of the step's tokens the graph returns logits for, counted
+# from 0. Its length is known when TensorRT compiles, so the head of a one-token step is compiled for one row.
+LOGIT_ROWS = "logit_rows"
+MAX_LOGIT_ROWS = 8  # most of them in an engine: draft tokens and the token before them

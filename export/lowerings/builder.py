@@ -21,6 +21,7 @@ from merino_edge.architecture import Architecture, Block
 from merino_edge.export.lowerings.weight_writer import MICROSOFT, WeightWriter
 from merino_edge.export.quantization.stored_weights import StoredWeights
 from merino_edge.export.targets import Target
+from merino_edge.graph_io import LOGIT_ROWS
 
 IR_VERSION = 11
 LAST = 2**31 - 1  # the end of a slice that goes up to the last element
@@ -34,7 +35,6 @@ class GraphBuilder(ABC):
     """
 
     output_prefix = "new_"  # of the names of the cache outputs
-    logit_rows: int | str = 1  # how many positions the graph returns logits for
 
     def __init__(
         self, a: Architecture, stored: StoredWeights, target: Target, context: int, capacity: int | None = None
@@ -285,33 +285,30 @@ class GraphBuilder(ABC):
             x = self.activation(self.linear(x, [f"{name}up"], before_relu=self.a.ffn == "relu"))
         return self.cast(self.linear(x, [f"{name}down"]), ir.DataType.FLOAT)
 
-    def last_positions(self, x: ir.Value) -> ir.Value:
+    def wanted_positions(self, x: ir.Value) -> ir.Value:
         """The positions of x [1, T, W] that the graph returns logits for: [1, N, W]."""
-        return self.slice(x, 1, -1)
+        rows = ir.val(LOGIT_ROWS, ir.DataType.INT64, ["N"])
+        self.extra_inputs.append(rows)
+        return self.op("Gather", x, rows, axis=1)
 
     def scatter_logits(self, logits: ir.Value) -> ir.Value:
         """Logits [N, V'] of the pruned vocabulary as [N, V]; all other tokens get minus infinity."""
-        nothing = ir.tensor(np.array([-np.inf], np.float32))
-        shape = self.shape(1, self.a.vocab_size)
+        shape = self.op("Concat", self.op("Shape", logits, end=1), self.shape(self.a.vocab_size), axis=0)
         columns = self.op("Unsqueeze", self.weights.pruned_vocab(), self.shape(0))
-        if self.logit_rows != 1:
-            shape = self.op("Concat", self.op("Shape", logits, end=1), self.shape(self.a.vocab_size), axis=0)
-            columns = self.op("Expand", columns, self.op("Shape", logits))  # [N, V']
-        everywhere = self.op("ConstantOfShape", shape, value=nothing)
+        columns = self.op("Expand", columns, self.op("Shape", logits))  # [N, V']
+        everywhere = self.op("ConstantOfShape", shape, value=ir.tensor(np.array([-np.inf], np.float32)))
         return self.op("ScatterElements", everywhere, columns, logits, axis=1)
 
     def head(self, x: ir.Value) -> ir.Value:
-        """Logits [N, V] float32 of the last N positions."""
+        """Logits [N, V] float32 of the wanted positions."""
         a = self.a
-        x = self.last_positions(x)
+        x = self.wanted_positions(x)
         if a.norm_placement == "pre":
             x = self.norm(x, "final_norm")
         if a.embedding_width != a.blocks[-1].width:
             x = self.project_width(x, "projection_out")
-        x = self.cast(
-            self.op("Reshape", x, self.shape(1 if self.logit_rows == 1 else -1, a.embedding_width)), self.matrix_dtype
-        )
+        x = self.cast(self.op("Reshape", x, self.shape(-1, a.embedding_width)), self.matrix_dtype)
         logits = self.cast(self.weights.head(x, tied=a.tied_head), ir.DataType.FLOAT)
         logits = self.op("Identity", logits) if self.stored.pruned_vocab is None else self.scatter_logits(logits)
-        logits.name, logits.dtype, logits.shape = "logits", ir.DataType.FLOAT, ir.Shape([self.logit_rows, a.vocab_size])
+        logits.name, logits.dtype, logits.shape = "logits", ir.DataType.FLOAT, ir.Shape(["N", a.vocab_size])
         return logits

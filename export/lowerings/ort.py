@@ -41,9 +41,7 @@ def attention_outputs() -> list[ir.Value]:
 class OrtBuilder(GraphBuilder):
     """See merino_edge.export.graph."""
 
-    logit_rows = "N"
-
-    def last_positions(self, x: ir.Value) -> ir.Value:
+    def wanted_positions(self, x: ir.Value) -> ir.Value:
         num_logits = ir.val(NUM_LOGITS, ir.DataType.INT64, [1])
         self.extra_inputs.append(num_logits)
         return self.op("Slice", x, self.op("Neg", num_logits), self.shape(LAST), self.shape(1))

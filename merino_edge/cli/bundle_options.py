@@ -73,7 +73,7 @@ def open_proposer(
     if engine.max_rows == 1:
         raise UnsupportedError(
             f"the engine of {bundle.path} gives the logits of one position, so it cannot verify draft tokens",
-            "leave --draft out, or run a bundle for ONNX Runtime with --cpu",
+            "export it again, or leave --draft out",
         )
     from merino_edge.runtime.speculative.draft_model import DraftModel
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, InputError, UnsupportedError
-from merino_edge.graph_io import NEW_KV_PREFIX, NUM_LOGITS
+from merino_edge.graph_io import LOGIT_ROWS, NEW_KV_PREFIX, NUM_LOGITS
 from merino_edge.runtime.memory import release_freed_memory
 
 if TYPE_CHECKING:
@@ -147,8 +147,10 @@ class OnnxEngine:
         self._ort = ort
         self._binding = self._session.io_binding()
         inputs = {value.name: value for value in self._session.get_inputs()}
-        caches = [value for name, value in inputs.items() if name not in ("tokens", "positions", NUM_LOGITS)]
-        self.max_rows = MAX_ROWS if NUM_LOGITS in inputs else 1  # graphs of older bundles return one
+        others = {NUM_LOGITS, LOGIT_ROWS} & set(inputs)
+        caches = [value for name, value in inputs.items() if name not in ("tokens", "positions", *others)]
+        self._rows_input = next(iter(others), "")  # graphs of older bundles have none and return one row
+        self.max_rows = MAX_ROWS if self._rows_input else 1
         self._names = [value.name for value in caches]
         self._shapes = [(1, value.shape[1], value.shape[3]) for value in caches]
         self._dtype = CACHE_TYPES[caches[0].type]
@@ -159,7 +161,7 @@ class OnnxEngine:
                 "run: pip install -U onnxruntime, or export with --cache float",
             )
         # Either the graph fixes the capacity, or it is an `ort` graph on the CPU, whose speed does not depend on it.
-        self._whole_context = isinstance(caches[0].shape[2], int) or (self.max_rows > 1 and device == "cpu")
+        self._whole_context = isinstance(caches[0].shape[2], int) or (NUM_LOGITS in inputs and device == "cpu")
         self._new_kv_names = [
             value.name for value in self._session.get_outputs() if value.name.startswith(NEW_KV_PREFIX)
         ]
@@ -171,6 +173,7 @@ class OnnxEngine:
         self._length = self._written = 0  # filled positions, and positions of the bound cache that were ever written
         self._logits_buffer = self._logits = np.zeros((0, a.vocab_size), np.float32)
         self._tokens = self._positions = np.zeros((1, 0), np.int64)  # the bound inputs
+        self._wanted_rows = (0, 0)  # (tokens of a step, rows of logits) that are bound
         self._bind_logits(1)
         self._reserve(1)
         release_freed_memory()  # freed while the model was loaded
@@ -262,6 +265,7 @@ class OnnxEngine:
 
     def _run(self, tokens: NDArray[np.int64], start: int) -> None:
         self._bind_tokens(tokens, start)
+        self._bind_rows(len(tokens))
         self._bind_new_kv(len(tokens))
         try:
             self._session.run_with_iobinding(self._binding)
@@ -277,14 +281,20 @@ class OnnxEngine:
             cache[:, :, start : start + len(tokens)] = new
 
     def _bind_logits(self, rows: int) -> None:
-        """Bind a buffer of `rows` rows of logits [rows, V], and request them from the graph."""
+        """Bind a buffer of `rows` rows of logits [rows, V]."""
         if len(self._logits_buffer) < rows:
             self._logits_buffer = np.zeros((rows, self.vocab_size), np.float32)
         self._logits = self._logits_buffer[:rows]
         self._binding.bind_ortvalue_output("logits", self._ort.OrtValue.ortvalue_from_numpy(self._logits))
-        if self.max_rows > 1:
-            self._num_logits = np.array([rows], np.int64)
-            self._binding.bind_cpu_input(NUM_LOGITS, self._num_logits)
+
+    def _bind_rows(self, tokens: int) -> None:
+        """Ask the graph for as many rows of a step of `tokens` tokens as the bound buffer has."""
+        wanted = (tokens, len(self._logits))
+        if self._rows_input and self._wanted_rows != wanted:
+            last = np.arange(tokens - wanted[1], tokens)
+            rows = np.array([wanted[1]]) if self._rows_input == NUM_LOGITS else last
+            self._binding.bind_cpu_input(self._rows_input, rows)
+            self._wanted_rows = wanted
 
     def _bind_tokens(self, tokens: NDArray[np.int64], start: int) -> None:
         """Bind the inputs. A step as long as the last one, as in decode, only changes their values."""

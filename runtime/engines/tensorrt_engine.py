@@ -38,11 +38,12 @@ class TensorRtEngine:
         With `cuda_graphs` a step of one token is launched as one CUDA graph. Raises UnsupportedError (no GPU, too
         little memory), MissingExtraError, ArtefactError (a plan of another model).
         """
-        self.vocab_size, self.max_positions, self.max_rows = a.vocab_size, max(plans), 1
+        self.vocab_size, self.max_positions = a.vocab_size, max(plans)
         self._library, self._plans, self._architecture = library, dict(sorted(plans.items())), a
-        self._logits: NDArray[np.float32] = np.zeros((1, a.vocab_size), np.float32)
         self._length, self._cuda_graphs = 0, cuda_graphs
         self._plan: Plan | None = self._open(min(plans))
+        self.max_rows = self._plan.max_rows
+        self._logits: NDArray[np.float32] = np.zeros((self.max_rows, a.vocab_size), np.float32)
 
     @staticmethod
     def from_bundle(bundle: Bundle, *, cuda_graphs: bool = True) -> TensorRtEngine:
@@ -83,26 +84,33 @@ class TensorRtEngine:
 
         `start` may be any filled position (rewind), or the first one that is not. Raises InputError, ArtefactError.
         """
-        end = start + len(tokens)
-        plan = self._plan_for(start, end)
-        for first in range(start, end, plan.longest):
-            chunk = tokens[first - start : first - start + plan.longest]
-            plan.run(np.ascontiguousarray(chunk, np.int64), first, self._logits)
-            self._length = first + len(chunk)
-        return np.asarray(self._logits[0])
+        return np.asarray(self.forward_rows(tokens, start, 1)[0])
 
     def forward_rows(self, tokens: NDArray[np.int64], start: int, rows: int) -> NDArray[np.float32]:
-        """Like `forward`, but return [1, V]. Raises InputError for more than one row: the graph returns one."""
-        if rows != 1:
-            raise InputError(f"this engine returns one row of logits, not {rows}", "run the tokens one by one")
-        return self.forward(tokens, start)[None]
+        """Like `forward`, but return the logits of the last `rows` positions, [rows, V].
+
+        All of them must be in one chunk. An engine of an older bundle returns one row.
+        """
+        end = start + len(tokens)
+        plan = self._plan_for(start, end)
+        if not 1 <= rows <= min(self.max_rows, len(tokens)) or (rows > 1 and len(tokens) > plan.longest):
+            raise InputError(
+                f"cannot give {rows} rows of logits of {len(tokens)} tokens: this engine gives at most {self.max_rows}",
+                "run the tokens one by one",
+            )
+        logits = self._logits[:rows]
+        for first in range(start, end, plan.longest):
+            chunk = tokens[first - start : first - start + plan.longest]
+            plan.run(np.ascontiguousarray(chunk, np.int64), first, logits)
+            self._length = first + len(chunk)
+        return logits
 
     def forward_topk(self, tokens: NDArray[np.int64], start: int, k: int) -> Candidates:
         """Like `forward`, but for one token return only the `k` largest logits and their ties, where the GPU can."""
         if len(tokens) != 1:
             return Candidates(self.forward(tokens, start), None)
         plan = self._plan_for(start, start + 1)
-        candidates = plan.run_topk(tokens, start, k, self._logits)
+        candidates = plan.run_topk(tokens, start, k, self._logits[:1])
         self._length = start + 1
         return candidates or Candidates(self._logits[0], None)
 

@@ -77,15 +77,16 @@ class EngineConformance:
 
     def test_a_step_gives_the_rows_that_single_steps_give(self, engine: Engine, expected: Callable[..., None]) -> None:
         engine.forward(TOKENS[:30], 0)
-        rows = min(engine.max_rows, 4)
-        logits = engine.forward_rows(TOKENS[30:36], 30, rows).copy()
-        assert logits.shape == (rows, engine.vocab_size)
-        for row in range(rows):
-            expected(logits[row], TOKENS[: 37 - rows + row])
-        expected(engine.forward(TOKENS[36:37], 36), TOKENS[:37])
-        for wrong in (0, 7):
+        for start, end, wanted in ((30, 36, 4), (36, 37, 1), (37, 45, 8), (45, 47, 2), (40, 46, 6), (46, 48, 1)):
+            rows = min(engine.max_rows, wanted)
+            logits = engine.forward_rows(TOKENS[start:end], start, rows).copy()
+            assert logits.shape == (rows, engine.vocab_size)
+            for row in range(rows):
+                expected(logits[row], TOKENS[: end + 1 - rows + row])
+        for wrong in (0, 7, min(engine.max_rows, 6) + 1):
             with pytest.raises(InputError):
-                engine.forward_rows(TOKENS[30:36], 30, wrong)
+                engine.forward_rows(TOKENS[48:54], 48, wrong)
+        expected(engine.forward(TOKENS[48:49], 48), TOKENS[:49])
 
     def test_a_session_runs_only_what_is_new(self, engine: Engine, expected: Callable[..., None]) -> None:
         session, cancelled = Session(engine), threading.Event()

@@ -25,6 +25,7 @@ from merino_edge.runtime.engines.onnx_engine import FIRST_WITH_TENSOR_SCATTER, i
 
 TYPES = {"tensor(int64)": np.int64, "tensor(float)": np.float32, "tensor(float16)": np.float16}
 PROFILES = (512, 2)  # the most tokens of each optimization profile
+PROFILE_ROWS = (8, 1)  # the most rows of logits
 COMPILER = shutil.which("c++") or shutil.which("g++")
 HOST_CUDA = """
 #include <string.h>
@@ -134,9 +135,12 @@ class Context:
     def set_tensor_address(self, name: str, address: int) -> None:
         self.addresses[name] = address
 
-    def set_input_shape(self, name: str, shape: tuple[int, int]) -> None:
-        assert shape[0] == 1 and 1 <= shape[1] <= PROFILES[self.profile]
-        self.lengths[name] = shape[1]
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        if name == "logit_rows":
+            assert len(shape) == 1 and 1 <= shape[0] <= PROFILE_ROWS[self.profile]
+        else:
+            assert len(shape) == 2 and shape[0] == 1 and 1 <= shape[1] <= PROFILES[self.profile]
+        self.lengths[name] = shape[-1]
 
     def execute_async_v3(self, stream: int) -> bool:
         feeds = {value.name: self.at_address(value).copy() for value in self.session.get_inputs()}
@@ -146,7 +150,8 @@ class Context:
         return stream == HostMemory.stream
 
     def at_address(self, value: Any) -> np.ndarray:
-        shape = [self.lengths["tokens"] if isinstance(extent, str) else extent for extent in value.shape]
+        lengths = {"T": self.lengths["tokens"], "N": self.lengths.get("logit_rows")}
+        shape = [lengths[extent] if isinstance(extent, str) else extent for extent in value.shape]
         dtype = np.dtype(TYPES[value.type])
         memory = (ctypes.c_uint8 * (int(np.prod(shape)) * dtype.itemsize)).from_address(self.addresses[value.name])
         return np.frombuffer(memory, dtype).reshape(shape)
@@ -173,8 +178,8 @@ class Engine:
     def get_tensor_dtype(self, name: str) -> str:
         return str(self.tensors[name].type)
 
-    def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, int]]:
-        return [(1, 1), (1, 1), (1, PROFILES[index])]
+    def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
+        return [(1,), (1,), (PROFILE_ROWS[index],)] if name == "logit_rows" else [(1, 1), (1, 1), (1, PROFILES[index])]
 
     def create_execution_context(self) -> Context:
         return Context(self.session)

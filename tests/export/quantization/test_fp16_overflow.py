@@ -20,6 +20,7 @@ from merino_edge.export.quantization.fp16_overflow import find_fp32_ffns
 from merino_edge.export.quantization.stored_weights import store
 from merino_edge.export.targets import Target
 from merino_edge.export.tensorrt import build_engine
+from merino_edge.graph_io import LOGIT_ROWS
 
 TOKENS = np.arange(40) * 7 % TINY.vocab_size
 LOUD = "blocks.1.layers.0.ffn."
@@ -52,8 +53,8 @@ def test_attention_that_overflows_is_refused() -> None:
 def run_in_float16(model: ir.Model) -> np.ndarray:
     """Logits [1, V] by ONNX's reference, which rounds to float16 as the graph says; ONNX Runtime's CPU does not."""
     proto = ir.to_proto(model)
-    feeds = {"tokens": TOKENS[None], "positions": np.arange(len(TOKENS))[None]}
-    for value in proto.graph.input[2:]:
+    feeds = {"tokens": TOKENS[None], "positions": np.arange(len(TOKENS))[None], LOGIT_ROWS: np.array([len(TOKENS) - 1])}
+    for value in proto.graph.input[len(feeds) :]:
         feeds[value.name] = np.zeros([size.dim_value for size in value.type.tensor_type.shape.dim], np.float16)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about overflows

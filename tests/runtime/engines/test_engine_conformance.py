@@ -12,14 +12,16 @@ import pytest
 from numpy.testing import assert_allclose
 
 from helpers.engine_conformance import ARCHITECTURE, CONTEXT, TOKENS, WEIGHTS, EngineConformance, NewEngine
+from helpers.one_row_graph import one_row
 from helpers.random_model import random_model
-from merino_edge.errors import UnsupportedError
+from merino_edge.errors import InputError, UnsupportedError
 from merino_edge.export.graph import build_stored, to_bytes
 from merino_edge.export.lowerings.ort import MAX_INT8_ATTENTION_TOKENS
 from merino_edge.export.quantization.calibration import cache_absmax
 from merino_edge.export.quantization.smoothing import smooth_attention
 from merino_edge.export.quantization.stored_weights import cache_scales, store
 from merino_edge.export.targets import LOWERINGS, Target
+from merino_edge.graph_io import MAX_LOGIT_ROWS
 from merino_edge.runtime.engines.onnx_engine import (
     FIRST_WITH_INT8_CACHE,
     FIRST_WITH_TENSOR_SCATTER,
@@ -121,6 +123,8 @@ class TestInt8Cache(EngineConformance):
 class TestTensorRt(EngineConformance):
     """With the host's memory, and ONNX Runtime in place of TensorRT."""
 
+    max_rows = MAX_LOGIT_ROWS
+
     @pytest.fixture
     def tolerance(self, precision: str) -> float:
         return ROUNDING[precision]
@@ -128,5 +132,41 @@ class TestTensorRt(EngineConformance):
     @pytest.fixture
     def new_engine(self, host_memory: None, lowering: str, precision: str, capacities: tuple[int, ...]) -> NewEngine:
         target = Target.named("rtx", precision, lowering)
-        plans: dict[int, bytes | Path] = {count: graph_of(target, count) for count in capacities}
+        plans: dict[int, bytes | Path] = {count: self.form(graph_of(target, count)) for count in capacities}
         return lambda: TensorRtEngine("any", plans, ARCHITECTURE)
+
+    def form(self, graph: bytes) -> bytes:
+        return graph
+
+    def test_it_gives_as_many_rows_as_its_graph(self, engine: TensorRtEngine) -> None:
+        assert engine.max_rows == self.max_rows
+        with pytest.raises(InputError, match=f"this engine gives at most {self.max_rows}"):
+            engine.forward_rows(TOKENS[:10], 0, self.max_rows + 1)
+
+
+class TestTensorRtOfAnOlderBundle(TestTensorRt):
+    """Its graph gives one row of logits, and has no input for rows."""
+
+    max_rows = 1
+
+    def form(self, graph: bytes) -> bytes:
+        return one_row(graph)
+
+
+@pytest.mark.parametrize("lowering", ["native", "primitive"])
+class TestOnnxRuntimeOfAnOlderBundle(EngineConformance):
+    """The graph of an older bundle for TensorRT."""
+
+    @pytest.fixture
+    def tolerance(self) -> float:
+        return ROUNDING["fp16"]
+
+    @pytest.fixture
+    def new_engine(self, lowering: str) -> NewEngine:
+        if lowering == "native" and installed_version() < FIRST_WITH_TENSOR_SCATTER:
+            pytest.skip("this ONNX Runtime has no TensorScatter")
+        graph = one_row(graph_of(Target.named("rtx", "fp16", lowering)))
+        return lambda: OnnxEngine(graph, ARCHITECTURE, CONTEXT, threads=1)
+
+    def test_it_gives_one_row(self, engine: OnnxEngine) -> None:
+        assert engine.max_rows == 1

@@ -65,11 +65,12 @@ def test_the_parser_finds_the_tensors_that_are_bound(rtx: Any, lowering: str, pr
 def test_an_updated_cache_lies_where_the_cache_lies(layers: list[int], context: int, longest: int) -> None:
     a = Architecture(40, 100, 64, 32, tuple(Block(64, n, 2, 1, 64, n == 2) for n in layers))
     tensors = bound_tensors(a, context)
-    assert len({t.name for t in tensors}) == len(tensors) == 3 + 4 * a.layers
-    sizes = buffer_bytes(tensors, longest)
-    assert set(sizes) == {"tokens", "positions", "logits", *(name for name, _ in cache_names(a))}
+    assert len({t.name for t in tensors}) == len(tensors) == 4 + 4 * a.layers
+    sizes = buffer_bytes(tensors, longest, 5)
+    assert set(sizes) == {"tokens", "positions", "logit_rows", "logits", *(name for name, _ in cache_names(a))}
     assert all(owner(new) == owner(name) == name for name, new in cache_names(a))
-    assert sizes["tokens"] == sizes["positions"] == 8 * longest and sizes["logits"] == 4 * 40
+    assert sizes["tokens"] == sizes["positions"] == 8 * longest
+    assert sizes["logit_rows"] == 8 * 5 and sizes["logits"] == 4 * 40 * 5
     assert sum(sizes[name] for name, _ in cache_names(a)) == 2 * 2 * 32 * context * a.layers  # float16, one head of 32
 
 
@@ -218,7 +219,8 @@ def test_a_sequence_outgrows_one_plan_after_the_other(host_memory: None, lowerin
         tables = 3 if COMPILER else 0  # of the kernel
         rows = 2 * a.layers + tables if lowering == "primitive" else 0
         topk = 1 if COMPILER else 0  # results of the top-k kernel
-        assert 0 < HostMemory.live == len(buffer_bytes(bound_tensors(a, 96), 1)) + rows + topk  # of one plan
+        buffers = len(buffer_bytes(bound_tensors(a, 96), 1, 1)) + 1  # one-token steps have an index of their own
+        assert 0 < HostMemory.live == buffers + rows + topk  # of one plan
         with pytest.raises(InputError):
             engine.forward(tokens[:1], 97)
     assert HostMemory.live == 0

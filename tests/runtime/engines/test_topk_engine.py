@@ -86,9 +86,13 @@ def test_a_step_is_one_launch_and_the_row_stays_on_the_gpu(
     open_plans: OpenPlans, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copied_bytes: list[int] = []
-    copy = HostMemory.to_host
+    sent_bytes: list[int] = []
+    copy, send = HostMemory.to_host, HostMemory.to_device
     monkeypatch.setattr(
         HostMemory, "to_host", lambda self, at, array: (copied_bytes.append(array.nbytes), copy(self, at, array))[1]
+    )
+    monkeypatch.setattr(
+        HostMemory, "to_device", lambda self, array, at: (sent_bytes.append(array.nbytes), send(self, array, at))[1]
     )
     with contextlib.closing(open_plans()) as engine:
         row_bytes = 4 * engine.vocab_size
@@ -101,9 +105,12 @@ def test_a_step_is_one_launch_and_the_row_stays_on_the_gpu(
         ):
             HostMemory.launches = 0
             copied_bytes.clear()
+            sent_bytes.clear()
             list(generate(session, tokenizer, ids, sampling, max_tokens=20))
             # The prompt returns a row. Of the 19 steps the very first is not recorded yet.
             assert 18 <= HostMemory.launches <= 20 and copied_bytes == [row_bytes, *19 * [step_bytes]]
+            # A step sends the token and its position. Only a prompt of several tokens has an index of its row, too.
+            assert sent_bytes[-38:] == 38 * [8] and len(sent_bytes) <= 3 + 38
         assert HostMemory.recordings == 2
 
 

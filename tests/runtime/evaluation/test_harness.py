@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.evaluation_sets import write_sets
+from helpers.one_row_graph import one_row
 from merino_edge import checkpoint
 from merino_edge.cli.main import main
 from merino_edge.convert.import_model import import_model
@@ -74,7 +75,7 @@ def imported(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="session", params=["pytorch", "onnxruntime", "one row"])
 def model(request: pytest.FixtureRequest, imported: Path) -> Any:
-    """The harness's model over each engine. `one row` is a graph that returns one row of logits, as for TensorRT."""
+    """The harness's model over each engine. `one row` is a graph that returns one row of logits, as older bundles."""
     source = checkpoint.load(imported)
     a, weights = source.architecture, source.weights
     if request.param == "pytorch":
@@ -82,6 +83,7 @@ def model(request: pytest.FixtureRequest, imported: Path) -> Any:
     else:
         lowering = "ort" if request.param == "onnxruntime" else "native"
         graph = to_bytes(build_model(a, weights, "fp32", POSITIONS, "onnxruntime", lowering=lowering))
+        graph = one_row(graph) if request.param == "one row" else graph
         engine = OnnxEngine(graph, a, POSITIONS, threads=1)
     with closing(engine):
         yield EngineLM(engine, Tokenizer.load(imported), nothing)

@@ -15,8 +15,12 @@ from hypothesis import strategies as st
 from merino_edge import bundle
 from merino_edge.architecture import Architecture
 from merino_edge.errors import InputError
+from merino_edge.export.graph import build_stored, to_bytes
+from merino_edge.export.quantization.stored_weights import store
+from merino_edge.export.targets import Target
 from merino_edge.runtime.engine import Engine, Logits
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
+from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
 from merino_edge.runtime.generation import Generation, generate
 from merino_edge.runtime.sampling import Sampler, adjusted, distribution
 from merino_edge.runtime.sampling_parameters import Sampling
@@ -138,6 +142,23 @@ def proposer(
         yield opened
 
 
+@pytest.fixture(params=["onnxruntime", "tensorrt"])
+def any_engine(
+    request: pytest.FixtureRequest, engine: Engine, small_model: tuple[Architecture, dict[str, np.ndarray]]
+) -> Iterator[Engine]:
+    """The engine of ONNX Runtime, or TensorRT's over the host's memory with plans of three capacities."""
+    if request.param == "onnxruntime":
+        yield engine
+        return
+    request.getfixturevalue("host_memory")
+    a, weights = small_model
+    target = Target.named("rtx", "fp32", "primitive")
+    stored = store(a, weights, target)
+    plans = {count: to_bytes(build_stored(a, stored, target, a.max_positions, count)) for count in (60, 130, 320)}
+    with closing(TensorRtEngine("any", plans, a)) as opened:
+        yield opened
+
+
 def answer(
     engine: Engine, tokenizer: Tokenizer, sampling: Sampling, proposer: Proposer | None, **more: object
 ) -> Generation:
@@ -222,12 +243,14 @@ def test_an_answer_is_the_same_with_and_without_drafts(
 
 
 @pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize(
+    "sampling", [Sampling(temperature=1, seed=2, logit_bias=FEW), Sampling(greedy=True, logit_bias=FEW)]
+)
 def test_drafts_are_run_and_some_are_accepted_up_to_the_end_of_the_context(
-    engine: Engine, tokenizer: Tokenizer, proposer: Proposer, request: pytest.FixtureRequest
+    any_engine: Engine, tokenizer: Tokenizer, proposer: Proposer, sampling: Sampling, request: pytest.FixtureRequest
 ) -> None:
-    greedy = Sampling(temperature=1, seed=2, logit_bias=FEW)
-    plain = answer(engine, tokenizer, greedy, None, max_tokens=1000)
-    drafted = answer(engine, tokenizer, greedy, proposer, max_tokens=1000)
+    plain = answer(any_engine, tokenizer, sampling, None, max_tokens=1000)
+    drafted = answer(any_engine, tokenizer, sampling, proposer, max_tokens=1000)
     assert outcome(drafted) == outcome(plain) and plain.finish_reason == "context"
     s = drafted.statistics
     assert s.accepted_tokens <= s.drafted_tokens and s.drafted_tokens > 0
@@ -235,16 +258,18 @@ def test_drafts_are_run_and_some_are_accepted_up_to_the_end_of_the_context(
 
 
 @pytest.mark.usefixtures("eager")
-def test_the_next_turn_reuses_only_accepted_tokens(engine: Engine, tokenizer: Tokenizer, proposer: Proposer) -> None:
+def test_the_next_turn_reuses_only_accepted_tokens(
+    any_engine: Engine, tokenizer: Tokenizer, proposer: Proposer
+) -> None:
     """The cache holds keys of rejected draft tokens after the answer. The session must not reuse them."""
-    session, ids = Session(engine), tokenizer.encode(PROMPT)
+    session, ids = Session(any_engine), tokenizer.encode(PROMPT)
     first = generate(session, tokenizer, ids, Sampling(greedy=True), 50, proposer=proposer)
     for _ in first:
         pass
     assert session.ids == (ids + first.tokens)[: len(session.ids)]
     longer = ids + first.tokens + tokenizer.encode(" And then")
     again = generate(session, tokenizer, longer, Sampling(greedy=True), 30, proposer=proposer)
-    fresh = generate(Session(engine), tokenizer, longer, Sampling(greedy=True), 30)
+    fresh = generate(Session(any_engine), tokenizer, longer, Sampling(greedy=True), 30)
     assert "".join(again) == "".join(fresh) and again.tokens == fresh.tokens
 
 
