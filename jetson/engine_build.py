@@ -14,8 +14,6 @@ next build is faster. The compiler itself is `merino_edge.export.tensorrt`.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,13 +22,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from merino_edge import artefact, engine_store, limits, tensorrt_library
+from merino_edge import engine_store, limits, tensorrt_library
 from merino_edge.bundle import Bundle, add_engine
 from merino_edge.engine_store import BuiltEngine, add_stored
-from merino_edge.errors import ArtefactError, OutputError, UnsupportedError
+from merino_edge.errors import ArtefactError, UnsupportedError
 from merino_edge.export.targets import PLATFORMS, TARGETS
 from merino_edge.export.tensorrt import Engine, build_engine, require_kernels
 from merino_edge.jetson.device.card import device_card
+from merino_edge.jetson.kernel_timings import KernelTimings
 from merino_edge.runtime.engines.cuda import gpu_capability
 from merino_edge.runtime.memory import NVMAP, MemoryWatch, free_text, gpu_free_bytes, meminfo_bytes
 
@@ -91,13 +90,18 @@ def plan_build(bundle: Bundle, capability: str = "", workspace_mb: int | None = 
     ram = gpu_free_bytes() or 0
     free = ram + (meminfo_bytes("SwapFree") or 0)
     needed = _measured_bytes(bundle, library) or LIBRARY_BYTES + PEAK_OVER_GRAPH * graph_bytes
-    workspace = (workspace_mb or max(MIN_WORKSPACE_MB, int(WORKSPACE_SHARE * ram / 1e6))) * 1_000_000
+    workspace = workspace_mb * 1_000_000 if workspace_mb else usual_workspace_bytes()
     if needed > free:
         raise UnsupportedError(
             f"building needs about {needed / 1e6:,.0f} MB, {free_text()} ({NVMAP})",
             "close programs, add swap (merino-edge doctor says how), or export at a lower --precision",
         )
     return BuildPlan(bundle, library, capability, here, workspace, needed, free, folder)
+
+
+def usual_workspace_bytes() -> int:
+    """The workspace of a kernel, unless one is asked for."""
+    return max(MIN_WORKSPACE_MB * 1_000_000, int(WORKSPACE_SHARE * (gpu_free_bytes() or 0)))
 
 
 def build_engines(
@@ -113,7 +117,7 @@ def build_engines(
     engine cannot be written.
     """
     bundle, card, engines = plan.bundle, device_card(), []
-    timings = _timings_file(plan.library, card)
+    timings = KernelTimings(plan.library, card)
     # TensorRT for RTX knows the GPUs it has kernels for by name, and says so for any other.
     compile_for = plan.capability or (plan.gpu_capability if plan.library == tensorrt_library.RTX else "")
     for context in reversed(bundle.contexts):  # the largest first: it serves every length
@@ -126,7 +130,7 @@ def build_engines(
                 context,
                 compile_for,
                 on_progress=on_progress,
-                timings=timings.read_bytes() if timings.is_file() else b"",
+                timings=timings.data,
             )
         entry: dict[str, Any] = {
             "library": engine.library,
@@ -150,11 +154,8 @@ def build_engines(
         engines.append(built)
         if engine.widened:
             on_warning(engine.widened)
-        if engine.timings:
-            try:
-                artefact.write_bytes(timings, engine.timings)
-            except OutputError as error:  # the engine itself is written
-                on_warning(f"the next build will take as long: {error}")
+        if warning := timings.keep(engine.timings):  # the engine itself is written
+            on_warning(warning)
         on_engine(built)
     return engines
 
@@ -177,13 +178,6 @@ def _measured_bytes(bundle: Bundle, library: str) -> int:
         entries = (built.entry for built in engine_store.engines_of(bundle))
         return max((int(e.get("peak_memory_bytes", 0)) for e in entries if e.get("library") == library), default=0)
     return 0
-
-
-def _timings_file(library: str, card: dict[str, Any]) -> Path:
-    """The file of kernel timings of this library on this board in its power mode."""
-    trt, _ = tensorrt_library.load(library)
-    identity = json.dumps([library, trt.__version__, *(card[key] for key in ("module", "power_mode", "gpu"))])
-    return engine_store.store_folder() / f"timings-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.bin"
 
 
 def _is_replaced_by(entry: dict[str, Any], old: dict[str, Any]) -> bool:

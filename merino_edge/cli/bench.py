@@ -6,7 +6,8 @@
                 step, or of a whole prompt up to the first token), energy_mj_per_token, gb_per_second (weights and
                 KV cache that decode reads), roofline_percent, samples
     comparison  with --against: one for each case
-    and         load_ms, peak_memory_mb, notes, the settings, the bundles (with their threads) and the versions"""
+    and         load_ms, load_memory_mb (how far the machine's free memory fell), peak_memory_mb (this process's),
+                notes, the settings, the bundles (with their threads) and the versions"""
 
 from __future__ import annotations
 
@@ -97,7 +98,7 @@ def bench(
     from merino_edge.jetson.device.energy import EnergyMeter
     from merino_edge.jetson.device.sensors import Sensors, moved
     from merino_edge.runtime import bench as runtime
-    from merino_edge.runtime.memory import peak_memory_mb
+    from merino_edge.runtime.memory import MemoryWatch, peak_memory_mb
 
     prompts, steps = ([count for count in _counts(text) if count] for text in (prompt_tokens, new_tokens))
     cases = runtime.cases(prompts, steps, _counts(depth))
@@ -107,10 +108,11 @@ def bench(
         began = perf_counter()
         opened: dict[str, Bundle] = {}
         engines: dict[str, Engine] = {}
-        for path in (bundle, *([against] if against else [])):
-            engine, _, loaded = open_bundle(path, threads, cpu=cpu, cuda_graphs=not no_cuda_graphs)
-            name = loaded.path.name if loaded.path.name not in engines else str(loaded.path)
-            engines[name], opened[name] = stack.enter_context(contextlib.closing(engine)), loaded
+        with MemoryWatch() as watch:
+            for path in (bundle, *([against] if against else [])):
+                engine, _, loaded = open_bundle(path, threads, cpu=cpu, cuda_graphs=not no_cuda_graphs)
+                name = loaded.path.name if loaded.path.name not in engines else str(loaded.path)
+                engines[name], opened[name] = stack.enter_context(contextlib.closing(engine)), loaded
         load_ms = 1e3 * (perf_counter() - began) / len(engines)
         bar = stack.enter_context(progress())
         task = bar.add_task("measuring", total=repetitions * len(cases) * len(engines), note="")
@@ -132,9 +134,10 @@ def bench(
     ]
     comparison = _comparison(results)
     if as_json:
-        settings = {"repetitions": repetitions, "load_ms": load_ms}
+        loading = {"load_ms": load_ms, "load_memory_mb": watch.taken_bytes / 1e6}
         cards = {name: {**loaded.card(), "threads": threads_of[name]} for name, loaded in opened.items()}
         memory = {"peak_memory_mb": memory_mb, "versions": _versions(), "bundles": cards}
+        settings = {"repetitions": repetitions, **loading}
         print_json({"results": rows, "comparison": comparison, **settings, **memory, "notes": notes})
         return
     _print(rows, output)
@@ -142,7 +145,10 @@ def bench(
     where = ", ".join(
         dict.fromkeys("on a GPU" if count is None else f"{count} threads" for count in threads_of.values())
     )
-    say(f"{where}, {repetitions} repetitions, load {load_ms:.0f} ms, peak memory {memory_mb:.0f} MB")
+    say(
+        f"{where}, {repetitions} repetitions, load {load_ms:.0f} ms and "
+        f"{watch.taken_bytes / 1e6:.0f} MB of the machine's memory, peak memory {memory_mb:.0f} MB"
+    )
     for line in comparison:
         spread, p_value = f"{line['low']:.2f} - {line['high']:.2f}", f"{line['p_value']:.3f}"
         say(f"{line['test']}: {line['ratio']:.2f} times as fast ({spread}), p {p_value}")
