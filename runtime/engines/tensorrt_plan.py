@@ -7,6 +7,9 @@ share one memory, tokens and logits are not copied. The second step of one token
 launched as one; if recording is refused, steps run without it. TensorRT for RTX records by itself. A step that needs
 only the largest logits is a second CUDA graph (merino_edge.runtime.engines.topk_kernel).
 
+A step of several tokens may return several rows of logits. The head of a one-token step is compiled for one row, that of
+token 0. So its context reads this index from memory that is never written.
+
 Not run on a GPU yet. Tested without one: NVIDIA's compiler builds such plans, and its parser finds the inputs and
 outputs that are bound here. Its Python bindings have all names that are called here.
 """
@@ -24,7 +27,7 @@ from numpy.typing import NDArray
 from merino_edge import tensorrt_library
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, UnsupportedError
-from merino_edge.graph_io import NEW_KV_PREFIX
+from merino_edge.graph_io import LOGIT_ROWS, NEW_KV_PREFIX
 from merino_edge.runtime.engine import Candidates
 from merino_edge.runtime.engines.cuda import Cuda
 from merino_edge.runtime.engines.kv_scatter_kernel import KvScatterKernel
@@ -33,17 +36,20 @@ from merino_edge.runtime.memory import check_gpu_memory
 
 
 class Tensor(NamedTuple):
-    """One input or output of a plan; -1 in its shape is the number of tokens."""
+    """One input or output of a plan; -1 in its shape is the number of tokens, or of rows of logits."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str  # as numpy spells it
 
 
-def bound_tensors(a: Architecture, capacity: int, prefix: str = "new_", dtype: str = "float16") -> list[Tensor]:
+def bound_tensors(
+    a: Architecture, capacity: int, prefix: str = "new_", dtype: str = "float16", *, one_row: bool = False
+) -> list[Tensor]:
     """All inputs and outputs of the graph of `a`.
 
-    `prefix` is that of the cache outputs: `new_` (native) or NEW_KV_PREFIX (primitive).
+    `prefix` is that of the cache outputs: `new_` (native) or NEW_KV_PREFIX (primitive). `one_row`: a graph of an older
+    bundle, which returns only the last row of logits.
     """
     caches = [
         Tensor(f"{output}{kind}_{layer}", (1, block.kv_heads, positions, a.head_dim), dtype)
@@ -52,7 +58,8 @@ def bound_tensors(a: Architecture, capacity: int, prefix: str = "new_", dtype: s
         for output, positions in (("", capacity), (prefix, -1 if prefix == NEW_KV_PREFIX else capacity))
     ]
     others = [Tensor("tokens", (1, -1), "int64"), Tensor("positions", (1, -1), "int64")]
-    return [*others, *caches, Tensor("logits", (1, a.vocab_size), "float32")]
+    others += [] if one_row else [Tensor(LOGIT_ROWS, (-1,), "int64")]
+    return [*others, *caches, Tensor("logits", (1 if one_row else -1, a.vocab_size), "float32")]
 
 
 def owner(name: str) -> str:
@@ -60,12 +67,13 @@ def owner(name: str) -> str:
     return name.removeprefix("new_")
 
 
-def buffer_bytes(tensors: Iterable[Tensor], longest: int) -> dict[str, int]:
-    """The size of each buffer by its owner, for steps of up to `longest` tokens."""
-    return {
-        owner(t.name): math.prod(longest if extent == -1 else extent for extent in t.shape) * np.dtype(t.dtype).itemsize
-        for t in tensors
-    }
+def buffer_bytes(tensors: Iterable[Tensor], longest: int, rows: int) -> dict[str, int]:
+    """The size of each buffer by its owner, for steps of up to `longest` tokens and `rows` rows of logits."""
+    sizes = {}
+    for name, shape, dtype in tensors:
+        most = rows if name in (LOGIT_ROWS, "logits") else longest
+        sizes[owner(name)] = math.prod(most if extent == -1 else extent for extent in shape) * np.dtype(dtype).itemsize
+    return sizes
 
 
 class Plan:
@@ -78,10 +86,10 @@ class Plan:
 
         Raises UnsupportedError (no GPU, too little memory), MissingExtraError, ArtefactError (another model's plan).
         """
-        self.capacity = capacity
+        self.capacity, self.max_rows = capacity, 1  # rows of logits
         self._trt, self._log = tensorrt_library.load(library)
         self._contexts: list[tuple[int, Any]] = []  # (most tokens, execution context), fewest first
-        self._counts: list[int] = []  # the number of tokens that each context is set to
+        self._shapes: list[tuple[int, int]] = []  # (tokens, rows of logits) that each context is set to
         self._records = cuda_graphs  # whether steps of one token are recorded
         self._graphs: dict[bool, Any] = {}  # CUDA graphs by `with_topk`; None: recording was refused
         self._kv_scatter: KvScatterKernel | None = None  # for steps of one token of a primitive plan
@@ -115,19 +123,22 @@ class Plan:
         by_name = {tensor.name: tensor for tensor in actual}
         prefix = NEW_KV_PREFIX if f"{NEW_KV_PREFIX}key_0" in by_name else "new_"
         dtype = by_name["key_0"].dtype if "key_0" in by_name else "float16"
-        tensors = bound_tensors(a, self.capacity, prefix, dtype)
+        tensors = bound_tensors(a, self.capacity, prefix, dtype, one_row=LOGIT_ROWS not in by_name)
         if sorted(actual) != sorted(tensors):
             raise ArtefactError("the engine was built from another model, or for another context", "build it again")
-        max_tokens = [
-            engine.get_tensor_profile_shape("tokens", i)[2][1] for i in range(engine.num_optimization_profiles)
-        ]
+        profiles = range(engine.num_optimization_profiles)
+        max_tokens = [engine.get_tensor_profile_shape("tokens", i)[2][1] for i in profiles]
         longest = max(max_tokens)
-        self._inputs = {name: self._cuda.pinned((longest,), np.int64) for name in ("tokens", "positions")}
-        self._logits = self._cuda.pinned((1, a.vocab_size), np.float32)
+        sizes = {"tokens": longest, "positions": longest}
+        if LOGIT_ROWS in by_name:
+            self.max_rows = max(engine.get_tensor_profile_shape(LOGIT_ROWS, i)[2][0] for i in profiles)
+            sizes[LOGIT_ROWS] = self.max_rows
+        self._inputs = {name: self._cuda.pinned((size,), np.int64) for name, size in sizes.items()}
+        self._logits = self._cuda.pinned((self.max_rows, a.vocab_size), np.float32)
         self._copies = not self._cuda.unified
         shared = {} if self._copies else {**self._inputs, "logits": self._logits}
         self._addresses = {name: self._cuda.address_of(array) for name, array in shared.items()}
-        for name, size_bytes in buffer_bytes(tensors, longest).items():
+        for name, size_bytes in buffer_bytes(tensors, longest, self.max_rows).items():
             if name not in shared:
                 self._addresses[name] = self._cuda.allocate(size_bytes)
         self._records &= len(max_tokens) > 1
@@ -136,10 +147,12 @@ class Plan:
             if context is None:
                 raise UnsupportedError(f"TensorRT gives no context: {self._log.first}", "build with less --context")
             self._contexts.append((max_tokens[index], context))
-            self._counts.append(0)
+            self._shapes.append((0, 0))
             context.set_optimization_profile_async(index, self._cuda.stream)
             for name in names:
                 context.set_tensor_address(name, self._addresses[owner(name)])
+            if LOGIT_ROWS in by_name and len(self._contexts) < len(max_tokens):  # for steps of one token
+                context.set_tensor_address(LOGIT_ROWS, self._cuda.allocate(8))
         self._row_bytes = a.head_dim * np.dtype(dtype).itemsize  # of one position of one head
         self._heads = {t.name: t.shape[1] for t in tensors if t.name.startswith(("key_", "value_"))}
         self._returns_new_kv = prefix == NEW_KV_PREFIX
@@ -151,9 +164,12 @@ class Plan:
         self._cuda.synchronize()
 
     def run(self, tokens: NDArray[np.int64], start: int, logits: NDArray[np.float32]) -> None:
-        """Run tokens [T], T at most `longest`, at positions start..; put the last one's logits into `logits` [1, V]."""
-        self._run(tokens, start, with_topk=False)
-        logits[...] = self._logits
+        """Run tokens [T], T at most `longest`, at positions start..; put the last rows into `logits` [N, V].
+
+        N is at most `max_rows` and T.
+        """
+        self._run(tokens, start, len(logits), with_topk=False)
+        logits[...] = self._logits[: len(logits)]
 
     def run_topk(self, tokens: NDArray[np.int64], start: int, k: int, logits: NDArray[np.float32]) -> Candidates | None:
         """Like `run` for one token, but return the `k` largest logits and their ties.
@@ -163,24 +179,26 @@ class Plan:
         if self._topk is None or k > self._topk.max_k:
             self.run(tokens, start, logits)
             return None
-        self._run(tokens, start, with_topk=True)
+        self._run(tokens, start, 1, with_topk=True)
         candidates = self._topk.candidates(k)
         if candidates is None:
             if self._copies:
-                self._cuda.to_host(self._addresses["logits"], self._logits)
+                self._cuda.to_host(self._addresses["logits"], self._logits[:1])
                 self._cuda.synchronize()
-            logits[...] = self._logits
+            logits[...] = self._logits[:1]
         return candidates
 
-    def _run(self, tokens: NDArray[np.int64], start: int, *, with_topk: bool) -> None:
+    def _run(self, tokens: NDArray[np.int64], start: int, rows: int, *, with_topk: bool) -> None:
         count = len(tokens)
         self._inputs["tokens"][:count] = tokens
         self._inputs["positions"][:count] = np.arange(start, start + count)
+        if LOGIT_ROWS in self._inputs:
+            self._inputs[LOGIT_ROWS][:rows] = np.arange(count - rows, count)
         graph = self._graphs.get(with_topk) if count == 1 else None
         if graph is not None:
             self._cuda.launch(graph)
         else:
-            self._run_unrecorded(count, with_topk=with_topk)
+            self._run_unrecorded(count, rows, with_topk=with_topk)
         if self._returns_new_kv and (count > 1 or self._kv_scatter is None):
             width, pitch = count * self._row_bytes, self.capacity * self._row_bytes
             for name, heads in self._heads.items():
@@ -189,26 +207,29 @@ class Plan:
                 self._cuda.copy_rows(new_kv, cache, width, heads, source_pitch=width, target_pitch=pitch)
         self._cuda.synchronize()
 
-    def _run_unrecorded(self, count: int, *, with_topk: bool) -> None:
+    def _run_unrecorded(self, count: int, rows: int, *, with_topk: bool) -> None:
         """Queue a step. A step of one token is recorded if its context has run such a step before."""
         index = 0 if count == 1 else -1  # a recorded context must keep its shape, so it runs no other steps
-        context, last_count = self._contexts[index][1], self._counts[index]
-        self._counts[index] = count
-        if last_count != count:
+        context, last_shape = self._contexts[index][1], self._shapes[index]
+        self._shapes[index] = (count, rows)
+        if last_shape != (count, rows):
             for name in self._inputs:
-                context.set_input_shape(name, (1, count))
+                context.set_input_shape(name, (rows,) if name == LOGIT_ROWS else (1, count))
         elif count == 1 and self._records and with_topk not in self._graphs:
-            graph = self._cuda.recorded(lambda: self._queue(context, count, with_topk=with_topk))
+            graph = self._cuda.recorded(lambda: self._queue(context, count, rows, with_topk=with_topk))
             self._graphs[with_topk] = graph
             if graph is not None:
                 self._cuda.launch(graph)
                 return
-        self._queue(context, count, with_topk=with_topk)
+        self._queue(context, count, rows, with_topk=with_topk)
 
-    def _queue(self, context: Any, count: int, *, with_topk: bool) -> None:
+    def _queue(self, context: Any, count: int, rows: int, *, with_topk: bool) -> None:
         if self._copies:
             for name, values in self._inputs.items():
-                self._cuda.to_device(values[:count], self._addresses[name])
+                if name != LOGIT_ROWS:
+                    self._cuda.to_device(values[:count], self._addresses[name])
+                elif context is self._contexts[-1][1]:
+                    self._cuda.to_device(values[:rows], self._addresses[name])
         if not context.execute_async_v3(self._cuda.stream):
             raise ArtefactError(f"TensorRT cannot run the engine: {self._log.first}", "build it again")
         if count == 1 and self._kv_scatter is not None:
@@ -216,7 +237,7 @@ class Plan:
         if with_topk and self._topk is not None:
             self._topk.queue()
         elif self._copies:
-            self._cuda.to_host(self._addresses["logits"], self._logits)
+            self._cuda.to_host(self._addresses["logits"], self._logits[:rows])
 
     def _new_kv_scatter(self) -> KvScatterKernel:
         addresses = self._addresses
