@@ -6,7 +6,8 @@ Prefill, decode, rewind and prefix reuse are all `forward` at a chosen `start`.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,28 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the model and its cache."""
+        ...
+
+
+@runtime_checkable
+class CacheEngine(Engine, Protocol):
+    """An engine whose KV cache can be read and written, as a prompt cache file needs."""
+
+    @property
+    def cache_dtype(self) -> np.dtype[Any]:
+        """The type of keys and values."""
+        ...
+
+    def cache_shapes(self, positions: int) -> list[tuple[int, int, int]]:
+        """The shape (Hkv, P, D) of the first `positions` of each cache: key and value of every layer, in order."""
+        ...
+
+    def read_cache(self, positions: int) -> list[NDArray[Any]]:
+        """A copy of the keys and values of the first `positions`, in the order of `cache_shapes`."""
+        ...
+
+    def write_cache(self, arrays: Sequence[NDArray[Any]]) -> None:
+        """Fill the first positions with arrays that `read_cache` returned."""
         ...
 
 

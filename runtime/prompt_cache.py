@@ -1,8 +1,8 @@
 """Prompt cache file: the keys and values of a prompt, so that a later prompt with the same prefix need not run it.
 
 A session that loads the file holds its tokens. A later prompt reuses the common prefix (merino_edge.runtime.session),
-so the file of another prompt does no harm. Only ONNX Runtime's engine on a CPU can save and load its cache. The file
-is one line of JSON and then the arrays [Hkv, P, D], one after the other:
+so the file of another prompt does no harm. ONNX Runtime and TensorRT read each other's files of one bundle. The file is
+one line of JSON and then the arrays [Hkv, P, D], one after the other:
 
     {"kind": "prompt_cache", "schema_version": 1, "tool_version", "model": hash of the graph's files, "tokens": [P ids],
      "dtype": "float32", "shapes": [[Hkv, D], ...], "arrays_sha256", "sha256" of all this}
@@ -19,7 +19,7 @@ import numpy as np
 
 from merino_edge import artefact, limits
 from merino_edge.errors import ArtefactError, UnsupportedError
-from merino_edge.runtime.engines.onnx_engine import OnnxEngine
+from merino_edge.runtime.engine import CacheEngine
 from merino_edge.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -100,8 +100,7 @@ def _header(line: bytes, where: str) -> dict[str, Any]:
     return header
 
 
-def _engine(session: Session) -> OnnxEngine:
-    engine = session.engine
-    if not isinstance(engine, OnnxEngine) or engine.device != "cpu":
-        raise UnsupportedError("only ONNX Runtime on a CPU can save a prompt cache", "leave --prompt-cache out")
-    return engine
+def _engine(session: Session) -> CacheEngine:
+    if not isinstance(session.engine, CacheEngine):
+        raise UnsupportedError("this engine cannot save its cache", "leave --prompt-cache out")
+    return session.engine

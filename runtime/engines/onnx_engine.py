@@ -243,19 +243,19 @@ class OnnxEngine:
         return np.dtype(self._dtype)
 
     def cache_shapes(self, positions: int) -> list[tuple[int, int, int]]:
-        """The shape (Hkv, P, D) of the first `positions` of each cache."""
         return [(heads, positions, head_dim) for _, heads, head_dim in self._shapes]
 
     def read_cache(self, positions: int) -> list[NDArray[Any]]:
-        """A copy of the keys and values of the first `positions`, in the order of `cache_shapes`. On the CPU only."""
-        return [cache[0, :, :positions].copy() for cache in self._arrays]
+        on_host = self._arrays if self.device == "cpu" else (value.numpy() for value in self._caches)
+        return [cache[0, :, :positions].copy() for cache in on_host]
 
     def write_cache(self, arrays: Sequence[NDArray[Any]]) -> None:
-        """Fill the first positions with arrays that `read_cache` returned. On the CPU only."""
         positions = arrays[0].shape[1]
         self.mark_filled(positions)
-        for cache, array in zip(self._arrays, arrays, strict=True):
+        for value, cache, array in zip(self._caches, self._arrays, arrays, strict=True):
             cache[0, :, :positions] = array
+            if self.device != "cpu":
+                value.update_inplace(cache)
 
     def close(self) -> None:
         """Free the session and the cache. May be called twice."""

@@ -8,7 +8,7 @@ it, a larger plan takes its cache over; only then are two plans in memory. Not r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class TensorRtEngine:
-    """Runs serialized TensorRT engines. Implements merino_edge.runtime.engine.TopKEngine."""
+    """Runs serialized TensorRT engines. Implements merino_edge.runtime.engine.TopKEngine and CacheEngine."""
 
     def __init__(
         self, library: str, plans: Mapping[int, bytes | Path], a: Architecture, *, cuda_graphs: bool = True
@@ -117,6 +117,22 @@ class TensorRtEngine:
     def mark_filled(self, positions: int) -> None:
         """Treat the first `positions` of the cache as filled, whatever they hold."""
         self._reserve(min(positions, self.max_positions))
+        self._length = positions
+
+    @property
+    def cache_dtype(self) -> np.dtype[Any]:
+        return self._reserve(0).cache_dtype
+
+    def cache_shapes(self, positions: int) -> list[tuple[int, int, int]]:
+        a = self._architecture
+        return [(block.kv_heads, positions, a.head_dim) for block in a.layer_blocks() for _ in ("key", "value")]
+
+    def read_cache(self, positions: int) -> list[NDArray[Any]]:
+        return self._reserve(positions).read_cache(positions)
+
+    def write_cache(self, arrays: Sequence[NDArray[Any]]) -> None:
+        positions = arrays[0].shape[1]
+        self._reserve(positions).write_cache(arrays)
         self._length = positions
 
     def close(self) -> None:

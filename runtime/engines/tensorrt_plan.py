@@ -7,8 +7,8 @@ share one memory, tokens and logits are not copied. The second step of one token
 launched as one; if recording is refused, steps run without it. TensorRT for RTX records by itself. A step that needs
 only the largest logits is a second CUDA graph (merino_edge.runtime.engines.topk_kernel).
 
-A step of several tokens may return several rows of logits. The head of a one-token step is compiled for one row, that of
-token 0. So its context reads this index from memory that is never written.
+A step of several tokens may return several rows of logits. The head of a one-token step is compiled for one row, that
+of token 0. So its context reads this index from memory that is never written.
 
 Not run on a GPU yet. Tested without one: NVIDIA's compiler builds such plans, and its parser finds the inputs and
 outputs that are bound here. Its Python bindings have all names that are called here.
@@ -17,7 +17,7 @@ outputs that are bound here. Its Python bindings have all names that are called 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -153,7 +153,8 @@ class Plan:
                 context.set_tensor_address(name, self._addresses[owner(name)])
             if LOGIT_ROWS in by_name and len(self._contexts) < len(max_tokens):  # for steps of one token
                 context.set_tensor_address(LOGIT_ROWS, self._cuda.allocate(8))
-        self._row_bytes = a.head_dim * np.dtype(dtype).itemsize  # of one position of one head
+        self.cache_dtype = np.dtype(dtype)
+        self._row_bytes = a.head_dim * self.cache_dtype.itemsize  # of one position of one head
         self._heads = {t.name: t.shape[1] for t in tensors if t.name.startswith(("key_", "value_"))}
         self._returns_new_kv = prefix == NEW_KV_PREFIX
         if self._returns_new_kv:
@@ -269,6 +270,27 @@ class Plan:
             source, target = other._addresses[name], self._addresses[name]
             self._cuda.copy_rows(source, target, width, heads, source_pitch=source_pitch, target_pitch=target_pitch)
         self._cuda.synchronize()
+
+    def read_cache(self, positions: int) -> list[NDArray[Any]]:
+        """A copy of the first `positions` [Hkv, P, D] of each cache, in the order of the layers."""
+        arrays = []
+        for name in self._heads:
+            whole = np.empty(self._cache_shape(name), self.cache_dtype)
+            self._cuda.to_host(self._addresses[name], whole)
+            self._cuda.synchronize()
+            arrays.append(whole[:, :positions].copy())
+        return arrays
+
+    def write_cache(self, arrays: Sequence[NDArray[Any]]) -> None:
+        """Fill the first positions of each cache with arrays that `read_cache` returned."""
+        for name, array in zip(self._heads, arrays, strict=True):
+            whole = np.zeros(self._cache_shape(name), self.cache_dtype)
+            whole[:, : array.shape[1]] = array
+            self._cuda.to_device(whole, self._addresses[name])
+            self._cuda.synchronize()  # `whole` may be freed now
+
+    def _cache_shape(self, name: str) -> tuple[int, int, int]:
+        return self._heads[name], self.capacity, self._row_bytes // self.cache_dtype.itemsize
 
     def close(self) -> None:
         """Free the engine and the cache. May be called twice."""

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from helpers.small_bundle import Weights
 from merino_edge import artefact, bundle
+from merino_edge.architecture import Architecture
 from merino_edge.cli.main import main
-from merino_edge.errors import ArtefactError
+from merino_edge.errors import ArtefactError, UnsupportedError
+from merino_edge.export.graph import build_stored, to_bytes
+from merino_edge.export.quantization.stored_weights import store
+from merino_edge.export.targets import Target
 from merino_edge.runtime import prompt_cache
-from merino_edge.runtime.engine import Engine
+from merino_edge.runtime.engine import CacheEngine, Engine
+from merino_edge.runtime.engines.onnx_engine import OnnxEngine
+from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
 from merino_edge.runtime.generation import generate
 from merino_edge.runtime.open_bundle import open_engine
 from merino_edge.runtime.sampling_parameters import Sampling
@@ -65,6 +75,57 @@ def test_a_cache_longer_than_the_first_bucket_is_saved_too(
     got = other.prefill(ids)
     assert got is not None
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("lowering", ["native", "primitive"])
+def test_tensorrt_and_onnx_runtime_read_each_others_files(
+    host_memory: None, small_model: tuple[Architecture, Weights], bundle_path: Path, tmp_path: Path, lowering: str
+) -> None:
+    """The graph of a bundle for TensorRT, on TensorRT over the host's memory and on a CPU."""
+    (a, weights), target = small_model, Target.named("rtx", "fp16", lowering)
+    stored = store(a, weights, target)
+    graphs = {count: to_bytes(build_stored(a, stored, target, a.max_positions, count)) for count in (64, 150, 320)}
+    opened, ids = bundle.load(bundle_path), np.random.default_rng(0).integers(a.vocab_size, size=120).tolist()
+    engines: dict[str, Callable[[], CacheEngine]] = {
+        "tensorrt": lambda: TensorRtEngine("any", graphs, a),
+        "cpu": lambda: OnnxEngine(graphs[320], a, 320, 1),
+    }
+    files, logits = {}, []
+    for name, open_one in engines.items():
+        with closing(open_one()) as engine:
+            session = Session(engine)
+            session.prefill(ids[:-20])
+            logits.append(np.copy(session.prefill(ids)))
+            prompt_cache.save(tmp_path / name, session, 110, opened)
+            files[name] = engine.read_cache(110)
+    for ours, theirs in zip(*files.values(), strict=True):
+        np.testing.assert_allclose(ours.astype(np.float32), theirs.astype(np.float32), rtol=0, atol=0.02)
+    for name, reader in itertools.product(files, engines):
+        with closing(engines[reader]()) as engine:
+            session = Session(engine)
+            assert prompt_cache.load(tmp_path / name, session, opened) == 110
+            for written, read in zip(files[name], engine.read_cache(110), strict=True):
+                np.testing.assert_array_equal(written, read)
+            run = monitored_tokens(engine)
+            got = session.prefill(ids)
+            assert sum(run) == 10
+            np.testing.assert_allclose(got, logits[0], rtol=0, atol=0.01 * np.abs(logits[0]).max())
+
+
+def monitored_tokens(engine: CacheEngine) -> list[int]:
+    """The number of tokens of every step that the engine runs from now on."""
+    run: list[int] = []
+    forward = engine.forward
+    engine.forward = lambda tokens, start: (run.append(len(tokens)), forward(tokens, start))[1]  # type: ignore[method-assign]
+    return run
+
+
+def test_an_engine_without_a_readable_cache_is_refused(engine: Engine, bundle_path: Path, tmp_path: Path) -> None:
+    session = Session(SimpleNamespace(forward=engine.forward))  # type: ignore[arg-type]
+    session.prefill([1, 2, 3])
+    with pytest.raises(UnsupportedError, match="cannot save its cache"):
+        prompt_cache.save(tmp_path / "cache", session, 3, bundle.load(bundle_path))
+    assert not list(tmp_path.iterdir())
 
 
 def altered(path: Path, **changes: object) -> None:
