@@ -9,6 +9,7 @@ module knows no bundle.
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 import time
@@ -23,6 +24,8 @@ import onnx
 
 from merino_edge import tensorrt_library
 from merino_edge.errors import UnsupportedError
+from merino_edge.export.operators import OPERATORS_SINCE
+from merino_edge.export.targets import Lowering
 from merino_edge.graph_io import LOGIT_ROWS, MAX_LOGIT_ROWS
 
 PREFILL_CHUNK = 512  # most tokens of one step
@@ -140,6 +143,17 @@ def build_engine(
         weight_bytes=weight_bytes,
         widening_bytes=widening_bytes,
     )
+
+
+def default_lowering(library: str, precision: str) -> Lowering:
+    """The lowering for the TensorRT that is installed: `native` where its parser has attention and the cache update."""
+    if precision == "fp32":  # fused attention has none
+        return "primitive"
+    if library == tensorrt_library.RTX:
+        return "native"
+    trt, _ = tensorrt_library.load(library)
+    release = tuple(map(int, re.findall(r"\d+", trt.__version__)[:2]))
+    return "native" if release >= OPERATORS_SINCE["TensorScatter"] else "primitive"
 
 
 def use_timing_cache(config: Any, timings: bytes, log: Any) -> None:

@@ -3,7 +3,7 @@
 | backend | runs | attention of a step reads |
 |---|---|---|
 | onnxruntime-cpu, -cuda | the graph exported for `onnxruntime` (fp16 is how it is stored) | the positions in use |
-| tensorrt, tensorrt-rtx | the graph exported for `rtx`, compiled for this GPU | the whole context's cache |
+| tensorrt, tensorrt-rtx | the graph for TensorRT, compiled for this GPU | the whole context's cache |
 | torch-cpu, -cuda | the module of `merino_edge.pytorch.model`, eager | the positions in use |
 
 Random weights do not change how long a step takes. Measured with 3 layers of 768 under ONNX Runtime: 5.39 ms a token,
@@ -16,8 +16,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -26,7 +27,9 @@ from merino_edge.counts import PRECISIONS
 from merino_edge.errors import UnsupportedError, require
 from merino_edge.runtime.engine import Engine
 
-MAX_GRAPH_BYTES = 2_000_000_000  # a serialized model may have 2 GiB
+if TYPE_CHECKING:
+    from merino_edge.jetson.profiler.compiled_models import CompiledModels
+
 TINY = Architecture(2, 16, 64, 64, (Block(64, 1, 1, 1, 64),))
 
 
@@ -50,7 +53,8 @@ class Backend:
     cache_capacity: Callable[[int, int], int] = field(
         repr=False
     )  # of the cache that a step reads: (positions in use, context)
-    lowering: str = ""  # of the graphs; "" where it runs none
+    lowering: str = ""  # of the graphs; "" where it runs none, or where `models` chooses it
+    models: Callable[[], CompiledModels] | None = field(default=None, repr=False)  # that it compiles
 
     def engine(self, a: Architecture, precision: str, threads: int) -> TimedEngine:
         """The engine of `a` with random weights. Its `forward` returns when the logits are on the host.
@@ -63,6 +67,15 @@ class Backend:
                 f"{self.name} cannot time {precision}", f"choose --precision {' or '.join(self.precisions)}"
             )
         return self.open(a, precision, threads)
+
+    def lowering_at(self, precision: str) -> str:
+        """The lowering of the graphs at `precision`. Raises what `models` raises."""
+        return self.models().lowering(precision) if self.models else self.lowering
+
+    @property
+    def warnings(self) -> list[str]:
+        """What went wrong without ending the profile, a line each."""
+        return self.models().warnings if self.models else []
 
     def check(self, precision: str) -> None:
         """Run one token through a tiny model. Raises what `engine` raises, before anything is measured."""
@@ -88,26 +101,12 @@ def _version(distribution: str) -> str:
         return "unknown"
 
 
-def random_graph(a: Architecture, precision: str, target: str, lowering: str) -> bytes:
-    """The graph that export writes of `a`, with random weights. Raises UnsupportedError where it is too large."""
-    from merino_edge.export.graph import build_stored, to_bytes
-    from merino_edge.export.quantization.stored_weights import random_stored
-    from merino_edge.export.targets import Target
-
-    resolved = Target.named(target, precision, lowering)
-    if a.weight_bytes(precision) > MAX_GRAPH_BYTES:
-        raise UnsupportedError(
-            f"{a.parameters:,} parameters at {precision} are more than one graph of 2 GB holds",
-            "choose a lower precision",
-        )
-    return to_bytes(build_stored(a, random_stored(a, resolved), resolved, a.max_positions))
-
-
 # --- each kind -------------------------------------------------------------------------------------
 
 
 def _onnxruntime(device: str) -> Backend:
     def open_engine(a: Architecture, precision: str, threads: int) -> TimedEngine:
+        from merino_edge.jetson.profiler.random_graph import random_graph
         from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 
         return OnnxEngine(random_graph(a, precision, "onnxruntime", "ort"), a, a.max_positions, threads, device=device)
@@ -122,20 +121,22 @@ def _in_use(positions: int, context: int) -> int:
 
 
 def _tensorrt(name: str, distribution: str, module: str) -> Backend:
-    def open_engine(a: Architecture, precision: str, threads: int) -> TimedEngine:
-        from merino_edge.export.tensorrt import build_engine
+    @cache  # one for the process: its timings and the lowering that it chose
+    def models() -> CompiledModels:
+        from merino_edge import tensorrt_library
+        from merino_edge.jetson.profiler.compiled_models import CompiledModels
         from merino_edge.runtime.engines.cuda import gpu_capability
-        from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
-        from merino_edge.tensorrt_library import EXTRAS
 
-        require(module, EXTRAS[module])
-        gpu_capability()  # raises where there is no GPU, before the long compilation
-        built = build_engine(module, random_graph(a, precision, "rtx", "native"), a.max_positions)
-        return TensorRtEngine(module, {a.max_positions: built.plan}, a)
+        tensorrt_library.load(module)
+        return CompiledModels(module, gpu_capability())  # raises where there is no GPU, before the long compilation
+
+    def open_engine(a: Architecture, precision: str, threads: int) -> TimedEngine:
+        from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
+
+        return TensorRtEngine(module, {a.max_positions: models().plan(a, precision)}, a)
 
     libraries = ("numpy", distribution, "cuda-bindings", "onnx-ir")
-    precisions = tuple(p for p in PRECISIONS if p != "fp32")  # its fused attention has no float32
-    return Backend(name, "cuda", libraries, precisions, open_engine, lambda positions, context: context, "native")
+    return Backend(name, "cuda", libraries, PRECISIONS, open_engine, lambda positions, context: context, models=models)
 
 
 def _torch(device: str) -> Backend:

@@ -8,43 +8,38 @@ whole models. `probe` and `plan` decide what is timed, `timer` how.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-import random
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from merino_edge import artefact
 from merino_edge.architecture import Architecture
-from merino_edge.errors import InputError, OutputError
+from merino_edge.errors import OutputError, UnsupportedError
 from merino_edge.jetson.device import card as device
 from merino_edge.jetson.device.energy import EnergyMeter
 from merino_edge.jetson.device.sensors import Reading, Sensors, moved
 from merino_edge.jetson.profiler.backends import Backend
 from merino_edge.jetson.profiler.batching import ProbeBatch, make_batches
-from merino_edge.jetson.profiler.contention import STEP_SHARE
-from merino_edge.jetson.profiler.plan import LADDER, Axes, Detail, Plan, make_plan
+from merino_edge.jetson.profiler.plan import LADDER, Detail, Plan, make_plan
 from merino_edge.jetson.profiler.probe import TINY_VOCAB, Probe, Space, Stack
+from merino_edge.jetson.profiler.table_header import continued_header, make_header
 from merino_edge.jetson.profiler.time_budget import DEFAULT_MINUTES, FULL_MINUTES, TimeEstimate, choose_plan
-from merino_edge.jetson.profiler.timer import Timer, can_probe_contention, pinned
+from merino_edge.jetson.profiler.timer import Timer, pinned
 from merino_edge.jetson.profiler.validation import fit_step_time, validate
 from merino_edge.latency.measurement import Measurement, add_checksum
-from merino_edge.latency.table import LatencyTable, family
-from merino_edge.latency.table_file import KIND, SCHEMA_VERSION, load_table
+from merino_edge.latency.table import LatencyTable
+from merino_edge.latency.table_file import load_table
 
 EVICTION_HEAD_FACTOR = 1.5  # times the cache before the last, from which the head evicts layers
 USED_SHARE = 0.97  # of the time asked for
 STEADY_SECONDS = 10.0  # from then on the batches' times correct the estimate
 DEFAULT_CACHE_BYTES = 32 * 2**20  # assumed for the last cache where no file says
-LONG_CONTEXT = 2**20  # longer than any bucket of a cache
-# Header fields that may differ between a table and a profile that continues it.
-MOMENT = {"tool_version", "created", "clock_mhz", "sha256"}
-VARYING = {*MOMENT, "space", "minutes", *(field.name for field in dataclasses.fields(Axes))}
 
 
 @dataclass(frozen=True)
@@ -63,13 +58,17 @@ class Request:
 
 @dataclass
 class Progress:
-    """The state after a batch. `moved` lists clocks and throttle counters that changed since the beginning."""
+    """The state after a batch. `moved` lists clocks and throttle counters that changed since the beginning.
+
+    While TensorRT compiles, `to_compile` is how many models it must, and `done` how many it has.
+    """
 
     done_seconds: float
     total_seconds: float
     probes: int
     done: int = 0
     moved: list[str] = field(default_factory=list)
+    to_compile: int = 0
 
 
 OnProgress = Callable[[Progress], None]
@@ -94,7 +93,18 @@ class Prepared:
     @property
     def seconds(self) -> float:
         """The estimated duration of the profile."""
-        return self.estimate.seconds(self.batches())
+        batches = self.batches()
+        return self.compile_seconds(self.to_compile(batches)) + self.estimate.seconds(batches)
+
+    def to_compile(self, batches: Sequence[ProbeBatch]) -> list[Architecture]:
+        """The models of the batches that TensorRT must compile first, and the reference model."""
+        models = self.estimate.to_compile(batches)
+        reference = self.timer.reference_model
+        return models if not models or self.estimate.is_compiled(reference) else [*models, reference]
+
+    def compile_seconds(self, models: Iterable[Architecture]) -> float:
+        """The estimated duration of compiling them."""
+        return sum(map(self.estimate.compile_seconds, models))
 
 
 def prepare(request: Request, begun: dict[str, Any] | None = None) -> Prepared:
@@ -143,9 +153,13 @@ def prepare(request: Request, begun: dict[str, Any] | None = None) -> Prepared:
             contention_probe_s=timer.contention_probe_seconds(),
         )
 
-    with pinned(request.threads):
+    if request.backend.models:
+        models = {a for probe in plan_of(LADDER[0]).probes for a in probe.models}
+        largest = max(models, key=lambda a: (a.max_positions, a.parameters))
+        request.backend.models().choose_lowering(largest, request.precision, (begun or {}).get("lowering", ""))
+    with _own_cores(request):
         plan, estimate = choose_plan(plan_of, estimate_of, 60 * request.minutes)
-    return Prepared(plan, _header(request, plan, card, cache_bytes, eviction_head_bytes), estimate, timer)
+    return Prepared(plan, make_header(request, plan, card, cache_bytes, eviction_head_bytes), estimate, timer)
 
 
 def profile(
@@ -166,13 +180,15 @@ def profile(
     wanted = [probe for probe in prepared.plan.probes if _wanted(probe, request.only)]
     batches = prepared.batches(wanted, {(m.key, m.repetition) for m in measured})
     if table:
-        header = _continued(table, header)
+        header = continued_header(table, header)
         if table.finished and not batches and header is table.header:
             return table
         _rewrite(table, header)
     else:
         artefact.write_text(path, artefact.canonical_json(header) + "\n")
     try:
+        _compile(prepared, batches, on_progress)
+        deadline_s = max(deadline_s, time.monotonic() + prepared.estimate.seconds(batches))
         with artefact.translate_os_errors(path), open(path, "a", encoding="utf-8") as file:
 
             def append(lines: Iterable[dict[str, Any]]) -> None:
@@ -180,7 +196,7 @@ def profile(
                 file.flush()
                 os.fsync(file.fileno())
 
-            with pinned(request.threads):
+            with _own_cores(request):
                 for fresh in _measure(prepared, batches, append, on_progress, deadline_s):
                     measured += fresh  # first: from here on an interruption must leave the file
                     append(m.to_line() for m in fresh)
@@ -190,6 +206,25 @@ def profile(
         if not measured:
             path.unlink(missing_ok=True)
     return load_table(path, unfinished=True)
+
+
+def _own_cores(request: Request) -> contextlib.AbstractContextManager[None]:
+    """Cores of their own for the threads of a CPU's steps. A GPU's need none, and its compiler uses all."""
+    return pinned(request.threads) if request.backend.device == "cpu" else contextlib.nullcontext()
+
+
+def _compile(prepared: Prepared, batches: Sequence[ProbeBatch], on_progress: OnProgress) -> None:
+    """Compile what the batches need. A model that is refused is an entry that fails."""
+    backend, models = prepared.timer.backend, prepared.to_compile(batches)
+    if backend.models is None:
+        return
+    progress = Progress(0.0, prepared.compile_seconds(models), 0, to_compile=len(models))
+    for a in models:
+        on_progress(progress)
+        with contextlib.suppress(UnsupportedError):
+            backend.models().seconds(a, prepared.timer.precision)
+        progress.done += 1
+        progress.done_seconds += prepared.estimate.compile_seconds(a)
 
 
 def _measure(
@@ -247,59 +282,6 @@ def _reference_model(space: Space) -> Architecture:
     """A small model of the space's kind, the same for every plan. Its times tell the machine's slowness."""
     base, width = space.models[0], space.widths[len(space.widths) // 2]
     return Stack(base, width, width).model(2, TINY_VOCAB, width)
-
-
-# --- the file --------------------------------------------------------------------------------------
-
-
-def _header(
-    request: Request, plan: Plan, card: dict[str, Any], cache_bytes: int, eviction_head_bytes: int
-) -> dict[str, Any]:
-    space = request.space
-    fields = {
-        "device": card,
-        "backend": request.backend.name,
-        "lowering": request.backend.lowering,
-        "precision": request.precision,
-        "threads": request.threads,
-        "family": family(space.architecture(space.sample(random.Random(0)))),
-        **plan.grid,
-        **_buckets(request.backend),
-        "cache_bytes": cache_bytes,
-        "company_bytes": eviction_head_bytes,
-        "contention_share": STEP_SHARE if can_probe_contention(request.backend, request.threads) else 0.0,
-        "minutes": request.minutes,
-        "space": request.space_document,
-        "estimated": False,
-        "clock_mhz": device.clock_mhz(),
-        "libraries": request.backend.versions(),
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-    return artefact.add_envelope(KIND, fields, SCHEMA_VERSION)
-
-
-def _buckets(backend: Backend) -> dict[str, int]:
-    """How many cache positions a step reads: {"cache_buckets"}, or {} where it reads the positions in use."""
-    few = 3  # no power of two
-    capacity = backend.cache_capacity(few, LONG_CONTEXT)
-    return {} if capacity == few else {"cache_buckets": 0 if capacity == LONG_CONTEXT else capacity}
-
-
-def _continued(table: LatencyTable, header: dict[str, Any]) -> dict[str, Any]:
-    """The header of the continued table; its own where it covers nothing more. Raises InputError."""
-    path = table.path
-    for name in (name for name in header if name not in VARYING):  # in the header's order: causes come first
-        if name == "device":
-            changed = "; ".join(device.differences(table.header["device"], header["device"]))
-            if changed:
-                raise InputError(f"{path} was begun on another device: {changed}", "choose another --out")
-        elif table.header.get(name) != header[name]:
-            raise InputError(
-                f"{path} was begun with another {name}", "continue it as it was begun, or choose another --out"
-            )
-    if all(table.header.get(name) == header[name] for name in set(header) - MOMENT - {"device", "minutes"}):
-        return table.header
-    return header
 
 
 def _rewrite(table: LatencyTable, header: dict[str, Any]) -> None:

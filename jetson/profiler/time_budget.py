@@ -1,7 +1,8 @@
 """The time budget: how long a plan takes here, and the finest plan that fits into a given time.
 
 The estimate times two engines before anything is measured, the smallest and the largest of the plan. It scales in
-between by parameters and tokens, and counts every batch at its most rounds.
+between by parameters and tokens, and counts every batch at its most rounds. TensorRT compiles every model once before
+the measurements. Models that an earlier profile compiled take no time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from merino_edge.architecture import Architecture
 from merino_edge.errors import MerinoError
@@ -39,6 +41,9 @@ class TimeEstimate:
     prefill_s_per_token_parameter: float
     sweep_s: float  # of the processor's caches
     contention_probe_s: float
+    compile_s: float = 0.0
+    compile_s_per_parameter: float = 0.0
+    is_compiled: Callable[[Architecture], bool] = lambda a: True
 
     @staticmethod
     def measure(
@@ -47,6 +52,7 @@ class TimeEstimate:
         """Time the plan's smallest and largest model. Raises the backend's error where the smallest cannot run."""
         models = sorted({a for probe in plan.probes for a in probe.models}, key=lambda a: a.parameters)
         length = min(plan.axes.lengths[0], 64)
+        compiled: Any = backend.models and backend.models()
         _time(backend, models[0], precision, threads, length)  # loads libraries
         small = _time(backend, models[0], precision, threads, length)
         largest, large = models[0], small
@@ -55,6 +61,7 @@ class TimeEstimate:
                 large, largest = _time(backend, a, precision, threads, length), a
                 break
         more = max(1, largest.parameters - models[0].parameters)
+        compile_s = [compiled.seconds(a, precision) if compiled else 0.0 for a in (models[0], largest)]
         return TimeEstimate(
             open_s=small[0],
             open_s_per_parameter=max(0.0, large[0] - small[0]) / more,
@@ -63,11 +70,23 @@ class TimeEstimate:
             prefill_s_per_token_parameter=large[2] / (length * _prompt_parameters(largest)),
             sweep_s=sweep_s,
             contention_probe_s=contention_probe_s,
+            compile_s=compile_s[0],
+            compile_s_per_parameter=max(0.0, compile_s[1] - compile_s[0]) / more,
+            is_compiled=lambda a: compiled is None or compiled.is_compiled(a, precision),
         )
 
     def open_seconds(self, a: Architecture) -> float:
         """Opening the engine of `a`."""
         return self.open_s + self.open_s_per_parameter * a.parameters
+
+    def to_compile(self, batches: Iterable[ProbeBatch]) -> list[Architecture]:
+        """The models of the batches that are not compiled yet, the largest first: it decides most."""
+        models = {a for batch in batches for probe in batch.probes for a in probe.models}
+        return sorted((a for a in models if not self.is_compiled(a)), key=lambda a: a.parameters, reverse=True)
+
+    def compile_seconds(self, a: Architecture) -> float:
+        """Compiling `a`."""
+        return self.compile_s + self.compile_s_per_parameter * a.parameters
 
     def burst_seconds(self, probe: Probe, a: Architecture) -> float:
         """One burst of steps of `a`, one of the probe's models."""
@@ -80,7 +99,7 @@ class TimeEstimate:
         return self._warm_burst("decode", step_s)
 
     def seconds(self, batches: Iterable[ProbeBatch]) -> float:
-        """Opening the engines of all batches, and all their rounds."""
+        """Opening the engines of all batches, and all their rounds, without compiling."""
         return sum(map(self._batch_seconds, batches))
 
     def _batch_seconds(self, batch: ProbeBatch) -> float:
@@ -125,7 +144,8 @@ def choose_plan(
 
     def too_long(plan: Plan) -> bool:
         batches = make_batches(plan.probes, quick=plan.quick, max_rounds=plan.rounds)
-        return estimate.seconds(batches) > RESERVE * seconds
+        compiling = sum(map(estimate.compile_seconds, estimate.to_compile(batches)))
+        return estimate.seconds(batches) + compiling > RESERVE * seconds
 
     for detail in reversed(LADDER):
         plan = plan_of(detail)

@@ -3,7 +3,8 @@
 `--json` prints {"table", "device", "backend", "precision", "threads", "entries", "unstable", "failed", "seconds",
 "finished", "moved": [...], "estimated", "validation": {"decode": {"mape_percent", "p95_percent", "max_percent",
 "bias_percent", "kendall_tau", "low_percent", "high_percent", "visits_apart_percent", "models"}, "prefill": {...}}};
-with `--dry-run` {"probes", "grid", "eta_seconds"}.
+with `--dry-run` {"probes", "grid", "eta_seconds", "engines", "compile_seconds"}. TensorRT compiles so many engines
+first; "compile_seconds" is a part of "eta_seconds".
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from merino_edge.jetson.profiler.profiler import Progress, Request
     from merino_edge.latency.table import LatencyTable
 
+NANO_ENGINE_SECONDS = (20, 60)  # reports of engines of small models, by TensorRT on the board
 REPORT_PERCENT = 10  # step of the progress that is printed where stderr is no terminal
 
 
@@ -109,22 +111,33 @@ def profile(
     if dry_run:
         prepared = profiler.prepare(request, begun or None)
         eta_seconds = prepared.seconds
-        _print_plan(screen, prepared.plan.grid, len(prepared.plan.probes), eta_seconds)
+        engines = prepared.to_compile(prepared.batches())
+        compile_seconds = prepared.compile_seconds(engines)
+        grid, probes = prepared.plan.grid, len(prepared.plan.probes)
+        _print_plan(screen, grid, probes, eta_seconds)
+        if engines:
+            _print_compiling(screen, len(engines), compile_seconds)
+        _print_warnings(screen, request.backend.warnings)
         if as_json:
-            grid, probes = prepared.plan.grid, len(prepared.plan.probes)
-            console.print_json({"probes": probes, "grid": grid, "eta_seconds": eta_seconds})
+            compiling = {"engines": len(engines), "compile_seconds": compile_seconds}
+            console.print_json({"probes": probes, "grid": grid, "eta_seconds": eta_seconds, **compiling})
         return
 
     started = time.perf_counter()
     try:
         with console.progress(screen) as bar:
             task = bar.add_task("measuring", total=None, note="")
-            reported = -REPORT_PERCENT
+            reported, engines = -REPORT_PERCENT, 0
 
             def note(progress: Progress) -> None:
-                nonlocal reported
+                nonlocal reported, engines
+                if engines != progress.to_compile:  # the compilation begins, or is over
+                    reported, engines = -REPORT_PERCENT, progress.to_compile
+                    if engines:
+                        _print_compiling(screen, engines, progress.total_seconds)
                 bar.update(
                     task,
+                    description="compiling" if engines else "measuring",
                     completed=round(progress.done_seconds),
                     total=max(1, round(progress.total_seconds)),
                     note="; ".join(progress.moved),
@@ -133,8 +146,9 @@ def profile(
                 if not screen.is_terminal and percent >= reported + REPORT_PERCENT:
                     reported = percent
                     left = (progress.total_seconds - progress.done_seconds) / 60
+                    whole = f"{engines} engines" if engines else f"{progress.probes} probes"
                     screen.print(
-                        f"{progress.done} of {progress.probes} probes, about {max(0.0, left):.1f} min left",
+                        f"{progress.done} of {whole}, about {max(0.0, left):.1f} min left",
                         soft_wrap=True,
                     )
 
@@ -145,6 +159,7 @@ def profile(
         raise
     seconds = time.perf_counter() - started
     _print_result(screen, table, seconds)
+    _print_warnings(screen, request.backend.warnings)
     if plot and table.finished:
         from merino_edge.jetson.profiler.plot import plot_table
 
@@ -249,6 +264,20 @@ def _print_plan(screen: Console, grid: dict[str, Any], probes: int, eta_seconds:
     for name, values in grid.items():
         screen.print(f"{name.replace('_', ' ')}: {values}", highlight=False)
     screen.print(f"{probes} probes, about {eta_seconds / 60:.1f} min")
+
+
+def _print_compiling(screen: Console, engines: int, seconds: float) -> None:
+    least, most = (engines * each / 60 for each in NANO_ENGINE_SECONDS)
+    screen.print(
+        f"{engines} engines to compile first, once: about {seconds / 60:.1f} min "
+        f"(an Orin Nano takes 20 to 60 s for each: {least:.0f} to {most:.0f} min)",
+        soft_wrap=True,
+    )
+
+
+def _print_warnings(screen: Console, lines: list[str]) -> None:
+    for line in lines:
+        screen.print(f"warning: {line}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _print_result(screen: Console, table: LatencyTable, seconds: float) -> None:
