@@ -45,10 +45,19 @@ def test_apt_installs_no_more_than_is_named_and_leaves_no_lists(steps: list[tupl
         assert run.endswith("rm -rf /var/lib/apt/lists/*")
 
 
+def test_the_compiler_of_kernels_is_that_of_the_board_s_cuda(repository: Path, steps: list[tuple[str, str]]) -> None:
+    """l4t-jetpack has it; ubuntu:24.04 does not."""
+    [run] = [run for run in values(steps, "RUN") if "python3-libnvinfer" in run]
+    assert '"cuda-nvrtc-${NVRTC}"' in run
+    text = (repository / "Dockerfile.l4t").read_text()
+    majors, releases = re.findall(r"CUDA=(\d+)", text), re.findall(r"NVRTC=(\d+)-\d", text)
+    assert sorted(majors) == sorted(releases) == ["12", "13"]  # one for each JetPack
+
+
 def test_pip_installs_the_device_extra_and_no_pytorch(repository: Path, steps: list[tuple[str, str]]) -> None:
     [run] = [run for run in values(steps, "RUN") if "pip install" in run]
     assert "--system-site-packages" in run and "--no-cache-dir" in run
-    assert re.findall(r"merino-edge\[(.*?)\]", run) == ["jetson"] and "torch" not in run
+    assert re.findall(r"merino-edge\[(.*?)\]", run) == ["jetson,serve"] and "torch" not in run
     extra = re.search(r"^jetson = \[(.*)\]$", (repository / "pyproject.toml").read_text(), re.MULTILINE)
     assert extra and not {"torch", "pycuda"} & set(re.findall(r'"([\w-]+)', extra[1]))  # pycuda has no wheels at all
 
