@@ -3,7 +3,8 @@
     python benchmarks/roofline_against_published.py
 
 It prints what `merino-edge estimate --check` prints. Then it fits the constants again to the rows marked "fitted",
-which needs scipy. Last it says how far off each model of llama.cpp and Ollama is when the others alone are fitted to.
+which needs scipy. It says how far off each model of llama.cpp and Ollama is when the others alone are fitted to. Last
+it estimates merino-edge where llama.cpp has its best published figure, on an Orin Nano at 25 W.
 """
 
 from __future__ import annotations
@@ -15,8 +16,15 @@ import statistics
 from scipy.optimize import brentq, least_squares
 
 from merino_edge.cli.estimate import estimate
-from merino_edge.jetson.estimate.published_speeds import PublishedSpeed, rows
-from merino_edge.jetson.estimate.roofline import Runtime, runtime
+from merino_edge.jetson.estimate.boards import board
+from merino_edge.jetson.estimate.published_speeds import (
+    SMOLHUB_LENGTH,
+    SMOLLM2_135M,
+    PublishedSpeed,
+    rows,
+    unfitted_errors_percent,
+)
+from merino_edge.jetson.estimate.roofline import Roofline, Runtime, runtime
 
 
 def llama_cpp_like(base: Runtime, logs: list[float]) -> Runtime:
@@ -54,6 +62,23 @@ def maxn_super_factor(base: Runtime, mine: list[PublishedSpeed]) -> float:
     return float(brentq(beyond, 0.5, 1.0))
 
 
+def to_beat() -> str:
+    """The estimate of SmolLM2-135M at int4 beside llama.cpp's published speed, with the same board, mode and length."""
+    on, length = board("orin-nano-8gb"), SMOLHUB_LENGTH
+    step_ms = Roofline(on, on.mode("25W"), runtime("merino-edge")).model_ms(SMOLLM2_135M, "decode", length, "int4")
+    errors = unfitted_errors_percent("merino-edge", "decode")
+    slowest, fastest = (1000 / (step_ms * (1 + error / 100)) for error in (errors[-1], errors[0]))
+    [published] = [
+        row.tokens_per_s
+        for row in rows()
+        if (row.framework, row.model, row.power_mode) == ("llama.cpp", "SmolLM2-135M", "25W")
+    ]
+    return (
+        f"SmolLM2-135M, {on.name}, 25W, {length} positions: llama.cpp published {published:.1f} tokens/s; "
+        f"merino-edge int4 estimated {1000 / step_ms:.0f} tokens/s ({slowest:.0f} to {fastest:.0f})"
+    )
+
+
 def main() -> None:
     estimate(check=True)
     print("\nfitted again (rounded in jetson/estimate/roofline.py)")
@@ -72,6 +97,7 @@ def main() -> None:
             refitted = fit(unfactored, [r for r in mine if r.model != model and r.power_mode != "MAXN_SUPER"])
             left_out = [r for r in mine if r.model == model and (r.power_mode != "MAXN_SUPER" or name == "ollama")]
             print(f"  fitted to the others: MAPE {mape_percent(refitted, left_out):.1f}% on {model}")
+    print(f"\n{to_beat()}")
 
 
 if __name__ == "__main__":

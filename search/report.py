@@ -76,6 +76,8 @@ def verdict(result: SearchResult) -> list[str]:
             f"warning: everything passes through {cut} of {width} numbers, which {score.spec} does not see; "
             "compare with: --score cut"
         )
+    if result.config.table is not None and result.config.table.estimated:
+        lines += [f"the table is estimated: {line}" for line in result.config.table.header.get("checked_by", ())]
     return lines
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from merino_edge import artefact
 from merino_edge.errors import OutputError
 from merino_edge.jetson.device.card import device_card
-from merino_edge.jetson.estimate.published_speeds import unfitted_errors_percent
+from merino_edge.jetson.estimate.published_speeds import checked_by, unfitted_errors_percent
 from merino_edge.jetson.estimate.roofline import ASSUMED_CPU_MHZ, Roofline
 from merino_edge.jetson.profiler.plan import make_plan
 from merino_edge.jetson.profiler.probe import Probe, Space
@@ -60,6 +60,7 @@ def estimate(
         "estimated": True,
         "unverified": list(roofline.unverified),
         "sources": list(roofline.board.sources),
+        "checked_by": checked_by(roofline.runtime.name, roofline.board.name),
         "validated_against": "the roofline's own whole models, not a board",
     }
     header = artefact.add_envelope(KIND, fields, SCHEMA_VERSION)

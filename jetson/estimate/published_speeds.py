@@ -19,6 +19,7 @@ TensorRT engines is published.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,9 +40,17 @@ from merino_edge.jetson.estimate.roofline import (
     runtime,
 )
 from merino_edge.jetson.profiler.validation import error_figures
-from merino_edge.latency.measurement import Mode
+from merino_edge.latency.measurement import MODES, Mode
 from merino_edge.presets import preset
 
+OWN = "merino-edge"  # the runtime
+PUBLISHERS = {
+    "llama.cpp": "smolhub.com",
+    "ollama": "smolhub.com",
+    "edge-llm": "NVIDIA, TensorRT Edge-LLM's documents",
+    "mlc": "NVIDIA, announcement of Super",
+    "bf16": "embedl",
+}
 SMOLHUB_LENGTH = 2048 + 256 // 2  # cache positions, on average
 SHORT_LENGTH = 128  # assumed for the others, where the cache hardly counts
 EDGE_LLM_PROMPT = 61
@@ -177,9 +186,26 @@ def unfitted_errors_percent(runtime_name: str, mode: Mode) -> list[float]:
 
     A measured time lies as far from its prediction. This tool's own runtime has Edge-LLM's constants.
     """
-    constants = "edge-llm" if runtime_name == "merino-edge" else runtime_name
-    tested = [row for row in rows() if (row.runtime, row.mode, row.fitted) == (constants, mode, False)]
-    return sorted(100 * (row.predicted_tokens_per_s() / row.tokens_per_s - 1) for row in tested)
+    return sorted(100 * (row.predicted_tokens_per_s() / row.tokens_per_s - 1) for row in _unfitted(runtime_name, mode))
+
+
+def checked_by(runtime_name: str, board_name: str) -> list[str]:
+    """Who measured what such an estimate is compared with, a line for each mode, and what nobody measured."""
+    lines = []
+    for mode in MODES:
+        tested = _unfitted(runtime_name, mode)
+        here = Counter(row.framework for row in tested if row.board == board_name)
+        shown = "; ".join(f"{count} of {name} by {PUBLISHERS[name]}" for name, count in here.items())
+        counted = f"{here.total()} on this board" + (f" ({shown})" if shown else "")
+        lines.append(f"{mode} is compared with published speeds: {counted}, {len(tested) - here.total()} on others")
+    if runtime_name == OWN:
+        lines.append(f"no speed of {OWN} on this board was measured by anybody")
+    return lines
+
+
+def _unfitted(runtime_name: str, mode: Mode) -> list[PublishedSpeed]:
+    constants = "edge-llm" if runtime_name == OWN else runtime_name
+    return [row for row in rows() if (row.runtime, row.mode, row.fitted) == (constants, mode, False)]
 
 
 def summaries(compared: Sequence[PublishedSpeed]) -> list[dict[str, Any]]:

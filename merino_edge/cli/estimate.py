@@ -7,7 +7,7 @@
 `--json` prints one object, which is
 
     for a table   {"table", "device", "power_mode", "precision", "runtime", "entries", "estimated": true, "unverified",
-                  "validation"}
+                  "checked_by": [line], "validation"}
     of the boards {"boards": [{"name", "title", "modes": [...], "sources", "unverified", ...}]}
     --check       {"rows": [merino_edge.jetson.estimate.published_speeds.PublishedSpeed], "summaries": [...],
                   "runtimes": {name: basis}}
@@ -141,6 +141,7 @@ def _write(
                 "entries": len(table.measurements),
                 "estimated": table.estimated,
                 "unverified": header["unverified"],
+                "checked_by": header["checked_by"],
                 "validation": table.validation,
             }
         )
@@ -174,6 +175,8 @@ def _print_table(screen: Console, table: LatencyTable) -> None:
             )
         else:
             say(f"such estimates in {mode}: no published speed to compare with")
+    for line in header["checked_by"]:
+        say(line)
     say("line by line: merino-edge estimate --check")
 
 

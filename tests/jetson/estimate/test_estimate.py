@@ -16,7 +16,14 @@ from merino_edge.errors import OutputError
 from merino_edge.jetson.device.card import device_card
 from merino_edge.jetson.estimate.boards import BOARDS, Board, board
 from merino_edge.jetson.estimate.estimate import card, estimate
-from merino_edge.jetson.estimate.published_speeds import SMOLHUB_MODES, rows, unfitted_errors_percent
+from merino_edge.jetson.estimate.published_speeds import (
+    SMOLHUB_LENGTH,
+    SMOLHUB_MODES,
+    SMOLLM2_135M,
+    checked_by,
+    rows,
+    unfitted_errors_percent,
+)
 from merino_edge.jetson.estimate.roofline import Roofline, runtime
 from merino_edge.latency.measurement import MODES
 from merino_edge.latency.step import Step
@@ -37,6 +44,28 @@ def merino(*arguments: object, code: int = 0, cwd: Path | None = None) -> subpro
 
 def nano(mode: str, name: str = "merino-edge") -> Roofline:
     return Roofline(NANO, NANO.mode(mode), runtime(name))
+
+
+def test_an_estimate_says_who_checked_it(tmp_path: Path) -> None:
+    table = estimate(tmp_path / "t.jsonl", DEMO, space_file.to_dict(DEMO), "int4", nano("25W"), quick=True)
+    decode, prefill, own = table.header["checked_by"]
+    here = [r for r in rows() if (r.runtime, r.mode, r.board, r.fitted) == ("edge-llm", "decode", NANO.name, False)]
+    assert f"{len(here)} on this board (8 of mlc by NVIDIA" in decode and "by NVIDIA, TensorRT Edge-LLM" in prefill
+    assert own == "no speed of merino-edge on this board was measured by anybody"
+    lines = checked_by("llama.cpp", NANO.name)
+    assert "of llama.cpp by smolhub.com" in lines[0] and "0 on this board, 0 on others" in lines[1] and len(lines) == 2
+    found = tmp_path / "found.json"
+    said = merino("search", "--space", "demo", "--table", table.path, "--decode-ms", 5, "--out", found)
+    assert f"the table is estimated: {own}" in " ".join((said.stdout + said.stderr).split())
+
+
+def test_the_documented_figure_to_beat_is_the_roofline_s(repository: Path) -> None:
+    """As benchmarks/roofline_against_published.py prints it."""
+    step_ms = nano("25W").model_ms(SMOLLM2_135M, "decode", SMOLHUB_LENGTH, "int4")
+    errors = unfitted_errors_percent("merino-edge", "decode")
+    low, high = (1000 / (step_ms * (1 + error / 100)) for error in (errors[-1], errors[0]))
+    page = (repository / "docs/benchmarks.md").read_text()
+    assert f"| {1000 / step_ms:.0f} (estimated; {low:.0f} to {high:.0f}) |" in page and "| 165.2 |" in page
 
 
 @pytest.mark.parametrize("framework", ["llama.cpp", "ollama"])
