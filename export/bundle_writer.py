@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,13 @@ import onnx_ir as ir
 from merino_edge import artefact, bundle, tensorrt_library
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint
-from merino_edge.errors import ArtefactError
+from merino_edge.errors import ArtefactError, UnsupportedError
 from merino_edge.export import mixed_precision, parity
 from merino_edge.export.graph import build_stored, cache_names, lowering, save, save_beside
 from merino_edge.export.prepare_weights import ExportOptions, OnStep, PreparedWeights, prepare_weights
 from merino_edge.export.quantization.quantized_matrix import QuantizedMatrix
 from merino_edge.export.quantization.stored_weights import StoredWeights
-from merino_edge.export.targets import Target, require_parsed
+from merino_edge.export.targets import Lowering, Target, require_parsed
 from merino_edge.export.tensorrt import build_engine
 from merino_edge.graph_io import LOGIT_ROWS, NUM_LOGITS
 from merino_edge.tokenizer import Tokenizer, compact
@@ -118,10 +119,11 @@ class _Draft:
         """The engine that runs `graph`."""
         return self.open_engine(self.graph, self.options.context)
 
-    def build(self, stored: StoredWeights, capacity: int | None = None) -> ir.Model:
+    def build(self, stored: StoredWeights, capacity: int | None = None, lowering: Lowering | None = None) -> ir.Model:
         """The graph over `stored`; `capacity`: positions of its cache, those of `context` if None."""
         a, options = self.checkpoint.architecture, self.options
-        return build_stored(a, stored, options.target, options.context, capacity)
+        target = options.target if lowering is None else replace(options.target, lowering=lowering)
+        return build_stored(a, stored, target, options.context, capacity)
 
     def save_graph(self) -> None:
         """Write `graph`. Raises UnsupportedError where the target's parser is known to refuse it."""
@@ -168,12 +170,21 @@ class _Draft:
         )
         for capacity in options.contexts[:-1]:
             self.on_step(f"comparing the cache of {capacity} positions")
-            graph = self.folder / bundle.smaller_graph(capacity)
-            save_beside(self.build(stored, capacity), graph, self.graph)
-            with closing(self.open_engine(graph, capacity)) as smaller:
-                checks.append(parity.compare_capacity(smaller, engine, precision, self.tokens))
+            checks.append(self.compare_other(bundle.smaller_graph(capacity), capacity, engine))
+        if options.target.has_fallback:
+            for capacity in options.contexts:
+                self.on_step(f"comparing the primitive graph of {capacity} positions")
+                name = bundle.primitive_graph(None if capacity == options.context else capacity)
+                checks.append(self.compare_other(name, capacity, engine, "primitive"))
         parity.require_passed(checks)
         return checks
+
+    def compare_other(self, name: str, capacity: int, engine: Any, lowering: Lowering | None = None) -> parity.Check:
+        """Write another graph beside `graph`, over the same weights, and compare it with the `engine` of `graph`."""
+        graph, precision = self.folder / name, self.options.target.precision
+        save_beside(self.build(self.prepared.stored, capacity, lowering), graph, self.graph)
+        with closing(self.open_engine(graph, capacity)) as other:
+            return parity.compare_capacity(other, engine, precision, self.tokens, lowering or "")
 
     def vocabulary_facts(self, engine: Any) -> dict[str, Any] | None:
         """How many tokens a pruned head keeps, and decode times beside the full head [ms]; None if none were pruned."""
@@ -201,8 +212,18 @@ class _Draft:
         if self.options.target.name != "rtx" or not find_spec(tensorrt_library.RTX):
             return None
         self.on_step("compiling with TensorRT for RTX")
-        engine = build_engine(tensorrt_library.RTX, self.graph, self.options.context, CHECKED_CAPABILITY)
+        compiled = partial(
+            build_engine, tensorrt_library.RTX, context=self.options.context, capability=CHECKED_CAPABILITY
+        )
+        lowering = self.options.target.lowering
+        try:
+            engine = compiled(self.graph)
+        except UnsupportedError:
+            if not self.options.target.has_fallback:
+                raise
+            engine, lowering = compiled(self.folder / bundle.primitive_graph()), "primitive"
         return {
+            "lowering": lowering,
             "capability": engine.capability,
             "engine_bytes": len(engine.plan),
             "seconds": engine.seconds,

@@ -127,12 +127,17 @@ def compare(
     return [_judge(name, value, limits.get(name)) for name, value in figures.items()]
 
 
-def compare_capacity(smaller: Engine, largest: Engine, precision: str, tokens: Sequence[int]) -> Check:
-    """The KL of a graph with a smaller cache from the `largest` one, over windows that fill the smaller cache."""
+def compare_capacity(
+    smaller: Engine, largest: Engine, precision: str, tokens: Sequence[int], lowering: str = ""
+) -> Check:
+    """The KL of another graph from the one with the `largest` cache, over windows that fill its own cache.
+
+    `lowering`: its lowering, where it has another.
+    """
     text = np.resize(np.asarray(tokens, np.int64), smaller.max_positions)  # [C]
     (expected, _), (got, _) = (_run_windows(engine, text, windows(len(text))) for engine in (largest, smaller))
     columns = np.isfinite(expected[0])  # the tokens that the head keeps
-    name = f"graph_kl_{smaller.max_positions}"
+    name = "_".join(filter(None, ["graph_kl", lowering, str(smaller.max_positions)]))
     return _judge(name, mean_kl(expected[:, columns], got[:, columns]), LIMITS[precision]["graph_kl"])
 
 

@@ -206,6 +206,11 @@ class Target:
         return self.platform.tensorrt is not None
 
     @property
+    def has_fallback(self) -> bool:
+        """Whether a bundle holds the primitive graph too, for a board whose TensorRT cannot compile the native one."""
+        return self.on_tensorrt and self.lowering == "native" and "primitive" in self.platform.lowerings
+
+    @property
     def compute_dtype(self) -> ir.DataType:
         """The type of matrices' activations and of a float cache."""
         half = self.on_tensorrt and self.precision != "fp32"

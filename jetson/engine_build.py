@@ -4,8 +4,8 @@ Engines for this machine's GPU go into the engine store, so the bundle may be re
 was named go into the bundle, which carries them to their machine. The disk and the memory are checked first. The entry
 of an engine, in the store or in "engines" of the bundle's manifest:
 
-    {"file", "library", "version", "capability", "machine", "precision", "context", "profiles", "onnx_sha256",
-     "seconds", "bytes", "peak_memory_bytes", "layers": {kind: count}}
+    {"file", "library", "version", "capability", "machine", "precision", "context", "lowering", "profiles",
+     "onnx_sha256", "seconds", "bytes", "peak_memory_bytes", "layers": {kind: count}}
 
 "profiles" holds the [least, optimum, most] tokens of a step for each optimization profile. "peak_memory_bytes" is how
 far the machine's free memory fell (`merino_edge.runtime.memory`). Kernel timings are kept in the store, so that the
@@ -27,7 +27,7 @@ from merino_edge.bundle import Bundle, add_engine
 from merino_edge.engine_store import BuiltEngine, add_stored
 from merino_edge.errors import ArtefactError, UnsupportedError
 from merino_edge.export.targets import PLATFORMS, TARGETS
-from merino_edge.export.tensorrt import Engine, build_engine, require_kernels
+from merino_edge.export.tensorrt import Engine, build_engine, default_lowering, require_kernels
 from merino_edge.jetson.device.card import device_card
 from merino_edge.jetson.kernel_timings import KernelTimings
 from merino_edge.runtime.engines.cuda import gpu_capability
@@ -121,14 +121,12 @@ def build_engines(
     # TensorRT for RTX knows the GPUs it has kernels for by name, and says so for any other.
     compile_for = plan.capability or (plan.gpu_capability if plan.library == tensorrt_library.RTX else "")
     for context in reversed(bundle.contexts):  # the largest first: it serves every length
-        graph = bundle.graph_of(context)
-        on_progress(f"parsing {graph.name}", 0.0)
         with MemoryWatch() as memory:
-            engine = _compiled(
+            graph, engine = _compiled(
                 plan,
-                graph,
                 context,
-                compile_for,
+                on_warning,
+                capability=compile_for,
                 on_progress=on_progress,
                 timings=timings.data,
             )
@@ -139,6 +137,7 @@ def build_engines(
             "machine": card,
             "precision": bundle.precision,
             "context": context,
+            "lowering": "native" if engine.layers["KV_CACHE_UPDATE"] else "primitive",
             "profiles": engine.profiles,
             "onnx_sha256": bundle.manifest["files"][graph.name]["sha256"],
             "seconds": round(engine.seconds, 1),
@@ -160,9 +159,24 @@ def build_engines(
     return engines
 
 
-def _compiled(plan: BuildPlan, graph: Path, context: int, capability: str, **more: Any) -> Engine:
+def _compiled(plan: BuildPlan, context: int, on_warning: Callable[[str], None], **options: Any) -> tuple[Path, Engine]:
+    """A graph of `context` that TensorRT takes, and its engine: the primitive one where it refuses the native one."""
+    graph, primitive = plan.bundle.graph_of(context), plan.bundle.primitive_graph_of(context)
+    if primitive is not None and default_lowering(plan.library, plan.bundle.precision) == "primitive":
+        return primitive, _build(plan, primitive, context, **options)
     try:
-        return build_engine(plan.library, graph, context, capability, workspace_bytes=plan.workspace_bytes, **more)
+        return graph, _build(plan, graph, context, **options)
+    except UnsupportedError as error:
+        if primitive is None or OUT_OF_MEMORY.search(error.message):
+            raise
+        on_warning(f"{error.message}; so the primitive graph is compiled")
+        return primitive, _build(plan, primitive, context, **options)
+
+
+def _build(plan: BuildPlan, graph: Path, context: int, **options: Any) -> Engine:
+    options["on_progress"](f"parsing {graph.name}", 0.0)
+    try:
+        return build_engine(plan.library, graph, context, workspace_bytes=plan.workspace_bytes, **options)
     except UnsupportedError as error:
         if not OUT_OF_MEMORY.search(error.message):
             raise

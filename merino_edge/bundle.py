@@ -3,6 +3,7 @@
     BUNDLE/manifest.json     kind "bundle", schema 1, the fields below
            model.onnx        model.onnx.data (weights)      tokenizer.json      chat.json
            model-C.onnx      same weights, with a cache of C positions: one for each of `contexts` but the last
+           model-primitive.onnx, model-primitive-C.onnx: the same by the primitive lowering, beside native graphs
            engine-HASH.plan  compiled for the GPU that `engines` says (merino-edge build --capability)
 
 | field of the manifest | what it holds |
@@ -75,6 +76,16 @@ class Bundle:
         """The graph whose cache has `context` positions, one of `contexts`."""
         return self.graph if context == self.context else self.path / smaller_graph(context)
 
+    def primitive_graph_of(self, context: int) -> Path | None:
+        """The same graph by the primitive lowering, for a TensorRT that cannot compile it; None where there is none."""
+        name = primitive_graph(None if context == self.context else context)
+        return self.path / name if name in self.manifest["files"] else None
+
+    def onnx_sha256s(self, context: int) -> set[str]:
+        """The hashes of the graphs of `context`, without their weights."""
+        graphs = (self.graph_of(context), self.primitive_graph_of(context))
+        return {self.manifest["files"][graph.name]["sha256"] for graph in graphs if graph is not None}
+
     def graph_sha256(self, context: int) -> str:
         """A hash of `graph_of(context)` and of its weights, which several graphs may share."""
         names = [self.graph_of(context).name, WEIGHTS]
@@ -105,6 +116,11 @@ class Bundle:
 def smaller_graph(context: int) -> str:
     """The file name of a graph whose cache is smaller than the bundle's largest."""
     return f"model-{context}.onnx"
+
+
+def primitive_graph(context: int | None = None) -> str:
+    """The file name of a graph by the primitive lowering; `context`: of the smaller cache."""
+    return "model-primitive.onnx" if context is None else f"model-primitive-{context}.onnx"
 
 
 def write_manifest(folder: Path, a: Architecture, precision: str, target: str, context: int, **more: Any) -> None:

@@ -47,7 +47,7 @@ class PrimitiveBuilder(GraphBuilder):
         rest = self.a.head_dim - self.a.rotary_dim
         table = np.hstack([cos, cos] if name == "cos" else [-sin, sin])
         table = np.pad(table, ((0, 0), (0, rest)), constant_values=1.0 if name == "cos" else 0.0)  # [C, D]
-        rows = self.op("Gather", self.matrix_constant(f"rotary.{name}", table), self.positions)
+        rows = self.op("Gather", self.matrix_constant(f"rotation.{name}", table), self.positions)
         return self.op("Reshape", rows, self.shape(1, 1, -1, self.a.head_dim))
 
     def rotate(self, x: ir.Value) -> ir.Value:

@@ -151,7 +151,8 @@ def export(
     for check in manifest["parity"]:
         print_line(check_line(check))
     if compiled := manifest["compiled"]:
-        print_line(f"✓ {'TensorRT for RTX':<20} compiles for {compiled['capability']} in {compiled['seconds']:.1f} s")
+        how = f"compiles {compiled['lowering']} for {compiled['capability']} in {compiled['seconds']:.1f} s"
+        print_line(f"✓ {'TensorRT for RTX':<20} {how}")
     if vocabulary := manifest["vocabulary"]:
         saved_ms = vocabulary["whole_decode_ms"] - vocabulary["decode_ms"]
         print_line(

@@ -127,17 +127,17 @@ def profile(
     try:
         with console.progress(screen) as bar:
             task = bar.add_task("measuring", total=None, note="")
-            reported, engines = -REPORT_PERCENT, 0
+            reported, to_compile = -REPORT_PERCENT, 0
 
             def note(progress: Progress) -> None:
-                nonlocal reported, engines
-                if engines != progress.to_compile:  # the compilation begins, or is over
-                    reported, engines = -REPORT_PERCENT, progress.to_compile
-                    if engines:
-                        _print_compiling(screen, engines, progress.total_seconds)
+                nonlocal reported, to_compile
+                if to_compile != progress.to_compile:  # the compilation begins, or is over
+                    reported, to_compile = -REPORT_PERCENT, progress.to_compile
+                    if to_compile:
+                        _print_compiling(screen, to_compile, progress.total_seconds)
                 bar.update(
                     task,
-                    description="compiling" if engines else "measuring",
+                    description="compiling" if to_compile else "measuring",
                     completed=round(progress.done_seconds),
                     total=max(1, round(progress.total_seconds)),
                     note="; ".join(progress.moved),
@@ -146,7 +146,7 @@ def profile(
                 if not screen.is_terminal and percent >= reported + REPORT_PERCENT:
                     reported = percent
                     left = (progress.total_seconds - progress.done_seconds) / 60
-                    whole = f"{engines} engines" if engines else f"{progress.probes} probes"
+                    whole = f"{to_compile} engines" if to_compile else f"{progress.probes} probes"
                     screen.print(
                         f"{progress.done} of {whole}, about {max(0.0, left):.1f} min left",
                         soft_wrap=True,

@@ -68,7 +68,7 @@ class TensorRtEngine:
             context = engine.entry.get("context")
             if context not in bundle.contexts:
                 raise ArtefactError(f"{engine.path} has the unknown context {context!r}", again)
-            if engine.entry.get("onnx_sha256") != bundle.manifest["files"][bundle.graph_of(context).name]["sha256"]:
+            if engine.entry.get("onnx_sha256") not in bundle.onnx_sha256s(context):
                 raise ArtefactError(f"{engine.path} was built from another graph", again)
             plans.setdefault(str(engine.entry.get("capability")), {})[context] = engine
         capability = gpu_capability()
