@@ -31,6 +31,7 @@ from merino_edge.graph_io import LOGIT_ROWS, NEW_KV_PREFIX
 from merino_edge.runtime.engine import Candidates
 from merino_edge.runtime.engines.cuda import Cuda
 from merino_edge.runtime.engines.kv_scatter_kernel import KvScatterKernel
+from merino_edge.runtime.engines.rtx_runtime_cache import RtxRuntimeCache, process_cache
 from merino_edge.runtime.engines.topk_kernel import TopKKernel
 from merino_edge.runtime.memory import check_gpu_memory
 
@@ -94,6 +95,7 @@ class Plan:
         self._graphs: dict[bool, Any] = {}  # CUDA graphs by `with_topk`; None: recording was refused
         self._kv_scatter: KvScatterKernel | None = None  # for steps of one token of a primitive plan
         self._topk: TopKKernel | None = None
+        self._rtx_cache: RtxRuntimeCache | None = None
         self._cuda = Cuda()
         try:
             self._open(serialized, a)
@@ -253,13 +255,20 @@ class Plan:
         )
 
     def _new_context(self, engine: Any, *, records: bool) -> Any:
+        """A context with the memory of its own profile. The usual strategy takes that of the largest profile."""
+        trt = self._trt
+        memory = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
         if not hasattr(engine, "create_runtime_config"):
-            return engine.create_execution_context()
-        runtime_config, trt = engine.create_runtime_config(), self._trt
+            return engine.create_execution_context(memory)
+        runtime_config = engine.create_runtime_config()
+        runtime_config.set_execution_context_allocation_strategy(memory)
         if hasattr(runtime_config, "cuda_graph_strategy"):  # TensorRT for RTX records by itself
             strategy = trt.CudaGraphStrategy
             runtime_config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if records else strategy.DISABLED
             self._records = False
+        if hasattr(runtime_config, "create_runtime_cache"):  # TensorRT for RTX compiles kernels here
+            self._rtx_cache = process_cache(str(trt.__version__), self._cuda.capability)
+            self._rtx_cache.attach(runtime_config, self._log)
         return engine.create_execution_context(runtime_config)
 
     def take_cache(self, other: Plan, positions: int) -> None:
@@ -294,5 +303,7 @@ class Plan:
 
     def close(self) -> None:
         """Free the engine and the cache. May be called twice."""
+        if self._contexts and self._rtx_cache is not None:
+            self._rtx_cache.save()
         self._contexts = []
         self._cuda.close()

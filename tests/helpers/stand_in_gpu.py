@@ -181,7 +181,8 @@ class Engine:
     def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
         return [(1,), (1,), (PROFILE_ROWS[index],)] if name == "logit_rows" else [(1, 1), (1, 1), (1, PROFILES[index])]
 
-    def create_execution_context(self) -> Context:
+    def create_execution_context(self, strategy: str) -> Context:
+        assert strategy == "on profile change"
         return Context(self.session)
 
 
@@ -189,6 +190,9 @@ class OnnxInPlaceOfTensorRt:
     """Stands in for the library's module. A plan is the serialized graph."""
 
     __version__ = "0"
+
+    class ExecutionContextAllocationStrategy:
+        ON_PROFILE_CHANGE = "on profile change"
 
     class Runtime:
         def __init__(self, log: Any) -> None:
