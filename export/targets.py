@@ -20,6 +20,7 @@ import onnx_ir as ir
 from merino_edge.counts import INT4_BLOCK, PRECISIONS
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.operators import Version, find_unsupported, version_text
+from merino_edge.graph_io import ONNX_CUDA_TARGET
 
 Lowering = Literal["native", "primitive", "ort"]
 LOWERINGS: tuple[str, ...] = get_args(Lowering)
@@ -34,7 +35,8 @@ class Platform:
 
     `system`: the releases of JetPack and L4T, or the machine. `tensorrt`: the release whose operators its parser has;
     None: ONNX Runtime runs the graph. `opsets`: the oldest and newest that its parser takes. `lowerings`: those that
-    it can run, the default first. `known_issues`: bugs and limits, with their source.
+    it can run, the default first. `half`: whether activations and cache are float16, except at fp32. `known_issues`:
+    bugs and limits, with their source.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Platform:
     opsets: tuple[int, int]
     lowerings: tuple[Lowering, ...]
     precisions: tuple[str, ...] = PRECISIONS
+    half: bool = True
     known_issues: tuple[str, ...] = ()
 
     @property
@@ -75,7 +78,21 @@ PLATFORMS: dict[str, Platform] = {
             tensorrt=None,
             opsets=(7, 24),
             lowerings=("ort", "native", "primitive"),
+            half=False,
             known_issues=("the native lowering needs 1.25: TensorScatter (ONNX Runtime's release notes)",),
+        ),
+        Platform(
+            ONNX_CUDA_TARGET,
+            boards="any with an NVIDIA GPU",
+            system="Linux, Windows; onnxruntime-gpu",
+            python="3.10 and later",
+            tensorrt=None,
+            opsets=(7, 24),
+            lowerings=("ort",),
+            precisions=("fp16", "int8", "int4"),
+            known_issues=(
+                "GroupQueryAttention has float16 and bfloat16 kernels only (ONNX Runtime's docs/OperatorKernels.md)",
+            ),
         ),
         Platform(
             "jetpack-6.2",
@@ -183,9 +200,10 @@ class Target:
         resolved = _resolve_lowering(platform, precision, lowering)
         if cache not in CACHES:
             raise UnsupportedError(f"unknown cache {cache!r}", f"choose one of: {', '.join(CACHES)}")
-        if cache == "int8" and (resolved != "ort" or precision not in ("int8", "int4")):
+        if cache == "int8" and (resolved != "ort" or precision not in ("int8", "int4") or platform.half):
             raise UnsupportedError(
-                f"an int8 cache goes with int8 or int4 weights by the ort lowering, not {precision} by {resolved}",
+                f"an int8 cache goes with int8 or int4 weights by the ort lowering, not {precision} by {resolved}"
+                f" for {name}",
                 "leave --cache out",
             )
         target = Target(platform, precision, resolved, block, fast, cache)  # type: ignore[arg-type]
@@ -213,7 +231,7 @@ class Target:
     @property
     def compute_dtype(self) -> ir.DataType:
         """The type of matrices' activations and of a float cache."""
-        half = self.on_tensorrt and self.precision != "fp32"
+        half = self.platform.half and self.precision != "fp32"
         return ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
 
     @property

@@ -1,9 +1,12 @@
-"""Names of a graph's inputs and outputs, on which export and runtime agree.
+"""Names on which export and runtime agree: of a graph's inputs and outputs, and of one target.
 
 Knows no operator and no engine. `merino_edge.export.graph` shows the whole signature.
 """
 
 from __future__ import annotations
+
+# The target whose graphs ONNX Runtime runs on a GPU: float16, as its attention has no other kernel there.
+ONNX_CUDA_TARGET = "onnxruntime-cuda"
 
 # Prefix of the cache outputs of a `primitive` graph: the keys and values of the step's new positions. The engine copies
 # them into the cache.

@@ -16,7 +16,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +113,8 @@ def tune_bundle(
     Raises OutputError where the manifest cannot be written.
     """
 
+    import onnxruntime
+
     def open_with(tuning: Tuning) -> OnnxEngine:
         return OnnxEngine.from_bundle(bundle, tuning.threads, spinning=tuning.spinning)
 
@@ -121,7 +122,7 @@ def tune_bundle(
     best = fewest_threads_within_tolerance(measured)
     entry = {
         **this_machine(),
-        "onnxruntime": version("onnxruntime"),
+        "onnxruntime": onnxruntime.__version__,  # its package may be onnxruntime-gpu
         "threads": best.threads,
         "spinning": best.spinning,
         "answer_ms": {str(tuning): round(ms, 3) for tuning, ms in measured.items()},

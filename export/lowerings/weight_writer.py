@@ -160,11 +160,12 @@ class WeightWriter:
         """Scales [N, G], stored as bytes of each row's largest."""
         codes, most = scales_to_bytes(scales)
         most_value, codes_value = (
-            self._computed(self.initializer(f"{name}.scale{suffix}", array))
+            self._cast(self.initializer(f"{name}.scale{suffix}", array), ir.DataType.FLOAT)
             for suffix, array in (("", most), (".codes", codes))
         )
         unit = self.tape.op("Mul", [most_value, self.initializer("byte", BYTE)])
-        return self.tape.op("Mul", [codes_value, unit])
+        scales_value = self.tape.op("Mul", [codes_value, unit])
+        return scales_value if self.dtype == ir.DataType.FLOAT else self._cast(scales_value, self.dtype)
 
     def head(self, x: ir.Value, *, tied: bool) -> ir.Value:
         """Logits [N, V] of x [N, E]; [N, V'] where the vocabulary is pruned.
@@ -211,7 +212,8 @@ class WeightWriter:
             attributes = {"bits": q.bits, "block_size": block, "gather_axis": 0, "quantize_axis": 2}
             blocks = self.tape.op("GatherBlockQuantized", inputs, attributes, domain=MICROSOFT)  # [1, T, G, B]
             shape = self.initializer(f"{name}.row", np.array([1, -1, q.codes[0].size], np.int64))
-            return self.tape.op("Reshape", [blocks, shape])
+            found = self.tape.op("Reshape", [blocks, shape])
+            return found if self.dtype == ir.DataType.FLOAT else self._cast(found, ir.DataType.FLOAT)
         table = self.stored.arrays[name]
         stored = self.initializer(name, table)
         gathered = self.tape.op("Gather", [self._alias(stored) if aliased else stored, rows])

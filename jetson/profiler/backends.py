@@ -2,7 +2,8 @@
 
 | backend | runs | attention of a step reads |
 |---|---|---|
-| onnxruntime-cpu, -cuda | the graph exported for `onnxruntime` (fp16 is how it is stored) | the positions in use |
+| onnxruntime-cpu | the graph exported for `onnxruntime` (fp16 is how it is stored) | the positions in use |
+| onnxruntime-cuda | the graph exported for `onnxruntime-cuda` | the positions in use |
 | tensorrt, tensorrt-rtx | the graph for TensorRT, compiled for this GPU | the whole context's cache |
 | torch-cpu, -cuda | the module of `merino_edge.pytorch.model`, eager | the positions in use |
 
@@ -25,6 +26,7 @@ import numpy as np
 from merino_edge.architecture import Architecture, Block
 from merino_edge.counts import PRECISIONS
 from merino_edge.errors import UnsupportedError, require
+from merino_edge.graph_io import ONNX_CUDA_TARGET
 from merino_edge.runtime.engine import Engine
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ class Backend:
     )  # of the cache that a step reads: (positions in use, context)
     lowering: str = ""  # of the graphs; "" where it runs none, or where `models` chooses it
     models: Callable[[], CompiledModels] | None = field(default=None, repr=False)  # that it compiles
+    _placement: list[str] = field(default_factory=list, init=False, repr=False, compare=False)  # of the newest engine
 
     def engine(self, a: Architecture, precision: str, threads: int) -> TimedEngine:
         """The engine of `a` with random weights. Its `forward` returns when the logits are on the host.
@@ -66,7 +69,10 @@ class Backend:
             raise UnsupportedError(
                 f"{self.name} cannot time {precision}", f"choose --precision {' or '.join(self.precisions)}"
             )
-        return self.open(a, precision, threads)
+        engine = self.open(a, precision, threads)
+        warning = getattr(engine, "placement_warning", "")
+        self._placement[:] = [warning] if warning else []
+        return engine
 
     def lowering_at(self, precision: str) -> str:
         """The lowering of the graphs at `precision`. Raises what `models` raises."""
@@ -75,7 +81,7 @@ class Backend:
     @property
     def warnings(self) -> list[str]:
         """What went wrong without ending the profile, a line each."""
-        return self.models().warnings if self.models else []
+        return [*(self.models().warnings if self.models else []), *self._placement]
 
     def check(self, precision: str) -> None:
         """Run one token through a tiny model. Raises what `engine` raises, before anything is measured."""
@@ -109,11 +115,13 @@ def _onnxruntime(device: str) -> Backend:
         from merino_edge.jetson.profiler.random_graph import random_graph
         from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 
-        return OnnxEngine(random_graph(a, precision, "onnxruntime", "ort"), a, a.max_positions, threads, device=device)
+        return OnnxEngine(random_graph(a, precision, target, "ort"), a, a.max_positions, threads, device=device)
 
-    library = "onnxruntime" if device == "cpu" else "onnxruntime-gpu"
+    on_cpu = device == "cpu"
+    target, library = ("onnxruntime", "onnxruntime") if on_cpu else (ONNX_CUDA_TARGET, "onnxruntime-gpu")
+    precisions = PRECISIONS if on_cpu else tuple(p for p in PRECISIONS if p != "fp32")  # its attention has no float32
     libraries = ("numpy", library, "onnx-ir")
-    return Backend(f"onnxruntime-{device}", device, libraries, PRECISIONS, open_engine, _in_use, "ort")
+    return Backend(f"onnxruntime-{device}", device, libraries, precisions, open_engine, _in_use, "ort")
 
 
 def _in_use(positions: int, context: int) -> int:

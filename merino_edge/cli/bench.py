@@ -114,6 +114,7 @@ def bench(
                 name = loaded.path.name if loaded.path.name not in engines else str(loaded.path)
                 engines[name], opened[name] = stack.enter_context(contextlib.closing(engine)), loaded
         load_ms = 1e3 * (perf_counter() - began) / len(engines)
+        notes += [line for engine in engines.values() if (line := getattr(engine, "placement_warning", ""))]
         bar = stack.enter_context(progress())
         task = bar.add_task("measuring", total=repetitions * len(cases) * len(engines), note="")
         before = sensors.read()
@@ -220,12 +221,13 @@ def _comparison(results: Mapping[str, Sequence[Result]]) -> list[dict[str, Any]]
 
 def _versions() -> dict[str, str]:
     import platform
-    from importlib.metadata import version
 
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("onnxruntime", "numpy", "tokenizers")},
-    }
+    import numpy
+    import onnxruntime  # its package may be onnxruntime-gpu
+    import tokenizers
+
+    libraries = (onnxruntime, numpy, tokenizers)
+    return {"python": platform.python_version(), **{lib.__name__: str(lib.__version__) for lib in libraries}}
 
 
 def _print(rows: list[dict[str, Any]], form: Form) -> None:

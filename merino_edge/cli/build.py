@@ -43,7 +43,7 @@ def build(
     from merino_edge.errors import InputError
 
     opened = bundles.load(bundle)
-    if opened.target != "onnxruntime":
+    if not opened.target.startswith("onnxruntime"):
         _compile(opened, capability, workspace_mb, as_json=as_json)
         return
     if capability or workspace_mb is not None:

@@ -93,7 +93,7 @@ def _print_note(bundle: Bundle) -> None:
         device = device_card()
         findings = [check_engine(engine.entry.get("machine", {}), device) for engine in engines]
         note = f"warning: {findings[-1][0]['found']}; build it again: {build_command}" if all(findings) else ""
-    elif bundle.target != "onnxruntime":
+    elif not bundle.target.startswith("onnxruntime"):
         note = f"no engine of {bundle.path} yet: running on the CPU; on the board: {build_command}"
     if note:
         stderr().print(note, highlight=False, soft_wrap=True, markup=False)

@@ -162,7 +162,7 @@ def export(
     mixed = f" with {count} matrices at int8" if (count := len(manifest["raised_to_int8"])) else ""
     capacities = ", ".join(map(str, bundle.contexts))
     print_line(f"{out}: {precision}{mixed}, {capacities} positions, {size_mb:.1f} MB")
-    if target == "onnxruntime":
+    if target.startswith("onnxruntime"):
         console.print(f"next: merino-edge generate {out}", style="dim", soft_wrap=True)
 
 

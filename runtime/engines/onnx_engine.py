@@ -6,8 +6,8 @@ capacity of the whole context, and the system provides memory only for the part 
 read the whole cache. They get the smallest bucket that holds the sequence: 256 positions, doubling up to the context.
 When a sequence outgrows its bucket, the filled part is copied to the next one. Knows no tokenizer.
 
-On a GPU, nodes without a CUDA kernel run on the CPU, with copies both ways; `cpu_nodes` names them. Not run on a GPU
-yet.
+On a GPU, nodes without a CUDA kernel run on the CPU, with copies both ways; `cpu_nodes` names them. Its attention has
+kernels for float16 only, so it takes the graphs of the target `onnxruntime-cuda`. Not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from numpy.typing import NDArray
 
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, InputError, UnsupportedError
-from merino_edge.graph_io import LOGIT_ROWS, NEW_KV_PREFIX, NUM_LOGITS
+from merino_edge.graph_io import LOGIT_ROWS, NEW_KV_PREFIX, NUM_LOGITS, ONNX_CUDA_TARGET
+from merino_edge.runtime.engines import node_placement
+from merino_edge.runtime.engines.node_placement import CUDA_PROVIDER, has_cuda
 from merino_edge.runtime.memory import release_freed_memory
 
 if TYPE_CHECKING:
@@ -38,7 +40,6 @@ CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tens
 # session is created. ROUNDED_QUERIES: queries rounded to 8 bits for an int8 KV cache with one scale, read at the first
 # step.
 WHOLE_ROWS, ROUNDED_QUERIES = "ORT_GQA_DISABLE_FLASH_ATTENTION", "ORT_MLAS_QKGEMM_S8_APPROX_VNNI"
-CUDA_PROVIDER = "CUDAExecutionProvider"
 FIRST_BUCKET = 256  # positions
 PREFILL_CHUNK = 128  # tokens in one run; 256 need 6 MB more and as much time, 512 are 6 to 9 % slower (1 MB L2 a core)
 MAX_ROWS = 128  # rows of logits in one step, where the graph returns several; memory is allocated on demand
@@ -113,7 +114,7 @@ class OnnxEngine:
             providers.insert(0, CUDA_PROVIDER)
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
             ort.set_default_logger_severity(4)
-            if CUDA_PROVIDER not in ort.get_available_providers():
+            if not has_cuda():
                 raise UnsupportedError(
                     f"ONNX Runtime {ort.__version__} is built without CUDA",
                     "replace the package onnxruntime by onnxruntime-gpu, or use the CPU",
@@ -135,11 +136,6 @@ class OnnxEngine:
                 ) from None
             reason = str(error).splitlines()[0]
             raise ArtefactError(f"ONNX Runtime cannot load {where} ({reason})", "export the bundle again") from None
-        if device == "cuda" and CUDA_PROVIDER not in self._session.get_providers():  # ONNX Runtime only warns
-            raise UnsupportedError(
-                f"ONNX Runtime {ort.__version__} cannot load its CUDA provider",
-                "install the driver, CUDA and cuDNN that it is built for, or use the CPU",
-            )
         self.device = device
         self.vocab_size = a.vocab_size
         self.max_positions = context
@@ -166,7 +162,17 @@ class OnnxEngine:
             value.name for value in self._session.get_outputs() if value.name.startswith(NEW_KV_PREFIX)
         ]
         if self._new_kv_names and device != "cpu":
-            raise UnsupportedError("the primitive lowering runs on the CPU only", "export with --lowering ort")
+            raise UnsupportedError("the primitive lowering runs on the CPU only", f"export for {ONNX_CUDA_TARGET}")
+        if device != "cpu" and NUM_LOGITS in inputs and self._dtype != np.float16:
+            raise UnsupportedError(
+                f"ONNX Runtime's attention has float16 kernels only on a GPU, this graph has {self.cache_dtype.name}",
+                f"export with --target {ONNX_CUDA_TARGET}, or use the CPU",
+            )
+        if device != "cpu" and CUDA_PROVIDER not in self._session.get_providers():  # ONNX Runtime only warns
+            raise UnsupportedError(
+                f"ONNX Runtime {ort.__version__} cannot load its CUDA provider",
+                "install the driver, CUDA and cuDNN that it is built for, or use the CPU",
+            )
         self._new_kv: list[NDArray[Any]] = []  # [1, Hkv, T, D] each, bound for steps of T tokens
         self._caches: list[Any] = []  # OrtValue, on the device
         self._arrays: list[NDArray[Any]] = []  # the same memory as arrays, on the CPU
@@ -179,9 +185,11 @@ class OnnxEngine:
         release_freed_memory()  # freed while the model was loaded
 
     @staticmethod
-    def from_bundle(bundle: Bundle, threads: int | None = None, *, spinning: bool = True) -> OnnxEngine:
-        """Open a bundle's graph on the CPU. Raises what the constructor raises."""
-        return OnnxEngine(bundle.graph, bundle.architecture, bundle.context, threads, spinning=spinning)
+    def from_bundle(
+        bundle: Bundle, threads: int | None = None, *, device: str = "cpu", spinning: bool = True
+    ) -> OnnxEngine:
+        """Open a bundle's graph. Raises what the constructor raises."""
+        return OnnxEngine(bundle.graph, bundle.architecture, bundle.context, threads, device=device, spinning=spinning)
 
     @property
     def capacity(self) -> int:
@@ -190,11 +198,16 @@ class OnnxEngine:
 
     @property
     def cpu_nodes(self) -> Counter[str]:
-        """With `device` cuda: the operators that still run on the CPU, with the number of their nodes."""
-        if self.device == "cpu":
-            return Counter()
-        subgraphs = self._session.get_provider_graph_assignment_info()
-        return Counter(n.op_type for s in subgraphs if s.ep_name != CUDA_PROVIDER for n in s.get_nodes())
+        """With `device` cuda: the operators that still run on the CPU, with the number of their nodes.
+
+        Raises UnsupportedError where ONNX Runtime is too old to tell.
+        """
+        return Counter() if self.device == "cpu" else node_placement.cpu_nodes(self._session)
+
+    @property
+    def placement_warning(self) -> str:
+        """A line about the nodes that run on the CPU though `device` is cuda; "" where there are none."""
+        return "" if self.device == "cpu" else node_placement.warning(self._session)
 
     def forward(self, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
         """Run tokens [T] at positions start.. and return the last one's logits [V], valid until the next call.

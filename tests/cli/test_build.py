@@ -14,11 +14,12 @@ from types import SimpleNamespace
 import pytest
 
 from helpers.stranger import Refused, run
-from merino_edge import bundle, engine_store
-from merino_edge.engine_store import engines_of
+from merino_edge import bundle, engine_store, tensorrt_library
+from merino_edge.engine_store import add_stored, engines_of
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.targets import PLATFORMS
 from merino_edge.jetson import engine_build
+from merino_edge.jetson.device.card import device_card
 from merino_edge.runtime import memory, thread_tuning
 from merino_edge.runtime.engines import tensorrt_engine
 from merino_edge.runtime.thread_tuning import Tuning
@@ -83,6 +84,28 @@ def test_engines_for_this_gpu_are_kept_outside_a_bundle_that_may_be_read_only(
     capfd.readouterr()
     assert run(*ask) == 0
     assert f"running on the CPU; on the board: merino-edge build {mine}" in " ".join(capfd.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"version": "1.0.0"}, "was built by TensorRT 1.0.0, not "),
+        ({"capability": "SM110"}, "has engines for SM110, this GPU is SM86"),
+        ({"machine": {"module": "p3767-0005", "power_mode": "pmode:0001"}}, "engine built on"),
+    ],
+)
+def test_an_engine_of_the_store_from_another_release_gpu_or_board_says_so(
+    rtx_bundle: Path, gpu: None, store: Path, capfd: pytest.CaptureFixture[str], change: dict[str, object], says: str
+) -> None:
+    loaded = bundle.load(rtx_bundle)
+    files, trt = loaded.manifest["files"], tensorrt_library.load(RTX)[0]
+    entry = {"library": RTX, "version": trt.__version__, "capability": "SM86", "machine": device_card(), "context": 32}
+    entry |= {"onnx_sha256": files["model.onnx"]["sha256"], **change}
+    add_stored(store, loaded.graph_sha256(32), b"no plan", entry)
+    assert run("generate", rtx_bundle, "--raw", "--prompt", "Once", "--max-tokens", 2) != 0  # the plan is none
+    said = " ".join(capfd.readouterr().err.split())
+    assert says in said and f"build it again: merino-edge build {rtx_bundle}" in said
+    assert ("power mode pmode:0001" in said) == ("machine" in change)
 
 
 def test_a_store_that_cannot_be_written_is_refused_before_the_compiler_starts(
@@ -230,5 +253,5 @@ def test_the_commands_of_the_documentation(repository: Path, rtx_bundle: Path, t
     for command in commands:
         code = run(*[mine if word == "BUNDLE" else word for word in command])
         assert code == 0 or (command == ["build", "BUNDLE"] and code in (7, 8))  # without a GPU it is refused
-    named = set(re.findall(r"`((?:jetpack|tensorrt|rtx|onnxruntime)[-.0-9]*)`", text))
+    named = set(re.findall(r"`((?:jetpack|tensorrt|rtx|onnxruntime)[-.0-9a-z]*)`", text))
     assert named == set(PLATFORMS)
