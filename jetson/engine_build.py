@@ -30,7 +30,7 @@ from merino_edge.export.targets import PLATFORMS, TARGETS
 from merino_edge.export.tensorrt import Engine, build_engine, default_lowering, require_kernels
 from merino_edge.jetson.device.card import device_card
 from merino_edge.jetson.kernel_timings import KernelTimings
-from merino_edge.runtime.engines.cuda import gpu_capability
+from merino_edge.runtime.cuda.cuda import gpu_capability
 from merino_edge.runtime.memory import NVMAP, MemoryWatch, free_text, gpu_free_bytes, meminfo_bytes
 
 WORKSPACE_SHARE = 0.25  # of the free memory, for timing kernels

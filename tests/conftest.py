@@ -11,10 +11,12 @@ import pytest
 
 pytest_plugins = [
     "helpers.artefacts",
+    "helpers.fake_driver",
     "helpers.formula_table",
     "helpers.quick_profile",
     "helpers.small_bundle",
     "helpers.smollm2",
+    "helpers.stand_in_gpu",
     "helpers.tiny_checkpoint",
     "helpers.torch_threads",
 ]

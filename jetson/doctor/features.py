@@ -101,7 +101,7 @@ def _probed_apart() -> dict[str, Feature]:
 
 def probe() -> Iterator[tuple[str, Feature]]:
     """What needs the GPU or its libraries. It starts the driver and the libraries in this process."""
-    from merino_edge.runtime.engines.cuda import Cuda
+    from merino_edge.runtime.cuda.cuda import Cuda
 
     cuda: Cuda | None = None
     try:
@@ -110,7 +110,7 @@ def probe() -> Iterator[tuple[str, Feature]]:
         reason = _tried(lambda: str(Cuda()))
         yield from ((name, reason if name == GPU else _feature("no GPU, see above", on=False)) for name in PROBED[:5])
     else:
-        with closing(cuda):
+        with closing(cuda), cuda.active():
             yield from _probe_gpu(cuda)
     for library, name in LIBRARIES.items():
         yield name, _tried(lambda library=library: _start(library))  # type: ignore[misc]
@@ -121,7 +121,7 @@ def _probe_gpu(cuda: Any) -> Iterator[tuple[str, Feature]]:
     from merino_edge.runtime.engines import kv_scatter_kernel, topk_kernel
 
     memory = "one memory with the CPU" if cuda.unified else "memory of its own"
-    yield GPU, _tried(lambda: f"{cuda.capability}, {memory}, through {_provider(cuda)}")
+    yield GPU, _tried(lambda: f"{cuda.capability}, {memory}, through {cuda.provider}")
     kernels = {
         COMPILER: SMALLEST_KERNEL,
         SCATTER: (kv_scatter_kernel.SOURCE, kv_scatter_kernel.NAME),
@@ -130,10 +130,6 @@ def _probe_gpu(cuda: Any) -> Iterator[tuple[str, Feature]]:
     for name, kernel in kernels.items():
         yield name, _tried(lambda kernel=kernel: cuda.compile(*kernel) and "compiled")  # type: ignore[misc]
     yield GRAPHS, _recorded(cuda)
-
-
-def _provider(cuda: Any) -> str:
-    return str(getattr(getattr(cuda, "provider", None), "name", "cuda-bindings"))
 
 
 def _recorded(cuda: Any) -> Feature:
@@ -154,9 +150,13 @@ def _start(library: str) -> str:
 def _onnx_runtime() -> str:
     import onnxruntime
 
+    from merino_edge.jetson.profiler.backends import backend_named
+
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise UnsupportedError("this package is for the CPU", "bundles for ONNX Runtime run there")
-    return str(onnxruntime.__version__)
+    backend = backend_named("onnxruntime-cuda")
+    backend.check("fp16")  # a tiny model on the GPU
+    return "; ".join([str(onnxruntime.__version__), *backend.warnings])
 
 
 def main() -> None:

@@ -133,7 +133,7 @@ def _tensorrt(name: str, distribution: str, module: str) -> Backend:
     def models() -> CompiledModels:
         from merino_edge import tensorrt_library
         from merino_edge.jetson.profiler.compiled_models import CompiledModels
-        from merino_edge.runtime.engines.cuda import gpu_capability
+        from merino_edge.runtime.cuda.cuda import gpu_capability
 
         tensorrt_library.load(module)
         return CompiledModels(module, gpu_capability())  # raises where there is no GPU, before the long compilation

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from merino_edge.runtime.engines.cuda import Cuda
+from merino_edge.runtime.cuda.cuda import Cuda
 
 NAME = "scatter_kv"
 SOURCE = """

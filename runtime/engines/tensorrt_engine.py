@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from merino_edge import engine_store, tensorrt_library
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, InputError, UnsupportedError
+from merino_edge.runtime.cuda.cuda import gpu_capability
 from merino_edge.runtime.engine import Candidates
-from merino_edge.runtime.engines.cuda import gpu_capability
 from merino_edge.runtime.engines.tensorrt_plan import Plan
 
 if TYPE_CHECKING:

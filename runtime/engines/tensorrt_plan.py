@@ -17,9 +17,10 @@ outputs that are bound here. Its Python bindings have all names that are called 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from functools import wraps
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +29,15 @@ from merino_edge import tensorrt_library
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, UnsupportedError
 from merino_edge.graph_io import LOGIT_ROWS, NEW_KV_PREFIX
+from merino_edge.runtime.cuda.cuda import Cuda
 from merino_edge.runtime.engine import Candidates
-from merino_edge.runtime.engines.cuda import Cuda
 from merino_edge.runtime.engines.kv_scatter_kernel import KvScatterKernel
 from merino_edge.runtime.engines.rtx_runtime_cache import RtxRuntimeCache, process_cache
 from merino_edge.runtime.engines.topk_kernel import TopKKernel
 from merino_edge.runtime.memory import check_gpu_memory
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Tensor(NamedTuple):
@@ -77,6 +81,17 @@ def buffer_bytes(tensors: Iterable[Tensor], longest: int, rows: int) -> dict[str
     return sizes
 
 
+def on_the_gpu(method: Callable[Concatenate[Plan, P], R]) -> Callable[Concatenate[Plan, P], R]:
+    """`method`, with the GPU's context current: each call may come from another thread."""
+
+    @wraps(method)
+    def active(plan: Plan, /, *arguments: P.args, **options: P.kwargs) -> R:
+        with plan._cuda.active():
+            return method(plan, *arguments, **options)
+
+    return active
+
+
 class Plan:
     """Runs steps of one sequence of up to `capacity` positions."""
 
@@ -98,7 +113,8 @@ class Plan:
         self._rtx_cache: RtxRuntimeCache | None = None
         self._cuda = Cuda()
         try:
-            self._open(serialized, a)
+            with self._cuda.active():
+                self._open(serialized, a)
         except BaseException:
             self.close()
             raise
@@ -166,6 +182,7 @@ class Plan:
             self._topk = TopKKernel(self._cuda, self._addresses["logits"], a.vocab_size)
         self._cuda.synchronize()
 
+    @on_the_gpu
     def run(self, tokens: NDArray[np.int64], start: int, logits: NDArray[np.float32]) -> None:
         """Run tokens [T], T at most `longest`, at positions start..; put the last rows into `logits` [N, V].
 
@@ -174,6 +191,7 @@ class Plan:
         self._run(tokens, start, len(logits), with_topk=False)
         logits[...] = self._logits[: len(logits)]
 
+    @on_the_gpu
     def run_topk(self, tokens: NDArray[np.int64], start: int, k: int, logits: NDArray[np.float32]) -> Candidates | None:
         """Like `run` for one token, but return the `k` largest logits and their ties.
 
@@ -271,6 +289,7 @@ class Plan:
             self._rtx_cache.attach(runtime_config, self._log)
         return engine.create_execution_context(runtime_config)
 
+    @on_the_gpu
     def take_cache(self, other: Plan, positions: int) -> None:
         """Copy the first `positions` of each cache of `other`, a plan of the same model with a smaller capacity."""
         width = positions * self._row_bytes
@@ -280,6 +299,7 @@ class Plan:
             self._cuda.copy_rows(source, target, width, heads, source_pitch=source_pitch, target_pitch=target_pitch)
         self._cuda.synchronize()
 
+    @on_the_gpu
     def read_cache(self, positions: int) -> list[NDArray[Any]]:
         """A copy of the first `positions` [Hkv, P, D] of each cache, in the order of the layers."""
         arrays = []
@@ -290,6 +310,7 @@ class Plan:
             arrays.append(whole[:, :positions].copy())
         return arrays
 
+    @on_the_gpu
     def write_cache(self, arrays: Sequence[NDArray[Any]]) -> None:
         """Fill the first positions of each cache with arrays that `read_cache` returned."""
         for name, array in zip(self._heads, arrays, strict=True):
@@ -303,7 +324,8 @@ class Plan:
 
     def close(self) -> None:
         """Free the engine and the cache. May be called twice."""
-        if self._contexts and self._rtx_cache is not None:
-            self._rtx_cache.save()
-        self._contexts = []
+        with suppress(UnsupportedError), self._cuda.active():
+            if self._contexts and self._rtx_cache is not None:
+                self._rtx_cache.save()
+            self._contexts = []
         self._cuda.close()

@@ -14,8 +14,8 @@ import math
 
 import numpy as np
 
+from merino_edge.runtime.cuda.cuda import Cuda
 from merino_edge.runtime.engine import Candidates
-from merino_edge.runtime.engines.cuda import Cuda
 
 TOP_K = 64
 SLICE = 2048  # items of one block: 16 KB of shared memory

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from merino_edge.errors import MerinoError
-from merino_edge.runtime.engines.cuda import Cuda
+from merino_edge.runtime.cuda.cuda import Cuda
 
 
 @pytest.fixture(autouse=True, scope="session")

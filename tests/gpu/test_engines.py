@@ -12,14 +12,16 @@ import pytest
 from helpers import engine_conformance as conformance
 from helpers.engine_conformance import EngineConformance, NewEngine
 from merino_edge.architecture import Architecture, Block
-from merino_edge.errors import ArtefactError, InputError
+from merino_edge.errors import ArtefactError, InputError, UnsupportedError
 from merino_edge.export.graph import build_model, build_stored, to_bytes
 from merino_edge.export.quantization.stored_weights import store
-from merino_edge.export.targets import Target
+from merino_edge.export.targets import PLATFORMS, Target
 from merino_edge.export.tensorrt import build_engine
+from merino_edge.graph_io import ONNX_CUDA_TARGET
 from merino_edge.jetson.profiler.backends import BACKENDS, backend_named
+from merino_edge.runtime.cuda.cuda import Cuda
 from merino_edge.runtime.engine import Engine
-from merino_edge.runtime.engines.cuda import Cuda
+from merino_edge.runtime.engines.node_placement import nodes_outside
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
 from merino_edge.runtime.engines.topk_kernel import TOP_K, TopKKernel
@@ -110,7 +112,7 @@ def test_a_sequence_outgrows_one_plan_after_the_other(library: str, lowering: st
 @pytest.mark.parametrize("size", [40, 2048, 49_152, 151_936])
 def test_the_largest_logits_are_found_on_the_gpu(size: int) -> None:
     rng = np.random.default_rng(size)
-    with contextlib.closing(Cuda()) as cuda:
+    with contextlib.closing(Cuda()) as cuda, cuda.active():
         address = cuda.allocate(4 * size)
         kernel = TopKKernel(cuda, address, size)
         for values in (10, 1000, 10**6):  # few different values: many ties
@@ -148,15 +150,31 @@ def test_a_topk_step_has_the_logits_of_the_row(library: str, lowering: str, cuda
     assert seen > 30
 
 
-def test_onnxruntime_on_the_gpu_computes_what_it_computes_on_the_cpu() -> None:
+@pytest.mark.parametrize("precision", PLATFORMS[ONNX_CUDA_TARGET].precisions)
+def test_onnxruntime_on_the_gpu_computes_what_it_computes_on_the_cpu(precision: str) -> None:
     ort = pytest.importorskip("onnxruntime")
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         pytest.skip("needs onnxruntime-gpu")
-    graph = to_bytes(build_model(A, strong_weights(), "fp32", CONTEXT))
+    graph = to_bytes(build_model(A, strong_weights(), precision, CONTEXT, ONNX_CUDA_TARGET))
     engine, reference = OnnxEngine(graph, A, CONTEXT, 1, device="cuda"), OnnxEngine(graph, A, CONTEXT, 1)
     with contextlib.closing(engine), contextlib.closing(reference):
-        assert_equal_steps(engine, reference, 0.005)  # TF32
-        assert not {"TensorScatter", "Attention", "MatMul"} & set(engine.cpu_nodes), engine.cpu_nodes
+        on_gpu = nodes_outside("CPUExecutionProvider", engine._session)
+        assert on_gpu["GroupQueryAttention"] == A.layers and not engine.cpu_nodes, engine.placement_warning
+        assert_equal_steps(engine, reference, FP16_TOLERANCE)
+        engine.forward(np.arange(300), 0)
+        kept, other = engine.read_cache(300), OnnxEngine(graph, A, CONTEXT, 1, device="cuda")
+        with contextlib.closing(other):
+            other.write_cache(kept)
+            expected = engine.forward(np.arange(1), 300)
+            np.testing.assert_allclose(other.forward(np.arange(1), 300), expected, atol=1e-3 * np.abs(expected).max())
+
+
+def test_onnxruntime_on_the_gpu_refuses_the_graph_of_the_cpu() -> None:
+    ort = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        pytest.skip("needs onnxruntime-gpu")
+    with pytest.raises(UnsupportedError, match="float16 kernels only"):
+        OnnxEngine(to_bytes(build_model(A, strong_weights(), "fp32", CONTEXT)), A, CONTEXT, 1, device="cuda")
 
 
 def test_pytorch_on_the_gpu_computes_what_it_computes_on_the_cpu() -> None:
@@ -183,7 +201,7 @@ def test_a_backend_runs_a_tiny_model(name: str) -> None:
 
 
 def test_memory_comes_back_as_it_was_sent() -> None:
-    with contextlib.closing(Cuda()) as cuda:
+    with contextlib.closing(Cuda()) as cuda, cuda.active():
         assert re.fullmatch(r"SM\d{2,3}", cuda.capability)
         sent, back = np.arange(1000, dtype=np.float32), np.ones(1000, np.float32)
         address = cuda.allocate(sent.nbytes)

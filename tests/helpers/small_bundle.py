@@ -6,19 +6,16 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tokenizers
 
-from helpers.stand_in_gpu import HostMemory, OnnxInPlaceOfTensorRt
-from merino_edge import bundle, tensorrt_library
+from merino_edge import bundle
 from merino_edge.architecture import Architecture, Block
 from merino_edge.data.bpe import train_tokenizer
 from merino_edge.export.graph import build_model, to_bytes
 from merino_edge.runtime.engine import Engine
-from merino_edge.runtime.engines import tensorrt_plan
 from merino_edge.runtime.open_bundle import open_engine
 from merino_edge.tokenizer import ChatFormat, Tokenizer
 from merino_edge.weights import weight_shapes
@@ -103,13 +100,3 @@ def engine(bundle_path: Path) -> Iterator[Engine]:
 @pytest.fixture(scope="session")
 def tokenizer(bundle_path: Path) -> Tokenizer:
     return Tokenizer.load(bundle_path)
-
-
-@pytest.fixture
-def host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use host memory in place of a GPU's, and ONNX Runtime in place of TensorRT."""
-    monkeypatch.setattr(HostMemory, "recordings", 0)
-    monkeypatch.setattr(HostMemory, "launches", 0)
-    monkeypatch.setattr(tensorrt_plan, "Cuda", HostMemory)
-    stand_in = (OnnxInPlaceOfTensorRt, SimpleNamespace(first=""))
-    monkeypatch.setattr(tensorrt_library, "load", lambda library: stand_in)

@@ -1,131 +1,57 @@
-"""Stand-ins for CUDA and TensorRT on a machine without a GPU.
+"""TensorRT's stand-in on a machine without a GPU: ONNX Runtime computes, on the strict stand-in for the driver.
 
-Addresses are those of host memory, and ONNX Runtime computes. As TensorRT does, it reads and writes only the bound
-addresses and requires shapes within the profile.
+As TensorRT does, it queues its work on the stream, reads and writes only the bound addresses when the stream gets
+there, and requires shapes within the profile.
 """
 
 from __future__ import annotations
 
 import ctypes
-import itertools
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
-from typing import Any, ClassVar
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 
+from helpers.fake_driver import COMPILER, FakeDriver, load_driver
+from merino_edge import tensorrt_library
 from merino_edge.errors import UnsupportedError
+from merino_edge.runtime.cuda import cuda
+from merino_edge.runtime.engines import kv_scatter_kernel, topk_kernel
 from merino_edge.runtime.engines.onnx_engine import FIRST_WITH_TENSOR_SCATTER, installed_version
 
+__all__ = ["COMPILER", "PROFILES", "PROFILE_ROWS", "Context", "OnnxInPlaceOfTensorRt", "gpu", "no_compiler"]
 TYPES = {"tensor(int64)": np.int64, "tensor(float)": np.float32, "tensor(float16)": np.float16}
 PROFILES = (512, 2)  # the most tokens of each optimization profile
 PROFILE_ROWS = (8, 1)  # the most rows of logits
-COMPILER = shutil.which("c++") or shutil.which("g++")
-HOST_CUDA = """
-#include <string.h>
-#define __global__
-#define __device__
-#define __shared__ static
-#define __syncthreads()
-static unsigned __float_as_uint(float number) { unsigned bits; memcpy(&bits, &number, 4); return bits; }
-static float __uint_as_float(unsigned bits) { float number; memcpy(&number, &bits, 4); return number; }
-static struct { int x, y; } blockIdx, threadIdx, blockDim = {1, 1};
-extern "C" void set_block(int x, int y) { blockIdx.x = x; blockIdx.y = y; }
-"""
+ILLEGAL_ADDRESS = 700
+HOST_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_long)
 
 
-@cache
-def compiled(source: str) -> ctypes.CDLL:
-    """Compile a kernel's source for the host, with one thread per block, which our kernels allow."""
-    assert COMPILER is not None
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "kernel.cpp").write_text(HOST_CUDA + source)
-        built = [COMPILER, "-shared", "-fPIC", "-O1", "-o", f"{folder}/kernel.so", f"{folder}/kernel.cpp"]
-        subprocess.run(built, check=True)
-        return ctypes.CDLL(f"{folder}/kernel.so")
+@pytest.fixture
+def gpu(fake_driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    """A GPU: the strict driver, our kernels as host code, and ONNX Runtime in place of TensorRT."""
+    for kernel in (kv_scatter_kernel, topk_kernel):
+        fake_driver.add_kernel(kernel.SOURCE, kernel.NAME)
+    stand_in = (OnnxInPlaceOfTensorRt, SimpleNamespace(first=""))
+    monkeypatch.setattr(tensorrt_library, "load", lambda library: stand_in)
+    return fake_driver
 
 
-class HostMemory:
-    """Stands in for merino_edge.runtime.engines.cuda.Cuda."""
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let CUDA's compiler be missing."""
 
-    stream = 7
-    live: ClassVar[int] = 0  # allocations
-    unified: ClassVar[bool] = False
-    copies: ClassVar[int] = 0  # of tokens, positions and logits
-    can_record: ClassVar[bool] = True
-    can_compile: ClassVar[bool] = True
-    started: ClassVar[int] = 0  # kernels
-    recordings: ClassVar[int] = 0
-    launches: ClassVar[int] = 0
+    def missing(source: str, name: str, capability: str) -> bytes:
+        raise UnsupportedError("CUDA's compiler is missing", "install it")
 
-    def __init__(self) -> None:
-        self.buffers: list[np.ndarray] = []
-
-    def allocate(self, size_bytes: int) -> int:
-        self.buffers.append(np.zeros(size_bytes, np.uint8))
-        HostMemory.live += 1
-        return int(self.buffers[-1].ctypes.data)
-
-    def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        return np.zeros(shape, dtype)
-
-    def address_of(self, pinned: np.ndarray) -> int:
-        return int(pinned.ctypes.data)
-
-    def compile(self, source: str, name: str) -> Any:
-        if COMPILER is None or not self.can_compile:
-            raise UnsupportedError("no compiler", "")
-        return compiled(source), name
-
-    def start(
-        self, kernel: Any, grid: tuple[int, int], threads: int, arguments: tuple[int, ...], pointers: int
-    ) -> None:
-        """Runs the blocks one after the other."""
-        HostMemory.started += 1
-        library, name = kernel
-        addresses = [ctypes.c_void_p(address) for address in arguments[:pointers]]
-        for x, y in itertools.product(*map(range, grid)):
-            library.set_block(x, y)
-            library[name](*addresses, *arguments[pointers:])
-
-    def recorded(self, work: Callable[[], None]) -> Callable[[], None] | None:
-        HostMemory.recordings += 1
-        return work if self.can_record else None
-
-    def launch(self, graph: Callable[[], None]) -> None:
-        HostMemory.launches += 1
-        graph()
-
-    def to_device(self, array: np.ndarray, address: int) -> None:
-        assert array.flags.c_contiguous
-        HostMemory.copies += 1
-        ctypes.memmove(address, array.ctypes.data, array.nbytes)
-
-    def to_host(self, address: int, array: np.ndarray) -> None:
-        HostMemory.copies += 1
-        ctypes.memmove(array.ctypes.data, address, array.nbytes)
-
-    def copy_rows(
-        self, source: int, target: int, width: int, rows: int, *, source_pitch: int, target_pitch: int
-    ) -> None:
-        for row in range(rows):
-            ctypes.memmove(target + row * target_pitch, source + row * source_pitch, width)
-
-    def synchronize(self) -> None:
-        pass
-
-    def close(self) -> None:
-        HostMemory.live -= len(self.buffers)
-        self.buffers = []
+    monkeypatch.setattr(cuda, "compiled", missing)
 
 
 class Context:
+    can_record = True
+
     def __init__(self, session: ort.InferenceSession) -> None:
         self.session, self.addresses, self.lengths, self.profile = session, {}, {}, -1
 
@@ -143,18 +69,30 @@ class Context:
         self.lengths[name] = shape[-1]
 
     def execute_async_v3(self, stream: int) -> bool:
-        feeds = {value.name: self.at_address(value).copy() for value in self.session.get_inputs()}
+        driver = load_driver()
+        assert driver is not None
+        if not self.can_record and driver.is_capturing(stream):
+            driver.library.cuStreamSynchronize(ctypes.c_void_p(stream))  # which ends the capture
+        lengths = {"T": self.lengths["tokens"], "N": self.lengths.get("logit_rows", 1)}
+        work = HOST_FUNCTION(partial(self.run, driver, dict(self.addresses), lengths))
+        return driver.queue(stream, work) == 0
+
+    def run(self, driver: FakeDriver, addresses: dict[str, int], lengths: dict[str, int], number: int) -> int:
+        """What runs when the stream gets there; an error of the driver."""
+        views = {}
+        for value in (*self.session.get_inputs(), *self.session.get_outputs()):
+            shape = [lengths[extent] if isinstance(extent, str) else extent for extent in value.shape]
+            dtype, address = np.dtype(TYPES[value.type]), addresses[value.name]
+            size = int(np.prod(shape)) * dtype.itemsize
+            if not driver.is_device(address, size):
+                return ILLEGAL_ADDRESS
+            memory = (ctypes.c_uint8 * size).from_address(address)
+            views[value.name] = np.frombuffer(memory, dtype).reshape(shape)
+        feeds = {value.name: views[value.name].copy() for value in self.session.get_inputs()}
         results = self.session.run(None, feeds)
         for value, result in zip(self.session.get_outputs(), results, strict=True):
-            self.at_address(value)[...] = result
-        return stream == HostMemory.stream
-
-    def at_address(self, value: Any) -> np.ndarray:
-        lengths = {"T": self.lengths["tokens"], "N": self.lengths.get("logit_rows")}
-        shape = [lengths[extent] if isinstance(extent, str) else extent for extent in value.shape]
-        dtype = np.dtype(TYPES[value.type])
-        memory = (ctypes.c_uint8 * (int(np.prod(shape)) * dtype.itemsize)).from_address(self.addresses[value.name])
-        return np.frombuffer(memory, dtype).reshape(shape)
+            views[value.name][...] = result
+        return 0
 
 
 class Engine:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.fake_driver import FakeDriver
 from helpers.recorded_boards import write
-from helpers.stand_in_gpu import HostMemory
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import UnsupportedError
 from merino_edge.runtime import memory
@@ -48,14 +48,13 @@ def test_a_watch_keeps_the_lowest_point(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unified", [True, False])
 def test_an_engine_that_does_not_fit_is_refused_before_it_is_loaded(
-    host_memory: None, monkeypatch: pytest.MonkeyPatch, unified: bool
+    gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch, unified: bool
 ) -> None:
     """A GPU with memory of its own is asked by CUDA alone. There the plan, which is none, is loaded."""
     a = Architecture(60, 1024, 64, 64, (Block(64, 2, 1, 1, 64),))
-    monkeypatch.setattr(HostMemory, "unified", unified)
+    gpu.set(integrated=int(unified))
     monkeypatch.setattr(memory, "meminfo_bytes", lambda field, root="/": a.kv_bytes(1024) if "Mem" in field else 0)
     with pytest.raises(Exception) as refusal:  # noqa: PT011
         TensorRtEngine("any", {1024: b"a plan"}, a)
     assert ("opening the engine needs about" in str(refusal.value)) == unified
     assert isinstance(refusal.value, UnsupportedError) == unified
-    assert HostMemory.live == 0

@@ -9,47 +9,46 @@ from typing import Any
 
 import pytest
 
+from helpers.fake_driver import FakeDriver
 from helpers.recorded_boards import expand, orin_rails, write
-from helpers.stand_in_gpu import HostMemory
+from helpers.stand_in_gpu import no_compiler
 from merino_edge import engine_store, tensorrt_library
 from merino_edge.errors import UnsupportedError
 from merino_edge.jetson.device.sensors import Sensors
 from merino_edge.jetson.doctor import features as module
-from merino_edge.jetson.doctor.features import COMPILER, GPU, GRAPHS, PROBED, SCATTER, TOPK, features, probe
-from merino_edge.runtime.engines import cuda
-
-
-class Orin(HostMemory):
-    """A GPU of host memory, whose compiler and recorder can be switched off."""
-
-    capability, unified, compiles, records = "SM87", True, True, True
-
-    def compile(self, source: str, name: str) -> Any:
-        if not self.compiles:
-            raise UnsupportedError("CUDA's compiler is missing (libnvrtc.so.12)", "install it")
-        return name in source and (source, name)
-
-    def recorded(self, work: Any) -> Any:
-        return super().recorded(work) if self.records else None
+from merino_edge.jetson.doctor.features import (
+    COMPILER,
+    GPU,
+    GRAPHS,
+    PROBED,
+    SCATTER,
+    SMALLEST_KERNEL,
+    TOPK,
+    features,
+    probe,
+)
+from merino_edge.runtime.cuda import cuda
 
 
 def on(found: dict[str, Any]) -> dict[str, bool]:
     return {name: feature["on"] for name, feature in found.items()}
 
 
-def test_every_part_of_a_gpu_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "Cuda", Orin)
-    monkeypatch.setattr(tensorrt_library, "load", lambda library: (SimpleNamespace(Runtime=str, __version__="10.3"), 0))
+def test_every_part_of_a_gpu_is_tried(gpu: FakeDriver, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu.set(integrated=1)
+    gpu.add_kernel(*SMALLEST_KERNEL)
+    library = SimpleNamespace(Runtime=str, __version__="10.3")
+    monkeypatch.setattr(tensorrt_library, "load", lambda name: (library, 0))
     found = dict(probe())
     assert tuple(found) == PROBED
     assert all(on(found)[name] for name in PROBED[:7])
     assert found[GPU]["why"].startswith("SM87, one memory with the CPU") and found["TensorRT"]["why"] == "10.3"
-    monkeypatch.setattr(Orin, "compiles", False)
-    monkeypatch.setattr(Orin, "records", False)
+    assert ("PyCUDA" in found[GPU]["why"]) == (package == "pycuda")
+    no_compiler(monkeypatch)
+    monkeypatch.setattr(cuda.Cuda, "recorded", lambda self, work: None)
     found = dict(probe())
     assert [name for name in PROBED[:5] if not found[name]["on"]] == [COMPILER, SCATTER, TOPK, GRAPHS]
-    assert "libnvrtc.so.12" in found[SCATTER]["why"] and "steps run without" in found[GRAPHS]["why"]
-    assert HostMemory.live == 0
+    assert "compiler is missing" in found[SCATTER]["why"] and "steps run without" in found[GRAPHS]["why"]
 
 
 def test_without_a_gpu_the_first_line_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from helpers.engine_conformance import ARCHITECTURE, CONTEXT, TOKENS, WEIGHTS, EngineConformance, NewEngine
+from helpers.fake_driver import FakeDriver
 from helpers.one_row_graph import one_row
 from helpers.random_model import random_model
 from merino_edge.errors import InputError, UnsupportedError
@@ -121,7 +122,7 @@ class TestInt8Cache(EngineConformance):
 @pytest.mark.parametrize(("lowering", "precision"), [("native", "fp16"), ("primitive", "fp32")])
 @pytest.mark.parametrize("capacities", [(CONTEXT,), (32, 256, CONTEXT)], ids=["one plan", "three plans"])
 class TestTensorRt(EngineConformance):
-    """With the host's memory, and ONNX Runtime in place of TensorRT."""
+    """On the strict driver through each package that calls it, with ONNX Runtime in place of TensorRT."""
 
     max_rows = MAX_LOGIT_ROWS
 
@@ -130,7 +131,9 @@ class TestTensorRt(EngineConformance):
         return ROUNDING[precision]
 
     @pytest.fixture
-    def new_engine(self, host_memory: None, lowering: str, precision: str, capacities: tuple[int, ...]) -> NewEngine:
+    def new_engine(
+        self, gpu: FakeDriver, package: str, lowering: str, precision: str, capacities: tuple[int, ...]
+    ) -> NewEngine:
         target = Target.named("rtx", precision, lowering)
         plans: dict[int, bytes | Path] = {count: self.form(graph_of(target, count)) for count in capacities}
         return lambda: TensorRtEngine("any", plans, ARCHITECTURE)

@@ -1,4 +1,4 @@
-"""An engine that finds the top k on the GPU, tested over the host's memory.
+"""An engine that finds the top k on the GPU, tested on the stand-in GPU.
 
 Answers are those of the whole row. A step stays one launch, and the row is copied only where it is needed.
 """
@@ -11,7 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from helpers.stand_in_gpu import COMPILER, HostMemory
+from helpers.fake_driver import FakeDriver
+from helpers.stand_in_gpu import COMPILER, no_compiler
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError
 from merino_edge.export.graph import build_model, to_bytes
@@ -32,7 +33,7 @@ OpenPlans = Callable[..., TensorRtEngine]
 
 
 @pytest.fixture
-def open_plans(host_memory: None, small_model: tuple[Architecture, Weights]) -> OpenPlans:
+def open_plans(gpu: FakeDriver, small_model: tuple[Architecture, Weights]) -> OpenPlans:
     """The small model on the stand-in GPU."""
     a, weights = small_model
     graph = to_bytes(build_model(a, weights, "fp16", a.max_positions, "rtx", lowering="primitive"))
@@ -62,14 +63,14 @@ SAMPLINGS = [
 @pytest.mark.parametrize("unified", [True, False])
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_answers_are_the_same(
+    gpu: FakeDriver,
     open_plans: OpenPlans,
     tokenizer: Tokenizer,
-    monkeypatch: pytest.MonkeyPatch,
     sampling: Sampling,
     unified: bool,
     cuda_graphs: bool,
 ) -> None:
-    monkeypatch.setattr(HostMemory, "unified", unified)
+    gpu.set(integrated=int(unified))
     answers = []
     for wrap in (lambda engine: engine, WholeRowEngine):
         with contextlib.closing(wrap(open_plans(cuda_graphs))) as engine:
@@ -83,35 +84,32 @@ def test_answers_are_the_same(
 
 
 def test_a_step_is_one_launch_and_the_row_stays_on_the_gpu(
-    open_plans: OpenPlans, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    gpu: FakeDriver, open_plans: OpenPlans, tokenizer: Tokenizer
 ) -> None:
-    copied_bytes: list[int] = []
-    sent_bytes: list[int] = []
-    copy, send = HostMemory.to_host, HostMemory.to_device
-    monkeypatch.setattr(
-        HostMemory, "to_host", lambda self, at, array: (copied_bytes.append(array.nbytes), copy(self, at, array))[1]
-    )
-    monkeypatch.setattr(
-        HostMemory, "to_device", lambda self, array, at: (sent_bytes.append(array.nbytes), send(self, array, at))[1]
-    )
     with contextlib.closing(open_plans()) as engine:
         row_bytes = 4 * engine.vocab_size
         session, ids = Session(engine), tokenizer.encode("The quick")
+
+        def count() -> dict[str, int]:
+            names = ("cuGraphLaunch", "copies to host", "bytes to host", "copies to device", "bytes to device")
+            return {name: gpu.count(name) for name in names}
+
         for sampling, step_bytes in (
             (Sampling(), 8 * TOP_K),
             (Sampling(greedy=True), 8 * TOP_K),
             (Sampling(repetition_penalty=1.1), row_bytes),
             (Sampling(greedy=True), 8 * TOP_K),
         ):
-            HostMemory.launches = 0
-            copied_bytes.clear()
-            sent_bytes.clear()
+            before = count()
             list(generate(session, tokenizer, ids, sampling, max_tokens=20))
+            new = {name: number - before[name] for name, number in count().items()}
             # The prompt returns a row. Of the 19 steps the very first is not recorded yet.
-            assert 18 <= HostMemory.launches <= 20 and copied_bytes == [row_bytes, *19 * [step_bytes]]
+            assert 18 <= new["cuGraphLaunch"] <= 20
+            assert new["copies to host"] == 20 and new["bytes to host"] == row_bytes + 19 * step_bytes
             # A step sends the token and its position. Only a prompt of several tokens has an index of its row, too.
-            assert sent_bytes[-38:] == 38 * [8] and len(sent_bytes) <= 3 + 38
-        assert HostMemory.recordings == 2
+            prompt = new["bytes to device"] - 38 * 8
+            assert new["copies to device"] <= 38 + 3 and 0 < prompt <= 8 * (2 * len(ids) + 1)
+        assert gpu.count("cuStreamBeginCapture_v2") == 2
 
 
 def test_the_row_is_copied_with_too_many_ties_or_without_a_compiler(
@@ -133,18 +131,17 @@ def test_the_row_is_copied_with_too_many_ties_or_without_a_compiler(
         np.testing.assert_array_equal(logits, row)
         logits, ids = engine.forward_topk(np.arange(3), 3, 3)  # more than one token
         assert ids is None and logits.shape == row.shape
-    monkeypatch.setattr(HostMemory, "can_compile", False)
+    no_compiler(monkeypatch)
     with contextlib.closing(open_plans()) as engine:
         engine.forward(np.arange(5), 0)
         logits, ids = engine.forward_topk(np.arange(1), 5, 3)
         assert ids is None
         np.testing.assert_array_equal(logits, row)
-    assert HostMemory.live == 0
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_broken_model_is_refused(
-    host_memory: None, small_model: tuple[Architecture, Weights], tokenizer: Tokenizer, bad: float
+    gpu: FakeDriver, small_model: tuple[Architecture, Weights], tokenizer: Tokenizer, bad: float
 ) -> None:
     a, weights = small_model
     broken = {**weights, "final_norm.weight": np.full_like(weights["final_norm.weight"], bad)}

@@ -146,11 +146,11 @@ def proposer(
 def any_engine(
     request: pytest.FixtureRequest, engine: Engine, small_model: tuple[Architecture, dict[str, np.ndarray]]
 ) -> Iterator[Engine]:
-    """The engine of ONNX Runtime, or TensorRT's over the host's memory with plans of three capacities."""
+    """The engine of ONNX Runtime, or TensorRT's on the stand-in GPU with plans of three capacities."""
     if request.param == "onnxruntime":
         yield engine
         return
-    request.getfixturevalue("host_memory")
+    request.getfixturevalue("gpu")
     a, weights = small_model
     target = Target.named("rtx", "fp32", "primitive")
     stored = store(a, weights, target)
