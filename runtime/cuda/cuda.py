@@ -155,6 +155,9 @@ class Cuda:
             return
         self._open, provider = False, self._provider
         with suppress(UnsupportedError), self.active():
+            if self.stream:  # queued work may still use what is freed
+                with suppress(UnsupportedError):
+                    provider.synchronize(self.stream)
             for free, held in (
                 (provider.destroy_graph, self._graphs),
                 (provider.unload, self._kernels),

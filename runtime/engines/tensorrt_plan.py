@@ -82,12 +82,20 @@ def buffer_bytes(tensors: Iterable[Tensor], longest: int, rows: int) -> dict[str
 
 
 def on_the_gpu(method: Callable[Concatenate[Plan, P], R]) -> Callable[Concatenate[Plan, P], R]:
-    """`method`, with the GPU's context current: each call may come from another thread."""
+    """`method`, with the GPU's context current: each call may come from another thread.
+
+    Where it fails, what it has queued is waited for. It must not run later, with the inputs of another step.
+    """
 
     @wraps(method)
     def active(plan: Plan, /, *arguments: P.args, **options: P.kwargs) -> R:
         with plan._cuda.active():
-            return method(plan, *arguments, **options)
+            try:
+                return method(plan, *arguments, **options)
+            except BaseException:
+                with suppress(UnsupportedError):
+                    plan._cuda.synchronize()
+                raise
 
     return active
 
@@ -232,10 +240,11 @@ class Plan:
         """Queue a step. A step of one token is recorded if its context has run such a step before."""
         index = 0 if count == 1 else -1  # a recorded context must keep its shape, so it runs no other steps
         context, last_shape = self._contexts[index][1], self._shapes[index]
-        self._shapes[index] = (count, rows)
         if last_shape != (count, rows):
+            self._shapes[index] = (0, 0)
             for name in self._inputs:
                 context.set_input_shape(name, (rows,) if name == LOGIT_ROWS else (1, count))
+            self._shapes[index] = (count, rows)
         elif count == 1 and self._records and with_topk not in self._graphs:
             graph = self._cuda.recorded(lambda: self._queue(context, count, rows, with_topk=with_topk))
             self._graphs[with_topk] = graph

@@ -154,7 +154,10 @@ API cuGetErrorName(CUresult error, const char** name) {
     *name = found == NAMES.end() ? nullptr : found->second;
     return *name ? SUCCESS : INVALID_VALUE;
 }
-API cuGetErrorString(CUresult error, const char** text) { return cuGetErrorName(error, text); }
+API cuGetErrorString(CUresult error, const char** text) {
+    if (int status = cuGetErrorName(error, text)) { *text = "unrecognized error code"; return status; }
+    return SUCCESS;
+}
 // NVIDIA's own libraries ask for tables that are not documented.
 API cuGetExportTable(const void** table, const void* which) { *table = nullptr; return NOT_FOUND; }
 API cuDeviceGetCount(int* count) {
@@ -206,11 +209,10 @@ API cuCtxPushCurrent_v2(void* context) {
 }
 API cuCtxPopCurrent_v2(void** context) {
     LOCK;
-    REFUSE(current.empty(), INVALID_CONTEXT);
-    int status = injected(__func__);
+    REFUSE(current.empty(), INVALID_CONTEXT);  // the one error that is documented, so no other is injected
     if (context) *context = current.back();
     current.pop_back();
-    return status;
+    return SUCCESS;
 }
 API cuCtxGetCurrent(void** context) { *context = current.empty() ? nullptr : current.back(); return SUCCESS; }
 API cuCtxSetCurrent(void* context) {
@@ -533,6 +535,15 @@ extern "C" __attribute__((visibility("default"))) void fakeHeld(long* counts) {
     LOCK;
     const long held[] = {(long)blocks.size(), (long)streams.size(), (long)graphs.size(), (long)executables.size(), (long)modules.size(), retained, (long)current.size()};
     memcpy(counts, held, sizeof held);
+}
+API fakeHeal() { LOCK; broken = 0; return SUCCESS; }  // PyCUDA's context lives on
+API fakeForget() {
+    LOCK;
+    blocks.clear(); host_of.clear(); streams.clear(); graphs.clear(); executables.clear(); modules.clear();
+    current.clear();
+    used = broken = 0;
+    if (retained > 1) retained = 1;
+    return SUCCESS;
 }
 API fakeReset() {
     LOCK;

@@ -26,7 +26,7 @@ __all__ = ["COMPILER", "PROFILES", "PROFILE_ROWS", "Context", "OnnxInPlaceOfTens
 TYPES = {"tensor(int64)": np.int64, "tensor(float)": np.float32, "tensor(float16)": np.float16}
 PROFILES = (512, 2)  # the most tokens of each optimization profile
 PROFILE_ROWS = (8, 1)  # the most rows of logits
-ILLEGAL_ADDRESS = 700
+ILLEGAL_ADDRESS, LAUNCH_FAILED = 700, 719
 HOST_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_long)
 
 
@@ -89,7 +89,10 @@ class Context:
             memory = (ctypes.c_uint8 * size).from_address(address)
             views[value.name] = np.frombuffer(memory, dtype).reshape(shape)
         feeds = {value.name: views[value.name].copy() for value in self.session.get_inputs()}
-        results = self.session.run(None, feeds)
+        try:
+            results = self.session.run(None, feeds)
+        except Exception:  # a token that the vocabulary lacks, as an engine that waits too little gives it
+            return LAUNCH_FAILED
         for value, result in zip(self.session.get_outputs(), results, strict=True):
             views[value.name][...] = result
         return 0
