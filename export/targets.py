@@ -27,6 +27,9 @@ LOWERINGS: tuple[str, ...] = get_args(Lowering)
 Cache = Literal["float", "int8"]
 CACHES: tuple[str, ...] = get_args(Cache)
 BLOCK_SIZES = (INT4_BLOCK, 64, 128)  # how many inputs share a scale
+# Of one tensor, where boards refuse large allocations. Reports name 929 and 1,075 MB on an Orin Nano with L4T r36, with
+# memory free (llama.cpp pull request 23732, NVIDIA's forum 370049). A quarter of that leaves room.
+LARGEST_WEIGHT_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class Platform:
 
     `system`: the releases of JetPack and L4T, or the machine. `tensorrt`: the release whose operators its parser has;
     None: ONNX Runtime runs the graph. `opsets`: the oldest and newest that its parser takes. `lowerings`: those that
-    it can run, the default first. `half`: whether activations and cache are float16, except at fp32. `known_issues`:
-    bugs and limits, with their source.
+    it can run, the default first. `half`: whether activations and cache are float16, except at fp32.
+    `largest_weight_bytes`: a table with more is written in pieces. `known_issues`: bugs and limits, with their source.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Platform:
     lowerings: tuple[Lowering, ...]
     precisions: tuple[str, ...] = PRECISIONS
     half: bool = True
+    largest_weight_bytes: int | None = None
     known_issues: tuple[str, ...] = ()
 
     @property
@@ -102,6 +106,7 @@ PLATFORMS: dict[str, Platform] = {
             tensorrt=(10, 3),
             opsets=(9, 21),
             lowerings=("primitive",),
+            largest_weight_bytes=LARGEST_WEIGHT_BYTES,
             known_issues=(
                 "L4T r36.4.7 breaks large allocations; r36.5.0 does not (llama.cpp pull request 23732)",
                 "opset 21 is used for int4 alone: the parser's table ends at 20, but takes INT4, which came with 21",

@@ -25,6 +25,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
+from merino_edge.export.lowerings.table_pieces import look_up, row_ranges
 from merino_edge.export.quantization.quantized_matrix import QuantizedMatrix, stacked
 from merino_edge.export.quantization.rounding import scales_to_bytes
 from merino_edge.export.quantization.stored_weights import EMBEDDING, HEAD, StoredWeights
@@ -171,11 +172,13 @@ class WeightWriter:
         """Logits [N, V] of x [N, E]; [N, V'] where the vocabulary is pruned.
 
         A tied table is stored once, and loading the graph takes the rows of the pruned vocabulary from it. A matrix
-        that is not quantised stays [V, E].
+        that is not quantised stays [V, E]. One that is too large for the target is written in pieces.
         """
+        name = HEAD if self.stored.own_head or not tied else EMBEDDING
+        if len(pieces := self._pieces(name)) > 1:
+            return self._head_in_pieces(x, name, pieces)
         if self.stored.own_head:
             return self.matmul(x, ["head"])
-        name = EMBEDDING if tied else HEAD
         pruned_vocab = self.stored.pruned_vocab if tied else None
         if name in self.stored.quantized:
             q = self.stored.quantized[name]
@@ -215,9 +218,38 @@ class WeightWriter:
             found = self.tape.op("Reshape", [blocks, shape])
             return found if self.dtype == ir.DataType.FLOAT else self._cast(found, ir.DataType.FLOAT)
         table = self.stored.arrays[name]
-        stored = self.initializer(name, table)
-        gathered = self.tape.op("Gather", [self._alias(stored) if aliased else stored, rows])
+        if len(pieces := self._pieces(name)) > 1:
+            tables = [self._piece(name, *piece) for piece in pieces]
+            gathered = look_up(self.tape, self.shape, tables, pieces, rows)
+        else:
+            stored = self.initializer(name, table)
+            gathered = self.tape.op("Gather", [self._alias(stored) if aliased else stored, rows])
         return gathered if table.dtype == np.float32 else self._cast(gathered, ir.DataType.FLOAT)
+
+    def _pieces(self, name: str) -> list[tuple[int, int]]:
+        """(first, end) of the rows of the table `name` that are written together, as few pieces as the target takes.
+
+        A pruned vocabulary leaves the table whole, since its rows are chosen from that.
+        """
+        most = self.target.platform.largest_weight_bytes if self.stored.pruned_vocab is None else None
+        quantized = self.stored.quantized.get(name)
+        table = self.stored.arrays[name] if quantized is None else quantized.codes
+        return row_ranges(len(table), table.nbytes, most)
+
+    def _piece(self, name: str, first: int, end: int) -> ir.Value:
+        return self.initializer(f"{name}.{first}", self.stored.arrays[name][first:end])
+
+    def _head_in_pieces(self, x: ir.Value, name: str, pieces: Sequence[tuple[int, int]]) -> ir.Value:
+        """Logits [N, V] of x [N, E] by the matrix `name`, whose pieces are multiplied one by one."""
+        products = []
+        for first, end in pieces:
+            if name in self.stored.quantized:
+                q = self.stored.quantized[name].rows(np.arange(first, end))
+                products.append(self._quantized_product(x, f"{name}.{first}", q, None, unfused=False))
+            else:
+                table = self._computed(self._piece(name, first, end))
+                products.append(self.tape.op("Gemm", [x, table], {"transB": 1}))
+        return self.tape.op("Concat", products, {"axis": -1})
 
     def _alias(self, table: ir.Value) -> ir.Value:
         """A second name for the bytes of `table`.
