@@ -29,7 +29,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             platforms = [f"--platform=manylinux_2_{minor}_aarch64" for minor in range(glibc, 16, -1)]
             place = ["--python-version", python, "--implementation", "cp", "--only-binary", ":all:", "--dest", folder]
-            lines = [requirement for requirement in wanted if _applies(requirement, python)]
+            lines = [requirement.split(";")[0] for requirement in wanted if _applies(requirement, python)]
             pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
             platforms.append("--platform=manylinux2014_aarch64")
             subprocess.run([*pip, *place, *platforms, *lines], check=True)
