@@ -15,12 +15,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from merino_edge import tensorrt_library
 from merino_edge.errors import UnsupportedError
@@ -97,7 +98,9 @@ def build_engine(
     builder = tensorrt_library.start(trt.Builder, log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     model = graph if isinstance(graph, bytes) else graph.read_bytes()
-    proto = onnx.load_model_from_string(model)
+    proto = onnx.ModelProto()
+    with suppress(DecodeError):  # NVIDIA's parser says what is wrong
+        proto.ParseFromString(model)
     weight_bytes, widening_bytes = _weight_bytes(proto)
     native = _mark_decomposable(proto)
     if native:
