@@ -1,7 +1,7 @@
 """TensorRT's stand-in on a machine without a GPU: ONNX Runtime computes, on the strict stand-in for the driver.
 
-As TensorRT does, it queues its work on the stream, reads and writes only the bound addresses when the stream gets
-there, and requires shapes within the profile.
+As TensorRT does, it queues its work on the stream. It reads and writes only the bound addresses, when the stream gets
+there. Shapes must be within the profile.
 """
 
 from __future__ import annotations
