@@ -240,14 +240,24 @@ class WeightWriter:
         return self.initializer(f"{name}.{first}", self.stored.arrays[name][first:end])
 
     def _head_in_pieces(self, x: ir.Value, name: str, pieces: Sequence[tuple[int, int]]) -> ir.Value:
-        """Logits [N, V] of x [N, E] by the matrix `name`, whose pieces are multiplied one by one."""
-        products = []
+        """Logits [N, V] of x [N, E] by the matrix `name`, whose pieces are multiplied one by one.
+
+        Each float product waits for the one before by adding zero times a logit of it. Without that TensorRT for RTX
+        joins the pieces again, and stores them once for each profile (docs/lab-notes.md).
+        """
+        products: list[ir.Value] = []
+        zero = self.initializer(f"zero.{self.dtype.name}", np.zeros((1, 1), self.dtype.numpy()))
         for first, end in pieces:
             if name in self.stored.quantized:
                 q = self.stored.quantized[name].rows(np.arange(first, end))
                 products.append(self._quantized_product(x, f"{name}.{first}", q, None, unfused=False))
             else:
                 table = self._computed(self._piece(name, first, end))
+                if products:
+                    before = self.tape.op(
+                        "Slice", [products[-1], self.shape(0), self.shape(1), self.shape(1)]
+                    )  # [N, 1]
+                    x = self.tape.op("Add", [x, self.tape.op("Mul", [before, zero])])
                 products.append(self.tape.op("Gemm", [x, table], {"transB": 1}))
         return self.tape.op("Concat", products, {"axis": -1})
 

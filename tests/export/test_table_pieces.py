@@ -16,7 +16,7 @@ from merino_edge.architecture import Architecture, Block
 from merino_edge.export.graph import build_stored, to_bytes
 from merino_edge.export.lowerings.table_pieces import row_ranges
 from merino_edge.export.operators import find_unsupported
-from merino_edge.export.quantization.stored_weights import store
+from merino_edge.export.quantization.stored_weights import random_stored, store
 from merino_edge.export.targets import LARGEST_WEIGHT_BYTES, PLATFORMS, Target
 from merino_edge.export.tensorrt import build_engine
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
@@ -66,6 +66,22 @@ def test_it_compiles(a: Architecture, name: str, precision: str, lowering: str) 
     target = replace(whole, platform=replace(whole.platform, largest_weight_bytes=MOST))
     graph = to_bytes(build_stored(a, store(a, random_model(a), target), target, 64))
     assert build_engine(RTX, graph, 64, "SM86").plan
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_compiler_does_not_join_the_pieces(tied: bool, precision: str) -> None:
+    """It did, and stored a head of 150,000 words three times."""
+    pytest.importorskip(RTX, reason="the extra [rtx] has no package for this machine")
+    a = replace(A, vocab_size=40_000, embedding_width=128, tied_head=tied)
+    table_bytes = 40_000 * 128 * 2
+    plans = []
+    for most in (None, table_bytes // 3):
+        whole = Target.named("jetpack-6.2", precision)
+        target = replace(whole, platform=replace(whole.platform, largest_weight_bytes=most))
+        graph = to_bytes(build_stored(a, random_stored(a, target), target, 64))
+        plans.append(len(build_engine(RTX, graph, 64, "SM86").plan))
+    assert plans[1] < plans[0] + table_bytes // 4
 
 
 def test_a_head_of_150_000_words_is_cut_where_boards_refuse_large_allocations() -> None:
