@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from helpers.fake_driver import FakeDriver
 from helpers.small_bundle import Weights
 from merino_edge import artefact, bundle
 from merino_edge.architecture import Architecture
@@ -79,9 +80,9 @@ def test_a_cache_longer_than_the_first_bucket_is_saved_too(
 
 @pytest.mark.parametrize("lowering", ["native", "primitive"])
 def test_tensorrt_and_onnx_runtime_read_each_others_files(
-    host_memory: None, small_model: tuple[Architecture, Weights], bundle_path: Path, tmp_path: Path, lowering: str
+    gpu: FakeDriver, small_model: tuple[Architecture, Weights], bundle_path: Path, tmp_path: Path, lowering: str
 ) -> None:
-    """The graph of a bundle for TensorRT, on TensorRT over the host's memory and on a CPU."""
+    """The graph of a bundle for TensorRT, on TensorRT over the strict driver and on a CPU."""
     (a, weights), target = small_model, Target.named("rtx", "fp16", lowering)
     stored = store(a, weights, target)
     graphs = {count: to_bytes(build_stored(a, stored, target, a.max_positions, count)) for count in (64, 150, 320)}
