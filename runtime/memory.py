@@ -66,7 +66,7 @@ class MemoryWatch:
         self._root = root
         self._before = self._least = meminfo_bytes("MemAvailable", root) or 0
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
 
     @property
     def taken_bytes(self) -> int:
@@ -83,9 +83,13 @@ class MemoryWatch:
         self._ended.set()
         self._thread.join()
 
-    def _sample(self) -> None:
+    def sample(self) -> None:
+        """Look at the free memory now."""
+        self._least = min(self._least, meminfo_bytes("MemAvailable", self._root) or 0)
+
+    def _watch(self) -> None:
         while True:
-            self._least = min(self._least, meminfo_bytes("MemAvailable", self._root) or 0)
+            self.sample()
             if self._ended.wait(SAMPLING_S):
                 return
 

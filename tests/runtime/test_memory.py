@@ -37,13 +37,21 @@ def test_what_the_system_does_not_say_refuses_nothing(tmp_path: Path) -> None:
 
 
 def test_a_watch_keeps_the_lowest_point(tmp_path: Path) -> None:
-    write(tmp_path, "proc/meminfo", "MemAvailable: 1000 kB\n")
-    with MemoryWatch(tmp_path) as watch:
-        for available_kb in (400, 900):
-            write(tmp_path, "next", f"MemAvailable: {available_kb} kB\n").replace(tmp_path / "proc/meminfo")
-            while watch.taken_bytes < 600 * 1024:  # until it has been sampled
-                time.sleep(0.01)
+    def say(available_kb: int) -> None:
+        write(tmp_path, "next", f"MemAvailable: {available_kb} kB\n").replace(tmp_path / "proc/meminfo")
+
+    write(tmp_path, "proc/meminfo", "")
+    say(1000)
+    watch = MemoryWatch(tmp_path)
+    for available_kb in (400, 900):
+        say(available_kb)
+        watch.sample()
     assert watch.taken_bytes == 600 * 1024
+    with watch:  # samples by itself
+        say(300)
+        while watch.taken_bytes < 700 * 1024:
+            time.sleep(0.01)
+    assert watch.taken_bytes == 700 * 1024
 
 
 @pytest.mark.parametrize("unified", [True, False])
