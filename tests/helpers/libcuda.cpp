@@ -174,6 +174,7 @@ API cuDeviceGet(int* device, int ordinal) {
     *device = ordinal;
     return ordinal >= 0 && ordinal < settings["devices"] ? SUCCESS : INVALID_DEVICE;
 }
+API cuDeviceGetName(char* name, int length, int device) { snprintf(name, (size_t)length, "Stand-in"); return initialised ? SUCCESS : NOT_INITIALIZED; }
 API cuDeviceGetAttribute(int* value, int attribute, int device) {
     LOCK;
     REFUSE(!initialised, NOT_INITIALIZED);
