@@ -123,7 +123,8 @@ def refusal_of(name: str) -> MerinoError | None:
     [
         ("onnxruntime-cuda", "ONNX Runtime [0-9.]+ (is built without CUDA|cannot load its CUDA provider); "),
         ("tensorrt", "the package (tensorrt|cuda-bindings), which is not installed; run: pip |CUDA .*; "),
-        ("tensorrt-rtx", "the package (tensorrt_rtx_|cuda-)bindings, which is not installed; run: pip |CUDA .*; "),
+        # The strict driver of other tests, once it is loaded, is an Orin's: SM87.
+        ("tensorrt-rtx", "bindings, which is not installed; run: pip |CUDA .*; |RTX has no kernels for SM87: .*; "),
         ("torch-cuda", "the package torch, which is not installed; run: pip |PyTorch .* finds no CUDA GPU; "),
     ],
 )
