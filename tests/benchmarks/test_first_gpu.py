@@ -285,7 +285,7 @@ def test_a_question_that_crashes_is_a_no(script: ModuleType, case: str) -> None:
 
 
 def test_a_question_that_hangs_is_ended_with_its_children(script: ModuleType, tmp_path: Path) -> None:
-    code = f"sleep 60 & echo $! > {tmp_path}/child; wait"
+    code = f"sleep 300 > /dev/null 2>&1 & echo $! > {tmp_path}/child; wait"
     line = script.ask_apart("q", ["sh", "-c", code], 1)
     assert line["answer"] == "no" and "more than 1 s" in line["detail"]
     child, deadline = int((tmp_path / "child").read_text()), time.monotonic() + 20
