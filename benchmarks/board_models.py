@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import random
 import time
 from typing import Any
@@ -40,8 +41,8 @@ MODELS = ("smollm2-135m", *FROM_EDGE, "merino-64m", "opt-125m")
 PRECISIONS = ("int4", "fp16")
 # For a trial in seconds, on any machine.
 TINY_SPACE = {
-    "kind": "space", "schema_version": 2, "name": "tiny", "base": "demo", "blocks": 1, "widths": [64, 128],
-    "ffn_ratios": [1, 2], "layers": [1, 2], "embedding_widths": 128,
+    "kind": "space", "schema_version": 2, "name": "tiny", "base": "demo", "blocks": 1, "widths": [64],
+    "ffn_ratios": [1, 2], "layers": [1, 2], "embedding_widths": 64,
 }  # fmt: skip
 TINY_MODELS = ("tiny-0", "tiny-1")
 
@@ -64,10 +65,11 @@ def measure(name: str, precision: str, backend: str, repetitions: int, energy_se
 
     {"model", "precision", "backend", "threads", "architecture", "parameters", "weight_mb", "open_seconds",
      "open_memory_mb", "peak_memory_mb", "tests": [merino_edge.runtime.bench.Result], "energy": {"tokens", "seconds",
-     "tokens_per_joule", "watts"} or null, "power_source", "reading": sensors now, "notes": [line]}
+     "tokens_per_joule", "watts"} or null, "power_source", "reading": sensors now, "load_average" before,
+     "notes": [line]}
     """
     a, sensors = architecture(name), Sensors()
-    before = sensors.read()
+    before, load = sensors.read(), os.getloadavg()[0]
     chosen, began = backend_named(backend), time.perf_counter()
     with MemoryWatch() as watch:
         engine = chosen.engine(a, precision, THREADS)
@@ -93,6 +95,7 @@ def measure(name: str, precision: str, backend: str, repetitions: int, energy_se
         "energy": energy,
         "power_source": sensors.power_source,
         "reading": dataclasses.asdict(after),
+        "load_average": load,
         "notes": [*moved(before, after), *chosen.warnings],
     }
 

@@ -9,16 +9,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from helpers.fake_driver import FakeDriver
 from helpers.recorded_boards import expand
 from merino_edge import artefact
+from merino_edge.export.tensorrt import Engine
 from merino_edge.jetson.device.card import device_card
 from merino_edge.jetson.doctor.features import PROBED
+from merino_edge.jetson.profiler import compiled_models
+from merino_edge.jetson.profiler.backends import BACKENDS
 
 NANO, MODE = "jetpack6-orin-nano-super", "MAXN_SUPER"
 PERSON = "Quentin"
@@ -173,6 +178,26 @@ def test_the_estimate_stands_beside_what_was_measured(models: ModuleType, tmp_pa
     assert "no table" in found["table"]["decode"]["none"]
     assert "power mode" in models.predictions(measured, card, "unknown", None)["estimate"]["decode"]["none"]
     assert "no board" in models.predictions(measured, device_card(os.devnull), MODE, None)["estimate"]["decode"]["none"]
+
+
+def test_a_model_is_measured_through_tensorrt(
+    models: ModuleType, gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def in_place_of_the_compiler(library: str, graph: bytes, context: int, capability: str, **more: Any) -> Engine:
+        assert context == models.CONTEXT
+        return Engine(graph, library, "0", capability, 0.5, Counter(), [], b"", len(graph), 0)
+
+    monkeypatch.setenv("MERINO_ENGINES", str(tmp_path))
+    monkeypatch.setattr(compiled_models, "build_engine", in_place_of_the_compiler)
+    cached: Any = BACKENDS["tensorrt"].models
+    cached.cache_clear()
+    try:
+        found = models.measure("tiny-0", "fp16", "tensorrt", 2, 0.0)
+    finally:
+        cached.cache_clear()  # it belongs to the stand-in
+    assert found["threads"] is None and gpu.count("cuGraphLaunch") > models.STEPS
+    assert [len(test["samples"]) for test in found["tests"]] == [2, 2]
+    assert len(list((tmp_path / "profile").glob("*.engine"))) == 1
 
 
 def test_energy_is_that_of_decode_steps(models: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
