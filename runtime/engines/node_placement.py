@@ -12,8 +12,8 @@ from typing import Any
 from merino_edge.errors import UnsupportedError
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
-# What an `ort` graph does with positions and lengths. ONNX Runtime has a rule that leaves such whole numbers on the CPU,
-# since attention reads the length there.
+# What an `ort` graph does with positions and lengths. ONNX Runtime leaves such whole numbers on the CPU by a rule
+# of its own, since attention reads the length there.
 INDEX_NODES = Counter(Slice=1, Reshape=1, Cast=1, Add=2, Neg=1, Shape=2, Concat=1)
 
 
