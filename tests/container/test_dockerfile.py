@@ -58,7 +58,7 @@ def test_pip_installs_the_device_extra_and_no_pytorch(repository: Path, steps: l
     [run] = [run for run in values(steps, "RUN") if "pip install" in run]
     assert "--system-site-packages" in run and "--no-cache-dir" in run
     assert re.findall(r"merino-edge\[(.*?)\]", run) == ["jetson,serve"] and "torch" not in run
-    extra = re.search(r"^jetson = \[(.*)\]$", (repository / "pyproject.toml").read_text(), re.MULTILINE)
+    extra = re.search(r"^jetson = \[(.*?)\]$", (repository / "pyproject.toml").read_text(), re.M | re.S)
     assert extra and not {"torch", "pycuda"} & set(re.findall(r'"([\w-]+)', extra[1]))  # pycuda has no wheels at all
 
 
