@@ -167,7 +167,7 @@ def test_bench_in_other_forms_and_against_another_bundle(verb: Verb, bundle_path
         (["--prompt", "a", "--top-p", "1.5"], b"", 2, "top_p is 1.5"),
         (["--prompt", "a", "--max-tokens", "0"], b"", 2, "max_tokens is 0"),
         (["--prompt", "a", "--threads", "0"], b"", 2, "threads is 0"),
-        (["--prompt", "a", "--stop", ""], b"", 2, "stop string is empty"),
+        (["--prompt", "a", "--stop", ""], b"", 2, "--stop is empty"),
         (["--prompt", "a", "--raw", "--system", "b"], b"", 2, "chat template"),
     ],
 )
