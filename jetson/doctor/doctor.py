@@ -94,7 +94,7 @@ def examine(root: Path | str = "/") -> dict[str, Any]:
         missing = [
             name for name in needed if packages[name] is None and not (name == CUDA_BINDINGS and packages[PYCUDA])
         ]
-        return {"ok": not missing, "missing": missing, "fix": _fix(extras, missing) if missing else None}
+        return {"ok": not missing, "missing": missing, "fix": _fix(extras, missing, Path(root)) if missing else None}
 
     return {
         "merino_edge": __version__,
@@ -109,9 +109,11 @@ def examine(root: Path | str = "/") -> dict[str, Any]:
     }
 
 
-def _fix(extras: str, missing: list[str]) -> str:
-    if "tensorrt" in missing and (hint := tensorrt_library.install_hint("tensorrt")).startswith(
-        ("on a Jetson", "the ")
-    ):
-        return f"{hint}; then in it: pip install 'merino-edge[jetson]'"  # pip's TensorRT is not a board's
-    return f"pip install 'merino-edge[{extras}]'" if extras else "pip install merino-edge"
+def _fix(extras: str, missing: list[str], root: Path) -> str:
+    pip = f"pip install 'merino-edge[{extras}]'" if extras else "pip install merino-edge"
+    if "tensorrt" not in missing:
+        return pip
+    hint = tensorrt_library.install_hint("tensorrt", root)
+    if hint.startswith("run: pip"):
+        return pip
+    return f"{hint}; then in it: pip install 'merino-edge[jetson]'"  # pip's TensorRT is not a board's

@@ -85,18 +85,26 @@ def _store(root: Path | str) -> str:
 def _probed_apart() -> dict[str, Feature]:
     command = [sys.executable, "-m", "merino_edge.jetson.doctor.features"]
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return {name: _feature(f"not tried: {error}", on=False) for name in PROBED}
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False)
+        output = done.stdout
+        lost = f"the try ended by {_signal_name(-done.returncode)}" if done.returncode < 0 else "the try failed"
+    except subprocess.TimeoutExpired as error:  # what was printed before the hang is known
+        output, lost = error.stdout or b"", f"the try did not end within {SECONDS:g} s"
+    except OSError as error:
+        output, lost = b"", f"not tried: {error}"
     found: dict[str, Feature] = {}
-    for line in done.stdout.splitlines():
-        if line.startswith('{"name": '):  # a library may print lines of its own
+    for line in output.decode(errors="replace").splitlines():
+        if line.startswith('{"name": ') and line.endswith("}"):  # a library may print lines of its own
             entry = json.loads(line)
             found[entry["name"]] = _feature(entry["why"], on=entry["on"])
-    lost = f"the try ended by {signal.Signals(-done.returncode).name}" if done.returncode < 0 else "the try failed"
     return {name: found.get(name, _feature(lost, on=False)) for name in PROBED}
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # those for real time have no names
+        return f"signal {number}"
 
 
 def probe() -> Iterator[tuple[str, Feature]]:

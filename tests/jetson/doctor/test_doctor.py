@@ -56,7 +56,10 @@ def test_what_is_missing_comes_with_the_command_that_brings_it(monkeypatch: pyte
     assert verbs["search"] == {"ok": False, "missing": ["rich"], "fix": "pip install merino-edge"}
 
 
-def test_on_a_board_pip_never_brings_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("python", ["", "python3", "python3.7"])  # of the system's TensorRT; "": there is none
+def test_on_a_board_pip_never_brings_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: str) -> None:
+    if python:
+        (tmp_path / "usr/lib" / python / "dist-packages/tensorrt").mkdir(parents=True)
     have = doctor.installed
     monkeypatch.setattr(doctor, "installed", lambda package: None if package == "tensorrt" else have(package))
     purpose = "engines of TensorRT on a board (build)"
@@ -65,7 +68,7 @@ def test_on_a_board_pip_never_brings_tensorrt(monkeypatch: pytest.MonkeyPatch) -
         ("x86_64", "pip install 'merino-edge[tensorrt,export]'"),
     ):
         monkeypatch.setattr(platform, "machine", lambda machine=machine: machine)
-        fix = doctor.examine()["optional"][purpose]["fix"]
+        fix = doctor.examine(tmp_path)["optional"][purpose]["fix"]
         assert says in fix and ("[tensorrt" in fix) == (machine == "x86_64")
 
 

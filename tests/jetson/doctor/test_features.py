@@ -76,6 +76,24 @@ def test_a_driver_that_ends_the_process_does_not_end_the_doctor(
     assert "not tried" in features(Sensors(tmp_path), tmp_path)[GPU]["why"]
 
 
+@pytest.mark.parametrize(
+    ("end", "says"),
+    [("kill -40 $$", "the try ended by signal 40"), ("exec sleep 60", "the try did not end within 1 s")],
+)
+def test_what_was_found_before_a_hang_or_a_signal_without_a_name_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str, says: str
+) -> None:
+    line = '{"name": "CUDA on the GPU", "on": true, "why": "SM87"}'
+    begun = '{"name": "top-k ker'  # as of a try that hangs while it prints
+    program = write(tmp_path, "python", f"#!/bin/sh\necho '{line}'\nprintf '{begun}'\n{end}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(module, "SECONDS", 1)
+    found = features(Sensors(tmp_path), tmp_path)
+    assert found[GPU] == {"on": True, "why": "SM87"}
+    assert {found[name]["why"] for name in PROBED[1:]} == {says}
+
+
 def test_sensors_and_the_engine_store_are_those_below_the_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module, "_probed_apart", dict)
     monkeypatch.setenv(engine_store.VARIABLE, str(tmp_path / "store"))
