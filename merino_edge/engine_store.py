@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,8 @@ class BuiltEngine:
 
 def store_folder(root: Path | str = "/") -> Path:
     """Where engines are written."""
-    return next(folder for folder in store_folders(root) if not _is_closed(folder, root))
+    folders = store_folders(root)
+    return next((folder for folder in folders if not _is_closed(folder, root)), folders[-1])
 
 
 def store_folders(root: Path | str = "/") -> list[Path]:
@@ -102,19 +103,27 @@ def engines_of(bundle: Bundle, root: Path | str = "/") -> list[BuiltEngine]:
     """The engines of a bundle's graphs, for whatever GPU: those in the bundle, then those of the stores by age."""
     mine = [BuiltEngine(bundle.path / entry["file"], entry) for entry in bundle.engines]
     stored = [
-        (file.stat().st_mtime, engine)
+        pair
         for folder in store_folders(root)
         for context in bundle.contexts
-        for file, engine in _stored(folder, bundle.graph_sha256(context))
+        for pair in _stored(folder, bundle.graph_sha256(context))
     ]
     return [*mine, *(engine for _, engine in sorted(stored, key=lambda pair: pair[0]))]
 
 
-def _stored(folder: Path, graph_sha256: str) -> Iterator[tuple[Path, BuiltEngine]]:
+def _stored(folder: Path, graph_sha256: str) -> Iterator[tuple[float, BuiltEngine]]:
+    """Each engine with the time when its entry was written.
+
+    An entry that cannot be read is as none: it may be another board's, and the next build writes this board's again.
+    """
     for file in sorted(folder.glob(f"{graph_sha256[:16]}-*.json")):
-        entry = artefact.remove_envelope(artefact.read_json(file, KIND, SCHEMA_VERSION))
+        try:
+            entry = artefact.remove_envelope(artefact.read_json(file, KIND, SCHEMA_VERSION))
+            written_s = file.stat().st_mtime
+        except (ArtefactError, OSError):
+            continue
         if entry.get("graph_sha256") == graph_sha256:
-            yield file, BuiltEngine(_plan_path(folder, file.stem, str(entry.get("plan_sha256"))), entry)
+            yield written_s, BuiltEngine(_plan_path(folder, file.stem, str(entry.get("plan_sha256"))), entry)
 
 
 def _plan_path(folder: Path, name: str, plan_sha256: str) -> Path:

@@ -8,6 +8,7 @@ Help is plain text. In rich's markup a bracketed part of a text, such as `[defau
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from merino_edge.errors import InputError, Interrupted
 MAX_HELP_COLUMNS = 120
 DEBUG_HELP = "Show the traceback behind a refusal."
 MAY_BE_EMPTY = {"--prompt", "--system"}  # every other option needs a value that is not empty
+TEXTS = {*MAY_BE_EMPTY, "--stop", "--regex"}  # their values may look like an option
 
 
 class Verb(NamedTuple):
@@ -90,8 +92,9 @@ class VerbCommand(TyperCommand):
         """As in click. Raises InputError at an empty word: a path would take it for this folder."""
         words = args[: args.index("--")] if "--" in args else args
         for before, word in zip(["", *words], words, strict=False):
-            if (word == "" and before not in MAY_BE_EMPTY) or (word.startswith("--") and word.endswith("=")):
-                option = word[:-1] if word else before
+            assigned = re.fullmatch(r"(--[a-z][a-z-]*)=", word) if before not in TEXTS else None
+            option = assigned[1] if assigned else before
+            if (word == "" or assigned) and option not in MAY_BE_EMPTY:
                 what = option if option.startswith("-") else "an argument"
                 raise InputError(f"{what} is empty", f"give a value; see: {ctx.command_path} --help")
         try:

@@ -12,6 +12,7 @@ with CUDA's name for the error. A call needs the device's context to be current 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
@@ -98,37 +99,38 @@ class Provider(Protocol):
     def destroy_graph(self, graph: Any) -> None: ...
 
 
-def installed() -> str:
-    """The package that `open_provider` takes. Raises MissingExtraError."""
+def installed() -> list[str]:
+    """The packages that are installed, the preferred one first. Raises MissingExtraError where there is none."""
+    found = []
     for package in PROVIDERS:
-        try:
-            if find_spec(package) is not None:
-                return package
-        except ModuleNotFoundError:  # no package `cuda` to look into
-            continue
-    raise MissingExtraError(
-        "this needs PyCUDA or the package cuda-bindings, and neither is installed",
-        "run: pip install 'merino-edge[jetson]'",
-    )
+        with suppress(ModuleNotFoundError):  # no package `cuda` to look into
+            found += [package] if find_spec(package) is not None else []
+    if not found:
+        raise MissingExtraError(
+            "this needs PyCUDA or the package cuda-bindings, and neither is installed",
+            "run: pip install 'merino-edge[jetson]'",
+        )
+    return found
 
 
 def open_provider(package: str = "") -> Provider:
-    """Start the driver through `package`; by default through the first that is installed.
+    """Start the driver through `package`; by default through the first that is installed and can be loaded.
 
     Raises UnsupportedError where there is no driver or no GPU, MissingExtraError without a package.
     """
-    package = package or installed()
-    try:
-        module = import_module(f"merino_edge.runtime.cuda.{PROVIDERS[package]}")
-        provider: Provider = module.open_device()
-    except MerinoError:
-        raise
-    except Exception as error:  # the packages load the driver's library when they are imported, or at the first call
-        raise UnsupportedError(
-            f"{package} cannot load CUDA's driver ({' '.join(str(error).split())})",
-            "install NVIDIA's driver; in a container start it with --runtime nvidia; or use a backend for the CPU",
-        ) from None
-    return provider
+    reasons = []
+    for name in [package] if package else installed():
+        try:
+            provider: Provider = import_module(f"merino_edge.runtime.cuda.{PROVIDERS[name]}").open_device()
+            return provider
+        except MerinoError:
+            raise
+        except Exception as error:  # they load libraries when they are imported, or at the first call
+            reasons.append(f"{name}: {' '.join(str(error).split())}")
+    raise UnsupportedError(
+        f"CUDA's driver cannot be loaded ({'; '.join(reasons)})",
+        "install NVIDIA's driver; in a container start it with --runtime nvidia; or use a backend for the CPU",
+    )
 
 
 def refusal(call: str, error: str) -> UnsupportedError:

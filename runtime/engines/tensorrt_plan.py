@@ -174,11 +174,12 @@ class Plan:
                 raise UnsupportedError(f"TensorRT gives no context: {self._log.first}", "build with less --context")
             self._contexts.append((max_tokens[index], context))
             self._shapes.append((0, 0))
-            context.set_optimization_profile_async(index, self._cuda.stream)
-            for name in names:
-                context.set_tensor_address(name, self._addresses[owner(name)])
+            self._require("the profile's memory", done=context.set_optimization_profile_async(index, self._cuda.stream))
+            addresses = {name: self._addresses[owner(name)] for name in names}
             if LOGIT_ROWS in by_name and len(self._contexts) < len(max_tokens):  # for steps of one token
-                context.set_tensor_address(LOGIT_ROWS, self._cuda.allocate(8))
+                addresses[LOGIT_ROWS] = self._cuda.allocate(8)
+            for name, address in addresses.items():
+                self._require(f"the address of {name}", done=context.set_tensor_address(name, address))
         self.cache_dtype = np.dtype(dtype)
         self._row_bytes = a.head_dim * self.cache_dtype.itemsize  # of one position of one head
         self._heads = {t.name: t.shape[1] for t in tensors if t.name.startswith(("key_", "value_"))}
@@ -236,6 +237,11 @@ class Plan:
                 self._cuda.copy_rows(new_kv, cache, width, heads, source_pitch=width, target_pitch=pitch)
         self._cuda.synchronize()
 
+    def _require(self, what: str, *, done: bool) -> None:
+        """Raise UnsupportedError where TensorRT says no."""
+        if not done:
+            raise UnsupportedError(f"TensorRT refuses {what}: {self._log.first}", "build with less --context")
+
     def _run_unrecorded(self, count: int, rows: int, *, with_topk: bool) -> None:
         """Queue a step. A step of one token is recorded if its context has run such a step before."""
         index = 0 if count == 1 else -1  # a recorded context must keep its shape, so it runs no other steps
@@ -243,7 +249,8 @@ class Plan:
         if last_shape != (count, rows):
             self._shapes[index] = (0, 0)
             for name in self._inputs:
-                context.set_input_shape(name, (rows,) if name == LOGIT_ROWS else (1, count))
+                shape = (rows,) if name == LOGIT_ROWS else (1, count)
+                self._require(f"{name} of the shape {shape}", done=context.set_input_shape(name, shape))
             self._shapes[index] = (count, rows)
         elif count == 1 and self._records and with_topk not in self._graphs:
             graph = self._cuda.recorded(lambda: self._queue(context, count, rows, with_topk=with_topk))
@@ -251,6 +258,7 @@ class Plan:
             if graph is not None:
                 self._cuda.launch(graph)
                 return
+            self._log.forget()  # what TensorRT said to the recording is not the reason of a later failure
         self._queue(context, count, rows, with_topk=with_topk)
 
     def _queue(self, context: Any, count: int, rows: int, *, with_topk: bool) -> None:
@@ -333,8 +341,11 @@ class Plan:
 
     def close(self) -> None:
         """Free the engine and the cache. May be called twice."""
-        with suppress(UnsupportedError), self._cuda.active():
-            if self._contexts and self._rtx_cache is not None:
-                self._rtx_cache.save()
+        try:
+            with suppress(UnsupportedError), self._cuda.active():
+                if self._contexts and self._rtx_cache is not None:
+                    self._rtx_cache.save()
+                self._contexts = []
+        finally:
             self._contexts = []
-        self._cuda.close()
+            self._cuda.close()

@@ -74,6 +74,20 @@ def test_empty_words_are_refused(words: list[str], tmp_path: Path, merino: tuple
     assert done.returncode == 2 and "is empty; give a value" in done.stderr
 
 
+NOT_EMPTY = [
+    ["--prompt=What is 2+2="],
+    ["--prompt", "--a="],
+    ["--prompt", "x", "--stop=="],
+    ["--prompt", "x", "--stop", "--b="],
+]
+
+
+@pytest.mark.parametrize("words", NOT_EMPTY)
+def test_a_value_that_ends_in_an_equals_sign_is_not_empty(words: list[str], merino: tuple[str, ...]) -> None:
+    done = subprocess.run([*merino, "generate", *words, "--max-tokens", "1"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("words", ["", "distill"])
 def test_without_a_verb_the_help_is_shown(words: str, merino: tuple[str, ...]) -> None:
     done = subprocess.run([*merino, *words.split()], capture_output=True, text=True)

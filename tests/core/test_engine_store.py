@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from merino_edge import bundle, engine_store
+from merino_edge import artefact, bundle, engine_store
 from merino_edge.architecture import Architecture, Block
 from merino_edge.engine_store import add_stored, check_room, engines_of, store_folder, store_folders
 from merino_edge.errors import ArtefactError, OutputError
@@ -64,8 +64,28 @@ def test_what_is_damaged_is_refused(tmp_path: Path, store: Path) -> None:
         engines_of(loaded)[0].check()
     (entry,) = store.glob("*.json")
     entry.write_text(entry.read_text().replace("SM87", "SM86"))
-    with pytest.raises(ArtefactError, match="its own sha256"):
-        engines_of(loaded)
+    assert engines_of(loaded) == []
+
+
+def test_an_entry_that_cannot_be_read_or_is_deleted_meanwhile_hides_no_other(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = made(tmp_path / "b", b"1")
+    for capability in ("SM110", "SM86", "SM53", "SM87"):
+        add_stored(store, loaded.graph_sha256(16), b"a plan", {**ORIN, "capability": capability})
+    (truncated,), (deleted,), (newer,) = (list(store.glob(f"*-{name}-*.json")) for name in ("SM110", "SM86", "SM53"))
+    truncated.write_text(truncated.read_text()[:99])
+    newer.write_text(newer.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    read = artefact.read_json
+
+    def read_then_delete(path: Path, *options: int) -> dict[str, object]:
+        content = read(path, *options)
+        if path == deleted:
+            path.unlink()
+        return content
+
+    monkeypatch.setattr(artefact, "read_json", read_then_delete)
+    assert [engine.entry["capability"] for engine in engines_of(loaded)] == ["SM87"]
 
 
 def test_the_store_is_the_variable_s_then_the_container_s_then_the_user_s(
@@ -114,3 +134,9 @@ def test_a_disk_that_fills_up_leaves_the_engine_before(
     (engine,) = engines_of(loaded)
     engine.check()
     assert engine.path.read_bytes() == b"one"
+
+
+def test_a_named_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the container's own, where it is missing: the check of its room then says what is wrong."""
+    monkeypatch.setenv(engine_store.VARIABLE, str(tmp_path / engine_store.OF_CONTAINER))
+    assert store_folder(tmp_path) == tmp_path / engine_store.OF_CONTAINER

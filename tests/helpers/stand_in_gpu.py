@@ -35,7 +35,7 @@ def gpu(fake_driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     """A GPU: the strict driver, our kernels as host code, and ONNX Runtime in place of TensorRT."""
     for kernel in (kv_scatter_kernel, topk_kernel):
         fake_driver.add_kernel(kernel.SOURCE, kernel.NAME)
-    stand_in = (OnnxInPlaceOfTensorRt, SimpleNamespace(first=""))
+    stand_in = (OnnxInPlaceOfTensorRt, SimpleNamespace(first="", forget=lambda: None))
     monkeypatch.setattr(tensorrt_library, "load", lambda library: stand_in)
     return fake_driver
 
@@ -55,18 +55,21 @@ class Context:
     def __init__(self, session: ort.InferenceSession) -> None:
         self.session, self.addresses, self.lengths, self.profile = session, {}, {}, -1
 
-    def set_optimization_profile_async(self, index: int, stream: int) -> None:
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         self.profile = index
+        return True
 
-    def set_tensor_address(self, name: str, address: int) -> None:
+    def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
+        return True
 
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> None:
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         if name == "logit_rows":
             assert len(shape) == 1 and 1 <= shape[0] <= PROFILE_ROWS[self.profile]
         else:
             assert len(shape) == 2 and shape[0] == 1 and 1 <= shape[1] <= PROFILES[self.profile]
         self.lengths[name] = shape[-1]
+        return True
 
     def execute_async_v3(self, stream: int) -> bool:
         driver = load_driver()

@@ -228,9 +228,19 @@ def test_without_the_drivers_library_it_is_one_line(package: str, monkeypatch: p
             raise error
 
         monkeypatch.setattr(provider, "import_module", fails)
-        with pytest.raises(UnsupportedError, match="cannot load CUDA's driver") as refusal:
+        with pytest.raises(UnsupportedError, match="CUDA's driver cannot be loaded") as refusal:
             gpu_capability()
         assert "\n" not in str(refusal.value) and "--runtime nvidia" in refusal.value.hint
+
+
+def test_a_package_that_cannot_be_loaded_is_passed_over(
+    fake_driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cuda.bindings.driver")
+    pytest.importorskip("pycuda")
+    monkeypatch.setitem(sys.modules, "merino_edge.runtime.cuda.pycuda_provider", None)  # as where libcurand is missing
+    with contextlib.closing(Cuda()) as cuda:
+        assert cuda.provider == "cuda-bindings"
 
 
 def test_without_a_package_the_hint_installs_one(monkeypatch: pytest.MonkeyPatch) -> None:

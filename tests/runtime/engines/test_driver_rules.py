@@ -9,6 +9,7 @@ import contextlib
 import random
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ import pytest
 
 from helpers.engine_conformance import ARCHITECTURE, CONTEXT, TOKENS, WEIGHTS
 from helpers.fake_driver import FakeDriver
-from merino_edge.errors import MerinoError
+from helpers.stand_in_gpu import Context
+from merino_edge.errors import MerinoError, UnsupportedError
 from merino_edge.export.graph import build_stored, to_bytes
 from merino_edge.export.quantization.stored_weights import store
 from merino_edge.export.targets import Target
@@ -210,3 +212,26 @@ def test_another_thread_may_run_the_engine(gpu: FakeDriver, package: str, plans:
         thread.start()
         thread.join()
     assert equal(results[0], expected)
+
+
+@pytest.mark.parametrize("call", ["set_optimization_profile_async", "set_tensor_address", "set_input_shape"])
+def test_what_tensorrt_says_no_to_is_refused(
+    gpu: FakeDriver, plans: dict[int, bytes], monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.setattr(Context, call, lambda self, *arguments: False)
+    with pytest.raises(UnsupportedError, match="TensorRT refuses") as refusal:
+        answers(plans)
+    assert "--context" in refusal.value.hint
+
+
+def test_a_cache_that_cannot_be_saved_leaves_no_memory(
+    gpu: FakeDriver, plans: dict[int, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        raise RuntimeError
+
+    engine = TensorRtEngine("any", dict(plans), ARCHITECTURE)
+    assert engine._plan is not None
+    monkeypatch.setattr(engine._plan, "_rtx_cache", SimpleNamespace(save=fails))
+    with pytest.raises(RuntimeError):
+        engine.close()
