@@ -164,6 +164,11 @@ def load_driver() -> FakeDriver | None:
     return driver
 
 
+def is_loaded() -> bool:
+    """Whether this process has the stand-in, which looks like a GPU to whoever asks."""
+    return load_driver.cache_info().currsize > 0 and load_driver() is not None
+
+
 @pytest.fixture
 def fake_driver() -> Iterator[FakeDriver]:
     """A stand-in without a past. After the test nothing may be held."""
