@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,9 +67,12 @@ def _is_closed(folder: Path, root: Path | str) -> bool:
     return folder == Path(root) / OF_CONTAINER and not os.access(folder, os.W_OK | os.X_OK)
 
 
-def check_room(folder: Path, needed_bytes: int) -> None:
-    """Raise OutputError where `folder` cannot be written or has less than `needed_bytes` free."""
-    with _translated(folder):
+def check_room(folder: Path, needed_bytes: int, elsewhere: str = ELSEWHERE) -> None:
+    """Raise OutputError where `folder` cannot be written or has less than `needed_bytes` free.
+
+    `elsewhere`: how the user names another folder.
+    """
+    with _translated(folder, elsewhere):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"1")
@@ -77,7 +80,7 @@ def check_room(folder: Path, needed_bytes: int) -> None:
     if free_bytes < needed_bytes:
         raise OutputError(
             f"engines need about {needed_bytes / 1e6:,.0f} MB in {folder}, {free_bytes / 1e6:,.0f} MB are free",
-            f"free the disk, or {ELSEWHERE}",
+            f"free the disk, or {elsewhere}",
         )
 
 
@@ -131,9 +134,9 @@ def _plan_path(folder: Path, name: str, plan_sha256: str) -> Path:
 
 
 @contextmanager
-def _translated(folder: Path) -> Iterator[None]:
+def _translated(folder: Path, elsewhere: str = ELSEWHERE) -> Iterator[None]:
     try:
         yield
     except (OSError, OutputError) as error:
         reason = error.message if isinstance(error, OutputError) else f"{error.strerror or error}"
-        raise OutputError(f"engines cannot be kept in {folder} ({reason})", ELSEWHERE) from error
+        raise OutputError(f"engines cannot be kept in {folder} ({reason})", elsewhere) from error

@@ -23,10 +23,15 @@ NO_REASON = "no reason given"
 VENV = "python3 -m venv --system-site-packages VENV"
 
 
+def is_installed(library: str) -> bool:
+    """Whether Python finds `library`, a module of EXTRAS."""
+    return library in EXTRAS and find_spec(library) is not None
+
+
 def installed() -> str:
     """The name of the installed TensorRT module; the full one is preferred. Raises MissingExtraError."""
     for library in EXTRAS:
-        if find_spec(library) is not None:
+        if is_installed(library):
             return library
     pip = "" if _is_arm() else "; on a PC with an RTX GPU: pip install 'merino-edge[rtx]'"
     raise MissingExtraError("this needs TensorRT, which Python does not find", f"{install_hint(TENSORRT)}{pip}")
@@ -88,7 +93,8 @@ def start(kind: Callable[[Any], Any], log: Any) -> Any:
         return kind(log)
     except TypeError:  # the bindings' way to say that the C++ library gave no object
         raise UnsupportedError(
-            f"TensorRT cannot start: {log.first}", "merino-edge doctor says what the GPU lacks; --cpu runs without it"
+            f"TensorRT cannot start: {log.first}",
+            "merino-edge doctor says what the GPU lacks; merino-edge generate BUNDLE --cpu runs without it",
         ) from None
 
 

@@ -49,22 +49,27 @@ def run_checks(environment: Environment) -> list[Finding]:
     return [_finding(check, found) for check in CHECKS if (found := check.find(environment))]
 
 
-def check_engine(built_on: Mapping[str, Any], here: Mapping[str, Any]) -> list[Finding]:
-    """The finding where an engine was built on another machine; both are device cards."""
+def check_engine(built_on: Any, here: Mapping[str, Any]) -> list[Finding]:
+    """The finding where an engine was built on another machine; both are device cards, `built_on` perhaps none."""
     fields: dict[str, Callable[[Mapping[str, Any]], Any]] = {
         "TensorRT": lambda card: card.get("tensorrt"),
         "L4T": _l4t,
         "module": lambda card: card.get("module"),
-        "SMs": lambda card: (card.get("gpu") or {}).get("sm_count"),
+        "SMs": lambda card: _mapping(card.get("gpu")).get("sm_count"),
         "power mode": lambda card: re.sub(r"\s*fmode:\S+", "", str(card.get("power_mode"))),
     }
-    pairs = [(name, read(built_on), read(here)) for name, read in fields.items()]
+    pairs = [(name, read(_mapping(built_on)), read(here)) for name, read in fields.items()]
     changes = [f"{name} {was}, here {now}" for name, was, now in pairs if was != now]
     return [_finding(ENGINE, f"engine built on {'; '.join(changes)}")] if changes else []
 
 
 def _finding(check: Check, found: str) -> Finding:
     return {"name": check.name, "found": found, "advice": check.advice, "source": check.source}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """`value` of a file that others may have written, or an empty mapping where it is none."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _version(text: Any) -> tuple[int, ...]:

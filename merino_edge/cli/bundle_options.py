@@ -91,7 +91,7 @@ def _print_note(bundle: Bundle) -> None:
         from merino_edge.jetson.doctor.checks import check_engine
 
         device = device_card()
-        findings = [check_engine(engine.entry.get("machine", {}), device) for engine in engines]
+        findings = [check_engine(engine.entry.get("machine"), device) for engine in engines]
         note = f"warning: {findings[-1][0]['found']}; build it again: {build_command}" if all(findings) else ""
     elif not bundle.target.startswith("onnxruntime"):
         note = f"no engine of {bundle.path} yet: running on the CPU; on the board: {build_command}"

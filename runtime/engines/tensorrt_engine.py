@@ -9,6 +9,7 @@ it, a larger plan takes its cache over; only then are two plans in memory. Not r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from merino_edge import engine_store, tensorrt_library
 from merino_edge.architecture import Architecture
-from merino_edge.errors import ArtefactError, InputError, UnsupportedError
+from merino_edge.errors import ArtefactError, InputError, MerinoError, UnsupportedError
 from merino_edge.runtime.cuda.cuda import gpu_capability
 from merino_edge.runtime.engine import Candidates
 from merino_edge.runtime.engines.tensorrt_plan import Plan
@@ -53,7 +54,7 @@ class TensorRtEngine:
         ArtefactError where they are damaged or of another graph, and the errors of the constructor.
         """
         built, again = engine_store.engines_of(bundle), f"build it again: merino-edge build {bundle.path}"
-        newest = built[-1]
+        newest = _newest_usable(built)
         library = str(newest.entry.get("library"))
         if library not in tensorrt_library.EXTRAS:
             raise ArtefactError(f"{bundle.path}: its engine is of the unknown library {library!r}", again)
@@ -173,3 +174,14 @@ class TensorRtEngine:
         except OSError as error:  # a build has replaced it since
             raise ArtefactError(f"{plan} cannot be read ({error.strerror})", "open the bundle again") from None
         return Plan(self._library, serialized, self._architecture, capacity, cuda_graphs=self._cuda_graphs)
+
+
+def _newest_usable(built: Sequence[BuiltEngine]) -> BuiltEngine:
+    """The newest engine of a library that is installed, for this GPU; the newest of all where there is none."""
+    with suppress(MerinoError):  # without a GPU none is usable, which is said later
+        capability = gpu_capability()
+        for engine in reversed(built):
+            library = str(engine.entry.get("library"))
+            if engine.entry.get("capability") == capability and tensorrt_library.is_installed(library):
+                return engine
+    return built[-1]

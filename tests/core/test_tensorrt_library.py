@@ -110,8 +110,11 @@ def test_cuda_that_does_not_start_is_typed() -> None:
         log.log(trt.ILogger.Severity.INTERNAL_ERROR, "CUDA initialization failure with error: 35")
         raise TypeError(NULL)
 
-    with pytest.raises(UnsupportedError, match="TensorRT cannot start: CUDA initialization failure with error: 35"):
+    with pytest.raises(
+        UnsupportedError, match="TensorRT cannot start: CUDA initialization failure with error: 35"
+    ) as refusal:
         start(builder, log)
+    assert "merino-edge generate BUNDLE --cpu" in refusal.value.hint  # build, profile and doctor have no --cpu
     assert isinstance(start(trt.Builder, log), trt.Builder)
 
 

@@ -297,3 +297,6 @@ def test_an_engine_from_another_machine_or_mode_is_named(tmp_path: Path) -> None
     )
     (finding,) = check_engine(built_on, device_card(tmp_path / "nothing"))
     assert "TensorRT 10.16.2.10-1+cuda13.2, here unknown; L4T 39.2.1, here unknown" in finding["found"]
+    for damaged in (None, "a board", [1], {**built_on, "gpu": "large"}):
+        (finding,) = check_engine(damaged, device_card(tmp_path))
+        assert "\n" not in finding["found"] and "SMs None, here 4" in finding["found"]

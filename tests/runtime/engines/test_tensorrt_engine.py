@@ -31,7 +31,7 @@ from merino_edge.runtime.engines import kv_scatter_kernel, onnx_engine, tensorrt
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
 from merino_edge.runtime.engines.tensorrt_plan import Tensor, bound_tensors, buffer_bytes, owner
-from merino_edge.tensorrt_library import EXTRAS, RTX
+from merino_edge.tensorrt_library import EXTRAS, RTX, TENSORRT
 from merino_edge.weights import random_weights
 
 LOWERINGS = [("native", "fp16"), ("primitive", "fp16"), ("primitive", "fp32")]
@@ -243,6 +243,9 @@ def test_a_bundle_runs_on_its_engines_for_this_gpu(
         entry["onnx_sha256"] = files[loaded.graph_of(context).name]["sha256"]
         plan = graphs[context] if capability == "SM86" else b"no plan"
         loaded = bundle.add_engine(loaded, plan, entry, lambda old: False)
+    newest = {**entry, "library": TENSORRT, "capability": "SM86"}  # that is not installed, as on another machine
+    loaded = bundle.add_engine(loaded, b"of full TensorRT", newest, lambda old: False)
+    monkeypatch.setattr(tensorrt_library, "is_installed", lambda library: library == RTX)
     monkeypatch.setattr(tensorrt_engine, "gpu_capability", lambda: "SM86")
     tokens = np.arange(32)
     engine, reference = TensorRtEngine.from_bundle(loaded), OnnxEngine(graphs[32], a, 32, 1)
@@ -251,6 +254,9 @@ def test_a_bundle_runs_on_its_engines_for_this_gpu(
             expected = reference.forward(tokens[start:end], start)
             np.testing.assert_allclose(engine.forward(tokens[start:end], start), expected, atol=2e-3)
     monkeypatch.setattr(tensorrt_engine, "gpu_capability", lambda: "SM87")
+    with pytest.raises(UnsupportedError, match="has engines for SM86, this GPU is SM87"):  # those of the newest's
+        TensorRtEngine.from_bundle(loaded)
+    loaded = bundle.add_engine(loaded, b"no plan", entry, lambda old: old["library"] == TENSORRT)
     with pytest.raises(UnsupportedError, match="has engines for SM86, SM89, this GPU is SM87") as refusal:
         TensorRtEngine.from_bundle(loaded)
     assert refusal.value.hint == f"build it again: merino-edge build {tmp_path}"
