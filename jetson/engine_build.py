@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 from merino_edge import engine_store, limits, tensorrt_library
 from merino_edge.bundle import Bundle, add_engine
 from merino_edge.engine_store import BuiltEngine, add_stored
-from merino_edge.errors import ArtefactError, UnsupportedError
+from merino_edge.errors import UnsupportedError
 from merino_edge.export.targets import PLATFORMS, TARGETS
 from merino_edge.export.tensorrt import Engine, build_engine, default_lowering, require_kernels
 from merino_edge.jetson.device.card import device_card
@@ -38,6 +37,8 @@ MIN_WORKSPACE_MB = 64
 # The peak memory of a build without the workspace: the library's own, and for each byte of the graph
 # (benchmarks/compile_engines.py).
 LIBRARY_BYTES, PEAK_OVER_GRAPH = 500_000_000, 3
+# A measured peak counts other programs' memory too. One that is further from the estimate is theirs, or damaged.
+MOST_OVER_ESTIMATE = 3
 ENGINE_OVER_GRAPH = 1.2  # of an engine's file: each engine holds all weights
 OUT_OF_MEMORY = re.compile(r"out ?of ?memory|insufficient memory|cannot allocate|allocation|error 12\b", re.IGNORECASE)
 
@@ -52,6 +53,7 @@ class BuildPlan:
     gpu_capability: str
     workspace_bytes: int
     needed_bytes: int
+    is_measured: bool  # whether `needed_bytes` is the last build's, which holds its workspace
     free_bytes: int
     folder: Path
 
@@ -59,9 +61,9 @@ class BuildPlan:
         needed_mb, workspace_mb, free_mb = (
             size / 1e6 for size in (self.needed_bytes, self.workspace_bytes, self.free_bytes)
         )
+        more = "with its" if self.is_measured else f"and up to {workspace_mb:,.0f} MB of"
         return (
-            f"needs about {needed_mb:,.0f} MB and up to {workspace_mb:,.0f} MB of workspace; {free_mb:,.0f} MB are free"
-            f"; engines go to {self.folder}"
+            f"needs about {needed_mb:,.0f} MB {more} workspace; {free_mb:,.0f} MB are free; engines go to {self.folder}"
         )
 
 
@@ -85,18 +87,26 @@ def plan_build(bundle: Bundle, capability: str = "", workspace_mb: int | None = 
     here = "" if capability else gpu_capability()
     require_kernels(library, capability or here)
     graph_bytes = sum(file["bytes"] for name, file in bundle.manifest["files"].items() if name.startswith("model"))
-    folder = bundle.path if capability else engine_store.store_folder()
-    engine_store.check_room(folder, int(len(bundle.contexts) * ENGINE_OVER_GRAPH * graph_bytes))
+    engine_bytes = int(len(bundle.contexts) * ENGINE_OVER_GRAPH * graph_bytes)
+    if capability:
+        folder = bundle.path
+        elsewhere = "copy the bundle to a folder that you may write, and build the copy"
+        engine_store.check_room(folder, engine_bytes, elsewhere)
+    else:
+        folder = engine_store.store_folder()
+        engine_store.check_room(folder, engine_bytes)
     ram = gpu_free_bytes() or 0
     free = ram + (meminfo_bytes("SwapFree") or 0)
-    needed = _measured_bytes(bundle, library) or LIBRARY_BYTES + PEAK_OVER_GRAPH * graph_bytes
+    estimate = LIBRARY_BYTES + PEAK_OVER_GRAPH * graph_bytes
+    measured = _measured_bytes(bundle, library, estimate)
+    needed = measured or estimate
     workspace = workspace_mb * 1_000_000 if workspace_mb else usual_workspace_bytes()
     if needed > free:
         raise UnsupportedError(
             f"building needs about {needed / 1e6:,.0f} MB, {free_text()} ({NVMAP})",
             "close programs, add swap (merino-edge doctor says how), or export at a lower --precision",
         )
-    return BuildPlan(bundle, library, capability, here, workspace, needed, free, folder)
+    return BuildPlan(bundle, library, capability, here, workspace, needed, measured > 0, free, folder)
 
 
 def usual_workspace_bytes() -> int:
@@ -186,12 +196,13 @@ def _build(plan: BuildPlan, graph: Path, context: int, **options: Any) -> Engine
         ) from error
 
 
-def _measured_bytes(bundle: Bundle, library: str) -> int:
-    """The most memory that building these graphs took here before; 0 where none was built."""
-    with suppress(ArtefactError):  # a damaged entry; the build replaces it
-        entries = (built.entry for built in engine_store.engines_of(bundle))
-        return max((int(e.get("peak_memory_bytes", 0)) for e in entries if e.get("library") == library), default=0)
-    return 0
+def _measured_bytes(bundle: Bundle, library: str, estimate: int) -> int:
+    """The memory that the last build of these graphs took; 0 where none is known or it is far from the estimate."""
+    entries = (built.entry for built in engine_store.engines_of(bundle))
+    peaks = [entry.get("peak_memory_bytes") for entry in entries if entry.get("library") == library]
+    last = peaks[-1] if peaks else 0
+    is_near = type(last) is int and estimate / MOST_OVER_ESTIMATE <= last <= estimate * MOST_OVER_ESTIMATE
+    return last if is_near else 0
 
 
 def _is_replaced_by(entry: dict[str, Any], old: dict[str, Any]) -> bool:

@@ -183,6 +183,38 @@ def test_what_cannot_be_built_is_refused(good: Path, rtx_bundle: Path, refused: 
     assert not bundle.load(rtx_bundle).engines
 
 
+@pytest.mark.parametrize(
+    ("peaks", "says"),  # 500 MB are estimated
+    [
+        ([10**12], "500 MB and up to"),
+        ([10**6], "500 MB and up to"),
+        ([10**9, None], "500 MB and up to"),
+        (["much"], "500 MB and up to"),
+        ([900_000_000, 600_000_000], "600 MB with its workspace;"),
+    ],
+)
+def test_the_last_build_s_memory_counts_where_it_is_near_the_estimate(
+    rtx_bundle: Path, tmp_path: Path, peaks: list[object], says: str
+) -> None:
+    loaded = bundle.load(shutil.copytree(rtx_bundle, tmp_path / "bundle"))
+    for number, peak in enumerate(peaks):
+        entry = {"library": RTX, "peak_memory_bytes": peak}
+        loaded = bundle.add_engine(loaded, f"plan {number}".encode(), entry, lambda old: False)
+    assert f"needs about {says}" in str(engine_build.plan_build(loaded, "SM86"))
+
+
+def test_a_bundle_that_must_hold_its_engines_but_is_read_only_is_to_be_copied(
+    rtx_bundle: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(**options: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(engine_store.tempfile, "TemporaryFile", read_only)
+    said = refused("build", rtx_bundle, "--capability", "SM86")
+    assert "(Read-only file system); copy the bundle to a folder that you may write" in said
+    assert "MERINO_ENGINES" not in said
+
+
 def test_a_build_that_would_not_fit_into_memory_does_not_start(
     rtx_bundle: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
