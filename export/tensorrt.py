@@ -152,11 +152,24 @@ def default_lowering(library: str, precision: str) -> Lowering:
     """The lowering for the TensorRT that is installed: `native` where its parser has attention and the cache update."""
     if precision == "fp32":  # fused attention has none
         return "primitive"
+    return "native" if _has_cache_update(library) else "primitive"
+
+
+def profile_target(library: str) -> str:
+    """The target whose graphs a profile times on the TensorRT that is installed.
+
+    Before the cache update it is the oldest, whose large tables are in pieces.
+    """
+    return "rtx" if _has_cache_update(library) else "jetpack-6.2"
+
+
+def _has_cache_update(library: str) -> bool:
+    """Whether the parser of `library` takes the operator that updates the cache in place."""
     if library == tensorrt_library.RTX:
-        return "native"
+        return True
     trt, _ = tensorrt_library.load(library)
     release = tuple(map(int, re.findall(r"\d+", trt.__version__)[:2]))
-    return "native" if release >= OPERATORS_SINCE["TensorScatter"] else "primitive"
+    return release >= OPERATORS_SINCE["TensorScatter"]
 
 
 def use_timing_cache(config: Any, timings: bytes, log: Any) -> None:

@@ -201,8 +201,9 @@ def _measured_bytes(bundle: Bundle, library: str, estimate: int) -> int:
     entries = (built.entry for built in engine_store.engines_of(bundle))
     peaks = [entry.get("peak_memory_bytes") for entry in entries if entry.get("library") == library]
     last = peaks[-1] if peaks else 0
-    is_near = type(last) is int and estimate / MOST_OVER_ESTIMATE <= last <= estimate * MOST_OVER_ESTIMATE
-    return last if is_near else 0
+    if not isinstance(last, int):
+        return 0
+    return last if estimate / MOST_OVER_ESTIMATE <= last <= estimate * MOST_OVER_ESTIMATE else 0
 
 
 def _is_replaced_by(entry: dict[str, Any], old: dict[str, Any]) -> bool:

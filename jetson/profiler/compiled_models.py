@@ -19,11 +19,12 @@ from pathlib import Path
 from merino_edge import artefact, engine_store, tensorrt_library
 from merino_edge.architecture import Architecture
 from merino_edge.errors import OutputError, UnsupportedError
-from merino_edge.export.tensorrt import build_engine, default_lowering, require_kernels
+from merino_edge.export.tensorrt import build_engine, default_lowering, profile_target, require_kernels
 from merino_edge.jetson.device.card import device_card
-from merino_edge.jetson.engine_build import usual_workspace_bytes
+from merino_edge.jetson.engine_build import OUT_OF_MEMORY, usual_workspace_bytes
 from merino_edge.jetson.kernel_timings import KernelTimings, machine_hash
 from merino_edge.jetson.profiler.random_graph import random_graph
+from merino_edge.runtime.memory import NVMAP, free_text
 
 SPARE_BYTES = 1_000_000_000  # of the disk, which engines leave free
 HELD_BYTES = 256_000_000  # of engines in memory, where the disk has no room
@@ -62,7 +63,8 @@ class CompiledModels:
     def choose_lowering(self, a: Architecture, precision: str, begun: str = "") -> None:
         """Compile `a`, and take the primitive lowering for all models if the native one does not compile.
 
-        `begun`: the lowering of the table that is continued.
+        `begun`: the lowering of the table that is continued. Raises UnsupportedError where memory runs out, which says
+        nothing about the lowering.
         """
         self._lowering = begun
         if begun or self.lowering(precision) == "primitive":
@@ -70,6 +72,8 @@ class CompiledModels:
         try:
             self.seconds(a, precision)
         except UnsupportedError as error:
+            if OUT_OF_MEMORY.search(error.message):
+                raise
             self._lowering = "primitive"
             self._warn(f"measuring the primitive lowering: {error.message}")
 
@@ -112,6 +116,11 @@ class CompiledModels:
                 timings=self._timings.data,
             )
         except UnsupportedError as error:
+            if OUT_OF_MEMORY.search(error.message):  # another try may get it
+                raise UnsupportedError(
+                    f"{error.message} ({free_text()}; {NVMAP})",
+                    "close programs or reboot, then profile again; merino-edge doctor says what takes memory",
+                ) from error
             self._refused[path] = error
             raise
         self.compiled += 1
@@ -125,7 +134,7 @@ class CompiledModels:
         return built.seconds, built.plan
 
     def _graph(self, a: Architecture, precision: str) -> bytes:
-        return random_graph(a, precision, "rtx", self.lowering(precision))
+        return random_graph(a, precision, profile_target(self.library), self.lowering(precision))
 
     def _path(self, a: Architecture, precision: str) -> Path:
         model = artefact.sha256_text(artefact.canonical_json([a.to_dict(), precision, self.lowering(precision)]))

@@ -8,11 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnx
 import pytest
 
 from merino_edge import tensorrt_library
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import UnsupportedError
+from merino_edge.export.targets import PLATFORMS
 from merino_edge.export.tensorrt import default_lowering
 from merino_edge.jetson.profiler import compiled_models, profiler
 from merino_edge.jetson.profiler.backends import BACKENDS, Backend
@@ -118,6 +120,48 @@ def test_the_primitive_lowering_answers_where_the_native_one_does_not_compile(fo
         with pytest.raises(UnsupportedError, match="cannot compile the graph"):
             models.plan(NO_NATIVE, "fp16")
     assert models.plan(SMALL, "fp32")
+
+
+def test_a_compiler_without_memory_is_tried_again_and_chooses_no_lowering(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*arguments: object, **options: object) -> None:
+        raise UnsupportedError("TensorRT cannot compile the graph: [defaultAllocator.cpp] Out of memory", "a hint")
+
+    models = CompiledModels(RTX, "SM86")
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled_models, "build_engine", no_memory)
+        with pytest.raises(
+            UnsupportedError, match=r"Out of memory.*MB are free.*; close programs or reboot"
+        ) as refusal:
+            models.choose_lowering(SMALL, "fp16")
+    assert "a hint" not in str(refusal.value) and models.lowering("fp16") == "native"
+    assert not models.is_compiled(SMALL, "fp16")
+    models.choose_lowering(SMALL, "fp16")  # memory is free again
+    assert models.is_compiled(SMALL, "fp16") and not models.warnings
+
+
+@pytest.mark.parametrize(
+    ("version", "pieces"), [("10.3.0", True), ("10.13.3.9", True), ("10.16.2.10", False), ("11.0", False)]
+)
+def test_a_large_head_is_profiled_in_the_pieces_that_export_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, *, pieces: bool
+) -> None:
+    monkeypatch.setattr(tensorrt_library, "load", lambda library: (SimpleNamespace(__version__=version), None))
+    small_limit = dataclasses.replace(PLATFORMS["jetpack-6.2"], largest_weight_bytes=2000)
+    monkeypatch.setitem(PLATFORMS, "jetpack-6.2", small_limit)
+    graphs: list[onnx.ModelProto] = []
+
+    def refuse(library: str, graph: bytes, *arguments: object, **options: object) -> None:
+        graphs.append(onnx.load_from_string(graph))
+        raise UnsupportedError("TensorRT cannot compile the graph")
+
+    monkeypatch.setattr(compiled_models, "build_engine", refuse)
+    monkeypatch.setenv("MERINO_ENGINES", str(tmp_path))
+    with pytest.raises(UnsupportedError):
+        CompiledModels(TENSORRT, "SM87").plan(SMALL, "fp16")
+    tables = [tensor for tensor in graphs[0].graph.initializer if "embedding" in tensor.name or "head" in tensor.name]
+    assert (max(onnx.numpy_helper.to_array(tensor).nbytes for tensor in tables) <= 2000) == pieces
 
 
 @pytest.mark.parametrize(
