@@ -24,7 +24,7 @@ SENSORS = {
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Describe this machine: what works on it, and what each verb still needs."""
+    """Describe this machine and what each verb still needs."""
     from merino_edge.cli import console
     from merino_edge.jetson.doctor.doctor import examine
 

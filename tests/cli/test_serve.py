@@ -35,7 +35,7 @@ def test_the_verb_serves_until_it_is_told_to_end(bundle_path: Path) -> None:
     ("options", "said"),
     [
         (("--host", "0.0.0.0"), "give --api-key TEXT"),
-        (("--api-key", ""), "the API key is empty"),
+        (("--api-key", ""), "--api-key is empty"),
         (("--port", "70000"), "port is 70000"),
         (("--host", "192.0.2.1", "--api-key", "x"), "cannot listen on 192.0.2.1"),
         (("--waiting", "-1"), "waiting is -1"),
