@@ -190,10 +190,15 @@ def _build(plan: BuildPlan, graph: Path, context: int, **options: Any) -> Engine
     except UnsupportedError as error:
         if not OUT_OF_MEMORY.search(error.message):
             raise
-        raise UnsupportedError(
-            f"{error.message} ({free_text()}; {NVMAP})",
-            "close programs or reboot, then build with --workspace-mb 256; merino-edge doctor says what takes memory",
-        ) from error
+        raise without_memory(error, "build with --workspace-mb 256") from error
+
+
+def without_memory(error: UnsupportedError, then: str) -> UnsupportedError:
+    """`error`, which OUT_OF_MEMORY found, with what is free and what to do; `then`: after memory was freed."""
+    return UnsupportedError(
+        f"{error.message} ({free_text()}; {NVMAP})",
+        f"close programs or reboot, then {then}; merino-edge doctor says what takes memory",
+    )
 
 
 def _measured_bytes(bundle: Bundle, library: str, estimate: int) -> int:

@@ -21,10 +21,9 @@ from merino_edge.architecture import Architecture
 from merino_edge.errors import OutputError, UnsupportedError
 from merino_edge.export.tensorrt import build_engine, default_lowering, profile_target, require_kernels
 from merino_edge.jetson.device.card import device_card
-from merino_edge.jetson.engine_build import OUT_OF_MEMORY, usual_workspace_bytes
+from merino_edge.jetson.engine_build import OUT_OF_MEMORY, usual_workspace_bytes, without_memory
 from merino_edge.jetson.kernel_timings import KernelTimings, machine_hash
 from merino_edge.jetson.profiler.random_graph import random_graph
-from merino_edge.runtime.memory import NVMAP, free_text
 
 SPARE_BYTES = 1_000_000_000  # of the disk, which engines leave free
 HELD_BYTES = 256_000_000  # of engines in memory, where the disk has no room
@@ -117,10 +116,7 @@ class CompiledModels:
             )
         except UnsupportedError as error:
             if OUT_OF_MEMORY.search(error.message):  # another try may get it
-                raise UnsupportedError(
-                    f"{error.message} ({free_text()}; {NVMAP})",
-                    "close programs or reboot, then profile again; merino-edge doctor says what takes memory",
-                ) from error
+                raise without_memory(error, "profile again") from error
             self._refused[path] = error
             raise
         self.compiled += 1

@@ -145,7 +145,14 @@ class LazyVerbs(Mapping[str, Any]):
 
 
 class HelpfulGroup(TyperGroup):
-    """A group that prints its help where no command is given."""
+    """A group that prints its help where no command is given, and knows what old verbs are called now."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """As in click. Raises InputError where a verb's old name is used."""
+        if cmd_name in RENAMED and not ctx.resilient_parsing:  # completion parses resiliently
+            words = cmd_name if ctx.parent is None else f"{ctx.info_name} {cmd_name}"
+            raise InputError(f"the verb {words} has a new name", f"run: merino-edge {RENAMED[cmd_name]}")
+        return super().get_command(ctx, cmd_name)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args and not ctx.resilient_parsing:
@@ -168,12 +175,6 @@ class VerbGroup(HelpfulGroup):
     def invoke(self, ctx: Any) -> Any:
         with ClosedPipe.told():
             return super().invoke(ctx)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """As in click. Raises InputError where a verb's old name is used."""
-        if cmd_name in RENAMED and not ctx.resilient_parsing:  # completion parses resiliently
-            raise InputError(f"the verb {cmd_name} has a new name", f"run: merino-edge {RENAMED[cmd_name]}")
-        return super().get_command(ctx, cmd_name)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         width = max(map(len, VERBS))

@@ -345,7 +345,7 @@ class Plan:
             with suppress(UnsupportedError), self._cuda.active():
                 if self._contexts and self._rtx_cache is not None:
                     self._rtx_cache.save()
-                self._contexts = []
+                self._contexts = []  # while the GPU's context is current
         finally:
-            self._contexts = []
+            self._contexts = []  # where it could not be made so
             self._cuda.close()

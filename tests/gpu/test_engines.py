@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from helpers import engine_conformance as conformance
+from helpers.device_memory import assert_memory_comes_back
 from helpers.engine_conformance import EngineConformance, NewEngine
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError, InputError, UnsupportedError
@@ -203,12 +204,4 @@ def test_a_backend_runs_a_tiny_model(name: str) -> None:
 def test_memory_comes_back_as_it_was_sent() -> None:
     with contextlib.closing(Cuda()) as cuda, cuda.active():
         assert re.fullmatch(r"SM\d{2,3}", cuda.capability)
-        sent, back = np.arange(1000, dtype=np.float32), np.ones(1000, np.float32)
-        address = cuda.allocate(sent.nbytes)
-        cuda.to_host(address, back)
-        cuda.synchronize()
-        assert not back.any() and address % 256 == 0
-        cuda.to_device(sent, address)
-        cuda.to_host(address, back)
-        cuda.synchronize()
-        np.testing.assert_array_equal(back, sent)
+        assert_memory_comes_back(cuda)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from helpers.device_memory import assert_memory_comes_back
 from helpers.fake_driver import FakeDriver
 from helpers.stand_in_gpu import no_compiler
 from merino_edge.errors import MerinoError, MissingExtraError, UnsupportedError
@@ -34,15 +35,7 @@ def test_the_first_gpu_is_described(fake_driver: FakeDriver, package: str) -> No
 
 
 def test_memory_comes_back_as_it_was_sent(cuda: Cuda) -> None:
-    sent, back = np.arange(1000, dtype=np.float32), np.ones(1000, np.float32)
-    address = cuda.allocate(sent.nbytes)
-    cuda.to_host(address, back)
-    cuda.synchronize()
-    assert not back.any() and address % 256 == 0
-    cuda.to_device(sent, address)
-    cuda.to_host(address, back)
-    cuda.synchronize()
-    np.testing.assert_array_equal(back, sent)
+    assert_memory_comes_back(cuda)
 
 
 def test_pinned_memory_is_the_gpus_too(cuda: Cuda) -> None:
