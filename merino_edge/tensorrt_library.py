@@ -61,10 +61,10 @@ def install_hint(library: str, root: Path = Path("/"), machine: str = "") -> str
 
 
 def load(library: str) -> tuple[Any, Any]:
-    """The library's module, and a logger.
+    """The library's module, and a logger (`new_log`).
 
-    The logger's `first` is the first error since it was made, or since `forget()`. Raises MissingExtraError where the
-    library is not installed, UnsupportedError with the cause where it cannot be imported.
+    Raises MissingExtraError where the library is not installed, UnsupportedError with the cause where it cannot be
+    imported.
     """
     if find_spec(library) is None:
         raise MissingExtraError(f"this needs the package {library}, which is not installed", install_hint(library))
@@ -72,6 +72,12 @@ def load(library: str) -> tuple[Any, Any]:
         trt = import_module(library)
     except (ImportError, OSError) as error:
         raise UnsupportedError(f"{library} cannot be imported ({error})", _import_hint(library, error)) from None
+
+    return trt, new_log(trt)
+
+
+def new_log(trt: Any) -> Any:
+    """A logger for the library's module `trt`: its `first` is the first error since it was made or since `forget()`."""
 
     class Log(trt.ILogger):  # type: ignore[misc,name-defined]
         first = NO_REASON
@@ -84,7 +90,7 @@ def load(library: str) -> tuple[Any, Any]:
             """Errors up to now did no harm; a later one is the reason of a later failure."""
             self.first = NO_REASON
 
-    return trt, Log()
+    return Log()
 
 
 def start(kind: Callable[[Any], Any], log: Any) -> Any:

@@ -7,8 +7,8 @@ there. Shapes must be within the profile.
 from __future__ import annotations
 
 import ctypes
+from enum import IntEnum
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ def gpu(fake_driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     """A GPU: the strict driver, our kernels as host code, and ONNX Runtime in place of TensorRT."""
     for kernel in (kv_scatter_kernel, topk_kernel):
         fake_driver.add_kernel(kernel.SOURCE, kernel.NAME)
-    stand_in = (OnnxInPlaceOfTensorRt, SimpleNamespace(first="", forget=lambda: None))
+    stand_in = (OnnxInPlaceOfTensorRt, tensorrt_library.new_log(OnnxInPlaceOfTensorRt))
     monkeypatch.setattr(tensorrt_library, "load", lambda library: stand_in)
     return fake_driver
 
@@ -134,6 +134,10 @@ class OnnxInPlaceOfTensorRt:
     """Stands in for the library's module. A plan is the serialized graph."""
 
     __version__ = "0"
+
+    class ILogger:
+        class Severity(IntEnum):
+            INTERNAL_ERROR, ERROR, WARNING = range(3)
 
     class ExecutionContextAllocationStrategy:
         ON_PROFILE_CHANGE = "on profile change"

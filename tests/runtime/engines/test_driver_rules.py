@@ -18,6 +18,7 @@ import pytest
 from helpers.engine_conformance import ARCHITECTURE, CONTEXT, TOKENS, WEIGHTS
 from helpers.fake_driver import FakeDriver
 from helpers.stand_in_gpu import Context
+from merino_edge import tensorrt_library
 from merino_edge.errors import MerinoError, UnsupportedError
 from merino_edge.export.graph import build_stored, to_bytes
 from merino_edge.export.quantization.stored_weights import store
@@ -222,6 +223,27 @@ def test_what_tensorrt_says_no_to_is_refused(
     with pytest.raises(UnsupportedError, match="TensorRT refuses") as refusal:
         answers(plans)
     assert "--context" in refusal.value.hint
+
+
+def test_what_is_said_to_a_refused_recording_is_not_the_reason_of_a_later_failure(
+    gpu: FakeDriver, plans: dict[int, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt, log = tensorrt_library.load("any")
+    runs = Context.execute_async_v3
+
+    def not_recorded(self: Context, stream: int) -> bool:
+        if gpu.is_capturing(stream):
+            log.log(trt.ILogger.Severity.ERROR, "not permitted while the stream is captured")
+        return not gpu.is_capturing(stream) and runs(self, stream)
+
+    monkeypatch.setattr(Context, "execute_async_v3", not_recorded)
+    with contextlib.closing(TensorRtEngine("any", dict(plans), ARCHITECTURE)) as engine:
+        for position in range(3):
+            engine.forward(TOKENS[position : position + 1], position)
+        assert gpu.count("cuStreamBeginCapture_v2") == 1 and gpu.count("cuGraphLaunch") == 0
+        monkeypatch.setattr(Context, "set_input_shape", lambda self, *arguments: False)
+        with pytest.raises(UnsupportedError, match=tensorrt_library.NO_REASON):
+            engine.forward(TOKENS[3:5], 3)
 
 
 def test_a_cache_that_cannot_be_saved_leaves_no_memory(

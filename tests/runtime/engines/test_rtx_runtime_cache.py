@@ -25,13 +25,6 @@ from merino_edge.weights import random_weights
 MARK = b"runtime cache:"
 
 
-class Log:
-    first = "refused"
-
-    def forget(self) -> None:
-        self.first = ""
-
-
 class RuntimeCache:
     """As NVIDIA's: it takes only what one of its kind wrote. Each context that is made compiles one kernel more."""
 
@@ -89,8 +82,14 @@ class RtxInPlace(OnnxInPlaceOfTensorRt):
             return RtxEngine(plan)
 
 
+def new_log() -> Any:
+    log = tensorrt_library.new_log(RtxInPlace)
+    log.log(RtxInPlace.ILogger.Severity.ERROR, "refused")
+    return log
+
+
 def test_the_cache_is_read_once_and_written_when_it_changed(tmp_path: Path) -> None:
-    path, log = tmp_path / "cache.bin", Log()
+    path, log = tmp_path / "cache.bin", new_log()
     first = RtxRuntimeCache(path)
     first.save()
     assert not path.exists()
@@ -107,7 +106,7 @@ def test_the_cache_is_read_once_and_written_when_it_changed(tmp_path: Path) -> N
     again = RtxRuntimeCache(path)
     again.attach(config, log)
     assert (
-        config.cache.kernels == b"" and log.first == ""
+        config.cache.kernels == b"" and log.first == tensorrt_library.NO_REASON
     )  # a damaged file is an empty cache, and no reason of anything
     config.cache.kernels = b"another"
     again.save()
@@ -117,13 +116,13 @@ def test_the_cache_is_read_once_and_written_when_it_changed(tmp_path: Path) -> N
 def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None:
     (tmp_path / "engines").write_text("no folder")
     mine, config = RtxRuntimeCache(tmp_path / "engines" / "cache.bin"), RuntimeConfig()
-    mine.attach(config, Log())
+    mine.attach(config, new_log())
     mine.save()
 
 
 def test_engines_and_starts_share_one_cache(gpu: FakeDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MERINO_ENGINES", str(tmp_path))
-    monkeypatch.setattr(tensorrt_library, "load", lambda library: (RtxInPlace, Log()))
+    monkeypatch.setattr(tensorrt_library, "load", lambda library: (RtxInPlace, new_log()))
     a = Architecture(60, 32, 64, 64, (Block(64, 1, 1, 1, 64),))
     target = Target.named("rtx", "fp16", "primitive")
     stored = store(a, random_weights(a), target)
