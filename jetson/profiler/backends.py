@@ -25,7 +25,7 @@ import numpy as np
 
 from merino_edge.architecture import Architecture, Block
 from merino_edge.counts import PRECISIONS
-from merino_edge.errors import UnsupportedError, require
+from merino_edge.errors import MerinoError, UnsupportedError, require
 from merino_edge.graph_io import ONNX_CUDA_TARGET
 from merino_edge.runtime.engine import Engine
 
@@ -57,6 +57,7 @@ class Backend:
     )  # of the cache that a step reads: (positions in use, context)
     lowering: str = ""  # of the graphs; "" where it runs none, or where `models` chooses it
     models: Callable[[], CompiledModels] | None = field(default=None, repr=False)  # that it compiles
+    driver_package: Callable[[], str] | None = field(default=None, repr=False)  # the one that calls CUDA's driver here
     _placement: list[str] = field(default_factory=list, init=False, repr=False, compare=False)  # of the newest engine
 
     def engine(self, a: Architecture, precision: str, threads: int) -> TimedEngine:
@@ -89,8 +90,15 @@ class Backend:
             engine.forward(np.zeros(1, np.int64), 0)
 
     def versions(self) -> dict[str, str]:
-        """The versions of the libraries; "unknown" where one is no Python distribution here."""
-        return {library: _version(library) for library in self.libraries}
+        """The versions of the libraries; "unknown" where one is no Python distribution here.
+
+        The package that calls CUDA's driver is the one that is used here. Without a GPU it is none.
+        """
+        names = list(self.libraries)
+        if self.driver_package is not None:
+            with contextlib.suppress(MerinoError):
+                names.append(self.driver_package())
+        return {name: _version(name) for name in names}
 
 
 def backend_named(name: str) -> Backend:
@@ -143,8 +151,21 @@ def _tensorrt(name: str, distribution: str, module: str) -> Backend:
 
         return TensorRtEngine(module, {a.max_positions: models().plan(a, precision)}, a)
 
-    libraries = ("numpy", distribution, "cuda-bindings", "onnx-ir")
-    return Backend(name, "cuda", libraries, PRECISIONS, open_engine, lambda positions, context: context, models=models)
+    def driver_package() -> str:
+        from merino_edge.runtime.cuda.provider import open_provider
+
+        return open_provider().name
+
+    return Backend(
+        name,
+        "cuda",
+        ("numpy", distribution, "onnx-ir"),
+        PRECISIONS,
+        open_engine,
+        lambda positions, context: context,
+        models=models,
+        driver_package=driver_package,
+    )
 
 
 def _torch(device: str) -> Backend:

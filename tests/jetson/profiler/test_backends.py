@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.fake_driver import FakeDriver
 from merino_edge.architecture import Architecture, Block
 from merino_edge.counts import PRECISIONS
 from merino_edge.errors import InputError, MerinoError, MissingExtraError, UnsupportedError
@@ -84,7 +85,19 @@ def test_versions_are_those_installed() -> None:
     versions = backend_named("onnxruntime-cpu").versions()
     assert versions == {name: version(name) for name in ("numpy", "onnxruntime", "onnx-ir")}
     for backend in BACKENDS.values():
-        assert list(backend.versions()) == list(backend.libraries) and all(backend.versions().values())
+        assert set(backend.libraries) <= set(backend.versions()) and all(backend.versions().values())
+
+
+def test_the_driver_is_called_by_the_package_that_a_table_names(fake_driver: FakeDriver, package: str) -> None:
+    for name in ("tensorrt", "tensorrt-rtx"):
+        versions = backend_named(name).versions()
+        used, other = ("PyCUDA", "cuda-bindings") if package == "pycuda" else ("cuda-bindings", "PyCUDA")
+        assert versions[used] == version(used) and other not in versions
+
+
+def test_without_a_gpu_no_package_is_named(fake_driver: FakeDriver) -> None:
+    fake_driver.set(devices=0)
+    assert list(backend_named("tensorrt").versions()) == list(backend_named("tensorrt").libraries)
 
 
 def test_a_backend_goes_by_its_name_only() -> None:
