@@ -2,8 +2,9 @@
 
 `--json` prints {"kind", "path", ...}. An architecture, a space, a front, a corpus, a study, stored logits and a
 synthetic corpus add their own document. A latency table adds its header, its validation and counts of its entries.
-A checkpoint adds its training record and a bundle its manifest, each with `counts`. With `--against OTHER`, of two
-tables, it prints merino_edge.jetson.profiler.comparison.compare.
+A checkpoint adds its training record and a bundle its manifest, each with `counts`. A bundle has "stored_engines" too:
+the entries of its engines in the engine store, where "file" is the whole path. With `--against OTHER`, of two tables,
+it prints merino_edge.jetson.profiler.comparison.compare.
 """
 
 from __future__ import annotations
@@ -113,10 +114,16 @@ def _read_checkpoint(path: Path) -> Document:
 
 
 def _read_bundle(path: Path) -> Document:
-    from merino_edge import bundle
+    from merino_edge import bundle, engine_store
 
     loaded = bundle.load(path)
-    return {**loaded.manifest, "architecture": loaded.architecture.to_dict(), "counts": _counts(loaded.architecture)}
+    built = engine_store.engines_of(loaded)
+    return {
+        **loaded.manifest,
+        "architecture": loaded.architecture.to_dict(),
+        "counts": _counts(loaded.architecture),
+        "stored_engines": [{**one.entry, "file": str(one.path)} for one in built if one.path.parent != loaded.path],
+    }
 
 
 def _read_table(path: Path) -> Document:

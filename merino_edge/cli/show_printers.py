@@ -50,7 +50,7 @@ def print_artefact(screen: Console, document: Document) -> None:
     )
     print_model(screen, document)
     shown_apart = {"kind", "path", "schema_version", "id", "architecture", "counts", "tool_version", "sha256",
-                   "files", "parity", "graph", "history", "engines", "tunings"}  # fmt: skip
+                   "files", "parity", "graph", "history", "engines", "stored_engines", "tunings"}  # fmt: skip
     rest = {name: value for name, value in document.items() if name not in shown_apart}
     # A search result also holds the whole space and the table's entries. They are for search --from, not for people.
     if isinstance(space := rest.get("space"), dict):
@@ -68,7 +68,7 @@ def print_artefact(screen: Console, document: Document) -> None:
         screen.print(f"graph: {form}; compared with PyTorch:")
     for check in document.get("parity", ()):
         screen.print("  " + check_line(check))
-    for engine in document.get("engines", ()):
+    for engine in [*document.get("engines", ()), *document.get("stored_engines", ())]:
         machine = engine.get("machine", {})
         screen.print(
             f"engine {engine['file']}: {engine.get('library')} {engine.get('version')} for {engine.get('capability')}, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from merino_edge import architecture, artefact, bundle, checkpoint
+from merino_edge import architecture, artefact, bundle, checkpoint, engine_store
 from merino_edge.architecture import Architecture, Block
 from merino_edge.cli import show
 from merino_edge.data import corpus_writer
@@ -142,6 +143,23 @@ def test_show_tells_an_artefact_by_its_content(folder: Path, name: str, kind: st
     text = merino("show", folder / name).stdout
     assert kind in text and "shared" in text and TINY.id in text
     assert "\x1b" not in text  # the text of an artefact cannot steer the terminal
+
+
+def test_show_lists_the_engines_of_a_bundle_and_where_they_lie(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(engine_store.VARIABLE, str(tmp_path / "store"))
+    loaded = bundle.load(shutil.copytree(folder / "bundle", tmp_path / "bundle"))
+    entry = {"library": "tensorrt", "version": "10.3.0", "capability": "SM87", "context": 16, "bytes": 6}
+    loaded = bundle.add_engine(loaded, b"inside", {**entry, "capability": "SM86"}, lambda old: False)
+    stored = engine_store.add_stored(tmp_path / "store", loaded.graph_sha256(16), b"stored", entry)
+    engine_store.add_stored(tmp_path / "store", "0" * 64, b"others", entry)  # of another graph
+    shown = json.loads(merino("show", loaded.path, "--json").stdout)
+    assert [engine["file"] for engine in shown["engines"]] == [loaded.engines[0]["file"]]
+    assert [engine["file"] for engine in shown["stored_engines"]] == [str(stored.path)]
+    lines = [line for line in merino("show", loaded.path).stdout.splitlines() if line.startswith("engine ")]
+    assert [line.split(": ")[0] for line in lines] == [f"engine {loaded.engines[0]['file']}", f"engine {stored.path}"]
+    assert "tensorrt 10.3.0 for SM87, 16 positions" in lines[1]
 
 
 def test_show_explains_a_space(space_file: Path) -> None:
