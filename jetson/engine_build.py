@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from merino_edge import engine_store, limits, tensorrt_library
+from merino_edge import engine_store, limits, store_limit, tensorrt_library
 from merino_edge.bundle import Bundle, add_engine
 from merino_edge.engine_store import BuiltEngine, add_stored
 from merino_edge.errors import UnsupportedError
@@ -71,8 +71,8 @@ def plan_build(bundle: Bundle, capability: str = "", workspace_mb: int | None = 
     """Check whether `bundle` can be compiled here, before minutes of work.
 
     Raises UnsupportedError where its target has no engines, or GPU or memory are missing. Raises MissingExtraError
-    where TensorRT is missing, InputError where `workspace_mb` is out of range, and OutputError where the engines cannot
-    be written.
+    where TensorRT is missing, InputError where `workspace_mb` or the store's limit is out of range, and OutputError
+    where the engines cannot be written.
     """
     platform = PLATFORMS.get(bundle.target)
     if platform is None or platform.tensorrt is None:
@@ -95,6 +95,7 @@ def plan_build(bundle: Bundle, capability: str = "", workspace_mb: int | None = 
     else:
         folder = engine_store.store_folder()
         engine_store.check_room(folder, engine_bytes)
+        store_limit.limit_bytes()  # is a number
     ram = gpu_free_bytes() or 0
     free = ram + (meminfo_bytes("SwapFree") or 0)
     estimate = LIBRARY_BYTES + PEAK_OVER_GRAPH * graph_bytes
@@ -166,6 +167,9 @@ def build_engines(
         if warning := timings.keep(engine.timings):  # the engine itself is written
             on_warning(warning)
         on_engine(built)
+    newest = [built.path for built in reversed(engines)]  # the largest serves every length, so it would leave last
+    if not plan.capability and (line := store_limit.remove_least_used(plan.folder, newest)):
+        on_warning(line)
     return engines
 
 

@@ -3,13 +3,14 @@
     STORE/NAME.json         kind "engine", schema 1, with the entry of merino_edge.jetson.engine_build
           NAME-PLAN.plan    the engine; PLAN begins its sha256
           timings-HASH.bin  kernel timings, for the next build
+          profile/          engines of profiles (merino_edge.jetson.profiler.compiled_models)
 
 NAME is GRAPH-CAPABILITY-LIBRARY-VERSION. GRAPH begins a hash of the graph and its weights, since two models of one
 shape have the same graph file. So a bundle may be read-only, and copies of it share their engines. Everything here can
 be made again by `merino-edge build`, so the folder may be deleted.
 
 The store is the folder $MERINO_ENGINES. Without that variable it is /engines, the container's volume, if this user may
-write there. Elsewhere it is `engines` in the user's cache.
+write there. Elsewhere it is `engines` in the user's cache. merino_edge.store_limit bounds its size.
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ class BuiltEngine:
 
     path: Path  # of the plan
     entry: dict[str, Any]  # as merino_edge.jetson.engine_build wrote it
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether it is in a store, not in a bundle."""
+        return "graph_sha256" in self.entry
 
     def check(self) -> None:
         """Raise ArtefactError where the file is not the one that was written. A bundle checks its own when it loads."""

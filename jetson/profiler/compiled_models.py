@@ -3,7 +3,8 @@
 An engine stays in the engine store's folder `profile`, by its model, the GPU and the library with its release. Its file
 is a line of JSON, {"graph_sha256", "seconds", "sha256"}, and the plan. The graph must be the one that was compiled.
 `seconds` is how long the compiler took: an estimate needs it after a first dry run, too. The folder may be deleted.
-Where the disk has no room, engines are held in memory as far as they fit, and the profile goes on.
+Beyond the store's limit those of earlier profiles are removed (merino_edge.store_limit). Where the disk has no room,
+engines are held in memory as far as they fit, and the profile goes on.
 
 The lowering follows the TensorRT that is there. If the largest native model does not compile, all are primitive.
 """
@@ -16,7 +17,7 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
-from merino_edge import artefact, engine_store, tensorrt_library
+from merino_edge import artefact, engine_store, store_limit, tensorrt_library
 from merino_edge.architecture import Architecture
 from merino_edge.errors import OutputError, UnsupportedError
 from merino_edge.export.tensorrt import build_engine, default_lowering, profile_target, require_kernels
@@ -36,8 +37,12 @@ class CompiledModels:
     """
 
     def __init__(self, library: str, capability: str) -> None:
-        """`capability`: the GPU's, such as SM87. Raises what `load` of merino_edge.tensorrt_library raises."""
+        """`capability`: the GPU's, such as SM87.
+
+        Raises what `load` of merino_edge.tensorrt_library raises, and InputError where the store's limit is no number.
+        """
         require_kernels(library, capability)
+        store_limit.limit_bytes()
         card = device_card()
         self.library, self.capability = library, capability
         self.warnings: list[str] = []
@@ -100,6 +105,7 @@ class CompiledModels:
         content = self._held.get(path, b"")
         with suppress(OSError):
             content = content or path.read_bytes()
+            store_limit.mark_used(path)
         if found := _read(content, self._graph_sha256[path]):
             return found
         return self._compile(path, graph or self._graph(a, precision), a.max_positions)
@@ -143,6 +149,9 @@ class CompiledModels:
                 if shutil.disk_usage(self.folder).free < len(content) + SPARE_BYTES:
                     raise OutputError(f"{self.folder} has less than {SPARE_BYTES / 1e9:g} GB free", "free the disk")
             artefact.write_bytes(path, content)
+            # Those of this profile stay, even beyond the limit: each is opened several times.
+            if store_limit.remove_least_used(self.folder.parent, self._graph_sha256, of_bundles=False):
+                self._warn(f"engines of earlier profiles were removed: the store is full ({store_limit.VARIABLE})")
         except OutputError as error:
             if not self._held:
                 self._warn(f"engines are not kept, so another profile compiles them again: {error.message}")

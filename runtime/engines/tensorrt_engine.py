@@ -9,7 +9,7 @@ it, a larger plan takes its cache over; only then are two plans in memory. Not r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from merino_edge.errors import ArtefactError, InputError, MerinoError, Unsupport
 from merino_edge.runtime.cuda.cuda import gpu_capability
 from merino_edge.runtime.engine import Candidates
 from merino_edge.runtime.engines.tensorrt_plan import Plan
+from merino_edge.store_limit import hold
 
 if TYPE_CHECKING:
     from merino_edge.bundle import Bundle
@@ -42,6 +43,7 @@ class TensorRtEngine:
         self.vocab_size, self.max_positions = a.vocab_size, max(plans)
         self._library, self._plans, self._architecture = library, dict(sorted(plans.items())), a
         self._length, self._cuda_graphs = 0, cuda_graphs
+        self._held = ExitStack()  # the files of the plans, which the store must not remove
         self._plan: Plan | None = self._open(min(plans))
         self.max_rows = self._plan.max_rows
         self._logits: NDArray[np.float32] = np.zeros((self.max_rows, a.vocab_size), np.float32)
@@ -75,10 +77,17 @@ class TensorRtEngine:
         capability = gpu_capability()
         if capability not in plans:
             raise UnsupportedError(f"{bundle.path} has engines for {', '.join(plans)}, this GPU is {capability}", again)
-        for engine in plans[capability].values():
-            engine.check()
-        paths = {context: engine.path for context, engine in plans[capability].items()}
-        return TensorRtEngine(library, paths, bundle.architecture, cuda_graphs=cuda_graphs)
+        paths = {}
+        with ExitStack() as held:
+            for context, engine in sorted(plans[capability].items()):  # the smallest goes first where the store is full
+                if engine.is_stored:
+                    with suppress(OSError):  # where it is missing, the check says so
+                        held.enter_context(hold(engine.path))
+                engine.check()
+                paths[context] = engine.path
+            opened = TensorRtEngine(library, paths, bundle.architecture, cuda_graphs=cuda_graphs)
+            opened._held = held.pop_all()
+        return opened
 
     def forward(self, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
         """Run tokens [T] at positions start.. and return the last one's logits [V], valid until the next call.
@@ -142,6 +151,7 @@ class TensorRtEngine:
             self._plan.close()
         self._plan = None
         self._length = 0
+        self._held.close()
 
     def _plan_for(self, start: int, end: int) -> Plan:
         """A plan that can run positions start..end-1 next. Raises InputError where there is none."""

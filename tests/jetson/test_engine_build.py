@@ -13,7 +13,7 @@ from merino_edge import bundle, checkpoint, tensorrt_library
 from merino_edge.architecture import Architecture, Block
 from merino_edge.bundle import Bundle
 from merino_edge.data.bpe import chat_format, train_tokenizer
-from merino_edge.errors import UnsupportedError
+from merino_edge.errors import InputError, UnsupportedError
 from merino_edge.export.bundle_writer import write_bundle
 from merino_edge.export.parity import TEXT
 from merino_edge.export.prepare_weights import ExportOptions
@@ -85,3 +85,23 @@ def test_an_older_tensorrt_gets_the_primitive_graph_at_once(
     with pytest.raises(UnsupportedError):
         build_engines(plan_build(written))
     assert tried == [written.primitive_graph_of(48) if lowering == "primitive" else written.graph_of(48)]
+
+
+def test_a_build_removes_what_the_store_s_limit_does_not_hold_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, store = exported(tmp_path, 32), tmp_path / "engines"
+    monkeypatch.setattr(engine_build, "gpu_capability", lambda: "SM86")
+    monkeypatch.setattr(tensorrt_library, "installed", lambda: RTX)
+    monkeypatch.setenv("MERINO_ENGINES", str(store))
+    monkeypatch.setenv("MERINO_ENGINES_GB", "much")
+    with pytest.raises(InputError, match="MERINO_ENGINES_GB is 'much'"):
+        plan_build(written)
+    monkeypatch.setenv("MERINO_ENGINES_GB", "0.00001")
+    (store / "of-another-bundle.plan").write_bytes(bytes(20_000))
+    warnings: list[str] = []
+    engines = build_engines(plan_build(written), on_warning=warnings.append)
+    assert {path.name for path in store.glob("*.plan")} == {engine.path.name for engine in engines}
+    assert warnings == ["the engine store is limited to 1e-05 GB (MERINO_ENGINES_GB): removed of-another-bundle.plan"]
+    largest, smaller = (engine.path.stat().st_mtime_ns for engine in engines)
+    assert smaller < largest  # which would leave last: it serves every length

@@ -93,6 +93,22 @@ def test_a_disk_is_not_filled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert not list((folder / "profile").iterdir())
 
 
+def test_beyond_the_store_s_limit_engines_of_earlier_profiles_are_removed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MERINO_ENGINES_GB", "0.00001")
+    (folder / "profile").mkdir(parents=True)
+    others = [folder / "profile" / "of-another-profile.engine", folder / "of-a-bundle.plan"]
+    for other in others:
+        other.write_bytes(bytes(20_000))
+    models = CompiledModels(RTX, "SM86")
+    for a in (SMALL, dataclasses.replace(SMALL, vocab_size=41), SMALL):
+        assert models.plan(a, "fp16")
+    assert models.compiled == 2 == len(list((folder / "profile").iterdir()))
+    assert [other.exists() for other in others] == [False, True]
+    assert models.warnings == ["engines of earlier profiles were removed: the store is full (MERINO_ENGINES_GB)"]
+
+
 def test_a_damaged_or_foreign_engine_is_compiled_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = CompiledModels(RTX, "SM86")
     plan, seconds = models.plan(SMALL, "fp16"), models.seconds(SMALL, "fp16")

@@ -21,6 +21,7 @@ from helpers.fake_driver import FakeDriver
 from helpers.stand_in_gpu import COMPILER, PROFILES, Context, no_compiler
 from merino_edge import bundle, tensorrt_library
 from merino_edge.architecture import Architecture, Block
+from merino_edge.engine_store import add_stored, engines_of
 from merino_edge.errors import ArtefactError, InputError, MerinoError, UnsupportedError
 from merino_edge.export import tensorrt
 from merino_edge.export.graph import build_model, build_stored, cache_names, to_bytes
@@ -31,6 +32,7 @@ from merino_edge.runtime.engines import kv_scatter_kernel, onnx_engine, tensorrt
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
 from merino_edge.runtime.engines.tensorrt_plan import Tensor, bound_tensors, buffer_bytes, owner
+from merino_edge.store_limit import remove_least_used
 from merino_edge.tensorrt_library import EXTRAS, RTX, TENSORRT
 from merino_edge.weights import random_weights
 
@@ -261,6 +263,33 @@ def test_a_bundle_runs_on_its_engines_for_this_gpu(
         TensorRtEngine.from_bundle(loaded)
     assert refusal.value.hint == f"build it again: merino-edge build {tmp_path}"
     assert gpu.held().keys() <= {"contexts"}
+
+
+def test_engines_of_the_store_stay_there_while_they_are_open(
+    gpu: FakeDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, store = Architecture(60, 32, 64, 64, (Block(64, 2, 1, 1, 64, shared=True),)), tmp_path / "store"
+    monkeypatch.setenv("MERINO_ENGINES", str(store))
+    monkeypatch.setenv("MERINO_ENGINES_GB", "0.000001")
+    graphs = graphs_of(a, Target.named("rtx", "fp16"), 8, 32)
+    (tmp_path / "bundle").mkdir()
+    files = {"model.onnx": graphs[32], "model-8.onnx": graphs[8], "tokenizer.json": b"", "chat.json": b""}
+    for name, content in files.items():
+        (tmp_path / "bundle" / name).write_bytes(content)
+    bundle.write_manifest(tmp_path / "bundle", a, "fp16", "rtx", 32, contexts=[8, 32])
+    loaded = bundle.load(tmp_path / "bundle")
+    for context in (8, 32):
+        (onnx_sha256,) = loaded.onnx_sha256s(context)
+        entry = {"library": RTX, "version": "0", "capability": "SM86", "context": context, "onnx_sha256": onnx_sha256}
+        add_stored(store, loaded.graph_sha256(context), graphs[context], entry)
+    monkeypatch.setattr(tensorrt_engine, "gpu_capability", lambda: "SM86")
+    with contextlib.closing(TensorRtEngine.from_bundle(loaded)) as engine:
+        assert remove_least_used(store, []) == ""
+        engine.forward(np.arange(8), 0)
+        engine.forward(np.arange(9), 8)  # opens the second
+    used = {built.entry["context"]: built.path.stat().st_mtime_ns for built in engines_of(loaded)}
+    assert used[8] < used[32]  # the smallest would leave first
+    assert remove_least_used(store, []) and engines_of(loaded) == []
 
 
 def test_an_engine_of_another_model_is_refused_and_leaves_no_memory(gpu: FakeDriver, graph: bytes) -> None:
