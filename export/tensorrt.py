@@ -26,12 +26,13 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from merino_edge import tensorrt_library
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.operators import OPERATORS_SINCE
-from merino_edge.export.targets import Lowering
+from merino_edge.export.targets import PLATFORMS, Lowering
 from merino_edge.graph_io import LOGIT_ROWS, MAX_LOGIT_ROWS
 
 PREFILL_CHUNK = 512  # most tokens of one step
 # Capabilities and precisions that TensorRT for RTX 1.7 refuses: "FP32 GEMM is not supported", "HW-specific datatypes".
 NO_KERNEL = {("SM75", "fp32"), ("SM75", "int4")}
+OLDEST_TARGET = "jetpack-6.2"  # of those for TensorRT
 DECOMPOSABLE = "TRT_decomposable"  # NVIDIA's attribute of Attention
 JETSONS = ("SM53", "SM62", "SM72", "SM87", "SM101", "SM110")
 LIBRARY_BYTES = 20_000_000  # of an engine without its weights: kernels, graph
@@ -156,20 +157,29 @@ def default_lowering(library: str, precision: str) -> Lowering:
 
 
 def profile_target(library: str) -> str:
-    """The target whose graphs a profile times on the TensorRT that is installed.
+    """The target whose graphs a profile times on the TensorRT that is installed: the newest that it can parse.
 
-    Before the cache update it is the oldest, whose large tables are in pieces.
+    So a profile has a large table in pieces where the export for that target has.
     """
-    return "rtx" if _has_cache_update(library) else "jetpack-6.2"
+    if _has_cache_update(library):
+        return "rtx"  # the graphs of every target that has it are alike
+    release = _release(library)
+    return max(
+        (name for name, platform in PLATFORMS.items() if platform.tensorrt and platform.tensorrt <= release),
+        key=lambda name: PLATFORMS[name].tensorrt or (),
+        default=OLDEST_TARGET,
+    )
 
 
 def _has_cache_update(library: str) -> bool:
     """Whether the parser of `library` takes the operator that updates the cache in place."""
-    if library == tensorrt_library.RTX:
-        return True
+    return library == tensorrt_library.RTX or _release(library) >= OPERATORS_SINCE["TensorScatter"]
+
+
+def _release(library: str) -> tuple[int, ...]:
+    """(major, minor) of the library that is installed."""
     trt, _ = tensorrt_library.load(library)
-    release = tuple(map(int, re.findall(r"\d+", trt.__version__)[:2]))
-    return release >= OPERATORS_SINCE["TensorScatter"]
+    return tuple(map(int, re.findall(r"\d+", trt.__version__)[:2]))
 
 
 def use_timing_cache(config: Any, timings: bytes, log: Any) -> None:

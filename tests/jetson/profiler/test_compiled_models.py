@@ -14,6 +14,7 @@ import pytest
 from merino_edge import tensorrt_library
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import UnsupportedError
+from merino_edge.export.graph import build_model, to_bytes
 from merino_edge.export.targets import PLATFORMS
 from merino_edge.export.tensorrt import default_lowering
 from merino_edge.jetson.profiler import compiled_models, profiler
@@ -26,6 +27,7 @@ from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 from merino_edge.search import space_file
 from merino_edge.search.space import Space
 from merino_edge.tensorrt_library import RTX, TENSORRT
+from merino_edge.weights import random_weights
 
 SMALL = Architecture(40, 16, 64, 32, (Block(64, 1, 2, 1, 64),))
 NO_NATIVE = Architecture(40, 16, 24, 12, (Block(24, 1, 2, 2, 24),))  # NVIDIA's compiler cannot lay out its attention
@@ -157,15 +159,23 @@ def test_a_compiler_without_memory_is_tried_again_and_chooses_no_lowering(
     assert models.is_compiled(SMALL, "fp16") and not models.warnings
 
 
+def tables(model: onnx.ModelProto) -> dict[str, int]:
+    """The bytes of the embedding and the head, or of their pieces."""
+    found = (tensor for tensor in model.graph.initializer if "embedding" in tensor.name or "head" in tensor.name)
+    return {tensor.name: onnx.numpy_helper.to_array(tensor).nbytes for tensor in found}
+
+
 @pytest.mark.parametrize(
-    ("version", "pieces"), [("10.3.0", True), ("10.13.3.9", True), ("10.16.2.10", False), ("11.0", False)]
+    ("version", "target"),
+    [("10.0", "jetpack-6.2"), ("10.3.0", "jetpack-6.2"), ("10.13.3.9", "jetpack-7.1"), ("10.16.2.10", "jetpack-7.2")],
 )
 def test_a_large_head_is_profiled_in_the_pieces_that_export_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, *, pieces: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, target: str
 ) -> None:
     monkeypatch.setattr(tensorrt_library, "load", lambda library: (SimpleNamespace(__version__=version), None))
-    small_limit = dataclasses.replace(PLATFORMS["jetpack-6.2"], largest_weight_bytes=2000)
-    monkeypatch.setitem(PLATFORMS, "jetpack-6.2", small_limit)
+    for name, platform in PLATFORMS.items():
+        small_limit = 2000 if platform.largest_weight_bytes else None
+        monkeypatch.setitem(PLATFORMS, name, dataclasses.replace(platform, largest_weight_bytes=small_limit))
     graphs: list[onnx.ModelProto] = []
 
     def refuse(library: str, graph: bytes, *arguments: object, **options: object) -> None:
@@ -176,8 +186,9 @@ def test_a_large_head_is_profiled_in_the_pieces_that_export_writes(
     monkeypatch.setenv("MERINO_ENGINES", str(tmp_path))
     with pytest.raises(UnsupportedError):
         CompiledModels(TENSORRT, "SM87").plan(SMALL, "fp16")
-    tables = [tensor for tensor in graphs[0].graph.initializer if "embedding" in tensor.name or "head" in tensor.name]
-    assert (max(onnx.numpy_helper.to_array(tensor).nbytes for tensor in tables) <= 2000) == pieces
+    exported = build_model(SMALL, random_weights(SMALL), "fp16", SMALL.max_positions, target)
+    assert tables(graphs[0]) == tables(onnx.load_from_string(to_bytes(exported)))
+    assert (max(tables(graphs[0]).values()) <= 2000) == (target == "jetpack-6.2")
 
 
 @pytest.mark.parametrize(
