@@ -1,0 +1,47 @@
+"""A `python` whose commands begin with PyTorch and other large packages imported already.
+
+Each command is a process of its own, with its own words, folder, environment, streams, signals and exit code: see
+helpers.warm_client and helpers.warm_server. Commands that start otherwise, or that change a variable which is read at
+the start, run in a plain Python. So do tests of what is imported and of the time that it takes: they use
+`sys.executable`.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def warm_folder() -> Path:
+    """The folder of `python` and `merino-edge`, for PATH. The server behind them starts at the first call."""
+    folder, here = Path(tempfile.mkdtemp(prefix="warm-")), Path(__file__).parent
+    for name in ("python", "merino-edge"):
+        (folder / name).write_text(f"#!{sys.executable} -IS\n{(here / 'warm_client.py').read_text()}")
+        (folder / name).chmod(0o700)
+    (folder / "environment").write_bytes(marshal.dumps(dict(os.environ)))
+    listener = socket.socket(socket.AF_UNIX)  # clients may connect before the server is ready
+    listener.bind(f"{folder}/socket")
+    listener.listen(64)
+    _server(folder, listener)
+    return folder
+
+
+def warm_python() -> str:
+    """In place of `sys.executable`, as in `subprocess.run([warm_python(), "-m", "merino_edge", ...])`."""
+    return str(warm_folder() / "python")
+
+
+def _server(folder: Path, listener: socket.socket) -> None:
+    global _kept  # its standard input closes with this process, and that ends it
+    command = [sys.executable, str(Path(__file__).with_name("warm_server.py")), str(folder), str(listener.fileno())]
+    _kept = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[listener.fileno()], start_new_session=True
+    )
+    listener.close()
