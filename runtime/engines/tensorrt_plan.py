@@ -190,6 +190,8 @@ class Plan:
         with suppress(UnsupportedError):  # no compiler: whole rows are copied
             self._topk = TopKKernel(self._cuda, self._addresses["logits"], a.vocab_size)
         self._cuda.synchronize()
+        if self._rtx_cache is not None:
+            self._rtx_cache.save()
 
     @on_the_gpu
     def run(self, tokens: NDArray[np.int64], start: int, logits: NDArray[np.float32]) -> None:
@@ -236,6 +238,8 @@ class Plan:
                 new_kv = self._addresses[f"{NEW_KV_PREFIX}{name}"]
                 self._cuda.copy_rows(new_kv, cache, width, heads, source_pitch=width, target_pitch=pitch)
         self._cuda.synchronize()
+        if self._rtx_cache is not None:
+            self._rtx_cache.count_step()
 
     def _require(self, what: str, *, done: bool) -> None:
         """Raise UnsupportedError where TensorRT says no."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,9 +27,10 @@ MARK = b"runtime cache:"
 
 
 class RuntimeCache:
-    """As NVIDIA's: it takes only what one of its kind wrote. Each context that is made compiles one kernel more."""
+    """As NVIDIA's: it takes only what one of its kind wrote. A context compiles when it is made, and when it runs."""
 
     made: ClassVar[int] = 0
+    serialized: ClassVar[int] = 0
 
     def __init__(self) -> None:
         RuntimeCache.made += 1
@@ -40,6 +42,7 @@ class RuntimeCache:
         return blob.startswith(MARK)
 
     def serialize(self) -> bytes:
+        RuntimeCache.serialized += 1
         return MARK + self.kernels
 
 
@@ -57,6 +60,15 @@ class RuntimeConfig:
         self.strategy = strategy
 
 
+class RtxContext(Context):
+    cache: RuntimeCache
+
+    def execute_async_v3(self, stream: int) -> bool:
+        if b"run;" not in self.cache.kernels:
+            self.cache.kernels += b"run;"
+        return super().execute_async_v3(stream)
+
+
 class RtxEngine(Engine):
     compiled: ClassVar[int] = 0
 
@@ -68,7 +80,10 @@ class RtxEngine(Engine):
         if kernel not in config.cache.kernels:
             RtxEngine.compiled += 1
             config.cache.kernels += kernel
-        return super().create_execution_context(config.strategy)
+        assert config.strategy == "on profile change"
+        context = RtxContext(self.session)
+        context.cache = config.cache
+        return context
 
 
 class RtxInPlace(OnnxInPlaceOfTensorRt):
@@ -120,19 +135,48 @@ def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None
     mine.save()
 
 
-def test_engines_and_starts_share_one_cache(gpu: FakeDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def opened(gpu: FakeDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], TensorRtEngine]:
+    """Opens an engine of two capacities, as in a new process. The engine store is `tmp_path`."""
     monkeypatch.setenv("MERINO_ENGINES", str(tmp_path))
     monkeypatch.setattr(tensorrt_library, "load", lambda library: (RtxInPlace, new_log()))
     a = Architecture(60, 32, 64, 64, (Block(64, 1, 1, 1, 64),))
     target = Target.named("rtx", "fp16", "primitive")
     stored = store(a, random_weights(a), target)
     plans: dict[int, bytes | Path] = {n: to_bytes(build_stored(a, stored, target, 32, n)) for n in (8, 32)}
+
+    def start() -> TensorRtEngine:
+        process_cache.cache_clear()
+        RuntimeCache.made = RuntimeCache.serialized = RtxEngine.compiled = 0
+        return TensorRtEngine(RTX, plans, a)
+
+    return start
+
+
+def test_engines_and_starts_share_one_cache(opened: Callable[[], TensorRtEngine], tmp_path: Path) -> None:
     for start in (0, 1):
-        process_cache.cache_clear()  # as in a new process
-        RuntimeCache.made = RtxEngine.compiled = 0
-        with contextlib.closing(TensorRtEngine(RTX, plans, a)) as engine:
+        with contextlib.closing(opened()) as engine:
             engine.forward(np.arange(6), 0)
             engine.forward(np.arange(20), 6)  # outgrows the first plan
         assert RuntimeCache.made == 1 and RtxEngine.compiled == (2 if start == 0 else 0)
         (file,) = tmp_path.iterdir()
         assert re.fullmatch(r"rtx-runtime-1\.7-SM\d+\.bin", file.name)
+
+
+def test_a_process_that_is_killed_leaves_the_kernels_it_compiled(
+    opened: Callable[[], TensorRtEngine], tmp_path: Path
+) -> None:
+    with contextlib.closing(opened()) as engine:
+        (file,) = tmp_path.iterdir()
+        assert file.read_bytes() == MARK + b"8;whole8;off"  # as it was opened
+        engine.forward(np.arange(6), 0)
+        saved, inode = file.read_bytes(), file.stat().st_ino
+        assert b"run;" in saved
+        for _ in range(40):
+            engine.forward(np.arange(1), 6)
+        assert RuntimeCache.serialized == 3  # when it was opened, after 1 step and after 16
+        assert file.stat().st_ino == inode  # nothing new, so nothing was written
+    assert file.read_bytes() == saved
+    with contextlib.closing(opened()) as engine:
+        engine.forward(np.arange(6), 0)
+    assert file.stat().st_ino == inode
