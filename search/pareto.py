@@ -67,13 +67,16 @@ def pareto_front(
     highest = dict(problem.budget.limits).get(metric, UNBOUNDED)
     problem = Problem(problem.space, problem.budget.within(metric, highest), problem.score, problem.cost_model)
 
-    def solve(limit: float) -> Point | None:
-        limited = problem.limited(problem.budget.within(metric, limit))
-        certificate = ExactSolver(limited).solve()
+    solvers: dict[float, ExactSolver] = {}  # of the points, by their values
+
+    def solve(limit: float, tighter: ExactSolver | None = None) -> Point | None:
+        solver = ExactSolver(problem.limited(problem.budget.within(metric, limit)), tighter=tighter)
+        certificate = solver.solve()
         candidate = certificate.candidate
         if candidate is None:
             return None
         value = problem.value(metric, problem.space.architecture(candidate), candidate.template)
+        solvers.setdefault(value, solver)
         return Point(value if limit == UNBOUNDED else limit, value, candidate, certificate.score, certificate.bound)
 
     last = solve(dict(problem.budget.limits)[metric])
@@ -87,7 +90,7 @@ def pareto_front(
     gaps = [_Gap(first.value, first.value, last.value)] if first.value < last.value else []
     while gaps and len(points) < count:
         gap = gaps.pop(max(range(len(gaps)), key=lambda i: gaps[i].width))
-        point = solve(gap.limit)
+        point = solve(gap.limit, solvers[gap.low])
         assert point is not None  # the lower point is within this limit
         if point.value > gap.low:
             points[point.value] = point

@@ -64,6 +64,11 @@ class PathProblem:
         return starts, self.width[starts], self.layers[starts]
 
     @cached_property
+    def depths(self) -> tuple[Ints, Ints]:
+        """The numbers of layers that cells have, and which of them each cell has."""
+        return np.unique(self.cells[2], return_inverse=True)
+
+    @cached_property
     def ascending(self) -> Floats:
         """A [W, W] array: 0 where the second width may follow the first, else minus infinity."""
         count = len(self.start)
@@ -103,25 +108,22 @@ class LagrangianRelaxation:
         self.constant = float(multipliers @ problem.limits)
         self.cost_weights = weights = multipliers if costs_only else multipliers + problem.weights  # [K]
         self.reduced_score = (0.0 if costs_only else problem.score) - problem.cost @ weights  # [G]
-        starts, cell_width, cell_layers = problem.cells
+        starts, cell_width, _ = problem.cells
         best = np.maximum.reduceat(self.reduced_score, starts)
         count, depth, max_blocks = len(problem.start), problem.depth, problem.blocks[-1]
         change = problem.ascending - problem.changes @ weights  # [W, W]
         to_go = np.full((max_blocks + 1, count, depth + 1), -np.inf)  # [blocks left, W, depth left]
         to_go[0, problem.last, 0] = -(problem.finish[problem.last] @ weights)
         placed = np.full((max_blocks + 1, count, depth + 1), -np.inf)  # the same, where the next block has this width
-        depths = np.unique(cell_layers)
+        depths, depth_of_cell = problem.depths
         by_depth = np.full((len(depths), count), -np.inf)  # the best choice of each width with so many layers
-        by_depth[np.searchsorted(depths, cell_layers), cell_width] = best
+        by_depth[depth_of_cell, cell_width] = best
         for n in range(1, max_blocks + 1):
             for layers, values in zip(depths[depths <= depth], by_depth, strict=False):
                 rows = placed[n, :, layers:]
                 np.maximum(rows, values[:, None] + to_go[n - 1, :, : depth + 1 - layers], out=rows)
             to_go[n] = (change[:, :, None] + placed[n][None]).max(1)
         self.to_go, self.cell_best, self.change = to_go, best, change
-        # [blocks placed, W, depth left]: the most that the rest of a path adds, over all allowed numbers of blocks
-        ends = [[total - n for total in problem.blocks if total >= n] for n in range(max_blocks + 1)]
-        self.best_rest = np.stack([to_go[left].max(0) if left else np.full_like(to_go[0], -np.inf) for left in ends])
         begin = np.full(count, -np.inf)
         begin[problem.first] = -(problem.start[problem.first] @ weights)
         self.begin = begin
@@ -131,6 +133,13 @@ class LagrangianRelaxation:
         # Rounding must not cut off a path that really exists.
         self.slack = SAFETY * (abs(float(whole.max())) + self.constant) if np.isfinite(bound) else 0.0
         self.bound = bound + self.slack
+
+    @cached_property
+    def best_rest(self) -> Floats:
+        """The most that the rest of a path adds: [blocks placed, W, depth left], over all allowed numbers of blocks."""
+        blocks, nothing = self.problem.blocks, np.full_like(self.to_go[0], -np.inf)
+        ends = [[total - n for total in blocks if total >= n] for n in range(blocks[-1] + 1)]
+        return np.stack([self.to_go[left].max(0) if left else nothing for left in ends])
 
     def maximiser(self) -> list[int]:
         """A path with the highest Lagrangian, as choices. It may exceed the budgets."""

@@ -66,8 +66,9 @@ class ExactSolver:
 
     After `seconds` it stops with the best candidate so far and the bound proven by then. With `minimise`, a budgeted
     metric, that metric's value is subtracted from the score (`merino_edge.search.exact.minimum` uses it with scores of
-    0). If the metric is a maximum of several sums, sum number `which`, modulo their number, is subtracted. Raises
-    InputError for a score that is not a sum over blocks.
+    0). If the metric is a maximum of several sums, sum number `which`, modulo their number, is subtracted. `tighter` is
+    the solver of the same problem under lower limits, which has found something: this one starts from what it knows.
+    Raises InputError for a score that is not a sum over blocks.
     """
 
     def __init__(
@@ -75,8 +76,10 @@ class ExactSolver:
         problem: Problem,
         seconds: float | None = None,
         on_progress: OnProgress = lambda *_: None,
+        *,
         minimise: Metric | None = None,
         which: int = 0,
+        tighter: ExactSolver | None = None,
     ) -> None:
         if problem.score.block is None:
             raise InputError(
@@ -100,6 +103,15 @@ class ExactSolver:
         self._scores: dict[tuple[object, ...], Floats] = {}
         self._useful: dict[tuple[object, ...], NDArray[np.bool_]] = {}
         self._multipliers: dict[tuple[object, ...], Floats] = {}  # last multipliers times limits
+        if tighter is not None:  # what it found is within these limits too; ties with it are still looked for
+            self.met, self.score = tighter.found, tighter.score
+            self._raw, self._scores = tighter._raw, tighter._scores
+            self._multipliers = dict(tighter._multipliers)
+
+    @property
+    def found(self) -> Candidate | None:
+        """The best candidate so far."""
+        return self.met if self.best is None else self.best
 
     def solve(self) -> Certificate:
         """Solve the problem. The deadline only leaves a gap between score and bound; it raises nothing."""
@@ -125,7 +137,7 @@ class ExactSolver:
                 subproblem.bound = -math.inf
         except _OutOfTime:
             given_up = max(given_up, *(subproblem.bound for subproblem in subproblems))
-        candidate = self.met if self.best is None else self.best
+        candidate = self.found
         score = self.score if candidate is None or self._minimised else self.problem.total(candidate)
         bound = score if given_up <= self.score else given_up
         return Certificate(
