@@ -16,8 +16,9 @@ from helpers.warm_python import warm_folder, warm_python
 PROGRAMS = {
     "words and input": "import sys; print(sys.argv, __name__, sys.path[0], sys.stdin.read())",
     "folder and environment": "import os, sys; print(os.getcwd(), os.environ['HERE'], len(os.environ), sys.executable)",
-    "streams": "import sys; print([(s.encoding, s.errors, s.line_buffering, s.isatty()) for s in "
-    "(sys.stdin, sys.stdout, sys.stderr)])",
+    "streams": "import sys; print([(type(s.buffer), s.encoding, s.errors, s.line_buffering, s.write_through, "
+    "s.isatty(), s.seekable()) for s in (sys.stdin, sys.stdout, sys.stderr)])",
+    "bytes": "import sys; print(sys.stdin.buffer.read(2), sys.stdin.read()); sys.stdout.buffer.write(b'raw')",
     "open files": "import os; print(os.listdir('/proc/self/fd'))",
     "signals": "import signal; print([str(signal.getsignal(one)) for one in (1, 2, 3, 10, 12, 13, 15, 17)])",
     "mask of signals": "import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))",
@@ -50,8 +51,16 @@ def test_a_program_ends_as_in_a_plain_python(code: str, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("line", ["{} -m merino_edge <&-", 'ulimit -f 1; {} -c \'open("f", "w").write("a" * 9999)\''])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{} -c 'import sys; print(sys.stdin.tell(), sys.stdin.read(3))' < f",
+        "{} -m merino_edge <&-",
+        'ulimit -f 1; {} -c \'open("f", "w").write("a" * 9999)\'',
+    ],
+)
 def test_a_shell_may_close_streams_and_set_limits(line: str, tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("of a file")
     warm, plain = (outcome("bash", "-c", line.format(one), cwd=tmp_path) for one in (warm_python(), sys.executable))
     assert warm == plain
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import io
 import marshal
 import os
 import resource
@@ -98,9 +99,8 @@ def become(request: dict[str, Any]) -> None:
     for number, stream in enumerate(request["streams"]):
         os.dup2(stream, number)
         os.close(stream)
-    for text in (sys.stdin, sys.stdout):
-        if text.isatty():
-            text.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.stdin, sys.stdout, sys.stderr = _again(sys.stdin), _again(sys.stdout), _again(sys.stderr)
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
@@ -112,6 +112,14 @@ def become(request: dict[str, Any]) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()  # as a new process would; Python's own is seeded by the fork
+
+
+def _again(old: Any) -> io.TextIOWrapper:
+    """A text stream in place of one of Python's own, for it remembers whether its file is a pipe."""
+    mode, bare = "rb" if old.readable() else "wb", isinstance(old.buffer, io.RawIOBase)
+    stream = open(old.fileno(), mode, 0 if bare else -1, closefd=False)  # noqa: SIM115  it stays open
+    lines = old.line_buffering or stream.isatty()
+    return io.TextIOWrapper(stream, old.encoding, old.errors, line_buffering=lines, write_through=old.write_through)
 
 
 def run(words: list[str]) -> None:
