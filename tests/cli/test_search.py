@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 
 from helpers.search_verb import merino, written
 from helpers.small_spaces import MIXED, SMALL
+from helpers.warm_python import warm_python
 from merino_edge import architecture
 from merino_edge.latency.step import Step
 from merino_edge.latency.table import LatencyTable
@@ -234,7 +234,7 @@ def test_results_that_cannot_be_repeated(tmp_path: Path, change: dict[str, Any],
     document = {key: value for key, value in json.loads(result.read_text()).items() if key != "sha256"}
     result.write_text(json.dumps({**document, **change}))
     program = "from merino_edge.cli.main import main; main()"
-    command = [sys.executable, "-c", program, "search", "--from", str(result), "--out", str(tmp_path / "b.json")]
+    command = [warm_python(), "-c", program, "search", "--from", str(result), "--out", str(tmp_path / "b.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode in (2, 3) and words in done.stderr and done.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
@@ -256,7 +256,7 @@ importlib.util.find_spec = lambda name, *rest: None if name == "matplotlib" else
 from merino_edge.cli.main import main
 main()"""
     more = ["--against", "parameters", "--points", "3"] if verb == "pareto" else []
-    command = [sys.executable, "-c", program, verb, *more, "--space", "demo", "--plot", "a.png", "--out", "a.json"]
+    command = [warm_python(), "-c", program, verb, *more, "--space", "demo", "--plot", "a.png", "--out", "a.json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 0 and "pip install 'merino-edge[plot]'" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

@@ -5,18 +5,18 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import openai
 import pytest
 
 from helpers.served import PATIENCE_SECONDS, ask
+from helpers.warm_python import warm_merino
 from merino_edge import limits
 
 
 def test_the_verb_serves_until_it_is_told_to_end(bundle_path: Path) -> None:
-    command = [sys.executable, "-m", "merino_edge", "serve", str(bundle_path), "--port", "0", "--name", "small"]
+    command = [warm_merino(), "serve", str(bundle_path), "--port", "0", "--name", "small"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as program:
         assert program.stderr is not None
         where = program.stderr.readline().split()[2].removesuffix(";")
@@ -42,7 +42,7 @@ def test_the_verb_serves_until_it_is_told_to_end(bundle_path: Path) -> None:
     ],
 )
 def test_the_verb_refuses_what_cannot_be(bundle_path: Path, options: tuple[str, ...], said: str) -> None:
-    command = [sys.executable, "-m", "merino_edge", "serve", str(bundle_path), *options]
+    command = [warm_merino(), "serve", str(bundle_path), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
 
@@ -50,6 +50,6 @@ def test_the_verb_refuses_what_cannot_be(bundle_path: Path, options: tuple[str, 
 def test_a_port_that_is_taken_is_named(bundle_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        command = [sys.executable, "-m", "merino_edge", "serve", str(bundle_path), "--port", port]
+        command = [warm_merino(), "serve", str(bundle_path), "--port", port]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and f"port {port}" in done.stderr and done.stderr.count("\n") == 1

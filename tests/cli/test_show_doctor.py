@@ -7,11 +7,11 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from helpers.warm_python import warm_merino
 from merino_edge import architecture, artefact, bundle, checkpoint, engine_store
 from merino_edge.architecture import Architecture, Block
 from merino_edge.cli import show
@@ -23,7 +23,6 @@ from merino_edge.tokenizer import ChatFormat
 from merino_edge.training import study_runs
 from merino_edge.weights import random_weights
 
-PROGRAM = (sys.executable, "-c", "from merino_edge.cli.main import main; main()")
 TINY = Architecture(
     vocab_size=32, max_positions=16, embedding_width=32, head_dim=16, blocks=(Block(32, 2, 2, 1, 48, shared=True),)
 )
@@ -31,7 +30,7 @@ TOKENIZER = '{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}
 
 
 def merino(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([warm_merino(), *map(str, arguments)], capture_output=True, text=True, timeout=300)
     assert done.returncode == code, done.stderr
     return done
 
@@ -106,7 +105,7 @@ def test_profile_writes_a_table_that_show_explains(space_file: Path, tmp_path: P
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     out = tmp_path / "t.jsonl"
-    command = [*PROGRAM, "profile", "--space", "demo", "--threads", "1", "--quick", "--out", str(out)]
+    command = [warm_merino(), "profile", "--space", "demo", "--threads", "1", "--quick", "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (out.exists() and '"samples"' in out.read_text()):  # the first batch is measured
         assert process.poll() is None, process.communicate()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from helpers.warm_python import warm_merino
 from merino_edge import checkpoint, tokenizer
 from merino_edge.convert.import_model import import_model
 from merino_edge.errors import ArtefactError, InputError, MerinoError, UnsupportedError
@@ -341,7 +341,7 @@ def test_an_untied_copy_of_a_tied_head_is_refused(tmp_path: Path) -> None:
 
 def test_command_line(tmp_path: Path) -> None:
     def run(source: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "merino_edge", "import", source, "--out", str(tmp_path / "ckpt"), "--json"]
+        command = [warm_merino(), "import", source, "--out", str(tmp_path / "ckpt"), "--json"]
         return subprocess.run(command, capture_output=True, text=True)
 
     _save(tmp_path / "model", "gpt2")

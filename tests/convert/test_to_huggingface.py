@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.random_model import random_model
+from helpers.warm_python import warm_merino
 from merino_edge import checkpoint
 from merino_edge.architecture import Architecture, Block
 from merino_edge.convert.families import FAMILIES
@@ -285,7 +285,7 @@ def test_a_folder_of_something_else_stays(tmp_path: Path) -> None:
 
 def test_command_line(tmp_path: Path) -> None:
     def run(*more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "merino_edge", "export-hf", str(tmp_path / "ckpt"), "--out", *more]
+        command = [warm_merino(), "export-hf", str(tmp_path / "ckpt"), "--out", *more]
         return subprocess.run(command, capture_output=True, text=True)
 
     _checkpoint(tmp_path / "ckpt", _blocks(Block(32, 3, 4, 2, 48, shared=True)))

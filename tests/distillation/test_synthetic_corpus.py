@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 import torch
 
 from helpers.architectures import TWO_WIDTHS as A
+from helpers.warm_python import warm_merino
 from merino_edge import artefact, checkpoint
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.data import bpe
@@ -271,7 +271,7 @@ def test_the_verb_killed_at_any_moment_goes_on(
     teacher: Checkpoint, asked: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "c.jsonl"
-    command = [sys.executable, "-m", "merino_edge", "distill", "generate", str(teacher.path)]
+    command = [warm_merino(), "distill", "generate", str(teacher.path)]
     command += ["--prompts", str(asked)]
     command += ["--out", str(out), "--count", "70", "--max-tokens", "12", "--batch", "4", "--seed", "3"]
     command += ["--precision", "fp32", "--threads", "1"]

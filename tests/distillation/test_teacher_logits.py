@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from helpers.warm_python import warm_merino
 from merino_edge import architecture, artefact, checkpoint
 from merino_edge.architecture import Architecture, Block
 from merino_edge.checkpoint import Checkpoint
@@ -257,7 +257,7 @@ def test_impossible_values(change: dict[str, Any]) -> None:
 
 def test_the_verbs(teacher: Checkpoint, corpus: Corpus, tmp_path: Path) -> None:
     architecture.save(tmp_path / "A.json", A)
-    merino = [sys.executable, "-m", "merino_edge"]
+    merino = [warm_merino()]
     words = ["distill", "logits", str(teacher.path), "--corpus", str(corpus.folder)]
     words += ["--out", str(tmp_path / "l"), "--json"]
     done = subprocess.run([*merino, *words], capture_output=True, text=True)

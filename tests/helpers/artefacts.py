@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import pytest
 
 from helpers.stranger import TINY, Refused, run
+from helpers.warm_python import warm_merino
 from merino_edge import architecture, artefact, checkpoint
 from merino_edge.data.bpe import chat_format, train_tokenizer
 from merino_edge.search import space_file
@@ -85,4 +85,4 @@ def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Refused:
 @pytest.fixture(scope="session")
 def merino() -> tuple[str, ...]:
     """The program as a command, for tests that need a process of their own."""
-    return (sys.executable, "-m", "merino_edge")
+    return (warm_merino(),)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
+from helpers.warm_python import warm_merino
 from merino_edge import artefact
 from merino_edge.search import space_file
 from merino_edge.search.space import Space
 
 
 def merino(*arguments: object, verb: str = "search", code: int = 0) -> subprocess.CompletedProcess[str]:
-    program = "from merino_edge.cli.main import main; main()"
-    command = [sys.executable, "-c", program, verb, *map(str, arguments)]
+    command = [warm_merino(), verb, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == code, done.stderr
     return done

@@ -38,6 +38,11 @@ def warm_python() -> str:
     return str(warm_folder() / "python")
 
 
+def warm_merino() -> str:
+    """The program, as in `subprocess.run([warm_merino(), "show", ...])`."""
+    return str(warm_folder() / "merino-edge")
+
+
 def _server(folder: Path, listener: socket.socket) -> None:
     global _kept  # its standard input closes with this process, and that ends it
     command = [sys.executable, str(Path(__file__).with_name("warm_server.py")), str(folder), str(listener.fileno())]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from helpers.architectures import TWO_WIDTHS as A
+from helpers.warm_python import warm_python
 from merino_edge import architecture
 from merino_edge.data.tiny_stories import tiny_stories
 from merino_edge.training import state
@@ -25,9 +25,10 @@ ROUNDING = 2e-5
 
 
 def run(folder: Path, *more: str, workers: int = 1, expect: int = 0) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-m"]
+    program = [warm_python(), "-m"]
     if workers > 1:
-        program += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "-m"]
+        program += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "--no-python"]
+        program += [warm_python(), "-m"]
     words = [*program, "merino_edge", "train", str(folder / "A.json"), "--corpus", str(folder / "stories.txt")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*words, *more], capture_output=True, text=True, env=environment, timeout=180)

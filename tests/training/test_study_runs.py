@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from helpers.warm_python import warm_merino
 from merino_edge import architecture
 from merino_edge.data.tiny_stories import tiny_stories
 from merino_edge.errors import InputError
@@ -34,13 +35,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "merino_edge", "study", *words]
-
-
 def study(*words: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command(*words), capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(
+        [warm_merino(), "study", *words], capture_output=True, text=True, env=environment, timeout=300
+    )
     assert done.returncode == expect, done.stderr[-2000:]
     return done
 
@@ -69,7 +68,8 @@ def test_it_reports_every_score_of_every_model(whole: Path) -> None:
 
 def test_killed_and_continued_is_uninterrupted(source: Path, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "study"
-    words = command(str(folder), "--corpus", str(source), *SHAPE, "--workers=1")
+    words = [sys.executable, "-m", "merino_edge", "study"]  # a group of processes of its own
+    words += (str(folder), "--corpus", str(source), *SHAPE, "--workers=1")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(words, stderr=subprocess.PIPE, env=environment, start_new_session=True)
     deadline = time.monotonic() + 120

@@ -8,7 +8,6 @@ import math
 import resource
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.architectures import TWO_WIDTHS as A
+from helpers.warm_python import warm_merino
 from merino_edge import architecture, artefact, checkpoint
 from merino_edge.data.bpe import END_OF_TEXT
 from merino_edge.data.corpus import IGNORED, prepare
@@ -208,7 +208,7 @@ def test_every_option_is_continued_exactly(source: Path, tmp_path: Path, change:
 
 
 def command(source: Path, folder: Path, *more: str) -> list[str]:
-    program = [sys.executable, "-c", "from merino_edge.cli.main import main; main()"]
+    program = [warm_merino()]
     out = ["--out", str(folder / "c"), "--threads", "1"]
     return [*program, "train", str(folder / "A.json"), "--corpus", str(source), *out, *more]
 

@@ -6,11 +6,11 @@ import dataclasses
 import json
 import random
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from helpers.warm_python import warm_merino
 from merino_edge.architecture import Architecture
 from merino_edge.errors import OutputError
 from merino_edge.jetson.device.card import device_card
@@ -32,12 +32,11 @@ from merino_edge.presets import preset
 from merino_edge.search import space_file
 from merino_edge.search.builtin_spaces import DEMO, EDGE
 
-PROGRAM = (sys.executable, "-c", "from merino_edge.cli.main import main; main()")
 NANO = board("orin-nano-8gb")
 
 
 def merino(*arguments: object, code: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=300, cwd=cwd)
+    done = subprocess.run([warm_merino(), *map(str, arguments)], capture_output=True, text=True, timeout=300, cwd=cwd)
     assert done.returncode == code, done.stderr
     return done
 
