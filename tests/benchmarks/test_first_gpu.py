@@ -172,7 +172,7 @@ def test_a_broken_engine_is_a_no(
         line = asked(script, part)
     while still_open:
         real_close(still_open.pop())
-    gpu.forget()  # a broken engine leaves something behind
+    gpu.reset()  # a broken engine leaves something behind
     for kernel in (kv_scatter_kernel, topk_kernel):
         gpu.add_kernel(kernel.SOURCE, kernel.NAME)
     assert line["answer"] == "no" and line["detail"], line

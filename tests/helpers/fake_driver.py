@@ -133,11 +133,8 @@ class FakeDriver:
         self._kept.append(library)
         self.library.fakeKernel(name.encode(), library.run, kinds.encode())
 
-    def forget(self) -> None:
-        """Let go of what a broken engine left behind."""
-        self.library.fakeForget()
-
     def reset(self) -> None:
+        """As at the start, whatever a broken engine left behind."""
         self.library.fakeReset()
 
 

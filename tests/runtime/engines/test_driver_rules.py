@@ -144,7 +144,7 @@ def test_a_broken_engine_is_found_out(
     except Exception:
         found = True
     monkeypatch.undo()
-    gpu.forget()
+    gpu.reset()
     assert found
 
 
@@ -170,7 +170,7 @@ def test_what_is_not_freed_is_counted(
     answers(plans)
     held = {"executables"} if package == "pycuda" else {"memory", "streams", "executables", "modules", "contexts"}
     assert held <= gpu.held().keys()  # PyCUDA's objects free themselves
-    gpu.forget()
+    gpu.reset()
 
 
 # --- where the driver fails --------------------------------------------------------------------------
