@@ -17,9 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -30,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import board_models
+import child_process
 from without_names import Names
 
 from merino_edge import artefact, tensorrt_library
@@ -173,42 +172,26 @@ class Report:
 
 def _run(command: Sequence[str | Path], seconds: float) -> tuple[dict[str, Any] | None, str]:
     """What `command` prints, and "" or why it failed. Its progress goes to the terminal."""
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,  # so that whatever it starts ends with it
-    )
     printed: list[str] = []
     last: deque[str] = deque(maxlen=8)
-
-    def end() -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-    assert process.stdout and process.stderr
-    reader = threading.Thread(target=lambda: printed.append(process.stdout.read()), daemon=True)  # type: ignore[union-attr]
-    clock = threading.Timer(seconds, end)
-    reader.start()
-    clock.start()
-    try:
-        for row in process.stderr:
-            last.append(row.strip())
-            print(f"    {row.rstrip()}", file=sys.stderr, flush=True)
-        code = process.wait()
-    finally:
-        clock.cancel()
-        end()
-        process.wait()
-        reader.join()
+    with child_process.started(command, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        reader = threading.Thread(target=lambda: printed.append(process.stdout.read()), daemon=True)  # type: ignore[union-attr]
+        clock = threading.Timer(seconds, child_process.end, [process])
+        reader.start()
+        clock.start()
+        try:
+            for row in process.stderr:
+                last.append(row.strip())
+                print(f"    {row.rstrip()}", file=sys.stderr, flush=True)
+            code = process.wait()
+        finally:
+            clock.cancel()
+    reader.join()
     with contextlib.suppress(ValueError, IndexError):
         if code == 0:
             return dict(json.loads(printed[0])), ""
-    how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    return None, f"{how}: {' | '.join(filter(None, last))}"
+    return None, f"{child_process.exit_text(code)}: {' | '.join(filter(None, last))}"
 
 
 def _file_name(text: str) -> str:

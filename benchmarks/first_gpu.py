@@ -25,9 +25,7 @@ import argparse
 import contextlib
 import ctypes
 import json
-import os
 import platform
-import signal
 import subprocess
 import sys
 import time
@@ -37,6 +35,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
 
+import child_process
 from gpu_questions import driver_questions, kernel_questions, library_questions, pytorch_questions
 from gpu_questions.question import NO, Answer, Question, answered, line, one_line
 
@@ -129,28 +128,15 @@ def _version(package: str) -> str:
 def ask_apart(name: str, command: Sequence[str | Path], seconds: float) -> dict[str, Any]:
     """The line that `command` prints about a question; a NO where it ends without one, or takes longer."""
     began = time.perf_counter()
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,  # so that whatever it starts ends with it
-    )
-    try:
-        text, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return line(name, Answer(NO, f"took more than {seconds:.0f} s"), time.perf_counter() - began)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    with child_process.started(command, stderr=subprocess.STDOUT) as process:
+        try:
+            text, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return line(name, Answer(NO, f"took more than {seconds:.0f} s"), time.perf_counter() - began)
     for row in reversed(text.splitlines()):  # a library may print lines of its own
         if row.startswith('{"question": '):
             return dict(json.loads(row))
-    code = process.returncode
-    ended = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    ended = child_process.exit_text(process.returncode)
     return line(name, Answer(NO, one_line(f"{ended}: {text[-400:]}")), time.perf_counter() - began)
 
 
