@@ -17,6 +17,7 @@ A probe knows no clock; `merino_edge.jetson.profiler.timer` times it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -156,10 +157,11 @@ def sample_models(
     Every other model is timed at a random length between the measured ones, as far as it has positions.
     """
     rng = random.Random(seed)
+    architecture = functools.cache(space.architecture)  # draws from a small space repeat themselves
     drawn: set[tuple[Architecture, int]] = set()
     for draw in range(MAX_DRAWS * count):
         length = default_length if draw % 2 == 0 else rng.randint(lengths[0], lengths[-1])
-        a = space.architecture(space.sample(rng))
+        a = architecture(space.sample(rng))
         length = min(length, a.max_positions)
         if length >= lengths[0] and (a, length) not in drawn:
             drawn.add((a, length))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 import time
@@ -117,6 +118,7 @@ def prepare(request: Request, begun: dict[str, Any] | None = None) -> Prepared:
         cache_bytes, eviction_head_bytes = begun.get("cache_bytes", cache_bytes), begun.get("company_bytes", 0)
     quick = request.minutes < FULL_MINUTES
 
+    @functools.cache
     def plan_of(detail: Detail) -> Plan:
         if begun is not None and begun.get("space") == request.space_document:
             detail = dataclasses.replace(LADDER[0], rounds=detail.rounds)  # as finely as it was begun
