@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 from merino_edge.jetson.device.nvpmodel import Mode
 from merino_edge.jetson.device.system_files import UNKNOWN
 from merino_edge.jetson.doctor.environment import Environment
-from merino_edge.runtime.engines.onnx_engine import OLDEST_ONNX_RUNTIME
+from merino_edge.runtime.engines.onnx_session import OLDEST_ONNX_RUNTIME
 
 OLDEST_TENSORRT = (10, 3)
 CAPPED_MHZ = 624.75  # of an Orin Nano's GPU without Super

@@ -12,10 +12,9 @@ kernels for float16 only, so it takes the graphs of the target `onnxruntime-cuda
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,20 +25,14 @@ from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, InputError, UnsupportedError
 from merino_edge.graph_io import LOGIT_ROWS, NEW_KV_PREFIX, NUM_LOGITS, ONNX_CUDA_TARGET
 from merino_edge.runtime.engines import node_placement
-from merino_edge.runtime.engines.node_placement import CUDA_PROVIDER, has_cuda
+from merino_edge.runtime.engines.node_placement import CUDA_PROVIDER
+from merino_edge.runtime.engines.onnx_session import FIRST_WITH_INT8_CACHE, installed_version, open_session
 from merino_edge.runtime.memory import release_freed_memory
 
 if TYPE_CHECKING:
     from merino_edge.bundle import Bundle
 
-OLDEST_ONNX_RUNTIME = (1, 23)  # the first with CPU kernels for the operators of opset 23
-FIRST_WITH_TENSOR_SCATTER = (1, 25)  # which only the `native` lowering needs
-FIRST_WITH_INT8_CACHE = (1, 27)
 CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
-# Environment variables of ONNX Runtime. WHOLE_ROWS: attention by whole rows of scores instead of pieces, read when a
-# session is created. ROUNDED_QUERIES: queries rounded to 8 bits for an int8 KV cache with one scale, read at the first
-# step.
-WHOLE_ROWS, ROUNDED_QUERIES = "ORT_GQA_DISABLE_FLASH_ATTENTION", "ORT_MLAS_QKGEMM_S8_APPROX_VNNI"
 FIRST_BUCKET = 256  # positions
 PREFILL_CHUNK = 128  # tokens in one run; 256 need 6 MB more and as much time, 512 are 6 to 9 % slower (1 MB L2 a core)
 MAX_ROWS = 128  # rows of logits in one step, where the graph returns several; memory is allocated on demand
@@ -51,26 +44,6 @@ def bucket(positions: int, context: int) -> int:
     while capacity < positions:
         capacity *= 2
     return min(capacity, context)
-
-
-def installed_version() -> tuple[int, ...]:
-    """The version of ONNX Runtime as (major, minor)."""
-    import onnxruntime as ort
-
-    return tuple(map(int, ort.__version__.split(".")[:2]))
-
-
-@contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable of this process meanwhile, unless the user has set it."""
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        del os.environ[name]
 
 
 class OnnxEngine:
@@ -94,52 +67,12 @@ class OnnxEngine:
         """
         import onnxruntime as ort
 
-        installed = installed_version()
-        if installed < OLDEST_ONNX_RUNTIME:
-            needed = ".".join(map(str, OLDEST_ONNX_RUNTIME))
-            raise UnsupportedError(
-                f"bundles need ONNX Runtime {needed}, {ort.__version__} is installed",
-                "run: pip install -U onnxruntime",
-            )
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-        options.inter_op_num_threads = 1
-        options.enable_mem_pattern = False  # would reserve the activations of all shapes at once, and saves no time
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-        # No spinning between steps: the threads of another engine, such as a draft model, need the cores.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.log_severity_level = 4  # errors are raised as exceptions, which the user sees as one line
-        providers = ["CPUExecutionProvider"]
-        if device == "cuda":
-            providers.insert(0, CUDA_PROVIDER)
-            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-            ort.set_default_logger_severity(4)
-            if not has_cuda():
-                raise UnsupportedError(
-                    f"ONNX Runtime {ort.__version__} is built without CUDA",
-                    "replace the package onnxruntime by onnxruntime-gpu, or use the CPU",
-                )
-        source = graph if isinstance(graph, bytes) else str(graph)
-        # Whole rows are up to twice as fast (docs/lab-notes.md), unless there are more threads than heads.
+        self.threads = threads or len(os.sched_getaffinity(0))
         fewest_heads = min(block.heads for block in a.blocks)
-        os.environ.setdefault(ROUNDED_QUERIES, "1")
-        try:
-            with _environment(WHOLE_ROWS, str(int(options.intra_op_num_threads <= fewest_heads))):
-                self._session = ort.InferenceSession(source, options, providers=providers)
-        except Exception as error:  # the library's own exception types share no base class
-            where = "the graph" if isinstance(graph, bytes) else str(graph)
-            if installed < FIRST_WITH_TENSOR_SCATTER and ("Opset 24" in str(error) or "TensorScatter" in str(error)):
-                raise UnsupportedError(
-                    f"{where} needs ONNX Runtime {'.'.join(map(str, FIRST_WITH_TENSOR_SCATTER))} (Python 3.11),"
-                    f" {ort.__version__} is installed",
-                    "export it for this one: merino-edge export CKPT --lowering ort",
-                ) from None
-            reason = str(error).splitlines()[0]
-            raise ArtefactError(f"ONNX Runtime cannot load {where} ({reason})", "export the bundle again") from None
+        self._session = open_session(graph, self.threads, fewest_heads, device=device, spinning=spinning)
         self.device = device
         self.vocab_size = a.vocab_size
         self.max_positions = context
-        self.threads = int(options.intra_op_num_threads)
         self._ort = ort
         self._binding = self._session.io_binding()
         inputs = {value.name: value for value in self._session.get_inputs()}
@@ -150,7 +83,8 @@ class OnnxEngine:
         self._names = [value.name for value in caches]
         self._shapes = [(1, value.shape[1], value.shape[3]) for value in caches]
         self._dtype = CACHE_TYPES[caches[0].type]
-        if self._dtype == np.int8 and installed < FIRST_WITH_INT8_CACHE:  # would load, but fail at the first step
+        # An older one would load it, but fail at the first step.
+        if self._dtype == np.int8 and installed_version() < FIRST_WITH_INT8_CACHE:
             raise UnsupportedError(
                 f"an int8 KV cache needs ONNX Runtime {'.'.join(map(str, FIRST_WITH_INT8_CACHE))},"
                 f" {ort.__version__} is installed",

@@ -16,11 +16,10 @@ outputs that are bound here. Its Python bindings have all names that are called 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import wraps
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,53 +31,13 @@ from merino_edge.graph_io import LOGIT_ROWS, NEW_KV_PREFIX
 from merino_edge.runtime.cuda.cuda import Cuda
 from merino_edge.runtime.engine import Candidates
 from merino_edge.runtime.engines.kv_scatter_kernel import KvScatterKernel
+from merino_edge.runtime.engines.plan_tensors import Tensor, bound_tensors, buffer_bytes, owner
 from merino_edge.runtime.engines.rtx_runtime_cache import RtxRuntimeCache, process_cache
 from merino_edge.runtime.engines.topk_kernel import TopKKernel
 from merino_edge.runtime.memory import check_gpu_memory
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class Tensor(NamedTuple):
-    """One input or output of a plan; -1 in its shape is the number of tokens, or of rows of logits."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str  # as numpy spells it
-
-
-def bound_tensors(
-    a: Architecture, capacity: int, prefix: str = "new_", dtype: str = "float16", *, one_row: bool = False
-) -> list[Tensor]:
-    """All inputs and outputs of the graph of `a`.
-
-    `prefix` is that of the cache outputs: `new_` (native) or NEW_KV_PREFIX (primitive). `one_row`: a graph of an older
-    bundle, which returns only the last row of logits.
-    """
-    caches = [
-        Tensor(f"{output}{kind}_{layer}", (1, block.kv_heads, positions, a.head_dim), dtype)
-        for layer, block in enumerate(a.layer_blocks())
-        for kind in ("key", "value")
-        for output, positions in (("", capacity), (prefix, -1 if prefix == NEW_KV_PREFIX else capacity))
-    ]
-    others = [Tensor("tokens", (1, -1), "int64"), Tensor("positions", (1, -1), "int64")]
-    others += [] if one_row else [Tensor(LOGIT_ROWS, (-1,), "int64")]
-    return [*others, *caches, Tensor("logits", (1 if one_row else -1, a.vocab_size), "float32")]
-
-
-def owner(name: str) -> str:
-    """The tensor whose memory `name` uses: an updated cache has the address of the cache."""
-    return name.removeprefix("new_")
-
-
-def buffer_bytes(tensors: Iterable[Tensor], longest: int, rows: int) -> dict[str, int]:
-    """The size of each buffer by its owner, for steps of up to `longest` tokens and `rows` rows of logits."""
-    sizes = {}
-    for name, shape, dtype in tensors:
-        most = rows if name in (LOGIT_ROWS, "logits") else longest
-        sizes[owner(name)] = math.prod(most if extent == -1 else extent for extent in shape) * np.dtype(dtype).itemsize
-    return sizes
 
 
 def on_the_gpu(method: Callable[Concatenate[Plan, P], R]) -> Callable[Concatenate[Plan, P], R]:

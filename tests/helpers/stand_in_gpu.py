@@ -20,7 +20,7 @@ from merino_edge import tensorrt_library
 from merino_edge.errors import UnsupportedError
 from merino_edge.runtime.cuda import cuda
 from merino_edge.runtime.engines import kv_scatter_kernel, topk_kernel
-from merino_edge.runtime.engines.onnx_engine import FIRST_WITH_TENSOR_SCATTER, installed_version
+from merino_edge.runtime.engines.onnx_session import FIRST_WITH_TENSOR_SCATTER, installed_version
 
 __all__ = ["COMPILER", "PROFILES", "PROFILE_ROWS", "Context", "OnnxInPlaceOfTensorRt", "gpu", "no_compiler"]
 TYPES = {"tensor(int64)": np.int64, "tensor(float)": np.float32, "tensor(float16)": np.float16}

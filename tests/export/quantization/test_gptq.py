@@ -24,7 +24,8 @@ from merino_edge.export.quantization.stored_weights import store
 from merino_edge.export.targets import Target
 from merino_edge.presets import preset
 from merino_edge.pytorch.model import KVCache, Model
-from merino_edge.runtime.engines.onnx_engine import FIRST_WITH_INT8_CACHE, OnnxEngine, installed_version
+from merino_edge.runtime.engines.onnx_engine import OnnxEngine
+from merino_edge.runtime.engines.onnx_session import FIRST_WITH_INT8_CACHE, installed_version
 from merino_edge.weights import random_weights
 
 

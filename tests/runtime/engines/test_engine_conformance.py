@@ -23,12 +23,8 @@ from merino_edge.export.quantization.smoothing import smooth_attention
 from merino_edge.export.quantization.stored_weights import cache_scales, store
 from merino_edge.export.targets import LOWERINGS, Target
 from merino_edge.graph_io import MAX_LOGIT_ROWS
-from merino_edge.runtime.engines.onnx_engine import (
-    FIRST_WITH_INT8_CACHE,
-    FIRST_WITH_TENSOR_SCATTER,
-    OnnxEngine,
-    installed_version,
-)
+from merino_edge.runtime.engines.onnx_engine import OnnxEngine
+from merino_edge.runtime.engines.onnx_session import FIRST_WITH_INT8_CACHE, FIRST_WITH_TENSOR_SCATTER, installed_version
 from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
 
 Smooth = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]

@@ -12,7 +12,7 @@ from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.graph import build_model, to_bytes
 from merino_edge.graph_io import ONNX_CUDA_TARGET
-from merino_edge.runtime.engines import node_placement, onnx_engine
+from merino_edge.runtime.engines import node_placement, onnx_session
 from merino_edge.runtime.engines.node_placement import INDEX_NODES, cpu_nodes, nodes_outside, warning
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 from merino_edge.weights import random_weights
@@ -79,7 +79,7 @@ def test_a_gpu_gets_float16_and_nothing_falls_to_the_cpu_unseen(
         pytest.skip("tests/gpu runs it")
     with pytest.raises(UnsupportedError, match="built without CUDA"):
         OnnxEngine(graph_for(target, precision), A, 64, 1, device="cuda")
-    monkeypatch.setattr(onnx_engine, "has_cuda", lambda: True)
+    monkeypatch.setattr(onnx_session, "has_cuda", lambda: True)
     with pytest.raises(UnsupportedError, match=said) as refusal:
         OnnxEngine(graph_for(target, precision), A, 64, 1, device="cuda")
     assert "\n" not in str(refusal.value) and "CPU" in refusal.value.hint

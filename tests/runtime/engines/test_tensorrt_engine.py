@@ -29,8 +29,8 @@ from merino_edge.export.targets import Target
 from merino_edge.export.tensorrt import build_engine, use_timing_cache
 from merino_edge.runtime.engines import kv_scatter_kernel, onnx_engine, tensorrt_engine, topk_kernel
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
+from merino_edge.runtime.engines.plan_tensors import Tensor, bound_tensors, buffer_bytes, owner
 from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
-from merino_edge.runtime.engines.tensorrt_plan import Tensor, bound_tensors, buffer_bytes, owner
 from merino_edge.store_limit import remove_least_used
 from merino_edge.tensorrt_library import RTX, TENSORRT
 from merino_edge.weights import random_weights
