@@ -52,13 +52,15 @@ MADE: dict[str, Path] = {}  # what SmolLM2 became on an earlier page: it takes a
 @dataclass(frozen=True)
 class Setup:
     """`shorter`: more replacements. `given`: fixtures that stand in the folder under these names. `inline`: which
-    commands within sentences run too. `check`: what the page promises of its results."""
+    commands within sentences run too. `check`: what the page promises of its results. `warm`: the commands start with
+    large packages imported (helpers.warm_python)."""
 
     shorter: Mapping[str, str] = field(default_factory=dict)
     given: Mapping[str, str] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)  # environment variables, from fixtures
     inline: str = "(?!)"
     check: Check | None = None
+    warm: bool = True
 
 
 def check_readme(text: str, folder: Path, ran: Sequence[Ran]) -> None:
@@ -130,6 +132,8 @@ SETUPS: dict[str, Setup] = {
             "talk.jsonl": "talk_jsonl",
         },
     ),
+    # The one page whose commands import everything themselves, each verb of a laptop once.
+    "docs/start-laptop.md": Setup(warm=False),
     "docs/start-orin-nano.md": Setup(shorter=BOARD_EXPORT, given={"small-checkpoint": "plain_checkpoint"}),
 }
 
@@ -148,7 +152,7 @@ def test_every_block_runs(page: str, tmp_path: Path, smollm2_gguf: Path, request
     variables = {name: str(request.getfixturevalue(fixture)) for name, fixture in setup.variables.items()}
     # The name of SmolLM2 stands for the file that this test session already has.
     shorter = {**SHORTER, **setup.shorter, "smollm2-135m-instruct": str(smollm2_gguf), "8080": str(free_port())}
-    runner = PageRunner(ROOT, tmp_path, shorter, variables, made_before=MADE)
+    runner = PageRunner(ROOT, tmp_path, shorter, variables, made_before=MADE, warm=setup.warm)
     ran = runner.run_page(text, setup.inline)
     if setup.check is not None:
         setup.check(text, tmp_path, ran)

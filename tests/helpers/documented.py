@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 
 import tomllib
 
+from helpers.warm_python import warm_folder, warm_python
+
 ELSEWHERE = (
     "on the board",
     "on an emulated board",
@@ -97,6 +99,7 @@ def unknown_words(command: str) -> list[str]:
 class PageRunner:
     """Runs the blocks of one page in `folder`. `shorter` replaces what a reader would wait minutes for.
 
+    `warm`: in processes of helpers.warm_python, which spare each command seconds of imports.
     `made_before` keeps which folders earlier pages made of SmolLM2 by the same command.
     """
 
@@ -107,11 +110,13 @@ class PageRunner:
         shorter: Mapping[str, str],
         variables: Mapping[str, str],
         made_before: dict[str, Path] | None = None,
+        warm: bool = True,
     ) -> None:
         self.repository, self.folder, self.shorter = repository, folder, shorter
         self.made_before = {} if made_before is None else made_before
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self.variables = {**os.environ, "PATH": path, **variables}
+        self.python = warm_python() if warm else sys.executable
+        folders = [*([str(warm_folder())] if warm else []), str(Path(sys.executable).parent), os.environ["PATH"]]
+        self.variables = {**os.environ, "PATH": os.pathsep.join(folders), **variables}
         self.ran: list[Ran] = []
 
     def run_page(self, page: str, inline: str = "(?!)") -> list[Ran]:
@@ -123,7 +128,7 @@ class PageRunner:
                 elif block.title == SECOND_TERMINAL:
                     servers.enter_context(self._in_background(commands(block)[0]))
                 elif block.language == "python":
-                    self._run(block.text, [sys.executable, "-c", self._shortened(block.text)])
+                    self._run(block.text, [self.python, "-c", self._shortened(block.text)])
                 elif block.language == "sh" and block.title not in ELSEWHERE:
                     for command in commands(block):
                         self._run_line(command)
