@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from merino_edge import engine_store, limits, store_limit, tensorrt_library
+from merino_edge.architecture import Architecture
 from merino_edge.bundle import Bundle, add_engine
 from merino_edge.engine_store import BuiltEngine, add_stored
 from merino_edge.errors import UnsupportedError
@@ -39,7 +40,7 @@ MIN_WORKSPACE_MB = 64
 LIBRARY_BYTES, PEAK_OVER_GRAPH = 500_000_000, 3
 # A measured peak counts other programs' memory too. One that is further from the estimate is theirs, or damaged.
 MOST_OVER_ESTIMATE = 3
-ENGINE_OVER_GRAPH = 1.2  # of an engine's file: each engine holds all weights
+KERNEL_BYTES = 25_000_000  # of an engine's file without its weights (benchmarks/compile_engines.py)
 OUT_OF_MEMORY = re.compile(r"out ?of ?memory|insufficient memory|cannot allocate|allocation|error 12\b", re.IGNORECASE)
 
 
@@ -87,14 +88,14 @@ def plan_build(bundle: Bundle, capability: str = "", workspace_mb: int | None = 
     here = "" if capability else gpu_capability()
     require_kernels(library, capability or here)
     graph_bytes = sum(file["bytes"] for name, file in bundle.manifest["files"].items() if name.startswith("model"))
-    engine_bytes = int(len(bundle.contexts) * ENGINE_OVER_GRAPH * graph_bytes)
+    room_bytes = len(bundle.contexts) * most_engine_bytes(bundle.architecture, bundle.precision, graph_bytes)
     if capability:
         folder = bundle.path
         elsewhere = "copy the bundle to a folder that you may write, and build the copy"
-        engine_store.check_room(folder, engine_bytes, elsewhere)
+        engine_store.check_room(folder, room_bytes, elsewhere)
     else:
         folder = engine_store.store_folder()
-        engine_store.check_room(folder, engine_bytes)
+        engine_store.check_room(folder, room_bytes)
         store_limit.limit_bytes()  # is a number
     ram = gpu_free_bytes() or 0
     free = ram + (meminfo_bytes("SwapFree") or 0)
@@ -108,6 +109,15 @@ def plan_build(bundle: Bundle, capability: str = "", workspace_mb: int | None = 
             "close programs, add swap (merino-edge doctor says how), or export at a lower --precision",
         )
     return BuildPlan(bundle, library, capability, here, workspace, needed, measured > 0, free, folder)
+
+
+def most_engine_bytes(a: Architecture, precision: str, graph_bytes: int) -> int:
+    """The most bytes of an engine's file: it holds all weights, and some heads a second time.
+
+    A head of 50,257 words is held once more, padded for its kernel; one of 50,272 is not.
+    """
+    table_bytes = a.vocab_size * a.embedding_width * (4 if precision == "fp32" else 2)
+    return graph_bytes + table_bytes + KERNEL_BYTES
 
 
 def usual_workspace_bytes() -> int:

@@ -18,8 +18,10 @@ from merino_edge.export.bundle_writer import write_bundle
 from merino_edge.export.parity import TEXT
 from merino_edge.export.prepare_weights import ExportOptions
 from merino_edge.export.targets import Target
+from merino_edge.export.tensorrt import build_engine
 from merino_edge.jetson import engine_build
 from merino_edge.jetson.engine_build import build_engines, plan_build
+from merino_edge.jetson.profiler.random_graph import random_graph
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 from merino_edge.tensorrt_library import RTX
 
@@ -105,3 +107,11 @@ def test_a_build_removes_what_the_store_s_limit_does_not_hold_and_says_so(
     assert warnings == ["the engine store is limited to 1e-05 GB (MERINO_ENGINES_GB): removed of-another-bundle.plan"]
     largest, smaller = (engine.path.stat().st_mtime_ns for engine in engines)
     assert smaller < largest  # which would leave last: it serves every length
+
+
+def test_the_room_of_an_engine_holds_a_head_that_is_padded() -> None:
+    pytest.importorskip(RTX, reason="the extra [rtx] has no package for this machine")
+    a = Architecture(40_001, 64, 512, 64, (Block(512, 1, 8, 8, 64),))
+    graph = random_graph(a, "fp16", "rtx", "primitive")
+    engine = build_engine(RTX, graph, 64, "SM86")
+    assert 1.5 * len(graph) < len(engine.plan) < engine_build.most_engine_bytes(a, "fp16", len(graph))
