@@ -121,9 +121,9 @@ def preset(name: str) -> Architecture:
 def shrunk(name: str) -> Architecture:
     """A small version of the preset `name` that compiles in a second and has every kind of node of its graph.
 
-    It has a small vocabulary, two layers, and one more layer for each width projection.
+    It has a small vocabulary and one layer of each width. The first width has two where layers share weights.
     """
     a = preset(name)
-    first, *others = (next(blocks) for _, blocks in groupby(a.blocks, key=lambda block: block.width))
-    blocks = (dataclasses.replace(first, layers=2), *(dataclasses.replace(block, layers=1) for block in others))
+    firsts = [next(blocks) for _, blocks in groupby(a.blocks, key=lambda block: block.width)]
+    blocks = tuple(dataclasses.replace(b, layers=1 + (b.shared and b is firsts[0])) for b in firsts)
     return dataclasses.replace(a, vocab_size=512, max_positions=256, blocks=blocks)
