@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 pytest_plugins = [
+    "helpers.made_once",  # others import it
     "helpers.artefacts",
     "helpers.fake_driver",
     "helpers.formula_table",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.made_once import MadeOnce
 from helpers.stranger import ORIN_NANO, Refused, run, train
 from merino_edge import artefact, bundle
 from merino_edge.latency.table_file import load_table
@@ -19,7 +20,19 @@ def writers(good: Path, out: Path) -> dict[str, tuple[object, ...]]:
     return {
         "search": ("search", "--space", good / "space.json", "--out", out),
         "pareto": ("pareto", "--space", good / "space.json", "--against", "flops", "--points", 3, "--out", out),
-        "profile": ("profile", "--space", good / "space.json", "--minutes", 0.01, "--threads", 1, "--out", out),
+        "profile": (
+            "profile",
+            "--space",
+            good / "space.json",
+            "--minutes",
+            0.01,
+            "--lengths",
+            64,
+            "--threads",
+            1,
+            "--out",
+            out,
+        ),
         "estimate": ("estimate", *ORIN_NANO, "--space", good / "space.json", "--quick", "--out", out),
         "train": train(good / "a.json", good, out),
         "export": ("export", good / "checkpoint", "--threads", 1, "--out", out),
@@ -32,14 +45,16 @@ VERBS = list(writers(Path(), Path()))
 
 
 @pytest.fixture(scope="session")
-def llama(good: Path) -> Path:
+def llama(good: Path, made_once: MadeOnce) -> Path:
     """A Hugging Face folder to import."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=300, max_position_embeddings=64, **sizes)).save_pretrained(good / "llama")
-    (good / "llama/tokenizer.json").write_text((good / "checkpoint/tokenizer.json").read_text())
-    return good / "llama"
+    def make(folder: Path) -> None:
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+        LlamaForCausalLM(LlamaConfig(vocab_size=300, max_position_embeddings=64, **sizes)).save_pretrained(folder)
+        (folder / "tokenizer.json").write_text((good / "checkpoint/tokenizer.json").read_text())
+
+    return made_once("good/llama", make)
 
 
 @pytest.fixture

@@ -49,7 +49,8 @@ def test_search_leaves_nothing(tmp_path: Path, merino: tuple[str, ...]) -> None:
 
 def test_profile_goes_on(good: Path, tmp_path: Path, merino: tuple[str, ...]) -> None:
     table = tmp_path / "table.jsonl"
-    options = ["profile", "--space", good / "space.json", "--threads", 1, "--minutes", 0.01, "--out", table]
+    options = ["profile", "--space", good / "space.json", "--threads", 1, "--minutes", 0.01, "--lengths", 64]
+    options += ["--out", table]
     code, out, err = interrupted(
         [*merino, *options],
         lambda: table.exists() and '"samples"' in table.read_text(),  # a batch is measured

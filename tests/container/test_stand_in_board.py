@@ -1,4 +1,4 @@
-"""The board's road on stand-ins: `build` of a read-only bundle, then `generate` through the TensorRT engine."""
+"""The board's road on stand-ins: `doctor`, `profile`, `build` of a read-only bundle, `generate` through TensorRT."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,3 +44,26 @@ def test_a_read_only_bundle_is_built_and_answers_as_on_the_cpu(
     assert "running on the CPU" not in calls[-1] and "stand-in driver: 0 calls" not in calls[-1]
     assert answer == said(*merino, "generate", bundle, "--cpu", *ASK) and answer.strip()
     assert {path.name: path.stat().st_mtime_ns for path in bundle.iterdir()} == before
+
+
+def test_the_doctor_and_a_profile_find_the_gpu_and_the_release(good: Path, repository: Path, tmp_path: Path) -> None:
+    if load_driver() is None:
+        pytest.skip("this machine has NVIDIA's driver, or no C++ compiler")
+
+    def said(release: str, *command: object) -> dict[str, Any]:
+        variables = {**os.environ, "MERINO_ENGINES": str(tmp_path / release), "TENSORRT": release}
+        board = [sys.executable, repository / "tests/container/stand_in_board.py", *command, "--json"]
+        done = subprocess.run([*map(str, board)], capture_output=True, text=True, env=variables, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+    features = said("10.16", "doctor")["features"]
+    assert features["TensorRT"] == {"on": True, "why": "10.16"}
+    assert [name for name in ("CUDA on the GPU", "CUDA graphs") if not features[name]["on"]] == []
+    profile = ("profile", "--space", good / "space.json", "--precision", "fp16", "--quick", "--backend", "tensorrt")
+    for release in ("10.3", "10.16"):
+        planned = said(release, *profile, "--dry-run", "--out", tmp_path / "table.jsonl")
+        assert planned["engines"] > 0 and planned["eta_seconds"] > 0
+        kept = [file.read_bytes() for file in (tmp_path / release / "profile").glob("*.engine")]
+        assert kept and all((b"TensorScatter" in engine) == (release == "10.16") for engine in kept)
+    assert not (tmp_path / "table.jsonl").exists()

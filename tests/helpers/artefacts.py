@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.made_once import MadeOnce
 from helpers.stranger import TINY, Refused, run
 from helpers.warm_python import warm_merino
 from merino_edge import architecture, artefact, checkpoint
@@ -20,9 +21,14 @@ TEXT = "Once upon a time a small model met a stranger, who gave it everything bu
 
 
 @pytest.fixture(scope="session")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def good(made_once: MadeOnce) -> Path:
     """A folder of valid artefacts. Copy one before you change it."""
-    folder = tmp_path_factory.mktemp("good")
+    pytest.importorskip("torch")  # which export compares with
+    return made_once("good", make_artefacts)
+
+
+def make_artefacts(folder: Path) -> None:
+    folder.mkdir()
     (folder / "corpus.txt").write_text(TEXT)
     architecture.save(folder / "a.json", TINY)
     blocks = {"blocks": (1, 2), "widths": (32, 64), "ffn_ratios": (1, 2), "layers": (1, 2), "kv_groups": (1, 2)}
@@ -41,21 +47,9 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
         chat=chat_format(),
         training={"source": "random"},
     )
-    pytest.importorskip("torch")  # which export compares with
     assert run("export", folder / "checkpoint", "--threads", 1, "--out", folder / "bundle") == 0
-    measure = (
-        "profile",
-        "--space",
-        folder / "space.json",
-        "--minutes",
-        0.01,
-        "--threads",
-        1,
-        "--out",
-        folder / "table.jsonl",
-    )
-    assert run(*measure) == 0
-    return folder
+    measure = ("profile", "--space", folder / "space.json", "--minutes", 0.01, "--lengths", 64, "--threads", 1)
+    assert run(*measure, "--out", folder / "table.jsonl") == 0
 
 
 @pytest.fixture

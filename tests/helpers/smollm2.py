@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
+from helpers.made_once import MadeOnce
 from merino_edge import checkpoint
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.convert.import_model import import_model
@@ -54,23 +53,7 @@ def smollm2_gguf() -> Path:
 
 
 @pytest.fixture(scope="session")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """Makes a file or folder of this name, once for all workers of pytest-xdist."""
-    root = tmp_path_factory.getbasetemp()
-    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
-
-    def made(name: str, make: Callable[[Path], object]) -> Path:
-        path = root / name
-        with FileLock(f"{path}.lock"):
-            if not path.exists():
-                make(path)
-        return path
-
-    return made
-
-
-@pytest.fixture(scope="session")
-def smollm2_checkpoint(smollm2_gguf: Path, made_once: Callable[..., Path]) -> Path:
+def smollm2_checkpoint(smollm2_gguf: Path, made_once: MadeOnce) -> Path:
     """The checkpoint of SmolLM2-135M-Instruct."""
     return made_once("smollm2", lambda path: import_model(smollm2_gguf, path))
 
@@ -81,7 +64,7 @@ def smollm2(smollm2_checkpoint: Path) -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def smollm2_reference(smollm2_gguf: Path, made_once: Callable[..., Path]) -> Any:
+def smollm2_reference(smollm2_gguf: Path, made_once: MadeOnce) -> Any:
     """The same file in transformers, in float32. Its reader of GGUF takes half a minute, so only one worker waits."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     options = {"gguf_file": smollm2_gguf.name, "dtype": torch.float32}
