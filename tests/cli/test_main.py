@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,7 @@ def test_without_a_verb_the_help_is_shown(words: str, merino: tuple[str, ...]) -
     assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("Usage: merino-edge")
 
 
-def test_help_without_docstrings(merino: tuple[str, ...]) -> None:
-    command = [merino[0], "-OO", *merino[1:], "train", "--help"]
+def test_help_without_docstrings() -> None:
+    command = [sys.executable, "-OO", "-m", "merino_edge", "train", "--help"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert VERBS["train"].summary in done.stdout

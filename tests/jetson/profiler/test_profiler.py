@@ -75,7 +75,8 @@ def test_models_that_may_not_fit_the_caches_are_timed_cold_too(
         sums = [[table.sum_cost(a, piece) for piece in pieces] for pieces in table.alternatives(step)]
         assert table.model_cost(a, step) == min(map(max, sums))
         interval = table.model_interval(a, step)
-        assert interval is not None and interval.low <= interval.high
+        bounded = table.validation["decode"]["low_percent"] is not None  # not where a busy machine predicted 0
+        assert interval.low <= interval.high if interval is not None else not bounded
 
 
 @pytest.mark.usefixtures("hasty_clock")
