@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from merino_edge.errors import InputError
 from merino_edge.search.budget import Metric
 from merino_edge.search.exact.minimum import minimum
-from merino_edge.search.exact.solver import UNBOUNDED, ExactSolver
+from merino_edge.search.exact.solver import UNBOUNDED, ExactSolver, Known
 from merino_edge.search.infeasible import infeasibility_error
 from merino_edge.search.problem import Problem
 from merino_edge.search.space import Candidate
@@ -67,16 +67,17 @@ def pareto_front(
     highest = dict(problem.budget.limits).get(metric, UNBOUNDED)
     problem = Problem(problem.space, problem.budget.within(metric, highest), problem.score, problem.cost_model)
 
-    solvers: dict[float, ExactSolver] = {}  # of the points, by their values
+    known: dict[float, Known] = {}  # by the values of the points
 
-    def solve(limit: float, tighter: ExactSolver | None = None) -> Point | None:
-        solver = ExactSolver(problem.limited(problem.budget.within(metric, limit)), tighter=tighter)
+    def solve(limit: float, cheaper: float = math.nan) -> Point | None:
+        """`cheaper`: the value of a point within the limit."""
+        solver = ExactSolver(problem.limited(problem.budget.within(metric, limit)), known=known.get(cheaper))
         certificate = solver.solve()
         candidate = certificate.candidate
         if candidate is None:
             return None
         value = problem.value(metric, problem.space.architecture(candidate), candidate.template)
-        solvers.setdefault(value, solver)
+        known.setdefault(value, solver.known)
         return Point(value if limit == UNBOUNDED else limit, value, candidate, certificate.score, certificate.bound)
 
     last = solve(dict(problem.budget.limits)[metric])
@@ -90,7 +91,7 @@ def pareto_front(
     gaps = [_Gap(first.value, first.value, last.value)] if first.value < last.value else []
     while gaps and len(points) < count:
         gap = gaps.pop(max(range(len(gaps)), key=lambda i: gaps[i].width))
-        point = solve(gap.limit, solvers[gap.low])
+        point = solve(gap.limit, gap.low)
         assert point is not None  # the lower point is within this limit
         if point.value > gap.low:
             points[point.value] = point

@@ -21,6 +21,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,13 +62,23 @@ class _OutOfTime(Exception):
     pass
 
 
+class Known(NamedTuple):
+    """What a solver knows at its end, for the same problem under higher limits."""
+
+    candidate: Candidate | None
+    score: float  # of the candidate, on the scores' grid
+    raw: dict[tuple[object, ...], Floats]  # scores of block choices
+    scores: dict[tuple[object, ...], Floats]  # the same, on the grid
+    multipliers: dict[tuple[object, ...], Floats]
+
+
 class ExactSolver:
     """Solves one problem exactly.
 
     After `seconds` it stops with the best candidate so far and the bound proven by then. With `minimise`, a budgeted
     metric, that metric's value is subtracted from the score (`merino_edge.search.exact.minimum` uses it with scores of
-    0). If the metric is a maximum of several sums, sum number `which`, modulo their number, is subtracted. `tighter` is
-    the solver of the same problem under lower limits, which has found something: this one starts from what it knows.
+    0). If the metric is a maximum of several sums, sum number `which`, modulo their number, is subtracted. `known` is
+    what the solver of the same problem under lower limits found: this one starts from it.
     Raises InputError for a score that is not a sum over blocks.
     """
 
@@ -79,7 +90,7 @@ class ExactSolver:
         *,
         minimise: Metric | None = None,
         which: int = 0,
-        tighter: ExactSolver | None = None,
+        known: Known | None = None,
     ) -> None:
         if problem.score.block is None:
             raise InputError(
@@ -103,10 +114,14 @@ class ExactSolver:
         self._scores: dict[tuple[object, ...], Floats] = {}
         self._useful: dict[tuple[object, ...], NDArray[np.bool_]] = {}
         self._multipliers: dict[tuple[object, ...], Floats] = {}  # last multipliers times limits
-        if tighter is not None:  # what it found is within these limits too; ties with it are still looked for
-            self.met, self.score = tighter.found, tighter.score
-            self._raw, self._scores = tighter._raw, tighter._scores
-            self._multipliers = dict(tighter._multipliers)
+        if known is not None:  # its candidate is within these limits too; ties with it are still looked for
+            self.met, self.score, self._raw, self._scores, multipliers = known
+            self._multipliers = dict(multipliers)
+
+    @property
+    def known(self) -> Known:
+        """What this solver knows now."""
+        return Known(self.found, self.score, self._raw, self._scores, self._multipliers)
 
     @property
     def found(self) -> Candidate | None:
