@@ -135,7 +135,7 @@ class FakeDriver:
 
     def reset(self) -> None:
         """As at the start, whatever a broken engine left behind."""
-        self.library.fakeReset()
+        self.library.fakeReset(int("pycuda" in sys.modules))
 
 
 def refusing_functions(module: Path) -> str:
