@@ -122,7 +122,7 @@ def _read_bundle(path: Path) -> Document:
         **loaded.manifest,
         "architecture": loaded.architecture.to_dict(),
         "counts": _counts(loaded.architecture),
-        "stored_engines": [{**one.entry, "file": str(one.path)} for one in built if one.path.parent != loaded.path],
+        "stored_engines": [{**one.entry, "file": str(one.path)} for one in built if one.is_stored],
     }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from helpers.made_once import MadeOnce
-from helpers.stranger import ORIN_NANO, Refused, run, train
+from helpers.stranger import ORIN_NANO, Refused, profile, run, train
 from merino_edge import artefact, bundle
 from merino_edge.latency.table_file import load_table
 
@@ -20,19 +20,7 @@ def writers(good: Path, out: Path) -> dict[str, tuple[object, ...]]:
     return {
         "search": ("search", "--space", good / "space.json", "--out", out),
         "pareto": ("pareto", "--space", good / "space.json", "--against", "flops", "--points", 3, "--out", out),
-        "profile": (
-            "profile",
-            "--space",
-            good / "space.json",
-            "--minutes",
-            0.01,
-            "--lengths",
-            64,
-            "--threads",
-            1,
-            "--out",
-            out,
-        ),
+        "profile": profile(good / "space.json", out),
         "estimate": ("estimate", *ORIN_NANO, "--space", good / "space.json", "--quick", "--out", out),
         "train": train(good / "a.json", good, out),
         "export": ("export", good / "checkpoint", "--threads", 1, "--out", out),

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.warm_python import warm_python
+from helpers.warm_python import warm_merino
 from merino_edge.architecture import Architecture
 from merino_edge.cli.terminal import interruptible
 from merino_edge.tokenizer import ChatFormat, Tokenizer
@@ -40,7 +40,7 @@ def long_bundle(make_bundle: Callable[..., Path], small_model: tuple[Architectur
 def test_ctrl_c_ends_the_answer_keeps_what_was_said_and_exits_130(long_bundle: Path) -> None:
     arguments = ["generate", long_bundle, "--prompt", "The", "--greedy", "--max-tokens", str(LONG_CONTEXT)]
     with subprocess.Popen(
-        [warm_python(), "-c", PROGRAM, *arguments],
+        [warm_merino(), *arguments],
         cwd=long_bundle,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -177,7 +177,7 @@ def test_control_characters_of_a_model_do_not_reach_the_terminal(
     only_escape |= {"embedding.weight": embedding, "final_norm.weight": np.ones_like(weights["final_norm.weight"])}
     path = make_bundle(only_escape, ChatFormat())
     options = ["generate", str(path), "--greedy", "--max-tokens", "3", "--prompt", "a"]
-    command = [warm_python(), "-c", PROGRAM, *options]
+    command = [warm_merino(), *options]
     piped = subprocess.run(command, cwd=path, stdin=subprocess.DEVNULL, capture_output=True)
     assert piped.stdout == b"\x1b\x1b\x1b\n"
     with chatting(path, "--max-tokens", "3") as typist:

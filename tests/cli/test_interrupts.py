@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.stranger import run, train
+from helpers.stranger import profile, run, train
 from merino_edge import bundle, checkpoint
 from merino_edge.latency.table_file import load_table
 
@@ -49,10 +49,8 @@ def test_search_leaves_nothing(tmp_path: Path, merino: tuple[str, ...]) -> None:
 
 def test_profile_goes_on(good: Path, tmp_path: Path, merino: tuple[str, ...]) -> None:
     table = tmp_path / "table.jsonl"
-    options = ["profile", "--space", good / "space.json", "--threads", 1, "--minutes", 0.01, "--lengths", 64]
-    options += ["--out", table]
     code, out, err = interrupted(
-        [*merino, *options],
+        [*merino, *profile(good / "space.json", table)],
         lambda: table.exists() and '"samples"' in table.read_text(),  # a batch is measured
     )
     assert (code, out) == (130, "") and f"merino-edge profile --continue --out {table}" in err

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.search_verb import merino, written
 from helpers.small_spaces import MIXED, SMALL
-from helpers.warm_python import warm_python
+from helpers.warm_python import warm_merino, warm_python
 from merino_edge import architecture
 from merino_edge.latency.step import Step
 from merino_edge.latency.table import LatencyTable
@@ -233,8 +233,7 @@ def test_results_that_cannot_be_repeated(tmp_path: Path, change: dict[str, Any],
     merino("--flops", "60G", "--out", result)
     document = {key: value for key, value in json.loads(result.read_text()).items() if key != "sha256"}
     result.write_text(json.dumps({**document, **change}))
-    program = "from merino_edge.cli.main import main; main()"
-    command = [warm_python(), "-c", program, "search", "--from", str(result), "--out", str(tmp_path / "b.json")]
+    command = [warm_merino(), "search", "--from", str(result), "--out", str(tmp_path / "b.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode in (2, 3) and words in done.stderr and done.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]

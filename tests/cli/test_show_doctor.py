@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.warm_python import run_merino as merino
 from helpers.warm_python import warm_merino
 from merino_edge import architecture, artefact, bundle, checkpoint, engine_store
 from merino_edge.architecture import Architecture, Block
@@ -27,12 +28,6 @@ TINY = Architecture(
     vocab_size=32, max_positions=16, embedding_width=32, head_dim=16, blocks=(Block(32, 2, 2, 1, 48, shared=True),)
 )
 TOKENIZER = '{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}'
-
-
-def merino(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([warm_merino(), *map(str, arguments)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stderr
-    return done
 
 
 def refused(*arguments: object, code: int, says: str) -> None:

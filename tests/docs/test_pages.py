@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from helpers.documented import PageRunner, Ran, commands, commands_outside_blocks, read_blocks, unknown_words
-from helpers.warm_python import warm_python
+from helpers.warm_python import warm_merino
 from merino_edge.latency.table_file import load_table
 from merino_edge.search.builtin_spaces import load_space
 
@@ -192,7 +192,7 @@ def test_commands_that_are_not_run_have_verbs_and_options_of_the_program(page: s
 def test_the_refusal_is_the_one_that_is_printed(tmp_path: Path) -> None:
     (line,) = re.findall(r"^(?:    )?(merino-edge: .*)$", (ROOT / "docs/search.md").read_text(), re.MULTILINE)
     words = ["search", "--space", "edge", "--precision", "int4", "--flops", "3G", "--weight-mb", "1", "--out", "a.json"]
-    done = subprocess.run([warm_python(), "-m", "merino_edge", *words], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run([warm_merino(), *words], capture_output=True, text=True, cwd=tmp_path)
     assert done.stderr == f"{line}\n"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.made_once import MadeOnce
-from helpers.stranger import TINY, Refused, run
+from helpers.stranger import TINY, Refused, profile, run
 from helpers.warm_python import warm_merino
 from merino_edge import architecture, artefact, checkpoint
 from merino_edge.data.bpe import chat_format, train_tokenizer
@@ -48,8 +48,7 @@ def make_artefacts(folder: Path) -> None:
         training={"source": "random"},
     )
     assert run("export", folder / "checkpoint", "--threads", 1, "--out", folder / "bundle") == 0
-    measure = ("profile", "--space", folder / "space.json", "--minutes", 0.01, "--lengths", 64, "--threads", 1)
-    assert run(*measure, "--out", folder / "table.jsonl") == 0
+    assert run(*profile(folder / "space.json", folder / "table.jsonl")) == 0
 
 
 @pytest.fixture

@@ -5,17 +5,14 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from helpers.warm_python import warm_merino
+from helpers.warm_python import run_merino
 from merino_edge import artefact
 from merino_edge.search import space_file
 from merino_edge.search.space import Space
 
 
 def merino(*arguments: object, verb: str = "search", code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [warm_merino(), verb, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stderr
-    return done
+    return run_merino(verb, *arguments, code=code)
 
 
 def written(space: Space, folder: Path) -> Path:

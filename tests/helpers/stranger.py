@@ -47,7 +47,7 @@ def commands(good: Path, folder: Path, out: Path) -> dict[str, list[tuple[object
         "space.json": [
             ("search", "--space", folder / "space.json", "--out", out),
             ("pareto", "--space", folder / "space.json", "--against", "flops", "--points", 3, "--out", out),
-            ("profile", "--space", folder / "space.json", "--threads", 1, "--minutes", 0.01, "--out", out),
+            profile(folder / "space.json", out),
             ("estimate", *ORIN_NANO, "--space", folder / "space.json", "--quick", "--out", out),
             ("show", folder / "space.json"),
         ],
@@ -74,3 +74,8 @@ def train(a: Path, good: Path, out: Path, *more: object) -> tuple[object, ...]:
     """The command of a training of two steps."""
     small = ("--steps", 2, "--batch", 1, "--sequence", 8, "--threads", 1)
     return ("train", a, "--corpus", good / "corpus.txt", *small, *more, "--out", out)
+
+
+def profile(space: Path, out: Path) -> tuple[object, ...]:
+    """The command of the shortest profile."""
+    return ("profile", "--space", space, "--minutes", 0.01, "--lengths", 64, "--threads", 1, "--out", out)

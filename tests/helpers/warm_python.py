@@ -43,6 +43,14 @@ def warm_merino() -> str:
     return str(warm_folder() / "merino-edge")
 
 
+def run_merino(*arguments: object, code: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """What the program printed. It must end with the exit code `code`."""
+    command = [warm_merino(), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd)
+    assert done.returncode == code, done.stderr
+    return done
+
+
 def _server(folder: Path, listener: socket.socket) -> None:
     global _kept  # its standard input closes with this process, and that ends it
     command = [sys.executable, str(Path(__file__).with_name("warm_server.py")), str(folder), str(listener.fileno())]

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from helpers.architectures import TWO_WIDTHS as A
-from helpers.warm_python import warm_python
+from helpers.warm_python import warm_merino, warm_python
 from merino_edge import architecture
 from merino_edge.data.tiny_stories import tiny_stories
 from merino_edge.training import state
@@ -25,11 +25,11 @@ ROUNDING = 2e-5
 
 
 def run(folder: Path, *more: str, workers: int = 1, expect: int = 0) -> subprocess.CompletedProcess[str]:
-    program = [warm_python(), "-m"]
+    program = [warm_merino()]
     if workers > 1:
-        program += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), "--no-python"]
-        program += [warm_python(), "-m"]
-    words = [*program, "merino_edge", "train", str(folder / "A.json"), "--corpus", str(folder / "stories.txt")]
+        torchrun = [warm_python(), "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
+        program = [*torchrun, "--no-python", *program]
+    words = [*program, "train", str(folder / "A.json"), "--corpus", str(folder / "stories.txt")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*words, *more], capture_output=True, text=True, env=environment, timeout=180)
     assert (done.returncode == 0) == (expect == 0), done.stderr[-2000:]

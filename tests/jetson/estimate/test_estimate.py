@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from helpers.warm_python import warm_merino
+from helpers.warm_python import run_merino as merino
 from merino_edge.architecture import Architecture
 from merino_edge.errors import OutputError
 from merino_edge.jetson.device.card import device_card
@@ -33,12 +32,6 @@ from merino_edge.search import space_file
 from merino_edge.search.builtin_spaces import DEMO, EDGE
 
 NANO = board("orin-nano-8gb")
-
-
-def merino(*arguments: object, code: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([warm_merino(), *map(str, arguments)], capture_output=True, text=True, timeout=300, cwd=cwd)
-    assert done.returncode == code, done.stderr
-    return done
 
 
 def nano(mode: str, name: str = "merino-edge") -> Roofline:
