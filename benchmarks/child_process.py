@@ -13,20 +13,34 @@ from pathlib import Path
 @contextlib.contextmanager
 def started(command: Sequence[str | Path], stderr: int) -> Iterator[subprocess.Popen[str]]:
     """Run `command` in a group of its own, which is ended on leaving. `stderr` is as in subprocess.Popen."""
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    with _interrupt_later() as interrupted:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
     try:
+        if interrupted:
+            raise KeyboardInterrupt
         yield process
     finally:
         end(process)
         process.wait()
+
+
+@contextlib.contextmanager
+def _interrupt_later() -> Iterator[list[int]]:
+    """Collect Ctrl-C meanwhile. An interrupt inside Popen would leave a process that nobody ends."""
+    signals: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: signals.append(number))
+    try:
+        yield signals
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def end(process: subprocess.Popen[str]) -> None:
