@@ -29,9 +29,10 @@ from merino_edge.export.graph import build_stored, cache_names, lowering, save, 
 from merino_edge.export.prepare_weights import ExportOptions, OnStep, PreparedWeights, prepare_weights
 from merino_edge.export.quantization.quantized_matrix import QuantizedMatrix
 from merino_edge.export.quantization.stored_weights import StoredWeights
-from merino_edge.export.targets import Lowering, Target, require_parsed
+from merino_edge.export.targets import Target, require_parsed
 from merino_edge.export.tensorrt import build_engine
 from merino_edge.graph_io import LOGIT_ROWS, NUM_LOGITS
+from merino_edge.storage import Lowering
 from merino_edge.tokenizer import Tokenizer, compact
 
 CHECKED_CAPABILITY = "SM86"  # an export for `rtx` is compiled for it, to check that TensorRT for RTX takes the graph

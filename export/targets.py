@@ -1,7 +1,7 @@
 """Where a bundle runs, as data: what each platform parses, which graph is written for it, and its known issues.
 
 A `Platform` is a row of `merino-edge targets`. A `Target` is a platform at one precision, with its lowering: it answers
-all that the graph builder, the quantiser and the runtime ask.
+all that the graph builder, the quantiser and the runtime ask. How it stores numbers is in `merino_edge.storage`.
 
 | facts | source |
 |---|---|
@@ -17,12 +17,11 @@ from typing import Literal, get_args
 
 import onnx_ir as ir
 
-from merino_edge.counts import INT4_BLOCK, PRECISIONS
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.operators import Version, find_unsupported, version_text
 from merino_edge.graph_io import ONNX_CUDA_TARGET
+from merino_edge.storage import INT4_BLOCK, PRECISIONS, Lowering, Storage, StorageRules, rules_of, stored_as
 
-Lowering = Literal["native", "primitive", "ort"]
 LOWERINGS: tuple[str, ...] = get_args(Lowering)
 Cache = Literal["float", "int8"]
 CACHES: tuple[str, ...] = get_args(Cache)
@@ -37,8 +36,7 @@ class Platform:
     """One place where a bundle can run.
 
     `system`: the releases of JetPack and L4T, or the machine. `tensorrt`: the release whose operators its parser has;
-    None: ONNX Runtime runs the graph. `opsets`: the oldest and newest that its parser takes. `lowerings`: those that
-    it can run, the default first. `half`: whether activations and cache are float16, except at fp32.
+    None: ONNX Runtime runs the graph. `opsets`: the oldest and newest that its parser takes.
     `largest_weight_bytes`: a table with more is written in pieces. `known_issues`: bugs and limits, with their source.
     """
 
@@ -48,9 +46,6 @@ class Platform:
     python: str
     tensorrt: Version | None
     opsets: tuple[int, int]
-    lowerings: tuple[Lowering, ...]
-    precisions: tuple[str, ...] = PRECISIONS
-    half: bool = True
     largest_weight_bytes: int | None = None
     known_issues: tuple[str, ...] = ()
 
@@ -61,9 +56,24 @@ class Platform:
             return "ONNX Runtime from 1.23"
         return "TensorRT for RTX" if self.name == "rtx" else f"TensorRT {version_text(self.tensorrt)}"
 
+    @property
+    def rules(self) -> StorageRules:
+        """How it stores numbers, and by which lowerings it writes attention."""
+        return rules_of(self.name)
+
+    @property
+    def lowerings(self) -> tuple[Lowering, ...]:
+        """The lowerings that it can run, the default first."""
+        return self.rules.lowerings
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """The precisions that it can run."""
+        return self.rules.precisions
+
     def lowerings_at(self, precision: str) -> tuple[Lowering, ...]:
-        """The lowerings that it can run at `precision`: TensorRT's fused attention has no fp32."""
-        return tuple(low for low in self.lowerings if not (self.tensorrt and low == "native" and precision == "fp32"))
+        """The lowerings that it can run at `precision`."""
+        return self.rules.lowerings_at(precision)
 
     @property
     def fused_attention(self) -> bool:
@@ -81,8 +91,6 @@ PLATFORMS: dict[str, Platform] = {
             python="3.10 and later",
             tensorrt=None,
             opsets=(7, 24),
-            lowerings=("ort", "native", "primitive"),
-            half=False,
             known_issues=("the native lowering needs 1.25: TensorScatter (ONNX Runtime's release notes)",),
         ),
         Platform(
@@ -92,8 +100,6 @@ PLATFORMS: dict[str, Platform] = {
             python="3.10 and later",
             tensorrt=None,
             opsets=(7, 24),
-            lowerings=("ort",),
-            precisions=("fp16", "int8", "int4"),
             known_issues=(
                 "GroupQueryAttention has float16 and bfloat16 kernels only (ONNX Runtime's docs/OperatorKernels.md)",
             ),
@@ -105,7 +111,6 @@ PLATFORMS: dict[str, Platform] = {
             python="3.10",
             tensorrt=(10, 3),
             opsets=(9, 21),
-            lowerings=("primitive",),
             largest_weight_bytes=LARGEST_WEIGHT_BYTES,
             known_issues=(
                 "L4T r36.4.7 breaks large allocations; r36.5.0 does not (llama.cpp pull request 23732)",
@@ -119,7 +124,6 @@ PLATFORMS: dict[str, Platform] = {
             python="3.12",
             tensorrt=(10, 13),
             opsets=(9, 21),
-            lowerings=("primitive",),
         ),
         Platform(
             "jetpack-7.2",
@@ -128,7 +132,6 @@ PLATFORMS: dict[str, Platform] = {
             python="3.12",
             tensorrt=(10, 16),
             opsets=(9, 24),
-            lowerings=("native", "primitive"),
             known_issues=(
                 "a cache of 2048 did not build on GB300 (Model-Connect issue 245); --lowering primitive is the cure",
                 "the causal flag is aligned to the upper left; the graph passes a mask instead",
@@ -141,7 +144,6 @@ PLATFORMS: dict[str, Platform] = {
             python="3.10 and later",
             tensorrt=(11, 0),
             opsets=(9, 24),
-            lowerings=("native", "primitive"),
         ),
         Platform(
             "rtx",
@@ -150,7 +152,6 @@ PLATFORMS: dict[str, Platform] = {
             python="3.10 and later",
             tensorrt=(10, 16),
             opsets=(9, 24),
-            lowerings=("native", "primitive"),
             known_issues=(
                 "has kernels for SM75, 80, 86, 89, 120 and 121 (1.7): no Jetson (SM87, SM110), no H100 or H200 (SM90); "
                 "a Jetson takes its own TensorRT, those cards the full one",
@@ -205,14 +206,14 @@ class Target:
         resolved = _resolve_lowering(platform, precision, lowering)
         if cache not in CACHES:
             raise UnsupportedError(f"unknown cache {cache!r}", f"choose one of: {', '.join(CACHES)}")
-        if cache == "int8" and (resolved != "ort" or precision not in ("int8", "int4") or platform.half):
+        if cache == "int8" and (resolved != "ort" or precision not in ("int8", "int4") or platform.rules.half):
             raise UnsupportedError(
                 f"an int8 cache goes with int8 or int4 weights by the ort lowering, not {precision} by {resolved}"
                 f" for {name}",
                 "leave --cache out",
             )
         target = Target(platform, precision, resolved, block, fast, cache)  # type: ignore[arg-type]
-        if block != INT4_BLOCK and not (precision == "int4" or (precision == "int8" and target.blocks_int8)):
+        if block != INT4_BLOCK and not target.storage.needs_blocks:
             raise UnsupportedError(f"{name} at {precision} has no blocks of inputs", "leave --block out")
         if fast and (precision != "int4" or target.on_tensorrt):
             raise UnsupportedError(f"{name} at {precision} has one form only", "leave --fast out")
@@ -222,6 +223,11 @@ class Target:
     def name(self) -> str:
         """The platform's name."""
         return self.platform.name
+
+    @property
+    def storage(self) -> Storage:
+        """How it stores weights and cache, with blocks of INT4_BLOCK."""
+        return stored_as(self.precision, self.name)
 
     @property
     def on_tensorrt(self) -> bool:
@@ -236,8 +242,7 @@ class Target:
     @property
     def compute_dtype(self) -> ir.DataType:
         """The type of matrices' activations and of a float cache."""
-        half = self.platform.half and self.precision != "fp32"
-        return ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
+        return ir.DataType.FLOAT16 if self.storage.cache_bytes == 2 else ir.DataType.FLOAT
 
     @property
     def int8_cache(self) -> bool:
@@ -257,11 +262,6 @@ class Target:
         if self.lowering == "ort" or (self.precision == "int4" and self.on_tensorrt):
             return 21  # the first with INT4, and with blocks in DequantizeLinear
         return 19  # the first with a float16 scale in DequantizeLinear
-
-    @property
-    def blocks_int8(self) -> bool:
-        """Whether int8 may have a scale per block of inputs; TensorRT knows blocks for int4 only."""
-        return not self.on_tensorrt
 
 
 def _resolve_lowering(platform: Platform, precision: str, lowering: str) -> str:

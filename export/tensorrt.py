@@ -26,8 +26,9 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from merino_edge import tensorrt_library
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.operators import OPERATORS_SINCE
-from merino_edge.export.targets import PLATFORMS, Lowering
+from merino_edge.export.targets import PLATFORMS
 from merino_edge.graph_io import LOGIT_ROWS, MAX_LOGIT_ROWS
+from merino_edge.storage import Lowering
 
 PREFILL_CHUNK = 512  # most tokens of one step
 # Capabilities and precisions that TensorRT for RTX 1.7 refuses: "FP32 GEMM is not supported", "HW-specific datatypes".

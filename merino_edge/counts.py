@@ -14,13 +14,13 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from merino_edge.errors import InputError
+from merino_edge import storage
+from merino_edge.storage import NORM_BYTES, stored_as
 
 if TYPE_CHECKING:  # an architecture counts itself by these functions
     from merino_edge.architecture import Architecture, Block
 
-INT4_BLOCK = 32  # weights per scale in the int4 form
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
+INT4_BLOCK, PRECISIONS, SCALE_BYTES = storage.INT4_BLOCK, storage.PRECISIONS, storage.SCALE_BYTES
 
 # --- parameters ------------------------------------------------------------------------------------
 
@@ -105,53 +105,60 @@ def flops(a: Architecture, sequence: int = 1024, *, head: bool = False) -> int:
 
 # --- bytes -----------------------------------------------------------------------------------------
 
-# Bytes per element as stored for the target `onnxruntime`. For TensorRT biases are float16, and so is a quantised
-# model's embedding table, tied or not. int8 and int4 keep one float16 scale per INT4_BLOCK elements. Both keep
-# embeddings and head at int8 with one scale per token, because most of int4's error would come from there.
-SCALE_BYTES = 2
-MATRIX_BYTES = {
-    "fp32": 4.0,
-    "fp16": 2.0,
-    "int8": 1.0 + SCALE_BYTES / INT4_BLOCK,
-    "int4": 0.5 + SCALE_BYTES / INT4_BLOCK,
-}
-VECTOR_BYTES = 4  # norms and biases
-POSITION_BYTES = {"fp32": 4, "fp16": 2, "int8": 2, "int4": 2}
+# `target` is the name of a target of export. Without one, weights are counted as for `onnxruntime`, without its tables
+# of rotary angles, and the cache as a GPU's. `merino_edge.storage` says how each target stores what.
+MATRIX_BYTES = {precision: stored_as(precision).matrix.bytes(1, 1) for precision in PRECISIONS}  # without a target
 
 
 def check_precision(precision: str) -> None:
     """Raise InputError for an unknown precision."""
-    if precision not in PRECISIONS:
-        raise InputError(f"there is no precision {precision!r}", f"choose one of {', '.join(PRECISIONS)}")
+    stored_as(precision)
 
 
-def block_weight_bytes(a: Architecture, block: Block, precision: str) -> float:
+def block_weight_bytes(a: Architecture, block: Block, precision: str, target: str | None = None) -> float:
     """Bytes of a block's stored weights. Shared layers count once."""
-    matrices, vectors = layer_matrix_parameters(a, block), layer_vector_parameters(a, block)
-    return block.weight_layers * (matrices * MATRIX_BYTES[precision] + vectors * VECTOR_BYTES)
+    form, kv_width, width = stored_as(precision, target), block.kv_heads * a.head_dim, block.width
+    matrix = form.matrix.bytes
+    total = matrix(width + 2 * kv_width, width) + matrix(width, width)
+    total += matrix((2 if a.gated else 1) * block.ffn_width, width) + matrix(width, block.ffn_width)
+    norms = 2 * _norm_parameters(a, width)
+    biases = layer_vector_parameters(a, block) - norms
+    return block.weight_layers * (total + norms * NORM_BYTES + biases * form.bias_bytes)
+
+
+def width_projection_bytes(before: int, after: int, precision: str, target: str | None = None) -> float:
+    """Bytes of the projection between two widths; 0 where they are equal."""
+    return stored_as(precision, target).matrix.bytes(after, before) if before != after else 0.0
 
 
 def table_bytes(a: Architecture, precision: str) -> int:
-    """Bytes of the embedding table, or of a head of its own."""
-    if precision in ("int8", "int4"):
-        return a.vocab_size * (a.embedding_width + SCALE_BYTES)
-    return a.vocab_size * a.embedding_width * (4 if precision == "fp32" else 2)
+    """Bytes of the embedding table, or of a head of its own, where no target is named."""
+    return int(stored_as(precision).head.bytes(a.vocab_size, a.embedding_width))
 
 
-def end_weight_bytes(a: Architecture, precision: str) -> float:
-    """Bytes of embedding, positions, final norm and head."""
-    first, last, width = a.blocks[0].width, a.blocks[-1].width, a.embedding_width
-    projections = width_projection_parameters(width, first) + width_projection_parameters(last, width)
-    total = a.position_rows * first * POSITION_BYTES[precision] + projections * MATRIX_BYTES[precision]
-    total += (1 if a.tied_head else 2) * table_bytes(a, precision)
-    return total + (_norm_parameters(a, last) * VECTOR_BYTES if a.norm_placement == "pre" else 0)
+def end_weight_bytes(a: Architecture, precision: str, target: str | None = None) -> float:
+    """Bytes of embedding, positions, final norm and head, with the projections at either end.
+
+    With a target, what its graphs hold for each position of the cache counts too.
+    """
+    form, first, last, width = stored_as(precision, target), a.blocks[0].width, a.blocks[-1].width, a.embedding_width
+    total = form.embedding.bytes(a.vocab_size, width) + form.positions.bytes(a.position_rows, first)
+    if form.splits_table or not a.tied_head:
+        total += form.head.bytes(a.vocab_size, width)
+    for before, after in ((width, first), (last, width)):
+        total += width_projection_bytes(before, after, precision, target)
+    total += a.max_positions * form.position_bytes(a.head_dim, a.rotary_dim)
+    return total + (_norm_parameters(a, last) * NORM_BYTES if a.norm_placement == "pre" else 0)
 
 
-def weight_bytes(a: Architecture, precision: str = "fp16") -> int:
-    """Bytes of the stored weights, rounded. Raises InputError on an unknown precision."""
-    check_precision(precision)
-    total = end_weight_bytes(a, precision) + _inner_projection_parameters(a) * MATRIX_BYTES[precision]
-    return round(total + sum(block_weight_bytes(a, block, precision) for block in a.blocks))
+def weight_bytes(a: Architecture, precision: str = "fp16", target: str | None = None) -> int:
+    """Bytes of the stored weights, rounded.
+
+    Raises InputError for an unknown precision, UnsupportedError for one that the target cannot run.
+    """
+    total = end_weight_bytes(a, precision, target)
+    total += sum(width_projection_bytes(x.width, y.width, precision, target) for x, y in pairwise(a.blocks))
+    return round(total + sum(block_weight_bytes(a, block, precision, target) for block in a.blocks))
 
 
 def kv_bytes(a: Architecture, positions: int | None = None, element_bytes: int = 2) -> int:
@@ -165,9 +172,9 @@ def kv_bytes(a: Architecture, positions: int | None = None, element_bytes: int =
 ACTIVATION_BYTES = 4  # activations are float32; a backend with half the size needs less
 
 
-def cache_element_bytes(precision: str) -> int:
-    """Bytes per element of a GPU's KV cache. ONNX Runtime's CPU engine keeps float32 at every precision."""
-    return 4 if precision == "fp32" else 2
+def cache_element_bytes(precision: str, target: str | None = None) -> int:
+    """Bytes per element of the KV cache. ONNX Runtime's CPU engine keeps float32 at every precision."""
+    return stored_as(precision, target).cache_bytes
 
 
 def block_kv_bytes(a: Architecture, block: Block, positions: int, element_bytes: int = 2) -> int:

@@ -21,11 +21,12 @@ from typing import Protocol
 
 from merino_edge import counts
 from merino_edge.architecture import Architecture, Block
-from merino_edge.errors import InputError
+from merino_edge.errors import InputError, UnsupportedError
 from merino_edge.latency.measurement import Mode, Point, layer_point
 from merino_edge.latency.step import Step
 from merino_edge.search.budget import Metric
 from merino_edge.search.space import Space, Vocabulary
+from merino_edge.storage import INT4_BLOCK, stored_as
 
 FLOPS_SEQUENCE = 1024
 DEFAULT_TOKENS = 256  # tokens run at once, for peak_mb; also the length of latencies without a table
@@ -106,14 +107,17 @@ def unit_limit(limit: float, scale: float) -> float:
 class CostModel:
     """What architectures cost at one weight precision, with an optional latency table.
 
-    Raises InputError for an unknown precision, or for a table of another precision.
+    `target`: the target of export whose bundle is counted; None: weights as for `onnxruntime`, cache as a GPU's.
+    Raises InputError for an unknown precision, or for a table of another precision. Raises UnsupportedError for a
+    target that there is not, or that cannot run the precision.
     """
 
     precision: str
     table: Table | None = None
+    target: str | None = None
 
     def __post_init__(self) -> None:
-        counts.check_precision(self.precision)
+        stored_as(self.precision, self.target)
         if self.table is not None and self.table.precision != self.precision:
             raise InputError(
                 f"{self.table.path} was measured in {self.table.precision}, not {self.precision}",
@@ -121,10 +125,15 @@ class CostModel:
             )
 
     def resolve(self, metric: Metric, space: Space) -> Metric:
-        """`metric` with the default after its @, if it has none. Raises InputError for a latency without a table."""
+        """`metric` with the default after its @, if it has none.
+
+        Raises InputError for a latency without a table, UnsupportedError for a precision that the target cannot run.
+        """
         if metric.kind.latency and self.table is None:
             hint = "run: merino-edge profile --out T.jsonl, then add --table T.jsonl"
             raise InputError(f"{metric.kind.option} needs a latency table", hint)
+        if metric.kind.at == "precision" and metric.at is not None:
+            stored_as(str(metric.at), self.target)
         if metric.at is not None or metric.kind.at == "" or metric.name == "kv_mb":
             return metric
         if metric.kind.at == "precision":
@@ -139,7 +148,7 @@ class CostModel:
         """`metric` for models of one vocabulary. Raises InputError if the bytes per token are needed but unknown."""
         if metric.kind.latency:
             return self._latency_parts(metric, vocabulary)
-        element_bytes = counts.cache_element_bytes(self.precision)
+        element_bytes = counts.cache_element_bytes(self.precision, self.target)
         if metric.name == "parameters":
             units = AdditiveCost(counts.block_parameters, counts.width_projection_parameters, counts.end_parameters)
         elif metric.name == "flops":
@@ -149,7 +158,7 @@ class CostModel:
                 lambda a: 0,
             )
         elif metric.name == "weight_mb":
-            units = _weights(str(metric.at))
+            units = _weights(str(metric.at), self.target)
         elif metric.name == "kv_mb":
             positions = metric.at
             units = AdditiveCost(
@@ -158,7 +167,7 @@ class CostModel:
                 lambda a: 0,
             )
         elif metric.name == "peak_mb":
-            weights, tokens = _weights(self.precision), int(metric.at or DEFAULT_TOKENS)
+            weights, tokens = _weights(self.precision, self.target), int(metric.at or DEFAULT_TOKENS)
             units = dataclasses.replace(
                 weights,
                 block=lambda a, block: (
@@ -202,6 +211,19 @@ class CostModel:
             return Step("prefill", math.ceil(at / _bytes_per_token(metric, vocabulary)))
         mode: Mode = "prefill" if metric.name == "prefill_ms" else "decode"
         return Step(mode, at, "mj" if metric.name == "energy_mj" else "ms")
+
+    def check_blocks(self, space: Space, metrics: Iterable[Metric]) -> None:
+        """Raise UnsupportedError where the target stores a precision in blocks that do not divide every matrix."""
+        precisions = {self.precision, *(str(m.at) for m in metrics if m.kind.at == "precision")}
+        blocked = [p for p in sorted(precisions) if self.target and stored_as(p, self.target).needs_blocks]
+        inputs = {*space.widths, *space.embedding_widths, *(block.ffn_width for block in space.block_choices)}
+        odd = sorted(size for size in inputs if size % INT4_BLOCK)
+        if blocked and odd:
+            raise UnsupportedError(
+                f"{self.target} stores {blocked[0]} in blocks of {INT4_BLOCK} inputs, and a matrix of space "
+                f"{space.name} has {odd[0]}",
+                "leave it out of the space, or choose --precision fp16",
+            )
 
     def check_coverage(self, space: Space, templates: Iterable[int], metrics: Iterable[Metric]) -> None:
         """Check that the table answers every latency in `metrics` for every architecture of `space` in `templates`.
@@ -256,12 +278,11 @@ class CostModel:
         return gaps
 
 
-def _weights(precision: str) -> AdditiveCost:
-    matrix_bytes = counts.MATRIX_BYTES[precision]
+def _weights(precision: str, target: str | None) -> AdditiveCost:
     return AdditiveCost(
-        lambda a, block: counts.block_weight_bytes(a, block, precision),
-        lambda before, after: counts.width_projection_parameters(before, after) * matrix_bytes,
-        lambda a: counts.end_weight_bytes(a, precision),
+        lambda a, block: counts.block_weight_bytes(a, block, precision, target),
+        lambda before, after: counts.width_projection_bytes(before, after, precision, target),
+        lambda a: counts.end_weight_bytes(a, precision, target),
     )
 
 

@@ -279,7 +279,7 @@ class WeightWriter:
         codes = q.codes.reshape(len(q.codes), -1).T  # [K, N]
         code_type = ml_dtypes.int4 if q.bits == 4 else np.int8
         inputs = [self.initializer(f"stored.{name}", codes.astype(code_type))]
-        blocked = q.bits == 4 or self.target.blocks_int8
+        blocked = q.bits == 4 or not self.target.on_tensorrt
         attributes = {"axis": 0, "block_size": q.codes.shape[2]} if blocked else {"axis": 1}
         stored_dtype = self.dtype if self.target.on_tensorrt else ir.DataType.FLOAT16
         scales = q.scales.T.astype(stored_dtype.numpy())  # [G, N]

@@ -23,7 +23,6 @@ from functools import partial
 import numpy as np
 
 from merino_edge.architecture import Architecture
-from merino_edge.counts import INT4_BLOCK
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.quantization.gptq import gptq
 from merino_edge.export.quantization.quantized_matrix import QuantizedMatrix
@@ -36,6 +35,7 @@ from merino_edge.export.quantization.rounding import (
     search_scales,
 )
 from merino_edge.export.targets import Target
+from merino_edge.storage import INT4_BLOCK, Form, stored_as
 from merino_edge.weights import weight_shapes
 
 EMBEDDING, POSITIONS, HEAD = "embedding.weight", "positions.weight", "head.weight"
@@ -107,7 +107,7 @@ def store(
         if bits := _bits(name, weight.shape, target):
             stored.quantized[name] = quantize_matrix(name, weight, bits, target, (moments or {}).get(name))
         else:
-            stored.arrays[name] = _rounded(name, weight, _float_type(weight.shape, target))
+            stored.arrays[name] = _rounded(name, weight, _float_type(name, weight.shape, target))
     if _splits_table(a, target):
         stored.quantized[HEAD] = quantize_matrix(HEAD, weights[EMBEDDING], 8, target)
     return stored
@@ -192,29 +192,30 @@ def random_stored(a: Architecture, target: Target, seed: int = 0) -> StoredWeigh
             uniform = rng.random(shape, np.float32)  # much faster than normal numbers
             uniform -= np.float32(0.5)
             uniform *= np.float32(RANDOM_STD * math.sqrt(12))
-            stored.arrays[name] = uniform.astype(_float_type(shape, target), copy=False)
+            stored.arrays[name] = uniform.astype(_float_type(name, shape, target), copy=False)
     return stored
-
-
-def _quantizes(target: Target) -> bool:
-    return target.precision in ("int8", "int4")
 
 
 def _splits_table(a: Architecture, target: Target) -> bool:
     """Whether a tied table is stored twice, as an embedding and a head."""
-    return a.tied_head and _quantizes(target) and target.on_tensorrt
+    return a.tied_head and target.storage.splits_table
+
+
+def _form(name: str, target: Target) -> Form:
+    """How the matrix `name` is stored."""
+    storage = target.storage
+    forms = {POSITIONS: storage.positions, EMBEDDING: storage.embedding, HEAD: storage.head}
+    return storage.matrix if target.fast and name != POSITIONS else forms.get(name, storage.matrix)
 
 
 def _bits(name: str, shape: tuple[int, ...], target: Target) -> int:
     """Bits of the codes that a weight is stored as; 0 where it stays floating point."""
-    if len(shape) == 1 or name == POSITIONS or (name == EMBEDDING and target.on_tensorrt) or not _quantizes(target):
-        return 0
-    # At int4 the head costs more accuracy than any ten layers.
-    return 4 if target.precision == "int4" and (target.fast or name not in (EMBEDDING, HEAD)) else 8
+    form = _form(name, target)
+    return 0 if len(shape) == 1 or form.block is None else form.bits
 
 
-def _float_type(shape: tuple[int, ...], target: Target) -> type:
-    return np.float32 if len(shape) == 1 or target.precision == "fp32" else np.float16
+def _float_type(name: str, shape: tuple[int, ...], target: Target) -> type:
+    return np.float32 if len(shape) == 1 or _form(name, target).bits == 32 else np.float16
 
 
 def _block(name: str, inputs: int, bits: int, target: Target) -> int:
@@ -222,7 +223,7 @@ def _block(name: str, inputs: int, bits: int, target: Target) -> int:
 
     Raises UnsupportedError where INT4_BLOCK does not divide it.
     """
-    if bits == 8 and not target.blocks_int8:
+    if not stored_as(f"int{bits}", target.name).needs_blocks:
         return inputs
     if inputs % INT4_BLOCK:
         raise UnsupportedError(f"{name} has {inputs} inputs, not a multiple of {INT4_BLOCK}", "export --precision fp16")

@@ -13,6 +13,7 @@ from merino_edge import counts
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import InputError
 from merino_edge.presets import PRESETS, preset
+from merino_edge.storage import NORM_BYTES
 from merino_edge.weights import weight_shapes
 
 
@@ -60,7 +61,7 @@ def check_against_weights(a: Architecture) -> None:
         for name, shape in shapes.items():
             elements = math.prod(shape)
             if len(shape) == 1:
-                total += elements * counts.VECTOR_BYTES
+                total += elements * NORM_BYTES
             elif name == "positions.weight":
                 total += elements * (4 if precision == "fp32" else 2)
             elif name in ("embedding.weight", "head.weight") and precision in ("int8", "int4"):

@@ -1,0 +1,145 @@
+"""How a bundle stores a model's numbers: the forms of weights and cache, for each target and precision.
+
+The exporter asks this module how to store, and a search how many bytes that is (`merino_edge.counts`). So a count
+cannot differ from what is written. docs/stored-bytes.md has the same as tables. Knows no graph and no library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, NamedTuple
+
+from merino_edge.errors import InputError, UnsupportedError
+from merino_edge.graph_io import ONNX_CUDA_TARGET
+
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
+Lowering = Literal["native", "primitive", "ort"]
+INT4_BLOCK = 32  # weights per scale in the int4 form
+SCALE_BYTES = 2  # scales are float16
+NORM_BYTES = 4  # norms are float32 everywhere
+POSITION_INDEX_BYTES = 8  # graphs without `ort`'s attention number the cache's positions, int64
+
+
+class Form(NamedTuple):
+    """How a matrix is stored. `block`: how many inputs share a scale. 0: a whole row does. None: it has no scales."""
+
+    bits: int
+    block: int | None = None
+
+    def bytes(self, rows: int, inputs: int) -> float:
+        """Bytes of a matrix [rows, inputs] with its scales; exact where blocks divide the inputs."""
+        scales = 0.0
+        if self.block is not None:
+            scales = rows * inputs / self.block if self.block else rows
+        return rows * inputs * self.bits / 8 + scales * SCALE_BYTES
+
+
+@dataclass(frozen=True)
+class StorageRules:
+    """What decides how a target stores numbers.
+
+    `lowerings`: how it can write attention and cache, the default first. `half`: activations and cache are float16,
+    except at fp32. `half_biases`: so are the biases.
+    """
+
+    lowerings: tuple[Lowering, ...]
+    precisions: tuple[str, ...] = PRECISIONS
+    tensorrt: bool = True
+    half: bool = True
+    half_biases: bool = True
+
+    def lowerings_at(self, precision: str) -> tuple[Lowering, ...]:
+        """The lowerings that it can run at `precision`: TensorRT's fused attention has no fp32."""
+        return tuple(low for low in self.lowerings if not (self.tensorrt and low == "native" and precision == "fp32"))
+
+
+# By name of the target. export/targets.py tells what each is.
+TARGET_RULES: dict[str, StorageRules] = {
+    "onnxruntime": StorageRules(("ort", "native", "primitive"), tensorrt=False, half=False, half_biases=False),
+    ONNX_CUDA_TARGET: StorageRules(("ort",), ("fp16", "int8", "int4"), tensorrt=False),
+    "jetpack-6.2": StorageRules(("primitive",)),
+    "jetpack-7.1": StorageRules(("primitive",)),
+    "jetpack-7.2": StorageRules(("native", "primitive")),
+    "tensorrt-11": StorageRules(("native", "primitive")),
+    "rtx": StorageRules(("native", "primitive")),
+}
+# Where no target is named: weights as for `onnxruntime`, and a GPU's cache. Tables of rotary angles do not count.
+UNNAMED = StorageRules((), tensorrt=False, half_biases=False)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How one target stores a model at one precision; `target` None: no target is named."""
+
+    target: str | None
+    precision: str
+    matrix: Form
+    embedding: Form
+    head: Form
+    positions: Form
+    bias_bytes: int
+    cache_bytes: int  # of an element of the KV cache, and of one of the rotary angles
+    splits_table: bool  # whether a tied table is stored twice, as an embedding and a head
+    lowering: Lowering | None
+    has_fallback: bool  # whether a bundle holds the primitive graph beside the native one
+
+    @property
+    def needs_blocks(self) -> bool:
+        """Whether the inputs of every matrix must be a multiple of INT4_BLOCK."""
+        return bool(self.matrix.block)
+
+    def position_bytes(self, head_dim: int, rotary_dim: int) -> int:
+        """Bytes of what graphs hold for each position of the cache: its number and its angles' cosines and sines."""
+        primitive = 2 * head_dim if rotary_dim else 0
+        angles = {"primitive": primitive, None: 0}.get(self.lowering, rotary_dim)
+        angles += primitive if self.has_fallback else 0
+        index = POSITION_INDEX_BYTES if self.lowering in ("native", "primitive") else 0
+        return angles * self.cache_bytes + index
+
+
+@cache
+def stored_as(precision: str, target: str | None = None) -> Storage:
+    """How `target` stores a model at `precision`.
+
+    Raises InputError for a precision that there is not, UnsupportedError for a target that there is not, and for a
+    precision that the target cannot run.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"there is no precision {precision!r}", f"choose one of {', '.join(PRECISIONS)}")
+    rules = rules_of(target)
+    if precision not in rules.precisions:
+        raise UnsupportedError(f"{target} has no {precision}", f"choose one of: {', '.join(rules.precisions)}")
+    floats = Form(32 if precision == "fp32" else 16)
+    quantized = precision in ("int8", "int4")
+    matrix = embedding = head = floats
+    if quantized:
+        bits = 8 if precision == "int8" else 4
+        # TensorRT knows blocks for int4 only, and looks up floating point only.
+        matrix = Form(bits, 0 if bits == 8 and rules.tensorrt else INT4_BLOCK)
+        head = Form(8, 0)  # at int4 too, where it costs more accuracy than any ten layers
+        embedding = floats if rules.tensorrt else head
+    half = precision != "fp32"
+    lowering = next(iter(rules.lowerings_at(precision)), None)
+    return Storage(
+        target,
+        precision,
+        matrix=matrix,
+        embedding=embedding,
+        head=head,
+        positions=floats,
+        bias_bytes=2 if half and rules.half_biases else 4,
+        cache_bytes=2 if half and rules.half else 4,
+        splits_table=quantized and rules.tensorrt,
+        lowering=lowering,
+        has_fallback=rules.tensorrt and lowering == "native",
+    )
+
+
+def rules_of(target: str | None) -> StorageRules:
+    """The rules of a target by its name. Raises UnsupportedError where there is none."""
+    if target is None:
+        return UNNAMED
+    if target not in TARGET_RULES:
+        raise UnsupportedError(f"unknown target {target!r}", f"choose one of: {', '.join(TARGET_RULES)}")
+    return TARGET_RULES[target]

@@ -1,0 +1,114 @@
+"""What is counted as stored equals what an export writes, for every target, precision and kind of architecture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+from merino_edge import counts
+from merino_edge.architecture import Architecture, Block
+from merino_edge.errors import InputError, UnsupportedError
+from merino_edge.export.graph import build_stored, save, save_beside
+from merino_edge.export.quantization.stored_weights import random_stored
+from merino_edge.export.targets import PLATFORMS, Target
+from merino_edge.storage import PRECISIONS, TARGET_RULES, stored_as
+
+PAIRS = [(name, precision) for name, rules in TARGET_RULES.items() for precision in rules.precisions]
+SMALL_BYTES = 1000  # of shapes and single numbers, which no count has
+
+# Widths that change, grouped heads, both kinds of sharing, every kind of norm, FFN, bias, position and head.
+LLAMA = Architecture(
+    vocab_size=320,
+    max_positions=160,
+    embedding_width=96,
+    head_dim=32,
+    blocks=(Block(64, 1, 2, 1, 96), Block(64, 2, 2, 2, 160, shared=True), Block(128, 2, 4, 2, 192)),
+    norm="rmsnorm",
+    ffn="swiglu",
+    positions="rotary",
+    rotary_dim=32,
+    bias="none",
+)
+OPT = Architecture(
+    vocab_size=257,
+    max_positions=130,
+    embedding_width=64,
+    head_dim=32,
+    blocks=(Block(64, 1, 2, 2, 160), Block(96, 2, 3, 3, 96)),
+    position_offset=2,
+)
+ARCHITECTURES = {
+    "llama": LLAMA,
+    "untied": replace(LLAMA, tied_head=False, bias="qkv"),
+    "opt": OPT,
+    "post": replace(OPT, norm_placement="post", ffn="gelu"),
+    "neox": replace(OPT, tied_head=False, positions="rotary", rotary_dim=16, position_offset=0, parallel_residual=True),
+}
+# Inputs that are no multiple of a block: matrices of floats, and int8 with a scale a row.
+ODD_BLOCKS = (Block(48, 1, 3, 1, 72), Block(80, 1, 5, 1, 100))
+ODD = replace(LLAMA, head_dim=16, rotary_dim=16, embedding_width=40, blocks=ODD_BLOCKS)
+
+
+def written_bytes(a: Architecture, target: Target, folder: Path) -> int:
+    """Bytes of all weights that an export writes, those of the primitive graph beside the native one included."""
+    stored, graph = random_stored(a, target), folder / "model.onnx"
+    save(build_stored(a, stored, target, a.max_positions), graph)
+    values = ir.load(graph).graph.initializers
+    if target.has_fallback:
+        fallback = replace(target, lowering="primitive")
+        save_beside(build_stored(a, stored, fallback, a.max_positions), folder / "primitive.onnx", graph)
+        values = {**ir.load(folder / "primitive.onnx").graph.initializers, **values}
+    tensors = [value.const_value for name, value in values.items() if not name.endswith(".twin")]
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+@pytest.mark.parametrize(("target", "precision"), PAIRS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_counted_weights_are_those_that_an_export_writes(
+    name: str, target: str, precision: str, tmp_path: Path
+) -> None:
+    a = ARCHITECTURES[name]
+    written = written_bytes(a, Target.named(target, precision), tmp_path)
+    assert 0 <= written - counts.weight_bytes(a, precision, target) < SMALL_BYTES
+    # The file of weights has them all, but for what is so small that it stays in the graph.
+    assert (tmp_path / "model.onnx.data").stat().st_size <= written
+
+
+@pytest.mark.parametrize(("target", "precision"), PAIRS)
+def test_sizes_that_no_block_divides_are_counted_or_refused(target: str, precision: str, tmp_path: Path) -> None:
+    resolved = Target.named(target, precision)
+    if stored_as(precision, target).needs_blocks:
+        with pytest.raises(UnsupportedError, match="not a multiple of 32"):
+            written_bytes(ODD, resolved, tmp_path)
+    else:
+        written = written_bytes(ODD, resolved, tmp_path)
+        assert 0 <= written - counts.weight_bytes(ODD, precision, target) < SMALL_BYTES
+
+
+def test_every_target_of_export_has_its_rules() -> None:
+    assert tuple(TARGET_RULES) == tuple(PLATFORMS)
+    for name, platform in PLATFORMS.items():
+        assert TARGET_RULES[name].tensorrt == (platform.tensorrt is not None)
+
+
+def test_without_a_target_weights_are_onnxruntimes_and_the_cache_a_gpus() -> None:
+    for a in ARCHITECTURES.values():
+        for precision in PRECISIONS:
+            target = counts.weight_bytes(a, precision, "onnxruntime")
+            angles = 4 * a.rotary_dim * a.max_positions
+            assert counts.weight_bytes(a, precision) == target - angles
+    assert [counts.cache_element_bytes(p) for p in PRECISIONS] == [4, 2, 2, 2]
+    assert [counts.cache_element_bytes(p, "onnxruntime") for p in PRECISIONS] == [4, 4, 4, 4]
+    assert [counts.cache_element_bytes(p, "jetpack-6.2") for p in PRECISIONS] == [4, 2, 2, 2]
+
+
+def test_a_target_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="onnxruntime-cuda has no fp32; choose one of: fp16, int8, int4"):
+        stored_as("fp32", "onnxruntime-cuda")
+    with pytest.raises(UnsupportedError, match="unknown target 'jetpack'; choose one of: onnxruntime,"):
+        counts.weight_bytes(LLAMA, "int4", "jetpack")
+    with pytest.raises(InputError, match="there is no precision 'fp8'"):
+        stored_as("fp8", "rtx")
