@@ -95,6 +95,7 @@ class Problem:
         long_enough = list(range(len(self.space.templates)))
         for metric in self.budget.metrics:
             needed = {i: self.cost_model.positions(metric, self.space.templates[i].vocabulary) for i in long_enough}
+        cost_model.check_blocks(space, self.budget.metrics)
             long_enough = [i for i in long_enough if self.space.templates[i].context >= needed[i]]
             if not long_enough:
                 raise InputError(
