@@ -2,16 +2,18 @@
 
 | `--score` | what a block adds | source |
 |---|---|---|
-| effective | its entropy, weighted for depth | the paper, sections 3 and 4 |
+| calibrated | short for `exit:shared_layer=0.1`, the default | docs/study.md |
+| paper, effective | its entropy, weighted for depth | the paper, sections 3 and 4 |
 | cut | the same, but no wider than the narrowest width before it | paper section 9 |
 | exit | the same as effective; the sum is multiplied by a power of the last block's width | docs/study.md |
+| counting | its parameters, a repeated layer as a tenth; multiplied in the same way | the control of docs/study.md |
 | parameters | its stored parameters | LiteTransformerSearch: decoder parameter count |
 | flops | its FLOPs over 1024 tokens | - |
 | MODULE:NAME, FILE.py:NAME | the result of NAME(model, block, depth, cut) | a user's own, additive: solved exactly |
 | the same | NAME(architecture) scores a whole model | a user's own: evolution or brute force |
 
 Options follow a colon, as `effective:epsilon_squared=300,effectiveness_power=2` (`entropy.Hyperparameters`). `exit`
-also has `exit_power`.
+also has `exit_power`; `counting` has `shared_layer` and `exit_power`.
 
 An additive score is a sum over blocks once the total depth and the cut are known. The cut is the narrowest width that
 every signal passes through. Widths do not decrease, so it is the width of the embedding or of the first block. The sum
@@ -44,6 +46,9 @@ RESOLUTION = 2.0**-20
 FACTOR_BITS = 12  # precision of a score's factor, so low that products are exact
 
 EXIT_POWER = 0.75  # the median of the best fits to random halves of the models in docs/study.md
+SHARED_LAYER = 0.1  # what a layer with the weights of an earlier one counts, by the same page
+SHORT = {"paper": "effective", "calibrated": f"exit:shared_layer={SHARED_LAYER!r}"}
+DEFAULT = "calibrated"
 
 BlockScore = Callable[[Architecture, Block, int, int], float]  # (model, block, total depth, cut)
 
@@ -125,6 +130,27 @@ def at_exit(hyperparameters: Hyperparameters | None = None, power: float = EXIT_
     return dataclasses.replace(inner, spec=spec, last=functools.partial(exit_factor, power), details=details)
 
 
+def counting(shared_layer: float = SHARED_LAYER, power: float = EXIT_POWER) -> Score:
+    """Parameters of the layers times (width of the last block)^`power`; a repeated layer counts `shared_layer`.
+
+    It is what `exit` is compared with: the same two parts, and no entropy.
+    """
+    constants = Hyperparameters(shared_layer=shared_layer)
+
+    def block_score(model: Architecture, block: Block, depth: int, cut: int) -> float:
+        layer = counts.block_parameters(model, dataclasses.replace(block, layers=1))
+        return constants.counted_layers(block) * layer
+
+    values = {"shared_layer": shared_layer, "exit_power": power}
+    changed = [
+        f"{name}={value!r}"
+        for (name, value), usual in zip(values.items(), (SHARED_LAYER, EXIT_POWER), strict=True)
+        if value != usual
+    ]
+    spec = ":".join(filter(None, ("counting", ",".join(changed))))
+    return Score(spec, block_score, last=functools.partial(exit_factor, power), sees_ffn_only=True, details=values)
+
+
 def exit_factor(power: float, width: int) -> float:
     """width^power, rounded to FACTOR_BITS bits."""
     mantissa, exponent = math.frexp(float(width) ** power)
@@ -149,27 +175,43 @@ FLOPS = Score("flops", lambda a, block, depth, cut: counts.block_flops(a, block,
 def parse_score(spec: str) -> Score:
     """The score that `spec` names. Raises InputError."""
     name, _, options = spec.partition(":") if isinstance(spec, str) else (None, "", "")
+    if name in SHORT:
+        head, _, constants = SHORT[name].partition(":")
+        return parse_score(f"{head}:{','.join(filter(None, (constants, options)))}")
     if name in ("effective", "cut"):
-        return effective(Hyperparameters(**_options(options, spec)), cut=name == "cut")
+        return effective(Hyperparameters(**_options(options, spec, _CONSTANTS)), cut=name == "cut")
     if name == "exit":
-        values = _options(options, spec, "exit_power")
-        power = values.pop("exit_power", EXIT_POWER)
-        if not 0 <= power <= 4:
-            raise InputError(f"score {spec!r}: exit_power is {power:g}", "give 0 to 4")
+        values = _options(options, spec, [*_CONSTANTS, "exit_power"])
+        power = _exit_power(values, spec)
         return at_exit(Hyperparameters(**values), power)
+    if name == "counting":
+        values = _options(options, spec, ["shared_layer", "exit_power"])
+        power = _exit_power(values, spec)
+        return counting(values.get("shared_layer", SHARED_LAYER), power)
     plain = {"parameters": PARAMETERS, "flops": FLOPS}
     if name in plain and not options:
         return plain[name]
     if not options or not options.isidentifier():
         raise InputError(
-            f"there is no score {spec!r}", "choose effective, cut, exit, parameters, flops, MODULE:NAME or FILE.py:NAME"
+            f"there is no score {spec!r}",
+            "choose calibrated, paper, cut, exit, counting, parameters, flops, MODULE:NAME or FILE.py:NAME",
         )
     return _user_score(spec, *spec.rsplit(":", 1))
 
 
-def _options(options: str, spec: str, *more: str) -> dict[str, float]:
-    """The options after a score's colon, by name: fields of Hyperparameters, or one of `more`."""
-    names = {*(f.name for f in dataclasses.fields(Hyperparameters)), *more}
+_CONSTANTS = [f.name for f in dataclasses.fields(Hyperparameters)]
+
+
+def _exit_power(values: dict[str, float], spec: str) -> float:
+    """Take `exit_power` out of a score's options."""
+    power = values.pop("exit_power", EXIT_POWER)
+    if not 0 <= power <= 4:
+        raise InputError(f"score {spec!r}: exit_power is {power:g}", "give 0 to 4")
+    return power
+
+
+def _options(options: str, spec: str, names: list[str]) -> dict[str, float]:
+    """The options after a score's colon, by name."""
     values = {}
     for option in filter(None, options.split(",")):
         name, _, text = option.partition("=")
@@ -177,7 +219,7 @@ def _options(options: str, spec: str, *more: str) -> dict[str, float]:
             values[name.strip()] = float(text)
         except ValueError:
             raise InputError(f"score {spec!r}: {option!r} is no option", "write NAME=NUMBER") from None
-    if unknown := sorted(set(values) - names):
+    if unknown := sorted(set(values) - set(names)):
         raise InputError(f"score {spec!r} has no option {', '.join(unknown)}", f"it has {', '.join(sorted(names))}")
     return values
 

@@ -29,8 +29,8 @@ ScoreName = Annotated[
     str | None,
     typer.Option(
         metavar="SCORE",
-        help="Score to maximise: effective, cut, exit, parameters, flops, or your own as MODULE:NAME. "
-        "[default: effective]",
+        help="Score to maximise: calibrated, paper, cut, exit, counting, parameters, flops, or your own as "
+        "MODULE:NAME. [default: calibrated]",
     ),
 ]
 TablePath = Annotated[
@@ -103,7 +103,7 @@ def search_config(
     from merino_edge.latency.table_file import load_table
     from merino_edge.search.builtin_spaces import load_space
     from merino_edge.search.result import SearchConfig
-    from merino_edge.search.score import parse_score
+    from merino_edge.search.score import DEFAULT, parse_score
 
     for metric, texts in limits.items():  # before files are read
         _check_limits(metric, texts or ())
@@ -116,7 +116,7 @@ def search_config(
     if precision is None:
         precision = latency_table.precision if latency_table else "fp16"
     budget = _budget(limits, search_space, precision, latency_table)
-    maximised = parse_score("effective" if score is None else score)
+    maximised = parse_score(DEFAULT if score is None else score)
     return SearchConfig(search_space, budget, maximised, precision, latency_table, **solver)
 
 

@@ -86,6 +86,12 @@ def test_scores_tie_where_they_tie_on_paper() -> None:
         ("effective:effectiveness_power=2", "effective:effectiveness_power=2.0"),
         ("effective:shared_layer=0.25", "effective:shared_layer=0.25"),
         ("exit:exit_power=0.75", "exit"),
+        ("paper", "effective"),
+        ("paper:effectiveness_power=2", "effective:effectiveness_power=2.0"),
+        ("calibrated", "exit:shared_layer=0.1"),
+        ("calibrated:shared_layer=0.2", "exit:shared_layer=0.2"),
+        ("counting", "counting"),
+        ("counting:exit_power=1,shared_layer=0", "counting:shared_layer=0.0,exit_power=1.0"),
         ("exit:exit_power=1,epsilon_squared=3", "exit:epsilon_squared=3.0,exit_power=1.0"),
     ],
 )
@@ -121,6 +127,17 @@ def test_a_layer_of_shared_weights_counts_what_it_is_said_to(name: str) -> None:
     score = parse_score("effective:shared_layer=0")
     second = score.block_total(a, a.blocks[1], a.layers, 256)
     assert second == pytest.approx(score.block_total(a, alone.blocks[1], a.layers, 256) / 4)
+
+
+def test_counting_is_the_product_that_its_name_says() -> None:
+    """Parameters of the layers, a repeated one as a tenth, times the last width to the power of 0.75."""
+    a = replace(
+        PAPER.models[0], blocks=(Block(256, 2, 4, 4, 512, shared=False), Block(512, 4, 8, 8, 1536, shared=True))
+    )
+    first, second = counts.block_parameters(a, a.blocks[0]), counts.block_parameters(a, a.blocks[1])
+    assert parse_score("counting:exit_power=0").total(a) == first + second + 3 * second * round(102.4) / 1024
+    assert parse_score("counting").total(a) == pytest.approx((first + 1.3 * second) * 512**0.75, rel=1e-3)
+    assert parse_score("counting:exit_power=0,shared_layer=1").total(a) == first + 4 * second
 
 
 def test_options_reach_the_formula() -> None:
