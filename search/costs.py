@@ -5,6 +5,9 @@ counts, ms), and sums of them are exact. Counts are whole numbers, bytes are mul
 multiples of 2^-30 (`merino_edge.latency.table`). So parts add up to the whole architecture's count in any order, and
 rounding cannot admit or exclude an architecture wrongly.
 
+A block may have a precision of its own. Then its weights count in that precision, and its times come from the table of
+that precision (`merino_edge.latency.beside`). Everything else has the precision of the search.
+
 Two metrics are more than a sum. Peak memory adds the largest layer's activations to weights and cache. A latency is a
 minimum over alternatives of a maximum of several sums (`merino_edge.latency.step_time`). The reason is that a hardware
 cache may hold the weights of a small model but not of a large one. This module knows no budget and no score.
@@ -17,13 +20,16 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from merino_edge import counts
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import InputError, UnsupportedError
+from merino_edge.latency.beside import beside
 from merino_edge.latency.measurement import Mode, Point, layer_point
 from merino_edge.latency.step import Step
+from merino_edge.latency.table import LatencyTable
 from merino_edge.search.budget import Metric
 from merino_edge.search.space import Space, Vocabulary
 from merino_edge.storage import INT4_BLOCK, stored_as
@@ -56,17 +62,20 @@ class Table(Protocol):
 class AdditiveCost:
     """A cost that is a sum over a model's parts, in units, for models of one vocabulary."""
 
-    block: Callable[[Architecture, Block], float]
+    # The third argument is the precision of the block's weights; None: that of everything else.
+    block: Callable[[Architecture, Block, str | None], float]
     change: Callable[[int, int], float]
     end: Callable[[Architecture], float]  # of embedding and head: a sum over the two outer widths
     # Only the largest of the activations counts.
     activation: Callable[[Architecture, Block], float] | None = None
     end_activation: Callable[[Architecture], float] | None = None
 
-    def units(self, a: Architecture) -> float:
-        """The cost of a whole architecture, in units."""
+    def units(self, a: Architecture, precisions: Sequence[str] = ()) -> float:
+        """The cost of a whole architecture in units, whose blocks may have `precisions` of their own."""
+        own: Sequence[str | None] = precisions or [None] * len(a.blocks)
         changes = (self.change(x.width, y.width) for x, y in itertools.pairwise(a.blocks))
-        total = self.end(a) + sum(changes) + sum(self.block(a, block) for block in a.blocks)
+        total = self.end(a) + sum(changes)
+        total += sum(self.block(a, block, precision) for block, precision in zip(a.blocks, own, strict=True))
         if self.activation is not None and self.end_activation is not None:
             total += max(self.end_activation(a), *(self.activation(a, block) for block in a.blocks))
         return total
@@ -87,9 +96,9 @@ class MetricCost:
         """The sums of all alternatives, each once."""
         return list(dict.fromkeys(itertools.chain(*self.alternatives)))
 
-    def value(self, a: Architecture) -> float:
-        """The cost of a whole architecture, in the metric's own unit."""
-        units = {each: each.units(a) for each in self.sums}
+    def value(self, a: Architecture, precisions: Sequence[str] = ()) -> float:
+        """The cost of a whole architecture in the metric's own unit; its blocks may have `precisions` of their own."""
+        units = {each: each.units(a, precisions) for each in self.sums}
         return min(max(units[each] for each in sums) for sums in self.alternatives) / self.scale
 
 
@@ -108,13 +117,15 @@ class CostModel:
     """What architectures cost at one weight precision, with an optional latency table.
 
     `target`: the target of export whose bundle is counted; None: weights as for `onnxruntime`, cache as a GPU's.
-    Raises InputError for an unknown precision, or for a table of another precision. Raises UnsupportedError for a
-    target that there is not, or that cannot run the precision.
+    `more_tables`: of the other precisions that blocks may have, measured like `table`.
+    Raises InputError for an unknown precision, for a table of another precision, and where two tables do not go
+    together. Raises UnsupportedError for a target that there is not, or that cannot run the precision.
     """
 
     precision: str
     table: Table | None = None
     target: str | None = None
+    more_tables: tuple[LatencyTable, ...] = ()
 
     def __post_init__(self) -> None:
         stored_as(self.precision, self.target)
@@ -123,6 +134,27 @@ class CostModel:
                 f"{self.table.path} was measured in {self.table.precision}, not {self.precision}",
                 f"measure it in {self.precision}, or leave --precision out",
             )
+        if self.more_tables and self.table is None:
+            raise _no_table(self.precision)
+        assert self._tables is not None  # which checks that the tables go together
+
+    @cached_property
+    def _tables(self) -> dict[str, Table]:
+        """The tables by precision, by the step-time model of `table`. Raises InputError for two of one precision."""
+        tables: dict[str, Table] = {} if self.table is None else {self.precision: self.table}
+        for table in self.more_tables:
+            if table.precision in tables:
+                raise InputError(f"{table.path} is a second table of {table.precision}", "give one for each precision")
+            assert isinstance(self.table, LatencyTable)
+            tables[table.precision] = beside(self.table, table)
+        return tables
+
+    def table_of(self, precision: str | None) -> Table:
+        """The table that times blocks of this precision; None: of the search's. Raises InputError without one."""
+        name = self.precision if precision is None else precision
+        if name not in self._tables:
+            raise _no_table(name)
+        return self._tables[name]
 
     def resolve(self, metric: Metric, space: Space) -> Metric:
         """`metric` with the default after its @, if it has none.
@@ -150,10 +182,14 @@ class CostModel:
             return self._latency_parts(metric, vocabulary)
         element_bytes = counts.cache_element_bytes(self.precision, self.target)
         if metric.name == "parameters":
-            units = AdditiveCost(counts.block_parameters, counts.width_projection_parameters, counts.end_parameters)
+            units = AdditiveCost(
+                lambda a, block, own: counts.block_parameters(a, block),
+                counts.width_projection_parameters,
+                counts.end_parameters,
+            )
         elif metric.name == "flops":
             units = AdditiveCost(
-                lambda a, block: counts.block_flops(a, block, FLOPS_SEQUENCE),
+                lambda a, block, own: counts.block_flops(a, block, FLOPS_SEQUENCE),
                 lambda before, after: 2 * FLOPS_SEQUENCE * counts.width_projection_parameters(before, after),
                 lambda a: 0,
             )
@@ -162,7 +198,7 @@ class CostModel:
         elif metric.name == "kv_mb":
             positions = metric.at
             units = AdditiveCost(
-                lambda a, block: counts.block_kv_bytes(a, block, int(positions or a.max_positions), element_bytes),
+                lambda a, block, own: counts.block_kv_bytes(a, block, int(positions or a.max_positions), element_bytes),
                 lambda before, after: 0,
                 lambda a: 0,
             )
@@ -170,8 +206,8 @@ class CostModel:
             weights, tokens = _weights(self.precision, self.target), int(metric.at or DEFAULT_TOKENS)
             units = dataclasses.replace(
                 weights,
-                block=lambda a, block: (
-                    weights.block(a, block) + counts.block_kv_bytes(a, block, a.max_positions, element_bytes)
+                block=lambda a, block, own: (
+                    weights.block(a, block, own) + counts.block_kv_bytes(a, block, a.max_positions, element_bytes)
                 ),
                 activation=lambda a, block: counts.layer_activation_bytes(a, block, tokens),
                 end_activation=lambda a: counts.end_activation_bytes(a, tokens),
@@ -186,7 +222,7 @@ class CostModel:
 
         def units(step: Step) -> AdditiveCost:
             return AdditiveCost(
-                lambda a, block: table.block_cost(a, block, step),
+                lambda a, block, own: self.table_of(own).block_cost(a, block, step),
                 lambda before, after: table.width_change_cost(before, after, step),
                 lambda a: table.embedding_and_head_cost(a, step),
             )
@@ -215,6 +251,7 @@ class CostModel:
     def check_blocks(self, space: Space, metrics: Iterable[Metric]) -> None:
         """Raise UnsupportedError where the target stores a precision in blocks that do not divide every matrix."""
         precisions = {self.precision, *(str(m.at) for m in metrics if m.kind.at == "precision")}
+        precisions |= {precision.name for precision in space.precisions}
         blocked = [p for p in sorted(precisions) if self.target and stored_as(p, self.target).needs_blocks]
         inputs = {*space.widths, *space.embedding_widths, *(block.ffn_width for block in space.block_choices)}
         odd = sorted(size for size in inputs if size % INT4_BLOCK)
@@ -224,6 +261,21 @@ class CostModel:
                 f"{space.name} has {odd[0]}",
                 "leave it out of the space, or choose --precision fp16",
             )
+
+    def check_precisions(self, space: Space) -> None:
+        """Check that blocks can have the precisions that are open, and that they use every table.
+
+        Raises UnsupportedError where the target cannot store one, InputError where a table is for none of them.
+        """
+        names = [precision.name for precision in space.precisions]
+        for name in names:
+            stored_as(name, self.target)
+        for table in self.more_tables:
+            if table.precision not in names:
+                raise InputError(
+                    f"{table.path} was measured in {table.precision}, which no block of space {space.name} may have",
+                    f"leave it out, or add: --bits {','.join((*names, table.precision))}",
+                )
 
     def check_coverage(self, space: Space, templates: Iterable[int], metrics: Iterable[Metric]) -> None:
         """Check that the table answers every latency in `metrics` for every architecture of `space` in `templates`.
@@ -240,50 +292,65 @@ class CostModel:
         for metric, vocabulary in itertools.product(latencies, vocabularies):
             self.metric_cost(metric, vocabulary)  # raises if the bytes per token are missing
         steps = sorted({self.step(metric, vocabulary) for metric in latencies for vocabulary in vocabularies})
-        gaps: dict[str, None] = {}  # an ordered set
-        needed: set[int] = set()
-        for step in steps:
-            capacities = {self.table.cache_positions(step, template.context) for template in used_templates}
-            if missing := self._gaps(space, step, capacities):
-                gaps |= dict.fromkeys(missing)
-                needed |= capacities
-        if gaps:
-            lines = list(gaps)
-            more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
-            lengths = ",".join(str(n) for n in sorted({min(needed), max(needed)}))  # the table answers between
-            raise InputError(
-                f"{self.table.path} does not cover space {space.name}: {'; '.join(lines[:3])}{more}",
-                f"add it: merino-edge profile --continue --space {space.origin or space.name} --lengths {lengths} "
-                f"--out {self.table.path}",
-            )
+        of_blocks = [precision.name for precision in space.precisions] or [self.precision]
+        for name in dict.fromkeys((self.precision, *of_blocks)):
+            table = self.table_of(name)
+            gaps: dict[str, None] = {}  # an ordered set
+            needed: set[int] = set()
+            for step in steps:
+                capacities = {table.cache_positions(step, template.context) for template in used_templates}
+                missing = self._other_gaps(space, step) if name == self.precision else []
+                if missing := (_layer_gaps(table, space, step, capacities) if name in of_blocks else []) + missing:
+                    gaps |= dict.fromkeys(missing)
+                    needed |= capacities
+            if gaps:
+                lines = list(gaps)
+                more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
+                lengths = ",".join(str(n) for n in sorted({min(needed), max(needed)}))  # the table answers between
+                raise InputError(
+                    f"{table.path} does not cover space {space.name}: {'; '.join(lines[:3])}{more}",
+                    f"add it: merino-edge profile --continue --space {space.origin or space.name} --lengths {lengths} "
+                    f"--out {table.path}",
+                )
 
-    def _gaps(self, space: Space, step: Step, capacities: Iterable[int]) -> list[str]:
+    def _other_gaps(self, space: Space, step: Step) -> list[str]:
+        """What the table lacks of everything but layers."""
         assert self.table is not None
-        widths = sorted({w for template in range(len(space.templates)) for w in space.width_range(template)})
-        choices = [g for w in widths for g in space.block_choices[space.first_choice[w] : space.first_choice[w + 1]]]
-        shapes = {(g.width, g.heads, g.kv_heads, g.ffn_width) for g in choices}
-        layers = [layer_point(at, *shape) for at in capacities for shape in shapes]
-        # In a decode step only the layers depend on the length.
-        length = () if step.mode == "decode" else (step.length,)
+        length = () if step.mode == "decode" else (step.length,)  # in a decode step only the layers depend on it
         changes = [(*length, x * y) for x, y in space.projections]
         ends = [(*length, v.size, e) for v in space.vocabularies for e in space.embedding_widths]
         gaps = []
         for piece in itertools.chain(*self.table.alternatives(step)):
-            for ffn in space.ffn:
-                gaps += self.table.gaps("layer", ffn, piece, layers)
-                if any(choice.shared and choice.layers > 1 for choice in choices):
-                    gaps += self.table.gaps("repeat", ffn, piece, layers)
             gaps += self.table.gaps("width_change", "", piece, changes) if changes else []
             gaps += self.table.gaps("end", "", piece, ends)
         return gaps
 
 
+def _layer_gaps(table: Table, space: Space, step: Step, capacities: Iterable[int]) -> list[str]:
+    """What the table lacks of the layers of all blocks."""
+    widths = sorted({w for template in range(len(space.templates)) for w in space.width_range(template)})
+    choices = [g for w in widths for g in space.block_choices[space.first_choice[w] : space.first_choice[w + 1]]]
+    shapes = {(g.width, g.heads, g.kv_heads, g.ffn_width) for g in choices}
+    layers = [layer_point(at, *shape) for at in capacities for shape in shapes]
+    gaps = []
+    for piece, ffn in itertools.product(itertools.chain(*table.alternatives(step)), space.ffn):
+        gaps += table.gaps("layer", ffn, piece, layers)
+        if any(choice.shared and choice.layers > 1 for choice in choices):
+            gaps += table.gaps("repeat", ffn, piece, layers)
+    return gaps
+
+
 def _weights(precision: str, target: str | None) -> AdditiveCost:
     return AdditiveCost(
-        lambda a, block: counts.block_weight_bytes(a, block, precision, target),
+        lambda a, block, own: counts.block_weight_bytes(a, block, own or precision, target),
         lambda before, after: counts.width_projection_bytes(before, after, precision, target),
         lambda a: counts.end_weight_bytes(a, precision, target),
     )
+
+
+def _no_table(precision: str) -> InputError:
+    hint = f"measure it: merino-edge profile --precision {precision} --out T.jsonl, then add --table T.jsonl"
+    return InputError(f"no table has times of {precision}", hint)
 
 
 def _bytes_per_token(metric: Metric, vocabulary: Vocabulary) -> float:

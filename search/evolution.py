@@ -64,7 +64,9 @@ class _Evaluator:
         for choice in candidate.choices:
             part = scores[choice]
             if part is None:
-                part = scores[choice] = problem.score.block_total(model, blocks[choice], depth, cut)
+                precision = problem.space.precision_of(choice)
+                lost = 0.0 if precision is None else precision.lost
+                part = scores[choice] = problem.score.block_total(model, blocks[choice], depth, cut, lost)
             total += part
         return problem.score.factor(blocks[candidate.choices[-1]].width) * total
 

@@ -76,7 +76,7 @@ def pareto_front(
         candidate = certificate.candidate
         if candidate is None:
             return None
-        value = problem.value(metric, problem.space.architecture(candidate), candidate.template)
+        value = problem.value(metric, candidate)
         known.setdefault(value, solver.known)
         return Point(value if limit == UNBOUNDED else limit, value, candidate, certificate.score, certificate.bound)
 

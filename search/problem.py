@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from merino_edge.architecture import Architecture
 from merino_edge.errors import InputError
 from merino_edge.search.budget import Budget, Metric
 from merino_edge.search.costs import AdditiveCost, CostModel, MetricCost, unit_limit
@@ -83,6 +82,13 @@ class Problem:
             {} if shared is None else shared._block_cost_cache
         )
         self.templates = self._templates()
+        if space.precisions and score.whole is not None:
+            raise InputError(
+                f"score {score.spec} is not a sum over blocks, so it cannot say what their precisions cost",
+                "write it as NAME(model, block, depth, cut), or leave out the precisions",
+            )
+        cost_model.check_precisions(space)
+        cost_model.check_blocks(space, self.budget.metrics)
         if shared is None or not set(self.budget.metrics) <= set(shared.budget.metrics):
             cost_model.check_coverage(space, self.templates, self.budget.metrics)
 
@@ -95,7 +101,6 @@ class Problem:
         long_enough = list(range(len(self.space.templates)))
         for metric in self.budget.metrics:
             needed = {i: self.cost_model.positions(metric, self.space.templates[i].vocabulary) for i in long_enough}
-        cost_model.check_blocks(space, self.budget.metrics)
             long_enough = [i for i in long_enough if self.space.templates[i].context >= needed[i]]
             if not long_enough:
                 raise InputError(
@@ -185,8 +190,9 @@ class Problem:
             activation = sums[peak].activation if peak >= 0 else None
             widths = space.width_range(template)
             for g in range(space.first_choice[widths.start], space.first_choice[widths.stop]):
-                block = space.block_choices[g]
-                costs[g] = [each.block(model, block) for each in sums]
+                block, precision = space.block_choices[g], space.precision_of(g)
+                own = None if precision is None else precision.name
+                costs[g] = [each.block(model, block, own) for each in sums]
                 if activation:
                     activations[g] = activation(model, block)
             self._block_cost_cache[key] = [costs.take(columns, -1) for columns in selected], activations
@@ -196,7 +202,8 @@ class Problem:
 
     def total(self, candidate: Candidate) -> float:
         """The candidate's score."""
-        return self.score.total(self.space.architecture(candidate))
+        lost = [precision.lost for precision in self.space.precisions_of(candidate)]
+        return self.score.total(self.space.architecture(candidate), lost)
 
     def feasible(self, candidate: Candidate) -> bool:
         """Whether the candidate is within the budgets."""
@@ -208,27 +215,30 @@ class Problem:
         usual = [Metric("parameters"), Metric("flops"), Metric("weight_mb"), Metric("kv_mb"), Metric("peak_mb")]
         if self.cost_model.table is not None:
             usual += [Metric("decode_ms"), Metric("prefill_ms")]
-        a, values = self.space.architecture(candidate), {}
+        values = {}
         for metric in (self.cost_model.resolve(metric, self.space) for metric in usual):
             with contextlib.suppress(InputError):  # a table need not cover a metric without a budget
-                values[metric.key] = self.value(metric, a, candidate.template)
-        values |= {metric.key: self.value(metric, a, candidate.template) for metric in self.budget.metrics}
+                values[metric.key] = self.value(metric, candidate)
+        values |= {metric.key: self.value(metric, candidate) for metric in self.budget.metrics}
         return values
 
     def intervals(self, candidate: Candidate) -> dict[str, tuple[float, float]]:
         """The intervals in which the table's validation expects the reported times, by metric key."""
-        table, bounds = self.cost_model.table, {}
+        bounds = {}
+        names = dict.fromkeys((self.cost_model.precision, *(p.name for p in self.space.precisions_of(candidate))))
         for key, value in self.costs(candidate).items():
             metric = Metric.parse(key)
-            if table is not None and metric.kind.latency:
+            if metric.kind.latency:
                 step = self.cost_model.step(metric, self.space.templates[candidate.template].vocabulary)
-                if (interval := table.interval(value, step)) is not None:
-                    bounds[key] = interval[1:]
+                found = [self.cost_model.table_of(name).interval(value, step) for name in names]
+                if intervals := list(filter(None, found)):  # of several tables the widest
+                    bounds[key] = min(low for _, low, _ in intervals), max(high for _, _, high in intervals)
         return bounds
 
-    def value(self, metric: Metric, a: Architecture, template: int) -> float:
-        """The value of one metric for a whole architecture."""
-        value = self.metric_cost(metric, template).value(a)
+    def value(self, metric: Metric, candidate: Candidate) -> float:
+        """The value of one metric for a candidate."""
+        precisions = [precision.name for precision in self.space.precisions_of(candidate)]
+        value = self.metric_cost(metric, candidate.template).value(self.space.architecture(candidate), precisions)
         return int(value) if metric.kind.whole else value
 
 

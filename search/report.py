@@ -112,7 +112,7 @@ def _cloud(axes: Axes, result: SearchResult, candidates: tuple[Candidate, ...] |
     limit, unit = problem.budget.to_dict().get(metric.key), metric.kind.unit
 
     def value(candidate: Candidate) -> float:
-        return problem.value(metric, problem.space.architecture(candidate), candidate.template) / unit
+        return problem.value(metric, candidate) / unit
 
     points = [(value(candidate), problem.total(candidate)) for candidate in candidates]
     if points:
@@ -133,7 +133,7 @@ def binding_metric(result: SearchResult) -> Metric:
     limits = dict(result.problem.budget.limits)
 
     def share(metric: Metric) -> float:
-        return result.problem.value(metric, result.architecture, result.candidate.template) / limits[metric]
+        return result.problem.value(metric, result.candidate) / limits[metric]
 
     return max(limits, key=share, default=Metric("parameters"))
 

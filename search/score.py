@@ -30,10 +30,13 @@ import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from merino_edge import artefact, counts
 from merino_edge.architecture import Architecture, Block
@@ -50,6 +53,10 @@ SHARED_LAYER = 0.1  # what a layer with the weights of an earlier one counts, by
 SHORT = {"paper": "effective", "calibrated": f"exit:shared_layer={SHARED_LAYER!r}"}
 DEFAULT = "calibrated"
 
+# What rounding costs is a multiple of this, as every sum of layers is: a shared layer may count as a 1024th.
+LOST_RESOLUTION = RESOLUTION / 1024
+
+Floats = NDArray[np.float64]
 BlockScore = Callable[[Architecture, Block, int, int], float]  # (model, block, total depth, cut)
 
 
@@ -68,24 +75,29 @@ class Score:
     sees_ffn_only: bool = False  # whether it depends on no field of the model template except the FFN kind
     details: dict[str, Any] = field(default_factory=dict)  # for the artefact: constants, or a source's hash
 
-    def total(self, a: Architecture) -> float:
-        """The score of `a`. Raises InputError where a user's function fails or returns no number."""
+    def total(self, a: Architecture, lost: Sequence[float] = ()) -> float:
+        """The score of `a`. `lost`: of each block's score, the share that rounding its weights costs.
+
+        Raises InputError where a user's function fails or returns no number.
+        """
         if self.whole is not None:
             return self._number(self.whole, a)
         assert self.block is not None
         cut = narrowest_cut(a)
         return self.factor(a.blocks[-1].width) * math.fsum(
-            self.block_total(a, block, a.layers, cut) for block in a.blocks
+            self.block_total(a, block, a.layers, cut, share)
+            for block, share in zip(a.blocks, lost or [0.0] * len(a.blocks), strict=True)
         )
 
     def factor(self, last_width: int) -> float:
         """The factor of the sum over blocks."""
         return 1.0 if self.last is None else self.last(last_width)
 
-    def block_total(self, model: Architecture, block: Block, depth: int, cut: int) -> float:
-        """What `block` adds to a model of `depth` layers, behind a cut of width `cut`."""
+    def block_total(self, model: Architecture, block: Block, depth: int, cut: int, lost: float = 0.0) -> float:
+        """What `block` adds to a model of `depth` layers, behind a cut of width `cut`, less the share `lost` of it."""
         assert self.block is not None
-        return self._number(self.block, model, block, depth, cut)
+        value = self._number(self.block, model, block, depth, cut)
+        return float(after_rounding(np.asarray(value), np.asarray(lost))) if lost else value
 
     def _number(self, function: Callable[..., float], *arguments: Any) -> float:
         try:
@@ -95,6 +107,11 @@ class Score:
         if not math.isfinite(value):
             raise InputError(f"score {self.spec} returned {value}", "it must return a finite number")
         return value
+
+
+def after_rounding(value: Floats, lost: Floats) -> Floats:
+    """Blocks' scores `value`, less the share `lost` of their size. The difference is a multiple of LOST_RESOLUTION."""
+    return np.asarray(value - np.rint(lost * np.abs(value) / LOST_RESOLUTION) * LOST_RESOLUTION)
 
 
 def narrowest_cut(a: Architecture) -> int:

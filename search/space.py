@@ -1,10 +1,10 @@
 """A search space: all models that a search may choose, as chains of blocks whose widths do not decrease.
 
 A `ModelTemplate` is what all blocks of a model share: FFN kind, vocabulary, embedding width and context. A block choice
-is one block that a model may have: width, FFN ratio, layers, KV heads, and own or shared weights. Block choices are
-ordered by width. A `Candidate` is one model of the space: the index of a template, and the index of a block choice for
-each block. A space knows no score, no cost and no file. `space_file` reads it from a file, and `builtin_spaces` holds
-the built-in ones.
+is one block that a model may have: width, FFN ratio, layers, KV heads, own or shared weights, and the precision of its
+weights if that is open. Block choices are ordered by width. A `Candidate` is one model of the space: the index of a
+template, and the index of a block choice for each block. A space knows no score, no cost and no file. `space_file`
+reads it from a file, and `builtin_spaces` holds the built-in ones.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, get_args
 
-from merino_edge import limits
+from merino_edge import counts, limits
 from merino_edge.architecture import Architecture, Block, Ffn
 from merino_edge.errors import InputError
+from merino_edge.search.block_precision import BlockPrecision
 
 
 class Candidate(NamedTuple):
@@ -74,6 +75,7 @@ class Space:
     least_width: float  # minimum width of the first block, as a share of the embedding's width
     least_embedding: float  # minimum width of the embedding, as a share of the widest block's width
     model: Architecture
+    precisions: tuple[BlockPrecision, ...] = ()  # of a block's weights; empty: the search's one for all blocks
     origin: str = field(default="", compare=False)  # its name on the command line
 
     def __post_init__(self) -> None:
@@ -91,7 +93,10 @@ class Space:
         self._check_rest()
         count = len(self.widths) * len(self.ffn_ratios) * len(self.layers) * len(self.kv_groups) * len(self.shared)
         limits.check_range(
-            "widths x FFN ratios x layers x key-value heads x sharing", count, 1, limits.MAX_BLOCK_CHOICES
+            "widths x FFN ratios x layers x key-value heads x sharing x precisions",
+            count * self._copies,
+            1,
+            limits.MAX_BLOCK_CHOICES,
         )
         limits.check_range("templates", len(self.templates), 1, limits.MAX_TEMPLATES)
         limits.check_range("blocks x layers", self.blocks[-1] * self.layers[-1], 1, limits.MAX_LAYERS)
@@ -130,6 +135,18 @@ class Space:
             )
             text = isinstance(v.tokenizer, str)
             refuse_unless(condition=text, message=f"tokenizer {v.tokenizer!r}", hint="name it in words")
+        names = [precision.name for precision in self.precisions]
+        refuse_unless(
+            condition=len(set(names)) == len(names) and set(names) <= set(counts.PRECISIONS),
+            message=f"precisions {names}",
+            hint=f"list some of {', '.join(counts.PRECISIONS)}, each once",
+        )
+        for precision in self.precisions:
+            refuse_unless(
+                condition=_is_number(precision.lost) and 0 <= precision.lost <= 1,
+                message=f"precision {precision.name} loses {precision.lost!r} of a block's score",
+                hint="give a share from 0 to 1, as 0.05",
+            )
         for name in ("least_width", "least_embedding"):
             share = getattr(self, name)
             refuse_unless(
@@ -169,8 +186,9 @@ class Space:
         """All blocks that a model may have, ordered by width.
 
         A block of one layer has nothing to share. If both kinds are allowed, only the one with own weights is listed.
+        Where precisions are open, a block stands once for each of them (`precision_of`).
         """
-        blocks = []
+        blocks: list[Block] = []
         for width in self.widths:
             heads = width // self.model.head_dim
             groups = [group for group in self.kv_groups if heads % group == 0]
@@ -186,8 +204,18 @@ class Space:
                         f"space {self.name}: width {width} with FFN ratio {ratio}", "choose ratios of whole FFN widths"
                     )
                 if not (shared and layers == 1 and len(self.shared) > 1):
-                    blocks.append(Block(width, layers, heads, heads // group, int(width * ratio), shared))
+                    block = Block(width, layers, heads, heads // group, int(width * ratio), shared)
+                    blocks += [block] * self._copies
         return tuple(blocks)
+
+    @property
+    def _copies(self) -> int:
+        """How often each block stands among the block choices."""
+        return max(1, len(self.precisions))
+
+    def precision_of(self, choice: int) -> BlockPrecision | None:
+        """The precision of a block choice; None where all blocks have the search's."""
+        return self.precisions[choice % len(self.precisions)] if self.precisions else None
 
     @cached_property
     def width_of(self) -> tuple[int, ...]:
@@ -246,6 +274,10 @@ class Space:
         return dataclasses.replace(
             self.models[candidate.template], blocks=tuple(self.block_choices[choice] for choice in candidate.choices)
         )
+
+    def precisions_of(self, candidate: Candidate) -> tuple[BlockPrecision, ...]:
+        """The precision of each block of a candidate; () where all blocks have the search's."""
+        return tuple(filter(None, map(self.precision_of, candidate.choices)))
 
     def candidates(self) -> Iterator[Candidate]:
         """Iterate over every candidate once, for the exhaustive search of small spaces."""

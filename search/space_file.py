@@ -1,7 +1,8 @@
 """A search space as a file that a person can write: kind "space", schema 2.
 
 Every dimension may be left out. Then it has the one value that `model` gives, or 1 for `blocks` and `kv_groups`, or 0
-for the minimum shares. One value needs no list. `model` has an architecture's fields without `blocks`. With `base`, the
+for the minimum shares. One value needs no list. `lost` is the share of a block's score that rounding to the precision
+costs; left out it is the measured one. `model` has an architecture's fields without `blocks`. With `base`, the
 name of a built-in space, the file only needs the differences:
 
     {"kind": "space", "schema_version": 2, "name": "mine", "base": "edge", "widths": [256, 384, 512], "contexts": 1024}
@@ -14,6 +15,7 @@ name of a built-in space, the file only needs the differences:
      "ffn": ["relu", "swiglu"], "embedding_widths": [256],
      "vocabularies": [{"size": 8192, "bytes_per_token": 3.6, "tokenizer": "byte-level BPE"}],
      "contexts": [1024],                 # positions of a model
+     "precisions": ["int8", {"name": "int4", "lost": 0.09}],   # of each block's weights; left out: the search's for all
      "least_width": 0.5,                 # minimum width of the first block, as a share of the embedding's width
      "least_embedding": 0.5,             # minimum width of the embedding, as a share of the widest block's width
      "model": {"head_dim": 64, "norm": "rmsnorm", ...}}
@@ -28,6 +30,8 @@ from typing import Any
 from merino_edge import artefact
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError
+from merino_edge.search import block_precision
+from merino_edge.search.block_precision import BlockPrecision
 from merino_edge.search.space import Space, Vocabulary
 
 KIND = "space"
@@ -51,6 +55,8 @@ def to_dict(space: Space) -> dict[str, Any]:
     """The file form of a space, complete and without a base."""
     fields = {name: _listed(getattr(space, name)) for name in DIMENSIONS}
     fields["vocabularies"] = [dataclasses.asdict(v) for v in space.vocabularies]
+    if space.precisions:
+        fields["precisions"] = [dataclasses.asdict(precision) for precision in space.precisions]
     model = {name: value for name, value in space.model.to_dict().items() if name not in _SET_BY_SPACE}
     return {"name": space.name, **fields, **{share: getattr(space, share) for share in SHARES}, "model": model}
 
@@ -67,9 +73,9 @@ def from_dict(value: Any, where: str = "space", bases: Mapping[str, Space] | Non
         if not isinstance(base, str) or base not in (bases or {}):
             raise ArtefactError(f"{where}: base {base!r}", f"choose one of {', '.join(bases or {})}")
         fields = _merged(to_dict((bases or {})[base]), fields, where)
-    if unknown := sorted(set(fields) - {"name", "model", *SHARES, *DIMENSIONS}):
+    if unknown := sorted(set(fields) - {"name", "model", "precisions", *SHARES, *DIMENSIONS}):
         raise ArtefactError(
-            f"{where}: unknown {', '.join(unknown)}", f"it may have {', '.join((*DIMENSIONS, *SHARES))}"
+            f"{where}: unknown {', '.join(unknown)}", f"it may have {', '.join((*DIMENSIONS, 'precisions', *SHARES))}"
         )
     if missing := sorted({"name", "widths", "ffn_ratios", "layers", "model"} - set(fields)):
         raise ArtefactError(f"{where}: missing {', '.join(missing)}", "add it, or name a base")
@@ -100,6 +106,8 @@ def _dimensions(fields: dict[str, Any], where: str) -> dict[str, Any]:
         )
         values[name] = tuple(value) if isinstance(value, list) else (value,)
     values["vocabularies"] = tuple(_vocabulary(item, where) for item in values["vocabularies"])
+    items = fields.get("precisions", [])
+    values["precisions"] = tuple(_precision(item, where) for item in (items if isinstance(items, list) else [items]))
     return {**values, **{share: fields.get(share, 0) for share in SHARES}}
 
 
@@ -108,6 +116,13 @@ def _vocabulary(item: Any, where: str) -> Vocabulary:
     if "size" not in fields or set(fields) - {f.name for f in dataclasses.fields(Vocabulary)}:
         raise ArtefactError(f"{where}: vocabulary {item!r}", "it has size, bytes_per_token and tokenizer")
     return Vocabulary(**fields)
+
+
+def _precision(item: Any, where: str) -> BlockPrecision:
+    fields = item if isinstance(item, dict) else {"name": item}
+    if not isinstance(fields.get("name"), str) or set(fields) - {"name", "lost"}:
+        raise ArtefactError(f"{where}: precision {item!r}", "it has name and lost")
+    return dataclasses.replace(block_precision.measured(fields["name"]), **fields)
 
 
 def _model(fields: dict[str, Any]) -> Architecture:

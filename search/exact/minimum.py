@@ -31,10 +31,9 @@ def minimum(problem: Problem, metric: Metric) -> tuple[float, Candidate] | None:
         certificate = ExactSolver(limited, minimise=metric, which=which).solve()
         if certificate.candidate is not None:
             candidate = certificate.candidate
-            a, template = problem.space.architecture(candidate), candidate.template
-            best = problem.value(metric, a, template), candidate
+            best = problem.value(metric, candidate), candidate
             floor = max(floor, -certificate.score)
-            sums = max(map(len, problem.metric_cost(metric, template).alternatives))
+            sums = max(map(len, problem.metric_cost(metric, candidate.template).alternatives))
             if sums == 1 or best[0] <= floor:
                 break
         elif best is None or limit == math.nextafter(best[0], 0):

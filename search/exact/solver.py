@@ -34,6 +34,7 @@ from merino_edge.search.exact.dominance import replaced_choices, useful_programs
 from merino_edge.search.exact.label_setting import TooManyLabels, solve
 from merino_edge.search.exact.relaxation import Floats, LagrangianRelaxation, PathProblem, subgradient_descent
 from merino_edge.search.problem import Problem, TemplateProgram
+from merino_edge.search.score import after_rounding
 from merino_edge.search.space import Candidate
 
 BEAM = 30  # labels kept at each width and depth in a beam search
@@ -239,13 +240,18 @@ class ExactSolver:
         key = (*alike, factor)
         if key not in self._scores:
             if alike not in self._raw:
-                model, choices = problem.space.models[template], problem.space.block_choices
-                self._raw[alike] = np.array(
+                model, precisions = problem.space.models[template], problem.space.precisions
+                choices = problem.space.block_choices[:: max(1, len(precisions))]  # each block once
+                raw = np.array(
                     [
                         [score.block_total(model, choice, depth, subproblem.cut) for choice in choices]
                         for depth in self._depths
                     ]
-                )
+                )  # [depths, G / precisions]
+                if precisions:
+                    lost = np.array([precision.lost for precision in precisions])
+                    raw = after_rounding(raw[:, :, None], lost).reshape(len(raw), -1)
+                self._raw[alike] = raw
             raw = factor * self._raw[alike]
             largest = problem.space.blocks[-1] * float(np.abs(raw).max())
             grid = 2.0 ** (math.ceil(math.log2(largest)) - SCORE_BITS) if largest else 1.0
@@ -321,7 +327,7 @@ class ExactSolver:
         """The sort key that decides between equal scores."""
         problem, template = self.problem, self.problem.space.templates[candidate.template]
         a = problem.space.architecture(candidate)
-        costs = tuple(problem.value(metric, a, candidate.template) for metric in problem.budget.metrics)
+        costs = tuple(problem.value(metric, candidate) for metric in problem.budget.metrics)
         return costs, -template.context, a.parameters, candidate
 
     def _report(self, step: str, bound: float) -> None:

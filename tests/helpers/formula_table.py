@@ -35,16 +35,19 @@ ALTERNATIVES: tuple[tuple[tuple[int, ...], ...], ...] = (
 )
 
 
-def entries(space: Space, *, projection_ms: float, energy: bool, cold: bool) -> Iterator[Measurement]:
+def entries(
+    space: Space, *, projection_ms: float, energy: bool, cold: bool, slowness: float = 1.0
+) -> Iterator[Measurement]:
     """The lines of a table that covers `space`.
 
     A time is bytes over bandwidth, more for longer caches, plus `projection_ms` per width projection. With `cold` there
-    are also decode steps whose weights no hardware cache holds. Attention heads add little to those.
+    are also decode steps whose weights no hardware cache holds. Attention heads add little to those. `slowness` is a
+    factor on all times.
     """
     model = space.models[0]
 
     def entry(what: What, mode: Mode, length: int, cost: float, **shape: object) -> Measurement:
-        cost *= 1 + length / 1000
+        cost *= slowness * (1 + length / 1000)
         return Measurement(what, mode, length, shape, (cost,), MJ_PER_MS * cost if energy else None)
 
     for mode, length in itertools.product(MODES, LENGTHS):
@@ -88,6 +91,7 @@ def write_table(tmp_path_factory: pytest.TempPathFactory) -> WriteTable:
         step_time: StepTimeModel | None = None,
         cache_buckets: int | None = None,
         decode: dict[str, float] | None = None,
+        slowness: float = 1.0,
     ) -> LatencyTable:
         path = tmp_path_factory.mktemp("latencies") / "table.jsonl"
         header = {"family": family(space.models[0]), "precision": precision, "default_length": 64, "estimated": True}
@@ -97,7 +101,9 @@ def write_table(tmp_path_factory: pytest.TempPathFactory) -> WriteTable:
         lines = [json.dumps(artefact.add_envelope(KIND, header, SCHEMA_VERSION))]
         lines += [
             add_checksum(m.to_line())
-            for m in entries(space, projection_ms=projection_ms, energy=energy, cold=step_time is not None)
+            for m in entries(
+                space, projection_ms=projection_ms, energy=energy, cold=step_time is not None, slowness=slowness
+            )
         ]
         if step_time is not None:
             lines.append(add_checksum({"what": "faces", "decode": step_time.to_dict()}))

@@ -56,8 +56,8 @@ def test_sums_equal_the_tables_whole_models_exactly(write_table: WriteTable) -> 
         units_of = program.units(candidate.choices, [MIXED.width_of[choice] for choice in candidate.choices])
         for units, scale, metric in zip(units_of, program.scales, problem.budget.metrics, strict=True):
             value = whole_cost(metric.key, a, table, per_token)
-            assert problem.value(metric, a, candidate.template) == pytest.approx(value, rel=1e-14)
-            assert units / scale == problem.value(metric, a, candidate.template)
+            assert problem.value(metric, candidate) == pytest.approx(value, rel=1e-14)
+            assert units / scale == problem.value(metric, candidate)
 
 
 @pytest.mark.parametrize(("seed", "cache_buckets"), [(0, None), (1, 0), (2, 64), (3, None), (4, 0), (5, 64)])
@@ -75,7 +75,7 @@ def test_a_piecewise_step_time_is_the_minimum_over_programs_of_the_maximum_sum(
         for program in programs:
             values = program.units(candidate.choices, widths) / program.scales
             found.append([values[np.array(program.metrics) == k].max() for k in range(3)])
-        costs = [problem.value(metric, a, candidate.template) for metric in problem.budget.metrics]
+        costs = [problem.value(metric, candidate) for metric in problem.budget.metrics]
         assert np.min(found, axis=0).tolist() == costs
         assert costs[0] == table.model_cost(a, Step("decode", 64))
         if min(costs) <= 0:  # a piece's constant may make a small model's time negative, which no budget allows

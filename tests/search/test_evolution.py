@@ -54,8 +54,7 @@ def test_what_is_found_meets_a_budget_of_a_piecewise_step_time(
 def check_evolution(space: Space, keys: list[str], spec: str, seed: int, table: LatencyTable) -> None:
     free = make_problem(space, dict.fromkeys(keys, 1e18), spec, table)
     candidate = space.sample(random.Random(seed))
-    a = space.architecture(candidate)
-    limits = {metric.key: free.value(metric, a, candidate.template) for metric in free.budget.metrics}
+    limits = {metric.key: free.value(metric, candidate) for metric in free.budget.metrics}
     assume(all(limit > 0 for limit in limits.values()))  # random pieces may make a small model's time negative
     problem = make_problem(space, limits, spec, table)
     evolution = evolve(problem, iterations=20_000, seed=seed)

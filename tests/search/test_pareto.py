@@ -59,7 +59,7 @@ def test_the_minimum_peak_memory_counts_the_activations_of_each_embedding_width(
         least_embedding=0,
     )
     metric, problem = Metric.parse("peak_mb@64"), Problem(space, Budget(), parse_score("cut"), CostModel("int8"))
-    values = [problem.value(metric, space.architecture(g), g.template) for g in space.candidates()]
+    values = [problem.value(metric, g) for g in space.candidates()]
     result = pareto_front(problem, metric, 10)
     assert result.points[0].value == min(values) and len(set(values)) > 1
 
@@ -76,7 +76,7 @@ def check_front(space: Space, key: str, spec: str, table: LatencyTable | None = 
     small = replace(space, vocabularies=space.vocabularies[:1])
     assume(small.size <= 200)  # every point of its front is a search of its own
     problem = Problem(small, Budget(), parse_score(spec), CostModel("int8", table))
-    assume(all(problem.value(Metric.parse(key), small.architecture(g), g.template) > 0 for g in small.candidates()))
+    assume(all(problem.value(Metric.parse(key), g) > 0 for g in small.candidates()))
     result = pareto_front(problem, Metric.parse(key), 10_000)
     assert result.complete
     problem, metric = result.problem, Metric.parse(key)
@@ -84,7 +84,7 @@ def check_front(space: Space, key: str, spec: str, table: LatencyTable | None = 
     expected = []
     points = sorted(
         (
-            (problem.value(metric, a, g.template), problem.score.total(a))
+            (problem.value(metric, g), problem.score.total(a))
             for g in small.candidates()
             if (a := small.architecture(g))
         ),
@@ -111,8 +111,7 @@ def test_other_budgets_hold_along_the_front() -> None:
     result = front(MIXED, "parameters", 30, {"kv_mb@128": 0.6})
     kv = Metric("kv_mb", 128)
     for point in result.points:
-        a = MIXED.architecture(point.candidate)
-        assert result.problem.value(kv, a, point.candidate.template) <= 0.6
+        assert result.problem.value(kv, point.candidate) <= 0.6
     limited = front(MIXED, "parameters", 30, {"parameters": 1e6})
     assert limited.points[-1].value <= 1e6 < front(MIXED, "parameters", 30).points[-1].value
 

@@ -50,7 +50,7 @@ def brute_force(problem: Problem, limits: dict[str, float]) -> tuple[float, set[
             continue
         if any(whole_cost(m.key, a, table, per_token) > limit * (1 + 1e-9) for m, limit in metrics.items()):
             continue
-        if any(problem.value(metric, a, candidate.template) > limit for metric, limit in metrics.items()):
+        if any(problem.value(metric, candidate) > limit for metric, limit in metrics.items()):
             continue
         total = problem.score.total(a)
         if total > best * (1 + 1e-12 * math.copysign(1, best)):
@@ -131,7 +131,7 @@ def check_optimum(
     metrics = problem.budget.metrics
     if metrics:  # among equal scores the lowest costs win, in the order of the budgets
         architectures = {candidate: space.architecture(candidate) for candidate in {*found, certificate.candidate}}
-        costs = {g: tuple(problem.value(metric, a, g.template) for metric in metrics) for g, a in architectures.items()}
+        costs = {g: tuple(problem.value(metric, g) for metric in metrics) for g, a in architectures.items()}
         assert costs[certificate.candidate] == min(costs.values())
 
 
@@ -247,8 +247,8 @@ def check_minimum(space: Space, key: str, other: str, seed: int, table: LatencyT
     values = []
     for g in space.candidates():
         a = space.architecture(g)
-        if positions(g) <= a.max_positions and (second == metric or problem.value(second, a, g.template) <= limit):
-            values.append(problem.value(metric, a, g.template))
+        if positions(g) <= a.max_positions and (second == metric or problem.value(second, g) <= limit):
+            values.append(problem.value(metric, g))
     assume(min(values, default=1) > 0)
     if not values:
         assert optimum is None
