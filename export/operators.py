@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-Version = tuple[int, int]
+from merino_edge.storage import Version
+
 OLDEST: Version = (8, 5)  # or older: it is the first of the tables
 NEVER: Version = (99, 0)
 

@@ -18,9 +18,9 @@ from typing import Literal, get_args
 import onnx_ir as ir
 
 from merino_edge.errors import UnsupportedError
-from merino_edge.export.operators import Version, find_unsupported, version_text
+from merino_edge.export.operators import find_unsupported, version_text
 from merino_edge.graph_io import ONNX_CUDA_TARGET
-from merino_edge.storage import INT4_BLOCK, PRECISIONS, Lowering, Storage, StorageRules, rules_of, stored_as
+from merino_edge.storage import INT4_BLOCK, PRECISIONS, Lowering, Storage, StorageRules, Version, rules_of, stored_as
 
 LOWERINGS: tuple[str, ...] = get_args(Lowering)
 Cache = Literal["float", "int8"]
@@ -35,8 +35,7 @@ LARGEST_WEIGHT_BYTES = 2**28
 class Platform:
     """One place where a bundle can run.
 
-    `system`: the releases of JetPack and L4T, or the machine. `tensorrt`: the release whose operators its parser has;
-    None: ONNX Runtime runs the graph. `opsets`: the oldest and newest that its parser takes.
+    `system`: the releases of JetPack and L4T, or the machine. `opsets`: the oldest and newest that its parser takes.
     `largest_weight_bytes`: a table with more is written in pieces. `known_issues`: bugs and limits, with their source.
     """
 
@@ -44,7 +43,6 @@ class Platform:
     boards: str
     system: str
     python: str
-    tensorrt: Version | None
     opsets: tuple[int, int]
     largest_weight_bytes: int | None = None
     known_issues: tuple[str, ...] = ()
@@ -60,6 +58,11 @@ class Platform:
     def rules(self) -> StorageRules:
         """How it stores numbers, and by which lowerings it writes attention."""
         return rules_of(self.name)
+
+    @property
+    def tensorrt(self) -> Version | None:
+        """The release whose operators its parser has; None: ONNX Runtime runs the graph."""
+        return self.rules.tensorrt
 
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
@@ -89,7 +92,6 @@ PLATFORMS: dict[str, Platform] = {
             boards="any, and any CPU",
             system="Linux, macOS, Windows",
             python="3.10 and later",
-            tensorrt=None,
             opsets=(7, 24),
             known_issues=("the native lowering needs 1.25: TensorScatter (ONNX Runtime's release notes)",),
         ),
@@ -98,7 +100,6 @@ PLATFORMS: dict[str, Platform] = {
             boards="any with an NVIDIA GPU",
             system="Linux, Windows; onnxruntime-gpu",
             python="3.10 and later",
-            tensorrt=None,
             opsets=(7, 24),
             known_issues=(
                 "GroupQueryAttention has float16 and bfloat16 kernels only (ONNX Runtime's docs/OperatorKernels.md)",
@@ -109,7 +110,6 @@ PLATFORMS: dict[str, Platform] = {
             boards="Orin",
             system="JetPack 6.1 to 6.2.3, L4T r36.4 to r36.5",
             python="3.10",
-            tensorrt=(10, 3),
             opsets=(9, 21),
             largest_weight_bytes=LARGEST_WEIGHT_BYTES,
             known_issues=(
@@ -122,7 +122,6 @@ PLATFORMS: dict[str, Platform] = {
             boards="Thor",
             system="JetPack 7.0 to 7.1, L4T r38.2 to r38.4",
             python="3.12",
-            tensorrt=(10, 13),
             opsets=(9, 21),
         ),
         Platform(
@@ -130,7 +129,6 @@ PLATFORMS: dict[str, Platform] = {
             boards="Orin, Thor",
             system="JetPack 7.2, L4T r39.2",
             python="3.12",
-            tensorrt=(10, 16),
             opsets=(9, 24),
             known_issues=(
                 "a cache of 2048 did not build on GB300 (Model-Connect issue 245); --lowering primitive is the cure",
@@ -142,7 +140,6 @@ PLATFORMS: dict[str, Platform] = {
             boards="Orin AGX, Thor; any GPU",
             system="JetPack 7.2.2, or a workstation with CUDA 13",
             python="3.10 and later",
-            tensorrt=(11, 0),
             opsets=(9, 24),
         ),
         Platform(
@@ -150,7 +147,6 @@ PLATFORMS: dict[str, Platform] = {
             boards="none; GeForce and RTX GPUs",
             system="Linux x86-64, Windows; TensorRT for RTX 1.x",
             python="3.10 and later",
-            tensorrt=(10, 16),
             opsets=(9, 24),
             known_issues=(
                 "has kernels for SM75, 80, 86, 89, 120 and 121 (1.7): no Jetson (SM87, SM110), no H100 or H200 (SM90); "

@@ -6,15 +6,17 @@ cannot differ from what is written. docs/stored-bytes.md has the same as tables.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from merino_edge.errors import InputError, UnsupportedError
 from merino_edge.graph_io import ONNX_CUDA_TARGET
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
 Lowering = Literal["native", "primitive", "ort"]
+Version = tuple[int, int]  # of TensorRT
 INT4_BLOCK = 32  # weights per scale in the int4 form
 SCALE_BYTES = 2  # scales are float16
 NORM_BYTES = 4  # norms are float32 everywhere
@@ -39,13 +41,14 @@ class Form(NamedTuple):
 class StorageRules:
     """What decides how a target stores numbers.
 
-    `lowerings`: how it can write attention and cache, the default first. `half`: activations and cache are float16,
-    except at fp32. `half_biases`: so are the biases.
+    `lowerings`: how it can write attention and cache, the default first. `tensorrt`: the release whose parser it has;
+    None: ONNX Runtime runs the graph. `half`: activations and cache are float16, except at fp32. `half_biases`: so are
+    the biases.
     """
 
     lowerings: tuple[Lowering, ...]
+    tensorrt: Version | None
     precisions: tuple[str, ...] = PRECISIONS
-    tensorrt: bool = True
     half: bool = True
     half_biases: bool = True
 
@@ -56,16 +59,16 @@ class StorageRules:
 
 # By name of the target. export/targets.py tells what each is.
 TARGET_RULES: dict[str, StorageRules] = {
-    "onnxruntime": StorageRules(("ort", "native", "primitive"), tensorrt=False, half=False, half_biases=False),
-    ONNX_CUDA_TARGET: StorageRules(("ort",), ("fp16", "int8", "int4"), tensorrt=False),
-    "jetpack-6.2": StorageRules(("primitive",)),
-    "jetpack-7.1": StorageRules(("primitive",)),
-    "jetpack-7.2": StorageRules(("native", "primitive")),
-    "tensorrt-11": StorageRules(("native", "primitive")),
-    "rtx": StorageRules(("native", "primitive")),
+    "onnxruntime": StorageRules(("ort", "native", "primitive"), None, half=False, half_biases=False),
+    ONNX_CUDA_TARGET: StorageRules(("ort",), None, ("fp16", "int8", "int4")),
+    "jetpack-6.2": StorageRules(("primitive",), (10, 3)),
+    "jetpack-7.1": StorageRules(("primitive",), (10, 13)),
+    "jetpack-7.2": StorageRules(("native", "primitive"), (10, 16)),
+    "tensorrt-11": StorageRules(("native", "primitive"), (11, 0)),
+    "rtx": StorageRules(("native", "primitive"), (10, 16)),
 }
 # Where no target is named: weights as for `onnxruntime`, and a GPU's cache. Tables of rotary angles do not count.
-UNNAMED = StorageRules((), tensorrt=False, half_biases=False)
+UNNAMED = StorageRules((), None, half_biases=False)
 
 
 @dataclass(frozen=True)
@@ -130,9 +133,9 @@ def stored_as(precision: str, target: str | None = None) -> Storage:
         positions=floats,
         bias_bytes=2 if half and rules.half_biases else 4,
         cache_bytes=2 if half and rules.half else 4,
-        splits_table=quantized and rules.tensorrt,
+        splits_table=quantized and rules.tensorrt is not None,
         lowering=lowering,
-        has_fallback=rules.tensorrt and lowering == "native",
+        has_fallback=rules.tensorrt is not None and lowering == "native",
     )
 
 
@@ -143,3 +146,22 @@ def rules_of(target: str | None) -> StorageRules:
     if target not in TARGET_RULES:
         raise UnsupportedError(f"unknown target {target!r}", f"choose one of: {', '.join(TARGET_RULES)}")
     return TARGET_RULES[target]
+
+
+def target_of_table(header: Mapping[str, Any]) -> str | None:
+    """The target whose graphs a latency table timed, by its header; None where none or several would do.
+
+    An estimated table names it. A measured one says what ran the graphs, and TensorRT's release.
+    """
+    if "target" in header:
+        return str(header["target"])
+    backend = header.get("backend")
+    if backend != "tensorrt":
+        return {"onnxruntime-cpu": "onnxruntime", "onnxruntime-cuda": ONNX_CUDA_TARGET, "tensorrt-rtx": "rtx"}.get(
+            str(backend)
+        )
+    release = str(dict(header.get("libraries", {})).get("tensorrt", "")).split(".")[:2]
+    by_release = {rules.tensorrt: name for name, rules in TARGET_RULES.items() if rules.tensorrt and name != "rtx"}
+    return next(
+        (name for version, name in by_release.items() if [str(part) for part in version or ()] == release), None
+    )

@@ -10,7 +10,7 @@ The report `NAME.json` has kind "pareto_front" and schema 1. `complete` says whe
     {"metric": "decode_ms@256", "label", "unit", "score": {"name": "effective", ...}, "complete": false,
      "points": [{"limit": 5.0, "value", "score", "bound", "costs": {...}, "id", "architecture": {...}}, ...],
      "references": [{"name", "score", "value": number or null, "notes": [...], "architecture": {...}}, ...],
-     "budgets": {...}, "precision": "int4", "space": {"name", "size", "form"},
+     "budgets": {...}, "precision": "int4", "target": "rtx" or null, "space": {"name", "size", "form"},
      "table": {"name", "sha256", "estimated", "device"} or null}
 """
 

@@ -48,6 +48,7 @@ def to_document(front: Front, config: SearchConfig, references: Sequence[Referen
         "references": [{**dataclasses.asdict(r), "architecture": r.architecture.to_dict()} for r in references],
         "budgets": config.budget.to_dict(),
         "precision": config.precision,
+        "target": config.target,
         "space": {"name": problem.space.name, "size": problem.space.size, "form": space_file.to_dict(problem.space)},
         "table": source,
     }
@@ -81,6 +82,7 @@ def blocks_in_words(blocks: Sequence[dict[str, Any]]) -> str:
 def _title(document: dict[str, Any]) -> str:
     budgets = ", ".join(f"{key} at most {limit:.6g}" for key, limit in document["budgets"].items())
     where = f"space {document['space']['name']}, {document['precision']}"
+    where += f" as stored for {document['target']}" if document.get("target") else ""
     if source := document["table"]:
         device = source["device"].removesuffix(" (estimated)")  # which an estimated table's device has in its name
         where += f", {device}{' (estimated)' if source['estimated'] else ''}"

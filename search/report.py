@@ -35,7 +35,10 @@ def summary(result: SearchResult) -> RenderableType:
         layers = f"{block.layers}{' shared' if block.shared and block.layers > 1 else ''}"
         numbers = (block.heads, block.kv_heads, block.ffn_width)
         blocks.add_row(str(index), str(block.width), layers, *map(str, numbers))
-    costs, intervals = Table("cost", "found", "budget", "9 of 10 within"), result.problem.intervals(result.candidate)
+    target = result.config.target
+    title = f"bytes as {result.config.precision} is stored for {target}" if target else None
+    costs = Table("cost", "found", "budget", "9 of 10 within", title=title)
+    intervals = result.problem.intervals(result.candidate)
     estimated = result.config.table is not None and result.config.table.estimated
     for key, value in result.problem.costs(result.candidate).items():
         metric, limit = Metric.parse(key), budgets.get(key)

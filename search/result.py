@@ -8,6 +8,7 @@ these fields to an architecture artefact:
     "certificate": {"bound": ..., "gap_percent": 0.0, "architectures": 304254720},     # none scores above the bound;
                                                                                 # null where nothing is proven
     "costs": {"parameters": ..., "decode_ms@256": ..., ...}, "budgets": {"decode_ms@256": 5.0}, "precision": "int4",
+    "target": "rtx",            # whose bundle is counted (merino_edge.storage); null or absent: no target was named
     "choices": {"blocks": 3, "ffn": "swiglu", "vocabulary": {"size", "bytes_per_token", "tokenizer"},
                 "embedding_width": 512, "context": 1024},
     "solver": "exact" | "evolution", "solver_options": {...},       # evolution: iterations, population, parents, seed
@@ -55,6 +56,7 @@ class SearchConfig:
     table: LatencyTable | None = None
     solver: str = "exact"
     options: dict[str, int] = field(default_factory=dict)  # options of the evolution
+    target: str | None = None  # whose bundle is counted; None: no target is named
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
@@ -66,7 +68,7 @@ class SearchConfig:
 
     def problem(self) -> Problem:
         """The mathematical program. Raises InputError where the table cannot answer a budget."""
-        return Problem(self.space, self.budget, self.score, CostModel(self.precision, self.table))
+        return Problem(self.space, self.budget, self.score, CostModel(self.precision, self.table, self.target))
 
     @staticmethod
     def of(document: dict[str, Any], where: str) -> SearchConfig:
@@ -77,8 +79,8 @@ class SearchConfig:
         """
         try:
             form, table = document["space"]["form"], document["table"]
-            spec, limits_by_key = document["score"]["name"], document["budgets"]
-            if not isinstance(spec, str) or not isinstance(limits_by_key, dict):
+            spec, limits_by_key, target = document["score"]["name"], document["budgets"], document.get("target")
+            if not isinstance(spec, str) or not isinstance(limits_by_key, dict) or not isinstance(target, str | None):
                 raise TypeError  # as for any other field of a wrong kind
             score = parse_score(spec)
             config = SearchConfig(
@@ -89,6 +91,7 @@ class SearchConfig:
                 table=None if table is None else from_compact(table, where),
                 solver=document["solver"],
                 options=dict(document["solver_options"]),
+                target=target,
             )
         except (KeyError, TypeError, AttributeError):
             raise ArtefactError(
@@ -141,6 +144,7 @@ class SearchResult:
             "intervals": {key: list(bounds) for key, bounds in problem.intervals(self.candidate).items()},
             "budgets": problem.budget.to_dict(),
             "precision": config.precision,
+            "target": config.target,
             "choices": {
                 "blocks": len(self.candidate.choices),
                 "ffn": template.ffn,

@@ -29,6 +29,7 @@ def pareto(
     table: search_options.TablePath = None,
     device: search_options.DeviceName = None,
     precision: search_options.Precision = None,
+    target: search_options.TargetName = None,
     shared: search_options.Shared = None,
     budgets: search_options.Limits = MappingProxyType({}),  # becomes an option for each metric
     plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Also write a plot of the front.")] = None,
@@ -51,7 +52,14 @@ def pareto(
     limits.check_range("points", points, 2, limits.MAX_POINTS)
     metric = Metric.parse(against)
     config = search_options.search_config(
-        space=space, score=score, table=table, device=device, precision=precision, shared=shared, limits=budgets
+        space=space,
+        score=score,
+        table=table,
+        device=device,
+        precision=precision,
+        target=target,
+        shared=shared,
+        limits=budgets,
     )
     screen = console.stderr()
     with console.progress(screen) as bar:

@@ -30,6 +30,7 @@ def search(
     table: search_options.TablePath = None,
     device: search_options.DeviceName = None,
     precision: search_options.Precision = None,
+    target: search_options.TargetName = None,
     shared: search_options.Shared = None,
     budgets: search_options.Limits = MappingProxyType({}),  # becomes an option for each metric
     seconds: search_options.Seconds = None,
@@ -74,13 +75,14 @@ def search(
             table=table,
             device=device,
             precision=precision,
+            target=target,
             shared=shared,
             limits=budgets,
             solver="exact" if solver is None else solver,
             options=options,
         )
     else:
-        described = (space, solver, score, table, device, precision, shared, seconds, *budgets.values())
+        described = (space, solver, score, table, device, precision, target, shared, seconds, *budgets.values())
         if options or any(value is not None for value in described):
             raise InputError("--from repeats a search with its own options", "leave out every other option but --out")
         config, expected = _config_of(repeat)

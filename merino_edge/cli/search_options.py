@@ -15,6 +15,7 @@ from merino_edge.search.budget import KINDS
 if TYPE_CHECKING:
     from merino_edge.latency.table import LatencyTable
     from merino_edge.search.budget import Budget
+    from merino_edge.search.costs import CostModel
     from merino_edge.search.result import SearchConfig
     from merino_edge.search.space import Space
 
@@ -42,6 +43,14 @@ DeviceName = Annotated[
 Precision = Annotated[
     str | None,
     typer.Option(help="Precision of the weights: fp32, fp16, int8 or int4. [default: the table's, else fp16]"),
+]
+TargetName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TARGET",
+        help="Target of export whose bundle is counted: weights, cache and peak memory. merino-edge targets lists them. "
+        "[default: that of the table, else none]",
+    ),
 ]
 Shared = Annotated[
     bool | None,
@@ -90,20 +99,24 @@ def search_config(
     table: Path | None,
     device: str | None,
     precision: str | None,
+    target: str | None,
     shared: bool | None,
     limits: Limits,
     **solver: Any,
 ) -> SearchConfig:
     """The search that the options describe. `limits` holds the texts of each metric's budgets, such as 5@1024.
 
-    Raises InputError and, for a space file or a table that cannot be read, ArtefactError.
+    Without a target, that of the table is taken. Raises InputError and, for a space file or a table that cannot be read,
+    ArtefactError. Raises UnsupportedError for a precision that the target cannot run.
     """
     import dataclasses
 
     from merino_edge.latency.table_file import load_table
     from merino_edge.search.builtin_spaces import load_space
+    from merino_edge.search.costs import CostModel
     from merino_edge.search.result import SearchConfig
     from merino_edge.search.score import DEFAULT, parse_score
+    from merino_edge.storage import target_of_table
 
     for metric, texts in limits.items():  # before files are read
         _check_limits(metric, texts or ())
@@ -115,9 +128,11 @@ def search_config(
         _check_device(latency_table, device)
     if precision is None:
         precision = latency_table.precision if latency_table else "fp16"
-    budget = _budget(limits, search_space, precision, latency_table)
+    if target is None and latency_table is not None:
+        target = target_of_table(latency_table.header)
+    budget = _budget(limits, search_space, CostModel(precision, latency_table, target))
     maximised = parse_score(DEFAULT if score is None else score)
-    return SearchConfig(search_space, budget, maximised, precision, latency_table, **solver)
+    return SearchConfig(search_space, budget, maximised, precision, latency_table, target=target, **solver)
 
 
 def _check_limits(metric: str, texts: Sequence[str]) -> None:
@@ -133,14 +148,13 @@ def _check_limits(metric: str, texts: Sequence[str]) -> None:
             parse_at(metric, at)
 
 
-def _budget(texts_of: Limits, space: Space, precision: str, table: LatencyTable | None) -> Budget:
+def _budget(texts_of: Limits, space: Space, cost_model: CostModel) -> Budget:
     from merino_edge.errors import InputError
     from merino_edge.presets import preset
     from merino_edge.search.budget import Budget, Metric, parse_at, parse_quantity
-    from merino_edge.search.costs import CostModel
     from merino_edge.search.reference_models import PUBLIC, value_of
 
-    limits, cost_model = [], CostModel(precision, table)
+    limits = []
     for name, texts in texts_of.items():
         for text in texts or ():
             value, _, at = text.partition("@")

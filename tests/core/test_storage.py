@@ -91,7 +91,7 @@ def test_sizes_that_no_block_divides_are_counted_or_refused(target: str, precisi
 def test_every_target_of_export_has_its_rules() -> None:
     assert tuple(TARGET_RULES) == tuple(PLATFORMS)
     for name, platform in PLATFORMS.items():
-        assert TARGET_RULES[name].tensorrt == (platform.tensorrt is not None)
+        assert TARGET_RULES[name] == platform.rules
 
 
 def test_without_a_target_weights_are_onnxruntimes_and_the_cache_a_gpus() -> None:
