@@ -31,10 +31,10 @@ COLUMNS = 3  # of subplots
 
 def scores_table(rows: Sequence[Row]) -> str:
     """A Markdown table of all scores, with intervals in brackets."""
-    head = ("score", "Spearman", "Kendall", f"Kendall, sizes within {ALIKE:g}x", "Spearman over the default's")
+    head = ("score", "Spearman", "Kendall", f"Kendall, sizes within {ALIKE:g}x", "Spearman over the paper's")
     body = []
     for row in rows:
-        over = "-" if row.over_default is None else _signed(row.over_default.spearman)
+        over = "-" if row.over_paper is None else _signed(row.over_paper.spearman)
         body.append((row.name, *agreement_cells(row.agreement), over))
     return markdown(head, body)
 
@@ -48,7 +48,7 @@ def calibration_tables(calibration: Calibration) -> str:
         body.append((fit.setting.form + mark, constants(fit.setting), *agreement_cells(fit.fitted)))
     over = (
         "form",
-        "Spearman over the default's",
+        "Spearman over the paper's",
         "over parameters'",
         "gain, fitted half",
         "gain, other half",
@@ -140,7 +140,7 @@ def document(trained: Sequence[Trained], rows: Sequence[Row], calibration: Calib
             "name": row.name,
             "scores": [float(value) for value in row.scores],
             "agreement": agreement_fields(row.agreement),
-            "over_default": agreement_fields(row.over_default),
+            "over_paper": agreement_fields(row.over_paper),
         }
         for row in rows
     ]

@@ -22,15 +22,17 @@ from merino_edge.search.study.rank_correlation import MIN_MODELS, Agreement, agr
 from merino_edge.search.study.sampling import decoder_parameters
 from merino_edge.statistics import Array, Mask
 
-DEFAULT = "effective entropy"
+PAPER = "effective entropy"
 ALIKE = 1.5  # models are of like size if their decoder parameters differ by at most this factor
 
 # The table's name of each built-in score, and its `--score` form.
 SPECS = {
-    DEFAULT: "effective",
+    PAPER: "paper",
     "raw entropy": "effective:effectiveness_power=0",
     "entropy behind the cut": "cut",
     "entropy at the exit": "exit",
+    "calibrated": "calibrated",
+    "counting": "counting",
     "decoder parameters": "parameters",
     "FLOPs": "flops",
 }
@@ -63,13 +65,13 @@ class Trained:
 class Row:
     """One score of the table.
 
-    `over_default` is its correlation minus the default score's. It is None for the default score.
+    `over_paper` is its correlation minus that of the paper's score. It is None for the paper's score.
     """
 
     name: str
     scores: Array  # [N]
     agreement: Agreement
-    over_default: Agreement | None
+    over_paper: Agreement | None
 
 
 def losses(trained: Sequence[Trained]) -> Array:
@@ -101,7 +103,7 @@ def builtin_scores(models: Sequence[Architecture]) -> dict[str, Array]:
 def table(
     trained: Sequence[Trained], others: Mapping[str, npt.ArrayLike] | None = None, seed: int = 0
 ) -> tuple[Row, ...]:
-    """A row for every built-in score and for each of `others`, the default score first.
+    """A row for every built-in score and for each of `others`, the paper's score first.
 
     `others` maps names to values [N] in the models' order. `seed` seeds the bootstrap, the same for every row. Raises
     InputError or MissingExtraError.
@@ -112,13 +114,13 @@ def table(
         if name in scores:
             raise InputError(f"there is a score {name!r} already", "name it otherwise")
         scores[name] = np.asarray(values, np.float64)
-    default = scores[DEFAULT]
+    paper = scores[PAPER]
     return tuple(
         Row(
             name,
             values,
             agreement(values, loss, alike, seed=seed),
-            None if name == DEFAULT else difference(values, default, loss, alike, seed=seed),
+            None if name == PAPER else difference(values, paper, loss, alike, seed=seed),
         )
         for name, values in scores.items()
     )

@@ -18,7 +18,7 @@ from merino_edge.search.score import effective, narrowest_cut
 from merino_edge.search.study import report
 from merino_edge.search.study.rank_correlation import Agreement, agreement, difference
 from merino_edge.search.study.sampling import decoder_parameters
-from merino_edge.search.study.scores import DEFAULT, Row, Trained, like_size, repeatability, table
+from merino_edge.search.study.scores import PAPER, Row, Trained, like_size, repeatability, table
 from merino_edge.statistics import kendall, signs, spearman
 
 
@@ -132,14 +132,14 @@ def test_the_table_holds_every_score_and_finds_the_one_that_made_the_losses(mode
     cut = np.array([effective(cut=True).total(a) for a in models])
     rows = table(trained_by(models, cut), {"made up": -cut})
     by_name: dict[str, Row] = {row.name: row for row in rows}
-    assert rows[0].name == DEFAULT and rows[0].over_default is None
+    assert rows[0].name == PAPER and rows[0].over_paper is None
     assert by_name["entropy behind the cut"].agreement.kendall.value == pytest.approx(1)
     assert by_name["made up"].agreement.spearman.value == pytest.approx(-1)
     assert by_name["all parameters"].scores.tolist() == [a.parameters for a in models]
-    over = by_name["entropy behind the cut"].over_default
+    over = by_name["entropy behind the cut"].over_paper
     assert over is not None and over.spearman.low > 0
     raw = by_name["raw entropy"].scores
-    assert (raw >= by_name[DEFAULT].scores).all() and (raw > by_name[DEFAULT].scores).any()
+    assert (raw >= by_name[PAPER].scores).all() and (raw > by_name[PAPER].scores).any()
 
 
 def test_scores_tell_models_of_like_size_apart_or_not(models: list[Architecture]) -> None:
@@ -158,7 +158,7 @@ def test_models_that_cannot_be_compared_are_refused(models: list[Architecture]) 
     with pytest.raises(InputError, match="twice"):
         table([*whole, whole[0]])
     with pytest.raises(InputError, match="already"):
-        table(whole, {DEFAULT: np.ones(len(models))})
+        table(whole, {PAPER: np.ones(len(models))})
     with pytest.raises(InputError, match="losses"):
         Trained(models[0], ())
     with pytest.raises(InputError, match="losses"):
