@@ -1,25 +1,20 @@
-"""Reports of a search result: tables for the terminal, and a plot (PNG, needs matplotlib)."""
+"""Reports of a search result for the terminal: tables, and what is proven."""
 
 from __future__ import annotations
 
 import io
 import math
-import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merino_edge import artefact
-from merino_edge.errors import require
 from merino_edge.search.budget import Metric
 from merino_edge.search.result import SearchResult
 from merino_edge.search.score import narrowest_cut
-from merino_edge.search.space import Candidate
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from rich.console import RenderableType
 
-SAMPLE = 2000  # random architectures in the plot of an exact result
 NARROW = 0.5  # share of the embedding's width; a narrower cut gets a warning
 
 
@@ -82,63 +77,6 @@ def verdict(result: SearchResult) -> list[str]:
     if result.config.table is not None and result.config.table.estimated:
         lines += [f"the table is estimated: {line}" for line in result.config.table.header.get("checked_by", ())]
     return lines
-
-
-def plot(result: SearchResult, path: Path | str) -> None:
-    """Plot score against the binding metric, among other architectures, and the course of an evolution.
-
-    Raises MissingExtraError or OutputError.
-    """
-    require("matplotlib", "plot")
-    from matplotlib.figure import Figure
-
-    evolution = result.evolution
-    figure = Figure(figsize=(11 if evolution else 6.5, 4.2), layout="constrained")
-    if evolution:
-        left, right = figure.subplots(1, 2)
-        iterations, best = zip(*evolution.history, (evolution.iterations, result.total), strict=True)
-        left.step([max(1, iteration) for iteration in iterations], best, where="post")
-        left.set(xscale="log", xlabel="iteration", ylabel="best score within the budgets", title="Search")
-        left.grid(alpha=0.3)
-        _cloud(right, result, evolution.cloud, "visited")
-    else:
-        rng, templates = random.Random(0), set(result.problem.templates)
-        drawn = [
-            candidate for _ in range(SAMPLE) if (candidate := result.problem.space.sample(rng)).template in templates
-        ]
-        _cloud(figure.subplots(), result, drawn, "drawn at random")
-    save(figure, path)
-
-
-def _cloud(axes: Axes, result: SearchResult, candidates: tuple[Candidate, ...] | list[Candidate], label: str) -> None:
-    problem, metric = result.problem, binding_metric(result)
-    limit, unit = problem.budget.to_dict().get(metric.key), metric.kind.unit
-
-    def value(candidate: Candidate) -> float:
-        return problem.value(metric, candidate) / unit
-
-    points = [(value(candidate), problem.total(candidate)) for candidate in candidates]
-    if points:
-        values, scores = zip(*points, strict=True)
-        axes.scatter(values, scores, s=4, alpha=0.35, linewidths=0, label=label)
-    axes.scatter([value(result.candidate)], [result.total], marker="*", s=140, color="C3", label="found", zorder=3)
-    if limit is not None:
-        axes.axvline(limit / unit, color="C3", linestyle="--", linewidth=1, label="budget")
-    if result.certificate is not None and math.isfinite(result.certificate.bound):
-        axes.axhline(result.certificate.bound, color="grey", linewidth=1, label="proven bound")
-    axes.set(xlabel=metric.label, ylabel=f"score ({result.config.score.spec})", title=f"space {problem.space.name}")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-
-
-def binding_metric(result: SearchResult) -> Metric:
-    """The budgeted metric that is nearest to its limit; parameters if there is no budget."""
-    limits = dict(result.problem.budget.limits)
-
-    def share(metric: Metric) -> float:
-        return result.problem.value(metric, result.candidate) / limits[metric]
-
-    return max(limits, key=share, default=Metric("parameters"))
 
 
 def save(figure: object, path: Path | str) -> None:

@@ -59,7 +59,8 @@ def search(
     from merino_edge import architecture, limits
     from merino_edge.cli import console
     from merino_edge.errors import InputError, MissingExtraError
-    from merino_edge.search import report
+    from merino_edge.search import report, result_plot
+    from merino_edge.search.prices import prices
     from merino_edge.search.result import run_search
 
     evolution = {"iterations": iterations, "population": population, "parents": parents, "seed": seed}
@@ -99,9 +100,13 @@ def search(
     screen.print(report.summary(result))
     for line in report.verdict(result):
         screen.print(line, markup=False, soft_wrap=True)
+    with screen.status("pricing the budgets"):
+        priced = prices(result, seconds)
+    for price in priced:
+        screen.print(str(price), markup=False, soft_wrap=True)
     if plot:
         try:
-            report.plot(result, plot)
+            result_plot.plot(result, plot)
         except MissingExtraError as error:
             screen.print(f"no plot: {error}", markup=False, soft_wrap=True)
     if as_json:

@@ -1,0 +1,53 @@
+"""Prices of budgets: those of brute force, with slack where there is slack."""
+
+from __future__ import annotations
+
+import pytest
+
+from helpers.small_spaces import MIXED, SMALL
+from merino_edge.search.brute_force import brute_force
+from merino_edge.search.budget import Budget, Metric
+from merino_edge.search.prices import RAISE, Price, prices
+from merino_edge.search.result import SearchConfig, run_search
+from merino_edge.search.score import parse_score
+from merino_edge.search.space import Space
+
+
+@pytest.mark.parametrize(
+    ("space", "limits"),
+    [
+        (SMALL, {"parameters": 2e6, "flops": 1e12}),
+        (SMALL, {"weight_mb@int8": 2.0, "flops": 1.5e9}),
+        (MIXED, {"weight_mb@int4": 1.0, "kv_mb": 0.3}),
+    ],
+)
+def test_a_price_is_the_gain_of_the_raised_budget(space: Space, limits: dict[str, float]) -> None:
+    result = run_search(SearchConfig(space, Budget.of(limits), parse_score("exit:shared_layer=0.1"), "int8"))
+    found = prices(result)
+    assert [price.metric.key for price in found] == list(limits)
+    for price in found:
+        raised = result.problem.limited(result.problem.budget.within(price.metric, price.limit * (1 + RAISE)))
+        best = brute_force(raised)
+        assert price.proven and price.gain_percent == pytest.approx(100 * (best.score / result.total - 1), abs=1e-6)
+        assert price.used == result.problem.value(price.metric, result.candidate)
+
+
+def test_slack_is_said() -> None:
+    result = run_search(SearchConfig(SMALL, Budget.of({"parameters": 1e9, "flops": 1e9}), parse_score("exit"), "int8"))
+    slack, binding = prices(result)
+    assert not slack.binds and "slack" in str(slack) and "price is 0" in str(slack)
+    assert binding.binds and "would raise the score by" in str(binding)
+    assert "1.1 would raise" in str(binding)  # in the unit that is shown, 10^9
+
+
+def test_what_is_not_proven_is_said() -> None:
+    price = Price(Metric.parse("decode_ms@64"), 5.0, 4.0, 0.0, proven=False)
+    assert price.binds and "by at least 0 %" in str(price)
+    assert str(price).startswith("decode step (ms) @ 64: 4 of 5 used (80 %)")
+
+
+def test_without_a_proof_there_are_no_prices() -> None:
+    options = {"iterations": 1, "population": 2, "parents": 1, "seed": 0}
+    budget = Budget.of({"flops": 20e9})
+    result = run_search(SearchConfig(SMALL, budget, parse_score("exit"), "int8", solver="evolution", options=options))
+    assert result.gap_percent and prices(result) == []
