@@ -1,0 +1,43 @@
+"""What is said of a search's result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from helpers.small_spaces import SMALL
+from merino_edge.search.budget import Budget
+from merino_edge.search.report import verdict
+from merino_edge.search.result import SearchConfig, run_search
+from merino_edge.search.score import parse_score
+
+OPEN = replace(SMALL, layers=(1, 2, 3), shared=(False, True))
+
+
+def said(limits: dict[str, float], spec: str, *, more_weights: bool = True) -> list[str]:
+    config = SearchConfig(OPEN, Budget.of(limits), parse_score(spec), "fp16", more_weights=more_weights)
+    return [line for line in verdict(run_search(config)) if "repeat weights" in line]
+
+
+def test_a_model_that_repeats_weights_needlessly_is_named() -> None:
+    """Older results go to fewer weights where nothing is lost by it, and the paper's score loses nothing."""
+    (line,) = said({"kv_mb@64": 1.0}, "paper", more_weights=False)
+    assert "with weights of their own they keep the budgets too" in line and line.endswith("--score calibrated")
+    assert not said({"kv_mb@64": 1.0}, "paper")  # the tie goes to more weights
+    assert not said({"kv_mb@64": 1.0}, "calibrated")
+
+
+def test_sharing_that_the_budget_asks_for_is_not() -> None:
+    smallest = OPEN.architecture(next(iter(OPEN.candidates())))
+    assert not said({"weight_mb@fp16": 1.02 * smallest.weight_bytes("fp16") / 1e6}, "paper")
+
+
+@pytest.mark.parametrize("spec", ["paper", "calibrated"])
+def test_the_last_tie_goes_to_more_weights_unless_memory_has_a_budget(spec: str) -> None:
+    def found(limits: dict[str, float]) -> int:
+        return run_search(SearchConfig(OPEN, Budget.of(limits), parse_score(spec), "fp16")).architecture.parameters
+
+    plenty = {"weight_mb@fp16": 1e6}
+    assert found({"kv_mb@64": 1e6}) >= found({"kv_mb@64": 1e6} | plenty)
+    assert (found({}) > found(plenty)) == (spec == "paper")
