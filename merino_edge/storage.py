@@ -155,13 +155,15 @@ def target_of_table(header: Mapping[str, Any]) -> str | None:
     """
     if "target" in header:
         return str(header["target"])
-    backend = header.get("backend")
-    if backend != "tensorrt":
-        return {"onnxruntime-cpu": "onnxruntime", "onnxruntime-cuda": ONNX_CUDA_TARGET, "tensorrt-rtx": "rtx"}.get(
-            str(backend)
-        )
-    release = str(dict(header.get("libraries", {})).get("tensorrt", "")).split(".")[:2]
-    by_release = {rules.tensorrt: name for name, rules in TARGET_RULES.items() if rules.tensorrt and name != "rtx"}
-    return next(
-        (name for version, name in by_release.items() if [str(part) for part in version or ()] == release), None
-    )
+    backend, libraries = header.get("backend"), header.get("libraries")
+    named = {"onnxruntime-cpu": "onnxruntime", "onnxruntime-cuda": ONNX_CUDA_TARGET, "tensorrt-rtx": "rtx"}
+    if backend != "tensorrt" or not isinstance(libraries, dict):
+        return named.get(str(backend))
+    for name, rules in TARGET_RULES.items():
+        if (
+            rules.tensorrt
+            and name != "rtx"
+            and str(libraries.get("tensorrt")).startswith("{}.{}.".format(*rules.tensorrt))
+        ):
+            return name
+    return None

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -30,7 +30,9 @@ from merino_edge.latency.beside import beside
 from merino_edge.latency.measurement import Mode, Point, layer_point
 from merino_edge.latency.step import Step
 from merino_edge.latency.table import LatencyTable
+from merino_edge.search.additive_cost import AdditiveCost, MetricCost
 from merino_edge.search.budget import Metric
+from merino_edge.search.peak_memory import peak_sums, weights
 from merino_edge.search.space import Space, Vocabulary
 from merino_edge.storage import INT4_BLOCK, stored_as
 
@@ -194,7 +196,7 @@ class CostModel:
                 lambda a: 0,
             )
         elif metric.name == "weight_mb":
-            units = _weights(str(metric.at), self.target)
+            units = weights(str(metric.at), self.target)
         elif metric.name == "kv_mb":
             positions = metric.at
             units = AdditiveCost(
@@ -203,15 +205,7 @@ class CostModel:
                 lambda a: 0,
             )
         elif metric.name == "peak_mb":
-            weights, tokens = _weights(self.precision, self.target), int(metric.at or DEFAULT_TOKENS)
-            units = dataclasses.replace(
-                weights,
-                block=lambda a, block, own: (
-                    weights.block(a, block, own) + counts.block_kv_bytes(a, block, a.max_positions, element_bytes)
-                ),
-                activation=lambda a, block: counts.layer_activation_bytes(a, block, tokens),
-                end_activation=lambda a: counts.end_activation_bytes(a, tokens),
-            )
+            return MetricCost((peak_sums(self.precision, self.target, int(metric.at or DEFAULT_TOKENS)),), 1e6)
         else:
             raise ValueError(f"metric {metric.name} has no sum here")
         return MetricCost(((units,),), 1e6 if metric.name.endswith("_mb") else 1.0)
@@ -338,14 +332,6 @@ def _layer_gaps(table: Table, space: Space, step: Step, capacities: Iterable[int
         if any(choice.shared and choice.layers > 1 for choice in choices):
             gaps += table.gaps("repeat", ffn, piece, layers)
     return gaps
-
-
-def _weights(precision: str, target: str | None) -> AdditiveCost:
-    return AdditiveCost(
-        lambda a, block, own: counts.block_weight_bytes(a, block, own or precision, target),
-        lambda before, after: counts.width_projection_bytes(before, after, precision, target),
-        lambda a: counts.end_weight_bytes(a, precision, target),
-    )
 
 
 def _no_table(precision: str) -> InputError:

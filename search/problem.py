@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merino_edge.errors import InputError
+from merino_edge.search.additive_cost import AdditiveCost, MetricCost, unit_limit
 from merino_edge.search.budget import Budget, Metric
-from merino_edge.search.costs import AdditiveCost, CostModel, MetricCost, unit_limit
+from merino_edge.search.costs import CostModel
 from merino_edge.search.score import Score
 from merino_edge.search.space import Candidate, Space
 

@@ -18,9 +18,10 @@ from merino_edge.counts import PRECISIONS
 from merino_edge.errors import InputError
 from merino_edge.latency.step import Step
 from merino_edge.latency.table import LatencyTable
+from merino_edge.search.additive_cost import unit_limit
 from merino_edge.search.budget import Budget
 from merino_edge.search.builtin_spaces import DEMO, EDGE, PAPER
-from merino_edge.search.costs import CostModel, unit_limit
+from merino_edge.search.costs import CostModel
 from merino_edge.search.problem import Problem
 from merino_edge.search.score import effective
 from merino_edge.search.space import Space, Vocabulary
