@@ -76,6 +76,12 @@ class UnsupportedError(MerinoError):
     exit_code = 8
 
 
+class UnfitTableError(MerinoError):
+    """A latency table was measured, but its predictions are too far off to be used. The table stays, and says so."""
+
+    exit_code = 9
+
+
 class Interrupted(MerinoError):
     """The user pressed Ctrl-C, or the process was asked to terminate."""
 

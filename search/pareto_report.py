@@ -38,6 +38,7 @@ def to_document(front: Front, config: SearchConfig, references: Sequence[Referen
     if table is not None:
         device = table.header.get("device", {}).get("name", "unknown")
         source = {"name": table.path.name, "sha256": table.sha256, "estimated": table.estimated, "device": device}
+        source["warnings"] = table.warnings
     return {
         "metric": front.metric.key,
         "label": front.metric.label,
@@ -69,7 +70,14 @@ def table(document: dict[str, Any]) -> RenderableType:
         value = "-" if reference["value"] is None else f"{reference['value'] / unit:.4g}"
         public.add_row(value, f"{reference['score']:,.1f}", reference["name"], ", ".join(reference["notes"]))
     claim = "the whole front" if document["complete"] else "points of the front; asking for more finds those between"
-    return Group(points, public, f"{len(document['points'])} {claim}; each proven optimal for its {document['metric']}")
+    count = len(document["points"])
+    lines = [f"{count} {claim}; each proven optimal for its {document['metric']}"]
+    source, unknown = document["table"] or {}, [r["name"] for r in document["references"] if r["value"] is None]
+    lines += [f"warning: {line}" for line in source.get("warnings", ())]
+    if unknown and source and not source["estimated"]:
+        command = f"merino-edge profile --continue --also {','.join(unknown)} --out {source['name']}"
+        lines.append(f"what the table does not know of public models is measured by: {command}")
+    return Group(points, public, *lines)
 
 
 def blocks_in_words(blocks: Sequence[dict[str, Any]]) -> str:

@@ -231,7 +231,7 @@ class Problem:
             metric = Metric.parse(key)
             if metric.kind.latency:
                 step = self.cost_model.step(metric, self.space.templates[candidate.template].vocabulary)
-                found = [self.cost_model.table_of(name).interval(value, step) for name in names]
+                found = [self.cost_model.table_of(name).interval(value, step, found=True) for name in names]
                 if intervals := list(filter(None, found)):  # of several tables the widest
                     bounds[key] = min(low for _, low, _ in intervals), max(high for _, _, high in intervals)
         return bounds

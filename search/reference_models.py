@@ -3,7 +3,7 @@
 A table covers one kind of layer, but public models have several. A model may differ from the table's kind in parts that
 hardly cost time: norm, biases, positions, tied head, or an ungated activation. Then the table's nearest model gives the
 value, and the notes name what was replaced. If a model differs in more, the notes give the reason why there is no
-value.
+value. A model that was measured as a whole (`profile --also`) has that value.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def value_of(a: Architecture, metric: Metric, cost_model: CostModel) -> tuple[fl
             return cost_model.metric_cost(metric, vocabulary).value(a), ()
         table = cost_model.table
         assert isinstance(table, LatencyTable)
-        return _latency(a, cost_model.step(metric, vocabulary), table)
+        step = cost_model.step(metric, vocabulary)
+        measured = table.measured_cost(a, step)
+        return (measured, ()) if measured is not None else _latency(a, step, table)
     except InputError as error:
         return None, (error.message,)
 

@@ -74,6 +74,8 @@ def verdict(result: SearchResult) -> list[str]:
             f"warning: everything passes through {cut} of {width} numbers, which {score.spec} does not see; "
             "compare with: --score cut"
         )
+    tables = [table for table in (result.config.table, *result.config.more_tables) if table is not None]
+    lines += [f"warning: {line}" for table in tables for line in table.warnings]
     if result.config.table is not None and result.config.table.estimated:
         lines += [f"the table is estimated: {line}" for line in result.config.table.header.get("checked_by", ())]
     return lines

@@ -22,6 +22,7 @@ BATCH_BYTES = 2**30  # of float32 weights; engines need about twice as much
 MIN_ROUNDS = 6  # fewer can agree by chance
 QUICK_REPETITIONS, FULL_REPETITIONS = 2, 5  # of a batch of whole models
 QUICK_SHARE, FULL_SHARE = 2.0, 1.0  # a whole model's rounds over all repetitions, for each round of a part
+PUBLIC_ROUNDS = 8  # at most: a public model is large, and it is measured once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,9 @@ def make_batches(
     repetitions, share = (QUICK_REPETITIONS, QUICK_SHARE) if quick else (FULL_REPETITIONS, FULL_SHARE)
     rounds, whole_rounds = _rounds(max_rounds), _rounds(math.ceil(share * max_rounds / repetitions))
     parts = [ProbeBatch(group, rounds) for group in _groups(p for p in probes if p.what not in WHOLE)]
-    wholes = list(_groups(p for p in probes if p.what in WHOLE))
+    public_rounds = _rounds(min(max_rounds, PUBLIC_ROUNDS))
+    parts += [ProbeBatch(group, public_rounds) for group in _groups(p for p in probes if p.what == "public")]
+    wholes = list(_groups(p for p in probes if p.what in WHOLE and p.what != "public"))
     batches = []
     for repetition in range(repetitions):
         last = repetition == repetitions - 1

@@ -20,7 +20,7 @@ from merino_edge.counts import table_bytes
 from merino_edge.errors import InputError
 from merino_edge.jetson.profiler import probe
 from merino_edge.jetson.profiler.probe import Probe, Space, Stack
-from merino_edge.latency.measurement import Cache, Mode
+from merino_edge.latency.measurement import MODES, Cache, Mode
 
 DEFAULT_LENGTH = 256  # positions of a cost for which no length is given
 MAX_DEFAULT_LENGTH = 1024  # the longest that is measured unless lengths are given
@@ -179,12 +179,13 @@ def make_plan(
     cache_bytes: int = 0,
     eviction_head_bytes: int = 0,
     cache_capacity: CacheCapacity = lambda positions, context: positions,
+    also: Sequence[Architecture] = (),
 ) -> Plan:
     """The probes that cover `space`, and whole models to calibrate and to check the table. Raises InputError.
 
     `lengths` replace the usual ones. `begun` is the header of a table to extend. `cache_bytes` is the size of the
     processor's last cache, 0 where no step is timed with cold caches. Warm layers get an eviction head of
-    `eviction_head_bytes`, or as large as the smallest head of the space.
+    `eviction_head_bytes`, or as large as the smallest head of the space. `also` are models to measure as a whole.
     """
     begun_axes = None if begun is None else Axes.from_header(begun)
     if begun is not None and begun_axes is None:
@@ -216,6 +217,7 @@ def make_plan(
     counts = (QUICK_CALIBRATION, QUICK_HELD_OUT) if quick else (CALIBRATION, HELD_OUT)
     probes += _calibration(space, precision, counts[0], between, default)
     probes += probe.sample_models(space, "model", counts[1], between, default, seed=0)
+    probes += _public(also, sorted({axes.lengths[0], default, axes.lengths[-1]}))
     return Plan(axes, quick, default, reference, tuple({p.key: p for p in probes}.values()), detail.rounds)
 
 
@@ -235,6 +237,14 @@ def _calibration(space: Space, precision: str, count: int, lengths: Sequence[int
     small, large = decode[: len(decode) // 2], decode[len(decode) // 2 :]
     few = count // 3
     return [*thin(small, count - few), *thin(large, few)]
+
+
+def _public(models: Sequence[Architecture], lengths: Sequence[int]) -> Iterator[Probe]:
+    """Whole models that need not be of the space, with no more positions than are measured."""
+    for a, mode, length in itertools.product(models, MODES, lengths):
+        if length <= a.max_positions:
+            positions = min(a.max_positions, lengths[-1])
+            yield probe.whole("public", mode, length, dataclasses.replace(a, max_positions=positions))
 
 
 def _caches(space: Space, precision: str, cache_bytes: int) -> tuple[Cache, ...]:

@@ -24,18 +24,22 @@ from merino_edge.architecture import Architecture
 from merino_edge.errors import OutputError, UnsupportedError
 from merino_edge.jetson.device import card as device
 from merino_edge.jetson.device.energy import EnergyMeter
+from merino_edge.jetson.device.other_load import LoadMeter
 from merino_edge.jetson.device.sensors import Reading, Sensors, moved
+from merino_edge.jetson.profiler import found
 from merino_edge.jetson.profiler.backends import Backend
 from merino_edge.jetson.profiler.batching import ProbeBatch, make_batches
+from merino_edge.jetson.profiler.found import FindModels
 from merino_edge.jetson.profiler.plan import LADDER, Detail, Plan, make_plan
 from merino_edge.jetson.profiler.probe import TINY_VOCAB, Probe, Space, Stack
 from merino_edge.jetson.profiler.table_header import continued_header, make_header
 from merino_edge.jetson.profiler.time_budget import DEFAULT_MINUTES, FULL_MINUTES, TimeEstimate, choose_plan
 from merino_edge.jetson.profiler.timer import Timer, pinned
-from merino_edge.jetson.profiler.validation import fit_step_time, validate
+from merino_edge.jetson.profiler.validation import conclusion, fitted
 from merino_edge.latency.measurement import Measurement, add_checksum
 from merino_edge.latency.table import LatencyTable
 from merino_edge.latency.table_file import load_table
+from merino_edge.presets import preset
 
 EVICTION_HEAD_FACTOR = 1.5  # times the cache before the last, from which the head evicts layers
 USED_SHARE = 0.97  # of the time asked for
@@ -55,6 +59,8 @@ class Request:
     minutes: float = DEFAULT_MINUTES
     lengths: Sequence[int] | None = None
     only: str | None = None
+    also: Sequence[str] = ()  # public models that are measured as a whole
+    find: FindModels | None = None  # how a search with the new table finds models; None: none are measured
 
 
 @dataclass
@@ -132,6 +138,7 @@ def prepare(request: Request, begun: dict[str, Any] | None = None) -> Prepared:
             cache_bytes=cache_bytes,
             eviction_head_bytes=eviction_head_bytes,
             cache_capacity=request.backend.cache_capacity,
+            also=[preset(name) for name in request.also],
         )
 
     sweep_bytes = 2 * cache_bytes if "cold" in plan_of(LADDER[0]).axes.caches else 0
@@ -160,7 +167,8 @@ def prepare(request: Request, begun: dict[str, Any] | None = None) -> Prepared:
         largest = max(models, key=lambda a: (a.max_positions, a.parameters))
         request.backend.models().choose_lowering(largest, request.precision, (begun or {}).get("lowering", ""))
     with _own_cores(request):
-        plan, estimate = choose_plan(plan_of, estimate_of, 60 * request.minutes)
+        found_share = found.SHARE if request.find else 0.0
+        plan, estimate = choose_plan(plan_of, estimate_of, 60 * request.minutes * (1 - found_share))
     return Prepared(plan, make_header(request, plan, card, cache_bytes, eviction_head_bytes), estimate, timer)
 
 
@@ -173,12 +181,14 @@ def profile(
     where `path` exists and is not resumed, or cannot be written. Raises InputError where it was begun with other
     options, ArtefactError where it was altered.
     """
-    deadline_s = time.monotonic() + USED_SHARE * 60 * request.minutes
+    end_s = time.monotonic() + USED_SHARE * 60 * request.minutes
+    deadline_s = end_s - (found.SHARE * 60 * request.minutes if request.find else 0.0)
     table = load_table(path, unfinished=True) if resume and path.exists() else None
     if table is None and path.exists():
         raise OutputError(f"{path} exists", "finish it with --continue, or choose another --out")
     prepared = prepare(request, table.header if table else None)
     header, measured = prepared.header, list(table.lines) if table else []
+    conditions = list(table.conditions) if table else []
     wanted = [probe for probe in prepared.plan.probes if _wanted(probe, request.only)]
     batches = prepared.batches(wanted, {(m.key, m.repetition) for m in measured})
     if table:
@@ -194,16 +204,23 @@ def profile(
         with artefact.translate_os_errors(path), open(path, "a", encoding="utf-8") as file:
 
             def append(lines: Iterable[dict[str, Any]]) -> None:
+                lines = list(lines)
+                conditions.extend(line for line in lines if line["what"] == "conditions")
                 file.writelines(add_checksum(line) + "\n" for line in lines)
                 file.flush()
                 os.fsync(file.fileno())
 
-            with _own_cores(request):
-                for fresh in _measure(prepared, batches, append, on_progress, deadline_s):
-                    measured += fresh  # first: from here on an interruption must leave the file
-                    append(m.to_line() for m in fresh)
+            def measure(batches: Sequence[ProbeBatch], until_s: float) -> None:
+                with _own_cores(request):
+                    for fresh in _measure(prepared, batches, append, on_progress, until_s):
+                        measured.extend(fresh)  # first: from here on an interruption must leave the file
+                        append(m.to_line() for m in fresh)
+
+            measure(batches, deadline_s)
             if not prepared.batches(measured={(m.key, m.repetition) for m in measured}):
-                append(_conclusion(path, header, measured))
+                if request.find:
+                    measure(_found_batches(prepared, path, measured, request), end_s)
+                append(conclusion(path, header, measured, conditions))
     finally:
         if not measured:
             path.unlink(missing_ok=True)
@@ -242,6 +259,7 @@ def _measure(
     progress = Progress(0.0, total, sum(len(batch.probes) for batch in batches if batch.last))
     on_progress(progress)
     first = sensors.read()
+    others = LoadMeter(os.sched_getaffinity(0) if prepared.timer.backend.device == "cpu" else ())
     if batches:
         append([_conditions("before", first, [])])
     started_s = time.monotonic()
@@ -253,6 +271,7 @@ def _measure(
         yield [dataclasses.replace(m, repetition=batch.repetition) for m in entries]
         progress.done += len(batch.probes) if batch.last else 0
         progress.done_seconds += prepared.estimate.seconds([batch])
+        others.look()
         now = sensors.read()
         if news := [line for line in moved(first, now) if line not in progress.moved]:
             progress.moved += news
@@ -260,20 +279,27 @@ def _measure(
         on_progress(progress)
     if batches:
         last = sensors.read()
-        append([_conditions("after", last, moved(first, last))])
+        append([{**_conditions("after", last, moved(first, last)), **_other_load(others)}])
 
 
 def _conditions(moment: str, reading: Reading, changes: list[str]) -> dict[str, Any]:
     return {"what": "conditions", "moment": moment, **dataclasses.asdict(reading), "moved": changes}
 
 
-def _conclusion(path: Path, header: dict[str, Any], measured: list[Measurement]) -> Iterator[dict[str, Any]]:
-    """The last lines: the step-time model, and the errors against whole models."""
-    table = LatencyTable(path, header, measured, {}, "")
-    step_time = fit_step_time(table)
-    if step_time is not None:
-        yield {"what": "faces", "decode": step_time.to_dict()}
-    yield {"what": "validation", **validate(dataclasses.replace(table, step_time=step_time))}
+def _other_load(meter: LoadMeter) -> dict[str, Any]:
+    """{"other_load": {"of_measured", "of_all", "busiest": [[program, cores], ...]}}, {} where none can be read."""
+    load = meter.load()
+    return {} if load is None else {"other_load": dataclasses.asdict(load)}
+
+
+def _found_batches(
+    prepared: Prepared, path: Path, measured: list[Measurement], request: Request
+) -> Sequence[ProbeBatch]:
+    """The batches of models that a search finds with what was measured."""
+    assert request.find is not None
+    table, seconds = fitted(LatencyTable(path, prepared.header, measured, {}, "")), 60 * request.minutes
+    probes = found.found_probes(table, measured, request.find, quick=prepared.plan.quick, seconds=seconds)
+    return prepared.batches(list(probes), {(m.key, m.repetition) for m in measured})
 
 
 def _wanted(probe: Probe, only: str | None) -> bool:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LONG_CONTEXT = 2**20  # longer than any bucket of a cache
 # Header fields that may differ between a table and a profile that continues it.
 MOMENT = {"tool_version", "created", "clock_mhz", "sha256"}
-VARYING = {*MOMENT, "space", "minutes", *(field.name for field in dataclasses.fields(Axes))}
+VARYING = {*MOMENT, "space", "minutes", "also", *(field.name for field in dataclasses.fields(Axes))}
 
 
 def make_header(
@@ -48,6 +48,7 @@ def make_header(
         "contention_share": STEP_SHARE if can_probe_contention(request.backend, request.threads) else 0.0,
         "minutes": request.minutes,
         "space": request.space_document,
+        **({"also": list(request.also)} if request.also else {}),
         "estimated": False,
         "clock_mhz": device.clock_mhz(),
         "libraries": request.backend.versions(),

@@ -50,7 +50,9 @@ class TimeEstimate:
         backend: Backend, plan: Plan, precision: str, threads: int, *, sweep_s: float, contention_probe_s: float
     ) -> TimeEstimate:
         """Time the plan's smallest and largest model. Raises the backend's error where the smallest cannot run."""
-        models = sorted({a for probe in plan.probes for a in probe.models}, key=lambda a: a.parameters)
+        # Public models are far larger: a line through one of them would say little about the others.
+        own = {a for probe in plan.probes if probe.what != "public" for a in probe.models}
+        models = sorted(own, key=lambda a: a.parameters)
         length = min(plan.axes.lengths[0], 64)
         compiled: Any = backend.models and backend.models()
         _time(backend, models[0], precision, threads, length)  # loads libraries

@@ -1,10 +1,11 @@
 """The timer: it times a batch of probes side by side and gives each entry's cost.
 
 The exporter's own graphs run in the backend's engine, with a fixed number of threads on fixed cores. It corrects for
-three kinds of disturbance, by how fast they change:
+four kinds of disturbance, by how fast they change:
 
 | disturbance | changes within | correction |
 |---|---|---|
+| another program on the same core | a few milliseconds | a step that it interrupts is timed again |
 | a thread of another guest on the same core | a millisecond | the contention probe beside every step |
 | other guests, clocks | a quarter of a second | rounds: models that are subtracted are timed in the same moment |
 | the machine as a whole | minutes | the reference model, timed along with every batch |
@@ -33,6 +34,7 @@ from merino_edge.errors import MerinoError
 from merino_edge.jetson.device.energy import EnergyMeter
 from merino_edge.jetson.profiler.backends import Backend
 from merino_edge.jetson.profiler.contention import ContentionProbe, probe_seconds, without_contention
+from merino_edge.jetson.profiler.interruption import uninterrupted_seconds
 from merino_edge.jetson.profiler.probe import Probe
 from merino_edge.latency.measurement import WHOLE, Cache, Measurement, Mode, relative_half_width_percent
 from merino_edge.runtime.engine import Engine
@@ -223,12 +225,19 @@ class Timer:
         return float(np.quantile(seconds, 0.25))
 
     def _corrected_run(self, engine: Engine, step: TimedStep) -> float:
-        """The seconds of one step, corrected for contention on its core."""
-        if self._contention is None:
+        """The seconds of one step that no other program interrupted, corrected for contention on its core."""
+        if self.backend.device != "cpu":
             return self._run(engine, step)
-        before = self._contention.slowness()
-        seconds = self._run(engine, step)
-        return without_contention(seconds, before, self._contention.slowness())
+
+        def run() -> float:
+            if self._contention is None:
+                return self._run(engine, step)
+            before = self._contention.slowness()
+            seconds = self._run(engine, step)
+            return without_contention(seconds, before, self._contention.slowness())
+
+        again = self.sweep if step.cache == "cold" else lambda: self._run(engine, step)
+        return uninterrupted_seconds(run, again, one_thread=self.threads == 1)
 
     def _run(self, engine: Engine, step: TimedStep) -> float:
         """The seconds of a prefill of `length` tokens, or of one token that reads `length` cache positions."""

@@ -2,15 +2,18 @@
 
 The models are drawn from the space, and no entry was made from them. Errors are relative to the measured time, in
 percent. Kendall's tau-b says whether the table ranks models as the device does. The distance between repetitions of one
-model says which part of an error is the machine's.
+model says which part of an error is the machine's. Models that a search found with the table are compared apart: an
+optimum is picked preferably where the table errs low.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from merino_edge.architecture import Architecture
@@ -19,15 +22,19 @@ from merino_edge.latency.drift import DriftCorrection, repetitions_by_key
 from merino_edge.latency.measurement import MODES, Measurement, Mode, What
 from merino_edge.latency.step_time import StepTimeModel, fit
 from merino_edge.latency.table import LatencyTable
+from merino_edge.latency.verdict import judge
 from merino_edge.statistics import kendall_tau
 
 INTERVAL = 0.9  # the share of held-out models within the table's error bar
+FEWEST_FOUND = 4  # fewer give no error bar of their own
+# Student's t below which 95 % lie, for 3 to 30 degrees of freedom.
+STUDENT_T = {3: 2.35, 4: 2.13, 5: 2.02, 6: 1.94, 7: 1.89, 8: 1.86, 9: 1.83, 11: 1.80, 14: 1.76, 19: 1.73, 30: 1.70}
 
 
-def predictions(table: LatencyTable, mode: Mode) -> list[tuple[float, float]]:
-    """(predicted ms, measured ms) of every held-out model that the table can predict."""
+def predictions(table: LatencyTable, mode: Mode, what: What = "model") -> list[tuple[float, float]]:
+    """(predicted ms, measured ms) of every held-out model that the table can predict, or of the found models."""
     pairs = []
-    for m, a in _models(table, "model", mode):
+    for m, a in _models(table, what, mode):
         with contextlib.suppress(InputError):  # a shape in it could not be run
             pairs.append((table.model_ms(a, mode, m.length), m.median_ms))
     return pairs
@@ -43,23 +50,43 @@ def fit_step_time(table: LatencyTable) -> StepTimeModel | None:
     return fit(models, warm="warm" in caches, cold="cold" in caches) if models else None
 
 
+def fitted(table: LatencyTable) -> LatencyTable:
+    """The table with the step-time model that its calibration models give."""
+    return dataclasses.replace(table, step_time=fit_step_time(table))
+
+
+def conclusion(
+    path: Path, header: dict[str, Any], lines: list[Measurement], conditions: Sequence[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """The last lines of a table: the step-time model, the errors against whole models, and the verdict."""
+    table = LatencyTable(path, header, lines, {}, "")
+    step_time = fit_step_time(table)
+    if step_time is not None:
+        yield {"what": "faces", "decode": step_time.to_dict()}
+    validation = validate(dataclasses.replace(table, step_time=step_time))
+    yield {"what": "validation", **validation, "verdict": judge(validation, conditions).to_dict()}
+
+
 def _models(table: LatencyTable, what: What, mode: Mode) -> list[tuple[Measurement, Architecture]]:
     lines = [m for m in table.measurements if m.what == what and m.mode == mode and not m.failed]
     return [(m, Architecture.from_dict(m.shape["architecture"])) for m in lines]
 
 
 def validate(table: LatencyTable) -> dict[str, dict[str, Any]]:
-    """The body of the table's validation line, by mode: `error_figures` and "visits_apart_percent".
+    """The body of the table's validation line, by mode: `error_figures`, "visits_apart_percent" and "found".
 
-    A mode without a model to compare has {}.
+    "found" holds the errors on models that a search found, where there are some. A mode without a model to compare has
+    {}.
     """
-    pairs = {mode: predictions(table, mode) for mode in MODES}
-    return {
-        mode: {**error_figures(found), "visits_apart_percent": repeatability_percent(table.lines, mode)}
-        if found
-        else {}
-        for mode, found in pairs.items()
-    }
+    validation: dict[str, dict[str, Any]] = {}
+    for mode in MODES:
+        validation[mode] = {}
+        if drawn := predictions(table, mode):
+            apart = repeatability_percent(table.lines, mode)
+            validation[mode] = {**error_figures(drawn), "visits_apart_percent": apart}
+            if len(found := predictions(table, mode, "found")) >= FEWEST_FOUND:
+                validation[mode]["found"] = {**error_figures(found), **_next_bounds(found)}
+    return validation
 
 
 def repeatability_percent(lines: Sequence[Measurement], mode: Mode) -> float | None:
@@ -75,6 +102,22 @@ def repeatability_percent(lines: Sequence[Measurement], mode: Mode) -> float | N
             times = [statistics.median(m.samples) / drift.slowness(m) for m in repetitions]
             apart += [abs(ms / statistics.median(times) - 1) for ms in times]
     return 100 * statistics.fmean(apart) if apart else None
+
+
+def _next_bounds(pairs: Sequence[tuple[float, float]]) -> dict[str, float | None]:
+    """{"low_percent", "high_percent"}: bounds around a prediction in which nine of ten of the next models lie.
+
+    The least and the largest of few errors hold less of what comes next: 8 of 10 models, if there were 10. So the
+    bounds also hold the prediction interval of normally distributed log errors.
+    """
+    if min(predicted for predicted, _ in pairs) <= 0:
+        return {"low_percent": None, "high_percent": None}
+    logs = sorted(math.log(measured / predicted) for predicted, measured in pairs)
+    outside = math.floor((1 - INTERVAL) / 2 * len(logs))
+    t = STUDENT_T[max(df for df in STUDENT_T if df < len(logs))]
+    mean, reach = statistics.fmean(logs), t * statistics.stdev(logs) * math.sqrt(1 + 1 / len(logs))
+    low, high = min(logs[outside], mean - reach), max(logs[-1 - outside], mean + reach)
+    return {"low_percent": 100 * math.expm1(low), "high_percent": 100 * math.expm1(high)}
 
 
 def error_figures(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:

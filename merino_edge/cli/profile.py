@@ -2,26 +2,29 @@
 
 `--json` prints {"table", "device", "backend", "precision", "threads", "entries", "unstable", "failed", "seconds",
 "finished", "moved": [...], "estimated", "validation": {"decode": {"mape_percent", "p95_percent", "max_percent",
-"bias_percent", "kendall_tau", "low_percent", "high_percent", "visits_apart_percent", "models"}, "prefill": {...}}};
-with `--dry-run` {"probes", "grid", "eta_seconds", "engines", "compile_seconds"}. TensorRT compiles so many engines
+"bias_percent", "kendall_tau", "low_percent", "high_percent", "visits_apart_percent", "models", "found"}, "prefill":
+{...}}, "verdict": {"word", "reasons"}}. "found" has the same figures for models that a search found with the table.
+With `--dry-run` {"probes", "grid", "eta_seconds", "engines", "compile_seconds"}. TensorRT compiles so many engines
 first; "compile_seconds" is a part of "eta_seconds".
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from merino_edge.cli import profile_printers as printers
 
+if TYPE_CHECKING:
+    from merino_edge.architecture import Architecture
     from merino_edge.jetson.profiler.profiler import Progress, Request
+    from merino_edge.latency.measurement import Mode
     from merino_edge.latency.table import LatencyTable
 
-NANO_ENGINE_SECONDS = (20, 60)  # reports of engines of small models, by TensorRT on the board
 REPORT_PERCENT = 10  # step of the progress that is printed where stderr is no terminal
 
 
@@ -63,6 +66,13 @@ def profile(
             help="Measure only entries whose kind matches this regular expression, for example 'layer decode'.",
         ),
     ] = None,
+    also: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Also measure these public models as a whole, so that pareto has their times: opt-125m, gpt2, ...",
+        ),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -75,16 +85,20 @@ def profile(
     plot: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Also write a plot of the costs and the validation.")
     ] = None,
+    exit_zero: Annotated[
+        bool, typer.Option("--exit-zero", help="Exit with 0 even if the verdict is not to use the table.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure a latency table on this device.
 
-    The table is then checked against whole models that are measured on the same device.
+    The table is then checked against whole models that are measured on the same device. The verdict says whether it is
+    good, usable, or not to be used.
     """
     import time
 
     from merino_edge.cli import console
-    from merino_edge.errors import MissingExtraError, OutputError, require
+    from merino_edge.errors import MissingExtraError, OutputError, UnfitTableError, require
     from merino_edge.latency.table_file import load_table
 
     begun: dict[str, Any] = {}
@@ -106,6 +120,7 @@ def profile(
         lengths=lengths,
         minutes=QUICK_MINUTES if quick else minutes,
         only=only,
+        also=also,
     )
     screen = console.stderr()
     if dry_run:
@@ -114,10 +129,10 @@ def profile(
         engines = prepared.to_compile(prepared.batches())
         compile_seconds = prepared.compile_seconds(engines)
         grid, probes = prepared.plan.grid, len(prepared.plan.probes)
-        _print_plan(screen, grid, probes, eta_seconds)
+        printers.print_plan(screen, grid, probes, eta_seconds)
         if engines:
-            _print_compiling(screen, len(engines), compile_seconds)
-        _print_warnings(screen, request.backend.warnings)
+            printers.print_compiling(screen, len(engines), compile_seconds)
+        printers.print_warnings(screen, request.backend.warnings)
         if as_json:
             compiling = {"engines": len(engines), "compile_seconds": compile_seconds}
             console.print_json({"probes": probes, "grid": grid, "eta_seconds": eta_seconds, **compiling})
@@ -134,7 +149,7 @@ def profile(
                 if to_compile != progress.to_compile:  # the compilation begins, or is over
                     reported, to_compile = -REPORT_PERCENT, progress.to_compile
                     if to_compile:
-                        _print_compiling(screen, to_compile, progress.total_seconds)
+                        printers.print_compiling(screen, to_compile, progress.total_seconds)
                 bar.update(
                     task,
                     description="compiling" if to_compile else "measuring",
@@ -158,8 +173,8 @@ def profile(
             screen.print(f"interrupted; go on with: merino-edge profile --continue --out {out}", soft_wrap=True)
         raise
     seconds = time.perf_counter() - started
-    _print_result(screen, table, seconds)
-    _print_warnings(screen, request.backend.warnings)
+    printers.print_result(screen, table, seconds)
+    printers.print_warnings(screen, request.backend.warnings)
     if plot and table.finished:
         from merino_edge.jetson.profiler.plot import plot_table
 
@@ -183,10 +198,16 @@ def profile(
                 "moved": table.moved,
                 "estimated": table.estimated,
                 "validation": table.validation,
+                "verdict": table.verdict and table.verdict.to_dict(),
             }
         )
     else:
         console.print_line(str(out))
+    if table.verdict is not None and table.verdict.word == "do not use" and not exit_zero:
+        raise UnfitTableError(
+            f"{out} is not to be used: {'; '.join(table.verdict.reasons)}",
+            f"end other programs, then: rm {out}, and profile again, or with more --minutes",
+        )
 
 
 def _request(
@@ -200,6 +221,7 @@ def _request(
     lengths: str | None,
     minutes: float | None,
     only: str | None,
+    also: str | None,
 ) -> Request:
     """What to measure: from the options, else from `begun` (the header of the unfinished table), else the defaults."""
     import re
@@ -232,6 +254,14 @@ def _request(
                 f"--only {only!r} is no regular expression ({error})", "write it as 'layer decode'"
             ) from None
     name = begun.get("backend", "cpu") if backend is None else backend
+
+    def find(
+        table: LatencyTable, mode: Mode, count: int, seconds: float, without: Collection[Architecture]
+    ) -> Sequence[Architecture]:
+        from merino_edge.search.found_models import found_models
+
+        return found_models(search_space, table, mode, count=count, seconds=seconds, without=without)
+
     return Request(
         space=search_space,
         space_document=space_file.to_dict(search_space),
@@ -241,10 +271,22 @@ def _request(
         minutes=minutes,
         lengths=parse_lengths(lengths),
         only=only,
+        also=begun.get("also", []) if also is None else parse_public(also),
+        find=find,
     )
 
 
 ALIASES = {"cpu": "onnxruntime-cpu", "cuda": "onnxruntime-cuda", "torch": "torch-cpu"}
+
+
+def parse_public(text: str) -> list[str]:
+    """opt-125m,gpt2 -> their names. Raises InputError for a name of no preset."""
+    from merino_edge.presets import preset
+
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        preset(name)
+    return names
 
 
 def parse_lengths(text: str | None) -> list[int] | None:
@@ -258,53 +300,3 @@ def parse_lengths(text: str | None) -> list[int] | None:
     if not all(part.isdecimal() and len(part) < 10 for part in parts):
         raise InputError(f"--lengths {text!r} is no list of lengths", "write it as 64,256,1024")
     return [limits.check_range("--lengths", int(part), 1, limits.MAX_POSITIONS) for part in parts]
-
-
-def _print_plan(screen: Console, grid: dict[str, Any], probes: int, eta_seconds: float) -> None:
-    for name, values in grid.items():
-        screen.print(f"{name.replace('_', ' ')}: {values}", highlight=False)
-    screen.print(f"{probes} probes, about {eta_seconds / 60:.1f} min")
-
-
-def _print_compiling(screen: Console, engines: int, seconds: float) -> None:
-    least, most = (engines * each / 60 for each in NANO_ENGINE_SECONDS)
-    screen.print(
-        f"{engines} engines to compile first, once: about {seconds / 60:.1f} min "
-        f"(an Orin Nano takes 20 to 60 s for each: {least:.0f} to {most:.0f} min)",
-        soft_wrap=True,
-    )
-
-
-def _print_warnings(screen: Console, lines: list[str]) -> None:
-    for line in lines:
-        screen.print(f"warning: {line}", soft_wrap=True, highlight=False, markup=False)
-
-
-def _print_result(screen: Console, table: LatencyTable, seconds: float) -> None:
-    unstable, failed = len(table.unstable), table.failed
-    screen.print(
-        f"{len(table.measurements)} entries in {seconds:.0f} s, {unstable} unstable (median known to less than 2.5%)"
-    )
-    for m in failed[:3]:
-        screen.print(f"failed: {m.mode} of {m.what} {dict(m.shape)}: {m.failed}", soft_wrap=True, markup=False)
-    if len(failed) > 3:
-        screen.print(f"and {len(failed) - 3} more failed")
-    for line in table.moved:
-        screen.print(f"warning: while measuring, {line}", soft_wrap=True)
-    for mode, figures in table.validation.items():
-        if not figures:
-            screen.print(f"{mode}: no whole model could be compared")
-            continue
-        tau = figures["kendall_tau"]
-        screen.print(
-            f"{mode}: predicted against {figures['models']} whole models measured: "
-            f"MAPE {figures['mape_percent']:.1f}%, p95 {figures['p95_percent']:.1f}%, "
-            f"max {figures['max_percent']:.1f}%, Kendall tau {'-' if tau is None else f'{tau:.2f}'}",
-            soft_wrap=True,
-        )
-        if (apart := figures.get("visits_apart_percent")) is not None:
-            screen.print(
-                f"        repetitions of one model are {apart:.1f}% from their median: that is the machine's noise"
-            )
-    if not table.finished:
-        screen.print(f"unfinished; go on with: merino-edge profile --continue --out {table.path}", soft_wrap=True)

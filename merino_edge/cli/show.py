@@ -143,6 +143,7 @@ def _read_table(path: Path) -> Document:
         **conditions,
         "faces": faces,
         "validation": table.validation,
+        "verdict": table.verdict and table.verdict.to_dict(),
     }
 
 

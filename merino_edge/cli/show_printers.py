@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +92,7 @@ def print_table(screen: Console, document: Document) -> None:
     finished = "" if document["finished"] else f", unfinished: merino-edge profile --continue --out {document['path']}"
     screen.print(f"latency table {document['path']} ({state}{finished})")
     hidden = {"kind", "path", "schema_version", "entries", "unstable", "failed", "finished", "moved", "conditions",
-              "faces", "validation", "estimated", "space", "sha256"}  # fmt: skip
+              "faces", "validation", "verdict", "estimated", "space", "sha256"}  # fmt: skip
     fields = {name: value for name, value in document.items() if name not in hidden}
     _print_fields(screen, {**fields, "device": plain(fields["device"])})
     total = sum(document["entries"].values())
@@ -107,15 +106,21 @@ def print_table(screen: Console, document: Document) -> None:
         figures = Table(
             compared, "MAPE %", "p95 %", "max %", "bias %", "Kendall tau", "repetitions apart %", within_title
         )
-        for mode, errors in filter(operator.itemgetter(1), document["validation"].items()):  # estimates have none
-            names = [f"{name}_percent" for name in ("mape", "p95", "max", "bias")]
-            names += ["kendall_tau", "visits_apart_percent"]
-            numbers = ["-" if errors.get(name) is None else f"{errors[name]:.2f}" for name in names]
+        rows = [(f"{errors['models']} in {mode}", errors) for mode, errors in document["validation"].items() if errors]
+        for mode, errors in document["validation"].items():
+            if found := errors.get("found"):
+                rows.append((f"{found['models']} in {mode}, found by searches", found))
+        for name, errors in rows:
+            columns = [*(f"{column}_percent" for column in ("mape", "p95", "max", "bias")), "kendall_tau"]
+            columns.append("visits_apart_percent")
+            numbers = ["-" if errors.get(column) is None else f"{errors[column]:.2f}" for column in columns]
             within = "-"
             if errors.get("low_percent") is not None:
                 within = f"{errors['low_percent']:+.1f} to {errors['high_percent']:+.1f} %"
-            figures.add_row(f"{errors['models']} in {mode}", *numbers, within)
+            figures.add_row(name, *numbers, within)
         screen.print(figures)
+    if verdict := document["verdict"]:
+        screen.print("verdict: " + "; ".join([verdict["word"], *verdict["reasons"]]))
 
 
 def print_comparison(screen: Console, comparison: Document, paths: tuple[Path, Path]) -> None:

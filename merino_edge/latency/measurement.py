@@ -16,6 +16,7 @@ how they sum to a model. A line is a JSON object:
 | interval | the bootstrap interval of the median, 95 % |
 | yardsticks | [ms] of the reference model in the same rounds, by kind of step: tells a slow machine from a slow part |
 | visit | which repetition this is, from 0; without the field 0 |
+| chosen_by | of a `model`: `found` by a search with this table, or `public` as its user asked; else drawn at random |
 | energy_mj | of one step; without the field no power rail could be read |
 | failed | why the shape could not be run; such a line has no samples |
 """
@@ -36,7 +37,7 @@ from merino_edge.statistics import median_interval
 MAX_HALF_WIDTH_PERCENT = 2.5  # an entry with a wider confidence interval is flagged unstable
 
 Mode = Literal["decode", "prefill"]
-What = Literal["layer", "repeat", "width_change", "end", "calibration", "model"]
+What = Literal["layer", "repeat", "width_change", "end", "calibration", "model", "found", "public"]
 Cache = Literal["warm", "cold"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 # Kinds whose names in files are older than the ones in this code.
@@ -51,8 +52,12 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     EMBEDDING_AND_HEAD: ("vocab_size", "embedding_width"),
     "calibration": ("architecture",),
     "model": ("architecture",),
+    "found": ("architecture",),
+    "public": ("architecture",),
 }
-WHOLE = ("calibration", "model")  # whole models: no sum uses them
+WHOLE = ("calibration", "model", "found", "public")  # whole models: no sum uses them
+# In a file these are models too, with "chosen_by". So versions that do not know them read the file.
+CHOSEN: tuple[What, ...] = ("found", "public")
 NOT_NUMBERS = ("ffn", "architecture")
 
 Point = tuple[float, ...]
@@ -136,6 +141,7 @@ class Measurement:
     def to_line(self) -> dict[str, Any]:
         """The line's JSON object, without its checksum."""
         line = {"what": self.what, "mode": self.mode, "length": self.length, **self.shape}
+        line |= {"what": "model", "chosen_by": self.what} if self.what in CHOSEN else {}
         line |= {"visit": self.repetition} if self.repetition else {}
         if self.cache == "cold":
             line["cache"] = self.cache
@@ -161,6 +167,8 @@ class Measurement:
         """
         try:
             what, mode, length, failed = line["what"], line["mode"], line["length"], line.get("failed", "")
+            if (chosen_by := line.get("chosen_by")) is not None:
+                what = chosen_by if what == "model" and chosen_by in CHOSEN else None
             repetition = line.get("visit", 0)
             line = line if ffn is None else {"ffn": ffn, **line}
             shape = {name: line[name] for name in COLUMNS[what]}

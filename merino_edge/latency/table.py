@@ -13,6 +13,8 @@ and writes. Its entries:
 | end | what every step costs: overhead, embedding, final norm, head | vocab_size, embedding_width; the same |
 | calibration | a whole model that the step-time model is fitted to | - |
 | model | a held-out whole model, which checks the sums | - |
+| found | a whole model that a search found with this table, which checks what searches find | - |
+| public | a public model, as a whole | - |
 
 Mode `decode` is one token. Its layers' length is the number of cache positions that a step reads: the positions in
 use, or the smallest power-of-two multiple of `cache_buckets` that holds them (0: the whole context). Mode `prefill` is
@@ -27,6 +29,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from merino_edge import counts
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import InputError
@@ -35,6 +39,7 @@ from merino_edge.latency.grids import MEASURE_IT, LatencyGrids
 from merino_edge.latency.measurement import EMBEDDING_AND_HEAD, SHARED_LAYER, Measurement, Mode, Point, layer_point
 from merino_edge.latency.step import Step
 from merino_edge.latency.step_time import COLD, WARM, Piece, StepTimeModel, Sums, rounded, single
+from merino_edge.latency.verdict import Verdict, judge
 
 # The architecture's fields that one table holds constant.
 FAMILY = (
@@ -77,6 +82,7 @@ class LatencyTable:
     sha256: str
     step_time: StepTimeModel | None = None  # of decode; None: the entries' sum as it is
     conditions: list[dict[str, Any]] = field(default_factory=list)  # clocks before, during and after
+    verdict: Verdict | None = None  # as the file has it, else by the validation; None: estimated, or unfinished
     measurements: list[Measurement] = field(
         init=False, repr=False, compare=False
     )  # one for each entry, drift-corrected
@@ -87,6 +93,8 @@ class LatencyTable:
         self._grids = LatencyGrids(self.path, self.measurements, self.header.get("reference"))
         if self.step_time is None:
             self.step_time = single(COLD if self._grids.only_cold else WARM)
+        if self.verdict is None and self.validation and not self.estimated:
+            self.verdict = judge(self.validation, self.conditions)
 
     @property
     def estimated(self) -> bool:
@@ -117,6 +125,13 @@ class LatencyTable:
     def moved(self) -> list[str]:
         """The clocks, power modes and throttle counters that changed during the profile, a line each."""
         return list(dict.fromkeys(line for reading in self.conditions for line in reading.get("moved", ())))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What whoever uses this table must know, a line each: the verdict, unless it is good."""
+        if self.verdict is None or self.verdict.is_good:
+            return []
+        return [f"the verdict on table {self.path.name} is {self.verdict}"]
 
     # --- costs of parts, in the unit of the step, by the step's piece ---
 
@@ -195,9 +210,15 @@ class LatencyTable:
         """`model_cost` in milliseconds, at the table's default length if none is given."""
         return self.model_cost(a, Step(mode, self.default_length if length is None else length))
 
-    def interval(self, value: float, step: Step) -> Interval | None:
-        """A predicted `value` with its error bar; None for energy, and where no model was held out."""
+    def interval(self, value: float, step: Step, *, found: bool = False) -> Interval | None:
+        """A predicted `value` with its error bar; None for energy, and where no model was held out.
+
+        `found`: of a model that a search found. A search prefers models for which the table errs low, so such models
+        were measured apart. Where none were, the bar is that of any model.
+        """
         figures = self.validation.get(step.mode, {})
+        if found and figures.get("found", {}).get("low_percent") is not None:
+            figures = figures["found"]
         low, high = figures.get("low_percent"), figures.get("high_percent")
         if step.unit != "ms" or low is None or high is None:
             return None
@@ -206,6 +227,23 @@ class LatencyTable:
     def model_interval(self, a: Architecture, step: Step) -> Interval | None:
         """`model_cost` with its error bar. Raises InputError."""
         return self.interval(self.model_cost(a, step), step)
+
+    def measured_cost(self, a: Architecture, step: Step) -> float | None:
+        """What a step of the public model `a` took as a whole (`profile --also`); None where that was not measured.
+
+        Between measured lengths it is interpolated.
+        """
+        costs: dict[int, float] = {}
+        for m in self.measurements:
+            if m.what == "public" and m.mode == step.mode and not m.failed:
+                measured = Architecture.from_dict(m.shape["architecture"])
+                value = m.median_ms if step.unit == "ms" else m.energy_mj
+                if value is not None and measured == replace(a, max_positions=measured.max_positions):
+                    costs[m.length] = value
+        if not costs or not min(costs) <= step.length <= max(costs):
+            return None
+        lengths = sorted(costs)
+        return float(np.interp(step.length, lengths, [costs[length] for length in lengths]))
 
     def cache_positions(self, step: Step, max_positions: int) -> int:
         """A layer's length on its grid: the cache positions that a decode step reads, or the tokens of a prompt."""

@@ -9,7 +9,8 @@ Artefact `NAME.jsonl`, kind "latency_table", schema 3. Each line is a JSON objec
     {"what": "layer", "mode": "decode", "length": 256, ...}      (merino_edge.latency.measurement)
     ...
     {"what": "faces", "decode": {...}, "sha256": ...}            (the step-time model)
-    {"what": "validation", "decode": {"mape_percent": ..., ...}, "prefill": {...}, "sha256": ...}
+    {"what": "validation", "decode": {"mape_percent": ..., ..., "found": {...}}, "prefill": {...},
+     "verdict": {"word": "good", "reasons": []}, "sha256": ...}
 
 Older schemas are read. Schema 2 has no cold entries and one length for all. Schema 1 has one FFN kind, in its header.
 """
@@ -24,6 +25,7 @@ from merino_edge.errors import ArtefactError
 from merino_edge.latency.measurement import MODES, WHOLE, Measurement, verify_checksum
 from merino_edge.latency.step_time import StepTimeModel
 from merino_edge.latency.table import FAMILY, LatencyTable
+from merino_edge.latency.verdict import Verdict
 
 KIND = "latency_table"
 SCHEMA_VERSION = 3
@@ -56,6 +58,7 @@ def load_table(path: Path | str, *, unfinished: bool = False) -> LatencyTable:
     _check_header_fields(header, f"{path} line 1")
     measurements: dict[tuple[str, int], Measurement] = {}
     validation: dict[str, Any] = {}
+    verdict: Verdict | None = None
     step_time: StepTimeModel | None = None
     conditions: list[dict[str, Any]] = []
     for number, line in enumerate(lines[1:], 2):
@@ -64,6 +67,7 @@ def load_table(path: Path | str, *, unfinished: bool = False) -> LatencyTable:
         what = body.get("what")
         if what == "validation":
             validation = {key: body[key] for key in MODES if key in body}
+            verdict = _read_verdict(body, where)
         elif what == "conditions":
             conditions.append(body)
         elif what == "faces":
@@ -75,7 +79,7 @@ def load_table(path: Path | str, *, unfinished: bool = False) -> LatencyTable:
                     f"{where} measures the same as a line before it", "measure again: merino-edge profile"
                 )
     sha256 = artefact.sha256_text(text)
-    table = LatencyTable(path, header, list(measurements.values()), validation, sha256, step_time, conditions)
+    table = LatencyTable(path, header, list(measurements.values()), validation, sha256, step_time, conditions, verdict)
     if not unfinished and not table.finished:
         raise ArtefactError(f"{path} is unfinished", f"finish it: {_continue(path)}")
     return table
@@ -90,6 +94,14 @@ def _read_step_time(body: dict[str, Any], where: str) -> StepTimeModel:
         return StepTimeModel.from_dict(body["decode"])
     except (KeyError, TypeError, ValueError):
         raise ArtefactError(f"{where} is no prediction", "measure again: merino-edge profile") from None
+
+
+def _read_verdict(body: dict[str, Any], where: str) -> Verdict | None:
+    """The verdict of a validation or a compact table; None where a version wrote it that gave none."""
+    try:
+        return Verdict.from_dict(body["verdict"]) if body.get("verdict") else None
+    except (KeyError, TypeError, ValueError):
+        raise ArtefactError(f"{where} has no verdict that is known", "measure again: merino-edge profile") from None
 
 
 def _check_header_fields(header: dict[str, Any], where: str) -> None:
@@ -124,6 +136,7 @@ def to_compact(table: LatencyTable) -> dict[str, Any]:
         },
         "faces": table.step_time.to_dict(),
         "validation": table.validation,
+        "verdict": table.verdict and table.verdict.to_dict(),
         "entries": entries,
     }
 
@@ -143,4 +156,5 @@ def from_compact(value: Any, where: str) -> LatencyTable:
         raise ArtefactError(f"{where} holds no latency table", "search again with --table") from None
     _check_header_fields(header, f"{where}: table")
     measured = [Measurement.from_line(line, f"{where}: table entry {i}") for i, line in enumerate(lines)]
-    return LatencyTable(path, header, measured, validation, sha256, step_time)
+    verdict = _read_verdict(value, f"{where}: table")
+    return LatencyTable(path, header, measured, validation, sha256, step_time, verdict=verdict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from merino_edge.cli import show
 from merino_edge.data import corpus_writer
 from merino_edge.data.tiny_stories import tiny_stories
 from merino_edge.distillation import synthetic_corpus, teacher_logits
+from merino_edge.latency.measurement import add_checksum
 from merino_edge.latency.table_file import load_table
 from merino_edge.tokenizer import ChatFormat
 from merino_edge.training import study_runs
@@ -78,11 +80,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_profile_writes_a_table_that_show_explains(space_file: Path, tmp_path: Path) -> None:
     out, png = tmp_path / "t.jsonl", tmp_path / "t.png"
     arguments = ("profile", "--device", "cpu", "--space", space_file, "--minutes", 0.01, "--precision", "int8")
+    arguments = (*arguments, "--exit-zero")
     planned = json.loads(merino(*arguments, "--dry-run", "--json", "--out", out).stdout)
     assert planned["eta_seconds"] > 0 and not out.exists()
     done = json.loads(merino(*arguments, "--plot", png, "--json", "--out", out).stdout)
     table = load_table(out)
-    assert done["validation"] == table.validation and done["entries"] == planned["probes"] == len(table.measurements)
+    assert done["validation"] == table.validation and done["entries"] == len(table.measurements)
+    assert planned["probes"] == sum(m.what != "found" for m in table.measurements)
     assert {"mape_percent", "p95_percent", "kendall_tau", "visits_apart_percent"} <= set(done["validation"]["decode"])
     assert png.read_bytes().startswith(b"\x89PNG")
 
@@ -90,12 +94,39 @@ def test_profile_writes_a_table_that_show_explains(space_file: Path, tmp_path: P
     assert shown["kind"] == "latency_table" and shown["validation"] == table.validation and shown["finished"]
     text = merino("show", out).stdout
     assert "measured" in text and "int8" in text and "MAPE" in text
-    assert merino("profile", "--continue", "--out", out).stdout.strip() == str(
+    assert table.verdict is not None and done["verdict"] == shown["verdict"] == table.verdict.to_dict()
+    assert f"verdict: {table.verdict.word}" in text
+    assert merino("profile", "--continue", "--exit-zero", "--out", out).stdout.strip() == str(
         out
     )  # nothing is left to measure; the space comes from its header
     assert load_table(out).measurements == table.measurements
     refused(*arguments, "--out", out, code=6, says="exists; finish it with --continue")
     refused("profile", "--continue", "--threads", 2, "--out", out, code=2, says="another threads")
+
+
+def test_a_table_that_is_not_to_be_used_says_so_wherever_it_is_used(space_file: Path, tmp_path: Path) -> None:
+    """Its held-out models are told to have taken ten times as long; the table stays, and it is marked."""
+    out = tmp_path / "t.jsonl"
+    arguments = ("profile", "--space", space_file, "--minutes", 0.01, "--precision", "int8", "--out", out)
+    merino(*arguments, "--exit-zero")
+    lines = []
+    for line in out.read_text().splitlines()[:-1]:  # without its conclusion
+        body = json.loads(line)
+        if body.get("what") == "faces":
+            continue
+        if body.get("what") == "model" and "chosen_by" not in body:
+            body["samples"] = [10 * ms for ms in body["samples"]]
+            line = add_checksum({name: value for name, value in body.items() if name != "sha256"})
+        lines.append(line)
+    out.write_text("\n".join(lines) + "\n")
+    says = r"is not to be used: decode is \d+.\d % off on average, beyond 15 %.*; end other programs, then: rm "
+    stopped = merino("profile", "--continue", "--out", out, code=9)
+    assert re.search(says, stopped.stderr.splitlines()[-1]) and stopped.stdout.strip() == str(out)
+    assert merino("profile", "--continue", "--exit-zero", "--out", out).stdout.strip() == str(out)
+    found = merino("search", "--space", space_file, "--table", out, "--decode-ms", 1000, "--out", tmp_path / "a.json")
+    assert "warning: the verdict on table t.jsonl is do not use: decode is" in " ".join(found.stderr.split())
+    front = merino("pareto", "--space", space_file, "--table", out, "--points", 2, "--out", tmp_path / "f.json")
+    assert "warning: the verdict on table t.jsonl is do not use" in " ".join(front.stderr.split())
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import tomllib
 
 from helpers.warm_python import warm_folder, warm_python
+from merino_edge.errors import UnfitTableError
 
 ELSEWHERE = (
     "on the board",
@@ -165,7 +166,9 @@ class PageRunner:
         done = subprocess.run(
             command, cwd=self.folder, env=self.variables, capture_output=True, text=True, timeout=TIMEOUT_S
         )
-        assert done.returncode == 0, f"{printed}\n{done.stdout}\n{done.stderr}"
+        # Tests measure for seconds and beside each other, so what they measure need not be fit for use.
+        fine = {0, UnfitTableError.exit_code} if re.match("merino-edge profile", printed) else {0}
+        assert done.returncode in fine, f"{printed}\n{done.stdout}\n{done.stderr}"
         if out:
             self.made_before[command[-1]] = self.folder / out
         named = re.search(r"--out (\S+\.json)\b", command[-1])

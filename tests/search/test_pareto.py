@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from helpers.small_spaces import MIXED, SMALL, spaces
 from merino_edge.errors import BudgetError, InputError
+from merino_edge.latency.measurement import Measurement
 from merino_edge.latency.step import Step
 from merino_edge.latency.table import LatencyTable
 from merino_edge.presets import preset
@@ -172,6 +173,18 @@ def test_a_public_model_beyond_the_table_has_a_reason_instead_of_a_value(write_t
         None,
         ("the table has no gated FFN",),
     )
+
+
+def test_a_public_model_that_was_measured_has_that_time(write_table: WriteTable) -> None:
+    table = write_table(SMALL, "fp16")
+    a = preset("opt-125m")
+    for length, ms in ((32, 3.0), (128, 6.0)):
+        shape = {"architecture": replace(a, max_positions=128).to_dict()}
+        table.measurements.append(Measurement("public", "decode", length, shape, (ms,)))
+    cost_model = CostModel("fp16", table)
+    assert value_of(a, Metric("decode_ms", 64), cost_model) == (4.0, ())  # between the two lengths
+    assert value_of(a, Metric("decode_ms", 16), cost_model)[0] is None
+    assert value_of(preset("opt-350m"), Metric("decode_ms", 64), cost_model)[0] is None
 
 
 def test_counted_metrics_need_no_table_and_text_needs_more() -> None:

@@ -19,8 +19,11 @@ from merino_edge.latency.measurement import MODES
 from merino_edge.latency.step import Step
 from merino_edge.latency.table import LatencyTable
 from merino_edge.latency.table_file import load_table
+from merino_edge.latency.verdict import judge
+from merino_edge.presets import shrunk
 from merino_edge.runtime.engine import Engine
 from merino_edge.search import space_file
+from merino_edge.search.found_models import found_models
 from merino_edge.search.space import Space
 
 CPU = backend_named("onnxruntime-cpu")
@@ -59,6 +62,8 @@ def test_a_profile_prices_every_architecture_of_its_space(tmp_path: Path, tiny_s
     assert {m.what for m in table.measurements if m.mode == "decode"} == {*samples, "repeat", "calibration"}
     moments = [reading["moment"] for reading in table.conditions]
     assert moments[0] == "before" and moments[-1] == "after" and "clock_mhz" in table.conditions[0]
+    assert table.verdict is not None and table.verdict == judge(table.validation, table.conditions)
+    assert 0 <= table.conditions[-1]["other_load"]["of_measured"] <= 1
 
 
 @pytest.mark.usefixtures("hasty_clock")
@@ -179,6 +184,53 @@ def test_a_shape_that_the_backend_cannot_run_is_recorded_and_the_rest_goes_on(
 
 def _widest_ffn(a: Architecture) -> int:
     return max(block.ffn_width for block in a.blocks)
+
+
+def find(*asked: Any) -> list[Architecture]:
+    table, mode, count, seconds, without = asked
+    space = space_file.from_dict(table.header["space"], "")
+    return found_models(space, table, mode, count=min(count, 4), seconds=seconds, without=without)
+
+
+def interrupted(*asked: Any) -> list[Architecture]:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("hasty_clock")
+def test_models_that_a_search_finds_are_measured_and_compared_apart(tmp_path: Path, tiny_space: Space) -> None:
+    path = tmp_path / "t.jsonl"
+    with pytest.raises(KeyboardInterrupt):  # after all other models were measured
+        run(path, tiny_space, find=interrupted)
+    table = run(path, tiny_space, resume=True, find=find)
+    found = [m for m in table.measurements if m.what == "found"]
+    drawn = {m.key.replace('"model"', '"found"') for m in table.measurements if m.what == "model"}
+    assert found and drawn.isdisjoint({m.key for m in found})
+    assert table == load_table(path) and '"what": "found"' not in path.read_text()  # which older versions refuse
+    step = Step("decode", table.default_length)
+    if (figures := table.validation["decode"].get("found")) and figures["low_percent"] is not None:
+        assert figures["models"] >= 4
+        _, low, high = table.interval(100.0, step, found=True) or (0, 0, 0)
+        assert low == pytest.approx(100 + figures["low_percent"]) and high == pytest.approx(
+            100 + figures["high_percent"]
+        )
+    assert run(path, tiny_space, resume=True, find=find).measurements == table.measurements
+
+
+@pytest.mark.usefixtures("hasty_clock")
+def test_a_public_model_is_measured_as_a_whole(
+    tmp_path: Path, tiny_space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public = shrunk("opt-125m")  # its heads of 64 are not of the space
+    monkeypatch.setattr(profiler, "preset", lambda name: {"opt": public}[name])
+    table = run(tmp_path / "t.jsonl", tiny_space, also=["opt"])
+    assert table.header["also"] == ["opt"] and table.validation["decode"]["models"] == QUICK_HELD_OUT
+    for mode in MODES:
+        lengths = sorted(m.length for m in table.measurements if (m.what, m.mode) == ("public", mode))
+        low, high = (table.measured_cost(public, Step(mode, length)) or 0.0 for length in (lengths[0], lengths[-1]))
+        between = table.measured_cost(public, Step(mode, (lengths[0] + lengths[-1]) // 2))
+        assert between is not None and min(low, high) <= between <= max(low, high) and low > 0
+        assert table.measured_cost(public, Step(mode, lengths[-1] + 1)) is None
+    assert table.measured_cost(tiny_space.architecture(next(iter(tiny_space.candidates()))), Step("decode", 8)) is None
 
 
 def test_a_profile_that_measured_nothing_leaves_nothing(tmp_path: Path, tiny_space: Space) -> None:

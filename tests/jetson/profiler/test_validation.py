@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import random
+
 import pytest
 
-from merino_edge.jetson.profiler.validation import error_figures, repeatability_percent
+from merino_edge.jetson.profiler.validation import _next_bounds, error_figures, repeatability_percent
 from merino_edge.latency.measurement import Measurement, What
 
 
@@ -44,3 +47,16 @@ def test_a_prediction_of_no_time_has_no_interval(predicted_ms: float) -> None:
     assert figures["max_percent"] == pytest.approx(100 * (1 - predicted_ms))
     few = error_figures([(predicted_ms, 1.0)] + [(1.0, 1.0)] * 40)  # fewer than may lie outside
     assert few["low_percent"] == few["high_percent"] == 0.0
+
+
+def test_the_bounds_of_few_found_models_hold_what_comes_next() -> None:
+    """Nine of ten, over many draws; the least and the largest of seven would hold three of four."""
+    rng, inside, outermost = random.Random(0), 0, 0
+    for _ in range(10_000):
+        *known, following = [math.exp(rng.gauss(0.02, 0.05)) for _ in range(8)]
+        bounds = _next_bounds([(1.0, measured) for measured in known])
+        low, high = (1 + (bounds[name] or 0.0) / 100 for name in ("low_percent", "high_percent"))
+        inside += low <= following <= high
+        outermost += min(known) <= following <= max(known)
+    assert 0.89 < inside / 10_000 < 0.95 and outermost / 10_000 < 0.8
+    assert set(_next_bounds([(0.0, 1.0)] * 5).values()) == {None}
