@@ -17,7 +17,7 @@ from merino_edge.errors import UnsupportedError
 def compiled(source: str, name: str, capability: str) -> bytes:
     """Compile the CUDA C of the kernel `name` for a compute capability such as SM87.
 
-    Raises UnsupportedError where no compiler is found, or where it refuses the source.
+    Raises UnsupportedError where no compiler is found, or where it refuses the source or does not know the capability.
     """
     architecture, missing = capability.lower().replace("sm", "sm_"), []
     compilers: tuple[Callable[[str, str, str], bytes], ...] = (_by_nvrtc, _by_nvcc)
@@ -31,6 +31,11 @@ def compiled(source: str, name: str, capability: str) -> bytes:
 
 def _by_nvrtc(source: str, name: str, architecture: str) -> bytes:
     nvrtc: Any = import_module("cuda.bindings.nvrtc")
+    known = [f"sm_{number}" for number in nvrtc.nvrtcGetSupportedArchs()[1]]
+    if architecture not in known:  # each release drops old GPUs, so an update need not help
+        release = ".".join(map(str, nvrtc.nvrtcVersion()[1:]))
+        said = f"CUDA {release} compiles for {', '.join(known)}, not for {architecture}"
+        raise UnsupportedError(said, "install the CUDA toolkit of this board's JetPack, or one that knows the GPU")
     _, program = nvrtc.nvrtcCreateProgram(source.encode(), b"kernel.cu", 0, [], [])
     status, *_ = nvrtc.nvrtcCompileProgram(program, 1, [f"--gpu-architecture={architecture}".encode()])
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
