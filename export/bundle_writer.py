@@ -83,7 +83,8 @@ def write_bundle(
             options.context,
             contexts=options.contexts,
             graph=_graph_facts(a, target),
-            int4=int4 if target.precision == "int4" else None,
+            block_precisions=list(target.block_precisions) or None,
+            int4=int4 if "int4" in target.all_precisions else None,
             raised_to_int8=sorted(upgraded),
             vocabulary=vocabulary,
             float32_ffns=sorted(prepared.full_vocab.fp32_ffns),
@@ -163,7 +164,7 @@ class _Draft:
 
     def compare(self, engine: Any) -> list[parity.Check]:
         """Compare every graph, after writing those of the smaller contexts. Raises ParityError where a check fails."""
-        options, precision = self.options, self.options.target.precision
+        options, precision = self.options, self.options.target.all_precisions[-1]
         self.on_step("comparing with PyTorch fp32")
         stored = self.prepared.stored
         checks = parity.compare(
@@ -182,7 +183,7 @@ class _Draft:
 
     def compare_other(self, name: str, capacity: int, engine: Any, lowering: Lowering | None = None) -> parity.Check:
         """Write another graph beside `graph`, over the same weights, and compare it with the `engine` of `graph`."""
-        graph, precision = self.folder / name, self.options.target.precision
+        graph, precision = self.folder / name, self.options.target.all_precisions[-1]
         save_beside(self.build(self.prepared.stored, capacity, lowering), graph, self.graph)
         with closing(self.open_engine(graph, capacity)) as other:
             return parity.compare_capacity(other, engine, precision, self.tokens, lowering or "")

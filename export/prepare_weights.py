@@ -72,6 +72,14 @@ class ExportOptions:
         """Raise InputError where the options do not fit the target or the architecture."""
         if self.target.precision != "int4" and self.is_mixed:
             raise InputError(f"only int4 can be mixed with a higher precision, not {self.target.precision}", "use int4")
+        if (own := self.target.block_precisions) and len(own) != len(a.blocks):
+            raise InputError(
+                f"precisions for {len(own)} blocks, the model has {len(a.blocks)}", "give one for each block"
+            )
+        if own and (self.is_mixed or self.target.fast):
+            raise InputError(
+                "every block has its precision already", "leave out --max-kl, --max-mb and --fast, or --bits-of"
+            )
         if not 1 <= self.context <= a.max_positions:
             raise InputError(
                 f"context {self.context} is outside 1 to the model's {a.max_positions} positions", "change --context"
@@ -121,7 +129,7 @@ def prepare_weights(
     fp32_ffns = frozenset[str]()
     if target.compute_dtype == ir.DataType.FLOAT16:
         fp32_ffns = find_fp32_ffns(a, checkpoint.weights, np.asarray(tokens)[: a.max_positions])
-    on_step(f"rounding to {target.precision}")
+    on_step(f"rounding to {', '.join(target.all_precisions)}")
     full_vocab = replace(
         store(a, smoothed.weights, target, statistics.moments),
         fp32_ffns=fp32_ffns,
@@ -136,7 +144,7 @@ def _calibrated(
 ) -> tuple[Checkpoint, CalibrationStatistics]:
     """The checkpoint, smoothed for an int8 KV cache, and the statistics that rounding needs, which may be none."""
     target = options.target
-    by_gptq = target.precision == "int4" and options.rounding == "gptq"
+    by_gptq = "int4" in target.all_precisions and options.rounding == "gptq"
     if not (by_gptq or target.int8_cache):
         return checkpoint, CalibrationStatistics({}, {})
     on_step("drawing calibration text")

@@ -12,7 +12,8 @@ all that the graph builder, the quantiser and the runtime ask. How it stores num
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import onnx_ir as ir
@@ -164,6 +165,7 @@ class Target:
 
     `block`: the most inputs that share a scale, where not all do. `fast`: whether int4 takes the form that needs less
     time, not the one with less error. `cache`: the type of the KV cache; "float" is the type that matrices compute in.
+    `block_precisions`: of the weights of each block's layers; empty: that of everything else.
     """
 
     platform: Platform
@@ -172,6 +174,7 @@ class Target:
     block: int = INT4_BLOCK
     fast: bool = False
     cache: Cache = "float"
+    block_precisions: tuple[str, ...] = ()
 
     @staticmethod
     def named(
@@ -182,6 +185,7 @@ class Target:
         block: int = INT4_BLOCK,
         fast: bool = False,
         cache: str = "float",
+        block_precisions: Sequence[str] = (),
     ) -> Target:
         """The target `name` at `precision`; an empty `lowering` takes the platform's default.
 
@@ -208,7 +212,8 @@ class Target:
                 f" for {name}",
                 "leave --cache out",
             )
-        target = Target(platform, precision, resolved, block, fast, cache)  # type: ignore[arg-type]
+        _check_mixed(platform, precision, block_precisions)
+        target = Target(platform, precision, resolved, block, fast, cache, tuple(block_precisions))  # type: ignore[arg-type]
         if block != INT4_BLOCK and not target.storage.needs_blocks:
             raise UnsupportedError(f"{name} at {precision} has no blocks of inputs", "leave --block out")
         if fast and (precision != "int4" or target.on_tensorrt):
@@ -224,6 +229,15 @@ class Target:
     def storage(self) -> Storage:
         """How it stores weights and cache, with blocks of INT4_BLOCK."""
         return stored_as(self.precision, self.name)
+
+    @property
+    def all_precisions(self) -> tuple[str, ...]:
+        """The precisions of its weights, each once, from most to fewest bits."""
+        return tuple(name for name in PRECISIONS if name in (self.precision, *self.block_precisions))
+
+    def of_block(self, index: int) -> Target:
+        """The same target at the precision of one block."""
+        return replace(self, precision=self.block_precisions[index]) if self.block_precisions else self
 
     @property
     def on_tensorrt(self) -> bool:
@@ -255,9 +269,24 @@ class Target:
         """The oldest opset that has every operator that the lowering writes."""
         if self.lowering == "native" or self.int8_cache:
             return 24  # the first with TensorScatter
-        if self.lowering == "ort" or (self.precision == "int4" and self.on_tensorrt):
+        if self.lowering == "ort" or ("int4" in self.all_precisions and self.on_tensorrt):
             return 21  # the first with INT4, and with blocks in DequantizeLinear
         return 19  # the first with a float16 scale in DequantizeLinear
+
+
+def _check_mixed(platform: Platform, precision: str, block_precisions: Sequence[str]) -> None:
+    """Raise UnsupportedError where blocks cannot have these precisions beside one another."""
+    for own in block_precisions:
+        if own not in platform.precisions:
+            raise UnsupportedError(
+                f"{platform.name} ({platform.library}) has no blocks of {own}",
+                f"choose some of: {', '.join(platform.precisions)}",
+            )
+        if platform.rules.half and (own == "fp32") != (precision == "fp32"):
+            raise UnsupportedError(
+                f"{platform.name} computes in float16 except at fp32, so blocks of {own} do not go with {precision}",
+                "choose among fp16, int8 and int4, or fp32 for all",
+            )
 
 
 def _resolve_lowering(platform: Platform, precision: str, lowering: str) -> str:

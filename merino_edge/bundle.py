@@ -13,7 +13,8 @@
 | files | {name: {"sha256", "bytes"}} of every other file |
 | contexts | the capacity of every graph's KV cache, ascending |
 | graph | opset, lowering, inputs, output, caches and their type |
-| int4 | fast, block and rounding; null at another precision |
+| block_precisions | of each block's layers; null where all have `precision` |
+| int4 | fast, block and rounding; null where nothing is int4 |
 | raised_to_int8 | the int4 matrices that are int8 instead |
 | vocabulary | a pruned vocabulary's sizes and times; null where every token is kept |
 | float32_ffns | the FFNs that compute in float32 |

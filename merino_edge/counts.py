@@ -11,6 +11,7 @@ the published 213 G for OPT-125M and 721 G for OPT-350M.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -151,14 +152,19 @@ def end_weight_bytes(a: Architecture, precision: str, target: str | None = None)
     return total + (_norm_parameters(a, last) * NORM_BYTES if a.norm_placement == "pre" else 0)
 
 
-def weight_bytes(a: Architecture, precision: str = "fp16", target: str | None = None) -> int:
-    """Bytes of the stored weights, rounded.
+def weight_bytes(
+    a: Architecture, precision: str = "fp16", target: str | None = None, block_precisions: Sequence[str] = ()
+) -> int:
+    """Bytes of the stored weights, rounded. The layers of each block may have a precision of their own.
 
     Raises InputError for an unknown precision, UnsupportedError for one that the target cannot run.
     """
     total = end_weight_bytes(a, precision, target)
     total += sum(width_projection_bytes(x.width, y.width, precision, target) for x, y in pairwise(a.blocks))
-    return round(total + sum(block_weight_bytes(a, block, precision, target) for block in a.blocks))
+    precisions = block_precisions or [precision] * len(a.blocks)
+    return round(
+        total + sum(block_weight_bytes(a, block, own, target) for block, own in zip(a.blocks, precisions, strict=True))
+    )
 
 
 def kv_bytes(a: Architecture, positions: int | None = None, element_bytes: int = 2) -> int:

@@ -16,6 +16,7 @@ get an offset per block as well (`merino_edge.export.quantization.quantized_matr
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -43,6 +44,7 @@ RANDOM_STD = 0.02
 # Offsets cost a little time, so a matrix gets them where they leave less than this share of its squared error. They
 # leave 0.80 for normally distributed weights, 0.13 to 0.31 for the matrices of SmolLM2's Q4_1 file (docs/lab-notes.md).
 WORTH_OFFSETS = 0.5
+LAYER = re.compile(r"blocks\.([0-9]+)\.layers\.")  # how the name of a layer's weight begins
 SAMPLED_ROWS = 64  # of a matrix, to decide whether it gets offsets
 
 StoreScales = Callable[[np.ndarray], np.ndarray]  # scales [N, G] -> the scales that are read back
@@ -104,10 +106,11 @@ def store(
     """
     stored = StoredWeights({}, {})
     for name, weight in weights.items():
-        if bits := _bits(name, weight.shape, target):
-            stored.quantized[name] = quantize_matrix(name, weight, bits, target, (moments or {}).get(name))
+        own = _own_target(name, target)
+        if bits := _bits(name, weight.shape, own):
+            stored.quantized[name] = quantize_matrix(name, weight, bits, own, (moments or {}).get(name))
         else:
-            stored.arrays[name] = _rounded(name, weight, _float_type(name, weight.shape, target))
+            stored.arrays[name] = _rounded(name, weight, _float_type(name, weight.shape, own))
     if _splits_table(a, target):
         stored.quantized[HEAD] = quantize_matrix(HEAD, weights[EMBEDDING], 8, target)
     return stored
@@ -184,16 +187,23 @@ def random_stored(a: Architecture, target: Target, seed: int = 0) -> StoredWeigh
     if _splits_table(a, target):
         shapes[HEAD] = shapes[EMBEDDING]
     for name, shape in shapes.items():
-        if bits := _bits(name, shape, target):
-            stored.quantized[name] = _random_codes(rng, name, shape, bits, target)
+        own = _own_target(name, target)
+        if bits := _bits(name, shape, own):
+            stored.quantized[name] = _random_codes(rng, name, shape, bits, own)
         elif len(shape) == 1:
             stored.arrays[name] = np.full(shape, float(name.endswith("norm.weight")), np.float32)
         else:
             uniform = rng.random(shape, np.float32)  # much faster than normal numbers
             uniform -= np.float32(0.5)
             uniform *= np.float32(RANDOM_STD * math.sqrt(12))
-            stored.arrays[name] = uniform.astype(_float_type(name, shape, target), copy=False)
+            stored.arrays[name] = uniform.astype(_float_type(name, shape, own), copy=False)
     return stored
+
+
+def _own_target(name: str, target: Target) -> Target:
+    """`target` at the precision of the block whose layers the weight `name` belongs to; itself for any other weight."""
+    layer = LAYER.match(name)
+    return target.of_block(int(layer[1])) if layer else target
 
 
 def _splits_table(a: Architecture, target: Target) -> bool:

@@ -17,7 +17,17 @@ if TYPE_CHECKING:
 def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint folder, from train or import.")],
     out: Annotated[Path, typer.Option(help="Bundle folder to write.")],
-    precision: Annotated[str, typer.Option(help="Precision of the weights: fp32, fp16, int8 or int4.")] = "fp32",
+    precision: Annotated[
+        str | None, typer.Option(help="Precision of the weights: fp32, fp16, int8 or int4. [default: fp32]")
+    ] = None,
+    bits_of: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RESULT",
+            help="Give every block the precision that this result of merino-edge search --bits found. "
+            "Everything else gets the result's --precision.",
+        ),
+    ] = None,
     context: Annotated[
         str | None,
         typer.Option(
@@ -100,10 +110,14 @@ def export(
     from merino_edge.export.prepare_weights import ExportOptions
     from merino_edge.export.targets import Target
 
+    found, own = _found_precisions(bits_of) if bits_of is not None else (None, ())
+    precision = found or "fp32" if precision is None else precision
+    if found is not None and found != precision:
+        raise InputError(f"{bits_of} was searched with --precision {found}, not {precision}", "leave --precision out")
     block = (64 if fast else 32) if block is None else block
     rounding = ("gptq" if fast else "nearest") if rounding is None else rounding
     target_platform = Target.named(
-        target, precision, lowering, block=block, fast=fast, cache=cache
+        target, precision, lowering, block=block, fast=fast, cache=cache, block_precisions=own
     )  # refuse before minutes of work
     if rounding not in ("gptq", "nearest"):
         raise InputError(f"unknown rounding {rounding!r}", "choose one of: gptq, nearest")
@@ -124,6 +138,8 @@ def export(
     with console.status("reading the checkpoint") as status:
         source = checkpoints.load(checkpoint)
         a = source.architecture
+        if bits_of is not None:
+            _check_same(bits_of, a)
         *smaller, positions = contexts or [min(1024, a.max_positions)]
         engine = partial(_open_engine, a, threads)
         try:
@@ -145,7 +161,17 @@ def export(
     manifest = bundle.manifest
     size_mb = sum(file["bytes"] for file in manifest["files"].values()) / 1e6
     if json:
-        keys = ("id", "precision", "target", "contexts", "raised_to_int8", "vocabulary", "parity", "compiled")
+        keys = (
+            "id",
+            "precision",
+            "block_precisions",
+            "target",
+            "contexts",
+            "raised_to_int8",
+            "vocabulary",
+            "parity",
+            "compiled",
+        )
         print_json({"out": str(out), "size_mb": round(size_mb, 1), **{key: manifest[key] for key in keys}})
         return
     for check in manifest["parity"]:
@@ -161,9 +187,35 @@ def export(
         )
     mixed = f" with {count} matrices at int8" if (count := len(manifest["raised_to_int8"])) else ""
     capacities = ", ".join(map(str, bundle.contexts))
-    print_line(f"{out}: {precision}{mixed}, {capacities} positions, {size_mb:.1f} MB")
+    blocks = f" with blocks of {', '.join(own)}" if own else ""
+    print_line(f"{out}: {precision}{mixed}{blocks}, {capacities} positions, {size_mb:.1f} MB")
     if target.startswith("onnxruntime"):
         console.print(f"next: merino-edge generate {out}", style="dim", soft_wrap=True)
+
+
+def _found_precisions(result: Path) -> tuple[str, tuple[str, ...]]:
+    """The precision of a search, and those that it found for the blocks. Raises InputError where it found none."""
+    from merino_edge import architecture
+    from merino_edge.errors import InputError
+
+    _, document = architecture.load(result)
+    choices = document.get("choices")
+    own = choices.get("precisions") if isinstance(choices, dict) else None
+    if not isinstance(own, list) or not all(isinstance(name, str) for name in [document.get("precision"), *own]):
+        raise InputError(f"{result} says no precisions of blocks", "find them: merino-edge search --bits int4,int8")
+    return document["precision"], tuple(own)
+
+
+def _check_same(result: Path, a: Architecture) -> None:
+    """Raise InputError where the result is of another architecture than `a`."""
+    from merino_edge import architecture
+    from merino_edge.errors import InputError
+
+    searched, _ = architecture.load(result)
+    if searched.blocks != a.blocks:
+        raise InputError(
+            f"{result} holds architecture {searched.id}, the checkpoint has other blocks", "train what was found"
+        )
 
 
 def _contexts(text: str) -> list[int]:

@@ -77,6 +77,18 @@ def test_counted_weights_are_those_that_an_export_writes(
     assert (tmp_path / "model.onnx.data").stat().st_size <= written
 
 
+@pytest.mark.parametrize("target", TARGET_RULES)
+@pytest.mark.parametrize("precision", ["int4", "int8", "fp16"])
+@pytest.mark.parametrize("own", [("int4", "int8", "fp16"), ("int8", "fp16", "int4"), ("fp16", "int4", "int8")])
+def test_blocks_of_precisions_of_their_own_are_counted_as_they_are_written(
+    target: str, precision: str, own: tuple[str, ...], tmp_path: Path
+) -> None:
+    a = ARCHITECTURES["untied"]
+    written = written_bytes(a, Target.named(target, precision, block_precisions=own), tmp_path)
+    assert 0 <= written - counts.weight_bytes(a, precision, target, own) < SMALL_BYTES
+    assert written != counts.weight_bytes(a, precision, target)
+
+
 @pytest.mark.parametrize(("target", "precision"), PAIRS)
 def test_sizes_that_no_block_divides_are_counted_or_refused(target: str, precision: str, tmp_path: Path) -> None:
     resolved = Target.named(target, precision)
