@@ -12,7 +12,9 @@ model is the sum over its blocks, each in proportion to its score. docs/search.m
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from merino_edge.errors import InputError
 
 # What rounding all blocks costs in nats per token: the mean of MODELS trained models (benchmarks/bits_loss.py).
 NATS = {"fp32": 0.0, "fp16": 0.0, "int8": 0.0003, "int4": 0.02}
@@ -26,6 +28,22 @@ class BlockPrecision:
 
     name: str
     lost: float
+
+
+def parse_bits(text: str) -> tuple[BlockPrecision, ...]:
+    """The precisions of int8,int4=0.1: names, each with the share that it loses if not the measured one.
+
+    Raises InputError. A space checks names and shares.
+    """
+    precisions = []
+    for item in text.split(","):
+        name, given, share = item.strip().partition("=")
+        precision = measured(name)
+        try:
+            precisions.append(replace(precision, lost=float(share)) if given else precision)
+        except ValueError:
+            raise InputError(f"--bits {text!r}: {item!r} is no precision", "write NAME or NAME=SHARE") from None
+    return tuple(precisions)
 
 
 def measured(name: str) -> BlockPrecision:

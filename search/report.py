@@ -23,13 +23,15 @@ def summary(result: SearchResult) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
 
-    a, budgets = result.architecture, result.problem.budget.to_dict()
+    a, budgets, space = result.architecture, result.problem.budget.to_dict(), result.problem.space
     title = f"architecture {a.id}: {a.ffn}, vocabulary {a.vocab_size}, embedding {a.embedding_width}, "
-    blocks = Table("block", "width", "layers", "heads", "kv heads", "FFN", title=f"{title}context {a.max_positions}")
+    columns = ("block", "width", "layers", "heads", "kv heads", "FFN", *(["bits"] if space.precisions else []))
+    blocks = Table(*columns, title=f"{title}context {a.max_positions}")
+    precisions = [[name] for name in result.precisions] or [[]] * len(a.blocks)
     for index, block in enumerate(a.blocks):
         layers = f"{block.layers}{' shared' if block.shared and block.layers > 1 else ''}"
         numbers = (block.heads, block.kv_heads, block.ffn_width)
-        blocks.add_row(str(index), str(block.width), layers, *map(str, numbers))
+        blocks.add_row(str(index), str(block.width), layers, *map(str, numbers), *precisions[index])
     target = result.config.target
     title = f"bytes as {result.config.precision} is stored for {target}" if target else None
     costs = Table("cost", "found", "budget", "9 of 10 within", title=title)

@@ -10,11 +10,13 @@ these fields to an architecture artefact:
     "costs": {"parameters": ..., "decode_ms@256": ..., ...}, "budgets": {"decode_ms@256": 5.0}, "precision": "int4",
     "target": "rtx",            # whose bundle is counted (merino_edge.storage); null or absent: no target was named
     "choices": {"blocks": 3, "ffn": "swiglu", "vocabulary": {"size", "bytes_per_token", "tokenizer"},
-                "embedding_width": 512, "context": 1024},
+                "embedding_width": 512, "context": 1024,
+                "precisions": ["int4", "int8"]},        # of each block's weights; absent where the space opens none
     "solver": "exact" | "evolution", "solver_options": {...},       # evolution: iterations, population, parents, seed
     "space": {"name", "sha256", "form": {...}}                      # form: merino_edge.search.space_file
     "table": null | {"name", "sha256", "header": {...}, "faces": {...}, "validation": {...}, "entries": [...]}
                                                                                 # table_file.to_compact
+    "more_tables": [{...}]      # the same of other precisions, which time blocks of those; absent where there are none
 """
 
 from __future__ import annotations
@@ -57,6 +59,7 @@ class SearchConfig:
     solver: str = "exact"
     options: dict[str, int] = field(default_factory=dict)  # options of the evolution
     target: str | None = None  # whose bundle is counted; None: no target is named
+    more_tables: tuple[LatencyTable, ...] = ()  # of other precisions that blocks may have
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
@@ -68,7 +71,8 @@ class SearchConfig:
 
     def problem(self) -> Problem:
         """The mathematical program. Raises InputError where the table cannot answer a budget."""
-        return Problem(self.space, self.budget, self.score, CostModel(self.precision, self.table, self.target))
+        cost_model = CostModel(self.precision, self.table, self.target, self.more_tables)
+        return Problem(self.space, self.budget, self.score, cost_model)
 
     @staticmethod
     def of(document: dict[str, Any], where: str) -> SearchConfig:
@@ -92,6 +96,7 @@ class SearchConfig:
                 solver=document["solver"],
                 options=dict(document["solver_options"]),
                 target=target,
+                more_tables=tuple(from_compact(one, where) for one in document.get("more_tables", ())),
             )
         except (KeyError, TypeError, AttributeError):
             raise ArtefactError(
@@ -118,6 +123,11 @@ class SearchResult:
     def architecture(self) -> Architecture:
         """The architecture that was found."""
         return self.problem.space.architecture(self.candidate)
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """The precision of each of its blocks; () where the space opens none."""
+        return tuple(precision.name for precision in self.problem.space.precisions_of(self.candidate))
 
     @property
     def total(self) -> float:
@@ -151,11 +161,13 @@ class SearchResult:
                 "vocabulary": dataclasses.asdict(template.vocabulary),
                 "embedding_width": template.embedding_width,
                 "context": template.context,
+                **({"precisions": list(self.precisions)} if self.precisions else {}),
             },
             "solver": config.solver,
             "solver_options": config.options,
             "space": {"name": space.name, "sha256": artefact.sha256_text(artefact.canonical_json(form)), "form": form},
             "table": None if config.table is None else to_compact(config.table),
+            **({"more_tables": [to_compact(table) for table in config.more_tables]} if config.more_tables else {}),
         }
 
 

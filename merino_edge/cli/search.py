@@ -27,9 +27,10 @@ def search(
         typer.Option(help="exact (proven optimal) or evolution (the paper's algorithm). [default: exact]"),
     ] = None,
     score: search_options.ScoreName = None,
-    table: search_options.TablePath = None,
+    table: search_options.TablePaths = None,
     device: search_options.DeviceName = None,
     precision: search_options.Precision = None,
+    bits: search_options.Bits = None,
     target: search_options.TargetName = None,
     shared: search_options.Shared = None,
     budgets: search_options.Limits = MappingProxyType({}),  # becomes an option for each metric
@@ -66,7 +67,7 @@ def search(
     evolution = {"iterations": iterations, "population": population, "parents": parents, "seed": seed}
     options = {name: value for name, value in evolution.items() if value is not None}
     limits.check_seconds(seconds)
-    expected: str | None = None
+    expected: tuple[str, ...] = ()
     if repeat is None:
         if options and solver != "evolution":
             raise InputError(f"--{next(iter(options))} is an option of the evolution", "add: --solver evolution")
@@ -76,6 +77,7 @@ def search(
             table=table,
             device=device,
             precision=precision,
+            bits=bits,
             target=target,
             shared=shared,
             limits=budgets,
@@ -83,7 +85,7 @@ def search(
             options=options,
         )
     else:
-        described = (space, solver, score, table, device, precision, target, shared, seconds, *budgets.values())
+        described = (space, solver, score, table, device, precision, bits, target, shared, seconds, *budgets.values())
         if options or any(value is not None for value in described):
             raise InputError("--from repeats a search with its own options", "leave out every other option but --out")
         config, expected = _config_of(repeat)
@@ -91,9 +93,10 @@ def search(
     screen = console.stderr()
     with screen.status("searching") as status:
         result = run_search(config, seconds, lambda *progress: status.update(_progress(*progress)))
-    if expected is not None and result.architecture.id != expected:
+    found = (result.architecture.id, *result.precisions)
+    if repeat is not None and found != expected:
         raise InputError(
-            f"{repeat} holds architecture {expected}, the search found {result.architecture.id}",
+            f"{repeat} holds architecture {' '.join(expected)}, the search found {' '.join(found)}",
             "it was made by another version of the tool",
         )
     document = architecture.save(out, result.architecture, **result.document())
@@ -115,13 +118,13 @@ def search(
         console.print_line(str(out))
 
 
-def _config_of(path: Path) -> tuple[SearchConfig, str]:
-    """The search that found the result at `path`, and the id of its architecture."""
+def _config_of(path: Path) -> tuple[SearchConfig, tuple[str, ...]]:
+    """The search that found the result at `path`, the id of its architecture, and its blocks' precisions."""
     from merino_edge import architecture
     from merino_edge.search.result import SearchConfig
 
     a, document = architecture.load(path)
-    return SearchConfig.of(document, str(path)), a.id
+    return SearchConfig.of(document, str(path)), (a.id, *document["choices"].get("precisions", ()))
 
 
 def _progress(doing: str, score: float, bound: float) -> str:

@@ -34,8 +34,12 @@ ScoreName = Annotated[
         "MODULE:NAME. [default: calibrated]",
     ),
 ]
-TablePath = Annotated[
-    Path | None, typer.Option(metavar="T.jsonl", help="Latency table, from merino-edge profile or estimate.")
+TablePaths = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="T.jsonl",
+        help="Latency table, from merino-edge profile or estimate. With --bits, one for each precision.",
+    ),
 ]
 DeviceName = Annotated[
     str | None, typer.Option(metavar="NAME", help="Name of the device. A table of another device is refused.")
@@ -50,6 +54,14 @@ TargetName = Annotated[
         metavar="TARGET",
         help="Target of export whose bundle is counted: weights, cache and peak memory. merino-edge targets lists them. "
         "[default: that of the table, else none]",
+    ),
+]
+Bits = Annotated[
+    str | None,
+    typer.Option(
+        metavar="P,P[=SHARE]...",
+        help="Precisions that each block may have, such as int4,int8,fp16. --precision is that of everything else. "
+        "A share of a block's score that rounding costs may follow: int4=0.1. [default: the space's]",
     ),
 ]
 Shared = Annotated[
@@ -96,9 +108,10 @@ def search_config(
     *,
     space: str | None,
     score: str | None,
-    table: Path | None,
+    table: Sequence[Path] | None,
     device: str | None,
     precision: str | None,
+    bits: str | None,
     target: str | None,
     shared: bool | None,
     limits: Limits,
@@ -112,6 +125,7 @@ def search_config(
     import dataclasses
 
     from merino_edge.latency.table_file import load_table
+    from merino_edge.search.block_precision import parse_bits
     from merino_edge.search.builtin_spaces import load_space
     from merino_edge.search.costs import CostModel
     from merino_edge.search.result import SearchConfig
@@ -123,16 +137,22 @@ def search_config(
     search_space = load_space("paper" if space is None else space)
     if shared is not None:
         search_space = dataclasses.replace(search_space, shared=(shared,))
-    latency_table = load_table(table) if table else None
+    if bits is not None:
+        search_space = dataclasses.replace(search_space, precisions=parse_bits(bits))
+    tables = [load_table(path) for path in table or ()]
+    first = next((one for one in tables if precision in (None, one.precision)), next(iter(tables), None))
+    latency_table, more_tables = first, tuple(one for one in tables if one is not first)
     if device is not None:
         _check_device(latency_table, device)
     if precision is None:
         precision = latency_table.precision if latency_table else "fp16"
     if target is None and latency_table is not None:
         target = target_of_table(latency_table.header)
-    budget = _budget(limits, search_space, CostModel(precision, latency_table, target))
+    budget = _budget(limits, search_space, CostModel(precision, latency_table, target, more_tables))
     maximised = parse_score(DEFAULT if score is None else score)
-    return SearchConfig(search_space, budget, maximised, precision, latency_table, target=target, **solver)
+    return SearchConfig(
+        search_space, budget, maximised, precision, latency_table, target=target, more_tables=more_tables, **solver
+    )
 
 
 def _check_limits(metric: str, texts: Sequence[str]) -> None:
