@@ -26,6 +26,8 @@ from merino_edge.search.costs import CostModel
 from merino_edge.search.score import Score
 from merino_edge.search.space import Candidate, Space
 
+MEMORY = {"parameters", "weight_mb", "peak_mb"}  # the metrics that say what weights may take
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -68,16 +70,26 @@ class TemplateProgram:
 class Problem:
     """A search problem: maximise `score` over `space`, within `budget`, where `cost_model` says what costs how much.
 
-    `shared` is a problem with the same space and cost model. This one then reuses its cost arrays. Raises InputError
+    `shared` is a problem with the same space and cost model. This one then reuses its cost arrays. With `more_weights`
+    the last tie goes to more decoder parameters, unless memory has a budget; else it goes to fewer. Raises InputError
     if a latency is budgeted and there is no table, or the table does not cover the space.
     """
 
     def __init__(
-        self, space: Space, budget: Budget, score: Score, cost_model: CostModel, shared: Problem | None = None
+        self,
+        space: Space,
+        budget: Budget,
+        score: Score,
+        cost_model: CostModel,
+        shared: Problem | None = None,
+        *,
+        more_weights: bool = True,
     ) -> None:
         limits = tuple((cost_model.resolve(metric, space), limit) for metric, limit in budget.limits)
         self.space, self.score, self.cost_model = space, score, cost_model
         self.budget = Budget(limits)  # with every metric resolved
+        self.more_weights = more_weights
+        self.prefers_weights = more_weights and not MEMORY & {metric.name for metric in self.budget.metrics}
         self._programs: dict[int, list[TemplateProgram]] = {}
         self._block_cost_cache: dict[tuple[object, ...], tuple[list[Floats], Floats]] = (
             {} if shared is None else shared._block_cost_cache
@@ -95,7 +107,7 @@ class Problem:
 
     def limited(self, budget: Budget, score: Score | None = None) -> Problem:
         """The same problem with other limits, or with another score."""
-        return Problem(self.space, budget, score or self.score, self.cost_model, self)
+        return Problem(self.space, budget, score or self.score, self.cost_model, self, more_weights=self.more_weights)
 
     def _templates(self) -> list[int]:
         """The templates whose context is as long as every budget asks. Raises InputError where there is none."""

@@ -12,6 +12,7 @@ these fields to an architecture artefact:
     "choices": {"blocks": 3, "ffn": "swiglu", "vocabulary": {"size", "bytes_per_token", "tokenizer"},
                 "embedding_width": 512, "context": 1024,
                 "precisions": ["int4", "int8"]},        # of each block's weights; absent where the space opens none
+    "ties": "more weights" | "fewer weights",       # absent in older results: fewer
     "solver": "exact" | "evolution", "solver_options": {...},       # evolution: iterations, population, parents, seed
     "space": {"name", "sha256", "form": {...}}                      # form: merino_edge.search.space_file
     "table": null | {"name", "sha256", "header": {...}, "faces": {...}, "validation": {...}, "entries": [...]}
@@ -42,8 +43,11 @@ from merino_edge.search.infeasible import infeasibility_error
 from merino_edge.search.problem import Problem
 from merino_edge.search.score import Score, parse_score
 from merino_edge.search.space import Candidate, Space
+from merino_edge.search.steady_score import check_steady
 
 SOLVERS = ("exact", "evolution")
+CERTIFICATE_VERSION = 1  # docs/certificate.md
+MORE_WEIGHTS, FEWER_WEIGHTS = "more weights", "fewer weights"
 OPTIONS = ("iterations", "population", "parents", "seed")  # options of the evolution
 
 
@@ -58,6 +62,7 @@ class SearchConfig:
     table: LatencyTable | None = None
     solver: str = "exact"
     options: dict[str, int] = field(default_factory=dict)  # options of the evolution
+    more_weights: bool = True  # how the last tie is decided (`Problem`)
     target: str | None = None  # whose bundle is counted; None: no target is named
     more_tables: tuple[LatencyTable, ...] = ()  # of other precisions that blocks may have
 
@@ -72,7 +77,7 @@ class SearchConfig:
     def problem(self) -> Problem:
         """The mathematical program. Raises InputError where the table cannot answer a budget."""
         cost_model = CostModel(self.precision, self.table, self.target, self.more_tables)
-        return Problem(self.space, self.budget, self.score, cost_model)
+        return Problem(self.space, self.budget, self.score, cost_model, more_weights=self.more_weights)
 
     @staticmethod
     def of(document: dict[str, Any], where: str) -> SearchConfig:
@@ -95,6 +100,7 @@ class SearchConfig:
                 table=None if table is None else from_compact(table, where),
                 solver=document["solver"],
                 options=dict(document["solver_options"]),
+                more_weights=document.get("ties") == MORE_WEIGHTS,
                 target=target,
                 more_tables=tuple(from_compact(one, where) for one in document.get("more_tables", ())),
             )
@@ -149,7 +155,13 @@ class SearchResult:
         bound, gap = None if self.certificate is None else self.certificate.bound, self.gap_percent
         return {
             "score": {"name": config.score.spec, "total": self.total, **config.score.details},
-            "certificate": {"bound": _finite(bound), "gap_percent": _finite(gap), "architectures": space.size},
+            "certificate": {
+                "version": CERTIFICATE_VERSION,
+                "bound": _finite(bound),
+                "gap_percent": _finite(gap),
+                "architectures": space.size,
+                **({} if self.certificate is None else self.certificate.proof),
+            },
             "costs": problem.costs(self.candidate),
             "intervals": {key: list(bounds) for key, bounds in problem.intervals(self.candidate).items()},
             "budgets": problem.budget.to_dict(),
@@ -163,6 +175,7 @@ class SearchResult:
                 "context": template.context,
                 **({"precisions": list(self.precisions)} if self.precisions else {}),
             },
+            "ties": MORE_WEIGHTS if config.more_weights else FEWER_WEIGHTS,
             "solver": config.solver,
             "solver_options": config.options,
             "space": {"name": space.name, "sha256": artefact.sha256_text(artefact.canonical_json(form)), "form": form},
@@ -184,6 +197,7 @@ def run_search(
     found in that time.
     """
     problem = config.problem()
+    check_steady(problem)
     evolution = None
     if config.solver == "evolution":
         evolution = evolve(

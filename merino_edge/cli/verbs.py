@@ -39,6 +39,7 @@ VERBS = {
     "estimate": Verb(DESIGN, "estimate:estimate", "Estimate a latency table for a board that is not at hand."),
     "search": Verb(DESIGN, "search:search", "Find the architecture with the highest score within budgets."),
     "pareto": Verb(DESIGN, "pareto:pareto", "Find the exact trade-off between the score and one cost."),
+    "verify": Verb(DESIGN, "verify:verify", "Check a search result by its certificate, without the solver."),
     "study": Verb(DESIGN, "study:study", "Train many small models and test how well scores rank them."),
     "tokenize": Verb(TRAIN, "tokenize:tokenize", "Tokenize a corpus once, for many training runs."),
     "train": Verb(TRAIN, "train:train", "Train a model on text or conversations."),

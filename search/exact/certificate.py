@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from merino_edge.search.space import Candidate
 
@@ -23,6 +24,7 @@ class Certificate:
     solved: int  # how many of them label setting had to solve; bounds excluded the others
     labels: int
     seconds: float
+    proof: dict[str, Any] = field(default_factory=dict, repr=False)  # as JSON (merino_edge.search.exact.proof)
 
     @property
     def infeasible(self) -> bool:

@@ -8,21 +8,38 @@ program, a block choice is left out if another of its width and layers replaces 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from merino_edge.search.problem import Floats, Problem, TemplateProgram
 
 
-def useful_programs(problem: Problem) -> list[TemplateProgram]:
-    """The programs of the problem's templates that can fit its budgets and that no other program dominates."""
-    kept: list[TemplateProgram] = []
+@dataclass(frozen=True)
+class ProgramGroup:
+    """A program, and the numbers of the programs that it stands for: its own, and of those that it dominates."""
+
+    program: TemplateProgram
+    numbers: list[int]
+
+
+def program_groups(problem: Problem) -> tuple[list[ProgramGroup], list[int]]:
+    """The programs of the problem's templates, each in the group of one that no other dominates.
+
+    Programs are numbered in the order of their templates. The second list has those that cannot fit the budgets.
+    """
     programs = [program for template in problem.templates for program in problem.programs(template)]
-    possible = [program for program in programs if _can_fit(problem, program)]
-    for program in sorted(possible, key=lambda p: _order(problem, p)):
-        if not any(_dominates(problem, other, program) for other in kept):
-            kept.append(program)
-    return kept
+    too_dear = [number for number, program in enumerate(programs) if not _can_fit(problem, program)]
+    groups: list[ProgramGroup] = []
+    for number in sorted(set(range(len(programs))) - set(too_dear), key=lambda i: _order(problem, programs[i])):
+        program = programs[number]
+        dominating = next((group for group in groups if _dominates(problem, group.program, program)), None)
+        if dominating is None:
+            groups.append(ProgramGroup(program, [number]))
+        else:
+            dominating.numbers.append(number)
+    return groups, too_dear
 
 
 def _can_fit(problem: Problem, program: TemplateProgram) -> bool:
@@ -68,14 +85,14 @@ def _dominates(problem: Problem, a: TemplateProgram, b: TemplateProgram) -> bool
     )
 
 
-def replaced_choices(scores: Floats, costs: Floats, parameters: NDArray[np.int64]) -> NDArray[np.bool_]:
+def replaced_choices(scores: Floats, costs: Floats, ties: NDArray[np.int64]) -> NDArray[np.bool_]:
     """A [depths, N] mask of the choices of one cell that another choice replaces.
 
-    `scores` is [depths, N] and `costs` is [N, K]. Among equal choices the one with the fewest parameters stays, and
+    `scores` is [depths, N] and `costs` is [N, K]. Among equal choices the one with the least of `ties` [N] stays, and
     then the first.
     """
     no_dearer = (costs[:, None] <= costs[None]).all(-1)  # [i, j]: i costs no more than j
-    rank = np.lexsort((np.arange(len(costs)), parameters)).argsort()
+    rank = np.lexsort((np.arange(len(costs)), ties)).argsort()
     preferred = (costs[:, None] < costs[None]).any(-1) | (rank[:, None] < rank[None])
     better = scores[:, :, None] > scores[:, None]  # [depth, i, j]
     equal = scores[:, :, None] == scores[:, None]

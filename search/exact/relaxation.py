@@ -27,6 +27,7 @@ Ints = NDArray[np.int64]
 SAFETY = 1e-9  # share of a bound's magnitude that is added to it, because rounding may have lowered it
 STEPS = 60  # maximum number of subgradient steps
 TIGHT = 1e-20  # squared norm of the subgradient, as fractions of the limits, that counts as zero
+DIGITS = 6  # of a multiplier
 STALLED = 4  # steps without a better bound before the step length is halved
 
 
@@ -155,6 +156,41 @@ class LagrangianRelaxation:
         return choices
 
 
+def bounds_by_depth(problem: PathProblem, scores: Floats, depths: range, multipliers: Floats) -> tuple[Floats, Floats]:
+    """The Lagrangian bounds [D] of a problem at every depth, with scores [D, G], and the slack in each.
+
+    It does for all depths at once what `LagrangianRelaxation` does for one. The problem's own depth and scores do not
+    count.
+    """
+    starts, cell_width, _ = problem.cells
+    weights, deepest = multipliers + problem.weights, depths[-1]
+    lengths, length_of_cell = problem.depths
+    best = np.full((len(lengths), len(depths), len(problem.start)), -np.inf)
+    best[length_of_cell, :, cell_width] = np.maximum.reduceat(scores - problem.cost @ weights, starts, axis=1).T
+    change = problem.ascending - problem.changes @ weights  # [W, W]
+    begin = np.full(len(problem.start), -np.inf)
+    begin[problem.first] = -(problem.start[problem.first] @ weights)
+    to_go = np.full((len(depths), len(problem.start), deepest + 1), -np.inf)  # [D, W, depth left]
+    to_go[:, problem.last, 0] = -(problem.finish[problem.last] @ weights)
+    highest = np.full(len(depths), -np.inf)
+    for n in range(1, problem.blocks[-1] + 1):
+        placed = np.full_like(to_go, -np.inf)
+        for layers, values in zip(lengths[lengths <= deepest], best, strict=False):
+            rows = placed[:, :, layers:]
+            np.maximum(rows, values[:, :, None] + to_go[:, :, : deepest + 1 - layers], out=rows)
+        if n in problem.blocks:
+            highest = np.maximum(highest, (begin + placed[np.arange(len(depths)), :, depths]).max(1))
+        to_go = (change[None, :, :, None] + placed[:, None]).max(2)
+    constant = float(multipliers @ problem.limits)
+    slack = np.where(np.isfinite(highest), SAFETY * (np.abs(highest) + constant), 0.0)
+    return highest + constant + slack, slack
+
+
+def short(multipliers: Floats) -> Floats:
+    """The multipliers with so few digits that a certificate can hold them."""
+    return np.array([float(f"{value:.{DIGITS}g}") for value in multipliers])
+
+
 @dataclass(frozen=True)
 class SubgradientResult:
     """The outcome of `subgradient_descent`: the relaxations tried, and a path within the budgets."""
@@ -169,16 +205,18 @@ class SubgradientResult:
         return self.relaxations[0].bound
 
 
-def subgradient_descent(problem: PathProblem, multipliers: Floats, target: float) -> SubgradientResult:
-    """Lower the Lagrangian bound, starting from `multipliers`, by subgradient steps of Polyak's length.
+def subgradient_descent(
+    problem: PathProblem, multipliers: Floats, target: float, steps: int = STEPS
+) -> SubgradientResult:
+    """Lower the Lagrangian bound, starting from `multipliers`, by up to `steps` subgradient steps of Polyak's length.
 
     The steps aim at `target`: an objective that some path is known to reach, or one that every path exceeds. The
     descent stops when the bound is below the target.
     """
     best: LagrangianRelaxation | None = None
     tried, choices, objective, stride, stalled = [], None, target, 1.0, 0
-    for _ in range(STEPS):
-        relaxation = LagrangianRelaxation(problem, multipliers)
+    for _ in range(steps):
+        relaxation = LagrangianRelaxation(problem, multipliers := short(multipliers))
         tried.append(relaxation)
         if not np.isfinite(relaxation.bound):
             break  # no path has this depth

@@ -7,6 +7,8 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,67 +80,75 @@ def entries(
             yield entry("end", mode, length, cost, vocab_size=vocabulary.size, embedding_width=width)
 
 
-@pytest.fixture(scope="session")
-def write_table(tmp_path_factory: pytest.TempPathFactory) -> WriteTable:
-    """A function that writes and loads a table that covers a space."""
-
-    def write(
-        space: Space,
-        precision: str = "fp32",
-        *,
-        projection_ms: float = 0.01,
-        energy: bool = False,
-        step_time: StepTimeModel | None = None,
-        cache_buckets: int | None = None,
-        decode: dict[str, float] | None = None,
-        slowness: float = 1.0,
-    ) -> LatencyTable:
-        path = tmp_path_factory.mktemp("latencies") / "table.jsonl"
-        header = {"family": family(space.models[0]), "precision": precision, "default_length": 64, "estimated": True}
-        header["device"] = {"name": "Formula Board", "compatible": ["formula,one"]}
-        if cache_buckets is not None:
-            header["cache_buckets"] = cache_buckets
-        lines = [json.dumps(artefact.add_envelope(KIND, header, SCHEMA_VERSION))]
-        lines += [
-            add_checksum(m.to_line())
-            for m in entries(
-                space, projection_ms=projection_ms, energy=energy, cold=step_time is not None, slowness=slowness
-            )
-        ]
-        if step_time is not None:
-            lines.append(add_checksum({"what": "faces", "decode": step_time.to_dict()}))
-        lines.append(add_checksum({"what": "validation", "decode": decode or {}, "prefill": {}}))
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return load_table(path)
-
-    return write
+def write_formula_table(
+    folder: Path,
+    space: Space,
+    precision: str = "fp32",
+    *,
+    projection_ms: float = 0.01,
+    energy: bool = False,
+    step_time: StepTimeModel | None = None,
+    cache_buckets: int | None = None,
+    decode: dict[str, float] | None = None,
+    slowness: float = 1.0,
+) -> LatencyTable:
+    """Write and load a table that covers `space`."""
+    path = folder / "table.jsonl"
+    header = {"family": family(space.models[0]), "precision": precision, "default_length": 64, "estimated": True}
+    header["device"] = {"name": "Formula Board", "compatible": ["formula,one"]}
+    if cache_buckets is not None:
+        header["cache_buckets"] = cache_buckets
+    lines = [json.dumps(artefact.add_envelope(KIND, header, SCHEMA_VERSION))]
+    lines += [
+        add_checksum(m.to_line())
+        for m in entries(
+            space, projection_ms=projection_ms, energy=energy, cold=step_time is not None, slowness=slowness
+        )
+    ]
+    if step_time is not None:
+        lines.append(add_checksum({"what": "faces", "decode": step_time.to_dict()}))
+    lines.append(add_checksum({"what": "validation", "decode": decode or {}, "prefill": {}}))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return load_table(path)
 
 
-@pytest.fixture(scope="session")
-def write_piecewise(write_table: WriteTable) -> WriteTable:
+def write_piecewise_table(
+    folder: Path, space: Space, precision: str = "fp32", seed: int = 0, **options: Any
+) -> LatencyTable:
     """The same, with a decode step that is piecewise linear.
 
     The pieces of colder caches are steeper. They cross at architectures within `space`.
     """
+    rng = random.Random(seed)
+    table = write_formula_table(folder, space, precision, step_time=single(WARM), **options)
 
-    def write(space: Space, precision: str = "fp32", seed: int = 0, **options: object) -> LatencyTable:
-        rng = random.Random(seed)
-        table = write_table(space, precision, step_time=single(WARM), **options)
+    def cost(piece: Piece, a: Architecture) -> float:
+        faced = dataclasses.replace(table, step_time=single(piece))
+        return faced.model_cost(a, Step("decode", 64))
 
-        def cost(piece: Piece, a: Architecture) -> float:
-            faced = dataclasses.replace(table, step_time=single(piece))
-            return faced.model_cost(a, Step("decode", 64))
+    def through(piece: Piece, value: Piece, a: Architecture) -> Piece:
+        return piece._replace(offset_ms=rounded(cost(value, a) - cost(piece, a)))
 
-        def through(piece: Piece, value: Piece, a: Architecture) -> Piece:
-            return piece._replace(offset_ms=rounded(cost(value, a) - cost(piece, a)))
+    steep = through(Piece(2.5, rounded(0.001), 0.0), WARM, space.architecture(space.sample(rng)))
+    cold = through(COLD, steep, space.architecture(space.sample(rng)))
+    step_time = StepTimeModel((WARM, steep, cold), rng.choice(ALTERNATIVES))
+    return write_formula_table(folder, space, precision, step_time=step_time, **options)
 
-        steep = through(Piece(2.5, rounded(0.001), 0.0), WARM, space.architecture(space.sample(rng)))
-        cold = through(COLD, steep, space.architecture(space.sample(rng)))
-        return write_table(
-            space, precision, step_time=StepTimeModel((WARM, steep, cold), rng.choice(ALTERNATIVES)), **options
-        )
 
-    return write
+@pytest.fixture(scope="session")
+def write_table(tmp_path_factory: pytest.TempPathFactory) -> WriteTable:
+    """A function that writes and loads a table that covers a space."""
+    return lambda *arguments, **options: write_formula_table(
+        tmp_path_factory.mktemp("latencies"), *arguments, **options
+    )
+
+
+@pytest.fixture(scope="session")
+def write_piecewise(tmp_path_factory: pytest.TempPathFactory) -> WriteTable:
+    """The same, with a decode step that is piecewise linear."""
+    return lambda *arguments, **options: write_piecewise_table(
+        tmp_path_factory.mktemp("latencies"), *arguments, **options
+    )
 
 
 def whole_cost(key: str, a: Architecture, table: LatencyTable | None, bytes_per_token: float | None) -> float:
