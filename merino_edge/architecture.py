@@ -130,9 +130,9 @@ class Architecture:
         """FLOPs of one forward pass over `sequence` tokens (see `counts.flops`)."""
         return counts.flops(self, sequence, head=head)
 
-    def weight_bytes(self, precision: str = "fp16") -> int:
-        """Bytes of the stored weights. Raises InputError on an unknown precision."""
-        return counts.weight_bytes(self, precision)
+    def weight_bytes(self, precision: str = "fp16", target: str | None = None) -> int:
+        """Bytes of the stored weights, in a bundle for `target` if one is named (`counts.weight_bytes`)."""
+        return counts.weight_bytes(self, precision, target)
 
     def kv_bytes(self, positions: int | None = None, element_bytes: int = 2) -> int:
         """Bytes of the KV cache for `positions` (default: all) positions."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from merino_edge.errors import InputError
+from merino_edge.graph_io import ONNX_CUDA_TARGET
 
 NVPMODEL = "nvpmodel files: https://github.com/LineageOS/android_device_nvidia_concord, nvpmodel/"
 # From a deviceQuery of the same GPU.
@@ -21,6 +22,12 @@ ORIN_NX_QUERY = "https://gist.github.com/atinfinity/8cede915acda05d0ff427c096047
 NANO_QUERY = "https://gist.github.com/r7vme/45ad34e9c2e8d8cd1c01d94975ee6bee"
 AGX_BRIEF = "http://mzph.cn/web/30785.shtml (summary of NVIDIA's technical brief)"
 SUPER = "NVIDIA's announcement of Orin Nano Super (68 to 102 GB/s, 40 to 67 sparse TOPS)"
+
+# Targets of export with TensorRT, by compute capability: Orin's and Thor's. export/targets.py has their boards.
+TARGETS_OF = {
+    "8.7": ("jetpack-6.2", "jetpack-7.2", "tensorrt-11"),
+    "11.0": ("jetpack-7.1", "jetpack-7.2", "tensorrt-11"),
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,11 @@ class Board:
     modes: tuple[PowerMode, ...]
     sources: tuple[str, ...]
     unverified: tuple[str, ...] = ()
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The targets of export whose bundles its GPU runs."""
+        return (*TARGETS_OF.get(self.compute_capability, ()), ONNX_CUDA_TARGET)
 
     def mode(self, name: str) -> PowerMode:
         """The power mode called `name`, in upper or lower case. Raises InputError where there is none."""

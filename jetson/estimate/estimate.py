@@ -54,6 +54,7 @@ def estimate(
         "runtime": roofline.runtime.name,
         "runtime_basis": roofline.runtime.basis,
         "precision": precision,
+        **({"target": roofline.target} if roofline.target else {}),
         "family": family(space.architecture(space.sample(random.Random(0)))),
         **plan.grid,
         "space": space_document,

@@ -21,10 +21,11 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from merino_edge.architecture import Architecture, Block
-from merino_edge.counts import MATRIX_BYTES, cache_element_bytes, check_precision, layer_matrix_parameters
-from merino_edge.errors import InputError
+from merino_edge.counts import layer_matrix_parameters
+from merino_edge.errors import InputError, UnsupportedError
 from merino_edge.jetson.estimate.boards import Board, PowerMode
 from merino_edge.latency.measurement import Mode
+from merino_edge.storage import SCALE_BYTES, Form, rules_of, stored_as
 
 # The share of the theoretical peak that was measured: 62.3 of 68.3 GB/s read, 9.68 of 10.03 TFLOP/s (Orin Nano 8GB at
 # 612 MHz, L4T r39.2.1; "Jetson Orin: roof-guided Vulkan quantized linear study", JETSON-WMMA-LESSONS.md).
@@ -48,16 +49,22 @@ class Storage:
     half: bool = True  # whether matrices are multiplied in FP16
 
 
-# As the exporter stores matrices for TensorRT: int8 with an FP16 scale per output instead of per block of inputs.
-TENSORRT_BYTES = {**MATRIX_BYTES, "int8": 1.0}
+ASSUMED_TARGET = "jetpack-6.2"  # whose storage is taken where no target is named; TensorRT's are alike
 
 
-def tool_storage(precision: str) -> Storage:
-    """This tool's storage at `precision`. int8 and int4 weights are multiplied in FP16; int4 has an int8 head."""
-    check_precision(precision)
-    matrix, head = TENSORRT_BYTES[precision], TENSORRT_BYTES["int8" if precision == "int4" else precision]
-    element = cache_element_bytes(precision)
-    return Storage(precision, matrix, head, element, element, half=precision != "fp32")
+def tool_storage(precision: str, target: str | None = None) -> Storage:
+    """This tool's storage at `precision`. int8 and int4 weights are multiplied in FP16; int4 has an int8 head.
+
+    Raises InputError for an unknown precision, UnsupportedError for one that the target cannot run.
+    """
+    stored = stored_as(precision, target or ASSUMED_TARGET)
+    element = stored.cache_bytes
+    return Storage(precision, _element(stored.matrix), _element(stored.head), element, element, half=element == 2)
+
+
+def _element(form: Form) -> float:
+    """Bytes of an element. A scale for a whole row is not worth counting."""
+    return form.bits / 8 + (SCALE_BYTES / form.block if form.block else 0.0)
 
 
 # ggml's blocks: Q4_K 4.5, Q5_0 5.5, Q6_K 6.5625 and Q8_0 8.5 bits a weight. A Q4_K_M file stores half of the value and
@@ -87,9 +94,9 @@ class Runtime:
     clock_factors: Mapping[str, float] = field(default_factory=dict)  # of the GPU's clock, by power mode
     unverified: bool = False  # no speed of this runtime is published
 
-    def storage(self, precision: str, width: int) -> Storage:
-        """The storage of a model of that width at one of the tool's precisions."""
-        own = tool_storage(precision)
+    def storage(self, precision: str, width: int, target: str | None = None) -> Storage:
+        """The storage of a model of that width at one of the tool's precisions, for a target of export."""
+        own = tool_storage(precision, target)
         if self.name in ("llama.cpp", "ollama"):
             return {"int4": Q4_K_M if width % 256 == 0 else Q4_K_M_NARROW, "int8": Q8_0}.get(precision, own)
         return INT4_AWQ if (self.name, precision) == ("edge-llm", "int4") else own
@@ -191,15 +198,32 @@ def kernels(a: Architecture, mode: Mode, length: int, storage: Storage, l2_bytes
 
 @dataclass(frozen=True)
 class Roofline:
-    """A board in one power mode under a runtime: it predicts what a clock would measure."""
+    """A board in one power mode under a runtime: it predicts what a clock would measure.
+
+    `target`: the target of export whose bundle it runs; None: any for TensorRT. Raises UnsupportedError for a target
+    that the board cannot run, InputError where the runtime is another project's.
+    """
 
     board: Board
     power_mode: PowerMode
     runtime: Runtime
+    target: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.target is None:
+            return
+        rules_of(self.target)
+        if self.runtime.name != RUNTIMES[0].name:
+            raise InputError(f"runtime {self.runtime.name} runs no bundle", "leave out --target or --runtime")
+        if self.target not in self.board.targets:
+            raise UnsupportedError(
+                f"{self.board.name} cannot run a bundle for {self.target} on its GPU",
+                f"choose one of: {', '.join(self.board.targets)}",
+            )
 
     def model_ms(self, a: Architecture, mode: Mode, length: int, precision: str) -> float:
         """A step of a whole model at one of the tool's precisions, stored as the runtime stores it."""
-        return self.step_ms(a, mode, length, self.runtime.storage(precision, a.blocks[-1].width))
+        return self.step_ms(a, mode, length, self.runtime.storage(precision, a.blocks[-1].width, self.target))
 
     def step_ms(self, a: Architecture, mode: Mode, length: int, storage: Storage) -> float:
         """A step of a whole model with this storage."""

@@ -23,7 +23,10 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from merino_edge.jetson.estimate.boards import Board
     from merino_edge.latency.table import LatencyTable
+    from merino_edge.search.costs import CostModel
+    from merino_edge.search.space import Space
 
 ADDITIVE_PERCENT = 5.0  # error of a sum of parts above which a warning is printed
 
@@ -44,6 +47,14 @@ def estimate(
     ] = None,
     precision: Annotated[
         str | None, typer.Option(help="Precision of the weights: fp32, fp16, int8 or int4. [default: int4]")
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TARGET",
+            help="Target of export whose bundle runs: its bytes count, and a search with the table counts the same. "
+            "[default: any for TensorRT]",
+        ),
     ] = None,
     runtime: Annotated[
         str | None,
@@ -66,7 +77,7 @@ def estimate(
     """
     from merino_edge.errors import InputError
 
-    table_options = (mode, out, space, precision, runtime, lengths, quick or None)
+    table_options = (mode, out, space, precision, target, runtime, lengths, quick or None)
     if check or board is None:
         if (check and board is not None) or any(option is not None for option in table_options):
             hint = "leave out every other option" if check else "add: --board BOARD (merino-edge estimate lists them)"
@@ -81,6 +92,7 @@ def estimate(
             out,
             space="edge" if space is None else space,
             precision="int4" if precision is None else precision,
+            target=target,
             runtime_name="merino-edge" if runtime is None else runtime,
             lengths=lengths,
             quick=quick,
@@ -95,6 +107,7 @@ def _write(
     *,
     space: str,
     precision: str,
+    target: str | None,
     runtime_name: str,
     lengths: str | None,
     quick: bool,
@@ -102,21 +115,21 @@ def _write(
 ) -> None:
     from merino_edge.cli import console
     from merino_edge.cli.profile import parse_lengths
-    from merino_edge.counts import check_precision
     from merino_edge.errors import InputError
     from merino_edge.jetson.estimate.boards import board
     from merino_edge.jetson.estimate.estimate import estimate as estimate_table
     from merino_edge.jetson.estimate.roofline import Roofline, runtime
     from merino_edge.search import space_file
     from merino_edge.search.builtin_spaces import load_space
+    from merino_edge.search.costs import CostModel
 
-    target = board(board_name)
+    chosen = board(board_name)
     if mode is None:
-        modes = ", ".join(m.name for m in target.modes)
-        raise InputError(f"{target.name} has several power modes", f"add: --mode, one of {modes}")
-    roofline = Roofline(target, target.mode(mode), runtime(runtime_name))
-    check_precision(precision)
+        modes = ", ".join(m.name for m in chosen.modes)
+        raise InputError(f"{chosen.name} has several power modes", f"add: --mode, one of {modes}")
+    roofline = Roofline(chosen, chosen.mode(mode), runtime(runtime_name), target)
     grid_lengths, search_space = parse_lengths(lengths), load_space(space)
+    needed = _memory_line(search_space, CostModel(precision, target=target), chosen)
     screen = console.stderr()
     with screen.status("estimating"):
         table = estimate_table(
@@ -129,6 +142,7 @@ def _write(
             lengths=grid_lengths,
         )
     _print_table(screen, table)
+    screen.print(needed, markup=False, soft_wrap=True)
     if as_json:
         header = table.header
         console.print_json(
@@ -147,6 +161,35 @@ def _write(
         )
     else:
         console.print_line(str(out))
+
+
+def _memory_line(space: Space, cost_model: CostModel, board: Board) -> str:
+    """What the models of the space take of the board's memory. Raises UnsupportedError where none of them fits."""
+    import dataclasses
+
+    from merino_edge.errors import UnsupportedError
+    from merino_edge.search.budget import Metric
+
+    cost_model.check_blocks(space, ())
+    peak_mb = []
+    for template, model in enumerate(space.models):
+        cost = cost_model.metric_cost(
+            cost_model.resolve(Metric("peak_mb"), space), space.templates[template].vocabulary
+        )
+        widths = space.width_range(template)
+        choices = space.block_choices[space.first_choice[widths.start] : space.first_choice[widths.stop]]
+        largest = max(choices, key=lambda b: (b.width, b.weight_layers, b.kv_heads, b.ffn_width))
+        for blocks in (choices[:1] * space.blocks[0], (largest,) * space.blocks[-1]):
+            peak_mb.append(cost.value(dataclasses.replace(model, blocks=blocks)))
+    least, most, whose = min(peak_mb), max(peak_mb), f" as stored for {cost_model.target}" if cost_model.target else ""
+    line = f"models of space {space.name} take {least:,.0f} to about {most:,.0f} MB{whose}"
+    if board.memory_bytes is None:
+        return f"{line}; the board's memory is unknown"
+    memory_mb = board.memory_bytes / 1e6
+    if least > memory_mb:
+        raise UnsupportedError(f"{line}, {board.name} has {memory_mb:,.0f} MB", "choose another --board or --space")
+    warning = "warning: " if most > memory_mb else ""
+    return f"{warning}{line} of the board's {memory_mb:,.0f} MB, which its system shares"
 
 
 def _print_table(screen: Console, table: LatencyTable) -> None:
@@ -189,7 +232,7 @@ def _list(*, as_json: bool) -> None:
     from rich.table import Table
 
     from merino_edge.cli import console
-    from merino_edge.jetson.estimate.boards import BOARDS, Board
+    from merino_edge.jetson.estimate.boards import BOARDS
 
     def document(board: Board) -> dict[str, Any]:
         modes = [

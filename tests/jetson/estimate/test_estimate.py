@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers.warm_python import run_merino as merino
-from merino_edge.architecture import Architecture
+from merino_edge.architecture import Architecture, load
 from merino_edge.errors import OutputError
 from merino_edge.jetson.device.card import device_card
 from merino_edge.jetson.estimate.boards import BOARDS, Board, board
@@ -121,6 +121,23 @@ def test_estimated_follows_the_table_into_what_is_made_from_it(tmp_path: Path) -
     document = json.loads(result.read_text())
     assert document["table"]["header"]["estimated"]
     assert document["table"]["header"]["device"]["name"] == "Jetson Orin Nano 8GB (estimated)"
+
+
+def test_a_search_counts_the_target_of_its_estimated_table(tmp_path: Path) -> None:
+    table, result, again = tmp_path / "t.jsonl", tmp_path / "found.json", tmp_path / "again.json"
+    asked = ("--board", "orin-nano-8gb", "--mode", "25W", "--space", "demo", "--precision", "int4", "--out", table)
+    done = merino("estimate", *asked, "--target", "jetpack-7.2", "--quick")
+    assert "as stored for jetpack-7.2 of the board's 8,590 MB" in done.stderr
+    assert load_table(table).header["target"] == "jetpack-7.2"
+    found = merino("search", "--space", "demo", "--table", table, "--decode-ms", 2, "--out", result)
+    assert "bytes as int4 is stored for jetpack-7.2" in found.stderr
+    a, document = load(result)
+    assert document["target"] == "jetpack-7.2"
+    assert round(1e6 * document["costs"]["weight_mb@int4"]) == a.weight_bytes("int4", "jetpack-7.2")
+    merino("search", "--from", result, "--out", again)  # which has the target from the result
+    assert load(again)[1]["costs"] == document["costs"]
+    other = merino("search", "--space", "demo", "--table", table, "--target", "onnxruntime", "--out", again)
+    assert "stored for onnxruntime" in other.stderr
 
 
 def test_without_a_board_the_boards_are_listed() -> None:

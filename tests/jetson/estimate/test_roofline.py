@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from merino_edge import counts
 from merino_edge.architecture import Architecture, Block
 from merino_edge.counts import PRECISIONS, layer_matrix_parameters, width_projection_parameters
-from merino_edge.errors import InputError
+from merino_edge.errors import InputError, UnsupportedError
+from merino_edge.export.targets import PLATFORMS
 from merino_edge.jetson.estimate.boards import BOARDS, Board, PowerMode, board
 from merino_edge.jetson.estimate.published_speeds import (
     LLAMA32_1B,
@@ -24,6 +26,7 @@ from merino_edge.jetson.estimate.published_speeds import (
 )
 from merino_edge.jetson.estimate.roofline import RUNTIMES, Roofline, kernels, runtime, tool_storage
 from merino_edge.latency.measurement import MODES
+from merino_edge.storage import TARGET_RULES, stored_as
 
 MERINO, NANO = runtime("merino-edge"), board("orin-nano-8gb")
 BOARD_MODES = [(board, mode) for board in BOARDS for mode in board.modes]
@@ -67,6 +70,41 @@ def test_the_work_is_what_the_counts_say(a: Architecture, length: int, precision
     stored = (layers + inner + way_in + way_out) * storage.matrix_bytes + heads * storage.head_bytes
     read = sum(count * k.dram_bytes for count, k in kernels(unshared, "decode", length, storage, 2**40))
     assert read == pytest.approx(stored + a.kv_bytes(length, int(storage.cache_bytes)))
+
+
+@pytest.mark.parametrize(("name", "precision"), [(n, p) for n, r in TARGET_RULES.items() for p in r.precisions])
+def test_a_targets_step_reads_what_its_bundle_stores(name: str, precision: str) -> None:
+    """All stored matrices but the embedding's table, of which a step reads a row; scales of whole rows left out."""
+    a = Architecture(512, 64, 256, 64, (Block(256, 2, 4, 2, 512),), tied_head=False, norm="rmsnorm", bias="none")
+    stored = counts.weight_bytes(a, precision, name)
+    embedding = stored_as(precision, name).embedding.bytes(a.vocab_size, 256)
+    rest = sum(4 * 256 for _ in range(5)) + stored_as(precision, name).positions.bytes(64, 256)
+    storage = tool_storage(precision, name)
+    empty = dataclasses.replace(storage, matrix_bytes=0, head_bytes=0)  # its kernels move activations only
+    read, moved = (
+        sum(n * k.dram_bytes for n, k in kernels(a, "decode", 1, form, 0) if k.kind == "matrix")
+        for form in (storage, empty)
+    )
+    assert read - moved == pytest.approx(stored - embedding - rest, rel=0.02)
+
+
+def test_a_roofline_refuses_a_target_that_its_board_or_runtime_cannot_run() -> None:
+    mode, thor = NANO.mode("25W"), board("agx-thor")
+    assert Roofline(NANO, mode, MERINO, "jetpack-6.2") and Roofline(thor, thor.modes[0], MERINO, "jetpack-7.1")
+    with pytest.raises(UnsupportedError, match=r"orin-nano-8gb cannot run a bundle for jetpack-7.1 .*jetpack-6.2"):
+        Roofline(NANO, mode, MERINO, "jetpack-7.1")
+    with pytest.raises(UnsupportedError, match="for onnxruntime on its GPU"):
+        Roofline(NANO, mode, MERINO, "onnxruntime")
+    with pytest.raises(UnsupportedError, match="unknown target 'jetpack'"):
+        Roofline(NANO, mode, MERINO, "jetpack")
+    with pytest.raises(InputError, match=r"runtime llama.cpp runs no bundle; leave out --target"):
+        Roofline(NANO, mode, runtime("llama.cpp"), "jetpack-6.2")
+
+
+def test_boards_run_the_targets_that_name_them() -> None:
+    for name, family in (("orin-nano-8gb", "Orin"), ("agx-thor", "Thor")):
+        tensorrt = [n for n, p in PLATFORMS.items() if p.tensorrt and family in p.boards]
+        assert [*tensorrt, "onnxruntime-cuda"] == list(board(name).targets)
 
 
 @given(architectures(), modes, lengths, st.integers(0, 2**24))
