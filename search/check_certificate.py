@@ -691,6 +691,8 @@ class Metrics:
         require(at > 0, f"there is no metric {key}")
         if name == "peak_mb" and self.target == "onnxruntime":
             return Metric([self._peak_of_cpu(at)], 1e6, at)
+        if name == "peak_mb" and TARGETS[self.target].tensorrt:
+            return Metric([[self._peak_of_tensorrt()]], 1e6, at)
         if name == "peak_mb":
             weights = self._weights(self.precision)
             peak = weights._replace(
@@ -750,6 +752,29 @@ class Metrics:
                 lambda m: end_activation_bytes(m, step),
             ),
         ]
+
+    def _peak_of_tensorrt(self) -> Sum:
+        """Weights, cache, and what TensorRT reserves for prompts of 512 tokens and for steps of one."""
+        stored, weights = Storage(self.precision, self.target), self._weights(self.precision)
+        element, copies = stored.cache_bytes, not stored.native
+
+        def block(m: Any, b: Any) -> float:
+            positions = m.max_positions + (min(512, m.max_positions) if copies else 0)
+            return weights.block(m, b) + stored.cache(m, b, positions)
+
+        def ends(m: Any, first: int, last: int) -> float:
+            widened = 2 * m.vocab_size * m.embedding_width if stored.splits_table else 0
+            return weights.ends(m, first, last) + 16_450_000 + widened + 8 * m.vocab_size * 4
+
+        def activation(m: Any, b: Any) -> float:
+            context, tokens = m.max_positions, min(512, m.max_positions)
+            step = context * b.width * element + 283 * b.ffn_width
+            if not copies:
+                return float(step + tokens * (4 * context + 5.5 * b.width + 5 * b.ffn_width))
+            scores = (4 + element) * b.heads * (context + tokens)
+            return float(step + tokens * (scores + 13 * element * b.width))
+
+        return Sum(("reserved",), block, weights.change, ends, activation, lambda m: 0.0)
 
     def _latency(self, name: str, at: int, vocabulary: int) -> Metric:
         if self.precision not in self.tables:

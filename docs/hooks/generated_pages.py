@@ -38,7 +38,7 @@ ARTEFACTS = (
         ("latency/table_file.py", "latency/table.py", "latency/measurement.py"),
     ),
     ("Architecture", "`NAME.json`", "`search`, or a person", "`train`, `search --from`", ("architecture.py",)),
-    ("Search result", "`NAME.json`", "`search`", "`train`, `search --from`, `show`", ("search/result.py",)),
+    ("Search result", "`NAME.json`", "`search`", "`train`, `search --from`, `verify`, `show`", ("search/result.py",)),
     ("Pareto front", "`NAME.json`", "`pareto`", "`show`", ("search/pareto.py",)),
     ("Search space", "`NAME.json`", "a person", "`search`, `pareto`, `profile`, `study`", ("search/space_file.py",)),
     ("Corpus", "folder", "`tokenize`, `train`", "`train`, `distill logits`", ("data/corpus.py", "data/shards.py")),

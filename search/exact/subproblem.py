@@ -103,8 +103,8 @@ class Splitter:
 
     def of_every_depth(self, subproblem: Subproblem) -> tuple[PathProblem, Floats] | None:
         """The problem that its class has at every depth, with the scores [depths, G]; None if no block is left."""
-        paths = self._path_problem(subproblem, self._useful_choices(subproblem).any(0))
-        return paths and (paths, self.block_scores(subproblem)[:, paths.choices])
+        paths = self._path_problem(subproblem, np.any(self._useful_choices(subproblem), axis=0))
+        return None if paths is None else (paths, self.block_scores(subproblem)[:, paths.choices])
 
     def _path_problem(self, subproblem: Subproblem, useful: NDArray[np.bool_]) -> PathProblem | None:
         program, space, (low, high) = subproblem.program, self.problem.space, subproblem.band
