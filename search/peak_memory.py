@@ -5,11 +5,15 @@ Peak memory is counted by the engine that runs the target's bundle:
 | target | peak memory is | checked by |
 |---|---|---|
 | onnxruntime | the larger of two sums: while it loads, and while it runs a full cache | benchmarks/peak_memory.py |
-| none | weights as stored, a GPU's cache, and activations of a prompt | nothing: arithmetic |
+| for TensorRT | weights as stored, cache, and what the compiler reserves | benchmarks/engine_memory.py |
+| onnxruntime-cuda, none | weights as stored, a GPU's cache, and activations of a prompt | nothing: arithmetic |
 
 ONNX Runtime's CPU engine holds matrices in the form that its kernels read, not as they are stored. At fp16 they are
 float32. Codes have three float32 numbers a block beside them: the scale, the packed scale, and a sum. Of the embedding
 table it holds the rows that were looked up. While it loads, the head as stored is held beside the packed one.
+
+TensorRT reserves memory for its longest prompt, whatever prompt is run, and apart from that for a step of one token.
+docs/stored-bytes.md has every formula. What CUDA itself takes is not counted.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from __future__ import annotations
 from merino_edge import counts
 from merino_edge.architecture import Architecture, Block
 from merino_edge.search.additive_cost import AdditiveCost
-from merino_edge.storage import INT4_BLOCK, stored_as
+from merino_edge.storage import INT4_BLOCK, rules_of, stored_as
 
 # Measured with ONNX Runtime 1.32 on an x86 CPU with AVX-512 (docs/stored-bytes.md).
 CPU_BYTES = 11_000_000  # of the library's code that runs, and of an open session
@@ -42,6 +46,8 @@ def peak_sums(precision: str, target: str | None, tokens: int) -> tuple[Additive
     """The sums whose largest is the peak memory in bytes, for a prompt of which `tokens` run at once."""
     if target == "onnxruntime":
         return _cpu_loading(precision), _cpu_running(precision, tokens)
+    if rules_of(target).tensorrt:
+        return (_tensorrt(precision, target),)
     return (_plain(precision, target, tokens),)
 
 
@@ -129,3 +135,37 @@ def _cpu_running(precision: str, tokens: int) -> AdditiveCost:
         activation_bytes,
         lambda a: counts.end_activation_bytes(a, step),
     )
+
+
+# --- TensorRT --------------------------------------------------------------------------------------
+
+# What TensorRT for RTX 1.7 reserves when it compiles for SM86 (benchmarks/engine_memory.py). No board was measured.
+ENGINE_CHUNK = 512  # tokens of the longest prompt: PREFILL_CHUNK of merino_edge.export.tensorrt
+ENGINE_BYTES = 16_450_000  # workspace of both profiles
+ENGINE_ROWS = 8  # rows of logits: MAX_LOGIT_ROWS of merino_edge.graph_io
+STEP_FFN_BYTES = 283  # of a step of one token, for each hidden number of an FFN
+
+
+def _tensorrt(precision: str, target: str | None) -> AdditiveCost:
+    stored, form = weights(precision, target), stored_as(precision, target)
+    element, copies = form.cache_bytes, form.lowering == "primitive"  # it returns the new keys and values
+
+    def block_bytes(a: Architecture, block: Block, own: str | None) -> float:
+        positions = a.max_positions + (min(ENGINE_CHUNK, a.max_positions) if copies else 0)
+        return stored.block(a, block, own) + counts.block_kv_bytes(a, block, positions, element)
+
+    def end_bytes(a: Architecture) -> float:
+        widened = 2 * a.vocab_size * a.embedding_width if form.splits_table else 0  # an int8 head, at a step of one row
+        return stored.end(a) + ENGINE_BYTES + widened + ENGINE_ROWS * a.vocab_size * counts.ACTIVATION_BYTES
+
+    def activation_bytes(a: Architecture, block: Block) -> float:
+        """Of a step of one token, and of a prompt: keys for all heads, a mask or scores, residual stream and FFN."""
+        context, width = a.max_positions, block.width
+        tokens = min(ENGINE_CHUNK, context)
+        step = context * width * element + STEP_FFN_BYTES * block.ffn_width
+        if not copies:
+            return step + tokens * (4 * context + 5.5 * width + 5 * block.ffn_width)
+        scores = (4 + element) * block.heads * (context + tokens)  # float32, and in the type of matrices
+        return step + tokens * (scores + 13 * element * width)
+
+    return AdditiveCost(block_bytes, stored.change, end_bytes, activation_bytes, lambda a: 0.0)
