@@ -8,10 +8,12 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from helpers.linear_table import table_text
 from helpers.warm_python import run_merino as merino
 from helpers.warm_python import warm_merino
 from merino_edge import architecture, artefact, bundle, checkpoint, engine_store
@@ -129,12 +131,38 @@ def test_a_table_that_is_not_to_be_used_says_so_wherever_it_is_used(space_file: 
     assert "warning: the verdict on table t.jsonl is do not use" in " ".join(front.stderr.split())
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--like", "full.jsonl", "--space", "demo"), "--like takes space and lengths from the full table"),
+        (("--like", "full.jsonl", "--share", 1.5), "--share is 1.5; give a number between 0 and 1"),
+        (("--share", 0.2), "--share says how much of a full table is measured; add: --like FULL.jsonl"),
+        (("--like", "bad.jsonl"), "the verdict on bad.jsonl is do not use"),
+        (("--like", "short.jsonl"), "short.jsonl is itself transferred from full.jsonl; give a full table"),
+        (("--also", "opt-126m"), "there is no preset 'opt-126m'"),
+    ],
+)
+def test_a_table_that_cannot_be_followed_is_refused(tmp_path: Path, options: tuple[object, ...], says: str) -> None:
+    off = {"what": "validation", "decode": {"mape_percent": 99.0}, "prefill": {}}
+    (tmp_path / "full.jsonl").write_text(table_text())
+    (tmp_path / "bad.jsonl").write_text(table_text(finished=False, estimated=False) + add_checksum(off) + "\n")
+    source = {"from": "full.jsonl", "sha256": "", "device": "a", "precision": "fp32", "estimated": False}
+    source |= {"measured": 1, "entries": 2}
+    (tmp_path / "short.jsonl").write_text(table_text(transferred=source))
+    done = subprocess.run(
+        [warm_merino(), "profile", *map(str, options), "--out", "t.jsonl"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "t.jsonl").exists()
+
+
+def test_ctrl_c_says_how_to_go_on(space_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "t.jsonl"
-    command = [warm_merino(), "profile", "--space", "demo", "--threads", "1", "--quick", "--out", str(out)]
+    command = [warm_merino(), "profile", "--space", str(space_file), "--threads", "1", "--quick", "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (out.exists() and '"samples"' in out.read_text()):  # the first batch is measured
         assert process.poll() is None, process.communicate()
+        time.sleep(0.01)  # the profile needs the processor
     os.kill(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130 and not stdout
