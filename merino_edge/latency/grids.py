@@ -98,6 +98,7 @@ class LatencyGrids:
         self._path = path
         self._failed = [m for m in measurements if m.failed]
         self._grids = build_grids(measurements, reference)
+        self._costs: dict[tuple[object, ...], float] = {}  # a search asks for the same parts again and again
 
     @property
     def complete(self) -> bool:
@@ -111,6 +112,12 @@ class LatencyGrids:
 
     def cost(self, what: str, ffn: str, step: Step, cold_share: float, point: Point) -> float:
         """One part's cost. Raises InputError outside what was measured, and where the shape could not be run."""
+        key = (what, ffn, step, cold_share, point)
+        if key not in self._costs:
+            self._costs[key] = self._interpolated(what, ffn, step, cold_share, point)
+        return self._costs[key]
+
+    def _interpolated(self, what: str, ffn: str, step: Step, cold_share: float, point: Point) -> float:
         if gaps := self.gaps(what, ffn, step, cold_share, [point]):
             raise InputError(f"{self._path} does not cover {gaps[0]}", MEASURE_IT)
         costs = [grid.at(point) for grid in self._pair(what, ffn, step, cold_share) if grid is not None]
