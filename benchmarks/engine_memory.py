@@ -2,8 +2,8 @@
 
 For models drawn from the `edge` space and for SmolLM2's shape, the graph for `rtx` with random weights is compiled for
 SM86, without a GPU. The compiler's log says how much memory a context of each of the two profiles takes, and how much
-the weights take. The sum of those, of the cache and of the buffers of a step is what an engine holds on a GPU, beside
-CUDA's own memory. It was not compared with a board.
+the weights take. With the cache and the buffers of a step that is what an engine holds on a GPU, beside CUDA's own
+memory. It was not compared with a board.
 """
 
 from __future__ import annotations

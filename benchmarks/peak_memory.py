@@ -1,7 +1,7 @@
 """What `--peak-mb` counts for `onnxruntime` against what that engine holds: python benchmarks/peak_memory.py
 
-For models drawn from the `edge` space and for SmolLM2's shape, at every precision: the graph with random weights is
-written to disk, and a fresh process opens it, fills the whole context in prompts of 256 tokens and decodes. Measured is
+For models drawn from the `edge` space and for SmolLM2's shape, at every precision, the graph with random weights is
+written to disk. A fresh process opens it, fills the whole context in prompts of 256 tokens and decodes. Measured is
 its largest resident memory, less what it held with the libraries loaded and nothing open. The largest part of that is
 anonymous; the rest is pages of the library and of the weights' file. Both are printed at the end of the run.
 

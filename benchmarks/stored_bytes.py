@@ -1,7 +1,7 @@
 """What a search counts as stored weights against exported bundles: python benchmarks/stored_bytes.py [PRESET ...]
 
-For each public model, target and precision: the graph of the default lowering with random weights and the whole
-context is written to disk, with the primitive graph beside it where a bundle has one. The columns are the count, the
+For each public model, target and precision the graph with random weights and the whole context is written to disk. The
+primitive graph is written beside it, where a bundle has one. The columns are the count, the
 bytes of the data file, those of the graphs too, and how far the count is from the two. The tokenizer and the manifest
 are not written. Targets whose rules of storage are the same get the same graph, which is written once. One model at a
 time takes up to 2 GB of disk and 4 GB of memory.

@@ -105,8 +105,8 @@ class Storage:
 def stored_as(precision: str, target: str | None = None) -> Storage:
     """How `target` stores a model at `precision`.
 
-    Raises InputError for a precision that there is not, UnsupportedError for a target that there is not, and for a
-    precision that the target cannot run.
+    Raises InputError for a precision that there is not. Raises UnsupportedError for a target that there is not, and for
+    a precision that it cannot run.
     """
     if precision not in PRECISIONS:
         raise InputError(f"there is no precision {precision!r}", f"choose one of {', '.join(PRECISIONS)}")

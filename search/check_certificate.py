@@ -32,6 +32,7 @@ Floats = NDArray[np.float64]
 Key = tuple[Any, ...]
 
 VERSION = 1  # of the certificate
+NOT_HERE = "-"  # a task whose models are in other classes
 TOLERANCE = 1e-9  # share of a score within which two scores count as equal
 ROUNDING = 1e-12  # share of a bound's magnitude that is added to it, because rounding may have lowered it
 STATED = 1e-8  # share within which a bound must be what the certificate states
@@ -772,7 +773,7 @@ class Metrics:
             if not copies:
                 return float(step + tokens * (4 * context + 5.5 * b.width + 5 * b.ffn_width))
             scores = (4 + element) * b.heads * (context + tokens)
-            return float(step + tokens * (scores + 13 * element * b.width))
+            return float(step + tokens * (scores + (20 + 3 * element) * b.width))
 
         return Sum(("reserved",), block, weights.change, ends, activation, lambda m: 0.0)
 
@@ -1262,7 +1263,7 @@ def prove(space: Space, score: Score, programs: Programs, certificate: dict[str,
             band = np.array([float(low), math.inf if high is None else float(high)])
             require(0 <= band[0] < band[1], "a class has no activations")
             classes.append((one, _between(space, one["first"]), _between(space, one["last"]), band))
-        _check_cover(members, [tuple(parts) for _, *parts in classes])
+        _check_cover(space, members, classes)
         for one, first, last, band in classes:
             tasks = Tasks(space, members, first, last, band)
             scores = score.highest([p.template for p in members], first, last)
@@ -1271,15 +1272,19 @@ def prove(space: Space, score: Score, programs: Programs, certificate: dict[str,
     return effort[0], effort[1], effort[2]
 
 
-def _check_cover(members: Sequence[Program], classes: Sequence[tuple[Any, ...]]) -> None:
-    """Check that every model of a group is in one of its classes."""
-    reached = {w for p in members for w in p.allowed}
-    for x, y in itertools.product(reached, reached):
-        bands = sorted(tuple(band) for first, last, band in classes if x in first and y in last)
-        reach = 0.0
-        for low, high in bands:
-            reach = max(reach, high) if low <= reach else reach
-        require(x > y or reach == math.inf, "some models of a group are in none of its classes")
+def _check_cover(space: Space, members: Sequence[Program], classes: Sequence[tuple[Any, ...]]) -> None:
+    """Check that every model of a group is in one of its classes: by depth, outer widths and activations."""
+    edges = sorted({float(x) for *_, band in classes for x in band} | {0.0, math.inf})
+    count = len(space.widths)
+    covered = np.zeros((len(space.depths), count, count, len(edges) - 1), bool)
+    for one, first, last, band in classes:
+        depths = [row for row, line in enumerate(one["tasks"]) if line != NOT_HERE]
+        bands = range(edges.index(band[0]), edges.index(band[1]))
+        covered[np.ix_(depths, first, last, bands)] = True
+    reached = sorted({w for p in members for w in p.allowed})
+    inside = np.triu(np.ones((count, count), bool))
+    inside &= np.isin(np.arange(count), reached)[:, None] & np.isin(np.arange(count), reached)[None]
+    require(covered[:, inside].all(), "some models of a group are in none of its classes")
 
 
 def _between(space: Space, ends: list[int]) -> list[int]:
@@ -1299,11 +1304,13 @@ def _check_class(tasks: Tasks, scores: Floats, one: dict[str, Any], bound: float
     space, sums = tasks.space, len(tasks.limits)
     lines, tried = one["tasks"], {whole(depth, "a depth") for depth in one["tried"]}
     require(
-        len(lines) == len(space.depths) and tried <= set(space.depths), "a class does not have a task for each depth"
+        len(lines) == len(space.depths) and all(type(n) is str for n in lines) and tried <= set(space.depths),
+        "a class does not have a task for each depth",
     )
     stated, prices = [], []
+    here = np.array([line != NOT_HERE for line in lines])
     for line in lines:
-        value, _, vectors = line.partition(":")
+        value, _, vectors = (line if line != NOT_HERE else f"none: {'0 ' * sums}").partition(":")
         stated.append(-math.inf if value == "none" else finite(float(value), "a task's bound"))
         rows = [[float(x) for x in text.split()] for text in vectors.split(";")]
         require(all(len(row) == sums for row in rows), "a task has more or fewer prices than sums")
@@ -1316,11 +1323,13 @@ def _check_class(tasks: Tasks, scores: Floats, one: dict[str, Any], bound: float
     both = np.isfinite(told) & np.isfinite(bounds)
     apart = np.abs(np.subtract(told, bounds, out=np.zeros(len(told)), where=both))
     require(
-        (np.where(both, apart <= STATED * size, told == bounds)).all(),
+        np.where(both, apart <= STATED * size, told == bounds)[here].all(),
         "the prices of a task give another bound than it states",
     )
     threshold = bound + TOLERANCE * abs(bound)
     for row, depth in enumerate(space.depths):
+        if not here[row]:
+            continue
         if depth not in tried:
             require(
                 bounds[row] + ROUNDING * size[row] <= threshold,

@@ -166,6 +166,6 @@ def _tensorrt(precision: str, target: str | None) -> AdditiveCost:
         if not copies:
             return step + tokens * (4 * context + 5.5 * width + 5 * block.ffn_width)
         scores = (4 + element) * block.heads * (context + tokens)  # float32, and in the type of matrices
-        return step + tokens * (scores + 13 * element * width)
+        return step + tokens * (scores + (20 + 3 * element) * width)
 
     return AdditiveCost(block_bytes, stored.change, end_bytes, activation_bytes, lambda a: 0.0)

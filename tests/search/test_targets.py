@@ -10,7 +10,9 @@ import pytest
 
 from helpers.small_spaces import MIXED, SMALL
 from merino_edge import counts
-from merino_edge.errors import UnsupportedError
+from merino_edge.errors import ArtefactError, UnsupportedError
+from merino_edge.export.tensorrt import PREFILL_CHUNK
+from merino_edge.graph_io import MAX_LOGIT_ROWS
 from merino_edge.runtime.engines import onnx_engine
 from merino_edge.search.brute_force import brute_force
 from merino_edge.search.budget import Budget, Metric
@@ -18,10 +20,11 @@ from merino_edge.search.builtin_spaces import DEMO, EDGE
 from merino_edge.search.costs import CostModel
 from merino_edge.search.exact.minimum import minimum
 from merino_edge.search.exact.solver import ExactSolver
-from merino_edge.search.peak_memory import CPU_CHUNK
+from merino_edge.search.peak_memory import CPU_CHUNK, ENGINE_CHUNK, ENGINE_ROWS
 from merino_edge.search.problem import Problem
+from merino_edge.search.result import SearchConfig, run_search
 from merino_edge.search.score import effective
-from merino_edge.storage import TARGET_RULES
+from merino_edge.storage import TARGET_RULES, target_of_table
 
 PAIRS = [(name, precision) for name, rules in TARGET_RULES.items() for precision in rules.precisions]
 
@@ -71,8 +74,46 @@ def test_the_least_peak_memory_equals_brute_force(target: str) -> None:
     assert least[0] == min(problem.value(metric, candidate) for candidate in SMALL.candidates())
 
 
-def test_a_step_of_the_cpu_engine_is_as_long_as_its_activations_are_counted() -> None:
+def test_a_result_has_its_target_and_an_older_one_has_none() -> None:
+    budget = Budget.of({"weight_mb@int4": 5.0})
+    found = run_search(SearchConfig(SMALL, budget, effective(), "int4", target="rtx"))
+    document = found.document()
+    assert document["target"] == "rtx" and SearchConfig.of(document, "r.json").target == "rtx"
+    assert document["costs"]["kv_mb"] == found.architecture.kv_bytes() / 1e6
+    del document["target"]
+    older = SearchConfig.of(document, "r.json")
+    assert older.target is None
+    bytes_without = found.architecture.weight_bytes("int4")
+    assert 1e6 * older.problem().costs(found.candidate)["weight_mb@int4"] == bytes_without
+    assert 1e6 * document["costs"]["weight_mb@int4"] == found.architecture.weight_bytes("int4", "rtx") > bytes_without
+    with pytest.raises(ArtefactError, match=r"r.json does not say how it was found"):
+        SearchConfig.of({**document, "target": ["rtx"]}, "r.json")
+    with pytest.raises(UnsupportedError, match="unknown target 'orin'; choose one of: onnxruntime, "):
+        SearchConfig.of({**document, "target": "orin"}, "r.json").problem()
+
+
+HEADERS = [
+    ({"backend": "onnxruntime-cpu"}, "onnxruntime"),
+    ({"backend": "onnxruntime-cuda"}, "onnxruntime-cuda"),
+    ({"backend": "tensorrt-rtx", "libraries": {"tensorrt-rtx-cu12-bindings": "1.7.0"}}, "rtx"),
+    ({"backend": "tensorrt", "libraries": {"tensorrt": "10.3.0"}}, "jetpack-6.2"),
+    ({"backend": "tensorrt", "libraries": {"tensorrt": "10.16.1.2"}}, "jetpack-7.2"),
+    ({"backend": "tensorrt", "libraries": {"tensorrt": "10.30.0"}}, None),
+    ({"backend": "tensorrt", "libraries": "?"}, None),
+    ({"backend": "torch-cpu"}, None),
+    ({"backend": "roofline"}, None),
+    ({"backend": "roofline", "target": "jetpack-7.1"}, "jetpack-7.1"),
+]
+
+
+@pytest.mark.parametrize(("header", "target"), HEADERS)
+def test_the_target_of_a_table_is_what_it_timed(header: dict[str, object], target: str | None) -> None:
+    assert target_of_table(header) == target
+
+
+def test_activations_are_counted_for_the_steps_that_engines_run() -> None:
     assert onnx_engine.PREFILL_CHUNK == CPU_CHUNK
+    assert (PREFILL_CHUNK, MAX_LOGIT_ROWS) == (ENGINE_CHUNK, ENGINE_ROWS)  # and of TensorRT's
 
 
 def test_what_a_target_cannot_store_is_refused_in_one_line() -> None:
