@@ -32,13 +32,16 @@ from merino_edge.jetson.profiler.batching import ProbeBatch, make_batches
 from merino_edge.jetson.profiler.found import FindModels
 from merino_edge.jetson.profiler.plan import LADDER, Detail, Plan, make_plan
 from merino_edge.jetson.profiler.probe import TINY_VOCAB, Probe, Space, Stack
+from merino_edge.jetson.profiler.short_plan import short_plan
 from merino_edge.jetson.profiler.table_header import continued_header, make_header
 from merino_edge.jetson.profiler.time_budget import DEFAULT_MINUTES, FULL_MINUTES, TimeEstimate, choose_plan
 from merino_edge.jetson.profiler.timer import Timer, pinned
 from merino_edge.jetson.profiler.validation import conclusion, fitted
+from merino_edge.latency.drift import merge_repetitions
 from merino_edge.latency.measurement import Measurement, add_checksum
 from merino_edge.latency.table import LatencyTable
 from merino_edge.latency.table_file import load_table
+from merino_edge.latency.transfer import DEFAULT_SHARE, transfer
 from merino_edge.presets import preset
 
 EVICTION_HEAD_FACTOR = 1.5  # times the cache before the last, from which the head evicts layers
@@ -61,6 +64,8 @@ class Request:
     only: str | None = None
     also: Sequence[str] = ()  # public models that are measured as a whole
     find: FindModels | None = None  # how a search with the new table finds models; None: none are measured
+    like: LatencyTable | None = None  # a full table of another machine, of which a share is measured here
+    share: float = DEFAULT_SHARE
 
 
 @dataclass
@@ -122,24 +127,26 @@ def prepare(request: Request, begun: dict[str, Any] | None = None) -> Prepared:
     eviction_head_bytes = round(EVICTION_HEAD_FACTOR * device.inner_cache_bytes(card)) if cache_bytes else 0
     if begun is not None:
         cache_bytes, eviction_head_bytes = begun.get("cache_bytes", cache_bytes), begun.get("company_bytes", 0)
-    quick = request.minutes < FULL_MINUTES
+    quick = request.minutes < FULL_MINUTES if begun is None else begun["quick"]
+    covered = begun if begun is not None or request.like is None else request.like.header
 
     @functools.cache
     def plan_of(detail: Detail) -> Plan:
-        if begun is not None and begun.get("space") == request.space_document:
+        if covered is not None and covered.get("space") == request.space_document:
             detail = dataclasses.replace(LADDER[0], rounds=detail.rounds)  # as finely as it was begun
-        return make_plan(
+        plan = make_plan(
             request.space,
             request.precision,
             quick=quick,
             lengths=request.lengths,
-            begun=begun,
+            begun=covered,
             detail=detail,
             cache_bytes=cache_bytes,
             eviction_head_bytes=eviction_head_bytes,
             cache_capacity=request.backend.cache_capacity,
             also=[preset(name) for name in request.also],
         )
+        return plan if request.like is None else short_plan(plan, request.like, request.share, quick=quick)
 
     sweep_bytes = 2 * cache_bytes if "cold" in plan_of(LADDER[0]).axes.caches else 0
     timer = Timer(
@@ -187,7 +194,7 @@ def profile(
     if table is None and path.exists():
         raise OutputError(f"{path} exists", "finish it with --continue, or choose another --out")
     prepared = prepare(request, table.header if table else None)
-    header, measured = prepared.header, list(table.lines) if table else []
+    header, measured = prepared.header, [m for m in table.lines if not m.transferred] if table else []
     conditions = list(table.conditions) if table else []
     wanted = [probe for probe in prepared.plan.probes if _wanted(probe, request.only)]
     batches = prepared.batches(wanted, {(m.key, m.repetition) for m in measured})
@@ -218,6 +225,10 @@ def profile(
 
             measure(batches, deadline_s)
             if not prepared.batches(measured={(m.key, m.repetition) for m in measured}):
+                if request.like:
+                    filled = transfer(request.like, merge_repetitions(measured))
+                    measured += filled
+                    append(m.to_line() for m in filled)
                 if request.find:
                     measure(_found_batches(prepared, path, measured, request), end_s)
                 append(conclusion(path, header, measured, conditions))
@@ -316,5 +327,5 @@ def _rewrite(table: LatencyTable, header: dict[str, Any]) -> None:
     """Write the file with this header and its measurements, without a cut last line and without a conclusion."""
     lines = [artefact.canonical_json(header)]
     lines += [add_checksum(line) for line in table.conditions]
-    lines += [add_checksum(m.to_line()) for m in table.lines]
+    lines += [add_checksum(m.to_line()) for m in table.lines if not m.transferred]
     artefact.write_text(table.path, "\n".join(lines) + "\n")

@@ -16,6 +16,7 @@ from merino_edge.jetson.device import card as device
 from merino_edge.jetson.profiler.backends import Backend
 from merino_edge.jetson.profiler.contention import STEP_SHARE
 from merino_edge.jetson.profiler.plan import Axes, Plan
+from merino_edge.jetson.profiler.short_plan import origin
 from merino_edge.jetson.profiler.timer import can_probe_contention
 from merino_edge.latency.table import LatencyTable, family
 from merino_edge.latency.table_file import KIND, SCHEMA_VERSION
@@ -49,6 +50,7 @@ def make_header(
         "minutes": request.minutes,
         "space": request.space_document,
         **({"also": list(request.also)} if request.also else {}),
+        **({"transferred": origin(request.like, request.share)} if request.like else {}),
         "estimated": False,
         "clock_mhz": device.clock_mhz(),
         "libraries": request.backend.versions(),
@@ -67,6 +69,8 @@ def _buckets(backend: Backend) -> dict[str, int]:
 def continued_header(table: LatencyTable, header: dict[str, Any]) -> dict[str, Any]:
     """The header of the continued table; its own where it covers nothing more. Raises InputError."""
     path = table.path
+    if (source := table.header.get("transferred")) and "transferred" not in header:
+        raise InputError(f"{path} is transferred from {source.get('from')}", "continue it with the same --like")
     for name in (name for name in header if name not in VARYING):  # in the header's order: causes come first
         if name == "device":
             changed = "; ".join(device.differences(table.header["device"], header["device"]))

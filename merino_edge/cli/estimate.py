@@ -114,7 +114,7 @@ def _write(
     as_json: bool,
 ) -> None:
     from merino_edge.cli import console
-    from merino_edge.cli.profile import parse_lengths
+    from merino_edge.cli.profile_request import parse_lengths
     from merino_edge.errors import InputError
     from merino_edge.jetson.estimate.boards import board
     from merino_edge.jetson.estimate.estimate import estimate as estimate_table

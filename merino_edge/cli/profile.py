@@ -10,20 +10,16 @@ first; "compile_seconds" is a part of "eta_seconds".
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from merino_edge.cli import profile_printers as printers
+from merino_edge.cli import profile_request
 
 if TYPE_CHECKING:
-    from merino_edge.architecture import Architecture
-    from merino_edge.jetson.profiler.profiler import Progress, Request
-    from merino_edge.latency.measurement import Mode
-    from merino_edge.latency.table import LatencyTable
+    from merino_edge.jetson.profiler.profiler import Progress
 
 REPORT_PERCENT = 10  # step of the progress that is printed where stderr is no terminal
 
@@ -73,6 +69,17 @@ def profile(
             help="Also measure these public models as a whole, so that pareto has their times: opt-125m, gpt2, ...",
         ),
     ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FULL.jsonl",
+            help="Measure only a share of the entries of this full table, of another machine, power mode, precision or "
+            "number of threads. The others follow from it. [default minutes: 5]",
+        ),
+    ] = None,
+    share: Annotated[
+        float | None, typer.Option(help="Share of the entries that --like measures. [default: 0.1]")
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -110,7 +117,7 @@ def profile(
     from merino_edge.jetson.profiler import profiler
     from merino_edge.jetson.profiler.time_budget import QUICK_MINUTES
 
-    request = _request(
+    request = profile_request.make_request(
         begun,
         out,
         backend=backend,
@@ -121,6 +128,8 @@ def profile(
         minutes=QUICK_MINUTES if quick else minutes,
         only=only,
         also=also,
+        like=like,
+        share=share,
     )
     screen = console.stderr()
     if dry_run:
@@ -208,95 +217,3 @@ def profile(
             f"{out} is not to be used: {'; '.join(table.verdict.reasons)}",
             f"end other programs, then: rm {out}, and profile again, or with more --minutes",
         )
-
-
-def _request(
-    begun: dict[str, Any],
-    out: Path,
-    *,
-    backend: str | None,
-    space: str | None,
-    precision: str | None,
-    threads: int | None,
-    lengths: str | None,
-    minutes: float | None,
-    only: str | None,
-    also: str | None,
-) -> Request:
-    """What to measure: from the options, else from `begun` (the header of the unfinished table), else the defaults."""
-    import re
-
-    from merino_edge import limits
-    from merino_edge.counts import check_precision
-    from merino_edge.errors import InputError
-    from merino_edge.jetson.profiler.backends import backend_named
-    from merino_edge.jetson.profiler.profiler import Request
-    from merino_edge.jetson.profiler.time_budget import DEFAULT_MINUTES
-    from merino_edge.search import space_file
-    from merino_edge.search.builtin_spaces import SPACES, load_space
-
-    if space is None and begun:
-        search_space = space_file.from_dict(begun.get("space"), str(out), SPACES)
-    else:
-        search_space = load_space("paper" if space is None else space)
-    precision = begun.get("precision", "fp32") if precision is None else precision
-    check_precision(precision)
-    threads = begun.get("threads", 1) if threads is None else threads
-    limits.check_range("threads", threads, 1, len(os.sched_getaffinity(0)))
-    minutes = begun.get("minutes", DEFAULT_MINUTES) if minutes is None else minutes
-    if not 0 < minutes <= limits.MAX_MINUTES:
-        raise InputError(f"--minutes is {minutes}", f"give a positive number up to {limits.MAX_MINUTES}")
-    if only is not None:
-        try:
-            re.compile(only)
-        except re.error as error:
-            raise InputError(
-                f"--only {only!r} is no regular expression ({error})", "write it as 'layer decode'"
-            ) from None
-    name = begun.get("backend", "cpu") if backend is None else backend
-
-    def find(
-        table: LatencyTable, mode: Mode, count: int, seconds: float, without: Collection[Architecture]
-    ) -> Sequence[Architecture]:
-        from merino_edge.search.found_models import found_models
-
-        return found_models(search_space, table, mode, count=count, seconds=seconds, without=without)
-
-    return Request(
-        space=search_space,
-        space_document=space_file.to_dict(search_space),
-        precision=precision,
-        threads=threads,
-        backend=backend_named(ALIASES.get(name, name)),
-        minutes=minutes,
-        lengths=parse_lengths(lengths),
-        only=only,
-        also=begun.get("also", []) if also is None else parse_public(also),
-        find=find,
-    )
-
-
-ALIASES = {"cpu": "onnxruntime-cpu", "cuda": "onnxruntime-cuda", "torch": "torch-cpu"}
-
-
-def parse_public(text: str) -> list[str]:
-    """opt-125m,gpt2 -> their names. Raises InputError for a name of no preset."""
-    from merino_edge.presets import preset
-
-    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
-    for name in names:
-        preset(name)
-    return names
-
-
-def parse_lengths(text: str | None) -> list[int] | None:
-    """64,256 -> [64, 256]. Raises InputError."""
-    from merino_edge import limits
-    from merino_edge.errors import InputError
-
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and len(part) < 10 for part in parts):
-        raise InputError(f"--lengths {text!r} is no list of lengths", "write it as 64,256,1024")
-    return [limits.check_range("--lengths", int(part), 1, limits.MAX_POSITIONS) for part in parts]

@@ -75,6 +75,8 @@ def print_result(screen: Console, table: LatencyTable, seconds: float) -> None:
             soft_wrap=True,
             markup=False,
         )
+    if table.transferred:
+        screen.print(table.transferred, soft_wrap=True, markup=False)
     if table.verdict is not None:
         screen.print(f"verdict: {table.verdict}", soft_wrap=True, markup=False)
     if not table.finished:

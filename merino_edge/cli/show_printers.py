@@ -119,6 +119,11 @@ def print_table(screen: Console, document: Document) -> None:
                 within = f"{errors['low_percent']:+.1f} to {errors['high_percent']:+.1f} %"
             figures.add_row(name, *numbers, within)
         screen.print(figures)
+    if source := document.get("transferred"):
+        screen.print(
+            f"transferred: {source['measured']} of {source['entries']} entries were measured here, "
+            f"the others follow from {source['from']} ({source['precision']}, {source['device']})"
+        )
     if verdict := document["verdict"]:
         screen.print("verdict: " + "; ".join([verdict["word"], *verdict["reasons"]]))
 

@@ -17,6 +17,7 @@ how they sum to a model. A line is a JSON object:
 | yardsticks | [ms] of the reference model in the same rounds, by kind of step: tells a slow machine from a slow part |
 | visit | which repetition this is, from 0; without the field 0 |
 | chosen_by | of a `model`: `found` by a search with this table, or `public` as its user asked; else drawn at random |
+| transferred | true: not measured, but computed from another machine's table (merino_edge.latency.transfer) |
 | energy_mj | of one step; without the field no power rail could be read |
 | failed | why the shape could not be run; such a line has no samples |
 """
@@ -102,6 +103,7 @@ class Measurement:
     reference_ms: Mapping[str, float] = field(default_factory=dict)  # of the reference model, by kind of step
     repetition: int = 0  # a profile measures whole models several times and writes a line each time
     slowness: float = field(default=1.0, compare=False)  # of the machine meanwhile (`DriftCorrection`)
+    transferred: bool = False  # by another machine's table (merino_edge.latency.transfer), not measured
 
     @property
     def median_ms(self) -> float:
@@ -145,6 +147,7 @@ class Measurement:
         line |= {"visit": self.repetition} if self.repetition else {}
         if self.cache == "cold":
             line["cache"] = self.cache
+        line |= {"transferred": True} if self.transferred else {}
         if self.failed:
             return {**line, "failed": self.failed}
         spread = spread_percent(self.samples)
@@ -202,6 +205,7 @@ class Measurement:
             failed=failed,
             reference_ms=reference_ms,
             repetition=repetition,
+            transferred=line.get("transferred") is True,
         )
 
 

@@ -128,10 +128,22 @@ class LatencyTable:
 
     @property
     def warnings(self) -> list[str]:
-        """What whoever uses this table must know, a line each: the verdict, unless it is good."""
-        if self.verdict is None or self.verdict.is_good:
-            return []
-        return [f"the verdict on table {self.path.name} is {self.verdict}"]
+        """What whoever uses this table must know, a line each: the verdict, unless it is good, and a transfer."""
+        told = self.verdict is not None and not self.verdict.is_good
+        lines = [f"the verdict on table {self.path.name} is {self.verdict}"] if told else []
+        return [*lines, *([self.transferred] if self.transferred else [])]
+
+    @property
+    def transferred(self) -> str:
+        """A line that says by which table this one was filled up; "" where everything was measured."""
+        source = self.header.get("transferred")
+        if not source:
+            return ""
+        kind = f"{'estimated' if source['estimated'] else 'measured'} on {source['device']}"
+        return (
+            f"table {self.path.name} is transferred: {source['measured']} of its {source['entries']} entries were "
+            f"measured here, the others follow from {source['from']} ({source['precision']}, {kind})"
+        )
 
     # --- costs of parts, in the unit of the step, by the step's piece ---
 

@@ -33,6 +33,7 @@ SCHEMA_VERSION = 3
 # The header's fields that a search needs, and those that say which length on a grid a step has.
 REQUIRED_FIELDS = ("family", "precision", "default_length", "estimated")
 LENGTH_FIELDS = ("reference", "cache_buckets")
+TRANSFER_FIELDS = ("from", "sha256", "device", "precision", "estimated", "measured", "entries")
 _ANY_LENGTH = {"decode": 1, "prefill": 1}
 
 # --- the file --------------------------------------------------------------------------------------
@@ -113,6 +114,8 @@ def _check_header_fields(header: dict[str, Any], where: str) -> None:
     ok = ok and type(bucket) is int and bucket >= 0 and isinstance(reference, dict)
     ok = ok and isinstance(reference.get("ffn"), str)
     ok = ok and all(isinstance(reference.get(name), (int, float)) for name in ("ratio", *_ANY_LENGTH))
+    if (source := header.get("transferred")) is not None:
+        ok = ok and isinstance(source, dict) and {*TRANSFER_FIELDS} <= source.keys()
     if not ok:
         raise ArtefactError(f"{where} lacks fields that every table has", "measure again: merino-edge profile")
 
@@ -132,7 +135,9 @@ def to_compact(table: LatencyTable) -> dict[str, Any]:
         "name": table.path.name,
         "sha256": table.sha256,
         "header": {
-            name: table.header[name] for name in (*REQUIRED_FIELDS, *LENGTH_FIELDS, "device") if name in table.header
+            name: table.header[name]
+            for name in (*REQUIRED_FIELDS, *LENGTH_FIELDS, "device", "transferred")
+            if name in table.header
         },
         "faces": table.step_time.to_dict(),
         "validation": table.validation,

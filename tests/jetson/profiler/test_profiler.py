@@ -18,7 +18,8 @@ from merino_edge.jetson.profiler.profiler import Progress, Request
 from merino_edge.latency.measurement import MODES
 from merino_edge.latency.step import Step
 from merino_edge.latency.table import LatencyTable
-from merino_edge.latency.table_file import load_table
+from merino_edge.latency.table_file import from_compact, load_table, to_compact
+from merino_edge.latency.transfer import chosen_entries, entries
 from merino_edge.latency.verdict import judge
 from merino_edge.presets import shrunk
 from merino_edge.runtime.engine import Engine
@@ -231,6 +232,36 @@ def test_a_public_model_is_measured_as_a_whole(
         assert between is not None and min(low, high) <= between <= max(low, high) and low > 0
         assert table.measured_cost(public, Step(mode, lengths[-1] + 1)) is None
     assert table.measured_cost(tiny_space.architecture(next(iter(tiny_space.candidates()))), Step("decode", 8)) is None
+
+
+@pytest.mark.usefixtures("hasty_clock")
+def test_a_share_of_a_full_table_s_entries_makes_a_table_of_another_precision(
+    tmp_path: Path, tiny_space: Space
+) -> None:
+    full = run(tmp_path / "full.jsonl", tiny_space, precision="int8")
+    path = tmp_path / "short.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        run(path, tiny_space, like=full, stop_after=4)
+    with pytest.raises(InputError, match=r"is transferred from full.jsonl; continue it with the same --like"):
+        run(path, tiny_space, resume=True)
+    table = run(path, tiny_space, like=full, resume=True)
+    assert table.finished and table.precision == "fp32" and table == load_table(path)
+    chosen = {m.key for m in chosen_entries(full)}
+    assert {m.key for m in entries(table)} == {m.key for m in entries(full)}
+    assert {m.key for m in entries(table) if not m.transferred} == chosen
+    assert table.validation["decode"]["models"] == QUICK_HELD_OUT  # measured here, as in any table
+    source = table.header["transferred"]
+    assert source["sha256"] == full.sha256 and (source["measured"], source["entries"]) == (
+        len(chosen),
+        len(entries(full)),
+    )
+    says = (
+        f"{len(chosen)} of its {len(entries(full))} entries were measured here, the others follow from full.jsonl (int8"
+    )
+    assert says in table.warnings[-1] and says in from_compact(to_compact(table), "r.json").warnings[-1]
+    for genome in tiny_space.candidates():
+        assert all(table.model_ms(tiny_space.architecture(genome), mode) >= 0 for mode in MODES)
+    assert run(path, tiny_space, like=full, resume=True).measurements == table.measurements
 
 
 def test_a_profile_that_measured_nothing_leaves_nothing(tmp_path: Path, tiny_space: Space) -> None:
