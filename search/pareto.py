@@ -8,7 +8,8 @@ exist.
 The report `NAME.json` has kind "pareto_front" and schema 1. `complete` says whether the front has no other points:
 
     {"metric": "decode_ms@256", "label", "unit", "score": {"name": "effective", ...}, "complete": false,
-     "points": [{"limit": 5.0, "value", "score", "bound", "costs": {...}, "id", "architecture": {...}}, ...],
+     "points": [{"limit": 5.0, "value", "score", "bound", "costs": {...}, "id", "architecture": {...},
+                 "precisions": ["int4", ...] of blocks, where the space opens them}, ...],
      "references": [{"name", "score", "value": number or null, "notes": [...], "architecture": {...}}, ...],
      "budgets": {...}, "precision": "int4", "target": "rtx" or null, "space": {"name", "size", "form"},
      "table": {"name", "sha256", "estimated", "device"} or null}

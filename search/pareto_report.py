@@ -33,7 +33,10 @@ def to_document(front: Front, config: SearchConfig, references: Sequence[Referen
     for point in front.points:
         a = problem.space.architecture(point.candidate)
         numbers = {name: getattr(point, name) for name in ("limit", "value", "score", "bound")}
-        points.append({**numbers, "costs": problem.costs(point.candidate), "id": a.id, "architecture": a.to_dict()})
+        fields = {**numbers, "costs": problem.costs(point.candidate), "id": a.id, "architecture": a.to_dict()}
+        if precisions := problem.space.precisions_of(point.candidate):
+            fields["precisions"] = [precision.name for precision in precisions]
+        points.append(fields)
     source = None
     if table is not None:
         device = table.header.get("device", {}).get("name", "unknown")
@@ -63,8 +66,8 @@ def table(document: dict[str, Any]) -> RenderableType:
     label, unit = document["label"], document["unit"]
     points = Table(label, "score", "architecture", "blocks (layers x width / FFN)", title=_title(document))
     for point in document["points"]:
-        blocks = point["architecture"]["blocks"]
-        points.add_row(f"{point['value'] / unit:.4g}", f"{point['score']:,.1f}", point["id"], blocks_in_words(blocks))
+        blocks = blocks_in_words(point["architecture"]["blocks"], point.get("precisions", ()))
+        points.add_row(f"{point['value'] / unit:.4g}", f"{point['score']:,.1f}", point["id"], blocks)
     public = Table(label, "score", "public model", "with")
     for reference in document["references"]:
         value = "-" if reference["value"] is None else f"{reference['value'] / unit:.4g}"
@@ -80,11 +83,12 @@ def table(document: dict[str, Any]) -> RenderableType:
     return Group(points, public, *lines)
 
 
-def blocks_in_words(blocks: Sequence[dict[str, Any]]) -> str:
-    """Blocks as text: layers (s: shared weights) x width / FFN width."""
-    return "  ".join(
+def blocks_in_words(blocks: Sequence[dict[str, Any]], precisions: Sequence[str] = ()) -> str:
+    """Blocks as text: layers (s: shared weights) x width / FFN width, and their precision if they have one."""
+    shapes = [
         f"{b['layers']}{'s' if b['shared'] and b['layers'] > 1 else ''} x {b['width']}/{b['ffn_width']}" for b in blocks
-    )
+    ]
+    return "  ".join(map(" ".join, zip(shapes, precisions, strict=True)) if precisions else shapes)
 
 
 def _title(document: dict[str, Any]) -> str:

@@ -55,10 +55,9 @@ def print_artefact(screen: Console, document: Document) -> None:
     if isinstance(space := rest.get("space"), dict):
         rest["space"] = {name: value for name, value in space.items() if name != "form"}
     if isinstance(table := rest.get("table"), dict):
-        entries, header = table.get("entries") or (), table.get("header") or {}
-        rest["table"] = {"name": table.get("name"), "sha256": table.get("sha256"), "entries": len(entries),
-                         "device": header.get("device", {}).get("name"),
-                         "estimated": header.get("estimated")}  # fmt: skip
+        rest["table"] = _table_in_short(table)
+    if isinstance(tables := rest.get("more_tables"), list):
+        rest["more_tables"] = [_table_in_short(table) for table in tables if isinstance(table, dict)]
     if rest:
         screen.print("how it was made:")
         _print_fields(screen, rest)
@@ -81,6 +80,13 @@ def print_artefact(screen: Console, document: Document) -> None:
         )
     if files := document.get("files"):
         screen.print(f"files, each with its sha256 checked: {', '.join(sorted(files))}")
+
+
+def _table_in_short(table: Document) -> Document:
+    entries, header = table.get("entries") or (), table.get("header") or {}
+    return {"name": table.get("name"), "sha256": table.get("sha256"), "entries": len(entries),
+            "device": header.get("device", {}).get("name"), "precision": header.get("precision"),
+            "estimated": header.get("estimated")}  # fmt: skip
 
 
 def print_table(screen: Console, document: Document) -> None:
