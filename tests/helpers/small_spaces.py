@@ -29,7 +29,7 @@ MIXED = replace(
     least_width=0.75,
     least_embedding=0.75,
 )
-MAX_SIZE = 4000  # architectures of a random space
+MAX_SIZE = 1000  # architectures of a random space
 
 
 @st.composite
