@@ -407,7 +407,7 @@ class Held:
         held = table + 12 * table / min(width & -width, 256) if self.quantised else 4.0 * table
         held += self.change(width, first)
         held += self.change(last, width)
-        return float(held + m.max_positions * m.rotary_dim * 4 + 10_500_000)
+        return float(held + m.max_positions * m.rotary_dim * 4 + 11_000_000)
 
 
 def activation_bytes(m: Any, b: Any, tokens: int) -> int:

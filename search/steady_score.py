@@ -1,7 +1,7 @@
 """A user's score must be a function: one architecture has one value, whenever and however it is asked for.
 
-A search asks for the parts of a score in its own order. If the order, the time or the model's other blocks change the
-value, then what the search proves is about another score than the one that is printed.
+A search asks for the parts of a score in its own order. The order, the time and the model's other blocks may not change
+a value. Else the search proves something about another score than the one that is printed.
 """
 
 from __future__ import annotations

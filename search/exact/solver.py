@@ -106,6 +106,8 @@ class ExactSolver:
         self._minimised = minimise
         self._splitter = Splitter(problem, minimise, which)
         self._multipliers: dict[tuple[object, ...], dict[int, Floats]] = {}  # times limits; by likeness, then depth
+        self._classes: list[list[Subproblem]] = []  # of each, the subproblems at all depths
+        self._split: dict[int, list[list[Subproblem]]] = {}  # by id of a class: the classes that it is made of
         self._free: dict[tuple[object, ...], tuple[Floats, Floats]] = {}  # bounds without prices, and their slack
         if known is not None:  # its candidate is within these limits too; ties with it are still looked for
             self.met, self.score, self._splitter.raw, self._splitter.scores, multipliers = known
@@ -124,21 +126,25 @@ class ExactSolver:
     def solve(self) -> Certificate:
         """Solve the problem. The deadline only leaves a gap between score and bound; it raises nothing."""
         groups, too_dear = program_groups(self.problem)
-        classes = [members for group in groups for members in self._splitter.split(group)]
-        for members in classes:
+        for members in itertools.chain(*map(self._splitter.split, groups)):
             self._bound_free(members)
-        subproblems = list(itertools.chain(*classes))
+            self._classes.append(members)
+            for member in members:
+                member.is_open = True
         try:
-            self._lower_bounds(classes)
-            self._search_beams(subproblems)
-            for subproblem in self._hopeful(subproblems):
+            self._lower_bounds()
+            for subproblem in self._hopeful()[:BEAM_SUBPROBLEMS]:
+                self._beam(subproblem)
+            for subproblem in self._hopeful():
                 self._bound(subproblem, subproblem.multipliers[0])
-            self._solve_all(subproblems)
+            self._solve_all()
         except _OutOfTime:
             self.deadline = math.inf
-            if self.found is None:
-                self._search_beams(subproblems)
-        candidate, open_bound = self.found, max((one.bound for one in subproblems), default=-math.inf)
+            for subproblem in self._hopeful()[:BEAM_SUBPROBLEMS]:
+                if self.found is None:
+                    self._beam(subproblem)
+        tasks = [one for members in self._classes for one in members if one.is_open]
+        candidate, open_bound = self.found, max((one.bound for one in tasks), default=-math.inf)
         score = self.score
         if candidate is not None and self._minimised is None:
             score = self.problem.total(candidate)
@@ -147,56 +153,69 @@ class ExactSolver:
             candidate=candidate,
             score=score,
             bound=score if open_bound <= self.score else open_bound,
-            subproblems=len(subproblems),
+            subproblems=len(tasks),
             solved=self.solved,
             labels=self.labels,
             seconds=time.monotonic() - self.began,
-            proof=proof.to_dict(self.problem.space, groups, too_dear, subproblems),
+            proof=proof.to_dict(self.problem.space, groups, too_dear, tasks),
         )
 
-    def _lower_bounds(self, classes: list[list[Subproblem]]) -> None:
-        """Lower the highest bound, a few steps at a time, until the best score reaches it or all steps are taken."""
-        places = [(one, members) for members in classes for one in members]
-        heap = [(-one.bound, i) for i, (one, _) in enumerate(places)]
+    def _lower_bounds(self) -> None:
+        """Lower the highest bound, a few steps at a time, until the best score reaches it or all steps are taken.
+
+        A subproblem that can be split is split after a round.
+        """
+        order = itertools.count()
+        heap = [(-one.bound, next(order), one, members) for members in self._classes for one in members]
         heapq.heapify(heap)
         beam = True
         while heap:
-            highest, i = heapq.heappop(heap)
-            subproblem, members = places[i]
-            if -highest > subproblem.bound:  # its class was bounded meanwhile
-                heapq.heappush(heap, (-subproblem.bound, i))
-                continue
+            highest, _, subproblem, members = heapq.heappop(heap)
             before = subproblem.bound
+            if -highest > before:  # its class was bounded meanwhile
+                heapq.heappush(heap, (-before, next(order), subproblem, members))
+                continue
             if before < self.score or before == -math.inf:
                 break
             self._report("bounding", before)
             subproblem.rounds += 1
+            again = [(subproblem, members)]
             if subproblem.rounds == 1 and self._multipliers:
                 self._bound_class(members, subproblem)
-                again = True
+            elif subproblem.rounds > 2 and (narrower := self._narrower(members, subproblem)):
+                place = subproblem.depth - self._splitter.depths.start
+                subproblem.is_open, again = False, [(others[place], others) for others in narrower]
+                for one, _ in again:
+                    one.is_open = True
             else:
                 self._bound(subproblem, subproblem.multipliers[0] if subproblem.rounds > 2 else None, ROUND)
                 lowered = before - subproblem.bound > STALLED * abs(before)
-                again = subproblem.rounds <= 2 or (subproblem.rounds < STEPS / ROUND and lowered)
-            if again:
-                heapq.heappush(heap, (-subproblem.bound, i))
-            elif beam:
-                beam = False
-                self._beam(subproblem)
+                if subproblem.rounds > 2 and (subproblem.rounds >= STEPS / ROUND or not lowered):
+                    again = []
+                    if beam:
+                        beam = False
+                        self._beam(subproblem)
+            for one, others in again:
+                heapq.heappush(heap, (-one.bound, next(order), one, others))
 
-    def _search_beams(self, subproblems: list[Subproblem]) -> None:
-        for subproblem in self._hopeful(subproblems)[:BEAM_SUBPROBLEMS]:
-            self._beam(subproblem)
+    def _narrower(self, members: list[Subproblem], one: Subproblem) -> list[list[Subproblem]]:
+        """The classes that a class is made of, bounded by the multipliers of `one`; [] if it cannot be split."""
+        if id(members) not in self._split:
+            self._split[id(members)] = self._splitter.narrower(one)
+            for others in self._split[id(members)]:
+                self._lower(others, one.multipliers[0], *self._bounds_of_class(others[0], one.multipliers[0]))
+            self._classes += self._split[id(members)]
+        return self._split[id(members)]
 
     def _beam(self, subproblem: Subproblem) -> None:
         if BEAM_SUBPROBLEMS:
             with contextlib.suppress(TooManyLabels):
                 self._label(subproblem, BEAM)
 
-    def _solve_all(self, subproblems: list[Subproblem]) -> None:
+    def _solve_all(self) -> None:
         """Solve subproblems, highest bound first, until the best score reaches every bound that is left."""
         unsolved = -math.inf
-        for subproblem in self._hopeful(subproblems):
+        for subproblem in self._hopeful():
             if subproblem.bound < self.score:
                 break
             self._report("solving", max(unsolved, subproblem.bound))
@@ -206,9 +225,10 @@ class ExactSolver:
             except TooManyLabels:
                 unsolved = max(unsolved, subproblem.bound)
 
-    def _hopeful(self, subproblems: list[Subproblem]) -> list[Subproblem]:
+    def _hopeful(self) -> list[Subproblem]:
         """The subproblems that may still hold the optimum or a tie with it, highest bound first."""
-        hopeful = [one for one in subproblems if one.bound >= self.score and one.bound > -math.inf]
+        tasks = itertools.chain(*self._classes)
+        hopeful = [one for one in tasks if one.is_open and one.bound >= self.score and one.bound > -math.inf]
         return sorted(hopeful, key=lambda subproblem: -subproblem.bound)
 
     # --- one subproblem ---
@@ -301,8 +321,10 @@ class ExactSolver:
             candidates.append(self.best)
         self.best, self.score = min(candidates, key=self._key), score
 
-    def _meet(self, candidate: Candidate, score: float) -> None:
+    def _meet(self, candidate: Candidate, objective: float) -> None:
         """Keep a candidate that bounding or a beam search met, if it is the best so far."""
+        # A subproblem that is not split yet may rate it too high.
+        score = objective if self._minimised else self._splitter.score_of(candidate)
         if score > self.score:
             self.met, self.best, self.score = candidate, None, score
 

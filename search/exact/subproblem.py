@@ -42,6 +42,7 @@ class Subproblem:
     multipliers: list[Floats] = field(default_factory=list)  # those with the lowest bounds
     proven: float = math.inf  # the bound by the first multipliers, before safety is added
     rounds: int = 0  # how often its bound was lowered
+    is_open: bool = False  # whether its models are its own task, and not those of a wider or of narrower subproblems
     tried: bool = False  # whether label setting found every path that matters
 
     @property
@@ -67,7 +68,7 @@ class Splitter:
         self._useful: dict[tuple[object, ...], NDArray[np.bool_]] = {}
 
     def split(self, group: ProgramGroup) -> Iterator[list[Subproblem]]:
-        """Split a program by cut, by last width and by activations: classes of subproblems, one for each depth."""
+        """Split a program by its cuts. A class of subproblems has one for each depth."""
         program, space = group.program, self.problem.space
         widths, embedding = program.widths, space.templates[program.template].embedding_width
         first_wide = next((w for w in widths if space.widths[w] >= embedding), widths.stop)
@@ -75,26 +76,49 @@ class Splitter:
         if self.problem.score.uses_cut:
             classes = [(space.widths[w], range(w, w + 1)) for w in range(widths.start, first_wide)]
             classes += [(embedding, range(first_wide, widths.stop))] if first_wide < widths.stop else []
-        ends = [widths] if self.problem.score.last is None else [range(w, w + 1) for w in widths]
-        for (cut, first), last, band in itertools.product(classes, ends, self._bands(program)):
-            if first.start < last.stop:  # because widths do not decrease
-                yield [Subproblem(group, cut, first, last, band, depth) for depth in self.depths]
+        for cut, first in classes:
+            last = range(first.start, widths.stop)  # because widths do not decrease
+            yield [Subproblem(group, cut, first, last, EVERY_ACTIVATION, depth) for depth in self.depths]
+
+    def knows_score(self, subproblem: Subproblem) -> bool:
+        """Whether its block scores are those of every path, and not the highest for any last width."""
+        return self.problem.score.last is None or len(subproblem.last) == 1
+
+    def narrower(self, subproblem: Subproblem) -> list[list[Subproblem]]:
+        """The classes that its class is made of, by last width or else by activations; [] if it cannot be split."""
+        one, lasts, bands = subproblem, [subproblem.last], [subproblem.band]
+        if not self.knows_score(one):
+            lasts = [range(w, w + 1) for w in one.last]
+        elif one.band == EVERY_ACTIVATION:
+            bands = self._bands(one.program)
+        if len(lasts) * len(bands) == 1:
+            return []
+        return [
+            [Subproblem(one.group, one.cut, one.first, last, band, depth) for depth in self.depths]
+            for last, band in itertools.product(lasts, bands)
+        ]
 
     def _bands(self, program: TemplateProgram) -> list[tuple[float, float]]:
         """The bands of the largest activation, about equally wide up to the limit."""
         if program.peak < 0:
             return [EVERY_ACTIVATION]
-        choices = np.isin(self._width, program.widths)
-        values = np.unique(program.activations[choices])
+        values = np.unique(program.activations[np.isin(self._width, program.widths)])
         values = values[values > program.end_activation]
         if not len(values):
             return [EVERY_ACTIVATION]
-        most = min(float(values[-1]), float(program.limits[program.peak]))
-        marks = np.linspace(program.end_activation, max(most, program.end_activation), BANDS + 1)[1:-1]
-        below = np.searchsorted(values, marks, side="right")
+        most = max(min(float(values[-1]), float(program.limits[program.peak])), program.end_activation)
+        below = np.searchsorted(values, np.linspace(program.end_activation, most, BANDS + 1)[1:-1], side="right")
         ends = np.unique([values[i - 1] for i in below if 0 < i < len(values)])
-        limits = [0.0, *ends.tolist(), math.inf]
-        return list(itertools.pairwise(limits))
+        return list(itertools.pairwise([0.0, *ends.tolist(), math.inf]))
+
+    def score_of(self, candidate: Candidate) -> float:
+        """The candidate's score on the grid of the scores."""
+        problem, widths = self.problem, [int(self._width[choice]) for choice in candidate.choices]
+        depth = int(self._layers[list(candidate.choices)].sum())
+        embedding = problem.space.templates[candidate.template].embedding_width
+        cut = min(embedding, problem.space.widths[widths[0]])
+        scores = self._scores_by(candidate.template, cut, widths[-1])
+        return float(scores[depth - self.depths.start, list(candidate.choices)].sum())
 
     def path_problem(self, subproblem: Subproblem) -> PathProblem | None:
         """The subproblem as arrays, without the block choices that others replace; None if no block is left."""
@@ -147,27 +171,31 @@ class Splitter:
         return weights
 
     def block_scores(self, subproblem: Subproblem) -> Floats:
-        """The score of every block choice at every depth, [depths, G].
+        """The score of every block choice at every depth, [depths, G], for the widest last block."""
+        return self._scores_by(subproblem.program.template, subproblem.cut, subproblem.last[-1])
 
-        The score's factor is multiplied in. The values are rounded to a grid on which sums are exact.
-        """
-        problem = self.problem
-        score, template = problem.score, subproblem.program.template
-        alike = (
-            problem.space.templates[template].ffn if score.sees_ffn_only else template,
-            subproblem.cut if score.uses_cut else None,
+    def _raw_key(self, template: int, cut: int) -> tuple[object, ...]:
+        score = self.problem.score
+        return (
+            self.problem.space.templates[template].ffn if score.sees_ffn_only else template,
+            cut if score.uses_cut else None,
         )
-        factor = score.factor(problem.space.widths[subproblem.last[-1]])
+
+    def _scores_by(self, template: int, cut: int, last: int) -> Floats:
+        """The block scores of a template behind a cut, with the factor of a last width, multiplied in.
+
+        The values are rounded to a grid on which sums are exact.
+        """
+        problem, score = self.problem, self.problem.score
+        alike = self._raw_key(template, cut)
+        factor = score.factor(problem.space.widths[last])
         key = (*alike, factor)
         if key not in self.scores:
             if alike not in self.raw:
                 model, precisions = problem.space.models[template], problem.space.precisions
                 choices = problem.space.block_choices[:: max(1, len(precisions))]  # each block once
                 raw = np.array(
-                    [
-                        [score.block_total(model, choice, depth, subproblem.cut) for choice in choices]
-                        for depth in self.depths
-                    ]
+                    [[score.block_total(model, choice, depth, cut) for choice in choices] for depth in self.depths]
                 )  # [depths, G / precisions]
                 if precisions:
                     lost = np.array([precision.lost for precision in precisions])
@@ -181,10 +209,12 @@ class Splitter:
 
     def _useful_choices(self, subproblem: Subproblem) -> NDArray[np.bool_]:
         """A [depths, G in cell order] mask of the block choices that no other in their cell replaces at no loss."""
-        program, scores = subproblem.program, self.block_scores(subproblem)
+        program, space = subproblem.program, self.problem.space
+        self.block_scores(subproblem)
+        scores = self.raw[self._raw_key(program.template, subproblem.cut)]  # a factor does not change their order
         key = (id(program.block_costs), id(scores), program.end_activation)
         if key not in self._useful:
-            space, order = self.problem.space, self._order
+            order = self._order
             useful = np.zeros((len(self.depths), len(order)), bool)
             extra = np.maximum(program.activations - program.end_activation, 0.0)
             costs = np.column_stack((program.block_costs, extra))

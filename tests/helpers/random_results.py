@@ -279,7 +279,7 @@ ALTERATIONS: dict[str, tuple[Callable[..., Document | None], bool]] = {
     "a group dropped": (_drop("group"), True),
     "a group called too dear": (_drop("too dear"), True),
     "tried tasks not tried": (_drop("tried"), False),
-    "a space with more in it": (_space, True),
+    "a space with more in it": (_space, False),
     "a table entry altered": (_table, False),
     "no table": (_no_table, True),
 }
