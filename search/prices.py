@@ -14,6 +14,7 @@ from merino_edge.search.result import SearchResult
 
 RAISE = 0.1  # share; a space is so coarse that less would often buy no whole layer
 MIN_SECONDS = 2.0  # for each price at least; at most as long as the proof took
+SLACK = 0.9  # share of a budget below which what is left of it is called slack
 GRID = 1e-9  # share of a score by which sums on the solver's grid may differ from it
 
 
@@ -36,11 +37,11 @@ class Price:
         return self.gain_percent > 0 or not self.proven
 
     def __str__(self) -> str:
-        unit = self.metric.kind.unit
-        raised, share = f"{self.limit * (1 + RAISE) / unit:.4g}", f"{100 * self.used / self.limit:.3g} %"
-        line = f"{self.metric.label}: {self.used / unit:.4g} of {self.limit / unit:.4g} used ({share})"
+        unit, share = self.metric.kind.unit, self.used / self.limit
+        raised = f"{self.limit * (1 + RAISE) / unit:.4g}"
+        line = f"{self.metric.label}: {self.used / unit:.4g} of {self.limit / unit:.4g} used ({100 * share:.3g} %)"
         if not self.binds:
-            return f"{line}; slack: up to {raised} more of it changes nothing, its price is 0"
+            return f"{'slack: ' if share < SLACK else ''}{line}; its price is 0, {raised} would change nothing"
         least = "" if self.proven else "at least "
         return f"{line}; {raised} would raise the score by {least}{self.gain_percent:.3g} %"
 

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from merino_edge.search.budget import Budget
     from merino_edge.search.costs import CostModel
     from merino_edge.search.result import SearchConfig
+    from merino_edge.search.score import Score
     from merino_edge.search.space import Space
 
 Limits = Mapping[str, Sequence[str] | None]  # by metric, the texts of its budgets, such as 5@1024
-PANEL = "Budgets (upper limits; repeatable; a public model's name stands for its cost)"
+PANEL = "Budgets (upper limits; repeatable; a public model's name stands for its cost, 25% for a quarter of the way)"
 
 SpaceName = Annotated[
     str | None,
@@ -52,7 +53,7 @@ TargetName = Annotated[
     str | None,
     typer.Option(
         metavar="TARGET",
-        help="Target of export whose bundle is counted: weights, cache and peak memory. merino-edge targets lists them. "
+        help="Target of export whose bundle is counted: weights, cache, peak memory. merino-edge targets lists them. "
         "[default: that of the table, else none]",
     ),
 ]
@@ -119,7 +120,7 @@ def search_config(
 ) -> SearchConfig:
     """The search that the options describe. `limits` holds the texts of each metric's budgets, such as 5@1024.
 
-    Without a target, that of the table is taken. Raises InputError and, for a space file or a table that cannot be read,
+    Without a target, that of the table is taken. Raises InputError and, for a space or a table that cannot be read,
     ArtefactError. Raises UnsupportedError for a precision that the target cannot run.
     """
     import dataclasses
@@ -148,31 +149,33 @@ def search_config(
         precision = latency_table.precision if latency_table else "fp16"
     if target is None and latency_table is not None:
         target = target_of_table(latency_table.header)
-    budget = _budget(limits, search_space, CostModel(precision, latency_table, target, more_tables))
     maximised = parse_score(DEFAULT if score is None else score)
+    budget = _budget(limits, search_space, maximised, CostModel(precision, latency_table, target, more_tables))
     return SearchConfig(
         search_space, budget, maximised, precision, latency_table, target=target, more_tables=more_tables, **solver
     )
 
 
 def _check_limits(metric: str, texts: Sequence[str]) -> None:
-    """Raises InputError for a text that is neither a quantity nor the name of a public model."""
+    """Raises InputError for a text that is no quantity, no percentage and no name of a public model."""
     from merino_edge.search.budget import parse_at, parse_quantity
     from merino_edge.search.reference_models import PUBLIC
+    from merino_edge.search.relative_budget import PERCENT, parse_percent
 
     for text in texts:
         value, mark, at = text.partition("@")
         if value not in PUBLIC:
-            parse_quantity(value, KINDS[metric].option)
+            (parse_percent if value.endswith(PERCENT) else parse_quantity)(value, KINDS[metric].option)
         if mark:
             parse_at(metric, at)
 
 
-def _budget(texts_of: Limits, space: Space, cost_model: CostModel) -> Budget:
+def _budget(texts_of: Limits, space: Space, score: Score, cost_model: CostModel) -> Budget:
     from merino_edge.errors import InputError
     from merino_edge.presets import preset
     from merino_edge.search.budget import Budget, Metric, parse_at, parse_quantity
     from merino_edge.search.reference_models import PUBLIC, value_of
+    from merino_edge.search.relative_budget import PERCENT, parse_percent, relative_limit
 
     limits = []
     for name, texts in texts_of.items():
@@ -183,6 +186,8 @@ def _budget(texts_of: Limits, space: Space, cost_model: CostModel) -> Budget:
                 limit, notes = value_of(preset(value), metric, cost_model)
                 if limit is None:
                     raise InputError(f"{metric.kind.option} {text}: {notes[0]}", "give a number")
+            elif value.endswith(PERCENT):
+                limit = relative_limit(space, metric, parse_percent(value, metric.kind.option), score, cost_model)
             else:
                 limit = parse_quantity(value, metric.kind.option)
             limits.append((metric, limit))
