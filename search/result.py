@@ -214,8 +214,10 @@ def run_search(
             "write it as NAME(model, block, depth, cut), or add: --solver evolution",
         )
     if outcome.candidate is None:
+        bound = math.inf if certificate is None else certificate.bound
+        ruled_out = "none was ruled out" if bound == math.inf else f"none scores above {bound:,.2f}"
         raise BudgetError(
-            f"no architecture of space {problem.space.name} was found within the budgets, and none was ruled out",
+            f"no architecture of space {problem.space.name} was found within the budgets, and {ruled_out}",
             "search longer: --seconds, --iterations",
         )
     return SearchResult(config, problem, outcome.candidate, certificate, evolution)

@@ -288,6 +288,15 @@ def test_out_of_time_the_bound_is_still_one(monkeypatch: pytest.MonkeyPatch) -> 
     assert stopped.bound > optimum.bound and stopped.gap_percent > 0
 
 
+@pytest.mark.parametrize("space", [EDGE, WIDE], ids=["edge", "wide"])
+def test_there_is_a_bound_from_the_start(space: Space) -> None:
+    """Even with the score and the budget that take longest. The time that is left to the solver is none."""
+    problem = Problem(space, Budget.of({"peak_mb@256": 60.0}), parse_score("calibrated"), CostModel("int4"))
+    certificate = ExactSolver(problem, seconds=1e-9).solve()
+    assert certificate.candidate is not None and problem.feasible(certificate.candidate)
+    assert certificate.score < certificate.bound < math.inf
+
+
 def test_too_many_labels_leave_a_gap_and_no_wrong_claim(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = Problem(PAPER, Budget.of({"flops": 60e9, "parameters": 50e6}), effective(), CostModel("fp16"))
     optimum = ExactSolver(problem).solve()
