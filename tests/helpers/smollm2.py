@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from functools import partial
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -65,9 +65,17 @@ def smollm2(smollm2_checkpoint: Path) -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def smollm2_reference(smollm2_gguf: Path, made_once: MadeOnce) -> Any:
-    """The same file in transformers, in float32. Its reader of GGUF takes half a minute, so only one worker waits."""
+    """The same file in transformers, in float32. To read it takes long, so only one worker does."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    gguf = pytest.importorskip("gguf")
     options = {"gguf_file": smollm2_gguf.name, "dtype": torch.float32}
-    read = partial(transformers.AutoModelForCausalLM.from_pretrained, smollm2_gguf.parent, **options)
-    path = made_once("smollm2-of-transformers.pt", lambda path: torch.save(read().eval(), path))
-    return torch.load(path, weights_only=False)
+
+    def make(path: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            # transformers parses the file twice, and makes the map of all names again for each of 397 modules.
+            for name in ("GGUFReader", "get_tensor_name_map"):
+                patch.setattr(gguf, name, cache(getattr(gguf, name)))
+            model = transformers.AutoModelForCausalLM.from_pretrained(smollm2_gguf.parent, **options)
+        torch.save(model.eval(), path)
+
+    return torch.load(made_once("smollm2-of-transformers.pt", make), weights_only=False)
