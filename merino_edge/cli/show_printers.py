@@ -51,11 +51,14 @@ def print_artefact(screen: Console, document: Document) -> None:
     shown_apart = {"kind", "path", "schema_version", "id", "architecture", "counts", "tool_version", "sha256",
                    "files", "parity", "graph", "history", "engines", "stored_engines", "tunings"}  # fmt: skip
     rest = {name: value for name, value in document.items() if name not in shown_apart}
-    # A search result also holds the whole space and the table's entries. They are for search --from, not for people.
+    # A search result also holds the whole space, the table's entries and a proof. They are not for people.
     if isinstance(space := rest.get("space"), dict):
         rest["space"] = {name: value for name, value in space.items() if name != "form"}
     if isinstance(table := rest.get("table"), dict):
         rest["table"] = _table_in_short(table)
+    if isinstance(certificate := rest.get("certificate"), dict):
+        proof = ("too_dear", "groups")
+        rest["certificate"] = {name: value for name, value in certificate.items() if name not in proof}
     if isinstance(tables := rest.get("more_tables"), list):
         rest["more_tables"] = [_table_in_short(table) for table in tables if isinstance(table, dict)]
     if rest:
