@@ -34,7 +34,7 @@ from merino_edge.search.additive_cost import AdditiveCost, MetricCost
 from merino_edge.search.budget import Metric
 from merino_edge.search.peak_memory import peak_sums, weights
 from merino_edge.search.space import Space, Vocabulary
-from merino_edge.storage import INT4_BLOCK, stored_as
+from merino_edge.storage import INT4_BLOCK, rules_of, stored_as
 
 FLOPS_SEQUENCE = 1024
 DEFAULT_TOKENS = 256  # tokens run at once, for peak_mb; also the length of latencies without a table
@@ -58,60 +58,6 @@ class Table(Protocol):
     def embedding_and_head_cost(self, a: Architecture, step: Step) -> float: ...
     def gaps(self, what: str, ffn: str, step: Step, points: Sequence[Point]) -> list[str]: ...
     def interval(self, value: float, step: Step, *, found: bool = ...) -> tuple[float, float, float] | None: ...
-
-
-@dataclass(frozen=True)
-class AdditiveCost:
-    """A cost that is a sum over a model's parts, in units, for models of one vocabulary."""
-
-    # The third argument is the precision of the block's weights; None: that of everything else.
-    block: Callable[[Architecture, Block, str | None], float]
-    change: Callable[[int, int], float]
-    end: Callable[[Architecture], float]  # of embedding and head: a sum over the two outer widths
-    # Only the largest of the activations counts.
-    activation: Callable[[Architecture, Block], float] | None = None
-    end_activation: Callable[[Architecture], float] | None = None
-
-    def units(self, a: Architecture, precisions: Sequence[str] = ()) -> float:
-        """The cost of a whole architecture in units, whose blocks may have `precisions` of their own."""
-        own: Sequence[str | None] = precisions or [None] * len(a.blocks)
-        changes = (self.change(x.width, y.width) for x, y in itertools.pairwise(a.blocks))
-        total = self.end(a) + sum(changes)
-        total += sum(self.block(a, block, precision) for block, precision in zip(a.blocks, own, strict=True))
-        if self.activation is not None and self.end_activation is not None:
-            total += max(self.end_activation(a), *(self.activation(a, block) for block in a.blocks))
-        return total
-
-
-@dataclass(frozen=True)
-class MetricCost:
-    """One metric of models of one vocabulary: the minimum over `alternatives` of the maximum of their sums.
-
-    One of the metric is `scale` units.
-    """
-
-    alternatives: tuple[tuple[AdditiveCost, ...], ...]
-    scale: float = 1.0
-
-    @property
-    def sums(self) -> list[AdditiveCost]:
-        """The sums of all alternatives, each once."""
-        return list(dict.fromkeys(itertools.chain(*self.alternatives)))
-
-    def value(self, a: Architecture, precisions: Sequence[str] = ()) -> float:
-        """The cost of a whole architecture in the metric's own unit; its blocks may have `precisions` of their own."""
-        units = {each: each.units(a, precisions) for each in self.sums}
-        return min(max(units[each] for each in sums) for sums in self.alternatives) / self.scale
-
-
-def unit_limit(limit: float, scale: float) -> float:
-    """The largest number of units with units / scale <= `limit`."""
-    units = limit * scale
-    while units / scale > limit:
-        units = math.nextafter(units, 0)
-    while math.nextafter(units, math.inf) / scale <= limit:
-        units = math.nextafter(units, math.inf)
-    return units
 
 
 @dataclass(frozen=True)
@@ -264,6 +210,12 @@ class CostModel:
         names = [precision.name for precision in space.precisions]
         for name in names:
             stored_as(name, self.target)
+            if self.target and rules_of(self.target).half and (name == "fp32") != (self.precision == "fp32"):
+                raise UnsupportedError(
+                    f"{self.target} computes in float16 except at fp32, so blocks of {name} do not go with "
+                    f"{self.precision}",
+                    "choose among fp16, int8 and int4, or fp32 for all",
+                )
         for table in self.more_tables:
             if table.precision not in names:
                 raise InputError(

@@ -225,6 +225,30 @@ def test_a_block_at_the_searchs_precision_costs_what_it_costs_without_a_choice(w
     assert found[0].candidate == found[1].candidate and found[0].score == found[1].score
 
 
+def test_weights_are_counted_at_each_blocks_precision_and_nothing_else_changes() -> None:
+    problem, plain = (
+        Problem(space, Budget(), parse_score("calibrated"), CostModel("int8", target="rtx"))
+        for space in (SMALLER, replace(SMALLER, precisions=()))
+    )
+    rng, seen = random.Random(1), set()
+    for candidate in (SMALLER.sample(rng) for _ in range(30)):
+        a, names = SMALLER.architecture(candidate), [p.name for p in SMALLER.precisions_of(candidate)]
+        unrounded = Candidate(candidate.template, tuple(choice // len(ALL) for choice in candidate.choices))
+        for base in ("int4", "fp16"):
+            metric = Metric("weight_mb", base)
+            counted = counts.weight_bytes(a, base, "rtx", names) / 1e6
+            assert problem.value(metric, candidate) == pytest.approx(counted, abs=1e-6)
+            seen.add(counted != counts.weight_bytes(a, base, "rtx") / 1e6)
+        for key in ("kv_mb", "parameters", "flops"):
+            assert problem.value(Metric(key), candidate) == plain.value(Metric(key), unrounded)
+        more = problem.value(Metric("weight_mb", "int8"), candidate) - plain.value(
+            Metric("weight_mb", "int8"), unrounded
+        )
+        peaks = problem.value(Metric("peak_mb", 64), candidate), plain.value(Metric("peak_mb", 64), unrounded)
+        assert peaks[0] - peaks[1] == pytest.approx(more, abs=1e-6)
+    assert True in seen
+
+
 def test_rounding_lowers_a_score_of_any_sign() -> None:
     for value, lost, left in ((100.0, 0.25, 75.0), (-100.0, 0.25, -125.0), (0.0, 0.5, 0.0)):
         score = Score("mine", block=lambda model, block, depth, cut, value=value: value)  # type: ignore[misc]
@@ -321,6 +345,11 @@ def test_what_cannot_be_chosen_by_blocks_is_refused() -> None:
     space = replace(SMALLER, precisions=tuple(map(measured, ("int4", "fp32"))))
     with pytest.raises(UnsupportedError, match="onnxruntime-cuda has no fp32"):
         Problem(space, Budget(), parse_score("calibrated"), CostModel("int8", target="onnxruntime-cuda"))
+    with pytest.raises(
+        UnsupportedError, match="rtx computes in float16 except at fp32, so blocks of fp32 do not go with"
+    ):
+        Problem(space, Budget(), parse_score("calibrated"), CostModel("int8", target="rtx"))
+    Problem(space, Budget(), parse_score("calibrated"), CostModel("int8", target="onnxruntime"))
 
 
 def test_the_commands_choose_record_and_repeat_bits(tmp_path: Path, write_table: WriteTable) -> None:
