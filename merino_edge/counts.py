@@ -226,7 +226,7 @@ def end_activation_bytes(a: Architecture, tokens: int) -> int:
 def peak_bytes(a: Architecture, precision: str, tokens: int) -> int:
     """Bytes that must fit in memory: weights, the full KV cache, and the activations of `tokens` prompt tokens at once.
 
-    This is arithmetic, not a measurement. A runtime adds its own code and workspace (docs/search.md has figures).
+    This is arithmetic, not a measurement. A runtime adds its own code and workspace (docs/stored-bytes.md).
     """
     layers = max(layer_activation_bytes(a, block, tokens) for block in a.blocks)
     cache = kv_bytes(a, element_bytes=cache_element_bytes(precision))
