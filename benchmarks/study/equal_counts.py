@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from merino_edge import architecture
+from merino_edge import architecture, artefact
 from merino_edge.architecture import Architecture
-from merino_edge.cli.study import trained
 from merino_edge.search.builtin_spaces import load_space
 from merino_edge.search.score import parse_score
 from merino_edge.search.study.sampling import decoder_parameters
@@ -78,14 +77,19 @@ def main() -> None:
                 words.append(f"--model {path}")
         print(f"merino-edge study {study} --corpus TEXT --seeds 2 --steps 500 {' '.join(words)}")
         return
-    models = {model.architecture.id: model for model in trained(study, study_runs.load(study))}
+    losses_of: dict[str, dict[int, float]] = {}  # by architecture and seed
+    for run in study_runs.runs(study, study_runs.load(study)):
+        if run.finished:
+            training = artefact.read_json(run.folder / "training.json", "checkpoint")
+            losses_of.setdefault(run.architecture.id, {})[run.seed] = training["validation_loss"]
     differences = []
     print("pair  score ratio  control ratio  sizes            loss of both         difference")
     for i, (low, high) in enumerate(chosen):
-        if low.id not in models or high.id not in models:
+        seeds = sorted(losses_of.get(low.id, {}).keys() & losses_of.get(high.id, {}).keys())
+        if not seeds:
             continue
         ratios = [parse_score(spec).total(high) / parse_score(spec).total(low) for spec in (SCORE, CONTROL)]
-        losses = [models[a.id].losses for a in (low, high)]
+        losses = [[losses_of[a.id][seed] for seed in seeds] for a in (low, high)]
         difference = np.mean(losses[1]) - np.mean(losses[0])
         differences.append(difference)
         said = [" ".join(f"{loss:.3f}" for loss in each) for each in losses]
@@ -94,7 +98,7 @@ def main() -> None:
     values = np.array(differences)
     draws = resampled_counts(len(values), 2000, 0) @ values / len(values)
     low_end, high_end = percentile_interval(draws[:, None])
-    spread = [np.ptp(model.losses) for model in models.values() if len(model.losses) > 1]
+    spread = [max(each.values()) - min(each.values()) for each in losses_of.values() if len(each) > 1]
     print(
         f"{(values < 0).sum()} of {len(values)} pairs as {SCORE} says; mean difference {values.mean():+.4f} nats "
         f"({float(low_end[0]):+.4f} to {float(high_end[0]):+.4f}); seeds of one model differ by {np.median(spread):.4f}"

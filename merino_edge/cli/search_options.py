@@ -31,8 +31,8 @@ ScoreName = Annotated[
     str | None,
     typer.Option(
         metavar="SCORE",
-        help="Score to maximise: calibrated, paper, cut, exit, counting, parameters, flops, or your own as "
-        "MODULE:NAME. [default: calibrated]",
+        help="Score to maximise: counting, paper, calibrated, cut, exit, parameters, flops, or your own as "
+        "MODULE:NAME. [default: counting]",
     ),
 ]
 TablePaths = Annotated[

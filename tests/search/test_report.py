@@ -23,9 +23,9 @@ def said(limits: dict[str, float], spec: str, *, more_weights: bool = True) -> l
 def test_a_model_that_repeats_weights_needlessly_is_named() -> None:
     """Older results go to fewer weights where nothing is lost by it, and the paper's score loses nothing."""
     (line,) = said({"kv_mb@64": 1.0}, "paper", more_weights=False)
-    assert "with weights of their own they keep the budgets too" in line and line.endswith("--score calibrated")
+    assert "with weights of their own they keep the budgets too" in line and line.endswith("--score counting")
     assert not said({"kv_mb@64": 1.0}, "paper")  # the tie goes to more weights
-    assert not said({"kv_mb@64": 1.0}, "calibrated")
+    assert not said({"kv_mb@64": 1.0}, "counting")
 
 
 def test_sharing_that_the_budget_asks_for_is_not() -> None:
@@ -33,7 +33,7 @@ def test_sharing_that_the_budget_asks_for_is_not() -> None:
     assert not said({"weight_mb@fp16": 1.02 * smallest.weight_bytes("fp16") / 1e6}, "paper")
 
 
-@pytest.mark.parametrize("spec", ["paper", "calibrated"])
+@pytest.mark.parametrize("spec", ["paper", "counting"])
 def test_the_last_tie_goes_to_more_weights_unless_memory_has_a_budget(spec: str) -> None:
     def found(limits: dict[str, float]) -> int:
         return run_search(SearchConfig(OPEN, Budget.of(limits), parse_score(spec), "fp16")).architecture.parameters
