@@ -13,7 +13,7 @@ from merino_edge.search.exact.solver import ExactSolver, Known
 from merino_edge.search.result import SearchResult
 
 RAISE = 0.1  # share; a space is so coarse that less would often buy no whole layer
-MIN_SECONDS = 2.0  # for each price at least; at most as long as the proof took
+MIN_SECONDS = 10.0  # for each price at least; at most as long as the proof took
 SLACK = 0.9  # share of a budget below which what is left of it is called slack
 GRID = 1e-9  # share of a score by which sums on the solver's grid may differ from it
 
@@ -41,7 +41,10 @@ class Price:
         raised = f"{self.limit * (1 + RAISE) / unit:.4g}"
         line = f"{self.metric.label}: {self.used / unit:.4g} of {self.limit / unit:.4g} used ({100 * share:.3g} %)"
         if not self.binds:
-            return f"{'slack: ' if share < SLACK else ''}{line}; its price is 0, {raised} would change nothing"
+            nothing = f"{raised} would change nothing"
+            return f"slack: {line}; its price is 0, {nothing}" if share < SLACK else f"{line}; {nothing}"
+        if not self.gain_percent:
+            return f"{line}; what {raised} would change was not proven in time"
         least = "" if self.proven else "at least "
         return f"{line}; {raised} would raise the score by {least}{self.gain_percent:.3g} %"
 

@@ -41,8 +41,9 @@ def test_slack_is_said() -> None:
 
 
 def test_what_is_not_proven_is_said() -> None:
-    price = Price(Metric.parse("decode_ms@64"), 5.0, 4.0, 0.0, proven=False)
-    assert price.binds and "by at least 0 %" in str(price)
+    price = Price(Metric.parse("decode_ms@64"), 5.0, 4.0, 2.0, proven=False)
+    assert price.binds and "5.5 would raise the score by at least 2 %" in str(price)
+    assert "not proven in time" in str(Price(price.metric, 5.0, 4.0, 0.0, proven=False))
     assert str(price).startswith("decode step (ms) @ 64: 4 of 5 used (80 %)")
 
 
