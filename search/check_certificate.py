@@ -765,7 +765,7 @@ class Metrics:
 
         def ends(m: Any, first: int, last: int) -> float:
             widened = 2 * m.vocab_size * m.embedding_width if stored.splits_table else 0
-            return weights.ends(m, first, last) + 16_450_000 + widened + 8 * m.vocab_size * 4
+            return float(weights.ends(m, first, last) + 16_450_000 + widened + 8 * m.vocab_size * 4)
 
         def activation(m: Any, b: Any) -> float:
             context, tokens = m.max_positions, min(512, m.max_positions)
