@@ -74,7 +74,7 @@ def profile(
         typer.Option(
             metavar="FULL.jsonl",
             help="Measure only a share of the entries of this full table, of another machine, power mode, precision or "
-            "number of threads. The others follow from it. [default minutes: 5]",
+            "number of threads. The others follow from it. It takes 5 minutes, or --minutes.",
         ),
     ] = None,
     share: Annotated[

@@ -1,10 +1,9 @@
 """Transfer: the table of a machine on which a tenth of the entries were measured, by a full table of another one.
 
 The two machines differ by a factor that changes slowly: with the kind of entry, with its size, with the length. The
-logarithm of that factor is taken for a Gaussian process. Its covariance is a sum: a constant that all entries share,
-one for each mode and each kind, lines over size and length, and a smooth rest among entries of a kind that are alike.
-Each part's size is a constant below, chosen before any pair of tables was looked at. So a few measurements say what the
-factor is elsewhere.
+logarithm of that factor is taken for a Gaussian process. Its covariance is a sum. All entries share a constant, and so
+do those of a mode and of a kind. Lines over size and length are added, and a smooth rest among entries of a kind that
+are alike. Each part's size is a constant below, chosen before any pair of tables was looked at.
 
 Entries to measure are chosen one by one: always the one that leaves the least uncertainty over the whole table. The
 choice needs no measurement on the new machine. Calibration models are entries too, so the step-time model is fitted to
