@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import multiprocessing.context
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -114,8 +115,7 @@ def train_all(
     """
     unfinished = [run for run in runs(folder, plan) if not run.finished]
     unfinished.sort(key=lambda run: (run.seed, -run.architecture.parameters))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _ignore_interrupts, (threads,)) as pool:
+    with ProcessPoolExecutor(workers, _workers_context(), _ignore_interrupts, (threads,)) as pool:
         waiting = {pool.submit(_train_one, Path(folder), run, plan.config): run for run in unfinished}
         try:
             for done in as_completed(waiting):
@@ -126,6 +126,15 @@ def train_all(
             for process in processes:
                 process.terminate()  # each training keeps its last save
             raise
+
+
+def _workers_context() -> multiprocessing.context.BaseContext:
+    """How workers start: from a process that has imported PyTorch once and never touches a GPU, where there are such."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["merino_edge.training.trainer"])
+    return context
 
 
 def _ignore_interrupts(threads: int) -> None:
