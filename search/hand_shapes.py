@@ -1,7 +1,7 @@
 """Shapes as people pick them, beside which a search's result is shown: every layer is alike.
 
-They have the template of the architecture that was found (FFN kind, vocabulary, embedding, context). They have full attention
-where the space has it, and weights of their own where the space has them. The FFN is as wide as is usual.
+They have the template of the architecture that was found (FFN kind, vocabulary, embedding, context). They have full
+attention where the space has it, and weights of their own where the space has them. The FFN is as wide as is usual.
 """
 
 from __future__ import annotations
