@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,6 +79,10 @@ def verdict(result: SearchResult) -> list[str]:
         )
     tables = [table for table in (result.config.table, *result.config.more_tables) if table is not None]
     lines += [f"warning: {line}" for table in tables for line in table.warnings]
+    vocabulary, budgeted = space.templates[result.candidate.template].vocabulary, result.problem.budget.metrics
+    steps = [result.problem.cost_model.step(metric, vocabulary) for metric in budgeted if metric.kind.latency]
+    for table, mode in itertools.product(tables, sorted({step.mode for step in steps})):
+        lines += [table.winners_curse(mode)] if table.winners_curse(mode) else []
     if result.config.table is not None and result.config.table.estimated:
         lines += [f"the table is estimated: {line}" for line in result.config.table.header.get("checked_by", ())]
     return lines

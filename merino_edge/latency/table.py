@@ -133,6 +133,17 @@ class LatencyTable:
         lines = [f"the verdict on table {self.path.name} is {self.verdict}"] if told else []
         return [*lines, *([self.transferred] if self.transferred else [])]
 
+    def winners_curse(self, mode: Mode) -> str:
+        """A line on how much slower than predicted found models were; "" where none were measured."""
+        figures = self.validation.get(mode, {}).get("found")
+        if not figures:
+            return ""
+        slower = -figures["bias_percent"]
+        return (
+            f"{figures['models']} models that searches found with table {self.path.name} were {abs(slower):.1f} % "
+            f"{'slower' if slower > 0 else 'faster'} in {mode} than predicted; the intervals hold that"
+        )
+
     @property
     def transferred(self) -> str:
         """A line that says by which table this one was filled up; "" where everything was measured."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from helpers.linear_table import table_text
 from merino_edge.errors import ArtefactError
 from merino_edge.latency.measurement import add_checksum
+from merino_edge.latency.step import Step
 from merino_edge.latency.table_file import from_compact, load_table, to_compact
 from merino_edge.latency.verdict import USABLE_MAPE_PERCENT, Verdict, judge
 
@@ -80,6 +81,20 @@ def test_a_file_without_a_verdict_gets_one_by_its_figures(tmp_path: Path) -> Non
     (line,) = table.warnings
     assert line.startswith("the verdict on table t.jsonl is usable: decode is 12.0 % off")
     assert from_compact(json.loads(json.dumps(to_compact(table))), "r.json").warnings == [line]
+
+
+def test_the_winner_s_curse_is_said_and_intervals_of_found_models_hold_it(tmp_path: Path) -> None:
+    found = figures(models=10, bias_percent=-4.0, low_percent=1.0, high_percent=9.0)
+    table = load_table(written(tmp_path / "t.jsonl", {"decode": {**FINE, "found": found}, "prefill": FINE}))
+    again = from_compact(to_compact(table), "r.json")
+    for one in (table, again):
+        assert "10 models that searches found with table t.jsonl were 4.0 % slower in decode" in one.winners_curse(
+            "decode"
+        )
+        assert one.winners_curse("prefill") == ""
+        assert one.interval(100.0, Step("decode", 8), found=True) == pytest.approx((100.0, 101.0, 109.0))
+        assert one.interval(100.0, Step("decode", 8)) == pytest.approx((100.0, 96.0, 105.0))
+        assert one.interval(100.0, Step("prefill", 8), found=True) == pytest.approx((100.0, 96.0, 105.0))
 
 
 def test_the_verdict_of_the_file_counts(tmp_path: Path) -> None:
