@@ -23,7 +23,7 @@ from merino_edge.architecture import Architecture, Block
 from merino_edge.search.additive_cost import AdditiveCost
 from merino_edge.storage import INT4_BLOCK, rules_of, stored_as
 
-# Measured with ONNX Runtime 1.32 on an x86 CPU with AVX-512 (docs/stored-bytes.md).
+# Measured with ONNX Runtime 1.32 on an x86 CPU with AVX2, without AVX-512 (docs/stored-bytes.md).
 CPU_BYTES = 11_000_000  # of the library's code that runs, and of an open session
 CPU_LAYER_BYTES = 136_000  # of a layer's nodes and kernels
 CPU_ARENA = 1.5  # the memory that activations take, over those that are held at once

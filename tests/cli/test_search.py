@@ -185,7 +185,7 @@ NONE = str(2**70)
         (["--target", "orin"], 8, "unknown target 'orin'; choose one of: onnxruntime, onnxruntime-cuda, jetpack-6.2"),
         (["--target", "onnxruntime-cuda", "--precision", "fp32"], 8, "has no fp32; choose one of: fp16, int8, int4"),
         (["--target", "onnxruntime-cuda", "--weight-mb", "40@fp32"], 8, "onnxruntime-cuda has no fp32"),
-        (["--score", "beauty"], 2, "choose effective, cut, exit, parameters, flops"),
+        (["--score", "beauty"], 2, "choose calibrated, paper, cut, exit, counting, parameters, flops"),
         (["--seconds", "0"], 2, "--seconds is 0"),
         (["--seconds", "nan"], 2, "--seconds is nan"),
         (["--solver", "evolution", "--parents", "1000"], 2, "parents is 1000"),
