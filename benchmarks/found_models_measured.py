@@ -12,6 +12,7 @@ model says by how much, and times are divided by that. `as it is` leaves them un
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import statistics
 from collections.abc import Sequence
@@ -105,12 +106,14 @@ def measured(
 def report(table: LatencyTable, lines: list[Measurement], mode: Mode) -> None:
     drift, step = DriftCorrection([*table.lines, *lines]), Step(mode, table.default_length)
     for name, slowness in (("as it is", lambda m: 1.0), ("by the reference model", drift.slowness)):
-        pairs, inside, inside_any, apart = [], 0, 0, []
+        pairs, middles, inside, inside_any, apart = [], [], 0, 0, []
         for visits in repetitions_by_key(lines).values():
             predicted = table.model_cost(Architecture.from_dict(visits[0].shape["architecture"]), step)
             times = [statistics.median(m.samples) / slowness(m) for m in visits]
             ms = statistics.median(times)
             pairs.append((predicted, ms))
+            if (interval := table.interval(predicted, step, found=True)) is not None:
+                middles.append((math.sqrt(interval.low * interval.high), ms))
             apart += [100 * abs(time / ms - 1) for time in times]
             inside += within(table, predicted, ms, step, found=True)
             inside_any += within(table, predicted, ms, step, found=False)
@@ -121,6 +124,9 @@ def report(table: LatencyTable, lines: list[Measurement], mode: Mode) -> None:
             f"{inside} within the printed interval ({inside_any} within that of random models), "
             f"visits {statistics.fmean(apart):.1f} % apart"
         )
+        if middles:
+            middle = error_figures(middles)["mape_percent"]
+            print(f"    MAPE {middle:.1f} % by the middle of the printed interval, which holds the winner's curse")
         if name != "as it is":
             for predicted, ms in sorted(pairs):
                 print(f"    predicted {predicted:8.3f} ms, measured {ms:8.3f} ms, {100 * (ms / predicted - 1):+6.1f} %")
