@@ -61,14 +61,14 @@ def read(path: Path) -> dict[str, Any]:
 
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise Refused(f"{path} is larger than {MAX_BYTES} bytes")
+            raise Refused(f"it is larger than {MAX_BYTES} bytes")
         document = json.loads(path.read_text("utf-8"), object_pairs_hook=unique, parse_constant=constant)
     except OSError as error:
-        raise Refused(f"{path} cannot be read ({error.strerror})") from None
+        raise Refused(f"it cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
-        raise Refused(f"{path} is not valid JSON ({error})") from None
+        raise Refused(f"it is not valid JSON ({error})") from None
     if not isinstance(document, dict):
-        raise Refused(f"{path} is no JSON object")
+        raise Refused("it is no JSON object")
     return document
 
 

@@ -49,6 +49,7 @@ from merino_edge.search.steady_score import require_equal
 
 BEAM = 30  # labels kept at each width and depth in a beam search
 BEAM_SUBPROBLEMS = 6  # how many subproblems, highest bounds first, get a beam search
+LOOKS = 3  # beam searches at a depth, where the time ended before anything was found
 RELAXATIONS = 4  # how many relaxations label setting bounds every label with
 UNBOUNDED = 1e300  # the limit of a metric that is minimised: nothing reaches it
 ROUND = 8  # subgradient steps before the next subproblem, if its bound is then higher
@@ -140,9 +141,7 @@ class ExactSolver:
             self._solve_all()
         except _OutOfTime:
             self.deadline = math.inf
-            for subproblem in self._hopeful()[:BEAM_SUBPROBLEMS]:
-                if self.found is None:
-                    self._beam(subproblem)
+            self._look_for_any()
         tasks = [one for members in self._classes for one in members if one.is_open]
         candidate, open_bound = self.found, max((one.bound for one in tasks), default=-math.inf)
         score = self.score
@@ -206,6 +205,15 @@ class ExactSolver:
                 self._lower(others, one.multipliers[0], *self._bounds_of_class(others[0], one.multipliers[0]))
             self._classes += self._split[id(members)]
         return self._split[id(members)]
+
+    def _look_for_any(self) -> None:
+        """Look for an architecture, if there is none yet: at the largest depth, then at half of it, and so on."""
+        hopeful = self._hopeful()
+        depths = sorted({one.depth for one in hopeful})
+        while depths and self.found is None:
+            for subproblem in [one for one in hopeful if one.depth == depths[-1]][:LOOKS]:
+                self._beam(subproblem)
+            depths = depths[: len(depths) // 2]
 
     def _beam(self, subproblem: Subproblem) -> None:
         if BEAM_SUBPROBLEMS:
