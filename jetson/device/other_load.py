@@ -92,8 +92,9 @@ class LoadMeter:
                 interrupts, stolen = rest[:2], rest[2] if len(rest) > 2 else 0
                 cores_s[int(found[1])] = TICK_S * (user + nice + system + sum(interrupts) + stolen)
                 stolen_s += TICK_S * stolen
-        own = os.times()
-        return _Busy(time.monotonic(), own.user + own.system, cores_s, stolen_s, self._programs_s())
+        own = os.times()  # of children it knows those that it has waited for
+        own_s = own.user + own.system + own.children_user + own.children_system
+        return _Busy(time.monotonic(), own_s, cores_s, stolen_s, self._programs_s())
 
     def _programs_s(self) -> dict[int, float]:
         """The seconds of each other process that is seen."""

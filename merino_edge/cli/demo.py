@@ -1,15 +1,15 @@
-"""`merino-edge demo`: runs every step on this machine, in about five minutes on two cores.
+"""`merino-edge demo`: two boards, two models. It runs every step on this machine, in about five minutes on two cores.
 
-It runs the commands that a person would type, prints each one, and ends with a summary. The folder `--out` then holds
-corpus.txt, table.jsonl (+ .png), architecture.json (+ .png), checkpoint/, bundle/ and summary.json.
+It runs the commands that a person would type and prints each one. The same command goes on after an interruption
+(merino_edge.cli.demo_steps). The folder `--out` then holds index.html and summary.json (merino_edge.cli.demo_report),
+corpus.txt, and of this machine and of the other board a table and a model: table.jsonl, architecture.json, board.jsonl,
+board-architecture.json. The model of this machine is in checkpoint/ and bundle/, a hand-picked rival in by-hand/ and
+by-hand-bundle/.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-import sys
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,166 +18,226 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from merino_edge.cli.demo_steps import Steps
+    from merino_edge.search.space import Space
+
 PRECISION = "int8"
-BUDGET_SHARE = 0.6  # share of the predicted decode time of the largest architecture of the space
-PROMPT = "One morning"
+BUDGET = "30%"  # with 25 % the estimated board has slack for a layer that it cannot have
+BATCH, SEQUENCE = 16, 128
+PROMPT_TOKENS, NEW_TOKENS = 127, 128  # of the benchmark: its steps read as many positions as the predicted one
+# Seconds of the steps on two quiet cores, but for the profile and the training.
+SECONDS = {"threads": 6, "estimate": 4, "search": 6, "search for the board": 6, "prices": 8}
+SECONDS |= {"export": 12, "by hand": 3, "export by hand": 12, "bench": 12, "stories": 12}
+AROUND_PROFILE_S = 20  # the start of a profile, its calibration and its plot
+TRAINING_SHARE = 0.4  # of the speed of a product of large matrices that a training of so small a model reaches
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo"),
     decode_ms: Annotated[
-        str | None,
+        str,
         typer.Option(
             metavar="MS",
-            help="Budget for the time per generated token, in ms. [default: 60 % of the largest model's time]",
+            help="Budget of a generated token on each board, in ms or as a share of the way from the fastest model to "
+            "the best.",
         ),
-    ] = None,
-    params: Annotated[str, typer.Option(metavar="N", help="Budget for the parameters.")] = "3M",
+    ] = BUDGET,
+    space: Annotated[str, typer.Option(metavar="SPACE", help="Search space, by its name or as a space file.")] = "demo",
+    board: Annotated[str, typer.Option(metavar="BOARD", help="The other board, which is estimated.")] = "orin-nano-8gb",
+    mode: Annotated[str, typer.Option(metavar="MODE", help="Its power mode.")] = "15W",
+    minutes: Annotated[float, typer.Option(help="Minutes of the profile of this machine.")] = 1.0,
     steps: Annotated[int, typer.Option(help="Training steps.")] = 400,
-    threads: Annotated[
-        int, typer.Option(help="CPU threads of each measurement. Models this small are not faster with more.")
-    ] = 1,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of the models. [default: as is fastest]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Run every step on this machine, from profile to generate.
 
-    It profiles this CPU, then searches, trains, exports, checks and runs one small model, in about five minutes.
+    It profiles this CPU, estimates another board, and searches for both: two boards, two models. It trains, exports
+    and measures the one for this machine, and ends with a page. The same command goes on after Ctrl-C.
     """
     from merino_edge import artefact, limits
-    from merino_edge.cli.console import print_json, stderr
-    from merino_edge.data.tiny_stories import tiny_stories
-    from merino_edge.errors import require
+    from merino_edge.cli import console, demo_report
+    from merino_edge.cli.demo_steps import Steps
+    from merino_edge.errors import InputError, Interrupted, require
+    from merino_edge.jetson.estimate.boards import board as board_named
+    from merino_edge.runtime.thread_tuning import this_machine
     from merino_edge.search.budget import parse_quantity
+    from merino_edge.search.builtin_spaces import load_space
+    from merino_edge.search.relative_budget import PERCENT, parse_percent
 
     for package, extra in (("torch", "train"), ("safetensors", "train"), ("onnx_ir", "export"), ("matplotlib", "plot")):
         require(package, extra)
     limits.check_range("steps", steps, 1, limits.MAX_ITERATIONS)
-    limits.check_range("threads", threads, 1, limits.MAX_THREADS)
-    for name, quantity in (("--params", params), ("--decode-ms", decode_ms)):
-        if quantity is not None:
-            parse_quantity(quantity, name)
-    run = _Runner(stderr())
-    corpus, table, architecture = out / "corpus.txt", out / "table.jsonl", out / "architecture.json"
-    checkpoint, bundle = out / "checkpoint", out / "bundle"
-    artefact.write_text(corpus, tiny_stories())
-    for stale in filter(artefact.is_artefact_folder, (checkpoint, bundle)):  # from an earlier demo
-        shutil.rmtree(stale)
-    table.unlink(missing_ok=True)
+    if threads is not None:
+        limits.check_range("threads", threads, 1, limits.MAX_THREADS)
+    if not 0 < minutes <= limits.MAX_MINUTES:
+        raise InputError(f"--minutes is {minutes}", f"give a positive number up to {limits.MAX_MINUTES}")
+    (parse_percent if decode_ms.endswith(PERCENT) else parse_quantity)(decode_ms, "--decode-ms")
+    board_named(board).mode(mode)
+    searched = load_space(space)
+    screen = console.stderr()
+    run = Steps(out, this_machine(), screen)
+    _print_estimate(screen, run, searched, minutes, steps)
+    try:
+        summary = _run(run, searched, space, (board, mode), decode_ms, minutes, steps, threads)
+    except KeyboardInterrupt:
+        kept = sum(run.done(name) for name in run.records)
+        hint = "the same command goes on"
+        raise Interrupted(f"interrupted; {kept} steps are done and stay in {out}", hint) from None
+    artefact.write_json(out / "summary.json", "demo", summary)
+    demo_report.write_page(summary, out / "index.html")
+    if as_json:
+        console.print_json(summary)
+    else:
+        console.stdout().print(demo_report.terminal(summary, out))
 
-    profiled = run(
+
+def _run(
+    run: Steps,
+    searched: Space,
+    space: str,
+    board: tuple[str, str],
+    decode_ms: str,
+    minutes: float,
+    steps: int,
+    threads: int | None,
+) -> dict[str, Any]:
+    """Run every step and return the summary."""
+    from merino_edge import artefact
+    from merino_edge.cli import demo_models, demo_report
+    from merino_edge.data.tiny_stories import TWO_FRIENDS, tiny_stories
+
+    out = run.folder
+
+    def corpus() -> dict[str, Any]:
+        text = tiny_stories(cast=TWO_FRIENDS)
+        artefact.write_text(out / "corpus.txt", text)
+        return {"bytes": len(text.encode())}
+
+    run.own("corpus", corpus, made=["corpus.txt"], facts={"cast": TWO_FRIENDS})
+    if threads is None:
+        measured = run.own(
+            "threads", lambda: demo_models.fastest_threads(searched, PRECISION), facts={"space": space, **run.machine}
+        )
+        threads = int(measured["threads"])
+        speeds = ", ".join(f"{count}: {speed:,.0f}" for count, speed in measured["tokens_per_s"].items())
+        run.console.print(f"tokens/s by CPU threads: {speeds}; {threads} it is", highlight=False)
+    run.verb(
         "profile",
-        device="cpu",
-        space="demo",
-        minutes=1.0,
+        "profile",
+        made=["table.jsonl", "table.png"],
+        begun="table.jsonl",
+        measured=True,
+        space=space,
+        minutes=minutes,
         precision=PRECISION,
         threads=threads,
-        out=table,
-        exit_zero=True,  # a demo on a busy machine goes on, and shows the verdict
+        exit_zero=True,
+        out=out / "table.jsonl",
         plot=out / "table.png",
     )
-    budget = _decode_budget(table) if decode_ms is None else decode_ms
-    searched = run(
-        "search",
-        space="demo",
-        table=table,
-        decode_ms=budget,
-        params=params,
+    run.verb(
+        "estimate",
+        "estimate",
+        made=["board.jsonl"],
+        board=board[0],
+        mode=board[1],
+        space=space,
         precision=PRECISION,
-        out=architecture,
-        plot=out / "architecture.png",
+        out=out / "board.jsonl",
     )
-    trained = run(
-        "train", architecture, corpus=corpus, steps=steps, batch=16, sequence=128, learning_rate="3e-3", out=checkpoint
+    for name, table, model in (
+        ("search", "table.jsonl", "architecture"),
+        ("search for the board", "board.jsonl", "board-architecture"),
+    ):
+        run.verb(
+            name,
+            "search",
+            reads=[table],
+            made=[f"{model}.json", f"{model}.png"],
+            space=space,
+            table=out / table,
+            decode_ms=decode_ms,
+            precision=PRECISION,
+            out=out / f"{model}.json",
+            plot=out / f"{model}.png",
+        )
+    found = ["architecture.json", "board-architecture.json"]
+    prices = run.own("prices", lambda: demo_models.prices_of([out / name for name in found]), reads=found, facts={})
+    trained = run.verb(
+        "train",
+        "train",
+        out / "architecture.json",
+        reads=["architecture.json", "corpus.txt"],
+        made=["checkpoint"],
+        begun="checkpoint/state/state.json",
+        corpus=out / "corpus.txt",
+        steps=steps,
+        batch=BATCH,
+        sequence=SEQUENCE,
+        learning_rate="3e-3",
+        out=out / "checkpoint",
     )
-    context = searched["architecture"]["max_positions"]
-    exported = run("export", checkpoint, precision=PRECISION, context=context, threads=threads, out=bundle)
-    written = run("generate", bundle, raw=True, prompt=PROMPT, max_tokens=80, temperature=0.7, seed=0, threads=threads)
-    speed = run("bench", bundle, prompt_tokens=64, new_tokens=128, threads=threads)
-    summary = {
-        "budgets": searched["budgets"],
-        "predicted_decode_ms": next(ms for key, ms in searched["costs"].items() if key.startswith("decode_ms@")),
-        "measured_decode_ms": next(r["p50_ms"] for r in speed["results"] if r["kind"] == "decode"),
-        "table_error": profiled["validation"],
-        "parameters": searched["costs"]["parameters"],
-        "blocks": searched["architecture"]["blocks"],
-        "loss_before": trained["validation_loss_before"],
-        "loss_after": trained["validation_loss"],
-        "parity": exported["parity"],
-        "sample": PROMPT + written["text"],
-        "artefacts": {
-            "table": str(table),
-            "architecture": str(architecture),
-            "checkpoint": str(checkpoint),
-            "bundle": str(bundle),
-        },
-    }
-    artefact.write_json(out / "summary.json", "demo", summary)
-    if as_json:
-        print_json(summary)
-    else:
-        _print_summary(summary, out)
+    rival = run.own(
+        "by hand",
+        lambda: demo_models.write_rival(out / "architecture.json", out / "checkpoint", out / "by-hand"),
+        reads=["architecture.json", "checkpoint"],
+        made=["by-hand"],
+        facts={},
+    )
+    context = searched.contexts[-1]
+    exported = {}
+    for name, checkpoint, bundle in (
+        ("export", "checkpoint", "bundle"),
+        ("export by hand", "by-hand", "by-hand-bundle"),
+    ):
+        exported[name] = run.verb(
+            name,
+            "export",
+            out / checkpoint,
+            reads=[checkpoint],
+            made=[bundle],
+            precision=PRECISION,
+            context=context,
+            threads=threads,
+            out=out / bundle,
+        )
+    speed = run.verb(
+        "bench",
+        "bench",
+        out / "bundle",
+        reads=["bundle", "by-hand-bundle"],
+        made=[],
+        measured=True,
+        against=out / "by-hand-bundle",
+        prompt_tokens=0,
+        new_tokens=min(NEW_TOKENS, context // 2),
+        depth=min(PROMPT_TOKENS, context // 2 - 1),
+        threads=threads,
+    )
+    stories = run.own(
+        "stories", lambda: demo_models.draw_stories(out / "bundle", threads), reads=["bundle"], made=[], facts={}
+    )
+    return demo_report.summary(
+        run, threads=threads, prices=prices, trained=trained, rival=rival, parity=exported["export"]["parity"],
+        speed=speed, stories=stories,
+    )  # fmt: skip
 
 
-class _Runner:
-    """Runs verbs of this program with `--json`. Their progress goes straight to the terminal."""
+def _print_estimate(screen: Console, run: Steps, space: Space, minutes: float, steps: int) -> None:
+    """Print how long what is left of the demo will take here, and which steps are kept."""
+    from merino_edge.cli import demo_models
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
-
-    def __call__(self, verb: str, *arguments: object, **options: object) -> dict[str, Any]:
-        """`options` as on the command line: `max_tokens=80` is `--max-tokens 80`, `raw=True` is `--raw`."""
-        words = [verb, *map(str, arguments)]
-        for name, value in options.items():
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-        self.console.print(f"\n[bold]$ merino-edge {' '.join(words)}[/bold]", soft_wrap=True, highlight=False)
-        child = subprocess.Popen([*_program(), *words, "--json"], stdout=subprocess.PIPE, text=True)
-        try:
-            text, _ = child.communicate()
-        except KeyboardInterrupt:  # the child also got the signal and prints its own refusal
-            child.wait()
-            raise
-        if child.returncode:
-            raise typer.Exit(child.returncode)  # the verb has printed why
-        document: dict[str, Any] = json.loads(text)
-        return document
-
-
-def _program() -> list[str]:
-    """How this program was started: the installed script, or the module."""
-    script = Path(sys.argv[0])
-    return [str(script)] if script.name == "merino-edge" and script.is_file() else [sys.executable, "-m", "merino_edge"]
-
-
-def _decode_budget(table: Path) -> float:
-    from merino_edge.latency.table_file import load_table
-    from merino_edge.search.builtin_spaces import DEMO
-    from merino_edge.search.space import Candidate
-
-    largest = DEMO.architecture(Candidate(0, (len(DEMO.block_choices) - 1,) * DEMO.blocks[-1]))
-    return float(f"{BUDGET_SHARE * load_table(table).model_ms(largest, 'decode'):.2g}")
-
-
-def _print_summary(summary: dict[str, Any], out: Path) -> None:
-    from rich.table import Table
-
-    from merino_edge.cli.console import stdout
-    from merino_edge.search.budget import spell_quantity
-
-    blocks = "  ".join(f"{b['layers']} x {b['width']} (ffn {b['ffn_width']})" for b in summary["blocks"])
-    error = summary["table_error"]["decode"]
-    budgets = ", ".join(f"{name} at most {spell_quantity(value)}" for name, value in summary["budgets"].items())
-    rows = {
-        "budget": budgets,
-        "decode": f"{summary['predicted_decode_ms']:.3f} ms predicted, {summary['measured_decode_ms']:.3f} ms measured "
-        f"(table error on whole models: {error['mape_percent']:.1f} % mean)",
-        "architecture": f"{summary['parameters']:,} parameters: {blocks}",
-        "loss": f"{summary['loss_before']:.3f} before, {summary['loss_after']:.3f} after training (nats per token)",
-        "parity": f"all {len(summary['parity'])} checks of the export passed",
-        "sample": summary["sample"],
-        "artefacts": "\n".join(summary["artefacts"].values()),
-        "next": f"merino-edge generate {out / 'bundle'}",
-    }
-    table = Table(show_header=False, title="merino-edge demo", title_justify="left")
-    for name, value in rows.items():
-        table.add_row(name, value)
-    stdout().print(table)
+    cores = len(os.sched_getaffinity(0))
+    flops = 6 * demo_models.middle_parameters(space) * BATCH * SEQUENCE * steps
+    seconds = {**SECONDS, "profile": 60 * minutes + AROUND_PROFILE_S}
+    seconds["train"] = flops / (TRAINING_SHARE * demo_models.matrix_flops_per_s())
+    kept = [name for name in run.records if run.done(name)]
+    left_s = sum(each for name, each in seconds.items() if name not in kept)
+    screen.print(
+        f"about {max(1, round(left_s / 60))} minutes on {cores} cores"
+        + (f", {len(kept)} steps are done and kept" if kept else "")
+        + "; Ctrl-C keeps what is done, and the same command goes on",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -35,7 +35,7 @@ REAL = {
     "export": ["--max-kl", "--max-mb"],
     "train": ["--learning-rate"],
     "generate": ["--temperature", "--top-p", "--min-p", "--repetition-penalty"],
-    "demo": ["--decode-ms", "--params"],
+    "demo": ["--decode-ms", "--minutes"],
     "profile": ["--minutes"],
     "search": [*BUDGETS, "--seconds"],
     "pareto": BUDGETS,
@@ -69,9 +69,9 @@ def test_real_numbers(good: Path, tmp_path: Path, refused: Refused, verb: str) -
 @pytest.mark.parametrize(
     ("verb", "more", "options"),
     [
-        (search, {}, ["space", "solver", "score", "precision", "target"]),
-        (pareto, {}, ["space", "score", "precision", "target"]),
-        (estimate, {"board": "orin-nano-8gb", "mode": "15W"}, ["space", "precision", "target", "runtime"]),
+        (search, {}, ["space", "solver", "score", "precision"]),
+        (pareto, {}, ["space", "score", "precision"]),
+        (estimate, {"board": "orin-nano-8gb", "mode": "15W"}, ["space", "precision", "runtime"]),
         (profile, {"dry_run": True}, ["space", "precision", "backend"]),
     ],
 )
