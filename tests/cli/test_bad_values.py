@@ -69,9 +69,9 @@ def test_real_numbers(good: Path, tmp_path: Path, refused: Refused, verb: str) -
 @pytest.mark.parametrize(
     ("verb", "more", "options"),
     [
-        (search, {}, ["space", "solver", "score", "precision"]),
-        (pareto, {}, ["space", "score", "precision"]),
-        (estimate, {"board": "orin-nano-8gb", "mode": "15W"}, ["space", "precision", "runtime"]),
+        (search, {}, ["space", "solver", "score", "precision", "target"]),
+        (pareto, {}, ["space", "score", "precision", "target"]),
+        (estimate, {"board": "orin-nano-8gb", "mode": "15W"}, ["space", "precision", "target", "runtime"]),
         (profile, {"dry_run": True}, ["space", "precision", "backend"]),
     ],
 )
