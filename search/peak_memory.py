@@ -21,7 +21,7 @@ from __future__ import annotations
 from merino_edge import counts
 from merino_edge.architecture import Architecture, Block
 from merino_edge.search.additive_cost import AdditiveCost
-from merino_edge.storage import INT4_BLOCK, rules_of, stored_as
+from merino_edge.storage import INT4_BLOCK, NORM_BYTES, rules_of, stored_as
 
 # Measured with ONNX Runtime 1.32 on an x86 CPU with AVX2, without AVX-512 (docs/stored-bytes.md).
 CPU_BYTES = 11_000_000  # of the library's code that runs, and of an open session
@@ -75,7 +75,7 @@ def _cpu_matrix_bytes(precision: str) -> float:
 
 def _cpu_block_bytes(a: Architecture, block: Block, precision: str) -> float:
     matrices, vectors = counts.layer_matrix_parameters(a, block), counts.layer_vector_parameters(a, block)
-    held = matrices * _cpu_matrix_bytes(precision) + vectors * counts.NORM_BYTES
+    held = matrices * _cpu_matrix_bytes(precision) + vectors * NORM_BYTES
     return block.weight_layers * held + block.layers * CPU_LAYER_BYTES
 
 

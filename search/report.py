@@ -34,8 +34,8 @@ def summary(result: SearchResult) -> RenderableType:
         numbers = (block.heads, block.kv_heads, block.ffn_width)
         blocks.add_row(str(index), str(block.width), layers, *map(str, numbers), *precisions[index])
     target = result.config.target
-    title = f"bytes as {result.config.precision} is stored for {target}" if target else None
-    costs = Table("cost", "found", "budget", "9 of 10 within", title=title)
+    stored = f"bytes as {result.config.precision} is stored for {target}" if target else None
+    costs = Table("cost", "found", "budget", "9 of 10 within", title=stored)
     intervals = result.problem.intervals(result.candidate)
     estimated = result.config.table is not None and result.config.table.estimated
     for key, value in result.problem.costs(result.candidate).items():
