@@ -148,7 +148,7 @@ def _label_points(
 ) -> None:
     """Write a name on the right of each point.
 
-    It goes to the left or further down where it would cover another name, one of `others` or the edge.
+    It goes to the left or up or down where it would cover another name, one of `others` or the edge.
     """
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
 
@@ -161,7 +161,7 @@ def _label_points(
         starts = [start for start in (x, x - width) if start + width <= 1]
         line, start = next(
             (line, start)
-            for line in itertools.count()
+            for line in itertools.chain.from_iterable((n, -n) for n in itertools.count())
             for start in starts
             if not any(
                 abs(y - 0.03 * line - other) < 0.03 and a < start + width and start < b for a, b, other in occupied
