@@ -230,7 +230,11 @@ def profile(
                     measured += filled
                     append(m.to_line() for m in filled)
                 if request.find:
-                    measure(_found_batches(prepared, path, measured, request), end_s)
+                    found_batches = _found_batches(prepared, path, measured, request)
+                    _compile(prepared, found_batches, on_progress)
+                    if request.backend.models:  # the compilation is not in the time asked for
+                        end_s = max(end_s, time.monotonic() + prepared.estimate.seconds(found_batches))
+                    measure(found_batches, end_s)
                 append(conclusion(path, header, measured, conditions))
     finally:
         if not measured:
@@ -309,7 +313,10 @@ def _found_batches(
     """The batches of models that a search finds with what was measured."""
     assert request.find is not None
     table, seconds = fitted(LatencyTable(path, prepared.header, measured, {}, "")), 60 * request.minutes
-    probes = found.found_probes(table, measured, request.find, quick=prepared.plan.quick, seconds=seconds)
+    compiled = request.backend.models is not None
+    probes = found.found_probes(
+        table, measured, request.find, quick=prepared.plan.quick, seconds=seconds, compiled=compiled
+    )
     return prepared.batches(list(probes), {(m.key, m.repetition) for m in measured})
 
 

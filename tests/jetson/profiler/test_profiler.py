@@ -13,11 +13,12 @@ from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, InputError, OutputError, UnsupportedError
 from merino_edge.jetson.profiler import batching, profiler
 from merino_edge.jetson.profiler.backends import backend_named
+from merino_edge.jetson.profiler.found import found_probes
 from merino_edge.jetson.profiler.plan import QUICK_HELD_OUT
 from merino_edge.jetson.profiler.profiler import Progress, Request
 from merino_edge.latency.measurement import MODES
 from merino_edge.latency.step import Step
-from merino_edge.latency.table import LatencyTable
+from merino_edge.latency.table import LatencyTable, family
 from merino_edge.latency.table_file import from_compact, load_table, to_compact
 from merino_edge.latency.transfer import chosen_entries, entries
 from merino_edge.latency.verdict import judge
@@ -274,3 +275,20 @@ def test_an_unwritable_place_is_refused_before_measuring(tmp_path: Path, tiny_sp
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):  # nobody, root included, can write below a file
         run(tmp_path / "file" / "t.jsonl", tiny_space, stop_after=0)
+
+
+def test_where_engines_are_compiled_few_found_models_serve_both_modes(tiny_space: Space) -> None:
+    models = [tiny_space.architecture(g) for g in list(tiny_space.candidates())[:30]]
+    asked: list[tuple[object, ...]] = []
+
+    def few(*words: Any) -> list[Architecture]:
+        asked.append(words)
+        return models[: words[2]]
+
+    header = {"family": family(models[0]), "precision": "fp32", "default_length": 8, "estimated": False}
+    table = LatencyTable(Path("t"), header, [], {}, "")
+    probes = list(found_probes(table, [], few, quick=True, seconds=60.0, compiled=True))
+    assert {p.mode for p in probes} == set(MODES) and len({p.models for p in probes}) == 8 == len(probes) / 2
+    assert [words[1] for words in asked] == ["decode"]
+    apart = list(found_probes(table, [], few, quick=True, seconds=60.0, compiled=False))
+    assert [sum(p.mode == mode for p in apart) for mode in MODES] == [10, 6]
