@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SAMPLE = 2000  # random architectures in the plot of an exact result
+NAME = 0.2, 0.035  # width and height of a public model's name, as shares of the axes
 LOGARITHMIC = 8  # ratio of the largest to the smallest value from which an axis is logarithmic
 
 
@@ -75,8 +76,6 @@ def _draw(axes: Axes, result: SearchResult, candidates: Iterable[Candidate], lab
     axes.scatter(*shown[1], s=22, marker="x", linewidths=1, color="C2", label="by hand: every layer alike")
     if public:
         axes.scatter(*shown[3], s=30, marker="s", color="C1", label="public models")
-        for reference, x, y in zip(public, *shown[3], strict=True):
-            axes.annotate(reference.name, (x, y), (5, -3), textcoords="offset points", fontsize="x-small")
     axes.scatter(*shown[2], s=170, marker="*", color="C3", edgecolors="white", label="found", zorder=3)
     if limit is not None:
         axes.axvline(limit / unit, color="C3", linestyle="--", linewidth=1, label=f"budget {limit / unit:.4g}")
@@ -84,6 +83,7 @@ def _draw(axes: Axes, result: SearchResult, candidates: Iterable[Candidate], lab
         if min(values) > 0 and max(values) > LOGARITHMIC * min(values):
             axes.set(**{f"{axis}scale": "log"})
     _label_in_numbers(axes)
+    _name(axes, [(reference.name, x, y) for reference, x, y in zip(public, *shown[3], strict=True)])
     estimated = result.config.table is not None and result.config.table.estimated and metric.kind.latency
     axes.set(
         xlabel=metric.label + (", estimated" if estimated else ""),
@@ -104,11 +104,30 @@ def _public_models(result: SearchResult, metric: Metric) -> tuple[list[Reference
     return public, None if public else f"no public models: {every[0].notes[0]}"
 
 
+def _name(axes: Axes, points: list[tuple[str, float, float]]) -> None:
+    """Write names beside points: on the left near the right edge, and lower where one would cover another."""
+    (low, bottom), (high, top) = axes.transAxes.transform([(0, 0), (1, 1)])
+    taken: list[tuple[float, float]] = []  # places, as shares of the axes
+    for name, x, y in sorted(points, key=lambda point: -point[2]):
+        at = axes.transData.transform((x, y))
+        across, up = (at[0] - low) / (high - low), (at[1] - bottom) / (top - bottom)
+        line = 0
+        while any(
+            abs(across - other) < NAME[0] and abs(up - line * NAME[1] - high_up) < 0.9 * NAME[1]
+            for other, high_up in taken
+        ):
+            line += 1
+        taken.append((across, up - line * NAME[1]))
+        aside, align = (-6, "right") if across > 1 - NAME[0] else (6, "left")
+        offset = (aside, -3 - 9 * line)
+        axes.annotate(name, (x, y), offset, textcoords="offset points", fontsize="x-small", ha=align)
+
+
 def _label_in_numbers(axes: Axes) -> None:
     """Ticks of logarithmic axes as plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    plain = FuncFormatter(lambda value, _: f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}")
+    plain = FuncFormatter(lambda value, _: f"{value:,.4g}" if value < 1e4 or value >= 1e7 else f"{value:,.0f}")
     for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
         if scale == "log":
             axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
