@@ -393,7 +393,7 @@ class Held:
         bits = {"int8": 8, "int4": 4}.get(precision, 0)
         self.quantised = bits > 0
         self.element = bits / 8 + 12 / 32 if bits else 4.0
-        self.widened = 5 / 32 if precision == "fp16" else 0.0  # share that is held again while it loads
+        self.widened = 5 / 8 if precision == "fp16" else 0.0  # of a layer of each block, held again while it loads
 
     def block(self, m: Any, b: Any) -> float:
         stored = matrix_elements(m, b) * self.element + vector_elements(m, b) * 4
@@ -723,7 +723,7 @@ class Metrics:
         twice = 4.0 if head.bits == 16 else head.bits / 8
 
         def loading(m: Any, b: Any) -> float:
-            extra = 4 * base.widened * b.weight_layers * matrix_elements(m, b)
+            extra = 4 * base.widened * matrix_elements(m, b)
             return float(held[b.precision or self.precision].block(m, b) + extra)
 
         def running(m: Any, b: Any) -> float:

@@ -30,7 +30,7 @@ CPU_ARENA = 1.5  # the memory that activations take, over those that are held at
 CPU_CHUNK = 128  # most tokens of one step: PREFILL_CHUNK of merino_edge.runtime.engines.onnx_engine
 CPU_BLOCK_BYTES = 12  # of the numbers beside a block of codes
 LARGEST_HEAD_BLOCK = 256  # the head's block is the largest power of two that divides its width, up to this
-WIDENED_SHARE = 5 / 32  # of matrices that are widened to float32 at loading: what is freed, but not returned
+WIDENED_SHARE = 5 / 8  # of a layer of each block, which is widened to float32 at loading: freed, but not returned
 
 
 def weights(precision: str, target: str | None) -> AdditiveCost:
@@ -99,7 +99,7 @@ def _cpu_loading(precision: str) -> AdditiveCost:
     widened = WIDENED_SHARE if precision == "fp16" else 0.0
 
     def block_bytes(a: Architecture, block: Block, own: str | None) -> float:
-        extra = 4 * widened * block.weight_layers * counts.layer_matrix_parameters(a, block)
+        extra = 4 * widened * counts.layer_matrix_parameters(a, block)
         return _cpu_block_bytes(a, block, own or precision) + extra
 
     def end_bytes(a: Architecture) -> float:
