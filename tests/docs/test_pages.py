@@ -43,7 +43,7 @@ SHORTER = {
     "--repetitions 3": "--repetitions 1",
 }
 FEW = """{"kind": "space", "schema_version": 2, "name": "few", "base": "demo", "blocks": 1,
-"widths": 64, "ffn_ratios": [1, 2], "layers": [1, 2], "embedding_widths": 64}"""
+"widths": 64, "ffn_ratios": 1, "layers": [1, 2], "embedding_widths": 64}"""
 STEPS = "--steps 3 --save-every 3 --batch 4 --sequence 32"
 Check = Callable[[str, Path, Sequence[Ran]], None]
 MADE: dict[str, Path] = {}  # what SmolLM2 became on an earlier page: it takes a minute
