@@ -129,7 +129,7 @@ def train_all(
 
 
 def _workers_context() -> multiprocessing.context.BaseContext:
-    """How workers start: from a process that has imported PyTorch once and never touches a GPU, where there are such."""
+    """How workers start: where it can be, from a process that has imported PyTorch once and touches no GPU."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
