@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import math
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING
 from merino_edge import artefact
 from merino_edge.search.budget import Metric
 from merino_edge.search.result import SearchResult
-from merino_edge.search.score import narrowest_cut
+from merino_edge.search.score import DEFAULT, narrowest_cut, parse_score
+from merino_edge.search.space import Candidate
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -77,6 +79,8 @@ def verdict(result: SearchResult) -> list[str]:
             f"warning: everything passes through {cut} of {width} numbers, which {score.spec} does not see; "
             "compare with: --score cut"
         )
+    if better := _unshared(result):
+        lines.append(better)
     tables = [table for table in (result.config.table, *result.config.more_tables) if table is not None]
     lines += [f"warning: {line}" for table in tables for line in table.warnings]
     vocabulary, budgeted = space.templates[result.candidate.template].vocabulary, result.problem.budget.metrics
@@ -86,6 +90,29 @@ def verdict(result: SearchResult) -> list[str]:
     if result.config.table is not None and result.config.table.estimated:
         lines += [f"the table is estimated: {line}" for line in result.config.table.header.get("checked_by", ())]
     return lines
+
+
+def _unshared(result: SearchResult) -> str:
+    """A line where the score counts repeated layers that the default one does not, and they need not be shared."""
+    problem, space, rating = result.problem, result.problem.space, parse_score(DEFAULT)
+    blocks = [space.block_choices[choice] for choice in result.candidate.choices]
+    repeated = sum(block.layers - block.weight_layers for block in blocks)
+    own_blocks = [dataclasses.replace(block, shared=False) for block in blocks]
+    if problem.score.spec == rating.spec or not repeated or not set(own_blocks) <= set(space.block_choices):
+        return ""
+    copies = max(1, len(space.precisions))  # a block stands once for each precision
+    choices = zip(own_blocks, result.candidate.choices, strict=True)
+    own = Candidate(
+        result.candidate.template,
+        tuple(space.block_choices.index(block) + choice % copies for block, choice in choices),
+    )
+    if not problem.feasible(own):
+        return ""
+    ratio = rating.total(space.architecture(own)) / rating.total(result.architecture)
+    return (
+        f"warning: {repeated} of {result.architecture.layers} layers repeat weights; with weights of their own they "
+        f"keep the budgets too, and the score {DEFAULT} rates that {ratio:.3g} times as high: --score {DEFAULT}"
+    )
 
 
 def save(figure: object, path: Path | str) -> None:
