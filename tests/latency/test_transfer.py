@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -95,6 +96,18 @@ def test_an_exact_measurement_outweighs_a_doubtful_one() -> None:
     known = {m.key: m.median_ms for m in full.measurements}
     ratios = [m.median_ms / known[m.key] for m in filled if (m.what, m.mode) == ("layer", "decode")]
     assert sum(abs(ratio / 2 - 1) for ratio in ratios) / len(ratios) < 0.05
+
+
+def test_what_scatters_is_not_taken_for_a_law() -> None:
+    """Each measurement is off by up to half, and says nothing of it."""
+    full, rng = table(), random.Random(0)
+    noisy = [
+        dataclasses.replace(m, samples=(2 * m.median_ms * math.exp(rng.gauss(0, 0.3)),))
+        for m in chosen_entries(full, 0.4)
+    ]
+    known = {m.key: m.median_ms for m in full.measurements}
+    errors = [abs(m.median_ms / known[m.key] / 2 - 1) for m in transfer(full, noisy)]
+    assert sum(errors) / len(errors) < 0.12
 
 
 def test_tables_that_share_nothing_are_refused() -> None:

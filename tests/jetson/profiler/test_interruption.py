@@ -69,9 +69,8 @@ def test_the_kernel_counts_what_a_busy_program_interrupts() -> None:
             pass
         return time.perf_counter() - begun
 
-    before, waited_s = switches(), 0.0
+    before = switches()
     while switches() == before:
-        waited_s = work()
-    assert waited_s > 0
+        work()
     took_s = [uninterrupted_seconds(work, lambda: None, one_thread=True) for _ in range(3)]
     assert min(took_s) == pytest.approx(0.06, rel=0.2)
