@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from merino_edge.search.space import Space
 
 Limits = Mapping[str, Sequence[str] | None]  # by metric, the texts of its budgets, such as 5@1024
-PANEL = "Budgets (upper limits; repeatable; a public model's name stands for its cost, 25% for a quarter of the way)"
+PANEL = "Budgets (repeatable; a share, as 25%, or a public model's name works too)"
 
 SpaceName = Annotated[
     str | None,
