@@ -86,7 +86,7 @@ def check_search(text: str, folder: Path, ran: Sequence[Ran]) -> None:
     (claim,) = re.findall(r"^(?:    )?(score .* scores above .*)$", text, re.MULTILINE)
     assert claim in searches[0].stderr  # the certificate that the page prints
     assert load_space(str(folder / "mine.json")).blocks == (2, 3)
-    costs = json.loads(next(one.written for one in searches if "--flops" in one.command))["costs"]
+    costs = json.loads(next(one.written for one in searches if "--flops 160G" in one.command))["costs"]
     assert f"{costs['parameters'] / 1e6:.1f} M parameters, {costs['weight_mb@int4']:.1f} MB" in text
 
 
