@@ -24,8 +24,8 @@ def export(
         Path | None,
         typer.Option(
             metavar="RESULT",
-            help="Give every block the precision that this result of merino-edge search --bits found. "
-            "Everything else gets the result's --precision.",
+            help="Give every block the precision that this search result has for it. "
+            "Everything else gets the precision of the search.",
         ),
     ] = None,
     context: Annotated[
