@@ -6,7 +6,7 @@
 Blocks are rounded as `merino-edge export` stores them for ONNX Runtime; embedding and head stay. "nats" is the mean KL
 divergence from the model that is not rounded, per token of TEXT, with its standard error over windows. "loss" is the
 difference of the loss on TEXT. "estimate" is that of merino_edge.export.sensitivity, from gradients. "blocks alone"
-are the KLs with only one block at int4, as shares of the KL with all. Beside each stands the block's share of the score.
+are the KLs with only one block at int4, as shares of the KL with all. Beside each is the block's share of the score.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
     "estimate": ((), ""),
     "search": ((), ""),
     "pareto": ((), ""),
+    "verify": ((), ""),
     "distill": (("torch", "safetensors"), "train"),
     "tokenize": ((), ""),
     "train": (("torch", "safetensors"), "train"),

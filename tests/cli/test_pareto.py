@@ -67,7 +67,7 @@ def test_the_front_is_written_in_three_forms(tmp_path: Path, write_table: WriteT
     assert "innerHTML" not in script and "eval(" not in script
     assert "8 points of the front" in " ".join(done.stderr.split())
     shown = merino(out, verb="show").stdout
-    assert "of effective against decode_ms@64" in shown and all(p["id"] in shown for p in report["points"])
+    assert "of counting against decode_ms@64" in shown and all(p["id"] in shown for p in report["points"])
     assert json.loads(merino(out, "--json", verb="show").stdout)["points"] == report["points"]
 
 

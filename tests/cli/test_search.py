@@ -16,7 +16,7 @@ from merino_edge.latency.step import Step
 from merino_edge.latency.table import LatencyTable
 from merino_edge.presets import preset
 from merino_edge.search.builtin_spaces import DEMO, PAPER
-from merino_edge.search.score import effective
+from merino_edge.search.score import counting
 
 WriteTable = Callable[..., LatencyTable]
 
@@ -38,8 +38,8 @@ def test_search_writes_what_it_prints_and_proves_it(tmp_path: Path, write_table:
         key: [costs[key] * 0.9, costs[key] * 1.2] for key in ("decode_ms@64", "decode_ms@256")
     }
     assert costs["weight_mb@int8"] == pytest.approx(a.weight_bytes("int8") / 1e6) and document["precision"] == "int8"
-    assert document["score"]["total"] == effective().total(a) == document["certificate"]["bound"]
-    assert document["score"]["hyperparameters"]["alpha_mha"] == 0.57
+    assert document["score"]["total"] == counting().total(a) == document["certificate"]["bound"]
+    assert document["score"]["shared_layer"] == 0.1 and document["score"]["exit_power"] == 0.75
     claim = {"version": 1, "bound": document["score"]["total"], "gap_percent": 0.0, "architectures": DEMO.size}
     assert {key: document["certificate"][key] for key in claim} == claim
     assert {"too_dear", "groups"} <= set(document["certificate"])
@@ -185,7 +185,7 @@ NONE = str(2**70)
         (["--target", "orin"], 8, "unknown target 'orin'; choose one of: onnxruntime, onnxruntime-cuda, jetpack-6.2"),
         (["--target", "onnxruntime-cuda", "--precision", "fp32"], 8, "has no fp32; choose one of: fp16, int8, int4"),
         (["--target", "onnxruntime-cuda", "--weight-mb", "40@fp32"], 8, "onnxruntime-cuda has no fp32"),
-        (["--score", "beauty"], 2, "choose calibrated, paper, cut, exit, counting, parameters, flops"),
+        (["--score", "beauty"], 2, "choose counting, paper, calibrated, cut, exit, parameters, flops"),
         (["--seconds", "0"], 2, "--seconds is 0"),
         (["--seconds", "nan"], 2, "--seconds is nan"),
         (["--solver", "evolution", "--parents", "1000"], 2, "parents is 1000"),
