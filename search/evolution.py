@@ -64,8 +64,7 @@ class _Evaluator:
         for choice in candidate.choices:
             part = scores[choice]
             if part is None:
-                precision = problem.space.precision_of(choice)
-                lost = 0.0 if precision is None else precision.lost
+                lost = problem.space.lost_of(choice)
                 part = scores[choice] = problem.score.block_total(model, blocks[choice], depth, cut, lost)
             total += part
         return problem.score.factor(blocks[candidate.choices[-1]].width) * total

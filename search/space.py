@@ -217,6 +217,11 @@ class Space:
         """The precision of a block choice; None where all blocks have the search's."""
         return self.precisions[choice % len(self.precisions)] if self.precisions else None
 
+    def lost_of(self, choice: int) -> float:
+        """The share of its score that a block choice loses by rounding; 0 where precisions are not open."""
+        precision = self.precision_of(choice)
+        return 0.0 if precision is None else precision.lost
+
     @cached_property
     def width_of(self) -> tuple[int, ...]:
         """The width index of every block choice."""

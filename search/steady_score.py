@@ -47,7 +47,6 @@ def _by_parts(problem: Problem, candidate: Candidate) -> float:
     cut = min(space.templates[candidate.template].embedding_width, blocks[0].width)
     parts = []
     for choice, block in reversed(list(zip(candidate.choices, blocks, strict=True))):
-        precision = space.precision_of(choice)
-        lost = 0.0 if precision is None else precision.lost
-        parts.append(score.block_total(space.models[candidate.template], block, depth, cut, lost))
+        model, lost = space.models[candidate.template], space.lost_of(choice)
+        parts.append(score.block_total(model, block, depth, cut, lost))
     return score.factor(blocks[-1].width) * math.fsum(parts)

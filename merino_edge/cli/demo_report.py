@@ -103,7 +103,7 @@ def _speed(name: str, row: dict[str, Any], card: dict[str, Any], table: LatencyT
     step = Step("decode", table.default_length)
     predicted_ms = table.model_cost(a, step)
     interval = table.interval(predicted_ms, step, found=name == "found")
-    usable = table.verdict is None or table.verdict.word != "do not use"
+    usable = table.verdict is None or not table.verdict.is_unfit
     within = None if interval is None or not usable else [1e3 / interval[2], 1e3 / interval[1]]
     return {
         "model": name,

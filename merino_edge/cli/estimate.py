@@ -171,11 +171,9 @@ def _memory_line(space: Space, cost_model: CostModel, board: Board) -> str:
     from merino_edge.search.budget import Metric
 
     cost_model.check_blocks(space, ())
-    peak_mb = []
+    metric, peak_mb = cost_model.resolve(Metric("peak_mb"), space), []
     for template, model in enumerate(space.models):
-        cost = cost_model.metric_cost(
-            cost_model.resolve(Metric("peak_mb"), space), space.templates[template].vocabulary
-        )
+        cost = cost_model.metric_cost(metric, space.templates[template].vocabulary)
         widths = space.width_range(template)
         choices = space.block_choices[space.first_choice[widths.start] : space.first_choice[widths.stop]]
         largest = max(choices, key=lambda b: (b.width, b.weight_layers, b.kv_heads, b.ffn_width))

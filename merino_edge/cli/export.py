@@ -110,7 +110,7 @@ def export(
     from merino_edge.export.prepare_weights import ExportOptions
     from merino_edge.export.targets import Target
 
-    found, own = _found_precisions(bits_of) if bits_of is not None else (None, ())
+    searched, found, own = _found_precisions(bits_of) if bits_of is not None else (None, None, ())
     precision = found or "fp32" if precision is None else precision
     if found is not None and found != precision:
         raise InputError(f"{bits_of} was searched with --precision {found}, not {precision}", "leave --precision out")
@@ -138,8 +138,10 @@ def export(
     with console.status("reading the checkpoint") as status:
         source = checkpoints.load(checkpoint)
         a = source.architecture
-        if bits_of is not None:
-            _check_same(bits_of, a)
+        if searched is not None and searched.blocks != a.blocks:
+            raise InputError(
+                f"{bits_of} holds architecture {searched.id}, the checkpoint has other blocks", "train what was found"
+            )
         *smaller, positions = contexts or [min(1024, a.max_positions)]
         engine = partial(_open_engine, a, threads)
         try:
@@ -193,29 +195,17 @@ def export(
         console.print(f"next: merino-edge generate {out}", style="dim", soft_wrap=True)
 
 
-def _found_precisions(result: Path) -> tuple[str, tuple[str, ...]]:
-    """The precision of a search, and those that it found for the blocks. Raises InputError where it found none."""
+def _found_precisions(result: Path) -> tuple[Architecture, str, tuple[str, ...]]:
+    """What a search found, its precision, and those of the blocks. Raises InputError where it found none for them."""
     from merino_edge import architecture
     from merino_edge.errors import InputError
 
-    _, document = architecture.load(result)
+    a, document = architecture.load(result)
     choices = document.get("choices")
     own = choices.get("precisions") if isinstance(choices, dict) else None
     if not isinstance(own, list) or not all(isinstance(name, str) for name in [document.get("precision"), *own]):
         raise InputError(f"{result} says no precisions of blocks", "find them: merino-edge search --bits int4,int8")
-    return document["precision"], tuple(own)
-
-
-def _check_same(result: Path, a: Architecture) -> None:
-    """Raise InputError where the result is of another architecture than `a`."""
-    from merino_edge import architecture
-    from merino_edge.errors import InputError
-
-    searched, _ = architecture.load(result)
-    if searched.blocks != a.blocks:
-        raise InputError(
-            f"{result} holds architecture {searched.id}, the checkpoint has other blocks", "train what was found"
-        )
+    return a, document["precision"], tuple(own)
 
 
 def _contexts(text: str) -> list[int]:

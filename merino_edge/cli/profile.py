@@ -212,7 +212,7 @@ def profile(
         )
     else:
         console.print_line(str(out))
-    if table.verdict is not None and table.verdict.word == "do not use" and not exit_zero:
+    if table.verdict is not None and table.verdict.is_unfit and not exit_zero:
         raise UnfitTableError(
             f"{out} is not to be used: {'; '.join(table.verdict.reasons)}",
             f"end other programs, then: rm {out}, and profile again, or with more --minutes",

@@ -110,7 +110,7 @@ def _full_table(path: Path, share: float | None, described: tuple[str | None, ..
         raise InputError(
             f"{path} is itself transferred from {table.header['transferred']['from']}", "give a full table"
         )
-    if table.verdict is not None and table.verdict.word == "do not use":
+    if table.verdict is not None and table.verdict.is_unfit:
         raise InputError(f"the verdict on {path} is {table.verdict}", "measure it again: merino-edge profile")
     if "space" not in table.header:
         raise InputError(f"{path} does not say which space it covers", "measure it again: merino-edge profile")

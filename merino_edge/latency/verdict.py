@@ -40,6 +40,11 @@ class Verdict:
         """Whether nothing needs to be said."""
         return self.word == "good"
 
+    @property
+    def is_unfit(self) -> bool:
+        """Whether the table is not to be used."""
+        return self.word == "do not use"
+
     def __str__(self) -> str:
         return self.word + (f": {'; '.join(self.reasons)}" if self.reasons else "")
 

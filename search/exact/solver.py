@@ -12,7 +12,7 @@ memory becomes a sum by splitting further (`merino_edge.search.exact.subproblem`
 
 That last bound is the certificate, and the multipliers prove it (`merino_edge.search.exact.proof`). Nothing is sampled
 and no cost is rounded, so the same problem has the same result everywhere. Ties go to lower budgeted costs in the
-budgets' order, then to longer contexts, then to fewer parameters.
+budgets' order, then to longer contexts, then to more or fewer parameters (`Problem.prefers_weights`).
 """
 
 from __future__ import annotations
