@@ -5,14 +5,14 @@
 
 A table at --out is taken as it is; where there is none, it is profiled first. Searches with three scores then find
 --count models, under budgets between the table's fast and slow models. None of them was measured for the table. All are
-measured in turns, --visits times in another order. The machine may have become slower since the profile: the reference
-model says by how much, and times are divided by that. `as it is` leaves them undivided.
+measured in turns, --visits times in another order. The machine may have become slower or faster since the profile. So
+the table's held-out models are measured again in the same turns: `by the held-out models` divides times by the median
+ratio of theirs to those in the table. `by the reference model` divides by the slowness that it tells.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import random
 import statistics
 from collections.abc import Sequence
@@ -57,9 +57,10 @@ def main() -> None:
     found = found_models(
         space, table, mode, count=options.count, seconds=SEARCH_SECONDS, without=known_models(table, mode)
     )
-    lines = measured(table, space, found, mode, visits=options.visits, rounds=options.rounds)
+    held_out = [m for m in table.measurements if (m.what, m.mode) == ("model", mode) and not m.failed]
+    lines = measured(table, space, found, held_out, mode, visits=options.visits, rounds=options.rounds)
     print(f"{table.path}: {table.precision}, {table.header['threads']} threads; verdict {table.verdict}")
-    report(table, lines, mode)
+    report(table, lines, held_out, mode)
 
 
 def profiled(options: argparse.Namespace) -> LatencyTable:
@@ -81,9 +82,16 @@ def known_models(table: LatencyTable, mode: Mode) -> set[Architecture]:
 
 
 def measured(
-    table: LatencyTable, space: Space, models: Sequence[Architecture], mode: Mode, *, visits: int, rounds: int
+    table: LatencyTable,
+    space: Space,
+    models: Sequence[Architecture],
+    held_out: Sequence[Measurement],
+    mode: Mode,
+    *,
+    visits: int,
+    rounds: int,
 ) -> list[Measurement]:
-    """A line for each visit to each model."""
+    """A line for each visit to each found model, and to each held-out one."""
     header, lines = table.header, []
     swept = any(m.cache == "cold" for m in table.measurements)
     timer = Timer(
@@ -94,6 +102,7 @@ def measured(
         reference_model=profiler._reference_model(space),
     )
     probes = [probe.whole("found", mode, table.default_length, a) for a in models]
+    probes += [probe.whole("model", mode, m.length, Architecture.from_dict(m.shape["architecture"])) for m in held_out]
     for visit in range(visits):
         random.Random(visit).shuffle(probes)
         with pinned(header["threads"]):
@@ -103,17 +112,25 @@ def measured(
     return lines
 
 
-def report(table: LatencyTable, lines: list[Measurement], mode: Mode) -> None:
+def report(table: LatencyTable, lines: list[Measurement], held_out: Sequence[Measurement], mode: Mode) -> None:
     drift, step = DriftCorrection([*table.lines, *lines]), Step(mode, table.default_length)
-    for name, slowness in (("as it is", lambda m: 1.0), ("by the reference model", drift.slowness)):
-        pairs, middles, inside, inside_any, apart = [], [], 0, 0, []
-        for visits in repetitions_by_key(lines).values():
+    found = [m for m in lines if m.what == "found"]
+    before = {m.key: m.median_ms for m in held_out}
+    again = repetitions_by_key(m for m in lines if m.what == "model")
+    slower = statistics.median(median_ms(visits) / before[key] for key, visits in again.items())
+    print(f"the held-out models take {100 * (slower - 1):+.1f} % more than in the table")
+    ways = {
+        "as it is": lambda m: 1.0,
+        "by the reference model": drift.slowness,
+        "by the held-out models": lambda m: slower,
+    }
+    for name, slowness in ways.items():
+        pairs, inside, inside_any, apart = [], 0, 0, []
+        for visits in repetitions_by_key(found).values():
             predicted = table.model_cost(Architecture.from_dict(visits[0].shape["architecture"]), step)
             times = [statistics.median(m.samples) / slowness(m) for m in visits]
             ms = statistics.median(times)
             pairs.append((predicted, ms))
-            if (interval := table.interval(predicted, step, found=True)) is not None:
-                middles.append((math.sqrt(interval.low * interval.high), ms))
             apart += [100 * abs(time / ms - 1) for time in times]
             inside += within(table, predicted, ms, step, found=True)
             inside_any += within(table, predicted, ms, step, found=False)
@@ -124,12 +141,12 @@ def report(table: LatencyTable, lines: list[Measurement], mode: Mode) -> None:
             f"{inside} within the printed interval ({inside_any} within that of random models), "
             f"visits {statistics.fmean(apart):.1f} % apart"
         )
-        if middles:
-            middle = error_figures(middles)["mape_percent"]
-            print(f"    MAPE {middle:.1f} % by the middle of the printed interval, which holds the winner's curse")
-        if name != "as it is":
-            for predicted, ms in sorted(pairs):
-                print(f"    predicted {predicted:8.3f} ms, measured {ms:8.3f} ms, {100 * (ms / predicted - 1):+6.1f} %")
+    for predicted, ms in sorted(pairs):
+        print(f"    predicted {predicted:8.3f} ms, measured {ms:8.3f} ms, {100 * (ms / predicted - 1):+6.1f} %")
+
+
+def median_ms(visits: Sequence[Measurement]) -> float:
+    return statistics.median(statistics.median(m.samples) for m in visits)
 
 
 def within(table: LatencyTable, predicted: float, ms: float, step: Step, *, found: bool) -> bool:

@@ -237,14 +237,14 @@ class LatencyTable:
         """A predicted `value` with its error bar; None for energy, and where no model was held out.
 
         `found`: of a model that a search found. A search prefers models for which the table errs low, so such models
-        were measured apart. Where none were, the bar is that of any model.
+        were measured apart. The bar then holds their errors and those of random models: ten optima are few and alike.
         """
-        figures = self.validation.get(step.mode, {})
-        if found and figures.get("found", {}).get("low_percent") is not None:
-            figures = figures["found"]
-        low, high = figures.get("low_percent"), figures.get("high_percent")
-        if step.unit != "ms" or low is None or high is None:
+        of_mode = self.validation.get(step.mode, {})
+        bars = [of_mode, of_mode.get("found", {})] if found else [of_mode]
+        ends = [(bar["low_percent"], bar["high_percent"]) for bar in bars if bar.get("low_percent") is not None]
+        if step.unit != "ms" or not ends:
             return None
+        low, high = min(low for low, _ in ends), max(high for _, high in ends)
         return Interval(value, value * (1 + low / 100), value * (1 + high / 100))
 
     def model_interval(self, a: Architecture, step: Step) -> Interval | None:

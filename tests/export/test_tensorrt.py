@@ -24,6 +24,8 @@ from merino_edge.presets import PRESETS, shrunk
 from merino_edge.tensorrt_library import RTX, TENSORRT
 from merino_edge.weights import random_weights, weight_shapes
 
+# Two presets are another's graph with other numbers: merino-52m's, and pythia-70m's (benchmarks/compile_engines.py).
+KINDS = [name for name in PRESETS if name not in ("merino-61m", "pythia-160m")]
 FORMS = [(lowering, p) for p in PLATFORMS["rtx"].precisions for lowering in PLATFORMS["rtx"].lowerings_at(p)]
 
 
@@ -66,8 +68,8 @@ def test_a_pretrained_model_compiles_for_sm86(smollm2: Checkpoint, tmp_path: Pat
 
 @pytest.mark.usefixtures("rtx")
 @pytest.mark.parametrize(("lowering", "precision"), FORMS)
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_compiles(name: str, lowering: str, precision: str) -> None:
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_preset_compiles(name: str, lowering: str, precision: str) -> None:
     a, target = narrow(name), Target.named("rtx", precision, lowering)
     graph = to_bytes(build_stored(a, random_stored(a, target), target, 128))
     engine = build_engine(RTX, graph, 128, "SM86")

@@ -32,7 +32,7 @@ def front(space: Space, key: str, count: int, limits: dict[str, float] | None = 
     return pareto_front(problem, Metric.parse(key), count)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     spaces(),
     st.sampled_from(["parameters", "weight_mb@int4", "kv_mb", "peak_mb@64", "flops"]),
@@ -65,7 +65,7 @@ def test_the_minimum_peak_memory_counts_the_activations_of_each_embedding_width(
     assert result.points[0].value == min(values) and len(set(values)) > 1
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(spaces(), st.sampled_from(["decode_ms@64", "text_ms@64"]), st.integers(0, 2**32))
 def test_the_whole_front_is_that_of_brute_force_for_a_piecewise_step_time(
     write_piecewise: WriteTable, space: Space, key: str, seed: int
@@ -75,7 +75,7 @@ def test_the_whole_front_is_that_of_brute_force_for_a_piecewise_step_time(
 
 def check_front(space: Space, key: str, spec: str, table: LatencyTable | None = None) -> None:
     small = replace(space, vocabularies=space.vocabularies[:1])
-    assume(small.size <= 100)  # every point of its front is a search of its own
+    assume(small.size <= 60)  # every point of its front is a search of its own
     problem, metric = Problem(small, Budget(), parse_score(spec), CostModel("int8", table)), Metric.parse(key)
     costs = {g: problem.value(metric, g) for g in small.candidates()}
     assume(all(cost > 0 for cost in costs.values()))
