@@ -68,7 +68,7 @@ def test_ctrl_c_keeps_what_is_done(demos: Path) -> None:
 def test_resumed_equals_uninterrupted(demos: Path, tmp_path: Path) -> None:
     resumed, printed = demos / "resumed", (demos / "resumed.txt").read_text()
     assert "profile: kept" in printed
-    (train,) = re.findall(r"^\$ merino-edge (train .*) --continue --json$", printed, re.MULTILINE)
+    (train,) = re.findall(r"^\$ merino-edge (train .*) --continue$", printed, re.MULTILINE)
     assert train.endswith(f"--out {resumed / 'checkpoint'}")
     run_merino(*train.split()[:-1], tmp_path / "checkpoint")
     demo_models.write_rival(resumed / "architecture.json", tmp_path / "checkpoint", tmp_path / "by-hand")
