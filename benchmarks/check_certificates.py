@@ -39,7 +39,7 @@ def main() -> None:
             document = document_of(result)
             if document["certificate"]["bound"] is None:
                 continue  # nothing is claimed
-            function = users_function(document["score"])
+            function = users_function(document["score"], document["score"]["name"])
 
             def verdict(one: dict[str, object], function: object = function) -> str:
                 try:

@@ -1,6 +1,6 @@
 """Check a search result by its certificate. This file needs Python and NumPy, and nothing else of merino-edge.
 
-    python check_certificate.py RESULT.json
+    python check_certificate.py [--score FILE.py:NAME] RESULT.json
 
 It is written from docs/certificate.md, whose sections have the same names as the parts of this file. It derives every
 score and cost again, from the space, the budgets and the table inside the result. Then it proves the bound again, from
@@ -36,13 +36,25 @@ NOT_HERE = "-"  # a task whose models are in other classes
 TOLERANCE = 1e-9  # share of a score within which two scores count as equal
 ROUNDING = 1e-12  # share of a bound's magnitude that is added to it, because rounding may have lowered it
 STATED = 1e-8  # share within which a bound must be what the certificate states
+HIGHEST_PRICE = 1e100  # so that no product of a price and a cost overflows
+EXACT = 2.0**53  # multiples of a grid up to so many add up without rounding
 MAX_BYTES = 64 * 2**20
 MAX_PARTIAL_MODELS = 3_000_000
 CHUNK = 1_000_000  # partial models extended at a time
 
 
 class Refused(Exception):
-    """The claim of a result does not follow, or it cannot be derived again. The message is one line."""
+    """The claim of a result does not follow, or it cannot be derived again. The message is one line.
+
+    It may quote the file, so what could steer a terminal is replaced.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else "?" for c in message))
+
+
+class NotAllowed(Refused):
+    """The result names a program as its score, which nobody allowed to run."""
 
 
 # --- 1. the file -----------------------------------------------------------------------------------
@@ -183,6 +195,8 @@ class Space:
         self.vocabularies: list[dict[str, Any]] = listed["vocabularies"]
         sizes = [whole(v["size"], "vocabulary") for v in self.vocabularies]
         require(sizes == sorted(set(sizes)), "vocabularies do not ascend")
+        per_token = [v["bytes_per_token"] for v in self.vocabularies if v["bytes_per_token"] is not None]
+        require(all(2**-10 <= finite(n, "bytes_per_token") <= 2**10 for n in per_token), "no token has so many bytes")
         self.widths: list[int] = listed["widths"]
         self.block_counts: list[int] = listed["blocks"]
         self.contexts: list[int] = listed["contexts"]
@@ -513,6 +527,7 @@ class Table:
                 at = layer_point(length, *numbers)
             if energy is not None:
                 energy = finite(energy, "energy")
+                require(energy >= 0, "an energy is negative")
             costs = {"ms": max(0.0, finite(ms, "a time")), "mj": energy}
             lines.append((length, what, mode, shape.get("ffn", ""), cache, at, shape.get("heads", 1), costs))
         lines.sort(key=lambda line: line[0])
@@ -539,6 +554,7 @@ class Table:
         only_cold = {key[4] for key in self.grids if key[2] == "decode"} == {"cold"}
         model = pieces or {"faces": [[float(only_cold), 0.0, 0.0]], "alternatives": [[0]]}
         self.pieces = [tuple(finite(x, "a piece") for x in piece) for piece in model["faces"]]
+        require(all(share >= 0 and per_mb >= 0 for share, per_mb, _ in self.pieces), "a piece makes a part cost less")
         self.alternatives = [[self.pieces[i] and i for i in indices] for indices in model["alternatives"]]
         require(self.alternatives and all(self.alternatives), "the step-time model has no pieces")
         self._cache: dict[Key, float] = {}
@@ -625,7 +641,10 @@ def _fill(by_ffn: dict[str, dict[Key, float]], reference: dict[str, Any], mode: 
 
 
 class Sum(NamedTuple):
-    """A cost as a sum over the parts of a model, in its unit. `name` tells sums apart."""
+    """A cost as a sum over the parts of a model, in its unit. `name` tells sums apart.
+
+    Every part is a multiple of `grid`.
+    """
 
     name: Key
     block: Callable[[Any, Any], float]
@@ -633,6 +652,7 @@ class Sum(NamedTuple):
     ends: Callable[[Any, int, int], float]
     activation: Callable[[Any, Any], float] | None = None
     end_activation: Callable[[Any], float] | None = None
+    grid: float = 1 / 16
 
     def total(self, m: Any, blocks: Sequence[Block]) -> float:
         """The cost of a whole model with these blocks."""
@@ -682,9 +702,9 @@ class Metrics:
         at = int(text) if mark else 0
         if name in ("parameters", "flops") and not mark:
             if name == "parameters":
-                return Metric([[Sum((key,), block_parameters, projection, end_parameters)]], 1.0, 1)
+                return Metric([[Sum((key,), block_parameters, projection, end_parameters, grid=1.0)]], 1.0, 1)
             twice = 2 * FLOPS_SEQUENCE
-            flops = Sum((key,), block_flops, lambda x, y: twice * projection(x, y), lambda m, first, last: 0.0)
+            flops = Sum((key,), block_flops, lambda x, y: twice * projection(x, y), lambda m, f, s: 0.0, grid=1.0)
             return Metric([[flops]], 1.0, 1)
         if name == "kv_mb":
             cache = Sum((key,), lambda m, b: stored.cache(m, b, at or m.max_positions), no_change, lambda m, f, s: 0.0)
@@ -723,8 +743,8 @@ class Metrics:
         twice = 4.0 if head.bits == 16 else head.bits / 8
 
         def loading(m: Any, b: Any) -> float:
-            extra = 4 * base.widened * matrix_elements(m, b)
-            return float(held[b.precision or self.precision].block(m, b) + extra)
+            own = held[b.precision or self.precision]
+            return float(own.block(m, b) + 4 * own.widened * matrix_elements(m, b))
 
         def running(m: Any, b: Any) -> float:
             return held[b.precision or self.precision].block(m, b) + stored.cache(m, b, m.max_positions)
@@ -800,6 +820,7 @@ class Metrics:
                 lambda m, b: tables[b.precision or self.precision].block(m, b, piece),
                 lambda x, y: table.change(x, y, piece),
                 lambda m, first, last: table.ends(m, first, last, piece),
+                grid=2.0**-30,
             )
 
         return Metric([[one(piece) for piece in pieces] for pieces in table.steps(step)], scale, positions)
@@ -817,6 +838,7 @@ def most_units(limit: float, scale: float) -> float:
 
 # --- 6. scores -------------------------------------------------------------------------------------
 
+BUILT_IN = ("effective", "cut", "exit", "counting", "parameters", "flops")
 CONSTANTS = {
     "alpha_mha": 0.57,
     "alpha_ffn": 0.43,
@@ -864,7 +886,9 @@ class Score:
             expected: dict[str, Any] = {"hyperparameters": self.constants} if not self.counts else dict(self.constants)
             expected |= {"exit_power": self.exit_power} if self.name in ("exit", "counting") else {}
             require(details == expected, "the score's constants are not those that its name says")
-        elif stated["name"] not in ("parameters", "flops"):
+            signs = [*self.constants.values(), self.exit_power]
+            require(min(signs) >= 0 and self.constants["shared_layer"] <= 1, "a constant of the score is out of range")
+        elif self.name not in BUILT_IN or options:
             require(function is not None, f"score {stated['name']} is a user's, and its function is not at hand")
             self.users, self.whole = True, arguments(function) == 1
 
@@ -1016,8 +1040,13 @@ class Programs:
                     if after >= w:
                         change[w, after, k] = self._change(each, widths[w], widths[after])
             if each.activation is not None and each.end_activation is not None:
+                require(peak < 0, "two budgets are for peak memory")
                 peak, end_activation = k, each.end_activation(m)
                 activation = self._blocks((*key, "activation"), each.activation, m)
+            parts = np.concatenate([part[..., k].ravel() for part in (cost, change, start, finish)] + [activation])
+            parts = np.append(parts[np.isfinite(parts)], end_activation)
+            most = EXACT * each.grid / (space.block_counts[-1] + 4)
+            require(np.abs(parts).max() <= most, "a cost is so large that sums of it are not exact")
         return Program(
             template=template,
             metrics=tuple(k for _, k in sums),
@@ -1072,6 +1101,9 @@ class Tasks:
             self.start[:, self.peak] += base
         self.finish = np.minimum.reduce([p.finish for p in programs])
         self.limits = np.maximum.reduce([p.limits for p in programs])
+        # What the terms of a Lagrangian add up to at most, while a path keeps the limits.
+        ends = [np.abs(side[self.allowed]).max(0, initial=0.0) for side in (self.start, self.finish)]
+        self.magnitudes = self.limits + np.where(np.isfinite(ends), ends, 0.0).sum(0)  # [K]
         breaks = (np.diff(self.width) != 0) | (np.diff(self.layers) != 0)
         self.cells = np.concatenate(([0], np.flatnonzero(breaks) + 1)) if len(self.index) else np.zeros(0, int)
 
@@ -1096,7 +1128,7 @@ class Tasks:
             best[place, :, self.width[self.cells]] = cells.T
         change = np.full((len(prices), count, count), -np.inf)
         for x, y in itertools.product(self.allowed, self.allowed):
-            if y >= x:
+            if y >= x and np.isfinite(self.change[x, y]).all():  # else no program has both widths
                 change[:, x, y] = -(prices @ self.change[x, y])
         for n in range(1, most + 1):
             for length, values in zip(lengths[lengths <= depth], best, strict=False):
@@ -1119,14 +1151,15 @@ class Tasks:
 
     def magnitude(self, prices: Floats, bounds: Floats) -> Floats:
         """What rounding errors are a share of."""
-        at_limits = prices @ self.limits
-        return np.asarray(np.where(np.isfinite(bounds), np.abs(bounds - at_limits), 0.0) + at_limits)
+        path = np.where(np.isfinite(bounds), np.abs(bounds - prices @ self.limits), 0.0)
+        return np.asarray(path + prices @ self.magnitudes)
 
     def enumerate(self, depth: int, prices: Floats, scores: Floats, threshold: float) -> tuple[float, int]:
         """The highest score above `threshold` in a task, minus infinity if there is none, and the partial models tried.
 
         Partial models grow by a block. One is dropped if no completion keeps the limits or gets above the threshold, by
-        any of the price vectors [N, K]. One is dropped too where another scores as much and costs no more.
+        any of the price vectors [N, K]. One is dropped too where another scores as much and costs no more. Every
+        comparison keeps a model where a number is none.
         """
         space, sums, scores = self.space, len(self.limits), scores[self.index]
         to_go, _ = self.rest(prices, np.repeat(scores[None], len(prices), 0), depth)
@@ -1170,7 +1203,7 @@ class Tasks:
                     total = cost + self.finish[w]
                     if self.peak >= 0:
                         total[:, self.peak] += extra
-                    within = (left == 0) & (total <= self.limits).all(1)
+                    within = (left == 0) & ~(total > self.limits).any(1)
                     best = max(best, float(score[within].max(initial=-np.inf)))
         return best if best > threshold else -math.inf, tried
 
@@ -1187,14 +1220,14 @@ class Tasks:
             if self.peak >= 0:
                 value -= prices_n[self.peak] * np.maximum(extra[rows], self.extra[columns])
             value += rest_n[w, remaining] + prices_n @ self.limits
-            size = np.abs(score[rows]) + np.abs(scores[columns]) + 2 * (prices_n @ self.limits) + abs(threshold)
-            hopeful = (value > -np.inf) & (value + ROUNDING * size > threshold)
+            size = np.abs(score[rows]) + np.abs(scores[columns]) + 2 * (prices_n @ self.magnitudes) + abs(threshold)
+            hopeful = ~(value + ROUNDING * size <= threshold)
             rows, columns, remaining = rows[hopeful], columns[hopeful], remaining[hopeful]
         costs, extras = cost[rows] + self.cost[columns], np.maximum(extra[rows], self.extra[columns])
         total = costs + floor[:, w, remaining].T
         if self.peak >= 0:
             total[:, self.peak] += extras
-        fits = (total <= self.limits).all(1)
+        fits = ~(total > self.limits).any(1)
         rows, columns = rows[fits], columns[fits]
         return score[rows] + scores[columns], costs[fits], extras[fits], remaining[fits].astype(float)
 
@@ -1235,7 +1268,8 @@ class Outcome(NamedTuple):
     def line(self) -> str:
         tried = f"{self.by_trying:,} by trying {self.partial_models:,} partial models"
         return (
-            f"the claim holds: none of {self.architectures:,} architectures scores above {self.bound:,.2f} "
+            f"the claim holds: of {self.architectures:,} architectures none within the budgets scores above "
+            f"{self.bound:,.2f} "
             f"({self.by_prices:,} tasks by prices, {tried}, {self.seconds:.1f} s)"
         )
 
@@ -1314,7 +1348,7 @@ def _check_class(tasks: Tasks, scores: Floats, one: dict[str, Any], bound: float
         stated.append(-math.inf if value == "none" else finite(float(value), "a task's bound"))
         rows = [[float(x) for x in text.split()] for text in vectors.split(";")]
         require(all(len(row) == sums for row in rows), "a task has more or fewer prices than sums")
-        require(all(0 <= x < math.inf for row in rows for x in row), "a price is negative, infinite or no number")
+        require(all(0 <= x <= HIGHEST_PRICE for row in rows for x in row), "a price is negative, too high or no number")
         prices.append(np.array(rows).reshape(len(rows), sums))
     first = np.array([rows[0] for rows in prices]).reshape(len(lines), sums)
     bounds = tasks.bounds(first, scores)
@@ -1326,7 +1360,8 @@ def _check_class(tasks: Tasks, scores: Floats, one: dict[str, Any], bound: float
         np.where(both, apart <= STATED * size, told == bounds)[here].all(),
         "the prices of a task give another bound than it states",
     )
-    threshold = bound + TOLERANCE * abs(bound)
+    largest = float(np.abs(scores[np.isfinite(scores)]).max(initial=0.0))
+    threshold = bound + max(TOLERANCE * abs(bound), 32 * space.block_counts[-1] * largest / EXACT)
     for row, depth in enumerate(space.depths):
         if not here[row]:
             continue
@@ -1380,7 +1415,8 @@ def check(
     `function` is a user's own score. `build` makes the models that it gets from their form.
     """
     try:
-        return _check(document, function, build)
+        with np.errstate(all="ignore"):  # what is no number is refused
+            return _check(document, function, build)
     except Refused:
         raise
     except (KeyError, IndexError) as error:
@@ -1457,26 +1493,36 @@ def _found(space: Space, document: dict[str, Any]) -> tuple[Template, list[Block
 # --- 11. the program -------------------------------------------------------------------------------
 
 
-def users_function(stated: Any) -> Any:
-    """The user's function that a score names, None for a built-in score. Raises Refused where it is not the same."""
+def users_function(stated: Any, allowed: str | None) -> Any:
+    """The user's function that a score names, None for a built-in score.
+
+    A result may come from anybody, and the function is run. So nothing is imported unless it is the `allowed` one.
+    Raises NotAllowed where it is not, and Refused where its file is not the same as in the search.
+    """
     if not isinstance(stated, dict) or not isinstance(stated.get("name"), str):
         raise Refused("its score cannot be read")
-    spec = stated["name"]
-    if "source_sha256" not in stated:
+    spec, sha256 = stated["name"], stated.get("source_sha256")
+    if spec.partition(":")[0] in BUILT_IN or sha256 is None:
         return None
+    if spec != allowed:
+        raise NotAllowed(f"its score is a user's program; if you trust that program, add: --score {spec}")
     module_name, _, name = spec.rpartition(":")
     try:
         if module_name.endswith(".py"):
-            source = importlib.util.spec_from_file_location(Path(module_name).stem, module_name)
-            if source is None or source.loader is None or not Path(module_name).is_file():
-                raise Refused(f"the score's file {module_name} does not exist")
-            if hashlib.sha256(Path(module_name).read_bytes()).hexdigest() != stated["source_sha256"]:
-                raise Refused(f"the score's file {module_name} has changed")
-            module = importlib.util.module_from_spec(source)
-            sys.modules.setdefault(source.name, module)
-            source.loader.exec_module(module)
+            path = Path(module_name)
+            source = importlib.util.spec_from_file_location(path.stem, module_name)
         else:
-            module = importlib.import_module(module_name)
+            source = importlib.util.find_spec(module_name)
+            path = Path((source and source.origin) or "")
+        if source is None or source.loader is None or not path.is_file():
+            raise Refused(f"the score's file {module_name} does not exist")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+            raise Refused(f"the score's file {module_name} has changed")
+        if not module_name.endswith(".py"):
+            return getattr(importlib.import_module(module_name), name)
+        module = importlib.util.module_from_spec(source)
+        sys.modules.setdefault(source.name, module)
+        source.loader.exec_module(module)
         return getattr(module, name)
     except Refused:
         raise
@@ -1486,16 +1532,20 @@ def users_function(stated: Any) -> Any:
 
 def main(arguments_given: Sequence[str]) -> int:
     """Check each file. Returns the exit code."""
-    wrong = 0
-    for path in arguments_given:
+    wrong, paths, allowed = 0, list(arguments_given), None
+    if "--score" in paths[:-1]:
+        at = paths.index("--score")
+        allowed = paths[at + 1]
+        del paths[at : at + 2]
+    for path in paths:
         try:
             document = read(Path(path))
-            outcome = check(document, users_function(document.get("score")))
+            outcome = check(document, users_function(document.get("score"), allowed))
             sys.stdout.write(f"{path}: {outcome.line()}\n")
         except Refused as error:
             sys.stdout.write(f"{path}: refused: {error}\n")
             wrong = 1
-    return wrong if arguments_given else 2
+    return wrong if paths else 2
 
 
 if __name__ == "__main__":

@@ -96,11 +96,11 @@ def _cpu_end_bytes(a: Architecture, precision: str) -> float:
 
 def _cpu_loading(precision: str) -> AdditiveCost:
     """The largest matrix is nearly always the head, which comes last: it is held twice."""
-    widened = WIDENED_SHARE if precision == "fp16" else 0.0
 
     def block_bytes(a: Architecture, block: Block, own: str | None) -> float:
-        extra = 4 * widened * counts.layer_matrix_parameters(a, block)
-        return _cpu_block_bytes(a, block, own or precision) + extra
+        name = own or precision
+        widened = WIDENED_SHARE if name == "fp16" else 0.0
+        return _cpu_block_bytes(a, block, name) + 4 * widened * counts.layer_matrix_parameters(a, block)
 
     def end_bytes(a: Architecture) -> float:
         head = stored_as(precision, "onnxruntime").head

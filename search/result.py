@@ -41,7 +41,7 @@ from merino_edge.search.exact.certificate import Certificate
 from merino_edge.search.exact.solver import ExactSolver, OnProgress
 from merino_edge.search.infeasible import infeasibility_error
 from merino_edge.search.problem import Problem
-from merino_edge.search.score import Score, parse_score
+from merino_edge.search.score import Score, is_users, parse_score
 from merino_edge.search.space import Candidate, Space
 from merino_edge.search.steady_score import check_steady
 
@@ -80,17 +80,22 @@ class SearchConfig:
         return Problem(self.space, self.budget, self.score, cost_model, more_weights=self.more_weights)
 
     @staticmethod
-    def of(document: dict[str, Any], where: str) -> SearchConfig:
+    def of(document: dict[str, Any], where: str, own_score: str | None = None) -> SearchConfig:
         """The configuration that a result was found with.
 
-        Raises ArtefactError if the document does not hold it. Raises InputError if a user's score cannot be found or
-        has changed since.
+        A result may come from anybody. So a user's score is imported only if it is `own_score`. Raises ArtefactError if
+        the document does not hold the configuration. Raises InputError if a user's score is not allowed, cannot be
+        found or has changed since.
         """
         try:
             form, table = document["space"]["form"], document["table"]
             spec, limits_by_key, target = document["score"]["name"], document["budgets"], document.get("target")
             if not isinstance(spec, str) or not isinstance(limits_by_key, dict) or not isinstance(target, str | None):
                 raise TypeError  # as for any other field of a wrong kind
+            if is_users(spec) and spec != own_score:
+                raise InputError(
+                    f"the score of {where} is a user's program", f"if you trust that program, add: --score {spec}"
+                )
             score = parse_score(spec)
             config = SearchConfig(
                 space=space_file.from_dict(form, where),
@@ -104,11 +109,12 @@ class SearchConfig:
                 target=target,
                 more_tables=tuple(from_compact(one, where) for one in document.get("more_tables", ())),
             )
-        except (KeyError, TypeError, AttributeError):
+            proven = config.solver != "exact" or document["certificate"]["gap_percent"] == 0
+        except (KeyError, TypeError, ValueError, AttributeError):
             raise ArtefactError(
                 f"{where} does not say how it was found", "give a result of merino-edge search"
             ) from None
-        if config.solver == "exact" and document.get("certificate", {}).get("gap_percent") != 0:
+        if not proven:
             raise InputError(f"{where} was stopped before it was proven", "search again without --seconds")
         if {name: document["score"].get(name) for name in score.details} != score.details:
             raise InputError(f"score {score.spec} is not what {where} was found with", "search again with --score")

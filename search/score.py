@@ -208,7 +208,7 @@ def parse_score(spec: str) -> Score:
     plain = {"parameters": PARAMETERS, "flops": FLOPS}
     if name in plain and not options:
         return plain[name]
-    if not options or not options.isidentifier():
+    if name in plain or not options.isidentifier():
         raise InputError(
             f"there is no score {spec!r}",
             "choose counting, paper, calibrated, cut, exit, parameters, flops, MODULE:NAME or FILE.py:NAME",
@@ -216,7 +216,14 @@ def parse_score(spec: str) -> Score:
     return _user_score(spec, *spec.rsplit(":", 1))
 
 
+BUILT_IN = (*SHORT, "effective", "cut", "exit", "counting", "parameters", "flops")
 _CONSTANTS = [f.name for f in dataclasses.fields(Hyperparameters)]
+
+
+def is_users(spec: str) -> bool:
+    """Whether `spec` names a user's function. To parse it runs its file."""
+    name, mark, _ = spec.partition(":")
+    return bool(mark) and name not in BUILT_IN
 
 
 def _exit_power(values: dict[str, float], spec: str) -> float:

@@ -18,6 +18,13 @@ def verify(
         list[Path] | None,
         typer.Option(metavar="T.jsonl", help="The result must have been found with this latency table. Repeatable."),
     ] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.py:NAME",
+            help="Your own score, if the result was found with one. It is imported and run, so trust it first.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check a search result by its certificate, without the solver.
@@ -26,16 +33,21 @@ def verify(
     """
     from merino_edge.architecture import Architecture
     from merino_edge.cli import console
-    from merino_edge.errors import ArtefactError
+    from merino_edge.errors import ArtefactError, InputError
     from merino_edge.search import check_certificate
 
     try:
         document = check_certificate.read(result)
-        function = check_certificate.users_function(document.get("score"))
+        function = check_certificate.users_function(document.get("score"), score)
         for path in table or ():
             _check_table(path, result, document)
         with console.stderr().status("checking"):
             outcome = check_certificate.check(document, function, Architecture.from_dict)
+    except check_certificate.NotAllowed:
+        spec = document["score"]["name"]
+        raise InputError(
+            f"the score of {result} is a user's program", f"if you trust that program, add: --score {spec}"
+        ) from None
     except check_certificate.Refused as refusal:
         raise ArtefactError(f"{result}: {refusal}", "do not rely on it; search again: merino-edge search") from None
     if as_json:

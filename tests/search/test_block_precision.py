@@ -30,6 +30,7 @@ from merino_edge.search.evolution import evolve
 from merino_edge.search.exact.minimum import minimum
 from merino_edge.search.exact.solver import ExactSolver
 from merino_edge.search.pareto import pareto_front
+from merino_edge.search.peak_memory import peak_sums
 from merino_edge.search.problem import Problem
 from merino_edge.search.score import Score, parse_score
 from merino_edge.search.space import Candidate, Space, Vocabulary
@@ -247,6 +248,15 @@ def test_weights_are_counted_at_each_blocks_precision_and_nothing_else_changes()
         peaks = problem.value(Metric("peak_mb", 64), candidate), plain.value(Metric("peak_mb", 64), unrounded)
         assert peaks[0] - peaks[1] == pytest.approx(more, abs=1e-6)
     assert True in seen
+
+
+def test_a_block_is_held_in_memory_as_at_its_own_precision() -> None:
+    """So the engine of a CPU holds a float16 block again while it loads, whatever the precision of the others."""
+    a = SMALLER.models[0]
+    sums = {name: peak_sums(name, "onnxruntime", 64) for name in counts.PRECISIONS}
+    for base, own in itertools.product(counts.PRECISIONS, repeat=2):
+        for mixed, plain in zip(sums[base], sums[own], strict=True):
+            assert mixed.block(a, a.blocks[0], own) == plain.block(a, a.blocks[0], None)
 
 
 def test_rounding_lowers_a_score_of_any_sign() -> None:

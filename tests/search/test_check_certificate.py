@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import hashlib
 import json
+import math
 import random
 import subprocess
 import sys
@@ -11,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,6 +22,7 @@ from hypothesis import strategies as st
 from helpers.formula_table import write_formula_table
 from helpers.random_results import ALTERATIONS, OWN, Document, altered, document_of, random_result, signed
 from helpers.search_verb import merino
+from helpers.small_spaces import SMALL
 from merino_edge.architecture import Architecture
 from merino_edge.search import check_certificate
 from merino_edge.search.budget import Budget
@@ -30,7 +35,7 @@ from merino_edge.search.score import parse_score
 def refusal(document: Document) -> str:
     """Why the checker refuses a result, "" where it accepts it."""
     try:
-        check(document, users_function(document["score"]), Architecture.from_dict)
+        check(document, users_function(document["score"], document["score"]["name"]), Architecture.from_dict)
     except Refused as refused:
         return str(refused)
     return ""
@@ -103,9 +108,10 @@ def first_task(line: str) -> Callable[[Document], None]:
         (put("certificate", "groups", 0, "classes", 0, "activation", value=[5, None]), "in none of its classes"),
         (put("certificate", "groups", 0, "classes", 0, "tried", value=[99]), "does not have a task for each depth"),
         (first_task("nan: 0 0"), "a task's bound is nan"),
-        (first_task("1: nan 0"), "negative, infinite or no number"),
-        (first_task("1: inf 0"), "negative, infinite or no number"),
-        (first_task("1: -1e-9 0"), "negative, infinite or no number"),
+        (first_task("1: nan 0"), "negative, too high or no number"),
+        (first_task("1: inf 0"), "negative, too high or no number"),
+        (first_task("1: -1e-9 0"), "negative, too high or no number"),
+        (first_task("1: 0 0; 1e308 0"), "negative, too high or no number"),
         (first_task("1: 0"), "more or fewer prices than sums"),
         (first_task("1: 0 0"), "another bound than it states"),
         (first_task("none: 0 0"), "another bound than it states"),
@@ -122,6 +128,8 @@ def first_task(line: str) -> Callable[[Document], None]:
         (put("architecture", "blocks", 0, "width", value=100), "not one of the space"),
         (put("architecture", "tied_head", value=False), "not one of the space"),
         (put("choices", "context", value=7), "the choices are not the architecture's"),
+        (put("score", "name", value="own.py:heads"), "is a user's, and its function is not at hand"),
+        (put("budgets", "\x1b[2J\n", value=5.0), "budget ?[2J? is 5.0"),
         (put("kind", value="space"), "no search result"),
     ],
 )
@@ -144,6 +152,88 @@ def test_a_hidden_architecture_is_found_by_trying_too(document: Document, paper:
     assert "above the claimed" in refusal(signed(other))
 
 
+def hidden(result: SearchResult) -> Document:
+    """The result with a worse architecture stated, as if it were the best."""
+    other = altered("a better architecture hidden", document_of(result), random.Random(3), result)
+    assert other is not None
+    return other
+
+
+def test_a_price_too_high_to_calculate_with_hides_nothing(paper: SearchResult) -> None:
+    """Products of such a price overflow, and what is no number compares with nothing."""
+    forged = hidden(paper)
+    for one in forged["certificate"]["groups"][0]["classes"]:
+        one["tried"] = list(range(4, 17))
+        one["tasks"] = [line if line == "-" else f"{line}; 1e308 1e308" for line in one["tasks"]]
+    assert refusal(signed(forged))
+
+
+# The embedding is as wide as all blocks, so the programs of the two templates have no width in common.
+APART = dataclasses.replace(
+    SMALL, name="apart", blocks=(1, 2), widths=(64, 256), embedding_widths=(64, 256), least_width=1, least_embedding=1
+)
+
+
+def test_programs_without_a_common_width_hide_nothing() -> None:
+    """No model steps from the one's width to the other's. That costs infinitely much, and 0 times that is no number."""
+    budget = Budget.of({"parameters": 1.5e6, "weight_mb@int8": 9.0})
+    result = run_search(SearchConfig(APART, budget, parse_score("flops"), "int8"))
+    assert result.architecture.blocks[0].width == 64  # the wide ones fit too, but they are no better
+    forged = hidden(result)
+    assert refusal(document_of(result)) == "" and refusal(signed(forged))
+    space = check_certificate.Space(forged["space"]["form"])
+    programs = check_certificate.Programs(space, check_certificate.Metrics(space, forged), forged["budgets"]).all
+    score = check_certificate.Score(forged["score"], space, None, check_certificate.plain)
+    outer = [0, 1]
+    tasks = check_certificate.Tasks(space, programs, outer, outer, np.array([0.0, math.inf]))
+    scores = score.highest([program.template for program in programs], outer, outer)
+    bounds = tasks.bounds(np.full((len(space.depths), 2), 1e-9), scores)
+    one = {"first": [64, 256], "last": [64, 256], "activation": [0, None], "tried": list(space.depths)}
+    one["tasks"] = [f"{bound:.12g}: 1e-9 1e-9" for bound in bounds]
+    forged["certificate"].update(too_dear="", groups=[{"programs": "0 1", "classes": [one]}])
+    assert "above the claimed" in refusal(signed(forged))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (put("table", "entries", 0, 5, value=-1.0), "an energy is negative"),
+        (put("table", "faces", "faces", 0, value=[0, -1.0, 0]), "makes a part cost less"),
+        (put("table", "faces", "faces", 0, value=[-0.5, 0, 0]), "makes a part cost less"),
+        (lambda d: slow_parts(d, 1e12), "sums of it are not exact"),
+        (lambda d: bytes_of_a_token(d, -3.0), "no token has so many bytes"),
+        (lambda d: bytes_of_a_token(d, 1e-300), "no token has so many bytes"),
+    ],
+)
+def test_numbers_that_no_machine_gives_are_refused(
+    tmp_path: Path, change: Callable[[Document], object], words: str
+) -> None:
+    """With them sums would round, a model could cost less for each part, or a limit could not be found."""
+    table = write_formula_table(tmp_path, SMALL, "int8", energy=True)
+    budget = Budget.of({"energy_mj@64": 20.0, "text_ms@64": 60.0})
+    config = SearchConfig(SMALL, budget, parse_score("paper"), "int8", table)
+    document = document_of(run_search(config))
+    assert refusal(document) == ""
+    change(document)
+    assert words in refusal(signed(document))
+
+
+def slow_parts(document: Document, ms: float) -> None:
+    """One entry takes so long, and the costs and budgets are those that follow."""
+    document["table"]["entries"][0][4] = ms
+    space = check_certificate.Space(document["space"]["form"])
+    metrics, (template, blocks) = check_certificate.Metrics(space, document), check_certificate._found(space, document)
+    m = check_certificate.plain(space.fields(template, blocks))
+    document["costs"] = {key: metrics.of(key, template.vocabulary).value(m, blocks) for key in document["costs"]}
+    document["budgets"] = {key: document["costs"][key] for key in document["budgets"]}
+
+
+def bytes_of_a_token(document: Document, number: float) -> None:
+    for vocabulary in (document["space"]["form"]["vocabularies"][0], document["choices"]["vocabulary"]):
+        vocabulary["bytes_per_token"] = number
+    document["space"]["sha256"] = check_certificate.canonical_hash(document["space"]["form"])
+
+
 def test_it_runs_alone(document: Document, repository: Path, tmp_path: Path) -> None:
     """One file of Python and NumPy: it works where nothing of merino-edge can be imported."""
     source = repository / "search" / "check_certificate.py"
@@ -159,7 +249,8 @@ def test_it_runs_alone(document: Document, repository: Path, tmp_path: Path) -> 
     done = subprocess.run([sys.executable, "-I", copy, good, bad], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1 and done.stderr == ""
     first, second = done.stdout.splitlines()
-    assert first.startswith(f"{good}: the claim holds: none of 304,254,720 architectures scores above ")
+    claim = "the claim holds: of 304,254,720 architectures none within the budgets scores above "
+    assert first.startswith(f"{good}: {claim}")
     assert second == f"{bad}: refused: it does not match its own sha256, so it was altered"
 
 
@@ -173,7 +264,7 @@ def test_verify_checks_a_result_and_its_table(tmp_path: Path) -> None:
     out = tmp_path / "model.json"
     merino("--space", "demo", "--table", table.path, "--decode-ms", "3@64", "--peak-mb", "20@128", "--out", out)
     done = merino(out, "--table", table.path, verb="verify")
-    assert done.stdout.startswith(f"{out}: the claim holds: none of 17,280 architectures scores above")
+    assert done.stdout.startswith(f"{out}: the claim holds: of 17,280 architectures none within the budgets scores")
     told = json.loads(merino(out, "--json", verb="verify").stdout)
     document = json.loads(out.read_text())
     assert told["bound"] == document["certificate"]["bound"] and told["architectures"] == DEMO.size
@@ -186,15 +277,34 @@ def test_verify_checks_a_result_and_its_table(tmp_path: Path) -> None:
     assert "has a value, but the result has no table; do not rely on it; search again" in words
 
 
-def test_a_users_score_must_be_the_same_file(tmp_path: Path) -> None:
-    own, out = tmp_path / "own.py", tmp_path / "model.json"
+def test_a_users_score_must_be_the_same_file_and_allowed(tmp_path: Path) -> None:
+    own, out, ran = tmp_path / "own.py", tmp_path / "model.json", tmp_path / "ran"
+    own.write_text(f"{OWN}\nopen({str(ran)!r}, 'a').close()\n")
+    spec = f"{own}:heads"
+    merino("--space", "demo", "--score", spec, "--params", "3M", "--out", out)
+    ran.unlink()
+    for verb, asked in (("verify", (out,)), ("search", ("--from", out, "--out", tmp_path / "again.json"))):
+        words = f"a user's program; if you trust that program, add: --score {spec}\n"
+        assert merino(*asked, verb=verb, code=2).stderr.endswith(words) and not ran.exists()
+        merino(*asked, "--score", spec, verb=verb)
+        ran.unlink()
     own.write_text(OWN)
-    merino("--space", "demo", "--score", f"{own}:heads", "--params", "3M", "--out", out)
-    assert "the claim holds" in merino(out, verb="verify").stdout
-    own.write_text(OWN + "\n")
-    assert "own.py has changed; do not rely on it" in merino(out, verb="verify", code=3).stderr
+    assert "own.py has changed; do not rely on it" in merino(out, "--score", spec, verb="verify", code=3).stderr
     own.unlink()
-    assert "own.py does not exist; do not rely on it" in merino(out, verb="verify", code=3).stderr
+    assert "own.py does not exist; do not rely on it" in merino(out, "--score", spec, verb="verify", code=3).stderr
+
+
+def test_a_users_module_must_be_the_same_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "module_of_mine.py"
+    path.write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    stated = {"name": "module_of_mine:heads", "source_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    with pytest.raises(Refused, match="a user's program"):
+        users_function(stated, None)
+    with pytest.raises(Refused, match="module_of_mine has changed"):
+        users_function({**stated, "source_sha256": "0"}, stated["name"])
+    assert "module_of_mine" not in sys.modules
+    assert users_function(stated, stated["name"]).__name__ == "heads"
 
 
 @pytest.mark.parametrize(
@@ -219,4 +329,4 @@ def test_a_file_that_is_no_result(tmp_path: Path, text: str | None, words: str) 
 
 def _check_file(path: Path) -> None:
     document = check_certificate.read(path)
-    check(document, users_function(document.get("score")))
+    check(document, users_function(document.get("score"), None))
