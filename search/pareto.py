@@ -23,8 +23,9 @@ from dataclasses import dataclass
 
 from merino_edge.errors import InputError
 from merino_edge.search.budget import Metric
+from merino_edge.search.exact.certificate import Known
 from merino_edge.search.exact.minimum import minimum
-from merino_edge.search.exact.solver import UNBOUNDED, ExactSolver, Known
+from merino_edge.search.exact.solver import UNBOUNDED, ExactSolver
 from merino_edge.search.infeasible import infeasibility_error
 from merino_edge.search.problem import Problem
 from merino_edge.search.space import Candidate
@@ -72,13 +73,13 @@ def pareto_front(
 
     def solve(limit: float, cheaper: float = math.nan) -> Point | None:
         """`cheaper`: the value of a point within the limit."""
-        solver = ExactSolver(problem.limited(problem.budget.within(metric, limit)), known=known.get(cheaper))
-        certificate = solver.solve()
+        limited = problem.limited(problem.budget.within(metric, limit))
+        certificate = ExactSolver(limited, known=known.get(cheaper)).solve()
         candidate = certificate.candidate
-        if candidate is None:
+        if candidate is None or certificate.known is None:
             return None
         value = problem.value(metric, candidate)
-        known.setdefault(value, solver.known)
+        known.setdefault(value, certificate.known)
         return Point(value if limit == UNBOUNDED else limit, value, candidate, certificate.score, certificate.bound)
 
     last = solve(dict(problem.budget.limits)[metric])

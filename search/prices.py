@@ -1,21 +1,22 @@
 """Shadow prices: what a little more of each budget would be worth, and which budgets have slack.
 
-A price is found as the optimum was: exactly, with one budget raised by RAISE and the others as they are. The optimum
-that is known is where each of these searches starts. A budget whose price is 0 does not bind near its limit.
+A price is found as the optimum was: exactly, with one budget raised by RAISE and the others as they are. Each of these
+searches starts from what the solver of the optimum knew. A budget whose price is 0 does not bind near its limit.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 
-from merino_edge.search.budget import Metric
-from merino_edge.search.exact.solver import ExactSolver, Known
+from merino_edge.search.budget import Budget, Metric
+from merino_edge.search.exact.solver import ExactSolver
 from merino_edge.search.result import SearchResult
 
 RAISE = 0.1  # share; a space is so coarse that less would often buy no whole layer
-MIN_SECONDS = 10.0  # for each price at least; at most as long as the proof took
 SLACK = 0.9  # share of a budget below which what is left of it is called slack
-GRID = 1e-9  # share of a score by which sums on the solver's grid may differ from it
+NOTHING = 1e-7  # percent: a gap or a gain below it is rounding
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,8 @@ class Price:
         return self.gain_percent > 0 or not self.proven
 
     def __str__(self) -> str:
-        unit, share = self.metric.kind.unit, self.used / self.limit
-        raised = f"{self.limit * (1 + RAISE) / unit:.4g}"
-        line = f"{self.metric.label}: {self.used / unit:.4g} of {self.limit / unit:.4g} used ({100 * share:.3g} %)"
+        raised = f"{self.limit * (1 + RAISE) / self.metric.kind.unit:.4g}"
+        line, share = use(self.metric, self.limit, self.used), self.used / self.limit
         if not self.binds:
             nothing = f"{raised} would change nothing"
             return f"slack: {line}; its price is 0, {nothing}" if share < SLACK else f"{line}; {nothing}"
@@ -49,17 +49,49 @@ class Price:
         return f"{line}; {raised} would raise the score by {least}{self.gain_percent:.3g} %"
 
 
-def prices(result: SearchResult, seconds: float | None = None) -> list[Price]:
-    """The price of every budget, each within `seconds`; none where the result is not proven optimal."""
-    problem, certificate, total = result.problem, result.certificate, result.total
-    if certificate is None or result.gap_percent != 0 or problem.score.block is None or total <= 0:
+def use(metric: Metric, limit: float, used: float) -> str:
+    """How much of a budget is used, in words."""
+    unit = metric.kind.unit
+    return f"{metric.label}: {used / unit:.4g} of {limit / unit:.4g} used ({100 * used / limit:.3g} %)"
+
+
+def uses(result: SearchResult) -> list[str]:
+    """How much of every budget the found architecture uses, a line each."""
+    problem = result.problem
+    return [use(metric, limit, problem.value(metric, result.candidate)) for metric, limit in problem.budget.limits]
+
+
+def has_prices(result: SearchResult) -> bool:
+    """Whether its budgets have prices: it has budgets, and is proven optimal for a score that is a sum over blocks."""
+    return bool(
+        result.problem.budget.limits
+        and result.certificate is not None
+        and result.certificate.known is not None
+        and result.gap_percent == 0
+        and result.total > 0
+    )
+
+
+def prices(result: SearchResult, seconds: float = math.inf) -> list[Price]:
+    """The price of every budget, found in about `seconds` for all of them; [] where they have none."""
+    if not has_prices(result):
         return []
-    known = Known(result.candidate, total * (1 - GRID), {}, {}, {})
-    found = []
-    for metric, limit in problem.budget.limits:
-        raised = problem.limited(problem.budget.within(metric, limit * (1 + RAISE)))
-        best = ExactSolver(raised, seconds or max(MIN_SECONDS, certificate.seconds), known=known).solve()
-        used = problem.value(metric, result.candidate)
-        gain_percent = 100 * max(0.0, best.score / total - 1)
-        found.append(Price(metric, limit, used, gain_percent, best.gap_percent <= 200 * GRID))
+    assert result.certificate is not None
+    problem, total, known = result.problem, result.total, result.certificate.known
+    deadline, limits, found = time.monotonic() + seconds, problem.budget.limits, []
+    for number, (metric, limit) in enumerate(limits):
+        # In the order that they have, so that the solvers share their arrays.
+        raised = Budget(tuple((m, value * (1 + RAISE) if m == metric else value) for m, value in limits))
+        share_s = max(0.0, deadline - time.monotonic()) / (len(limits) - number)
+        best = ExactSolver(problem.limited(raised), share_s, known=known).solve()
+        gain_percent = 100 * (best.score / total - 1)
+        found.append(
+            Price(
+                metric,
+                limit,
+                used=problem.value(metric, result.candidate),
+                gain_percent=gain_percent if gain_percent > NOTHING else 0.0,
+                proven=best.gap_percent <= NOTHING,
+            )
+        )
     return found

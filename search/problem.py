@@ -95,6 +95,8 @@ class Problem:
             {} if shared is None else shared._block_cost_cache
         )
         self.templates = self._templates()
+        if [metric.name for metric in self.budget.metrics].count("peak_mb") > 1:  # only one sum may have activations
+            raise InputError("peak memory has two budgets", "give --peak-mb once, for the longest prompt")
         if space.precisions and score.whole is not None:
             raise InputError(
                 f"score {score.spec} is not a sum over blocks, so it cannot say what their precisions cost",

@@ -159,6 +159,7 @@ def _run(
             table=out / table,
             decode_ms=decode_ms,
             precision=PRECISION,
+            no_prices=True,  # a step of its own keeps them
             out=out / f"{model}.json",
             plot=out / f"{model}.png",
         )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 DRAWS = 20  # stories
 TEMPERATURE = 0.5
 OPENING = "Once upon a time there lived a kind fox named Luna."
+PRICES_SECONDS = 20.0  # at most, of a board's budget
 MATRIX, PRODUCTS = 1024, 5  # of the estimate of this machine's speed
 
 
@@ -68,7 +69,7 @@ def prices_of(paths: Sequence[Path]) -> dict[str, Any]:
     """What more of the budget would be worth, by the name of a search's result."""
     from merino_edge.search.prices import prices
 
-    return {path.name: [str(price) for price in prices(repeated(path))] for path in paths}
+    return {path.name: [str(price) for price in prices(repeated(path), PRICES_SECONDS)] for path in paths}
 
 
 def write_rival(path: Path, checkpoint_path: Path, out: Path) -> dict[str, Any]:

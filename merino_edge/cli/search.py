@@ -6,6 +6,7 @@ It writes an architecture artefact (merino_edge.architecture). The artefact also
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +16,9 @@ import typer
 from merino_edge.cli import search_options
 
 if TYPE_CHECKING:
-    from merino_edge.search.result import SearchConfig
+    from merino_edge.search.result import SearchConfig, SearchResult
+
+UNASKED_SECONDS = 5.0  # prices are found unasked where the proof took less, and then take no more
 
 
 @search_options.with_budgets
@@ -50,6 +53,13 @@ def search(
         Path | None,
         typer.Option("--from", metavar="RESULT", help="Repeat the search that found RESULT, and compare."),
     ] = None,
+    priced: Annotated[
+        bool | None,
+        typer.Option(
+            "--prices/--no-prices",
+            help="Say what a tenth more of each budget would be worth. [default: if the search took less than 5 s]",
+        ),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Also write a plot of the search.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -59,9 +69,8 @@ def search(
     """
     from merino_edge import architecture, limits
     from merino_edge.cli import console
-    from merino_edge.errors import InputError, MissingExtraError
+    from merino_edge.errors import InputError, Interrupted, MissingExtraError
     from merino_edge.search import report, result_plot
-    from merino_edge.search.prices import prices
     from merino_edge.search.result import run_search
 
     evolution = {"iterations": iterations, "population": population, "parents": parents, "seed": seed}
@@ -85,10 +94,10 @@ def search(
             options=options,
         )
     else:
-        described = (space, solver, score, table, device, precision, bits, target, shared, seconds, *budgets.values())
+        described = (space, solver, table, device, precision, bits, target, shared, seconds, *budgets.values())
         if options or any(value is not None for value in described):
             raise InputError("--from repeats a search with its own options", "leave out every other option but --out")
-        config, expected = _config_of(repeat)
+        config, expected = _config_of(repeat, score)
 
     screen = console.stderr()
     with screen.status("searching") as status:
@@ -103,28 +112,50 @@ def search(
     screen.print(report.summary(result))
     for line in report.verdict(result):
         screen.print(line, markup=False, soft_wrap=True)
-    with screen.status("pricing the budgets"):
-        priced = prices(result, seconds)
-    for price in priced:
-        screen.print(str(price), markup=False, soft_wrap=True)
     if plot:
         try:
             result_plot.plot(result, plot)
         except MissingExtraError as error:
             screen.print(f"no plot: {error}", markup=False, soft_wrap=True)
+    try:
+        with screen.status("pricing the budgets"):
+            lines = _prices(result, priced=priced, seconds=seconds)
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted while it priced the budgets; {out} is complete", "use it as it is") from None
+    for line in lines:
+        screen.print(line, markup=False, soft_wrap=True)
     if as_json:
         console.print_json(document)
     else:
         console.print_line(str(out))
 
 
-def _config_of(path: Path) -> tuple[SearchConfig, tuple[str, ...]]:
-    """The search that found the result at `path`, the id of its architecture, and its blocks' precisions."""
+def _config_of(path: Path, score: str | None) -> tuple[SearchConfig, tuple[str, ...]]:
+    """The search that found the result at `path`, the id of its architecture, and its blocks' precisions.
+
+    `score` is a user's score that may be imported.
+    """
     from merino_edge import architecture
+    from merino_edge.errors import InputError
     from merino_edge.search.result import SearchConfig
 
     a, document = architecture.load(path)
-    return SearchConfig.of(document, str(path)), (a.id, *document["choices"].get("precisions", ()))
+    config = SearchConfig.of(document, str(path), score)
+    if score is not None and score != config.score.spec:
+        raise InputError(f"{path} was found with score {config.score.spec}", "leave --score out")
+    return config, (a.id, *document["choices"].get("precisions", ()))
+
+
+def _prices(result: SearchResult, *, priced: bool | None, seconds: float | None) -> list[str]:
+    """What each budget is worth, a line each. Where nobody asked, it takes no more time than a search does at ease."""
+    from merino_edge.search.prices import has_prices, prices, uses
+
+    if priced is False or not has_prices(result):
+        return []
+    if priced is None and result.certificate is not None and result.certificate.seconds > UNASKED_SECONDS:
+        return [*uses(result), "what more of a budget would be worth takes about as long again to find: add --prices"]
+    limit_s = UNASKED_SECONDS if priced is None else math.inf
+    return list(map(str, prices(result, limit_s if seconds is None else min(limit_s, seconds))))
 
 
 def _progress(doing: str, score: float, bound: float) -> str:

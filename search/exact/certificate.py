@@ -1,12 +1,27 @@
-"""The certificate of a search: a proven upper bound on the score."""
+"""The certificate of a search: a proven upper bound on the score, and what its solver knew in the end."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from merino_edge.search.space import Candidate
+
+Floats = NDArray[np.float64]
+
+
+class Known(NamedTuple):
+    """What a solver knows at its end, for the same problem under higher limits."""
+
+    candidate: Candidate | None
+    score: float  # of the candidate, on the scores' grid
+    raw: dict[tuple[object, ...], Floats]  # scores of block choices
+    scores: dict[tuple[object, ...], Floats]  # the same, on the grid
+    multipliers: dict[tuple[object, ...], dict[int, Floats]]
 
 
 @dataclass(frozen=True)
@@ -25,6 +40,7 @@ class Certificate:
     labels: int
     seconds: float
     proof: dict[str, Any] = field(default_factory=dict, repr=False)  # as JSON (merino_edge.search.exact.proof)
+    known: Known | None = field(default=None, repr=False, compare=False)
 
     @property
     def infeasible(self) -> bool:

@@ -23,7 +23,6 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
@@ -31,7 +30,7 @@ from merino_edge import counts
 from merino_edge.errors import InputError
 from merino_edge.search.budget import Metric
 from merino_edge.search.exact import proof
-from merino_edge.search.exact.certificate import Certificate
+from merino_edge.search.exact.certificate import Certificate, Known
 from merino_edge.search.exact.dominance import program_groups
 from merino_edge.search.exact.label_setting import TooManyLabels, solve
 from merino_edge.search.exact.relaxation import (
@@ -60,16 +59,6 @@ OnProgress = Callable[[str, float, float], None]  # gets the current step, the b
 
 class _OutOfTime(Exception):
     pass
-
-
-class Known(NamedTuple):
-    """What a solver knows at its end, for the same problem under higher limits."""
-
-    candidate: Candidate | None
-    score: float  # of the candidate, on the scores' grid
-    raw: dict[tuple[object, ...], Floats]  # scores of block choices
-    scores: dict[tuple[object, ...], Floats]  # the same, on the grid
-    multipliers: dict[tuple[object, ...], dict[int, Floats]]
 
 
 class ExactSolver:
@@ -115,11 +104,6 @@ class ExactSolver:
             self._multipliers = {key: dict(by_depth) for key, by_depth in multipliers.items()}
 
     @property
-    def known(self) -> Known:
-        """What this solver knows now."""
-        return Known(self.found, self.score, self._splitter.raw, self._splitter.scores, self._multipliers)
-
-    @property
     def found(self) -> Candidate | None:
         """The best candidate so far."""
         return self.met if self.best is None else self.best
@@ -157,6 +141,7 @@ class ExactSolver:
             labels=self.labels,
             seconds=time.monotonic() - self.began,
             proof=proof.to_dict(self.problem.space, groups, too_dear, tasks),
+            known=Known(self.found, self.score, self._splitter.raw, self._splitter.scores, self._multipliers),
         )
 
     def _lower_bounds(self) -> None:

@@ -13,10 +13,13 @@ from helpers.search_verb import merino, written
 from helpers.small_spaces import MIXED, SMALL
 from helpers.warm_python import warm_merino, warm_python
 from merino_edge import architecture
+from merino_edge.cli import search
 from merino_edge.latency.step import Step
 from merino_edge.latency.table import LatencyTable
 from merino_edge.presets import preset
+from merino_edge.search.budget import Budget
 from merino_edge.search.builtin_spaces import DEMO, PAPER
+from merino_edge.search.result import SearchConfig, run_search
 from merino_edge.search.score import counting
 
 WriteTable = Callable[..., LatencyTable]
@@ -110,10 +113,11 @@ def test_a_users_score_is_used_and_repeated_only_as_it_was(tmp_path: Path) -> No
     merino("--params", "60M", "--score", f"{mine}:wide", "--out", out)
     document = json.loads(out.read_text())
     assert document["certificate"]["gap_percent"] == 0 and document["score"]["name"] == f"{mine}:wide"
-    merino("--from", out, "--out", tmp_path / "b.json")
+    again = ("--from", out, "--score", f"{mine}:wide")
+    merino(*again, "--out", tmp_path / "b.json")
     assert (tmp_path / "b.json").read_bytes() == out.read_bytes()
     mine.write_text("def wide(model, block, depth, cut):\n    return block.width / 32\n")
-    done = merino("--from", out, "--out", tmp_path / "c.json", code=2)
+    done = merino(*again, "--out", tmp_path / "c.json", code=2)
     assert "is not what" in done.stderr and not (tmp_path / "c.json").exists()
 
 
@@ -158,6 +162,24 @@ def test_stopped_by_the_clock_the_gap_is_said(tmp_path: Path) -> None:
     assert "was stopped before it was proven" in again.stderr
 
 
+def test_prices_are_given_where_they_cost_little_or_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run_search(SearchConfig(SMALL, Budget.of({"flops": 1e9}), counting(), "int8"))
+
+    def told(*, priced: bool | None) -> str:
+        return "; ".join(search._prices(result, priced=priced, seconds=None))
+
+    assert "would raise the score by" in told(priced=None) and told(priced=False) == ""
+    monkeypatch.setattr(search, "UNASKED_SECONDS", -1.0)  # so this search took long
+    assert "of 1 used (" in told(priced=None) and told(priced=None).endswith("add --prices")
+    assert "would raise" not in told(priced=None) and "would raise the score by" in told(priced=True)
+
+
+def test_prices_are_said_and_a_flag_leaves_them_out(tmp_path: Path) -> None:
+    budget = ("--space", "demo", "--params", "3M", "--out", tmp_path / "a.json")
+    assert "3.3 would raise the score by" in merino(*budget, "--prices").stderr
+    assert "would raise" not in merino(*budget, "--no-prices").stderr
+
+
 NONE = str(2**70)
 
 
@@ -175,6 +197,7 @@ NONE = str(2**70)
         (["--kv-mb", f"5@{NONE}"], 2, "outside 1 to"),
         (["--kv-mb", "5@4096"], 2, "kv_mb@4096 needs 4096 positions, but space paper has contexts up to 2048"),
         (["--params", "60M@3"], 2, "leave @ out"),
+        (["--peak-mb", "60@64", "--peak-mb", "90@512"], 2, "peak memory has two budgets; give --peak-mb once"),
         (["--params", "60M", "--params", "70M"], 2, "--params is given twice for parameters"),
         (["--decode-ms", "gpt3"], 2, "'gpt3' is not a positive number"),
         (["--space", "house"], 2, "paper, edge, wide, demo"),
