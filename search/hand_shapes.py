@@ -10,7 +10,7 @@ import itertools
 
 from merino_edge.search.space import Candidate, Space
 
-USUAL_RATIOS = {"relu": 4.0, "swiglu": 8 / 3}  # FFN width over model width, in most published models
+USUAL_RATIO, USUAL_GATED_RATIO = 4.0, 8 / 3  # FFN width over model width, in most published models
 
 
 def hand_shapes(space: Space, template: int) -> list[Candidate]:
@@ -27,7 +27,7 @@ def hand_shapes(space: Space, template: int) -> list[Candidate]:
 
 def _usual_choice(space: Space, template: int, width: int, layers: int) -> int:
     """The block choice of a width index and a number of layers that is most usual."""
-    ratio = USUAL_RATIOS[space.templates[template].ffn]
+    ratio = USUAL_GATED_RATIO if space.models[template].gated else USUAL_RATIO
 
     def unusual(choice: int) -> tuple[object, ...]:
         block = space.block_choices[choice]

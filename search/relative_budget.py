@@ -1,6 +1,7 @@
 """Budgets as a share: 0 % is the least that any architecture costs, 100 % what the best one costs without budgets.
 
-So a budget below 100 % binds, on any board, and one of 0 % or more can be met. Other budgets play no part in it.
+So a budget below 100 % binds on any board, if no other one is tighter, and it can be met. Other budgets play no part
+in it.
 """
 
 from __future__ import annotations
@@ -31,4 +32,5 @@ def relative_limit(space: Space, metric: Metric, share: float, score: Score, cos
     best, least = ExactSolver(problem).solve().candidate, minimum(problem, metric)
     assert best is not None and least is not None  # nothing else is budgeted
     most = problem.value(metric, best)
-    return least[0] + share * (most - least[0])
+    # Rounding must not exclude the best one.
+    return most if share == 1 else min(most, least[0] + share * (most - least[0]))

@@ -14,6 +14,7 @@ from merino_edge.search.budget import Metric
 from merino_edge.search.result import SearchResult
 from merino_edge.search.score import DEFAULT, narrowest_cut, parse_score
 from merino_edge.search.space import Candidate
+from merino_edge.storage import target_of_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -83,6 +84,10 @@ def verdict(result: SearchResult) -> list[str]:
         lines.append(better)
     tables = [table for table in (result.config.table, *result.config.more_tables) if table is not None]
     lines += [f"warning: {line}" for table in tables for line in table.warnings]
+    for table in tables:
+        timed, counted = target_of_table(table.header), result.config.target
+        if timed and counted and timed != counted:
+            lines.append(f"warning: {table.path.name} timed bundles for {timed}, but bytes are counted for {counted}")
     vocabulary, budgeted = space.templates[result.candidate.template].vocabulary, result.problem.budget.metrics
     steps = [result.problem.cost_model.step(metric, vocabulary) for metric in budgeted if metric.kind.latency]
     for table, mode in itertools.product(tables, sorted({step.mode for step in steps})):

@@ -33,6 +33,7 @@ def print_warnings(screen: Console, lines: list[str]) -> None:
 
 
 def print_result(screen: Console, table: LatencyTable, seconds: float) -> None:
+    from merino_edge.latency.table import slower_percent
     from merino_edge.latency.verdict import largest_load
 
     unstable, failed = len(table.unstable), table.failed
@@ -57,7 +58,7 @@ def print_result(screen: Console, table: LatencyTable, seconds: float) -> None:
             soft_wrap=True,
         )
         if found := figures.get("found"):
-            slower = -found["bias_percent"]
+            slower = slower_percent(found["bias_percent"])
             screen.print(
                 f"        and {found['models']} that searches found with it: MAPE {found['mape_percent']:.1f}%, "
                 f"{abs(slower):.1f}% {'slower' if slower > 0 else 'faster'} than predicted on average",

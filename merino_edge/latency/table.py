@@ -66,6 +66,11 @@ class Interval(NamedTuple):
     high: float
 
 
+def slower_percent(bias_percent: float) -> float:
+    """How much slower than predicted models are whose predictions are off by `bias_percent` of the measured time."""
+    return 100 * (100 / (100 + bias_percent) - 1) if bias_percent > -100 else float("inf")
+
+
 def family(a: Architecture) -> dict[str, Any]:
     """The fields of `a` that one table holds constant (FAMILY)."""
     return {name: getattr(a, name) for name in FAMILY}
@@ -138,7 +143,7 @@ class LatencyTable:
         figures = self.validation.get(mode, {}).get("found")
         if not figures:
             return ""
-        slower = -figures["bias_percent"]
+        slower = slower_percent(figures["bias_percent"])
         return (
             f"{figures['models']} models that searches found with table {self.path.name} were {abs(slower):.1f} % "
             f"{'slower' if slower > 0 else 'faster'} in {mode} than predicted; the intervals hold that"

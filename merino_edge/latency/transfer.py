@@ -66,9 +66,11 @@ def chosen_entries(table: LatencyTable, share: float = DEFAULT_SHARE) -> list[Me
 def transfer(table: LatencyTable, measured: Iterable[Measurement]) -> list[Measurement]:
     """The entries of the full `table` that are not in `measured`, as they would be on the machine of `measured`.
 
+    A shape that this machine could not run has no time there.
     Raises InputError where the two share no entry, or none of a mode that the table has.
     """
-    known = {m.key: m for m in measured if m.what in ENTRY_KINDS and not m.failed and not m.transferred}
+    here = [m for m in measured if m.what in ENTRY_KINDS and not m.transferred]
+    known, failed = {m.key: m for m in here if not m.failed}, {m.key for m in here if m.failed}
     source = entries(table)
     pairs = [(m, known[m.key]) for m in source if m.key in known]
     pairs = [(one, other) for one, other in pairs if one.median_ms > 0 and other.median_ms > 0]
@@ -80,7 +82,7 @@ def transfer(table: LatencyTable, measured: Iterable[Measurement]) -> list[Measu
     observed = [one for one, _ in pairs]
     log_ratios = np.array([math.log(other.median_ms / one.median_ms) for one, other in pairs])
     noise = np.array([_noise(other) ** 2 + (_noise(one) ** 2 - NOISE**2) for one, other in pairs])
-    wanted = [m for m in source if m.key not in known]
+    wanted = [m for m in source if m.key not in known and m.key not in failed]
     alike, across = _covariance(observed, observed), _covariance(wanted, observed)
     tried = [alike + np.diag(noise + further**2) for further in FURTHER_NOISE]
     among = max(tried, key=lambda covariance: _log_likelihood(covariance, log_ratios))

@@ -110,6 +110,15 @@ def test_what_scatters_is_not_taken_for_a_law() -> None:
     assert sum(errors) / len(errors) < 0.12
 
 
+def test_a_shape_that_could_not_be_run_gets_no_time() -> None:
+    full = table()
+    first, *others = chosen_entries(full, 0.3)
+    failed = dataclasses.replace(first, samples=(), failed="too wide")
+    filled = transfer(full, [failed, *others])
+    assert first.key not in {m.key for m in filled}
+    assert {m.key for m in (*filled, *others)} == {m.key for m in full.measurements} - {first.key}
+
+
 def test_tables_that_share_nothing_are_refused() -> None:
     full = table()
     with pytest.raises(InputError, match="share no entry in decode; measure it as the table says"):

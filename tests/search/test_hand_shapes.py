@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
 
+from merino_edge.architecture import Ffn
 from merino_edge.search.builtin_spaces import DEMO, EDGE, PAPER
 from merino_edge.search.hand_shapes import hand_shapes
 from merino_edge.search.space import Space
@@ -21,6 +23,13 @@ def test_layers_are_alike_and_every_depth_is_there(space: Space) -> None:
     depths = {sum(layers) for n in space.blocks for layers in itertools.product(space.layers, repeat=n)}
     widths = [space.widths[w] for w in space.width_range(template)]
     assert [(a.blocks[0].width, a.layers) for a in shapes] == list(itertools.product(widths, sorted(depths)))
+
+
+@pytest.mark.parametrize(("ffn", "ratio"), [("gelu", 4), ("gelu_tanh", 4), ("swiglu", 2.5)])
+def test_every_kind_of_ffn_has_a_usual_width(ffn: Ffn, ratio: float) -> None:
+    space = dataclasses.replace(EDGE, ffn=(ffn,))
+    shapes = [space.architecture(candidate) for candidate in hand_shapes(space, 0)]
+    assert {b.ffn_width / b.width for a in shapes for b in a.blocks} == {ratio}
 
 
 def test_they_are_as_usual_as_the_space_allows() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from helpers.formula_table import write_formula_table
 from helpers.small_spaces import SMALL
 from merino_edge.search.budget import Budget
 from merino_edge.search.report import verdict
@@ -31,6 +33,15 @@ def test_a_model_that_repeats_weights_needlessly_is_named() -> None:
 def test_sharing_that_the_budget_asks_for_is_not() -> None:
     smallest = OPEN.architecture(next(iter(OPEN.candidates())))
     assert not said({"weight_mb@fp16": 1.02 * smallest.weight_bytes("fp16") / 1e6}, "paper")
+
+
+def test_times_and_bytes_of_different_targets_are_said(tmp_path: Path) -> None:
+    table = write_formula_table(tmp_path, SMALL, "int8")
+    table.header["backend"] = "onnxruntime-cpu"
+    for target, words in (("rtx", "timed bundles for onnxruntime, but bytes are counted for rtx"), ("onnxruntime", "")):
+        config = SearchConfig(SMALL, Budget(), parse_score("paper"), "int8", table, target=target)
+        lines = [line for line in verdict(run_search(config)) if "timed bundles" in line]
+        assert len(lines) == bool(words) and all(words in line for line in lines)
 
 
 @pytest.mark.parametrize("spec", ["paper", "counting"])
