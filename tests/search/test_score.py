@@ -166,7 +166,7 @@ def test_a_score_is_named_by_text(spec: Any) -> None:
         ("exit:exit_power=nan", "exit_power is nan"),
         ("exit:depth=2", "no option depth; it has alpha_ffn"),
         ("effective:exit_power=1", "no option exit_power"),
-        ("parameters:x", "cannot be loaded (ModuleNotFoundError"),
+        ("parameters:x", "no score 'parameters:x'"),
         ("flops:1", "no score 'flops:1'"),
         ("no.such.module:score", "cannot be loaded (ModuleNotFoundError"),
         ("nowhere.py:score", "nowhere.py does not exist"),
