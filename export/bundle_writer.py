@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from merino_edge import artefact, bundle, tensorrt_library
+from merino_edge import artefact, atomic, bundle, tensorrt_library
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.errors import ArtefactError, UnsupportedError
@@ -34,6 +34,7 @@ from merino_edge.export.tensorrt import build_engine
 from merino_edge.graph_io import LOGIT_ROWS, NUM_LOGITS
 from merino_edge.storage import Lowering
 from merino_edge.tokenizer import Tokenizer, compact
+from merino_edge.unfinished import Unfinished
 
 CHECKED_CAPABILITY = "SM86"  # an export for `rtx` is compiled for it, to check that TensorRT for RTX takes the graph
 TIMED_STEPS = 31
@@ -48,8 +49,12 @@ def write_bundle(
     options: ExportOptions,
     open_engine: OpenEngine,
     on_step: OnStep = lambda step: None,
+    *,
+    unfinished: Unfinished | None = None,
 ) -> bundle.Bundle:
     """Export `checkpoint` to the folder `out` and return the bundle; its manifest holds the parity report.
+
+    `unfinished` keeps the calibration of an export that is interrupted.
 
     For the target `rtx` the graph is also compiled, where TensorRT for RTX is installed. `on_step` is told each step.
 
@@ -62,10 +67,10 @@ def write_bundle(
     """
     a, target = checkpoint.architecture, options.target
     options.check(a)
-    with artefact.atomic_directory(out) as folder:
+    with atomic.new_folder(out, bundle.KIND) as folder:
         tokenizer = _copy_tokenizer(checkpoint, folder)
         tokens = _parity_tokens(tokenizer, a)
-        prepared = prepare_weights(checkpoint, options, tokenizer, tokens, on_step)
+        prepared = prepare_weights(checkpoint, options, tokenizer, tokens, on_step, unfinished=unfinished)
         draft = _Draft(folder, checkpoint, options, prepared, tokens, open_engine, on_step)
         draft.save_graph()
         upgraded = draft.upgrade()

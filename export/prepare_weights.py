@@ -13,6 +13,7 @@ This module knows no graph, no engine and no bundle.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
@@ -20,11 +21,17 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from merino_edge import artefact
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.data.corpus import pieces
 from merino_edge.errors import InputError
-from merino_edge.export.quantization.calibration import CalibrationStatistics, collect_statistics
+from merino_edge.export.quantization.calibration import (
+    CalibrationStatistics,
+    collect_statistics,
+    load_statistics,
+    save_statistics,
+)
 from merino_edge.export.quantization.fp16_overflow import find_fp32_ffns
 from merino_edge.export.quantization.quantized_matrix import QuantizedMatrix
 from merino_edge.export.quantization.smoothing import smooth_attention
@@ -32,6 +39,7 @@ from merino_edge.export.quantization.stored_weights import StoredWeights, cache_
 from merino_edge.export.targets import Target
 from merino_edge.export.vocabulary_pruning import pruned_vocab
 from merino_edge.tokenizer import Tokenizer
+from merino_edge.unfinished import Unfinished
 
 OnStep = Callable[[str], None]  # is told what the export does now
 
@@ -112,16 +120,22 @@ class PreparedWeights:
 
 
 def prepare_weights(
-    checkpoint: Checkpoint, options: ExportOptions, tokenizer: Tokenizer, tokens: Sequence[int], on_step: OnStep
+    checkpoint: Checkpoint,
+    options: ExportOptions,
+    tokenizer: Tokenizer,
+    tokens: Sequence[int],
+    on_step: OnStep,
+    *,
+    unfinished: Unfinished | None = None,
 ) -> PreparedWeights:
-    """The weights of `checkpoint` as `options` ask for them.
+    """The weights of `checkpoint` as `options` ask for them. `unfinished` keeps the calibration.
 
     `tokens` are those of the text that is searched for overflows of float16. `on_step` is told each step.
     Raises UnsupportedError where the precision cannot hold a matrix, InputError or ArtefactError where the text of
     `keep_vocab` is empty or cannot be read.
     """
     a, target = checkpoint.architecture, options.target
-    smoothed, statistics = _calibrated(checkpoint, options, on_step)
+    smoothed, statistics = _calibrated(checkpoint, options, on_step, unfinished)
     token_ids = None
     if options.keep_vocab is not None:
         on_step("reading the text whose tokens the head keeps")
@@ -139,8 +153,21 @@ def prepare_weights(
     return PreparedWeights(smoothed, full_vocab, stored)
 
 
+def _kept(unfinished: Unfinished, collect: Callable[[], CalibrationStatistics]) -> CalibrationStatistics:
+    """The statistics that the interrupted export collected, or else what `collect` returns."""
+    file = unfinished.folder / "calibration.npz"
+    if (sha256 := unfinished.parts.get("calibration")) is not None:
+        with contextlib.suppress(OSError):
+            if artefact.sha256_file(file) == sha256:
+                return load_statistics(file)
+    statistics = collect()
+    save_statistics(file, statistics)
+    unfinished.add("calibration", artefact.sha256_file(file))
+    return statistics
+
+
 def _calibrated(
-    checkpoint: Checkpoint, options: ExportOptions, on_step: OnStep
+    checkpoint: Checkpoint, options: ExportOptions, on_step: OnStep, unfinished: Unfinished | None
 ) -> tuple[Checkpoint, CalibrationStatistics]:
     """The checkpoint, smoothed for an int8 KV cache, and the statistics that rounding needs, which may be none."""
     target = options.target
@@ -148,7 +175,11 @@ def _calibrated(
     if not (by_gptq or target.int8_cache):
         return checkpoint, CalibrationStatistics({}, {})
     on_step("drawing calibration text")
-    statistics = collect_statistics(checkpoint.architecture, checkpoint.weights, with_moments=by_gptq)
+
+    def collect() -> CalibrationStatistics:
+        return collect_statistics(checkpoint.architecture, checkpoint.weights, with_moments=by_gptq)
+
+    statistics = collect() if unfinished is None else _kept(unfinished, collect)
     if not target.int8_cache:
         return checkpoint, statistics
     weights, absmax = smooth_attention(

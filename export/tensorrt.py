@@ -285,7 +285,8 @@ def _interruptible(trt: Any, config: Any, on_progress: OnProgress | None) -> Ite
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {one: handler for one in numbers if (handler := signal.getsignal(one)) is not signal.SIG_IGN}
     for number in handlers:
         signal.signal(number, lambda *_: stopped.set())
     try:

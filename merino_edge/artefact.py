@@ -1,4 +1,4 @@
-"""Reading and writing of artefacts: versioned JSON with its own hash, and atomic writes.
+"""Reading and writing of artefacts: versioned JSON with its own hash. merino_edge.atomic writes the files.
 
 A JSON artefact is one object: its content in an envelope of kind, versions and hash.
 
@@ -10,18 +10,16 @@ that people write by hand may leave `sha256` out. This module knows no kind of a
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import secrets
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from merino_edge import __version__, limits
-from merino_edge.errors import ArtefactError, OutputError
+from merino_edge.atomic import translate_os_errors as translate_os_errors
+from merino_edge.atomic import write_bytes as write_bytes
+from merino_edge.errors import ArtefactError
 
 ENVELOPE = ("kind", "schema_version", "tool_version", "sha256")
 
@@ -154,76 +152,6 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merino-edge"
 
 
-def write_bytes(path: Path | str, data: bytes) -> None:
-    """Write a file atomically: readers see the old file or the new one. Raises OutputError.
-
-    It writes a temporary file in the same folder, calls fsync, and renames it.
-    """
-    path = Path(path)
-    with translate_os_errors(path):
-        if path.exists() and not path.is_file():  # the rename would replace a device too
-            raise OutputError(f"{path} exists and is not a plain file", "choose another --out")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _hidden(path)
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-
-
-@contextlib.contextmanager
-def atomic_directory(path: Path | str, marker: str | None = None) -> Iterator[Path]:
-    """Yield a hidden folder beside `path` that becomes `path` on success and is removed on any failure.
-
-    An existing artefact at `path` is replaced, but only at the end. With `marker`, any folder that holds a file of this
-    name is replaced. Every other folder is refused, so a typing error never deletes a home folder. Raises OutputError.
-    """
-    path = Path(path)
-    with translate_os_errors(path):
-        replaceable = path.is_dir() and (
-            not any(path.iterdir()) or (is_artefact_folder(path) if marker is None else (path / marker).is_file())
-        )
-        if path.exists() and not replaceable:
-            raise OutputError(f"{path} exists and is not an artefact of merino-edge", "choose another --out")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        hidden = _hidden(path)
-        new, old = hidden / "new", hidden / "old"
-        try:
-            new.mkdir(parents=True)
-            yield new
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(path, old)
-            try:
-                os.replace(new, path)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    os.replace(old, path)
-                raise
-        finally:
-            shutil.rmtree(hidden, ignore_errors=True)
-
-
 def is_artefact_folder(path: Path) -> bool:
     """Whether this is a checkpoint or bundle folder: each of them holds a file that tells."""
     return (path / "manifest.json").is_file() or (path / "architecture.json").is_file()
-
-
-@contextlib.contextmanager
-def translate_os_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError while `path` is written into a one-line OutputError."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(f"cannot write {path} ({reason})", "choose another --out or free the disk") from error
-
-
-def _hidden(path: Path) -> Path:
-    """A free, hidden name beside `path`. It is fixed before anything is made, so an interruption can clean it up."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(6)}")

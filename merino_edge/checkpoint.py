@@ -4,25 +4,28 @@ CKPT/architecture.json    the architecture artefact
      model.safetensors    weights by the names of merino_edge.weights
      tokenizer.json       chat.json (see merino_edge.tokenizer)
      training.json        kind "checkpoint": where the weights come from, sha256 of the other files
+     training.next.json   the next training.json, while a training saves: it counts once the weights are those it names
      state/               only while training: the state to resume from (merino_edge.training.state)
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from merino_edge import architecture, artefact
+from merino_edge import architecture, artefact, atomic
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError
 from merino_edge.tokenizer import ChatFormat
 from merino_edge.weights import weight_shapes
 
 KIND = "checkpoint"
-FILES = ("architecture.json", "model.safetensors", "tokenizer.json", "chat.json")
+MODEL, NEXT = "model.safetensors", "training.next.json"
+FILES = ("architecture.json", MODEL, "tokenizer.json", "chat.json")
 
 Weights = dict[str, np.ndarray]
 
@@ -55,16 +58,32 @@ def check_weights(a: Architecture, weights: Weights, where: str) -> None:
 def write_files(
     folder: Path, a: Architecture, weights: Weights, *, tokenizer_json: str, chat: ChatFormat, training: dict[str, Any]
 ) -> None:
-    """Write a checkpoint's files into an existing folder, `training.json` last. Raises ArtefactError, OutputError."""
+    """Write a checkpoint's files into an existing folder, `training.json` last. Raises ArtefactError, OutputError.
+
+    Over a checkpoint of the same architecture and tokenizer a kill at any moment leaves the old weights or the new.
+    """
     from safetensors.numpy import save
 
     check_weights(a, weights, "checkpoint")
-    artefact.write_bytes(folder / "model.safetensors", save({k: np.ascontiguousarray(v) for k, v in weights.items()}))
+    model = save({k: np.ascontiguousarray(v) for k, v in weights.items()})
     architecture.save(folder / "architecture.json", a)
     artefact.write_text(folder / "tokenizer.json", tokenizer_json)
     artefact.write_text(folder / "chat.json", chat.to_json())
-    hashes = {name: artefact.sha256_file(folder / name) for name in FILES}
-    artefact.write_json(folder / "training.json", KIND, {"id": a.id, "files": hashes, **training})
+    hashes = {name: artefact.sha256_file(folder / name) for name in FILES if name != MODEL}
+    hashes[MODEL] = artefact.sha256_bytes(model)
+    is_first = not (folder / "training.json").exists()
+    if not is_first:
+        artefact.write_json(folder / NEXT, KIND, {"id": a.id, "files": hashes, **training})
+    try:
+        artefact.write_bytes(folder / MODEL, model)
+    except BaseException:
+        atomic.remove(folder / NEXT)
+        raise
+    if is_first:
+        artefact.write_json(folder / "training.json", KIND, {"id": a.id, "files": hashes, **training})
+        return
+    with atomic.translate_os_errors(folder):
+        os.replace(folder / NEXT, folder / "training.json")
 
 
 def save(
@@ -77,8 +96,17 @@ def save(
     training: dict[str, Any],
 ) -> None:
     """Write a whole checkpoint folder, atomically. Raises OutputError, ArtefactError."""
-    with artefact.atomic_directory(path) as folder:
+    with atomic.new_folder(path, KIND) as folder:
         write_files(folder, a, weights, tokenizer_json=tokenizer_json, chat=chat, training=training)
+
+
+def record(path: Path) -> dict[str, Any]:
+    """training.json, or the next one where a save was killed between two files. Raises ArtefactError."""
+    if (path / NEXT).is_file() and (path / MODEL).is_file():
+        later = artefact.read_json(path / NEXT, KIND)
+        if later.get("files", {}).get(MODEL) == artefact.sha256_file(path / MODEL):
+            return later
+    return artefact.read_json(path / "training.json", KIND)
 
 
 def load(path: Path | str) -> Checkpoint:
@@ -92,7 +120,7 @@ def load(path: Path | str) -> Checkpoint:
     path = Path(path)
     if not path.is_dir():
         raise ArtefactError(f"{path} is not a checkpoint folder", "make one: merino-edge train, or merino-edge import")
-    document = artefact.read_json(path / "training.json", KIND)
+    document = record(path)
     for name in FILES:
         if not (path / name).is_file():
             raise ArtefactError(f"{path / name} is missing", "make the checkpoint again")

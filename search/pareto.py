@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from merino_edge.errors import InputError
 from merino_edge.search.budget import Metric
@@ -32,6 +33,8 @@ from merino_edge.search.space import Candidate
 
 KIND = "pareto_front"
 SCHEMA_VERSION = 1
+
+Part = Callable[[str, Callable[[], Any]], Any]  # (name, what makes the part) -> the part, as JSON
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,16 @@ class Front:
 
 
 def pareto_front(
-    problem: Problem, metric: Metric, count: int, on_point: Callable[[int], None] = lambda points: None
+    problem: Problem,
+    metric: Metric,
+    count: int,
+    on_point: Callable[[int], None] = lambda points: None,
+    part: Part = lambda name, make: make(),
 ) -> Front:
     """Find up to `count` points of score against `metric`, within the problem's other budgets.
 
-    `on_point` gets the number of points so far. Raises BudgetError where nothing meets the other budgets. Raises
+    `on_point` gets the number of points so far. `part` keeps the solution of each limit, for a front that was
+    interrupted (merino_edge.unfinished). Raises BudgetError where nothing meets the other budgets. Raises
     InputError for fewer than two points, or for a score that is not a sum over blocks.
     """
     if count < 2:
@@ -73,14 +81,21 @@ def pareto_front(
 
     def solve(limit: float, cheaper: float = math.nan) -> Point | None:
         """`cheaper`: the value of a point within the limit."""
-        limited = problem.limited(problem.budget.within(metric, limit))
-        certificate = ExactSolver(limited, known=known.get(cheaper)).solve()
-        candidate = certificate.candidate
-        if candidate is None or certificate.known is None:
+
+        def found() -> list[Any] | None:
+            limited = problem.limited(problem.budget.within(metric, limit))
+            certificate = ExactSolver(limited, known=known.get(cheaper)).solve()
+            if certificate.candidate is None or certificate.known is None:
+                return None
+            known.setdefault(problem.value(metric, certificate.candidate), certificate.known)
+            return [*certificate.candidate, certificate.score, certificate.bound]
+
+        if (solution := part(repr(limit), found)) is None:
             return None
+        template, choices, score, bound = solution
+        candidate = Candidate(template, tuple(choices))
         value = problem.value(metric, candidate)
-        known.setdefault(value, certificate.known)
-        return Point(value if limit == UNBOUNDED else limit, value, candidate, certificate.score, certificate.bound)
+        return Point(value if limit == UNBOUNDED else limit, value, candidate, score, bound)
 
     last = solve(dict(problem.budget.limits)[metric])
     if last is None:

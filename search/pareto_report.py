@@ -42,19 +42,29 @@ def to_document(front: Front, config: SearchConfig, references: Sequence[Referen
         device = table.header.get("device", {}).get("name", "unknown")
         source = {"name": table.path.name, "sha256": table.sha256, "estimated": table.estimated, "device": device}
         source["warnings"] = table.warnings
+    searched = origin(config)
     return {
         "metric": front.metric.key,
         "label": front.metric.label,
         "unit": front.metric.kind.unit,
-        "score": {"name": config.score.spec, **config.score.details},
+        "score": searched.pop("score"),
         "complete": front.complete,
         "points": points,
         "references": [{**dataclasses.asdict(r), "architecture": r.architecture.to_dict()} for r in references],
+        **searched,
+        "table": source,
+    }
+
+
+def origin(config: SearchConfig) -> dict[str, Any]:
+    """The fields of the report about what was searched. With the tables they are all that a front depends on."""
+    space = config.space
+    return {
+        "score": {"name": config.score.spec, **config.score.details},
         "budgets": config.budget.to_dict(),
         "precision": config.precision,
         "target": config.target,
-        "space": {"name": problem.space.name, "size": problem.space.size, "form": space_file.to_dict(problem.space)},
-        "table": source,
+        "space": {"name": space.name, "size": space.size, "form": space_file.to_dict(space)},
     }
 
 

@@ -7,11 +7,15 @@ model continues it. So nothing has to be downloaded, and the method works for an
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from merino_edge import atomic
 from merino_edge.architecture import Architecture
 from merino_edge.weights import group_by_input
 
@@ -32,6 +36,30 @@ class CalibrationStatistics(NamedTuple):
 
     moments: dict[str, np.ndarray]
     absmax: dict[str, np.ndarray]
+
+
+def save_statistics(path: Path, statistics: CalibrationStatistics) -> None:
+    """Write statistics to a file, for an export that is interrupted. Arrays that are shared are written once."""
+    arrays, names = dict[int, np.ndarray](), dict[str, str]()
+    for kind, of_kind in statistics._asdict().items():
+        for name, array in of_kind.items():
+            arrays[id(array)] = array
+            names[f"{kind}.{name}"] = str(list(arrays).index(id(array)))
+    buffer = io.BytesIO()
+    named = {"names": np.array(json.dumps(names)), **{str(i): array for i, array in enumerate(arrays.values())}}
+    np.savez(buffer, **named)  # type: ignore[arg-type]
+    atomic.write_bytes(path, buffer.getvalue())
+
+
+def load_statistics(path: Path) -> CalibrationStatistics:
+    """Read what `save_statistics` wrote. Raises OSError, ValueError."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    found = CalibrationStatistics({}, {})
+    for name, index in json.loads(str(arrays["names"])).items():
+        kind, _, rest = name.partition(".")
+        getattr(found, kind)[rest] = arrays[index]
+    return found
 
 
 def collect_statistics(

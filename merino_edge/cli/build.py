@@ -8,6 +8,7 @@ each context, where "out" is the folder of the engines.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,9 +41,14 @@ def build(
     gets the number of threads that is fastest on this machine.
     """
     from merino_edge import bundle as bundles
+    from merino_edge import output
+    from merino_edge.cli import outputs
     from merino_edge.errors import InputError
 
     opened = bundles.load(bundle)
+    writes_into_it = capability or opened.target.startswith("onnxruntime")
+    if writes_into_it and os.access(opened.path.parent, os.W_OK):
+        outputs.hold(output.lock(opened.path))
     if not opened.target.startswith("onnxruntime"):
         _compile(opened, capability, workspace_mb, as_json=as_json)
         return

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from merino_edge.cli import outputs
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -48,6 +50,7 @@ def demo(
     minutes: Annotated[float, typer.Option(help="Minutes of the profile of this machine.")] = 1.0,
     steps: Annotated[int, typer.Option(help="Training steps.")] = 400,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the models. [default: as is fastest]")] = None,
+    resume: Annotated[bool, typer.Option("--continue", "--resume", help=outputs.SAME_HELP)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Run every step on this machine, from profile to generate.
@@ -57,7 +60,7 @@ def demo(
     """
     from merino_edge import artefact, limits
     from merino_edge.cli import console, demo_report
-    from merino_edge.cli.demo_steps import Steps
+    from merino_edge.cli.demo_steps import KIND, Steps
     from merino_edge.errors import InputError, Interrupted, require
     from merino_edge.jetson.estimate.boards import board as board_named
     from merino_edge.runtime.thread_tuning import this_machine
@@ -67,6 +70,7 @@ def demo(
 
     for package, extra in (("torch", "train"), ("safetensors", "train"), ("onnx_ir", "export"), ("matplotlib", "plot")):
         require(package, extra)
+    outputs.claim(out, KIND, resumes=True)
     limits.check_range("steps", steps, 1, limits.MAX_ITERATIONS)
     if threads is not None:
         limits.check_range("threads", threads, 1, limits.MAX_THREADS)
@@ -126,7 +130,7 @@ def _run(
         "profile",
         "profile",
         made=["table.jsonl", "table.png"],
-        begun="table.jsonl",
+        begun=["table.jsonl"],
         measured=True,
         space=space,
         minutes=minutes,
@@ -171,7 +175,7 @@ def _run(
         out / "architecture.json",
         reads=["architecture.json", "corpus.txt"],
         made=["checkpoint"],
-        begun="checkpoint/state/state.json",
+        begun=["checkpoint/state/state.json", "checkpoint/training.json"],
         corpus=out / "corpus.txt",
         steps=steps,
         batch=BATCH,

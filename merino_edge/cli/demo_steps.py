@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from merino_edge.parent import end_with_parent
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -60,21 +62,23 @@ class Steps:
         *arguments: Path,
         reads: Sequence[str] = (),
         made: Sequence[str],
-        begun: str = "",
+        begun: Sequence[str] = (),
         measured: bool = False,
         **options: object,
     ) -> Result:
         """Run a verb of this program, and return what it prints as JSON.
 
         `options` as on the command line: `max_tokens=80` is `--max-tokens 80`, `raw=True` is `--raw`. `reads` and
-        `made` name files and folders of the demo. If `begun` exists after an interruption, the verb goes on.
+        `made` name files and folders of the demo. If one of `begun` exists after an interruption, the verb goes on.
         """
         words = [verb, *map(str, arguments)]
         for option, value in options.items():
             words += [f"--{option.replace('_', '-')}", *([] if value is True else [str(value)])]
 
         def run() -> Result:
-            return self._run([*words, *(["--continue"] if begun and (self.folder / begun).exists() else [])])
+            return self._run(
+                [*words, *(["--continue"] if any((self.folder / name).exists() for name in begun) else [])]
+            )
 
         facts = {"words": [word.replace(str(self.folder), "") for word in words], **(self.machine if measured else {})}
         return self.own(name, run, reads=reads, made=made, facts=facts)
@@ -136,7 +140,13 @@ class Steps:
         # In a session of its own the verb hears of Ctrl-C from here alone, and once: the second would cost its work.
         with tempfile.TemporaryFile("w+") as printed:
             command = [*_program(), *words, "--json"]
-            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=printed, start_new_session=True)
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                start_new_session=True,
+                preexec_fn=end_with_parent,
+            )
             try:
                 while child.poll() is None:
                     try:

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from merino_edge.cli import outputs
+
 
 def distill_generate(
     teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Checkpoint folder of the teacher.")],
@@ -45,6 +47,7 @@ def distill_generate(
         str, typer.Option(help="Precision of the computation: auto (bf16 where the hardware has it), fp32 or bf16.")
     ] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads. [default: all cores]")] = None,
+    resume: Annotated[bool, typer.Option("--continue", "--resume", help=outputs.SAME_HELP)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print CORPUS.json.")] = False,
 ) -> None:
     """Let a teacher generate a synthetic training corpus.
@@ -52,6 +55,7 @@ def distill_generate(
     A smaller model then learns from the teacher's answers (sequence-level distillation). A run that was stopped or
     killed continues with the same command, and ends with the same bytes.
     """
+    from merino_edge import output
     from merino_edge.cli import console
     from merino_edge.errors import Interrupted, require
 
@@ -63,6 +67,7 @@ def distill_generate(
     from merino_edge.pytorch.batched_generation import SamplingParams
     from merino_edge.training import device as computing
 
+    outputs.hold(output.lock(out))
     computing.set_threads(threads)
     prompt_set = prompt_files.load(prompts)
     plan = synthetic_corpus.Plan(

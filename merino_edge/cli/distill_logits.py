@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from merino_edge.cli import outputs
+
 
 def distill_logits(
     teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Checkpoint folder of the teacher.")],
@@ -28,6 +30,7 @@ def distill_logits(
         str, typer.Option(help="Precision of the computation: auto (bf16 where the hardware has it), fp32 or bf16.")
     ] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads. [default: all cores]")] = None,
+    resume: Annotated[bool, typer.Option("--continue", "--resume", help=outputs.SAME_HELP)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the header as one JSON object.")] = False,
 ) -> None:
     """Store a teacher's top-k logits over a corpus.
@@ -45,6 +48,7 @@ def distill_logits(
     from merino_edge.distillation import teacher_logits
     from merino_edge.training import device as computing
 
+    outputs.claim(out, teacher_logits.KIND, resumes=True)
     computing.set_threads(threads)
     source, loaded_corpus = checkpoint.load(teacher), load(corpus)
     device = computing.device()

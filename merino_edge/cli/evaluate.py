@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from merino_edge.cli import outputs
 from merino_edge.cli.bundle_options import Cpu
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ def evaluate(
         Path | None,
         typer.Option(metavar="REPORT", help="Earlier report: print the differences with 95 % confidence intervals."),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--continue", "--resume", help="Keep the tasks that the report at --out has already.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the report at --out.")] = False,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads. [default: all cores, or as a bundle was tuned by build]")
     ] = None,
@@ -89,27 +94,49 @@ def evaluate(
     if names and data is None:
         raise InputError("the folder of the evaluation sets is unknown", "set MERINO_DATA, or give --data FOLDER")
     kind, newest = harness.KIND, harness.SCHEMA_VERSION
+    if resume and out is None:
+        raise InputError("--continue needs the report of the interrupted run", "add: --out REPORT.json")
+    if out is not None:
+        outputs.claim(out, kind, force=force, resumes=resume)
     other = None if against is None else artefact.read_json(against, kind, newest)
     engine, tokenizer, card = open_model(model, threads, cpu=cpu)
     report: dict[str, Any] = {"model": card, "engine": type(engine).__name__, "limit": limit, "tasks": {}}
     report["mean_accuracy"] = None
+    begun = _begun(out, report) if resume and out is not None and out.exists() else {"tasks": {}}
+    done = {name: begun["tasks"][name] for name in names if name in begun["tasks"]}
+
+    def save() -> None:
+        """After each task, so that an interruption loses only the next one. What is done already stays too."""
+        if out is not None:
+            tasks = {name: entry for name in names if (entry := report["tasks"].get(name) or done.get(name))}
+            mean = harness.mean_accuracy(tasks)
+            artefact.write_json(out, kind, {**report, "tasks": tasks, "mean_accuracy": mean}, newest)
+
     with contextlib.closing(engine), stderr().status("opening") as status:
         if perplexity is not None:
             on_step = functools.partial(_show_progress, status, perplexity.name)
-            entry = of_text.perplexity(perplexity, engine, tokenizer, window=window, stride=stride, on_step=on_step)
+            entry = of_text.perplexity(
+                perplexity,
+                engine,
+                tokenizer,
+                window=window,
+                stride=stride,
+                on_step=on_step,
+                before=begun.get(of_text.KEY),
+            )
             report[of_text.KEY] = entry
-            if out is not None:
-                artefact.write_json(out, kind, report, newest)
+            save()
             if not as_json:
                 print_line(_text_line(entry))
         for name in names:
             status.update(name)
             on_step = functools.partial(_show_progress, status, name)
-            entry = harness.evaluate_task(name, engine, tokenizer, data or Path(), limit=limit, on_step=on_step)
+            entry = done.get(name) or harness.evaluate_task(
+                name, engine, tokenizer, data or Path(), limit=limit, on_step=on_step
+            )
             report["tasks"][name] = entry
             report["mean_accuracy"] = harness.mean_accuracy(report["tasks"])
-            if out is not None:  # after each task, so that an interruption loses only the next one
-                artefact.write_json(out, kind, report, newest)
+            save()
             if not as_json:
                 print_line(_line(name, entry))
     comparison = []
@@ -125,6 +152,19 @@ def evaluate(
         print_line(_comparison_line(row))
     if other is not None and not comparison:
         stderr().print(f"note: {against} has none of these items", highlight=False, markup=False)
+
+
+def _begun(out: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """The report that an interrupted run left at `out`. Raises InputError where it is of another model or limit."""
+    from merino_edge import artefact
+    from merino_edge.errors import InputError
+    from merino_edge.runtime.evaluation import harness
+
+    begun = artefact.read_json(out, harness.KIND, harness.SCHEMA_VERSION)
+    for name in ("model", "engine", "limit"):
+        if begun.get(name) != report[name]:
+            raise InputError(f"{out} began with another {name}", "give what it began with, or choose another --out")
+    return begun
 
 
 def open_model(path: Path, threads: int | None, *, cpu: bool) -> tuple[Engine, Tokenizer, dict[str, Any]]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from merino_edge.cli import outputs
+
 if TYPE_CHECKING:
     from merino_edge.architecture import Architecture
     from merino_edge.runtime.engines.onnx_engine import OnnxEngine
@@ -90,6 +92,7 @@ def export(
             "(a file, .xz or a folder).",
         ),
     ] = None,
+    resume: Annotated[bool, typer.Option("--continue", "--resume", help=outputs.CONTINUE_HELP)] = False,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads for the comparison with PyTorch. [default: all cores]")
     ] = None,
@@ -99,8 +102,8 @@ def export(
 
     The bundle is written only if its graph computes what PyTorch computes, within the limits of the precision.
     """
+    from merino_edge import __version__, bundle, limits
     from merino_edge import checkpoint as checkpoints
-    from merino_edge import limits
     from merino_edge.cli.console import check_line, print_json, print_line, stderr
     from merino_edge.errors import InputError, ParityError, require
 
@@ -109,7 +112,9 @@ def export(
     from merino_edge.export.bundle_writer import write_bundle
     from merino_edge.export.prepare_weights import ExportOptions
     from merino_edge.export.targets import Target
+    from merino_edge.unfinished import Unfinished
 
+    outputs.claim(out, bundle.KIND)
     searched, found, own = _found_precisions(bits_of) if bits_of is not None else (None, None, ())
     precision = found or "fp32" if precision is None else precision
     if found is not None and found != precision:
@@ -155,12 +160,15 @@ def export(
                 max_bytes=max_bytes,
                 keep_vocab=keep_vocab,
             )
-            bundle = write_bundle(source, out, options, engine, status.update)
+            calibrated = {"checkpoint": source.training["sha256"], "precisions": target_platform.all_precisions}
+            key = {**calibrated, "cache": cache, "rounding": rounding, "tool": __version__}
+            with Unfinished(out, key, resume=resume) as unfinished:
+                written = write_bundle(source, out, options, engine, status.update, unfinished=unfinished)
         except ParityError as error:
             for check in error.checks:
                 console.print(check_line(check), highlight=False)
             raise
-    manifest = bundle.manifest
+    manifest = written.manifest
     size_mb = sum(file["bytes"] for file in manifest["files"].values()) / 1e6
     if json:
         keys = (
@@ -188,7 +196,7 @@ def export(
             f"{vocabulary['whole_decode_ms']:.2f} ms a token here"
         )
     mixed = f" with {count} matrices at int8" if (count := len(manifest["raised_to_int8"])) else ""
-    capacities = ", ".join(map(str, bundle.contexts))
+    capacities = ", ".join(map(str, written.contexts))
     blocks = f" with blocks of {', '.join(own)}" if own else ""
     print_line(f"{out}: {precision}{mixed}{blocks}, {capacities} positions, {size_mb:.1f} MB")
     if target.startswith("onnxruntime"):

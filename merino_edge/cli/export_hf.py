@@ -7,10 +7,13 @@ from typing import Annotated
 
 import typer
 
+from merino_edge.cli import outputs
+
 
 def export_hf(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint folder to read.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    force: Annotated[bool, typer.Option("--force", help=outputs.FORCE_HELP)] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Export a checkpoint as a Hugging Face folder.
@@ -19,7 +22,9 @@ def export_hf(
     """
     from merino_edge.cli import console
     from merino_edge.convert.to_huggingface import export_to_huggingface
+    from merino_edge.kind import TRANSFORMERS
 
+    outputs.claim(out, TRANSFORMERS, force=force)
     with console.stderr().status("writing"):
         written = export_to_huggingface(checkpoint, out)
     a = written.architecture

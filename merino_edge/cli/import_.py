@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from merino_edge.cli import outputs
+
 
 def import_model(
     source: Annotated[
@@ -17,13 +19,16 @@ def import_model(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Checkpoint folder to write.")],
+    force: Annotated[bool, typer.Option("--force", help=outputs.FORCE_HELP)] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Import a Hugging Face or GGUF model as a checkpoint."""
+    from merino_edge import checkpoint
     from merino_edge.cli import console
     from merino_edge.convert.import_model import import_model as convert
     from merino_edge.convert.pretrained import NAME, fetch_smollm2
 
+    outputs.claim(out, checkpoint.KIND, force=force)
     if source == NAME:
         with console.stderr().status(f"fetching {NAME} (93 MB)"):
             source = str(fetch_smollm2())

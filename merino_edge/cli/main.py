@@ -16,7 +16,7 @@ import typer
 
 from merino_edge import __version__
 from merino_edge.cli.verbs import DEBUG_HELP, MAX_HELP_COLUMNS, ClosedPipe, VerbGroup
-from merino_edge.errors import MerinoError
+from merino_edge.errors import Interrupted, MerinoError
 
 CLOSED_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 
@@ -49,7 +49,9 @@ def options(
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1.. a refusal (merino_edge.errors), 130 interrupted."""
     _open_what_is_closed()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends it finds nothing half-written
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # whoever ends it finds nothing half-written
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     try:
         status = app(prog_name="merino-edge", standalone_mode=False)
         with ClosedPipe.told():
@@ -58,10 +60,17 @@ def main() -> None:
     except ClosedPipe:  # the reader of a pipe went away; that is its right
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(CLOSED_PIPE)
+    except (KeyboardInterrupt, typer.Abort):  # before the verb began or after it ended
+        _say("interrupted")
+        sys.exit(Interrupted.exit_code)
     except Exception as error:
-        with suppress(OSError):  # nobody can be told
-            sys.stderr.write(f"merino-edge: {_one_line(error)}\n")
+        _say(_one_line(error))
         sys.exit(getattr(error, "exit_code", 1))
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # nobody can be told
+        sys.stderr.write(f"merino-edge: {line}\n")
 
 
 def _open_what_is_closed() -> None:

@@ -5,13 +5,17 @@ It writes a report (merino_edge.search.pareto has its form). On request it also 
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from merino_edge.cli import search_options
+from merino_edge.cli import outputs, search_options
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
 @search_options.with_budgets
@@ -35,6 +39,7 @@ def pareto(
     budgets: search_options.Limits = MappingProxyType({}),  # becomes an option for each metric
     plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Also write a plot of the front.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="HTML", help="Also write an interactive web page.")] = None,
+    resume: Annotated[bool, typer.Option("--continue", "--resume", help=outputs.CONTINUE_HELP)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Find the exact trade-off between the score and one cost.
@@ -42,14 +47,16 @@ def pareto(
     Each point of the Pareto front has the highest score at its cost, with proof. The report also places the public
     models beside the front.
     """
-    from merino_edge import artefact, limits
+    from merino_edge import __version__, artefact, limits
     from merino_edge.cli import console
     from merino_edge.errors import MissingExtraError
     from merino_edge.search import pareto_report
     from merino_edge.search.budget import Metric
     from merino_edge.search.pareto import KIND, SCHEMA_VERSION, pareto_front
     from merino_edge.search.reference_models import references
+    from merino_edge.unfinished import Unfinished
 
+    outputs.claim(out, KIND)
     limits.check_range("points", points, 2, limits.MAX_POINTS)
     metric = Metric.parse(against)
     config = search_options.search_config(
@@ -63,12 +70,17 @@ def pareto(
         shared=shared,
         limits=budgets,
     )
+    tables = [one.sha256 for one in (config.table, *config.more_tables) if one is not None]
+    key = {**pareto_report.origin(config), "metric": metric.key, "tables": tables, "tool": __version__}
     screen = console.stderr()
-    with console.progress(screen) as bar:
-        task = bar.add_task("points", total=points, note="")
-        front = pareto_front(config.problem(), metric, points, lambda done: bar.update(task, completed=done))
-    report = pareto_report.to_document(front, config, references(front.metric, config.score, front.problem.cost_model))
-    written = artefact.write_json(out, KIND, report, SCHEMA_VERSION)
+    with Unfinished(out, key, resume=resume) as unfinished:
+        with console.progress(screen) as bar:
+            task = bar.add_task("points", total=points, note="")
+            on_point = functools.partial(_show, bar, task)
+            front = pareto_front(config.problem(), metric, points, on_point, unfinished.part)
+        public = references(front.metric, config.score, front.problem.cost_model)
+        report = pareto_report.to_document(front, config, public)
+        written = artefact.write_json(out, KIND, report, SCHEMA_VERSION)
     screen.print(pareto_report.table(report))
     if plot:
         try:
@@ -81,3 +93,7 @@ def pareto(
         console.print_json(written)
     else:
         console.print_line(str(out))
+
+
+def _show(bar: Progress, task: TaskID, points: int) -> None:
+    bar.update(task, completed=points)

@@ -104,10 +104,12 @@ def profile(
     """
     import time
 
-    from merino_edge.cli import console
+    from merino_edge.cli import console, outputs
     from merino_edge.errors import MissingExtraError, OutputError, UnfitTableError, require
-    from merino_edge.latency.table_file import load_table
+    from merino_edge.latency.table_file import KIND, load_table
 
+    if not dry_run:
+        outputs.claim(out, KIND, resumes=True)  # it says below how to go on
     begun: dict[str, Any] = {}
     if resume and out.exists():
         begun = load_table(out, unfinished=True).header

@@ -68,11 +68,12 @@ def search(
     The exact solver proves that no architecture of the space that meets the budgets scores higher.
     """
     from merino_edge import architecture, limits
-    from merino_edge.cli import console
+    from merino_edge.cli import console, outputs
     from merino_edge.errors import InputError, Interrupted, MissingExtraError
     from merino_edge.search import report, result_plot
     from merino_edge.search.result import run_search
 
+    outputs.claim(out, architecture.KIND)
     evolution = {"iterations": iterations, "population": population, "parents": parents, "seed": seed}
     options = {name: value for name, value in evolution.items() if value is not None}
     limits.check_seconds(seconds)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from merino_edge.cli import outputs
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -70,6 +72,7 @@ def study(
         int | None, typer.Option(help="Training runs at a time. [default: all cores / --threads]")
     ] = None,
     threads: Annotated[int, typer.Option(help="CPU threads of each training run.")] = 1,
+    resume: Annotated[bool, typer.Option("--continue", "--resume", help=outputs.SAME_HELP)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
 ) -> None:
     """Train many small models and test how well scores rank them.
@@ -90,6 +93,7 @@ def study(
         require(module, "study")
     from merino_edge.training import study_runs
 
+    outputs.claim(folder, study_runs.KIND, resumes=True)
     limits.check_range("threads", threads, 1, limits.MAX_THREADS)
     if workers is None:
         workers = max(1, (os.cpu_count() or 1) // threads)

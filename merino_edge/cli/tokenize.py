@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from merino_edge.cli import outputs
+
 
 def tokenize(
     sources: Annotated[
@@ -24,6 +26,8 @@ def tokenize(
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Use the tokenizer of this checkpoint or bundle.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help=outputs.FORCE_HELP)] = False,
+    resume: Annotated[bool, typer.Option("--continue", "--resume", help=outputs.CONTINUE_HELP)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Tokenize a corpus once, for many training runs.
@@ -34,7 +38,7 @@ def tokenize(
     are learned. Its forms are {"messages": [{"role": ..., "content": ...}, ...]}, {"turns": [...]} and
     {"instruction": ..., "response": ...}.
     """
-    from merino_edge import limits
+    from merino_edge import limits, output
     from merino_edge.cli import console
     from merino_edge.data import corpus_writer
     from merino_edge.data.corpus import fingerprint, prepare
@@ -49,10 +53,16 @@ def tokenize(
     assert vocab is not None
     limits.check_range("vocab", vocab, 1, limits.MAX_VOCAB_SIZE)
     began = time.perf_counter()
-    with console.progress(console.stderr()) as bar:
+    with output.claim(out, corpus_writer.KIND, resumes=True), console.progress(console.stderr()) as bar:
         task = bar.add_task("tokenize", total=None, note="reading")
         corpus = prepare(
-            sources, vocab, out, loaded, on_tokens=lambda count: bar.update(task, note=f"{count:,} tokens")
+            sources,
+            vocab,
+            out,
+            loaded,
+            on_tokens=lambda count: bar.update(task, note=f"{count:,} tokens"),
+            replaces=force,
+            resume=resume,
         )
     header, seconds = corpus.header, time.perf_counter() - began
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import signal
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from merino_edge.checkpoint import Checkpoint
     from merino_edge.training.config import TrainingConfig
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TEACHER, OPTIMIZER, MACHINE = "Distillation", "Optimizer", "Machine"  # panels of the help
 
 
@@ -45,6 +47,9 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Optimizer steps. [default: 600000]")] = None,
     resume: Annotated[
         bool, typer.Option("--continue", "--resume", help="Continue the unfinished training in --out.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the checkpoint at --out, once the new one is saved.")
     ] = False,
     batch: Annotated[
         int | None, typer.Option("--batch", "--batch-size", help="Sequences per step. [default: 1024]")
@@ -147,13 +152,21 @@ def train(
     """Train a model on text or conversations.
 
     The defaults are the paper's recipe: 600,000 steps of 1024 x 1024 tokens. The model is saved and logged (log.jsonl)
-    regularly. Ctrl-C finishes the step and saves. The same command with --continue then goes on from that step.
+    regularly. Ctrl-C finishes the step and saves, and so do SIGTERM and SIGHUP. The same command with --continue then
+    goes on from that step.
     """
-    from merino_edge.cli import console
-    from merino_edge.errors import InputError, require
+    from merino_edge import checkpoint
+    from merino_edge.cli import console, outputs
+    from merino_edge.errors import InputError, OutputError, require
 
     require("torch", "train")
     require("safetensors", "train")
+    is_main = os.environ.get("RANK", "0") == "0"  # of torchrun's workers
+    for path, role in ((model, "the checkpoint that the training begins with"), (teacher, "the teacher")):
+        if path is not None and path.resolve() == out.resolve() and not resume:
+            raise OutputError(f"{out} is {role}", "choose another --out")
+    if is_main:
+        outputs.claim(out, checkpoint.KIND, force=force, resumes=resume)
     a, start = _open_model(model)
     from merino_edge.training import device, throughput, trainer
     from merino_edge.training import teacher as teachers
@@ -189,6 +202,11 @@ def train(
             message = f"recipe {recipe} is for a vocabulary of {loaded.vocab_size:,}, the model's is {a.vocab_size:,}"
             raise InputError(message, "give another model, or the recipe's options by hand")
         sources, options = sources or list(loaded.corpus), {**loaded.config, **options}
+    if resume and (done := _already_finished(a, out, options)) is not None:
+        if is_main:
+            console.stderr().print(f"{out} is finished already, with all {done['step']:,} steps", soft_wrap=True)
+            _print_result(out, a, done, as_json=json)
+        return
     if not sources:
         raise InputError("no corpus was named", "add: --corpus FILE, or --recipe NAME")
     if teacher is not None and not resume:
@@ -196,7 +214,7 @@ def train(
     config = _config(a, out, options, resume=resume)
     if save_every is None:
         save_every = max(1, min(1000, config.steps // 10))
-    workers, stop = Workers(parallel), _StopOnInterrupt()
+    workers, stop = Workers(parallel), _StopOnSignal()
     err = console.stderr()
     err.quiet = not workers.is_main
     peak = throughput.matmul_flops_per_second(workers.device, bf16=device.uses_bf16(config.precision, workers.device))
@@ -212,8 +230,9 @@ def train(
 
         def on_step(p: trainer.Progress) -> None:
             nonlocal log
+            stop.arm()
             if workers.is_main and log is None:
-                log = files.enter_context(TrainingLog(out, config.steps, p.step - 1, tensorboard))
+                log = files.enter_context(TrainingLog(p.folder, config.steps, p.step - 1, tensorboard))
             mfu = p.tokens_per_second * flops / (peak * workers.world_size)
             if log is not None:
                 log.record(p, p.step * config.tokens_per_step, mfu)
@@ -244,15 +263,42 @@ def train(
         words = ["merino-edge", "train", str(model), *corpora, "--out", str(out)]
         words += [] if teacher is None else ["--teacher", str(teacher)]
         words += ["--continue"] if threads is None else ["--threads", str(threads), "--continue"]
-        done = f"stopped after step {result['step']:,} of {config.steps:,}"
-        err.print(f"{done}; go on with: {shlex.join(words)}", soft_wrap=True, markup=False)
+        stopped = f"stopped after step {result['step']:,} of {config.steps:,}"
+        err.print(f"{stopped}; go on with: {shlex.join(words)}", soft_wrap=True, markup=False)
         raise typer.Exit(130)
     if not workers.is_main:
         return
-    if json:
+    _print_result(out, a, result, as_json=json)
+
+
+def _print_result(out: Path, a: Architecture, result: dict[str, Any], *, as_json: bool) -> None:
+    from merino_edge.cli import console
+
+    if as_json:
         console.print_json({"checkpoint": str(out), "parameters": a.parameters, **result})
     else:
         console.print_line(f"{out}: next, merino-edge export {out} --out BUNDLE")
+
+
+def _already_finished(a: Architecture, out: Path, options: dict[str, Any]) -> dict[str, Any] | None:
+    """The content of training.json, where `out` holds this training with its last step. Raises InputError for another.
+
+    Scripts that give the same command again and again end here.
+    """
+    from merino_edge import artefact
+    from merino_edge.errors import InputError
+    from merino_edge.training import place, state
+
+    if (done := place.finished(out)) is None:
+        return None
+    differing = {name: value for name, value in options.items() if done["config"].get(name) != value}
+    differing.pop("micro_batch", None)
+    if differing or done["architecture_id"] != a.id:
+        name, value = next(iter(differing.items()), ("the architecture", a.id))
+        then = done["config"].get(name, done["architecture_id"])
+        raise InputError(f"{out} is finished, and {name} was {then}, not {value}", "choose another --out")
+    state.end(out)  # what a kill after the last step left
+    return {key: value for key, value in artefact.remove_envelope(done).items() if key not in ("id", "files")}
 
 
 def _open_model(model: Path) -> tuple[Architecture, Checkpoint | None]:
@@ -267,31 +313,45 @@ def _open_model(model: Path) -> tuple[Architecture, Checkpoint | None]:
 
 def _config(a: Architecture, out: Path, options: dict[str, Any], *, resume: bool) -> TrainingConfig:
     """The options, completed from the training that is resumed, else from the paper's recipe."""
+    from merino_edge.cli.console import stderr
     from merino_edge.training import state
     from merino_edge.training.config import TrainingConfig
 
     if resume:
-        return TrainingConfig(**{**state.load(out)["config"], **options})
+        saved = state.load(out)
+        if saved["damaged"]:
+            what = f"note: {saved['damaged']}; the state before it, of step {saved['step']:,}, goes on"
+            stderr().print(what, soft_wrap=True, markup=False)
+        return TrainingConfig(**{**saved["config"], **options})
     paper = TrainingConfig()
     warmup = min(paper.warmup, options.get("steps", paper.steps) // 10)
     return TrainingConfig(**{"sequence": min(paper.sequence, a.max_positions), "warmup": warmup, **options})
 
 
-class _StopOnInterrupt:
-    """Turns the first Ctrl-C into a request to stop, which a call reports. The second Ctrl-C interrupts as usual."""
+class _StopOnSignal:
+    """Turns Ctrl-C, SIGTERM or SIGHUP into a request to stop, which a call reports, from the first step on.
+
+    The same signal again interrupts as usual. torchrun sends its workers SIGTERM after the terminal's SIGINT.
+    """
 
     def __init__(self) -> None:
-        self._requested = False
+        self._requested, self._previous = False, dict[signal.Signals, Any]()
 
-    def __enter__(self) -> None:
-        self._previous = signal.signal(signal.SIGINT, self._request)
+    def arm(self) -> None:
+        for number in STOPPING if not self._previous else ():
+            if (previous := signal.getsignal(number)) not in (signal.SIG_IGN, None):
+                self._previous[number] = previous
+                signal.signal(number, self._request)
+
+    def __enter__(self) -> None: ...
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
 
     def __call__(self) -> bool:
         return self._requested
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self._requested = True
-        signal.signal(signal.SIGINT, self._previous)
+        signal.signal(number, self._previous[signal.Signals(number)])

@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from merino_edge.cli import outputs
 from merino_edge.errors import InputError, Interrupted
 
 MAX_HELP_COLUMNS = 120
@@ -109,7 +110,8 @@ class VerbCommand(TyperCommand):
         """Run the verb. Raises Interrupted at Ctrl-C, where typer alone would end without a message."""
         debug = ctx.params.pop("debug") or ctx.find_root().params.get("debug")
         try:
-            return super().invoke(ctx)
+            with outputs.of_verb():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             raise Interrupted("interrupted") from None
         except (typer.Exit, BrokenPipeError):

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merino_edge import __version__, artefact, checkpoint
+from merino_edge import __version__, artefact, atomic, checkpoint
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint, Weights
 from merino_edge.convert.families import FAMILIES, Config, Family
 from merino_edge.convert.huggingface import SAFETENSORS, prepended_token
 from merino_edge.convert.imported import load_tokenizer
 from merino_edge.errors import ArchitectureError, UnsupportedError
+from merino_edge.kind import TRANSFORMERS
 from merino_edge.tokenizer import ChatFormat
 from merino_edge.weights import weight_shapes
 
@@ -60,7 +61,7 @@ def export_to_huggingface(source: Path | str, out: Path | str) -> HuggingFaceExp
     weights = _renamed(a, FAMILIES[name], _one_block_weights(ckpt))
     tokenizer = ckpt.path / "tokenizer.json"
     backend = load_tokenizer(artefact.read_text(tokenizer), str(tokenizer))
-    with artefact.atomic_directory(out) as folder:
+    with atomic.new_folder(out, TRANSFORMERS) as folder:
         _write_weights(folder / SAFETENSORS, weights, ckpt.training["sha256"])
         ends = _special_ids(ckpt.chat)
         dtype = np.result_type(*weights.values()).name

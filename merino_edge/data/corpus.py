@@ -20,6 +20,7 @@ Artefact: a folder, made by `merino-edge tokenize` or by training:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,14 +29,15 @@ from typing import Any
 
 import numpy as np
 
-from merino_edge import artefact
+from merino_edge import __version__, artefact
 from merino_edge.data import corpus_writer
 from merino_edge.data.bpe import SMALLEST_VOCABULARY
 from merino_edge.data.corpus_writer import CONVERSATIONS, HEADER, KIND, SCHEMA_VERSION, SHARD_TOKENS, token_dtype
 from merino_edge.data.shards import Shards, Verified, shard_name
 from merino_edge.data.sources import resolve, texts
-from merino_edge.errors import ArtefactError, InputError
+from merino_edge.errors import ArtefactError, InputError, OutputError
 from merino_edge.tokenizer import ChatFormat, Tokenizer
+from merino_edge.unfinished import Unfinished
 
 IGNORED = -100  # a target without loss
 HELD_OUT = 0.05  # share of the tokens for validation
@@ -140,12 +142,16 @@ def prepare(
     *,
     shard_tokens: int = SHARD_TOKENS,
     on_tokens: Callable[[int], None] = lambda _: None,
+    replaces: bool = True,
+    resume: bool | None = None,
 ) -> Corpus:
     """The corpus of the sources, with token ids below `vocab_size`.
 
     A source that is a prepared corpus is used as it is. Otherwise the corpus in `folder` is used, if it was made of the
-    same sources. Otherwise it is made there, with `tokenizer` or with one that is trained on the sources. Raises
-    InputError (no text, not text, a tokenizer that does not fit), ArtefactError, OutputError.
+    same sources. Otherwise it is made there, with `tokenizer` or with one that is trained on the sources. A corpus of
+    other sources is replaced, unless `replaces` is False. With `resume` an interrupted one goes on; None: an
+    interrupted one is not kept. Raises InputError (no text, not text, a tokenizer that does not fit), ArtefactError,
+    OutputError.
     """
     if (prepared := _prepared(sources)) is not None:
         _require_fitting(prepared, vocab_size, tokenizer)
@@ -157,19 +163,27 @@ def prepare(
         what = f"the tokenizer has {size} tokens, more than a vocabulary of {vocab_size}"
         raise InputError(what, "use a tokenizer that fits, or a larger vocabulary")
     folder, corpus_sha256 = Path(folder), fingerprint(sources, tokenizer)
+    key = {"corpus": corpus_sha256, "vocab_size": vocab_size, "shard_tokens": shard_tokens, "tool": __version__}
     if (folder / HEADER).is_file():
         header = _header(folder)
         if header["corpus_sha256"] == corpus_sha256 and header["vocab_size"] == vocab_size:
+            if resume is not None:
+                Unfinished(folder, key, resume=False)  # removes what a kill after the last step left
             return dataclasses.replace(load(folder), sha256=corpus_sha256)
-    corpus_writer.write(
-        folder,
-        resolve(sources),
-        vocab_size=vocab_size,
-        tokenizer=tokenizer,
-        corpus_sha256=corpus_sha256,
-        shard_tokens=shard_tokens,
-        on_tokens=on_tokens,
-    )
+        if not replaces:
+            what = f"{folder} is a corpus already, of other sources or another vocabulary"
+            raise OutputError(what, "add --force to replace it, or choose another --out")
+    with contextlib.ExitStack() as kept:
+        corpus_writer.write(
+            folder,
+            resolve(sources),
+            vocab_size=vocab_size,
+            tokenizer=tokenizer,
+            corpus_sha256=corpus_sha256,
+            shard_tokens=shard_tokens,
+            on_tokens=on_tokens,
+            unfinished=None if resume is None else kept.enter_context(Unfinished(folder, key, resume=resume)),
+        )
     return dataclasses.replace(load(folder), sha256=corpus_sha256)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Raises InputError for a tokenizer without a token that ends a document."""
         self.tokenizer = tokenizer
-        self.unanswered = 0
+        self.unanswered = self.records = 0  # how many were read
         end = tokenizer.backend.token_to_id(END_OF_TEXT)
         eos = tokenizer.chat.eos_token_ids
         if end is None and not eos:
@@ -53,11 +54,26 @@ class Encoder:
         """The chat format for the model."""
         return self.tokenizer.chat
 
-    def encode(self, records: Iterable[Record]) -> Iterator[Encoded]:
-        """The tokens of the records, in order. Raises InputError for a conversation that the template cannot render."""
+    def state(self) -> dict[str, Any]:
+        """What `restore` goes on from, after a batch."""
+        names = ("records", "unanswered", "_begins", "_has_conversations")
+        return {name.removeprefix("_"): getattr(self, name) for name in names}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on after the batch after which `state` was taken."""
+        self.records, self.unanswered, self._begins = state["records"], state["unanswered"], state["begins"]
+        if state["has_conversations"]:
+            self._expect_conversations()
+
+    def encode(self, records: Iterable[Record]) -> Iterator[list[Encoded]]:
+        """The tokens of the records in order, in batches. After one, `records` is how many records are done.
+
+        Raises InputError for a conversation that the template cannot render.
+        """
         waiting: list[str | Rendered] = []
-        size = 0
-        for record in records:
+        size = read = 0
+        before = self.records
+        for read, record in enumerate(records, start=1):
             item = self._rendered(record) if isinstance(record, Conversation) else record
             if item is None:
                 self.unanswered += 1
@@ -65,17 +81,22 @@ class Encoder:
             waiting.append(item)
             size += len(item.text if isinstance(item, Rendered) else item)
             if size >= BATCH_CHARACTERS or len(waiting) >= BATCH_RECORDS:
-                yield from self._encoded(waiting)
+                batch, self.records = list(self._encoded(waiting)), before + read
+                yield batch
                 waiting, size = [], 0
-        yield from self._encoded(waiting)
+        batch, self.records = list(self._encoded(waiting)), before + read
+        yield batch
 
     def _rendered(self, record: Conversation) -> Rendered | None:
         if not self._has_conversations:
-            self._has_conversations = True
-            self.tokenizer = Tokenizer(
-                self.tokenizer.backend, bpe.for_conversations(self.tokenizer.backend, self.tokenizer.chat)
-            )
+            self._expect_conversations()
         return conversation.rendered(self.tokenizer, record)
+
+    def _expect_conversations(self) -> None:
+        self._has_conversations = True
+        self.tokenizer = Tokenizer(
+            self.tokenizer.backend, bpe.for_conversations(self.tokenizer.backend, self.tokenizer.chat)
+        )
 
     def _encoded(self, waiting: list[str | Rendered]) -> Iterator[Encoded]:
         """The tokens of a batch. Text is split at END_OF_TEXT, so the tokenizer need not know that token."""

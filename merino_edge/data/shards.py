@@ -85,14 +85,41 @@ class ShardWriter:
             if self._open_values == self.length:
                 self.close()
 
-    def close(self) -> None:
-        """Complete the open shard and flush it to disk."""
+    def state(self) -> dict[str, Any]:
+        """What `restore` goes on from; everything so far is on the disk."""
+        self._flush()
+        return {"lengths": self.lengths, "hashes": self.hashes, "open_values": self._open_values}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`, without what was written after it. Raises OSError where a file has less."""
+        self.lengths, self.hashes = list(state["lengths"]), list(state["hashes"])
+        for number, values in enumerate([*self.lengths, state["open_values"]]):
+            path, size = self.folder / shard_name(self.stem, number), values * self.dtype.itemsize
+            if values and path.stat().st_size < size:
+                raise OSError(f"{path} is shorter than {size} bytes")
+        for later in self.folder.glob(f"{self.stem}-*.bin"):
+            if later.name > path.name or (later == path and not values):
+                later.unlink()
+        if state["open_values"]:
+            self._file = open(path, "r+b")  # noqa: SIM115
+            self._file.truncate(size)
+            self._digest, self._open_values = hashlib.sha256(), state["open_values"]
+            while chunk := self._file.read(1 << 20):
+                self._digest.update(chunk)
+
+    def _flush(self) -> None:
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Complete the open shard and flush it to disk."""
+        if self._file is not None:
+            self._flush()
             self.abandon()
             self.lengths.append(self._open_values)
             self.hashes.append(self._digest.hexdigest())
+            self._open_values = 0
 
     def abandon(self) -> None:
         """Close the open shard without completing it, because its folder is about to be removed."""

@@ -19,7 +19,6 @@ header counts them. Lines beyond the header are dropped and made again.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -31,7 +30,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from merino_edge import artefact, limits
+from merino_edge import artefact, limits, output
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.distillation.prompts import Prompt, Prompts
 from merino_edge.errors import ArtefactError, InputError, OutputError
@@ -109,8 +108,7 @@ def write(
         return header
     model = Model.from_weights(teacher.architecture, teacher.weights)
     generator = BatchedGenerator(model, torch.bfloat16 if bf16 else torch.float32, device)
-    with artefact.translate_os_errors(out), open(out, "r+b") as file:
-        _lock(file, out)
+    with output.lock(out), artefact.translate_os_errors(out), open(out, "r+b") as file:
         header = _open_header(out, identity)  # again, now that no other process writes
         digest = _truncate_to_header(file, header, out)
         for number, samples in enumerate(_batches(prompts, plan, tokenizer)):
@@ -177,14 +175,6 @@ def _open_header(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
         with artefact.translate_os_errors(out), open(out, "xb"):
             pass
     return artefact.remove_envelope(header)
-
-
-def _lock(file: IO[bytes], out: Path) -> None:
-    """Lock the file for this process until it is closed. Raises InputError where another process has the lock."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"another process writes {out}", "wait until it ends, or choose another --out") from None
 
 
 def _require_same(name: str, then: Any, now: Any, path: Path) -> None:

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from merino_edge import artefact, limits
+from merino_edge import artefact, limits, output
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.data.corpus import Corpus
 from merino_edge.data.corpus_writer import token_dtype
 from merino_edge.data.shards import Shards, Verified, shard_name
-from merino_edge.errors import ArtefactError, InputError, OutputError
+from merino_edge.errors import ArtefactError, InputError
 from merino_edge.pytorch.model import Model
 from merino_edge.tokenizer import Tokenizer
 
@@ -76,6 +76,22 @@ def write_teacher_logits(
         "batch": batch,
         "precision": "bf16" if bf16 else "fp32",
     }
+    with output.claim(folder, KIND, resumes=True):
+        return _write(teacher, corpus, folder, identity, device=device, shard_values=shard_values, on_tokens=on_tokens)
+
+
+def _write(
+    teacher: Checkpoint,
+    corpus: Corpus,
+    folder: Path,
+    identity: dict[str, Any],
+    *,
+    device: torch.device | str,
+    shard_values: int,
+    on_tokens: Callable[[int, int], None],
+) -> dict[str, Any]:
+    a, n, bf16 = teacher.architecture, len(corpus.tokens), identity["precision"] == "bf16"
+    top_k, window, stride, batch = (identity[name] for name in ("top_k", "window", "stride", "batch"))
     header = _open_header(folder, identity)
     if header["finished"]:
         return header
@@ -101,10 +117,8 @@ def write_teacher_logits(
 
 
 def _open_header(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """The existing header, if it has this identity, or a new one. Raises InputError, OutputError."""
+    """The existing header, if it has this identity, or a new one. Raises InputError, ArtefactError, OutputError."""
     if not (folder / HEADER).is_file():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise OutputError(f"{folder} exists and is not a teacher's logits", "choose another --out")
         payload = {**identity, "shards": [], "finished": False}
         return artefact.write_json(folder / HEADER, KIND, payload, SCHEMA_VERSION)
     header = artefact.read_json(folder / HEADER, KIND, SCHEMA_VERSION)

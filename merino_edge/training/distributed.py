@@ -96,6 +96,14 @@ class Workers:
         torch.distributed.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
 
+    def from_main(self, value: str) -> str:
+        """The main worker's `value`. Every worker must call this."""
+        if not self.is_distributed:
+            return value
+        values = [value]
+        torch.distributed.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
+
     def barrier(self) -> None:
         """Wait until every worker has reached this point."""
         if self.is_distributed:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from merino_edge import artefact
+from merino_edge import atomic
 from merino_edge.errors import require
 from merino_edge.training.state import LOG
 from merino_edge.training.trainer import Progress
@@ -33,9 +33,8 @@ class TrainingLog:
         self._every = max(1, steps // LINES)
         path = out / LOG
         kept = _lines_until(path, done) if done else []
-        with artefact.translate_os_errors(path):
-            out.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(kept))
+        atomic.write_bytes(path, "".join(kept).encode())
+        with atomic.translate_os_errors(path):
             self._file = open(path, "a", buffering=1)  # noqa: SIM115 - closed by __exit__
         self._board: Any = None
         if tensorboard is not None:

@@ -16,6 +16,7 @@ import multiprocessing.context
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from typing import Any
 from merino_edge import artefact
 from merino_edge.architecture import Architecture
 from merino_edge.data import corpus as data
-from merino_edge.errors import ArtefactError, InputError
+from merino_edge.errors import ArtefactError, InputError, MerinoError
+from merino_edge.parent import end_with_parent
 from merino_edge.training import state
 from merino_edge.training.config import TrainingConfig
 
@@ -120,6 +122,11 @@ def train_all(
         try:
             for done in as_completed(waiting):
                 on_run(waiting[done], done.result())
+        except BrokenProcessPool:
+            raise MerinoError(
+                "a process that trained a model of the study was killed, maybe for want of memory",
+                "the same command goes on; add --workers N for fewer at a time",
+            ) from None
         except BaseException:
             processes = list((pool._processes or {}).values())
             pool.shutdown(wait=False, cancel_futures=True)
@@ -140,6 +147,8 @@ def _workers_context() -> multiprocessing.context.BaseContext:
 def _ignore_interrupts(threads: int) -> None:
     """Ignore Ctrl-C, which reaches every process of a terminal. The main process handles it."""
     import torch
+
+    end_with_parent()
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)

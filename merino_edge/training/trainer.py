@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from merino_edge import artefact, checkpoint, limits
+from merino_edge import atomic, checkpoint, limits, output
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.data.corpus import IGNORED, Corpus, fingerprint, prepare
@@ -44,6 +44,7 @@ from merino_edge.training.config import TrainingConfig
 from merino_edge.training.distributed import Workers, full_tensor, shard
 from merino_edge.training.loss import distillation_loss, next_token_loss
 from merino_edge.training.optimizer import Optimizer
+from merino_edge.training.place import Place
 from merino_edge.training.teacher import Teacher
 
 VALIDATION_TOKENS = 2**14
@@ -66,6 +67,7 @@ class Progress:
     gradient_norm: float  # before clipping
     tokens_per_second: float
     validation_loss: float
+    folder: Path  # where the training's files are at this time
 
 
 @dataclass(frozen=True)
@@ -253,42 +255,47 @@ def train(
     `corpus` is a prepared corpus, or the sources of one. `start` is a checkpoint to begin with instead of random
     weights. `teacher` is for distillation. With `resume` the training in `out` goes on. Raises InputError (an unusable
     corpus or teacher, or options changed before a resume), Diverged (earlier saves stay), ArtefactError (an altered
-    state), OutputError. A failure before the first save leaves no files.
+    state), OutputError. A failure before the first save leaves no files, and a checkpoint in `out` as it was.
     """
     limits.check_range("save_every", save_every, 1, limits.MAX_ITERATIONS)
     out, workers = Path(out), workers or Workers()
     check(a, config, workers)
-    saved = training_state.load(out) if resume else None
-    prepared = corpus if isinstance(corpus, Corpus) else None
-    if saved is None:
-        if workers.is_main:
-            _refuse_occupied(out)
-    else:
-        sha256 = prepared.sha256 if prepared else fingerprint(corpus, _tokenizer(start, teacher))  # type: ignore[arg-type]
-        start_sha256 = None if start is None else start.training["sha256"]
-        teacher_sha256 = None if teacher is None else teacher.sha256
-        hashes = {"corpus_sha256": sha256, "start_sha256": start_sha256, "teacher_sha256": teacher_sha256}
-        _refuse_changed(saved, {"architecture_id": a.id, **hashes}, config, out)
-    try:
-        if prepared is None:
-            tokenizer, folder = _tokenizer(start, teacher), training_state.folder_of(out) / "corpus"
-            prepared = _prepared(corpus, a, tokenizer, folder, workers)  # type: ignore[arg-type]
-        trainer = Trainer(a, prepared, config, start=start, teacher=teacher, workers=workers, compiled=compiled)
+    if start is not None and start.path.resolve() == out.resolve():
+        raise OutputError(f"{out} is the checkpoint that the training begins with", "choose another --out")
+    # The main worker's claim keeps the others' processes out too.
+    with output.claim(out, checkpoint.KIND, resumes=resume) if workers.is_main else contextlib.nullcontext():
+        saved = training_state.load(out) if resume else None
+        prepared = corpus if isinstance(corpus, Corpus) else None
         if saved is not None:
-            trainer.restore(training_state.load_tensors(out, saved), saved["step"])
-        figures = saved["figures"] if saved else None
-        return _run(trainer, out, figures, save_every=save_every, on_step=on_step, should_stop=should_stop)
-    except BaseException as error:
-        if not training_state.exists(out):
-            if workers.is_main:
-                shutil.rmtree(training_state.folder_of(out), ignore_errors=True)
-                with contextlib.suppress(OSError):
-                    (out / training_state.LOG).unlink(missing_ok=True)
-                    out.rmdir()  # only if it is empty: an older checkpoint stays
-        elif isinstance(error, Diverged):
-            step = training_state.load(out)["step"]
-            raise Diverged(f"{error.message}; {out} keeps step {step:,}", error.hint) from None
-        raise
+            sha256 = prepared.sha256 if prepared else fingerprint(corpus, _tokenizer(start, teacher))  # type: ignore[arg-type]
+            start_sha256 = None if start is None else start.training["sha256"]
+            teacher_sha256 = None if teacher is None else teacher.sha256
+            hashes = {"corpus_sha256": sha256, "start_sha256": start_sha256, "teacher_sha256": teacher_sha256}
+            _refuse_changed(saved, {"architecture_id": a.id, **hashes}, config, out)
+        place = Place(out, workers, begins=saved is None)
+        try:
+            if prepared is None:
+                tokenizer, folder = _tokenizer(start, teacher), training_state.folder_of(place.folder) / "corpus"
+                prepared = _prepared(corpus, a, tokenizer, folder, workers)  # type: ignore[arg-type]
+            trainer = Trainer(a, prepared, config, start=start, teacher=teacher, workers=workers, compiled=compiled)
+            if saved is not None:
+                trainer.restore(training_state.load_tensors(out, saved), saved["step"])
+            figures = saved["figures"] if saved else None
+            return _run(trainer, place, figures, save_every=save_every, on_step=on_step, should_stop=should_stop)
+        except BaseException as error:
+            if place.folder != out:
+                if workers.is_main:
+                    atomic.remove(place.folder)
+            elif not (training_state.exists(out) or (out / "training.json").exists()):
+                if workers.is_main:
+                    shutil.rmtree(training_state.folder_of(out), ignore_errors=True)
+                    with contextlib.suppress(OSError):
+                        (out / training_state.LOG).unlink(missing_ok=True)
+                        out.rmdir()  # only if it is empty
+            elif isinstance(error, Diverged) and training_state.exists(out):
+                step = training_state.load(out)["step"]
+                raise Diverged(f"{error.message}; {out} keeps step {step:,}", error.hint) from None
+            raise
 
 
 def _prepared(
@@ -312,7 +319,7 @@ def _tokenizer(start: Checkpoint | None, teacher: Teacher | None) -> Tokenizer |
 
 def _run(
     trainer: Trainer,
-    out: Path,
+    place: Place,
     figures: dict[str, Any] | None,
     *,
     save_every: int,
@@ -332,21 +339,21 @@ def _run(
         (stop,) = trainer.workers.all_reduce_sum(should_stop())
         if trainer.step < c.steps and (stop or trainer.step % save_every == 0):
             figures["validation_loss"] = trainer.validation_loss()
-            training = _save(trainer, out, figures, unfinished=True)
+            training = _save(trainer, place, figures, unfinished=True)
             if stop:
                 return Outcome(finished=False, training=training)
         speed = trainer.tokens / figures["train_seconds"]
         norm = trainer.gradient_norm
-        on_step(Progress(trainer.step, loss, rate, norm, speed, figures["validation_loss"]))
+        on_step(Progress(trainer.step, loss, rate, norm, speed, figures["validation_loss"], place.folder))
     figures["validation_loss"] = trainer.validation_loss()
-    training = _save(trainer, out, figures, unfinished=False)
+    training = _save(trainer, place, figures, unfinished=False)
     if trainer.workers.is_main:
-        shutil.rmtree(training_state.folder_of(out), ignore_errors=True)
+        training_state.end(place.folder)
     trainer.workers.barrier()
     return Outcome(finished=True, training=training)
 
 
-def _save(trainer: Trainer, out: Path, figures: dict[str, Any], *, unfinished: bool) -> dict[str, Any]:
+def _save(trainer: Trainer, place: Place, figures: dict[str, Any], *, unfinished: bool) -> dict[str, Any]:
     """Write the checkpoint, and the state of an `unfinished` training. Returns the content of training.json."""
     speed = trainer.tokens / figures["train_seconds"]
     identity = trainer.identity()
@@ -361,12 +368,13 @@ def _save(trainer: Trainer, out: Path, figures: dict[str, Any], *, unfinished: b
     weights = trainer.kept_weights()
     if trainer.workers.is_main:
         if unfinished:
-            training_state.save(out, {**identity, "figures": figures}, tensors)
+            training_state.save(place.folder, {**identity, "figures": figures}, tensors)
         a, corpus = trainer.model.architecture, trainer.corpus
         checkpoint.write_files(
-            out, a, weights, tokenizer_json=corpus.tokenizer_json, chat=corpus.chat, training=training
+            place.folder, a, weights, tokenizer_json=corpus.tokenizer_json, chat=corpus.chat, training=training
         )
     trainer.workers.barrier()
+    trainer.corpus = place.publish(trainer.corpus)
     return training
 
 
@@ -377,18 +385,9 @@ def _refuse_changed(saved: dict[str, Any], identity: dict[str, str | None], conf
         _require(saved.get(name) == identity[name], message, hint)
     saved_config = dataclasses.asdict(TrainingConfig(**saved["config"]))
     for name, value in dataclasses.asdict(config).items():
+        if name == "micro_batch":  # it only trades memory for time
+            continue
         _require(saved_config[name] == value, f"{name} is {value}, the training began with {saved_config[name]}", hint)
-
-
-def _refuse_occupied(out: Path) -> None:
-    """Raise OutputError where `out` holds anything that a new training must not replace."""
-    if training_state.exists(out):
-        raise OutputError(f"{out} holds an unfinished training", "add --continue, or choose another --out")
-    replaceable = out.is_dir() and (
-        artefact.is_artefact_folder(out) or {p.name for p in out.iterdir()} <= {"state", training_state.LOG}
-    )
-    if out.exists() and not replaceable:
-        raise OutputError(f"{out} exists and is not an artefact of merino-edge", "choose another --out")
 
 
 def _require(condition: object, message: str, hint: str) -> None:

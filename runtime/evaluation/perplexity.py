@@ -70,8 +70,11 @@ def perplexity(
     window: int | None,
     stride: int | None,
     on_step: Callable[[int, int], None],
+    before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Score the text in `path` and return its entry of the report. `on_step` is called with (scored, all tokens).
+
+    `before` is the entry of an interrupted run, which stays if it is of the same text and windows.
 
     Raises InputError where the file is not text or is empty, or the window is larger than the engine's context. It also
     raises InputError where the model gives a token probability zero.
@@ -86,6 +89,8 @@ def perplexity(
         raise InputError(f"{path} has no words", "give --perplexity a text file")
     entry: dict[str, Any] = {"file": path.name, "text_sha256": artefact.sha256_text(text), "bytes": len(text.encode())}
     entry |= {"words": words, "tokens": len(ids), "window": window, "stride": stride}
+    if before is not None and all(before.get(name) == value for name, value in entry.items()):
+        return before
     model, done = EngineLM(engine, tokenizer, on_step), 0
     per_window: list[list[float]] = []
     for context, scored in windows(ids, model.eot_token_id, window, stride):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from helpers.stranger import profile, run, train
-from merino_edge import bundle, checkpoint
+from merino_edge import bundle, checkpoint, output
 from merino_edge.latency.table_file import load_table
 
 
@@ -32,7 +34,7 @@ def interrupted(
     return process.returncode, out, err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_export_leaves_nothing(good: Path, tmp_path: Path, merino: tuple[str, ...], number: signal.Signals) -> None:
     command = [*merino, "export", good / "checkpoint", "--out", tmp_path / "bundle"]
     stopped = interrupted(command, lambda: any(tmp_path.iterdir()), number)  # its temporary folder exists
@@ -61,12 +63,12 @@ def test_profile_goes_on(good: Path, tmp_path: Path, merino: tuple[str, ...]) ->
     assert load_table(table).lines[: len(begun)] == begun
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_train_goes_on(good: Path, tmp_path: Path, merino: tuple[str, ...], number: signal.Signals) -> None:
     out = tmp_path / "checkpoint"
     command = train(good / "a.json", good, out, "--steps", 150, "--save-every", 5)
     code, stdout, err = interrupted([*merino, *command], lambda: (out / "training.json").exists(), number)
-    assert (code, stdout) == (130, "") and ("--continue" in err or number == signal.SIGTERM)
+    assert (code, stdout) == (130, "") and "stopped after step" in err and "--continue" in err
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"] and (out / "state/state.json").exists()
     assert run(*command, "--continue") == 0
     assert checkpoint.load(out).training["step"] == 150 and not (out / "state").exists()
@@ -81,12 +83,38 @@ def test_before_the_first_save_training_leaves_nothing(good: Path, tmp_path: Pat
     assert stopped[0] == 130 and stopped[2].endswith("merino-edge: interrupted\n") and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_libraries_are_imported_is_one_line(number: signal.Signals) -> None:
+    """The import of typer waits for the signal, which comes while it runs."""
+    program = (
+        "import os, signal, sys, builtins\n"
+        "real = builtins.__import__\n"
+        "def imports(name, *rest):\n"
+        f"    if name == 'typer': os.kill(os.getpid(), {int(number)})\n"
+        "    return real(name, *rest)\n"
+        "from merino_edge.__main__ import run\n"
+        "builtins.__import__ = imports\n"
+        "run()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "merino-edge: interrupted\n")
+
+
+def test_nohup_is_obeyed(merino: tuple[str, ...]) -> None:
+    program = "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); sys.argv[1:] = ['targets']\n"
+    program += "from merino_edge.__main__ import run\n"
+    program += "try: run()\nexcept SystemExit: print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.endswith("True\n")
+
+
 def test_two_exports_to_one_place(good: Path, tmp_path: Path, merino: tuple[str, ...]) -> None:
-    """Each run succeeds or is refused, and the bundle at the end is complete."""
+    """The second is refused at once, in a line that names the first process."""
     out = tmp_path / "bundle"
-    commands = [[*merino, "export", good / "checkpoint", "--out", out, "--precision", p] for p in ("fp32", "fp16")]
-    both = [subprocess.Popen(list(map(str, c)), stdout=-1, stderr=-1, text=True) for c in commands]
-    errors = [process.communicate(timeout=120)[1] for process in both]
-    codes = [process.returncode for process in both]
-    assert 0 in codes and set(codes) <= {0, 6} and not any("Traceback" in error for error in errors)
-    assert bundle.load(out).precision in ("fp32", "fp16") and list(tmp_path.iterdir()) == [out]
+    command = [str(word) for word in (*merino, "export", good / "checkpoint", "--out", out)]
+    with output.lock(out):
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert (
+        done.returncode == 6 and f"{out} is being written by process {os.getpid()}; wait until it ends" in done.stderr
+    )
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert bundle.load(out) and list(tmp_path.iterdir()) == [out]

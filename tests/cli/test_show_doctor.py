@@ -16,7 +16,7 @@ import pytest
 from helpers.linear_table import table_text
 from helpers.warm_python import run_merino as merino
 from helpers.warm_python import warm_merino
-from merino_edge import architecture, artefact, bundle, checkpoint, engine_store
+from merino_edge import architecture, atomic, bundle, checkpoint, engine_store
 from merino_edge.architecture import Architecture, Block
 from merino_edge.cli import show
 from merino_edge.data import corpus_writer
@@ -72,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         chat=ChatFormat(),
         training={"source": "random\x1b[31m"},
     )
-    with artefact.atomic_directory(folder / "bundle") as new:
+    with atomic.new_folder(folder / "bundle", "bundle") as new:
         for name in bundle.REQUIRED_FILES:
             (new / name).write_text("x")
         bundle.write_manifest(new, TINY, "int8", "onnxruntime", 16)

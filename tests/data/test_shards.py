@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merino_edge import artefact
-from merino_edge.data import shards
+from merino_edge.data import bpe, corpus_writer, encoding, shards
 from merino_edge.data.bpe import chat_format, train_tokenizer
 from merino_edge.data.corpus import Corpus, fingerprint, load, prepare
 from merino_edge.data.shards import Shards, ShardWriter, shard_name
 from merino_edge.data.tiny_stories import tiny_stories
-from merino_edge.errors import ArtefactError, InputError
+from merino_edge.errors import ArtefactError, InputError, Interrupted
 from merino_edge.tokenizer import ChatFormat, Tokenizer
 
 TEXT = tiny_stories(seed=2, stories=60)
@@ -224,3 +224,39 @@ def test_documents_begin_with_a_bos_where_there_is_one(tmp_path: Path) -> None:
     ids = np.asarray(prepare([tmp_path / "a.txt"], 400, tmp_path / "c", tokenizer).tokens).tolist()
     one, two = (TOKENIZER.backend.encode(word).ids for word in ("one", "two"))
     assert ids == [1, *one, 0, 1, *two, 0]
+
+
+@pytest.mark.parametrize("with_roles", [False, True])
+@pytest.mark.parametrize("stop", [1, 2, 4])
+def test_an_interrupted_corpus_goes_on_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, *, with_roles: bool
+) -> None:
+    """Batches of a few records, a note after each, and shards that end in the middle of one."""
+    monkeypatch.setattr(encoding, "BATCH_RECORDS", 3)
+    monkeypatch.setattr(corpus_writer, "SAVE_SECONDS", 0.0)
+    lines = [json.dumps({"text": f"Story {n}. {TEXT[n : 40 + n]}"}) for n in range(15)]
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "A fox."}]
+    lines[7:8] = [json.dumps({"messages": turns})] * 3 if with_roles else []
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    trained, train = [], bpe.train_tokenizer
+    monkeypatch.setattr(bpe, "train_tokenizer", lambda *words: trained.append(1) or train(*words))
+    batches: list[int] = []
+
+    def make(folder: str, most: int, *, resume: bool | None) -> dict[str, bytes]:
+        def on_tokens(count: int) -> None:
+            batches.append(count)
+            if len(batches) == most:
+                raise KeyboardInterrupt
+
+        batches.clear()
+        prepare([tmp_path / "a.jsonl"], 300, tmp_path / folder, shard_tokens=100, on_tokens=on_tokens, resume=resume)
+        return {p.name: p.read_bytes() for p in (tmp_path / folder).iterdir() if p.name != shards.VERIFIED}
+
+    whole, all_batches = make("whole", 99, resume=None), list(batches)
+    trained.clear()
+    with pytest.raises(Interrupted, match="add --continue"):
+        make("parts", stop, resume=False)
+    assert (tmp_path / ".parts.unfinished").is_dir() and not (tmp_path / "parts").exists()
+    assert make("parts", 99, resume=True) == whole and len(trained) == 1
+    assert batches == all_batches[stop - 1 :]  # the batch in which it was interrupted is read again
+    assert not (tmp_path / ".parts.unfinished").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import torch
 
 from helpers.architectures import TWO_WIDTHS as A
 from helpers.warm_python import warm_merino
-from merino_edge import artefact, checkpoint
+from merino_edge import artefact, checkpoint, output
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.data import bpe
 from merino_edge.data.corpus import prepare
@@ -235,16 +236,15 @@ def test_a_file_that_is_not_the_headers_is_refused(teacher: Checkpoint, asked: P
         write(teacher, prompts.load(asked), tmp_path / "c.txt", PLAN)
 
 
-def test_two_at_once_are_refused(teacher: Checkpoint, asked: Path, tmp_path: Path) -> None:
+def test_two_at_once_are_refused(
+    teacher: Checkpoint, asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, found = tmp_path / "c.jsonl", prompts.load(asked)
-
-    def second(*_: object) -> None:
-        with pytest.raises(InputError, match="another process writes"):
+    with open(tmp_path / ".c.jsonl.lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        monkeypatch.setattr(output, "PATIENCE_S", 0.0)
+        with pytest.raises(OutputError, match=f"being written by process {os.getpid()}"):
             write(teacher, found, out, PLAN)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write(teacher, found, out, PLAN, on_batch=second)
     assert write(teacher, found, out, PLAN)["finished"]  # whoever was ended holds nothing
 
 

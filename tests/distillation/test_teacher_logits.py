@@ -171,7 +171,7 @@ def test_an_interrupted_teacher_goes_on(teacher: Checkpoint, corpus: Corpus, tmp
     write_teacher_logits(teacher, corpus, tmp_path / "l", **options)
     for file in (tmp_path / "whole").iterdir():
         assert (tmp_path / "l" / file.name).read_bytes() == file.read_bytes()
-    with pytest.raises(OutputError, match="not a teacher's"):
+    with pytest.raises(OutputError, match="is a checkpoint, which"):
         write_teacher_logits(teacher, corpus, teacher.path, **options)
     path = tmp_path / "l" / "logs-00001.bin"
     path.write_bytes(path.read_bytes()[:-2] + b"ab")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from helpers.small_spaces import MIXED, SMALL, spaces
-from merino_edge.errors import BudgetError, InputError
+from merino_edge.errors import BudgetError, InputError, Interrupted
 from merino_edge.latency.measurement import Measurement
 from merino_edge.latency.step import Step
 from merino_edge.latency.table import LatencyTable
@@ -23,6 +25,7 @@ from merino_edge.search.problem import Problem
 from merino_edge.search.reference_models import PUBLIC, references, value_of
 from merino_edge.search.score import effective, parse_score
 from merino_edge.search.space import Space, Vocabulary
+from merino_edge.unfinished import Unfinished
 
 WriteTable = Callable[..., LatencyTable]
 
@@ -190,3 +193,27 @@ def test_counted_metrics_need_no_table_and_text_needs_more() -> None:
     assert value_of(preset("gpt2"), Metric("kv_mb", 2048), cost_model) == (None, ("it has 1024 positions",))
     value, notes = value_of(preset("gpt2"), Metric("weight_mb", "int4"), cost_model)
     assert value == pytest.approx(preset("gpt2").weight_bytes("int4") / 1e6) and notes == ()
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_an_interrupted_front_goes_on_to_the_same_points(tmp_path: Path, stop: int) -> None:
+    problem, metric = Problem(SMALL, Budget.of({}), parse_score("effective"), CostModel("int8")), Metric.parse("flops")
+    whole, solved = pareto_front(problem, metric, 8), list[str]()
+
+    def run(*, resume: bool, most: int) -> Front:
+        with Unfinished(tmp_path / "out", 1, resume=resume) as unfinished:
+
+            def part(name: str, make: Callable[[], Any]) -> Any:
+                if name not in unfinished.parts:
+                    if len(solved) == most:
+                        raise KeyboardInterrupt
+                    solved.append(name)
+                return unfinished.part(name, make)
+
+            return pareto_front(problem, metric, 8, part=part)
+
+    with pytest.raises(Interrupted, match="add --continue"):
+        run(resume=False, most=stop)
+    found = run(resume=True, most=99)
+    assert (found.points, found.complete) == (whole.points, whole.complete) and len(solved) == len(set(solved))
+    assert list(tmp_path.iterdir()) == []

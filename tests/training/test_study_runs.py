@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from helpers.warm_python import warm_merino
 from merino_edge import architecture
 from merino_edge.data.tiny_stories import tiny_stories
-from merino_edge.errors import InputError
+from merino_edge.errors import InputError, MerinoError
 from merino_edge.search.builtin_spaces import STUDY
 from merino_edge.search.study import baselines
 from merino_edge.search.study.sampling import decoder_parameters, stratified_sample
@@ -147,3 +148,17 @@ def test_a_hand_shaped_model_keeps_its_shape_within_the_budget(shape: str) -> No
 def test_plans_come_back() -> None:
     plan = study_runs.Plan(tuple(stratified_sample(STUDY, 3, seed=1)), (0, 1), CONFIG, "study")
     assert study_runs.Plan.of(plan.to_dict()) == plan
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_one_line(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_runs, "_train_one", die)
+    monkeypatch.setattr(study_runs, "_workers_context", lambda: multiprocessing.get_context("fork"))
+    plan = study_runs.Plan(
+        tuple(stratified_sample(STUDY, 2, seed=0, min_parameters=1e4, max_parameters=2e5)), (0,), CONFIG
+    )
+    with pytest.raises(MerinoError, match="was killed, maybe for want of memory; the same command goes on"):
+        study_runs.train_all(tmp_path, plan)

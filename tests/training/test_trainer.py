@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.architectures import TWO_WIDTHS as A
+from helpers.stranger import run
 from helpers.warm_python import warm_merino
 from merino_edge import architecture, artefact, checkpoint
 from merino_edge.data.bpe import END_OF_TEXT
@@ -284,6 +286,87 @@ def test_an_altered_state_is_refused(source: Path, stopped: Path, pattern: str) 
     path.write_bytes(content)
     with pytest.raises(ArtefactError, match=path.name):
         train(A, [source], stopped, CONFIG, resume=True)
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["step-8.safetensors", "state.json"])
+def test_a_damaged_newest_state_falls_back_to_the_one_before(
+    source: Path, uninterrupted: Path, tmp_path: Path, name: str
+) -> None:
+    asked = iter(range(1, 20))
+    train(A, [source], tmp_path / "c", CONFIG, save_every=4, should_stop=lambda: next(asked) == 8)
+    assert {path.name for path in (tmp_path / "c/state").glob("*-*")} == {"step-4.safetensors", "step-8.safetensors"}
+    assert state.load(tmp_path / "c")["step"] == 8 and state.load(tmp_path / "c")["damaged"] is None
+    damage(tmp_path / "c/state" / name)
+    found = state.load(tmp_path / "c")
+    assert found["step"] == 4 and name in found["damaged"]
+    train(A, [source], tmp_path / "c", CONFIG, resume=True, save_every=5)
+    assert weights_file(tmp_path / "c") == weights_file(uninterrupted)
+
+
+def test_where_no_state_is_whole_the_model_stays(source: Path, stopped: Path) -> None:
+    damage(stopped / "state/state.json")
+    with pytest.raises(ArtefactError, match=r"train again with another --out; the model that .* holds stays"):
+        train(A, [source], stopped, CONFIG, resume=True)
+    assert checkpoint.load(stopped).training["step"] == 2
+
+
+def test_a_checkpoint_stays_until_its_successor_is_saved(source: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "c"
+    shutil.copytree(uninterrupted, out)
+    (out / "log.jsonl").write_text("kept")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def look(p: Progress) -> None:
+        if p.step < 5:
+            assert {path.name: path.read_bytes() for path in out.iterdir()} == before and p.folder != out
+        else:
+            assert p.folder == out and state.load(out)["step"] == 5
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(A, [source], out, CONFIG, save_every=5, on_step=look)
+    train(A, [source], out, CONFIG, resume=True)
+    assert weights_file(out) == weights_file(uninterrupted) and list(tmp_path.iterdir()) == [out]
+    for failing in ([tmp_path / "none.txt"], [source]):
+        kept = weights_file(out)
+        with pytest.raises((InputError, ZeroDivisionError)):
+            train(A, failing, out, CONFIG, on_step=lambda _: 1 // 0)  # type: ignore[arg-type,return-value]
+        assert weights_file(out) == kept and list(tmp_path.iterdir()) == [out]
+
+
+def test_a_training_never_replaces_what_it_begins_with(source: Path, uninterrupted: Path) -> None:
+    kept = weights_file(uninterrupted)
+    with pytest.raises(OutputError, match="is the checkpoint that the training begins with"):
+        train(A, [source], uninterrupted, CONFIG, start=checkpoint.load(uninterrupted))
+    assert weights_file(uninterrupted) == kept
+
+
+def test_smaller_micro_batches_may_go_on(source: Path, stopped: Path) -> None:
+    train(A, [source], stopped, dataclasses.replace(CONFIG, micro_batch=2), resume=True)
+    assert checkpoint.load(stopped).training["config"]["micro_batch"] == 2
+
+
+def test_the_verb_says_that_a_training_is_finished(
+    source: Path, uninterrupted: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    architecture.save(tmp_path / "A.json", A)
+    shutil.copytree(uninterrupted, tmp_path / "c")
+    words = ["train", tmp_path / "A.json", "--corpus", source, "--out", tmp_path / "c"]
+    kept = {path: path.read_bytes() for path in (tmp_path / "c").iterdir()}
+    assert run(*words, "--continue") == 0 and "is finished already, with all" in capfd.readouterr().err
+    assert run(*words, "--continue", "--micro-batch", 1, "--json") == 0
+    assert json.loads(capfd.readouterr().out)["step"] == CONFIG.steps
+    assert run(*words, "--continue", "--steps", 99) == 2 and "steps was" in capfd.readouterr().err
+    assert run(*words) == 6 and "is a checkpoint already; add --force" in capfd.readouterr().err
+    assert run("train", tmp_path / "c", *words[2:], "--force", "--steps", 2) == 6
+    assert run(*words, "--corpus", tmp_path / "none", "--force") == 2
+    assert {path: path.read_bytes() for path in (tmp_path / "c").iterdir()} == kept
 
 
 def test_a_failure_before_the_first_save_leaves_nothing_behind(source: Path, tmp_path: Path) -> None:

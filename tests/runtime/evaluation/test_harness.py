@@ -34,6 +34,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
+from merino_edge.runtime.evaluation import harness
 from merino_edge.runtime.evaluation.harness import EngineLM, differences, resampled, value_of
 from merino_edge.runtime.evaluation.tasks import MERINO14, harness_task, parse_task_names
 
@@ -218,6 +219,13 @@ def test_the_command_reports_compares_and_refuses(
     assert code == 0 and "mean accuracy" in out and "word_perplexity" in out and "(4 items" in out
     written = json.loads(report.read_text())
     assert set(written["tasks"]) == {"rte", "wikitext2"} and written["tasks"]["rte"]["items"] == 4
+    assert run(*options, "--out", report)[0] == 6
+    with monkeypatch.context() as patch:
+        patch.setattr(harness, "evaluate_task", None)  # nothing is left to evaluate
+        assert run(*options, "--out", report, "--continue")[0] == 0
+    assert json.loads(report.read_text()) == written
+    code, _, err = run(*options, "--limit", 2, "--out", report, "--continue")
+    assert code == 2 and "began with another limit" in err
     code, out, _ = run(*options, "--against", report, "--json", "--limit", 4)
     assert [row["difference"] for row in json.loads(out)["comparison"]] == [0, 0, 0, 0]
     assert run(*options, "--against", report)[1].count("+0.00") == 12

@@ -1,0 +1,45 @@
+"""A limit of the address space: where a library aborts, one line says so and nothing is left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import os, resource, sys
+from pathlib import Path
+from merino_edge import atomic, output
+from merino_edge.cli import main as module
+
+resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+out = Path(sys.argv[-1])
+
+def work():
+    with output.lock(out):
+        atomic.hidden_name(out).mkdir()
+        print("a line of its own", file=sys.stderr, flush=True)
+        {end}
+
+module.main = work
+from merino_edge.__main__ import run
+run()
+"""
+ABORT = """os.write(2, b"terminate called after throwing\\\\n  what():  std::bad_alloc\\\\n"); os.abort()"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        (ABORT, 1, "merino-edge: out of memory; 8,192 MB of address space are too few, raise ulimit -v\n"),
+        ("sys.exit(7)", 7, ""),
+    ],
+)
+def test_an_abort_is_one_line(tmp_path: Path, end: str, code: int, said: str) -> None:
+    words = [sys.executable, "-c", PROGRAM.format(end=end), "--out", str(tmp_path / "out")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, f"a line of its own\n{said}")
+    assert code == 7 or os.listdir(tmp_path) == []
