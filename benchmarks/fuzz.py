@@ -64,6 +64,7 @@ class Row:
 def work(options: argparse.Namespace) -> None:
     """Run a range of executions and print what it gave as one line of JSON. Its progress is a number in a file."""
     printed = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what the loaders print
     errors = sys.stderr
     from fuzz.every_loader import LOADERS
     from fuzz.runner import Runner, Tally, save
@@ -76,7 +77,6 @@ def work(options: argparse.Namespace) -> None:
     runner, tally = Runner(LOADERS[options.worker], scratch, watch), Tally()
     faulthandler.enable(errors)
     progress = os.open(options.progress, os.O_WRONLY)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     began = time.process_time()
     with watch.limited():
         base_mb = watch_peak_mb()
