@@ -1,4 +1,4 @@
-"""`merino-edge demo`: two boards, two models. It runs every step on this machine, in about five minutes on two cores.
+"""`merino-edge demo`: two boards, two models. It runs every step on this machine, in about seven minutes on two cores.
 
 It runs the commands that a person would type and prints each one. The same command goes on after an interruption
 (merino_edge.cli.demo_steps). The folder `--out` then holds index.html and summary.json (merino_edge.cli.demo_report),
