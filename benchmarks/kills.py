@@ -2,8 +2,8 @@
 
     python benchmarks/kills.py [--times 20] [--seed 0] [--only export] [--work FOLDER]
 
-Half of the kills of a verb strike before one of its calls that open a file to write, rename, remove or make a folder,
-spread evenly over all of them. The others strike at random moments. Each verb also runs over an output that is there
+Half of the kills of a verb strike before one of its calls that change files or folders, spread evenly over all of them.
+The others strike at random moments. Each verb also runs over an output that is there
 already, where it replaces one. It counts:
 
     half-written   what stands at the output is refused by `show`, and no run can go on with it
