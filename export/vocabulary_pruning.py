@@ -24,10 +24,11 @@ def pruned_vocab(tokenizer: Tokenizer, text: Iterable[str], vocab_size: int) -> 
     Ids from `vocab_size` on are left out, since the model does not have them. Raises InputError where the text is
     empty.
     """
-    used = np.zeros(max(vocab_size, tokenizer.vocab_size), bool)
+    highest = max(tokenizer.backend.get_vocab(with_added_tokens=True).values(), default=0)
+    used = np.zeros(max(vocab_size, highest + 1), bool)
     pieces = iter(text)
     while batch := list(islice(pieces, PIECES_AT_ONCE)):
-        for encoding in tokenizer.backend.encode_batch(batch, add_special_tokens=False):
+        for encoding in tokenizer.encode_batch(batch):
             used[encoding.ids] = True
     special = list(_special_ids(tokenizer))
     used[special] = False  # the end of a document is no text

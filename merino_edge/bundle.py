@@ -25,29 +25,31 @@
 
 A reader ignores fields that it does not know. So a new field leaves the schema's number as it is.
 
-Only plain files that the manifest names are used: no links, no folders, no `..`. No graph may read weights from another
-file. A few bundles come with the package (merino_edge/bundles) and are opened by name. An installer may have made hard
-links of their files, so those are allowed there.
+Only plain files that the manifest names are used: no links, no folders, no `..`. Each graph is read before any library
+opens it (merino_edge.onnx_graph). It may take weights from the listed `model.onnx.data` only, and use only the
+operators that `export` writes. A user can allow others by name: MERINO_EDGE_ALLOW_OPERATORS=NAME,DOMAIN.NAME. A few
+bundles come with the package (merino_edge/bundles) and are opened by name. An installer may have made hard links of
+their files, so those are allowed there.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from merino_edge import artefact
+from merino_edge import artefact, onnx_graph
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError
 
 KIND = "bundle"
 SCHEMA_VERSION = 1
 WEIGHTS = "model.onnx.data"
-# Of an ONNX tensor that lies in another file: the entry {1: "location", 2: that file}, and the length of its name.
-LOCATION = re.compile(rb"\x0a\x08location\x12(.)", re.DOTALL)
+MOST_NAME_BYTES = 255  # of a file's name, as file systems have it
+ALLOWED_OPERATORS = "MERINO_EDGE_ALLOW_OPERATORS"  # an environment variable: names with commas between them
 REQUIRED_FILES = ("model.onnx", "tokenizer.json", "chat.json")
 PACKAGED = Path(__file__).parent / "bundles"
 
@@ -186,8 +188,9 @@ def load(path: Path | str, *, verify: bool = True) -> Bundle:
         raise ArtefactError(f"{path / 'manifest.json'} lists no {', '.join(REQUIRED_FILES)}", "export the bundle again")
     for name, entry in files.items():
         _check_file(path, name, entry, verify=verify, linked=path.parent == PACKAGED)
+    for name in files:
         if name.endswith(".onnx"):
-            _check_locations(path / name)
+            _check_graph(path / name, files.get(WEIGHTS))
     a = Architecture.from_dict(document.get("architecture"))
     context = document.get("context")
     if not isinstance(context, int) or not 1 <= context <= a.max_positions:
@@ -210,9 +213,10 @@ def load(path: Path | str, *, verify: bool = True) -> Bundle:
 
 def _check_file(folder: Path, name: str, entry: Any, *, verify: bool, linked: bool) -> None:
     file = folder / name
-    if PurePath(name).name != name or name in (".", "..") or not isinstance(entry, dict):
+    too_long = len(name.encode(errors="replace")) > MOST_NAME_BYTES
+    if PurePath(name).name != name or name in (".", "..") or too_long or not isinstance(entry, dict):
         raise ArtefactError(
-            f"{folder / 'manifest.json'} names {name!r}, which is not a plain file", "do not use this bundle"
+            f"{folder / 'manifest.json'} names {name[:80]!r}, which is not a plain file", "do not use this bundle"
         )
     if file.is_symlink() or not file.is_file():
         raise ArtefactError(f"{file} is missing or not a plain file", "export or copy the bundle again")
@@ -226,10 +230,17 @@ def _check_file(folder: Path, name: str, entry: Any, *, verify: bool, linked: bo
         raise ArtefactError(f"{file} does not match its sha256", "it was altered; export or copy the bundle again")
 
 
-def _check_locations(graph: Path) -> None:
-    """Refuse a graph that reads weights from any file but the bundle's own."""
-    content = graph.read_bytes()
-    for match in LOCATION.finditer(content):
-        location = content[match.end() : match.end() + match[1][0]]
-        if location != WEIGHTS.encode():
-            raise ArtefactError(f"{graph} reads weights from {location.decode(errors='replace')!r}", "do not use it")
+def _check_graph(graph: Path, weights: Any) -> None:
+    """Refuse a graph that reads bytes outside `weights`, the manifest's entry, or uses an operator not allowed."""
+    found = onnx_graph.read(graph)
+    for tensor in sorted(found.external, key=lambda tensor: (tensor.location == WEIGHTS, tensor.location)):
+        if tensor.location != WEIGHTS or weights is None:
+            raise ArtefactError(f"{graph} reads weights from {tensor.location[:80]!r}", "do not use this bundle")
+        if tensor.offset + (tensor.length or 0) > weights["bytes"]:
+            raise ArtefactError(f"{graph} reads beyond the end of {WEIGHTS}", "export or copy the bundle again")
+    allowed = onnx_graph.OPERATORS | set(os.environ.get(ALLOWED_OPERATORS, "").split(","))
+    if unknown := sorted(found.operators - allowed):
+        raise ArtefactError(
+            f"{graph} uses the operator {unknown[0][:80]!r}, which export does not write",
+            f"do not use it, or allow it by name: {ALLOWED_OPERATORS}={unknown[0][:80]}",
+        )

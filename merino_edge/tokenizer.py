@@ -6,25 +6,27 @@ It wraps the `tokenizers` library. A checkpoint and a bundle hold `tokenizer.jso
     {"eos_token_ids": [2], "bos_token_id": null, "chat_template": "{% for ... %}" or null}
 
 `bos_token_id` is put before every prompt unless it is null. The template is Jinja and comes from the model's author, so
-it is rendered in a sandbox (`ImmutableSandboxedEnvironment`). This module knows no model.
+it is rendered within bounds (merino_edge.chat_template). So is a text encoded. This module knows no model.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merino_edge import artefact, limits
+from merino_edge import artefact, limits, tokenizer_file
 from merino_edge.errors import ArtefactError, InputError
+from merino_edge.foreign_call import call
+from merino_edge.tokenizer_file import Growth
 
 if TYPE_CHECKING:
-    import jinja2
     import tokenizers
 
+FAILED, OTHER_MODEL = "the tokenizer fails on this text", "give another text, or use another model"
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 
@@ -53,7 +55,7 @@ class ChatFormat:
                 raise TypeError
         except (KeyError, TypeError, ValueError):
             raise ArtefactError(f"{path} is not a chat.json of merino-edge", "make the artefact again") from None
-        if template is not None and len(template.encode()) > limits.MAX_TEMPLATE_BYTES:
+        if template is not None and len(template.encode(errors="replace")) > limits.MAX_TEMPLATE_BYTES:
             raise ArtefactError(
                 f"{path}: chat template over {limits.MAX_TEMPLATE_BYTES} bytes", "see merino_edge/limits.py"
             )
@@ -63,24 +65,22 @@ class ChatFormat:
 class Tokenizer:
     """Encodes and decodes text. `apply_template` turns a conversation into the text of a prompt."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, chat: ChatFormat) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, chat: ChatFormat, growth: Growth | None = None) -> None:
+        """`growth`: how long a backend that comes from a file can make a text."""
         self.backend = backend
         self.chat = chat
+        self.growth = growth or Growth()
 
     @staticmethod
     def load(folder: Path | str) -> Tokenizer:
         """Read `tokenizer.json` and `chat.json` of a checkpoint or bundle. Raises ArtefactError."""
-        import tokenizers
+        file = Path(folder) / "tokenizer.json"
+        backend, growth = tokenizer_file.load(artefact.read_text(file), str(file))
+        return Tokenizer(backend, ChatFormat.load(file.with_name("chat.json")), growth)
 
-        folder = Path(folder)
-        text = artefact.read_text(folder / "tokenizer.json")
-        try:
-            backend = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises bare Exception
-            raise ArtefactError(
-                f"{folder / 'tokenizer.json'} is not a tokenizer ({error})", "make the artefact again"
-            ) from None
-        return Tokenizer(backend, ChatFormat.load(folder / "chat.json"))
+    def with_chat(self, chat: ChatFormat) -> Tokenizer:
+        """The same tokenizer with another chat format."""
+        return Tokenizer(self.backend, chat, self.growth)
 
     @property
     def vocab_size(self) -> int:
@@ -103,8 +103,44 @@ class Tokenizer:
             raise InputError("the text is not valid UTF-8", "convert it, for example with iconv") from None
         if size_bytes > limits.MAX_PROMPT_BYTES:
             raise InputError(f"text of more than {limits.MAX_PROMPT_BYTES} bytes", "shorten it (merino_edge/limits.py)")
-        ids = list(self.backend.encode(text, add_special_tokens=False).ids)
+        ids = list(self.encode_batch([text], quiet=True)[0].ids)
         return ids if self.chat.bos_token_id is None else [self.chat.bos_token_id, *ids]
+
+    def encode_batch(
+        self, texts: Sequence[str], *, offsets: bool = False, quiet: bool = False
+    ) -> list[tokenizers.Encoding]:
+        """What the library makes of texts of any length, without BOS. Other threads run meanwhile.
+
+        `offsets`: with the place of each token in its text. `quiet`: see merino_edge.foreign_call. Raises InputError
+        for a text that grows too long in it, ArtefactError where the tokenizer fails or does not end.
+        """
+        size_bytes = sum(self._checked_bytes(text) for text in texts)
+        encode = self.backend.encode_batch if offsets else self.backend.encode_batch_fast
+        return call(
+            lambda: encode(list(texts), add_special_tokens=False),
+            FAILED,
+            OTHER_MODEL,
+            seconds=limits.TOKENIZER_SECONDS + limits.TOKENIZER_SECONDS_PER_MB * size_bytes / 1e6,
+            quiet=quiet,
+        )
+
+    def _checked_bytes(self, text: str) -> int:
+        """The bytes of a text. Raises InputError where the tokenizer's steps make too many of them."""
+        size_bytes, growth = len(text.encode(errors="replace")), self.growth
+        most_bytes = max(limits.MAX_NORMALIZED_BYTES, limits.MOST_HARMLESS_GROWTH * size_bytes)
+        if size_bytes * growth.normalizer * growth.pre_tokenizer <= most_bytes:
+            return size_bytes
+        # The bound is far from met, as a rule. So the text is normalized piece by piece, and what comes out is counted.
+        normalizer, grown = self.backend.normalizer, 0.0
+        piece = max(1, int(limits.MAX_NORMALIZED_BYTES / growth.normalizer / 4))
+        for at in range(0, len(text), piece):
+            part = text[at : at + piece]
+            if normalizer is not None:
+                part = call(partial(normalizer.normalize_str, part), FAILED, OTHER_MODEL, quiet=True)
+            grown += len(part.encode(errors="replace")) * growth.pre_tokenizer
+            if grown > most_bytes:
+                raise InputError(f"the tokenizer makes a text of {size_bytes} bytes too long", "shorten it")
+        return size_bytes
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation, up to where the assistant starts. Raises as `apply_template` and `encode` do."""
@@ -113,7 +149,11 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids."""
-        return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        return call(
+            lambda: str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens)),
+            "the tokenizer cannot decode what the model answered",
+            OTHER_MODEL,
+        )
 
     def apply_template(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The prompt for a conversation, up to where the assistant starts.
@@ -126,28 +166,12 @@ class Tokenizer:
         context: dict[str, Any] = {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
         context["bos_token"] = self._token(self.chat.bos_token_id)
         context["eos_token"] = self._token(self.chat.eos_token_ids[0] if self.chat.eos_token_ids else None)
-        try:
-            return str(_compiled(self.chat.chat_template).render(**context))
-        except Exception as error:  # templates are untrusted, and may raise anything
-            raise ArtefactError(
-                f"the chat template failed ({error})", "give a plain text, or import the model again"
-            ) from None
+        from merino_edge import chat_template
+
+        return chat_template.render(self.chat.chat_template, context)
 
     def _token(self, token_id: int | None) -> str:
         return "" if token_id is None else (self.backend.id_to_token(token_id) or "")
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled(template: str) -> jinja2.Template:
-    """The compiled template. It is cached because compiling takes as long as rendering a hundred conversations."""
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template, globals={"raise_exception": raise_exception})
 
 
 def compact(tokenizer_json: str, where: str) -> str:

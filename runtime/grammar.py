@@ -8,12 +8,14 @@ comma or colon and no other white space, because small models would write white 
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from merino_edge import limits
-from merino_edge.errors import InputError, require
+from merino_edge.errors import ArtefactError, InputError, require
+from merino_edge.foreign_call import call
 from merino_edge.runtime.engine import Logits
 from merino_edge.tokenizer import Tokenizer
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 JSON_FORM: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 ANY_OBJECT = {"type": "object"}
+COMPILE_SECONDS = 10.0
 
 
 class Constraint:
@@ -93,8 +96,13 @@ class Grammars:
         if self._native is None:
             ends = list(self._tokenizer.chat.eos_token_ids) or None
             text = self._tokenizer.backend.to_str()
-            self._native = LLTokenizer(text, n_vocab=self._vocab_size, eos_token=ends)
-        matcher = LLMatcher(self._native, grammar, log_level=0)
+            make = partial(LLTokenizer, text, n_vocab=self._vocab_size, eos_token=ends)
+            self._native = call(make, "this tokenizer cannot follow a form", "leave the form out", quiet=True)
+        try:
+            make_matcher = partial(LLMatcher, self._native, grammar, log_level=0)
+            matcher = call(make_matcher, f"this {kind} fails", "use a simpler one", seconds=COMPILE_SECONDS, quiet=True)
+        except ArtefactError as error:  # it is the form that fails, and whoever asks gave it
+            raise InputError(error.message, error.hint) from None
         if matcher.is_error():
             raise InputError(f"this {kind} cannot be used ({_line(matcher.get_error())})", "see docs/runtime.md")
         return Grammar(matcher, self._vocab_size)

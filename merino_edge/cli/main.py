@@ -63,7 +63,9 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):  # before the verb began or after it ended
         _say("interrupted")
         sys.exit(Interrupted.exit_code)
-    except Exception as error:
+    except SystemExit:
+        raise
+    except BaseException as error:  # a library's panic is no Exception
         _say(_one_line(error))
         sys.exit(getattr(error, "exit_code", 1))
 
@@ -80,7 +82,7 @@ def _open_what_is_closed() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  it stays open
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     """What happened and what to do next. File names and file contents in it cannot steer the terminal."""
     text = str(error)
     if hasattr(error, "format_message"):  # click's, of words on the command line

@@ -58,6 +58,7 @@ def serve(
 
     import uvicorn
 
+    from merino_edge.runtime.server import connections
     from merino_edge.runtime.server.app import LOCAL_NAMES, Service
 
     if api_key is None and host not in LOCAL_NAMES:
@@ -79,9 +80,7 @@ def serve(
                 service.cancel_all()  # else the server would wait for their ends
                 super().handle_exit(sig, frame)  # type: ignore[arg-type]
 
-        config = uvicorn.Config(
-            service.application(), log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_SECONDS
-        )
+        config = connections.config(service.application(), timeout_graceful_shutdown=GRACE_SECONDS)
         shown_host, shown_port = f"[{host}]" if ":" in host else host, listening.getsockname()[1]
         stderr().print(
             f"{service.name} on http://{shown_host}:{shown_port}/v1; Ctrl-C ends", highlight=False, markup=False

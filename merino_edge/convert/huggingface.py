@@ -8,6 +8,7 @@ where they exist. merino_edge.convert.families holds the model families.
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,8 @@ from merino_edge.convert.imported import (
     load_tokenizer,
 )
 from merino_edge.errors import ArchitectureError, ArtefactError, UnsupportedError, require
-from merino_edge.tokenizer import ChatFormat
+from merino_edge.foreign_call import call
+from merino_edge.tokenizer import FAILED, ChatFormat
 
 if TYPE_CHECKING:
     import tokenizers
@@ -168,7 +170,10 @@ def prepended_token(backend: tokenizers.Tokenizer) -> int | None:
 
     As in transformers, tokenizer.json decides this and not the setting `add_bos_token`.
     """
-    bare, full = (backend.encode("a", add_special_tokens=special).ids for special in (False, True))
+    bare, full = (
+        call(partial(_ids_of_a, backend, special=special), FAILED, "choose another model", quiet=True)
+        for special in (False, True)
+    )
     if full == bare:
         return None
     if full[1:] != bare:
@@ -176,6 +181,10 @@ def prepended_token(backend: tokenizers.Tokenizer) -> int | None:
             f"the tokenizer puts {full} around {bare}, not one token before it", "choose another model"
         )
     return int(full[0])
+
+
+def _ids_of_a(backend: tokenizers.Tokenizer, *, special: bool) -> list[int]:
+    return list(backend.encode("a", add_special_tokens=special).ids)
 
 
 def _template(folder: Path, settings: Config) -> str | None:

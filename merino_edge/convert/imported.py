@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merino_edge import limits
+from merino_edge import limits, tokenizer_file
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Weights
 from merino_edge.convert.layouts import Layout
@@ -96,7 +96,7 @@ def bind_template(template: str | None, where: str, **tokens: str | None) -> str
     """
     if template is None:
         return None
-    if len(template.encode()) > limits.MAX_TEMPLATE_BYTES:
+    if len(template.encode(errors="replace")) > limits.MAX_TEMPLATE_BYTES:
         raise ArtefactError(
             f"{where}: chat template over {limits.MAX_TEMPLATE_BYTES} bytes", "see merino_edge/limits.py"
         )
@@ -108,15 +108,7 @@ def bind_template(template: str | None, where: str, **tokens: str | None) -> str
 
 def load_tokenizer(text: str, where: str) -> tokenizers.Tokenizer:
     """The tokenizer of a `tokenizer.json` text, without its truncation and padding. Raises ArtefactError."""
-    import tokenizers
-
-    try:
-        backend = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises bare Exception
-        raise ArtefactError(f"{where} is not a tokenizer ({error})", "it is damaged; download it again") from None
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
+    return tokenizer_file.load(text, where)[0]
 
 
 def check_tokenizer(backend: tokenizers.Tokenizer, vocab_size: int, chat: ChatFormat, where: str) -> None:

@@ -94,23 +94,19 @@ class Encoder:
 
     def _expect_conversations(self) -> None:
         self._has_conversations = True
-        self.tokenizer = Tokenizer(
-            self.tokenizer.backend, bpe.for_conversations(self.tokenizer.backend, self.tokenizer.chat)
-        )
+        chat = bpe.for_conversations(self.tokenizer.backend, self.tokenizer.chat)
+        self.tokenizer = self.tokenizer.with_chat(chat)
 
     def _encoded(self, waiting: list[str | Rendered]) -> Iterator[Encoded]:
         """The tokens of a batch. Text is split at END_OF_TEXT, so the tokenizer need not know that token."""
-        backend, bos, eos = self.tokenizer.backend, self.chat.bos_token_id, self.chat.eos_token_ids
+        tokenizer, bos, eos = self.tokenizer, self.chat.bos_token_id, self.chat.eos_token_ids
         plain = iter(
-            backend.encode_batch_fast(
-                [part for item in waiting if isinstance(item, str) for part in item.split(END_OF_TEXT) if part],
-                add_special_tokens=False,
+            tokenizer.encode_batch(
+                [part for item in waiting if isinstance(item, str) for part in item.split(END_OF_TEXT) if part]
             )
         )
         conversations = iter(
-            backend.encode_batch(
-                [item.text for item in waiting if isinstance(item, Rendered)], add_special_tokens=False
-            )
+            tokenizer.encode_batch([item.text for item in waiting if isinstance(item, Rendered)], offsets=True)
         )
         run: list[int] = []  # of plain text
         for item in waiting:

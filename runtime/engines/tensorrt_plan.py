@@ -95,7 +95,9 @@ class Plan:
         trt = self._trt
         if self._cuda.unified:  # a GPU without memory of its own
             check_gpu_memory("opening the engine", len(serialized) + a.kv_bytes(self.capacity))
-        engine = tensorrt_library.start(trt.Runtime, self._log).deserialize_cuda_engine(serialized)
+        runtime = tensorrt_library.start(trt.Runtime, self._log)
+        runtime.engine_host_code_allowed = False  # the code for the CPU that an engine may carry never runs
+        engine = runtime.deserialize_cuda_engine(serialized)
         if engine is None:
             raise ArtefactError(
                 f"TensorRT {trt.__version__} cannot load the engine: {self._log.first}", "build it again"

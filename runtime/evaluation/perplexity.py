@@ -83,7 +83,7 @@ def perplexity(
     window, stride = window_and_stride(engine.max_positions, window, stride)
     text = read_text(path)
     # Encoded in one call: the parts of a text would have other tokens at their ends.
-    ids = list(tokenizer.backend.encode(text, add_special_tokens=False).ids)
+    ids = list(tokenizer.encode_batch([text])[0].ids)
     words = len(text.split())
     if not words or not ids:
         raise InputError(f"{path} has no words", "give --perplexity a text file")

@@ -1,8 +1,9 @@
 """The HTTP application: OpenAI's /v1/chat/completions, /v1/completions and /v1/models, and /health and /metrics.
 
-One answer is generated at a time and others wait. If more than `waiting` wait, a request is refused with 429. When a
-client disconnects, its answer ends within one token. Without an API key the server accepts only the host names of this
-machine. A web page can then not reach it through a host name of its own. Knows no socket and no process.
+One answer is generated at a time and others wait. If more than `waiting` wait, a request is refused with 429 before it
+is looked at. When a client disconnects, its answer ends within one token. Without an API key the server accepts only
+the host names of this machine. A web page can then not reach it through a host name of its own. Knows no socket and no
+process.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -40,6 +41,9 @@ from merino_edge.tokenizer import Tokenizer
 
 LOCAL_NAMES = ["localhost", "127.0.0.1", "::1", "[::1]"]
 RETRY_AFTER_SECONDS = 1
+BODY_SECONDS = 30  # for a request to arrive whole, after its head
+CLOSES = {"Connection": "close"}  # the rest of the request is not read
+MAX_ARRIVING_BYTES = 64 * 2**20  # of all bodies that are arriving
 KINDS: dict[str, type[requests.Request]] = {
     "/v1/chat/completions": requests.ChatRequest,
     "/v1/completions": requests.TextRequest,
@@ -64,6 +68,8 @@ class Service:
         self._session, self._worker = Session(engine), Worker(waiting)
         self._metrics = Metrics(lambda: self._worker.pending)
         self._begun = int(time.time())
+        self._arriving_bytes = 0
+        self._preparing = threading.Lock()  # one text is encoded at a time: a megabyte takes 60 MB
         self._grammars = functools.cache(lambda: Grammars(tokenizer, engine.vocab_size))
 
     def cancel_all(self) -> None:
@@ -90,6 +96,8 @@ class Service:
     # --- health, metrics, models ---
 
     async def _health(self, _: Request) -> Response:
+        if not self._worker.is_alive:
+            return JSONResponse({"status": "the engine's thread has ended; start the server again"}, 503)
         return JSONResponse({"status": "ok"})
 
     async def _metrics_text(self, request: Request) -> Response:
@@ -112,31 +120,72 @@ class Service:
 
     async def _complete(self, request: Request) -> Response:
         self._check_key(request)
-        parsed = requests.parse(KINDS[request.url.path], await _body(request))
-        self._check_name(parsed.model)
+        body, path = await self._body(request), request.url.path
+        self._worker.claim()
         cancel = threading.Event()
-        generation = await run_in_threadpool(self._generation, parsed, cancel)
+        try:
+            parsed, generation = await run_in_threadpool(self._prepared, KINDS[path], body, cancel)
+        except BaseException as error:
+            self._worker.release()
+            if isinstance(error, (HTTPException, MerinoError)) or not isinstance(error, Exception):
+                raise
+            return await self._refuse(request, error)
         answer = _Answer(generation, cancel, self._metrics)
         self._worker.submit(answer.job)
-        reply = Reply(self.name, request.url.path == "/v1/chat/completions", generation)
+        reply = Reply(self.name, path == "/v1/chat/completions", generation)
         if parsed.stream:
-            self._metrics.answered(request.url.path, 200)
+            self._metrics.answered(path, 200)
             events = self._events(answer, reply, with_usage=parsed.include_usage)
             return StreamingResponse(events, media_type="text/event-stream")
         return await self._whole(answer, reply, request)
 
-    def _generation(self, request: requests.Request, cancel: threading.Event) -> Generation:
-        return generate(
+    def _prepared(
+        self, kind: type[requests.Request], body: bytes, cancel: threading.Event
+    ) -> tuple[requests.Request, Generation]:
+        """The request and its answer, which has not begun. Runs in a thread: a long prompt takes a second."""
+        request = requests.parse(kind, body)
+        self._check_name(request.model)
+        with self._preparing:
+            prompt_ids, grammar = request.prompt_ids(self._tokenizer), request.grammar(self._grammars)
+        generation = generate(
             self._session,
             self._tokenizer,
-            request.prompt_ids(self._tokenizer),
+            prompt_ids,
             request.sampling(),
             request.token_limit,
             stop=request.stop_strings(),
             cancel=cancel,
-            grammar=request.grammar(self._grammars),
+            grammar=grammar,
             proposer=self._proposer,  # follows one text at a time; the worker generates one at a time
         )
+        return request, generation
+
+    async def _body(self, request: Request) -> bytes:
+        """The request's body. Raises HTTPException where it is not JSON by its type, too large, or does not arrive."""
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            # A web page of another site cannot send it.
+            raise HTTPException(415, "the content type must be application/json")
+        body = bytearray()
+
+        async def read() -> None:
+            async for chunk in request.stream():
+                body.extend(chunk)
+                self._arriving_bytes += len(chunk)
+                if len(body) > limits.MAX_REQUEST_BYTES:
+                    reason = f"more than {limits.MAX_REQUEST_BYTES} bytes; see merino_edge/limits.py"
+                    raise HTTPException(413, reason)
+                if self._arriving_bytes > MAX_ARRIVING_BYTES:
+                    raise Busy("too many requests are arriving", "ask again in a moment")
+
+        try:
+            await asyncio.wait_for(read(), BODY_SECONDS)
+        except asyncio.TimeoutError:  # until Python 3.11 it is another than TimeoutError
+            raise HTTPException(408, f"the request took more than {BODY_SECONDS} s to arrive", CLOSES) from None
+        except ClientDisconnect:
+            raise HTTPException(400, "the request ended within its body", CLOSES) from None
+        finally:
+            self._arriving_bytes -= len(body)
+        return bytes(body)
 
     async def _whole(self, answer: _Answer, reply: Reply, request: Request) -> Response:
         text, disconnect = asyncio.ensure_future(answer.text()), asyncio.ensure_future(_disconnected(request))
@@ -234,20 +283,6 @@ def _refusal(error: Exception) -> tuple[int, dict[str, Any]]:
         return 400, error_document(str(error), "invalid_request_error")
     message = str(error) if isinstance(error, MerinoError) else f"the engine failed ({type(error).__name__})"
     return 500, error_document(message, "server_error")
-
-
-async def _body(request: Request) -> bytes:
-    """The request's body. Raises HTTPException where its content type is not JSON, or it is too large."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise HTTPException(
-            415, "the content type must be application/json"
-        )  # a web page of another site cannot send it
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limits.MAX_REQUEST_BYTES:
-            raise HTTPException(413, f"more than {limits.MAX_REQUEST_BYTES} bytes; see merino_edge/limits.py")
-    return bytes(body)
 
 
 async def _disconnected(request: Request) -> None:

@@ -8,6 +8,7 @@ the storage of answers are accepted and ignored. Missing fields get the defaults
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -20,6 +21,7 @@ from merino_edge.runtime.grammar import ANY_OBJECT, Grammar, Grammars
 from merino_edge.runtime.sampling_parameters import Sampling
 from merino_edge.tokenizer import Message, Tokenizer
 
+TOKEN_ID = re.compile("[0-9]{1,9}")
 UNUSED = ("user", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier")
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # fields that are not supported: values without an effect
     "n": (1,),
@@ -121,7 +123,7 @@ class Request(_Strict, ABC):
         names += ("repetition_penalty", "frequency_penalty", "presence_penalty")
         parameters: dict[str, Any] = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.logit_bias:
-            if not all(token.isdecimal() for token in self.logit_bias):
+            if not all(TOKEN_ID.fullmatch(token) for token in self.logit_bias):
                 raise InputError("logit_bias has a key that is no token id", "give whole numbers as keys")
             parameters["logit_bias"] = {int(token): bias for token, bias in self.logit_bias.items()}
         return Sampling(**parameters)

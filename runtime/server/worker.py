@@ -1,11 +1,13 @@
 """Worker: the thread that owns the engine. Answers wait in a bounded queue and are generated one after the other.
 
 An engine holds one sequence, and the next prompt reuses the prefix that is in its cache. The worker calls back from
-this thread: with each piece of text, and once at the end. Knows no HTTP.
+this thread: with each piece of text, and once at the end. A place in the queue is claimed before a request is looked
+at, since that takes time and memory too. Knows no HTTP.
 """
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
@@ -38,20 +40,39 @@ class Worker:
         """`waiting` is the number of answers that may wait behind the running one."""
         self._jobs: queue.Queue[Job | None] = queue.Queue()
         self._pending: dict[int, Job] = {}  # by their id()
+        self._claimed = 0  # places of requests that are looked at
         self._lock, self._capacity, self._closed = threading.Lock(), waiting + 1, False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     @property
     def pending(self) -> int:
-        """The number of answers that are running or waiting."""
-        return len(self._pending)
+        """The number of answers that are running or waiting, and of requests that are looked at."""
+        return len(self._pending) + self._claimed
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def claim(self) -> None:
+        """Claim a place in the queue; `submit` or `release` must follow. Raises Busy where it is full."""
+        with self._lock:
+            if self._closed or self.pending >= self._capacity:
+                raise Busy(f"{self.pending} answers are running or waiting", "ask again in a moment")
+            self._claimed += 1
+
+    def release(self) -> None:
+        """Give a claimed place back."""
+        with self._lock:
+            self._claimed -= 1
 
     def submit(self, job: Job) -> None:
-        """Put a job into the queue. Raises Busy where it is full; the job is then not called back."""
+        """Put a job into a claimed place. Raises Busy where the worker has been closed; the job is not called back."""
         with self._lock:
-            if self._closed or len(self._pending) >= self._capacity:
-                raise Busy(f"{len(self._pending)} answers are running or waiting", "ask again in a moment")
+            self._claimed -= 1
+            if self._closed:
+                raise Busy("the server ends", "ask again in a moment")
             self._pending[id(job)] = job
             self._jobs.put(job)
 
@@ -77,8 +98,11 @@ class Worker:
                         job.on_piece(piece)
             except Exception as error:  # concerns this answer only: the others still run
                 failure = error
-            finally:
+            except BaseException as error:  # a panic, say: it must not end this thread either
+                failure = RuntimeError(f"{type(error).__name__}: {error}")
+            with contextlib.suppress(BaseException):
                 job.generation.close()
-                with self._lock:
-                    del self._pending[id(job)]
-            job.on_end(failure)
+            with self._lock:
+                del self._pending[id(job)]
+            with contextlib.suppress(BaseException):  # the loop that it tells may be gone
+                job.on_end(failure)

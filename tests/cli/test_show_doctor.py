@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from helpers.linear_table import table_text
+from helpers.smallest_graph import SMALLEST_GRAPH
 from helpers.warm_python import run_merino as merino
 from helpers.warm_python import warm_merino
 from merino_edge import architecture, atomic, bundle, checkpoint, engine_store
@@ -74,7 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     with atomic.new_folder(folder / "bundle", "bundle") as new:
         for name in bundle.REQUIRED_FILES:
-            (new / name).write_text("x")
+            (new / name).write_bytes(SMALLEST_GRAPH)
         bundle.write_manifest(new, TINY, "int8", "onnxruntime", 16)
     return folder
 

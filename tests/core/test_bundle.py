@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.smallest_graph import SMALLEST_GRAPH
 from merino_edge import artefact, bundle
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError
@@ -19,7 +20,7 @@ def made(tmp_path: Path) -> bundle.Bundle:
     folder = tmp_path / "b"
     folder.mkdir()
     for name in bundle.REQUIRED_FILES:
-        (folder / name).write_text(name)
+        (folder / name).write_bytes(SMALLEST_GRAPH)
     bundle.write_manifest(folder, A, "fp16", "rtx", 16)
     return bundle.load(folder)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.smallest_graph import SMALLEST_GRAPH
 from merino_edge import artefact, bundle, engine_store
 from merino_edge.architecture import Architecture, Block
 from merino_edge.engine_store import add_stored, check_room, engines_of, store_folder, store_folders
@@ -20,7 +21,7 @@ ORIN = {"capability": "SM87", "library": "tensorrt", "version": "10.3.0"}
 def made(folder: Path, weights: bytes) -> bundle.Bundle:
     folder.mkdir()
     for name in bundle.REQUIRED_FILES:
-        (folder / name).write_text(name)
+        (folder / name).write_bytes(SMALLEST_GRAPH)
     (folder / bundle.WEIGHTS).write_bytes(weights)
     bundle.write_manifest(folder, A, "fp16", "jetpack-6.2", 16)
     return bundle.load(folder)

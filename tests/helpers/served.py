@@ -16,6 +16,7 @@ import uvicorn
 from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.generation import generate
 from merino_edge.runtime.sampling_parameters import Sampling
+from merino_edge.runtime.server import connections
 from merino_edge.runtime.server.app import Service
 from merino_edge.runtime.session import Session
 from merino_edge.tokenizer import Tokenizer
@@ -54,7 +55,7 @@ class Gated:
 
 @contextmanager
 def serving(service: Service) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(service.application(), port=0, log_level="error"))
+    server = uvicorn.Server(connections.config(service.application(), port=0))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
