@@ -24,6 +24,7 @@ from merino_edge.data.tiny_stories import tiny_stories
 
 WARM = (
     "torch",
+    "torch._dynamo",
     "safetensors.torch",
     "tokenizers",
     "onnx_ir",
@@ -31,6 +32,12 @@ WARM = (
     "rich.progress",
     "scipy.stats",
     "lm_eval.evaluator",
+)
+MODULES = (
+    *("training.trainer", "training.study_runs", "export.bundle_writer", "export.parity", "convert.import_model"),
+    *("convert.to_huggingface", "distillation.teacher_logits", "distillation.synthetic_corpus", "search.pareto_report"),
+    *("search.result", "runtime.engines.onnx_engine", "runtime.evaluation.harness", "runtime.evaluation.perplexity"),
+    *("jetson.profiler.profiler", "jetson.estimate.estimate", "search.study.report", "search.study.comparison"),
 )
 VOLATILE = {  # of runs that are alike
     *("seconds", "train_seconds", "tokens_per_second", "mfu", "sha256", "tool_version", "mtime"),
@@ -86,7 +93,7 @@ VERBS = [
         over="",
     ),
     Verb("export-hf", "export-hf {inputs}/ck --out {out}", over="--force"),
-    Verb("estimate", "estimate " + BOARD + " --out {out}", out="out.jsonl", over=""),
+    Verb("estimate", "estimate " + BOARD + " --out {out}", out="out.jsonl"),
     Verb("search", "search --space {inputs}/space.json --flops 60G --out {out}", out="out.json", over=""),
     Verb(
         "pareto",
@@ -101,6 +108,7 @@ VERBS = [
         out="out.json",
         again="--continue",
         over="--force",
+        goes_on=True,
     ),
     Verb(
         "study",
@@ -126,14 +134,14 @@ TINY = Architecture(
     max_positions=64,
     embedding_width=32,
     head_dim=16,
-    blocks=(Block(32, 2, 2, 1, 48, shared=True),),
+    blocks=(Block(32, 2, 2, 1, 64, shared=True),),
     norm="rmsnorm",
     ffn="swiglu",
     positions="rotary",
     rotary_dim=16,
     bias="none",
 )
-OTHER = Architecture.from_dict({**TINY.to_dict(), "blocks": [{**TINY.to_dict()["blocks"][0], "ffn_width": 64}]})
+OTHER = Architecture.from_dict({**TINY.to_dict(), "blocks": [{**TINY.to_dict()["blocks"][0], "ffn_width": 96}]})
 
 
 def warm_up() -> None:
@@ -143,8 +151,9 @@ def warm_up() -> None:
             importlib.import_module(name)
     for file in sorted(Path(importlib.import_module("merino_edge.cli").__path__[0]).glob("*.py")):
         importlib.import_module(f"merino_edge.cli.{file.stem}")
-    for name in ("training.trainer", "export.bundle_writer", "distillation.teacher_logits", "search.result"):
-        importlib.import_module(f"merino_edge.{name}")
+    for name in MODULES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(f"merino_edge.{name}")
 
 
 def start(words: list[str], log: Path, before: Callable[[], None] = lambda: None) -> int:

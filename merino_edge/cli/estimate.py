@@ -69,7 +69,6 @@ def estimate(
         typer.Option(metavar="N,N,...", help="Cache and prompt lengths. [default: up to 1024, quick up to 256]"),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Use a small grid.")] = False,
-    force: Annotated[bool, typer.Option("--force", help=outputs.FORCE_HELP)] = False,
     check: Annotated[bool, typer.Option("--check", help="Compare the roofline model with published speeds.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -81,7 +80,7 @@ def estimate(
     from merino_edge.errors import InputError
     from merino_edge.latency.table_file import KIND
 
-    table_options = (mode, out, space, precision, target, runtime, lengths, quick or None, force or None)
+    table_options = (mode, out, space, precision, target, runtime, lengths, quick or None)
     if check or board is None:
         if (check and board is not None) or any(option is not None for option in table_options):
             hint = "leave out every other option" if check else "add: --board BOARD (merino-edge estimate lists them)"
@@ -90,7 +89,7 @@ def estimate(
     elif out is None:
         raise InputError("no file was named for the table", "add: --out T.jsonl")
     else:
-        outputs.claim(out, KIND, force=force)
+        outputs.claim(out, KIND)
         _write(
             board,
             mode,
