@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from helpers.warm_python import warm_merino
 from merino_edge import checkpoint, tokenizer
 from merino_edge.convert.import_model import import_model
-from merino_edge.errors import ArtefactError, InputError, MerinoError, UnsupportedError
+from merino_edge.errors import ArtefactError, InputError, MerinoError, OutputError, UnsupportedError
 from merino_edge.pytorch.model import Model
 
 VOCAB = 320
@@ -340,14 +340,17 @@ def test_an_untied_copy_of_a_tied_head_is_refused(tmp_path: Path) -> None:
 
 
 def test_command_line(tmp_path: Path) -> None:
-    def run(source: str) -> subprocess.CompletedProcess[str]:
-        command = [warm_merino(), "import", source, "--out", str(tmp_path / "ckpt"), "--json"]
+    def run(source: str, *more: str, out: str = "ckpt") -> subprocess.CompletedProcess[str]:
+        command = [warm_merino(), "import", source, *more, "--out", str(tmp_path / out), "--json"]
         return subprocess.run(command, capture_output=True, text=True)
 
     _save(tmp_path / "model", "gpt2")
     done = run(str(tmp_path / "model"))
     assert done.returncode == 0
     assert json.loads(done.stdout)["id"] == checkpoint.load(tmp_path / "ckpt").architecture.id
-    refused = run("facebook/opt-125m")
+    again = run(str(tmp_path / "model"))
+    assert again.returncode == OutputError.exit_code and "ckpt is a checkpoint already; add --force" in again.stderr
+    assert run(str(tmp_path / "model"), "--force").returncode == 0
+    refused = run("facebook/opt-125m", out="other")
     assert refused.returncode == InputError.exit_code and not refused.stdout
     assert refused.stderr.startswith("merino-edge: ") and refused.stderr.count("\n") == 1
