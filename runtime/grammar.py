@@ -109,6 +109,10 @@ class Grammars:
 
 
 def _check_size(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError("the form is not valid UTF-8", "convert it, for example with iconv") from None
     if len(text) > limits.MAX_GRAMMAR_CHARACTERS:
         raise InputError(f"a form of more than {limits.MAX_GRAMMAR_CHARACTERS} characters", "see merino_edge/limits.py")
 

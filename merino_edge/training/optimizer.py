@@ -95,6 +95,13 @@ class Optimizer:
                 state |= {f"{kind}.{names[index]}": tensor for kind, tensor in tensors.items()}
         return state
 
+    @staticmethod
+    def _check_like(key: str, tensor: Tensor, parameter: Tensor, kind: str) -> None:
+        """Raise ValueError for a tensor that PyTorch would fail on, not here but in the next step."""
+        shape = torch.Size() if kind == "step" else parameter.shape
+        if tensor.shape != shape or (kind != "step" and tensor.dtype != parameter.dtype):
+            raise ValueError(f"{key} is {tensor.dtype} {list(tensor.shape)}")
+
     def restore(self, state: dict[str, Tensor]) -> None:
         """Load what `state()` gave for the same model and configuration."""
         for name, average in self.average.items():
@@ -105,5 +112,6 @@ class Optimizer:
             for key, tensor in state.items():
                 kind, _, name = key.partition(".")
                 if kind != "average" and name in index_of:
+                    self._check_like(key, tensor, self._parameters[name], kind)
                     loaded.setdefault(index_of[name], {})[kind] = tensor.clone()
             part.load_state_dict({**part.state_dict(), "state": loaded})

@@ -38,6 +38,14 @@ PREFILL_CHUNK = 128  # tokens in one run; 256 need 6 MB more and as much time, 5
 MAX_ROWS = 128  # rows of logits in one step, where the graph returns several; memory is allocated on demand
 
 
+def _check_caches(caches: Sequence[Any], a: Architecture) -> None:
+    """Raise ArtefactError unless a graph's inputs for keys and values are those of the architecture."""
+    expected = [(block.kv_heads, a.head_dim) for block in a.layer_blocks() for _ in ("key", "value")]
+    found = [(value.shape[1], value.shape[3]) if len(value.shape) == 4 else None for value in caches]
+    if sorted(map(str, found)) != sorted(map(str, expected)) or any(value.type not in CACHE_TYPES for value in caches):
+        raise ArtefactError("the graph's caches are not those of its architecture", "export the bundle again")
+
+
 def bucket(positions: int, context: int) -> int:
     """Capacity of the bound cache, which each step reads, while `positions` of `context` are filled."""
     capacity = FIRST_BUCKET
@@ -80,6 +88,7 @@ class OnnxEngine:
         caches = [value for name, value in inputs.items() if name not in ("tokens", "positions", *others)]
         self._rows_input = next(iter(others), "")  # graphs of older bundles have none and return one row
         self.max_rows = MAX_ROWS if self._rows_input else 1
+        _check_caches(caches, a)
         self._names = [value.name for value in caches]
         self._shapes = [(1, value.shape[1], value.shape[3]) for value in caches]
         self._dtype = CACHE_TYPES[caches[0].type]
@@ -267,7 +276,11 @@ class OnnxEngine:
         old, self._caches, self._arrays = self._caches, [], []
         self._written = self._length
         for index, (batch, heads, head_dim) in enumerate(self._shapes):
-            cache = np.zeros((batch, heads, capacity, head_dim), self._dtype)  # [1, Hkv, C, D]
+            try:
+                cache = np.zeros((batch, heads, capacity, head_dim), self._dtype)  # [1, Hkv, C, D]
+            except MemoryError:
+                what = f"there is no memory for a cache of {capacity} positions"
+                raise UnsupportedError(what, "export again with a smaller --context") from None
             if old:
                 cache[:, :, : self._length] = old[index].numpy()[:, :, : self._length]
             value = self._ort.OrtValue.ortvalue_from_numpy(

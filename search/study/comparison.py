@@ -57,6 +57,11 @@ def comparison(models: Sequence[Trained], names: Sequence[str]) -> tuple[Compare
     return tuple(rows)
 
 
+def _exp(nats: float) -> float:
+    """The exponential, also of a diverged training's loss."""
+    return math.exp(min(nats, 700.0))  # a float ends soon after
+
+
 def comparison_table(rows: Sequence[Compared], models: Sequence[Trained]) -> str:
     """A Markdown table: the first model, then the others by rising loss."""
     head = ("model", "decoder parameters", "layers", "loss", "perplexity", "loss over the first's", "perplexity over")
@@ -66,9 +71,9 @@ def comparison_table(rows: Sequence[Compared], models: Sequence[Trained]) -> str
         over = times = "-"
         if row.difference is not None and row.low is not None and row.high is not None:
             over = f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
-            times = f"{math.exp(row.difference) - 1:+.1%}"
+            times = f"{_exp(row.difference) - 1:+.1%}"
         size = f"{decoder_parameters(model.architecture):,}"
-        perplexity = f"{math.exp(row.loss):.2f}"
+        perplexity = f"{_exp(row.loss):.2f}"
         body.append((row.name, size, str(model.architecture.layers), f"{row.loss:.3f}", perplexity, over, times))
     return markdown(head, body)
 

@@ -13,6 +13,7 @@ from fuzz.draft import Files
 from merino_edge import checkpoint
 from merino_edge.architecture import Architecture, Block
 from merino_edge.data.bpe import chat_format, train_tokenizer
+from merino_edge.errors import InputError
 from merino_edge.tokenizer import ChatFormat
 from merino_edge.weights import weight_shapes
 
@@ -44,6 +45,14 @@ def written(write: Callable[[Path], object]) -> Files:
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder))
         return files_of(Path(folder))
+
+
+def content(path: Path) -> bytes:
+    """The bytes of a file that no loader of ours reads: a user hands them over."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing", "give one") from None
 
 
 def weights(a: Architecture) -> dict[str, np.ndarray]:

@@ -115,8 +115,9 @@ def _nudge(node: Any, key: Any, document: Document, rng: Random) -> None:
     if isinstance(old, bool) or old is None:
         node[key] = rng.choice((not old, str(old), int(bool(old))))
     elif isinstance(old, (int, float)):
-        nudges = (old + 1, old - 1, -old, old * 2, old // 2, old * 1000, float(old) if abs(old) < 1e300 else old)
-        node[key] = rng.choice((*nudges, str(old), [old], old + 0.5))
+        reals = (float(old), old + 0.5) if abs(old) < 1e300 else ()
+        nudges = (old + 1, old - 1, -old, old * 2, old // 2, old * 1000, *reals)
+        node[key] = rng.choice((*nudges, str(old), [old]))
     elif isinstance(old, str):
         at = rng.randrange(len(old) + 1)
         piece = rng.choice(TEXTS)[:20]

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from fuzz.draft import Draft, Files, Loader, sign_file, text
-from fuzz.honest import TINY, written
+from fuzz.honest import TINY, content, written
 from fuzz.json_changes import canonical, put, sha256, sign
 from fuzz.watch import Silent
 from rich.console import Console
@@ -186,7 +186,7 @@ def _use_board(folder: Path) -> None:
     power_modes(folder)
     sensors = Sensors(folder)
     sensors.read()
-    for line in (folder / "tegrastats").read_text(errors="replace").splitlines():
+    for line in content(folder / "tegrastats").decode(errors="replace").splitlines():
         parse_line(line)
 
 

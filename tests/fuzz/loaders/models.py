@@ -10,7 +10,7 @@ from random import Random
 
 import numpy as np
 from fuzz.draft import Draft, Files, Loader, record, sign_file, text
-from fuzz.honest import HELLO, PROMPT, TINY, files_of, save_checkpoint, tokenizer_json, written
+from fuzz.honest import HELLO, PROMPT, TINY, content, files_of, save_checkpoint, tokenizer_json, written
 from fuzz.json_changes import canonical, put, sha256
 from fuzz.loaders.designs import show
 from fuzz.tokenizer_form import TOKENIZER
@@ -97,7 +97,7 @@ def _plain_tokenizer() -> Tokenizer:
 
 
 def _use_template(folder: Path) -> None:
-    template = (folder / "template.jinja").read_bytes().decode(errors="surrogateescape")
+    template = content(folder / "template.jinja").decode(errors="surrogateescape")
     chat = dataclasses.replace(chat_format(conversations=True), chat_template=template)
     tokenizer = Tokenizer(_plain_tokenizer().backend, chat)
     for messages in (HELLO, [{"role": "system", "content": "Be brief."}, *HELLO, {"role": "assistant", "content": ""}]):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from fuzz.draft import BYTES, HEADED, Codec, Draft, Files, Loader, record, sign_file, text
 from fuzz.graph_form import GRAPH
-from fuzz.honest import HELLO, PROMPT, TINY, tokenizer_json, weights, written
+from fuzz.honest import HELLO, PROMPT, TINY, content, tokenizer_json, weights, written
 from fuzz.json_changes import canonical, encode, put, sha256, sign, step
 from fuzz.loaders.designs import show
 from fuzz.loaders.trainings import PACKED, kept
@@ -197,7 +197,7 @@ def _use_regex(folder: Path) -> None:
 
 def _read(path: Path) -> str:
     """The text as a command line or a request could hold it: with surrogates for bytes that are not UTF-8."""
-    return path.read_bytes().decode(errors="surrogateescape")
+    return content(path).decode(errors="surrogateescape")
 
 
 @functools.cache
@@ -272,7 +272,7 @@ def _use_server(folder: Path, path: str) -> None:
     server = _server[0]
     server.asked += 1
     try:
-        answer = server.post(path, (folder / "body.json").read_bytes())
+        answer = server.post(path, content(folder / "body.json"))
         if server.asked % 20 == 1:  # an ordinary request afterwards
             status, _ = server.post("/v1/chat/completions", ORDINARY)
             assert status == 200, f"an ordinary request is answered with {status}"
@@ -323,8 +323,9 @@ def _report() -> Files:
 
 def _use_report(folder: Path) -> None:
     from merino_edge.runtime.evaluation import harness, perplexity
+    from merino_edge.runtime.evaluation.forms import Report
 
-    other = artefact.read_json(folder / "e.json", harness.KIND, harness.SCHEMA_VERSION)
+    other = artefact.read_json(folder / "e.json", harness.KIND, harness.SCHEMA_VERSION, form=Report)
     harness.RESAMPLES = 20  # the same steps in less time
     ours = json.loads(_own_report())
     harness.differences(ours, other)
