@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 JSON_FORM: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 ANY_OBJECT = {"type": "object"}
-COMPILE_SECONDS = 10.0
+COMPILE_SECONDS = 4.0
 
 
 class Constraint:

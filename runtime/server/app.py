@@ -69,7 +69,7 @@ class Service:
         self._metrics = Metrics(lambda: self._worker.pending)
         self._begun = int(time.time())
         self._arriving_bytes = 0
-        self._preparing = threading.Lock()  # one text is encoded at a time: a megabyte takes 60 MB
+        self._preparing = threading.Lock()  # one text is encoded at a time: a megabyte takes 160 MB
         self._grammars = functools.cache(lambda: Grammars(tokenizer, engine.vocab_size))
 
     def cancel_all(self) -> None:
