@@ -165,9 +165,9 @@ def _check_step(kind: str, step: dict[str, Any]) -> None:
         raise _Refused(f"{name} has an empty pattern")
     if isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str):
         _check_regex(pattern["Regex"], strict=kind == "decoder")
-    if name == "FixedLength" and step.get("length", 1) == 0:
+    if step.get("length", 1) == 0:
         raise _Refused("FixedLength has the length 0")
-    if kind == "decoder" and name == "Strip" and isinstance(step.get("stop"), int) and step["stop"] > 1:
+    if kind == "decoder" and isinstance(step.get("stop"), int) and step["stop"] > 1:
         raise _Refused("Strip cuts more from the end of a token than it has")  # the library panics
 
 
@@ -237,14 +237,17 @@ def _longest_text(charsmap: bytes) -> int:
 
 
 def _growth(step: dict[str, Any]) -> float:
-    """How many times longer the step can make a text, at most."""
-    name = step.get("type")
-    if name == "Prepend":
-        return 1 + len(str(step.get("prepend", "")).encode(errors="replace"))
-    if name == "Precompiled":
-        return max(1, _longest_text(_charsmap(step.get("precompiled_charsmap"))))
-    if name == "Replace":
-        content, pattern = len(str(step.get("content", "")).encode(errors="replace")), step.get("pattern")
+    """How many times longer the step can make a text, at most.
+
+    Where the library does not know a type, it goes by the fields. So this goes by the fields first.
+    """
+    if "prepend" in step:
+        return 1 + len(str(step["prepend"]).encode(errors="replace"))
+    if "precompiled_charsmap" in step:
+        return max(1, _longest_text(_charsmap(step["precompiled_charsmap"])))
+    if "pattern" in step and "content" in step:
+        content, pattern = len(str(step["content"]).encode(errors="replace")), step["pattern"]
         text = pattern.get("String") if isinstance(pattern, dict) else None
         return max(1.0, content / len(text.encode(errors="replace")) if isinstance(text, str) and text else 1 + content)
-    return GROWTH.get(str(name), 1)
+    name = step.get("type")
+    return GROWTH.get(name, 1) if isinstance(name, str) else max(GROWTH.values())

@@ -138,6 +138,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (padding(strategy={"Fixed": 10**10}), "padding is no number up to"),
     (padding(pad_to_multiple_of=10**18), "padding is no number up to"),
     (sequence("normalizer", *[DOUBLING] * 40), "times longer"),
+    (sequence("normalizer", *[{**DOUBLING, "type": []}] * 40), "times longer"),  # which the library takes for Replace
+    (sequence("normalizer", *[{**DOUBLING, "type": "Wings"}] * 40), "times longer"),
     (sequence("normalizer", *[sequence("normalizer", *[DOUBLING] * 8)["normalizer"]] * 8), "times longer"),
     ({"normalizer": {"type": "Prepend", "prepend": "x" * 100_000}}, "characters, the limit"),
     (sequence("normalizer", *[{"type": "NFKD"}] * 64), "times longer"),

@@ -98,8 +98,9 @@ class Watch:
                     self._outside.append(f"{event} {full}"[:200])
 
     def _alarm(self, number: int, frame: FrameType | None) -> None:
-        if time.process_time() - self._began_cpu < self.seconds / 2 and time.monotonic() - self._began < 20:
-            signal.setitimer(signal.ITIMER_REAL, 1)  # other programs had the processor meanwhile
+        cpu, wall = time.process_time() - self._began_cpu, time.monotonic() - self._began
+        if cpu < self.seconds and wall < 4 * self.seconds:  # other programs had the processor meanwhile
+            signal.setitimer(signal.ITIMER_REAL, self.seconds / 5)
             return
         self._rang = _place_of((one, one.f_lineno) for one in _stack(frame))
         raise Hang
