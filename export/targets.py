@@ -18,6 +18,7 @@ from typing import Literal, get_args
 
 import onnx_ir as ir
 
+from merino_edge import names
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.operators import find_unsupported, version_text
 from merino_edge.graph_io import ONNX_CUDA_TARGET
@@ -192,9 +193,9 @@ class Target:
         Raises UnsupportedError for a name that is not known, and for what the platform cannot run.
         """
         if name not in PLATFORMS:
-            raise UnsupportedError(f"unknown target {name!r}", f"choose one of: {', '.join(TARGETS)}")
+            raise UnsupportedError(f"unknown target {name!r}", names.choose(name, TARGETS))
         if precision not in PRECISIONS:
-            raise UnsupportedError(f"unknown precision {precision!r}", f"choose one of: {', '.join(PRECISIONS)}")
+            raise UnsupportedError(f"unknown precision {precision!r}", names.choose(precision, PRECISIONS))
         if block not in BLOCK_SIZES:
             sizes = ", ".join(map(str, BLOCK_SIZES))
             raise UnsupportedError(f"no target has blocks of {block}", f"choose one of: {sizes}")
@@ -205,7 +206,7 @@ class Target:
             )
         resolved = _resolve_lowering(platform, precision, lowering)
         if cache not in CACHES:
-            raise UnsupportedError(f"unknown cache {cache!r}", f"choose one of: {', '.join(CACHES)}")
+            raise UnsupportedError(f"unknown cache {cache!r}", names.choose(cache, CACHES))
         if cache == "int8" and (resolved != "ort" or precision not in ("int8", "int4") or platform.rules.half):
             raise UnsupportedError(
                 f"an int8 cache goes with int8 or int4 weights by the ort lowering, not {precision} by {resolved}"
@@ -294,7 +295,7 @@ def _resolve_lowering(platform: Platform, precision: str, lowering: str) -> str:
     runnable = platform.lowerings_at(precision)
     resolved = lowering or runnable[0]
     if resolved not in LOWERINGS:
-        raise UnsupportedError(f"unknown lowering {resolved!r}", f"choose one of: {', '.join(LOWERINGS)}")
+        raise UnsupportedError(f"unknown lowering {resolved!r}", names.choose(resolved, LOWERINGS))
     if resolved not in runnable:
         reason = "TensorRT's fused attention has no fp32" if resolved in platform.lowerings else _why_not(resolved)
         raise UnsupportedError(

@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from merino_edge import __version__, limits
+from merino_edge import __version__, kinds, limits, names
 from merino_edge.atomic import translate_os_errors as translate_os_errors
 from merino_edge.atomic import write_bytes as write_bytes
 from merino_edge.errors import ArtefactError
@@ -84,7 +84,7 @@ def read_text(path: Path, limit_bytes: int = limits.MAX_JSON_BYTES) -> str:
             raise ArtefactError(f"{path} has {size} bytes, the limit is {limit_bytes}", "see merino_edge/limits.py")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ArtefactError(f"{path} does not exist", "check the path") from None
+        raise ArtefactError(f"{path} does not exist", names.beside(path) or "check the path") from None
     except UnicodeDecodeError:
         raise ArtefactError(f"{path} is not UTF-8 text", "is it an artefact of merino-edge?") from None
     except OSError as error:
@@ -99,7 +99,7 @@ def check_header(document: Any, kind: str, newest: int, where: str, *, handwritt
     if not isinstance(document, dict):
         raise ArtefactError(f"{where} is not a {kind} artefact", "see: merino-edge show PATH")
     if document.get("kind") != kind:
-        raise ArtefactError(f"{where} is {document.get('kind')!r}, expected {kind!r}", "see: merino-edge show PATH")
+        raise kinds.wrong_kind(Path(where), str(document.get("kind")), kind)
     version = document.get("schema_version")
     if not isinstance(version, int) or version < 1:
         raise ArtefactError(f"{where} has no schema version", "make it again")

@@ -41,7 +41,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from merino_edge import artefact, onnx_graph
+from merino_edge import artefact, kinds, onnx_graph
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError
 
@@ -167,11 +167,16 @@ def _rewritten(bundle: Bundle, **changed: Any) -> Bundle:
     return replace(bundle, manifest=document)
 
 
+def packaged() -> list[str]:
+    """The names of the bundles in the package."""
+    return sorted(folder.name for folder in PACKAGED.iterdir() if (folder / "manifest.json").is_file())
+
+
 def find(path: Path | str) -> Path:
     """`path`, or the packaged bundle of this name where nothing exists at `path`."""
     path = Path(path)
-    packaged = PACKAGED / path.name
-    return packaged if not path.exists() and path.name == str(path) and packaged.is_dir() else path
+    own = PACKAGED / path.name
+    return own if not path.exists() and path.name == str(path) and own.is_dir() else path
 
 
 def load(path: Path | str, *, verify: bool = True) -> Bundle:
@@ -180,6 +185,7 @@ def load(path: Path | str, *, verify: bool = True) -> Bundle:
     It checks every file's name and size, and with `verify` its sha256 too.
     """
     path = find(path)
+    kinds.require(path, KIND, packaged=packaged())
     if not path.is_dir():
         raise ArtefactError(f"{path} is not a bundle folder", "make one: merino-edge export CKPT --out BUNDLE")
     document = artefact.read_json(path / "manifest.json", KIND, SCHEMA_VERSION)

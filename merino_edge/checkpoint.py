@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from merino_edge import architecture, artefact, atomic
+from merino_edge import architecture, artefact, atomic, kinds
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError
 from merino_edge.tokenizer import ChatFormat
@@ -118,6 +118,7 @@ def load(path: Path | str) -> Checkpoint:
     from safetensors.numpy import load_file
 
     path = Path(path)
+    kinds.require(path, KIND)
     if not path.is_dir():
         raise ArtefactError(f"{path} is not a checkpoint folder", "make one: merino-edge train, or merino-edge import")
     document = record(path)

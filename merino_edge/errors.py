@@ -6,7 +6,7 @@ is one. The command line prints `message; hint` and exits with `exit_code`. Noth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -90,10 +90,19 @@ class Interrupted(MerinoError):
 
 def require(package: str, extra: str) -> None:
     """Raise MissingExtraError with the pip command if `package`, a part of the extra `extra`, is not installed."""
+    require_all({extra: [package]})
+
+
+def require_all(needed: Mapping[str, Sequence[str]]) -> None:
+    """Raise MissingExtraError that names every package that is not installed, and one pip command for them all.
+
+    `needed` has the packages by extra, as {"train": ["torch", "safetensors"]}.
+    """
     from importlib.util import find_spec
 
-    if find_spec(package) is None:
-        raise MissingExtraError(
-            f"this needs the package {package}, which is not installed",
-            f"run: pip install 'merino-edge[{extra}]'",
-        )
+    missing = {extra: [name for name in names if find_spec(name) is None] for extra, names in needed.items()}
+    packages = list(dict.fromkeys(name for names in missing.values() for name in names))
+    if packages:
+        some = f"the package {packages[0]}, which is" if len(packages) == 1 else f"{', '.join(packages)}, which are"
+        wanted = ",".join(extra for extra, names in missing.items() if names)
+        raise MissingExtraError(f"this needs {some} not installed", f"run: pip install 'merino-edge[{wanted}]'")

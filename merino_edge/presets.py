@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 from itertools import groupby
 
+from merino_edge import names
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import InputError
 
@@ -113,8 +114,9 @@ PRESETS: tuple[str, ...] = tuple(_ARCHITECTURES)
 
 def preset(name: str) -> Architecture:
     """The architecture called `name`. Raises InputError that lists the names."""
+    name = names.find(name, PRESETS) or name
     if name not in _ARCHITECTURES:
-        raise InputError(f"there is no preset {name!r}", f"choose one of {', '.join(PRESETS)}")
+        raise InputError(f"there is no preset {name!r}", names.choose(name, PRESETS))
     return _ARCHITECTURES[name]
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
+from merino_edge import names
 from merino_edge.errors import InputError, UnsupportedError
 from merino_edge.graph_io import ONNX_CUDA_TARGET
 
@@ -109,7 +110,7 @@ def stored_as(precision: str, target: str | None = None) -> Storage:
     a precision that it cannot run.
     """
     if precision not in PRECISIONS:
-        raise InputError(f"there is no precision {precision!r}", f"choose one of {', '.join(PRECISIONS)}")
+        raise InputError(f"there is no precision {precision!r}", names.choose(precision, PRECISIONS))
     rules = rules_of(target)
     if precision not in rules.precisions:
         raise UnsupportedError(f"{target} has no {precision}", f"choose one of: {', '.join(rules.precisions)}")
@@ -144,7 +145,7 @@ def rules_of(target: str | None) -> StorageRules:
     if target is None:
         return UNNAMED
     if target not in TARGET_RULES:
-        raise UnsupportedError(f"unknown target {target!r}", f"choose one of: {', '.join(TARGET_RULES)}")
+        raise UnsupportedError(f"unknown target {target!r}", names.choose(target, TARGET_RULES))
     return TARGET_RULES[target]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from merino_edge import names as near_names
 from merino_edge.errors import ArtefactError, InputError
 
 
@@ -22,9 +23,12 @@ def find(folder: Path, name_or_path: Path | str, missing: str) -> Path:
     path, packaged = Path(name_or_path), names(folder)
     if str(name_or_path) in packaged:
         return folder / f"{name_or_path}.json"
-    if not path.exists():
-        raise InputError(f"{missing} {name_or_path}", f"give a file, or one of {', '.join(packaged)}")
-    return path
+    if not near_names.is_missing(path):
+        return path
+    if found := near_names.find(name_or_path, packaged):
+        return folder / f"{found}.json"
+    hint = near_names.beside(path) or near_names.choose(name_or_path, packaged, ", or give a file")
+    raise InputError(f"{missing} {name_or_path}", hint)
 
 
 def require_known(value: Mapping[str, Any], known: Collection[str], path: Path, where: str = "") -> None:

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from merino_edge import counts, limits
+from merino_edge import counts, limits, names
 from merino_edge.errors import InputError
 
 
@@ -104,6 +104,11 @@ KINDS = {
     ),
 }
 _SUFFIXES = {"K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
+_UNITS = {  # by the end of the option's name
+    "ms": {"MS": 1.0, "S": 1e3, "US": 1e-3},
+    "mb": {"MB": 1.0, "GB": 1e3, "KB": 1e-3},
+    "mj": {"MJ": 1.0, "J": 1e3},
+}
 _FOUR_DIGITS_UP = decimal.Context(prec=4, rounding=decimal.ROUND_CEILING)
 
 
@@ -135,8 +140,9 @@ class Metric:
     def parse(key: str) -> Metric:
         """The metric that `key` spells, as in `decode_ms@1024`. Raises InputError."""
         name, mark, text = key.partition("@") if isinstance(key, str) else (key, "", "")
+        name = names.find(name, KINDS) or name
         if name not in KINDS:
-            raise InputError(f"there is no metric {name!r}", f"choose one of {', '.join(KINDS)}")
+            raise InputError(f"there is no metric {name!r}", names.choose(name, KINDS))
         return Metric(name, parse_at(name, text) if mark else None)
 
 
@@ -144,8 +150,8 @@ def parse_at(name: str, text: str) -> int | str:
     """Parse the value after the @ of metric `name`. Raises InputError."""
     kind = KINDS[name]
     if kind.at == "precision":
-        counts.check_precision(text)
-        return text
+        counts.check_precision(text.lower())
+        return text.lower()
     if not kind.at or not text.isdecimal():
         hint = f"write {kind.option} VALUE@{kind.at.upper().replace(' ', '_')}" if kind.at else "leave @ out"
         raise InputError(f"{kind.option} @{text}: {text!r} is no {kind.at or 'length it has'}", hint)
@@ -196,10 +202,15 @@ class Budget:
 
 
 def parse_quantity(text: str, name: str = "quantity") -> float:
-    """Parse a positive number, as "5", "0.5", "60M" or "1.5G" (K, M, G = B, T). Raises InputError that names `name`."""
+    """Parse a positive number, as "5", "0.5", "60M" or "1.5G" (K, M, G = B, T), in any capitals.
+
+    An option that ends in a unit, as `--decode-ms`, takes it after the number too: "5ms", "0.005s". Raises InputError
+    that names `name`.
+    """
     text = text.strip()
-    suffix = text[-1:].upper()
-    digits, factor = (text[:-1], _SUFFIXES[suffix]) if suffix in _SUFFIXES else (text, 1.0)
+    units = {**_SUFFIXES, **_UNITS.get(name.rpartition("-")[2], {})}
+    suffix = next((unit for unit in sorted(units, key=len, reverse=True) if text.upper().endswith(unit)), "")
+    digits, factor = text[: len(text) - len(suffix)], units.get(suffix, 1.0)
     try:
         value = float(digits) * factor
     except ValueError:

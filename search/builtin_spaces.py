@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from merino_edge import artefact
+from merino_edge import artefact, names
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import InputError
 from merino_edge.search import space_file
@@ -135,10 +135,12 @@ def load_space(name_or_path: str) -> Space:
     """A built-in space by name, or a space file. Raises ArtefactError, InputError, ArchitectureError."""
     # The path "" would be the working folder.
     path = Path(name_or_path) if isinstance(name_or_path, (str, Path)) and name_or_path != "" else None
-    if path is not None and name_or_path in SPACES:
-        return SPACES[name_or_path]
+    name = names.find(name_or_path, SPACES)
+    if path is not None and name is not None and (name == name_or_path or names.is_missing(path)):
+        return SPACES[name]
     if path is None or (not path.suffix and not path.exists()):
-        raise InputError(f"there is no space {name_or_path!r}", f"choose {', '.join(SPACES)} or give a space file")
+        hint = names.choose(name_or_path, SPACES, ", or give a space file")
+        raise InputError(f"there is no space {name_or_path!r}", hint)
     document = artefact.read_json(path, space_file.KIND, space_file.SCHEMA_VERSION, handwritten=True)
     space = space_file.from_dict(document, name_or_path, SPACES)
     return dataclasses.replace(space, origin=name_or_path)

@@ -27,7 +27,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from merino_edge import artefact, limits
+from merino_edge import artefact, limits, names
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, BudgetError, InputError
 from merino_edge.latency.table import LatencyTable
@@ -68,7 +68,7 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
-            raise InputError(f"there is no solver {self.solver!r}", f"choose --solver {' or '.join(SOLVERS)}")
+            raise InputError(f"there is no solver {self.solver!r}", names.choose(self.solver, SOLVERS))
         if unknown := sorted(set(self.options) - set(OPTIONS if self.solver == "evolution" else ())):
             raise InputError(
                 f"solver {self.solver} has no option {unknown[0]!r}", f"evolution has {', '.join(OPTIONS)}"

@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from merino_edge import artefact, counts
+from merino_edge import artefact, counts, names
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import InputError
 from merino_edge.search.entropy import Hyperparameters, depth_penalty, layer_entropy
@@ -192,6 +192,8 @@ FLOPS = Score("flops", lambda a, block, depth, cut: counts.block_flops(a, block,
 def parse_score(spec: str) -> Score:
     """The score that `spec` names. Raises InputError."""
     name, _, options = spec.partition(":") if isinstance(spec, str) else (None, "", "")
+    if not options or "=" in options:  # else it may be a module
+        name = names.find(name, BUILT_IN) or name
     if name in SHORT:
         head, _, constants = SHORT[name].partition(":")
         return parse_score(f"{head}:{','.join(filter(None, (constants, options)))}")
@@ -209,10 +211,8 @@ def parse_score(spec: str) -> Score:
     if name in plain and not options:
         return plain[name]
     if name in plain or not options.isidentifier():
-        raise InputError(
-            f"there is no score {spec!r}",
-            "choose counting, paper, calibrated, cut, exit, parameters, flops, MODULE:NAME or FILE.py:NAME",
-        )
+        hint = names.choose(name, BUILT_IN, ", MODULE:NAME or FILE.py:NAME")
+        raise InputError(f"there is no score {spec!r}", hint)
     return _user_score(spec, *spec.rsplit(":", 1))
 
 

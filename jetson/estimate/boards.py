@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from merino_edge import names
 from merino_edge.errors import InputError
 from merino_edge.graph_io import ONNX_CUDA_TARGET
 
@@ -97,7 +98,7 @@ def _named(choices: Sequence[_Item], name: str, complaint: str) -> _Item:
     for choice in choices:
         if choice.name.lower() == name.lower():
             return choice
-    raise InputError(f"{complaint} {name!r}", f"choose one of {', '.join(choice.name for choice in choices)}")
+    raise InputError(f"{complaint} {name!r}", names.choose(name, [choice.name for choice in choices]))
 
 
 # --- Orin: 2048 dense FP16 FLOPs per SM and clock in tensor cores, 128 FP32 lanes ---------------------

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import NamedTuple
 
+from merino_edge import names
 from merino_edge.architecture import Architecture, Block
 from merino_edge.counts import layer_matrix_parameters
 from merino_edge.errors import InputError, UnsupportedError
@@ -317,4 +318,4 @@ def runtime(name: str) -> Runtime:
     for choice in RUNTIMES:
         if choice.name == name:
             return choice
-    raise InputError(f"there is no runtime {name!r}", f"choose one of {', '.join(r.name for r in RUNTIMES)}")
+    raise InputError(f"there is no runtime {name!r}", names.choose(name, [r.name for r in RUNTIMES]))

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from merino_edge import names
 from merino_edge.architecture import Architecture, Block
 from merino_edge.counts import PRECISIONS
 from merino_edge.errors import MerinoError, UnsupportedError, require
@@ -104,7 +105,7 @@ class Backend:
 def backend_named(name: str) -> Backend:
     """The backend called `name`. Raises UnsupportedError where there is none."""
     if name not in BACKENDS:
-        raise UnsupportedError(f"unknown backend {name!r}", f"choose one of: {', '.join(BACKENDS)}")
+        raise UnsupportedError(f"unknown backend {name!r}", names.choose(name, BACKENDS))
     return BACKENDS[name]
 
 

@@ -1,6 +1,6 @@
 """`merino-edge bench BUNDLE`: measures how fast a bundle runs here, with the cases and options of llama-bench.
 
-`--output` chooses a table, Markdown, CSV or one JSON object a line. `--json` prints one object:
+`--output` chooses a table, Markdown, CSV or one JSON object a line. `--json`, or json, prints one object:
 
     results     one for each case: test, tokens_per_second, mean, sd, min, max, p50_ms, p95_ms and p99_ms (of a decode
                 step, or of a whole prompt up to the first token), energy_mj_per_token, gb_per_second (weights and
@@ -49,7 +49,9 @@ BUSY_LOAD = 0.5  # load average of the last minute, above which a note is printe
 class Form(str, Enum):
     table = "table"
     md = "md"
+    markdown = "markdown"
     csv = "csv"
+    json = "json"
     jsonl = "jsonl"
 
 
@@ -86,7 +88,9 @@ def bench(
     no_cuda_graphs: Annotated[
         bool, typer.Option("--no-cuda-graphs", help="Run TensorRT engines without CUDA graphs.")
     ] = False,
-    output: Annotated[Form, typer.Option("--output", "-o", help="Form of the output.")] = Form.table,
+    output: Annotated[
+        Form, typer.Option("--output", "-o", case_sensitive=False, help="Form of the output.")
+    ] = Form.table,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure the speed and memory of a bundle.
@@ -134,7 +138,7 @@ def bench(
         for case, result in zip(cases, bundle_results, strict=True)
     ]
     comparison = _comparison(results)
-    if as_json:
+    if as_json or output == Form.json:
         loading = {"load_ms": load_ms, "load_memory_mb": watch.taken_bytes / 1e6}
         cards = {name: {**loaded.card(), "threads": threads_of[name]} for name, loaded in opened.items()}
         memory = {"peak_memory_mb": memory_mb, "versions": _versions(), "bundles": cards}
@@ -240,7 +244,7 @@ def _print(rows: list[dict[str, Any]], form: Form) -> None:
     cells = [[_cell(row[name], digits) for name, (_, digits) in columns.items()] for row in rows]
     if form == Form.csv:
         csv.writer(sys.stdout).writerows([headings, *cells])
-    elif form == Form.md:
+    elif form in (Form.md, Form.markdown):
         lines = [headings, ["---" if digits is None else "---:" for _, digits in columns.values()], *cells]
         sys.stdout.writelines(f"| {' | '.join(line)} |\n" for line in lines)
     else:

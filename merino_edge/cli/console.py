@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
 UNKNOWN = "unknown"
+PIPE_COLUMNS = 10_000  # where there is no terminal: a line that is cut in two is no command any more
 
 
 def stderr() -> Console:
     """The console for progress, tables and statistics."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    class Messages(Console):
+        def on_broken_pipe(self) -> None:  # rich would end the program, and take stdout with it
+            self.quiet = True
+
+        def status(self, status: Any, **options: Any) -> Any:
+            from merino_edge.cli.progress_lines import StatusLines
+
+            return super().status(status, **options) if self.is_interactive else StatusLines(self, str(status))
+
+    return Messages(stderr=True, highlight=False, width=_columns(sys.stderr))
 
 
 def stdout(*, soft_wrap: bool = False) -> Console:
@@ -30,7 +41,12 @@ def stdout(*, soft_wrap: bool = False) -> Console:
         def on_broken_pipe(self) -> None:  # rich would end the program with exit code 1
             raise BrokenPipeError
 
-    return Results(highlight=False, markup=False, soft_wrap=soft_wrap)
+    return Results(highlight=False, markup=False, soft_wrap=soft_wrap, width=_columns(sys.stdout))
+
+
+def _columns(stream: TextIO) -> int | None:
+    """The width of a console on `stream`; None: what the terminal or $COLUMNS says."""
+    return None if stream.isatty() or "COLUMNS" in os.environ else PIPE_COLUMNS
 
 
 def print_json(value: Any) -> None:
@@ -61,8 +77,18 @@ def plain(value: Any, empty: str = UNKNOWN) -> str:
 
 
 @contextmanager
-def progress(console: Console | None = None) -> Iterator[Progress]:
-    """A progress bar on stderr with elapsed and remaining time. It is silent where stderr is not a terminal."""
+def progress(console: Console | None = None, *, lines: bool = True) -> Iterator[Progress]:
+    """A progress bar on stderr with elapsed and remaining time.
+
+    Where stderr is not a terminal, a line now and then takes its place; without `lines`, nothing does.
+    """
+    screen = console or stderr()
+    if lines and not screen.is_interactive:
+        from merino_edge.cli.progress_lines import ProgressLines
+
+        with ProgressLines(screen) as printed:
+            yield cast("Progress", printed)
+        return
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -80,6 +106,5 @@ def progress(console: Console | None = None) -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    screen = console or stderr()
-    with Progress(*columns, console=screen, transient=False, disable=not screen.is_terminal) as bar:
+    with Progress(*columns, console=screen, transient=False, disable=not screen.is_interactive) as bar:
         yield bar

@@ -61,15 +61,14 @@ def demo(
     from merino_edge import artefact, limits
     from merino_edge.cli import console, demo_report
     from merino_edge.cli.demo_steps import KIND, Steps
-    from merino_edge.errors import InputError, Interrupted, require
+    from merino_edge.errors import InputError, Interrupted, require_all
     from merino_edge.jetson.estimate.boards import board as board_named
     from merino_edge.runtime.thread_tuning import this_machine
     from merino_edge.search.budget import parse_quantity
     from merino_edge.search.builtin_spaces import load_space
     from merino_edge.search.relative_budget import PERCENT, parse_percent
 
-    for package, extra in (("torch", "train"), ("safetensors", "train"), ("onnx_ir", "export"), ("matplotlib", "plot")):
-        require(package, extra)
+    require_all({"train": ["torch", "safetensors"], "export": ["onnx", "onnx_ir"], "plot": ["matplotlib"]})
     outputs.claim(out, KIND, resumes=True)
     limits.check_range("steps", steps, 1, limits.MAX_ITERATIONS)
     if threads is not None:

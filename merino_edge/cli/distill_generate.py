@@ -57,10 +57,9 @@ def distill_generate(
     """
     from merino_edge import output
     from merino_edge.cli import console
-    from merino_edge.errors import Interrupted, require
+    from merino_edge.errors import Interrupted, require_all
 
-    require("torch", "train")
-    require("safetensors", "train")
+    require_all({"train": ["torch", "safetensors"]})
     from merino_edge import checkpoint
     from merino_edge.distillation import prompts as prompt_files
     from merino_edge.distillation import synthetic_corpus

@@ -39,10 +39,9 @@ def distill_logits(
     command.
     """
     from merino_edge.cli import console
-    from merino_edge.errors import Interrupted, require
+    from merino_edge.errors import Interrupted, require_all
 
-    require("torch", "train")
-    require("safetensors", "train")
+    require_all({"train": ["torch", "safetensors"]})
     from merino_edge import checkpoint
     from merino_edge.data.corpus import load
     from merino_edge.distillation import teacher_logits

@@ -78,9 +78,10 @@ def evaluate(
     """
     from merino_edge import artefact, limits
     from merino_edge.cli.console import print_json, print_line, stderr
-    from merino_edge.errors import InputError, require
+    from merino_edge.errors import InputError, require_all
 
-    require("lm_eval", "evaluate")
+    of_checkpoint = {"train": ["torch", "safetensors"]} if (model / "training.json").is_file() else {}
+    require_all({"evaluate": ["lm_eval"], **of_checkpoint})
     os.environ["TQDM_DISABLE"] = "1"  # no progress bars of the harness itself; read when tqdm is imported
     from merino_edge.runtime.evaluation import harness
     from merino_edge.runtime.evaluation import perplexity as of_text

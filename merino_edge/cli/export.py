@@ -102,13 +102,12 @@ def export(
 
     The bundle is written only if its graph computes what PyTorch computes, within the limits of the precision.
     """
-    from merino_edge import __version__, bundle, limits
+    from merino_edge import __version__, bundle, limits, names
     from merino_edge import checkpoint as checkpoints
     from merino_edge.cli.console import check_line, print_json, print_line, stderr
-    from merino_edge.errors import InputError, ParityError, require
+    from merino_edge.errors import InputError, ParityError, require_all
 
-    require("onnx_ir", "export")
-    require("torch", "train")
+    require_all({"export": ["onnx", "onnx_ir", "safetensors"], "train": ["torch"]})
     from merino_edge.export.bundle_writer import write_bundle
     from merino_edge.export.prepare_weights import ExportOptions
     from merino_edge.export.targets import Target
@@ -125,7 +124,7 @@ def export(
         target, precision, lowering, block=block, fast=fast, cache=cache, block_precisions=own
     )  # refuse before minutes of work
     if rounding not in ("gptq", "nearest"):
-        raise InputError(f"unknown rounding {rounding!r}", "choose one of: gptq, nearest")
+        raise InputError(f"unknown rounding {rounding!r}", names.choose(rounding, ("gptq", "nearest")))
     for name, value in (("--max-kl", max_kl), ("--max-mb", max_mb)):
         if value is not None and not 0 < value < float("inf"):
             raise InputError(f"{name} is {value}", "give a positive number")

@@ -26,10 +26,10 @@ def import_model(
     from merino_edge import checkpoint
     from merino_edge.cli import console
     from merino_edge.convert.import_model import import_model as convert
-    from merino_edge.convert.pretrained import NAME, fetch_smollm2
+    from merino_edge.convert.pretrained import NAME, fetch_smollm2, is_name
 
     outputs.claim(out, checkpoint.KIND, force=force)
-    if source == NAME:
+    if is_name(source):
         with console.stderr().status(f"fetching {NAME} (93 MB)"):
             source = str(fetch_smollm2())
     with console.progress() as bar:

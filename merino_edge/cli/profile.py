@@ -151,7 +151,7 @@ def profile(
 
     started = time.perf_counter()
     try:
-        with console.progress(screen) as bar:
+        with console.progress(screen, lines=False) as bar:  # it prints its own
             task = bar.add_task("measuring", total=None, note="")
             reported, to_compile = -REPORT_PERCENT, 0
 

@@ -133,6 +133,7 @@ def search_config(
     from merino_edge.search.score import DEFAULT, parse_score
     from merino_edge.storage import target_of_table
 
+    limits = {metric: [text.lower() for text in texts or ()] for metric, texts in limits.items()}
     for metric, texts in limits.items():  # before files are read
         _check_limits(metric, texts or ())
     search_space = load_space("paper" if space is None else space)
@@ -158,12 +159,17 @@ def search_config(
 
 def _check_limits(metric: str, texts: Sequence[str]) -> None:
     """Raises InputError for a text that is no quantity, no percentage and no name of a public model."""
+    from merino_edge import names
+    from merino_edge.errors import InputError
     from merino_edge.search.budget import parse_at, parse_quantity
     from merino_edge.search.reference_models import PUBLIC
     from merino_edge.search.relative_budget import PERCENT, parse_percent
 
     for text in texts:
         value, mark, at = text.partition("@")
+        if value[:1].isalpha() and value not in PUBLIC:
+            what = f"{KINDS[metric].option} {text!r} is not a positive number"
+            raise InputError(what, names.choose(value, PUBLIC, ", or a number"))
         if value not in PUBLIC:
             (parse_percent if value.endswith(PERCENT) else parse_quantity)(value, KINDS[metric].option)
         if mark:

@@ -47,10 +47,9 @@ def serve(
     """Serve a bundle over HTTP with OpenAI's API."""
     from merino_edge import limits
     from merino_edge.cli.console import stderr
-    from merino_edge.errors import require
+    from merino_edge.errors import require_all
 
-    for package in ("starlette", "uvicorn", "pydantic", "prometheus_client"):
-        require(package, "serve")
+    require_all({"serve": ["starlette", "uvicorn", "pydantic", "prometheus_client"]})
     limits.check_range("port", port, 0, 65535)
     limits.check_range("waiting", waiting, 0, limits.MAX_WAITING)
     if api_key == "":

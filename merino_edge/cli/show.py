@@ -66,13 +66,13 @@ def show(
 
 def kind_of(path: Path) -> str:
     """The kind of the artefact at `path`, from its content. Raises ArtefactError where it is none that can be shown."""
-    from merino_edge import artefact, limits
+    from merino_edge import artefact, kinds, limits, names
     from merino_edge.errors import ArtefactError
 
-    if not path.exists():
-        raise ArtefactError(f"{path} does not exist", "check the path")
+    if names.is_missing(path):
+        raise ArtefactError(f"{path} does not exist", names.beside(path) or "check the path")
     if path.is_dir():
-        kind: Any = next((kind for name, kind in FOLDERS.items() if (path / name).is_file()), None)
+        kind: Any = kinds.FOLDERS.get(kinds.folder_marker(path) or "")
     else:
         text = artefact.read_text(path, limits.MAX_TABLE_BYTES)
         first = text.partition("\n")[0]
@@ -83,7 +83,8 @@ def kind_of(path: Path) -> str:
         kind = document.get("kind") if isinstance(document, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
         reason = f"its kind is {kind!r}" if kind else "it has no kind"
-        raise ArtefactError(f"{path} is no artefact that can be shown ({reason})", f"known: {', '.join(KINDS)}")
+        hint = kinds.next_step(path, kind) if kind in kinds.USES else f"known: {', '.join(KINDS)}"
+        raise ArtefactError(f"{path} is no artefact that can be shown ({reason})", hint)
     return kind
 
 
@@ -157,6 +158,7 @@ def _read_front(path: Path) -> Document:
 def _read_header(kind: str, path: Path) -> Document:
     """The header of a corpus, a study, stored logits or a synthetic corpus. The data itself is not read."""
     from merino_edge import artefact
+    from merino_edge.kinds import FOLDERS
 
     names = (name for name, folder_kind in FOLDERS.items() if folder_kind == kind)
     return artefact.read_json(path / next(names) if path.is_dir() else path, kind, HEADER_VERSIONS[kind])
@@ -170,13 +172,6 @@ def _read_space(path: Path) -> Document:
     return {**space_file.to_dict(space), "size": space.size}
 
 
-FOLDERS = {  # the file that tells the kind of a folder
-    "manifest.json": "bundle",
-    "training.json": "checkpoint",
-    "corpus.json": "corpus",
-    "study.json": "study",
-    "logits.json": "teacher_logits",
-}
 HEADER_VERSIONS = {"corpus": 2, "study": 1, "teacher_logits": 1, "written_corpus": 1}
 KINDS: dict[str, tuple[Callable[[Path], Document], Callable[[Console, Document], None]]] = {
     "latency_table": (_read_table, printers.print_table),

@@ -84,13 +84,10 @@ def study(
 
     from merino_edge import limits
     from merino_edge.cli import console
-    from merino_edge.errors import require
+    from merino_edge.errors import require_all
     from merino_edge.search.budget import parse_quantity
 
-    for extra in ("torch", "safetensors"):
-        require(extra, "train")
-    for module in ("scipy", "matplotlib"):
-        require(module, "study")
+    require_all({"train": ["torch", "safetensors"], "study": ["scipy", "matplotlib"]})
     from merino_edge.training import study_runs
 
     outputs.claim(folder, study_runs.KIND, resumes=True)

@@ -157,10 +157,9 @@ def train(
     """
     from merino_edge import checkpoint
     from merino_edge.cli import console, outputs
-    from merino_edge.errors import InputError, OutputError, require
+    from merino_edge.errors import InputError, OutputError, require_all
 
-    require("torch", "train")
-    require("safetensors", "train")
+    require_all({"train": ["torch", "safetensors"]})
     is_main = os.environ.get("RANK", "0") == "0"  # of torchrun's workers
     for path, role in ((model, "the checkpoint that the training begins with"), (teacher, "the teacher")):
         if path is not None and path.resolve() == out.resolve() and not resume:

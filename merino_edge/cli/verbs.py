@@ -109,7 +109,12 @@ class VerbCommand(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         """Run the verb. Raises Interrupted at Ctrl-C, where typer alone would end without a message."""
         debug = ctx.params.pop("debug") or ctx.find_root().params.get("debug")
+        verb = ctx.command_path.partition(" ")[2]
+        from merino_edge.cli import choices, expected_kinds  # not for --help
+
         try:
+            choices.spell(verb, ctx.params)
+            expected_kinds.check(verb, ctx.params)
             with outputs.of_verb():
                 return super().invoke(ctx)
         except KeyboardInterrupt:

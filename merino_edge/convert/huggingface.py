@@ -26,7 +26,7 @@ from merino_edge.convert.imported import (
     convert_weights,
     load_tokenizer,
 )
-from merino_edge.errors import ArchitectureError, ArtefactError, UnsupportedError, require
+from merino_edge.errors import ArchitectureError, ArtefactError, UnsupportedError, require_all
 from merino_edge.foreign_call import call
 from merino_edge.tokenizer import FAILED, ChatFormat
 
@@ -102,8 +102,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _weights(a: Architecture, family: Family, files: list[Path], on_weight: OnWeight) -> Weights:
     """The weights of all `files`. One weight is read at a time."""
-    for package in ("safetensors", "ml_dtypes"):
-        require(package, "import")
+    require_all({"import": ["safetensors", "ml_dtypes"]})
     import ml_dtypes  # noqa: F401  (gives numpy the name bfloat16)
     from safetensors import SafetensorError, safe_open
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from merino_edge import artefact, checkpoint
+from merino_edge import artefact, checkpoint, names
 from merino_edge.architecture import Architecture
 from merino_edge.convert.imported import Imported, OnWeight
 from merino_edge.errors import ArtefactError, InputError
@@ -40,7 +40,7 @@ def import_model(source: Path | str, out: Path | str, on_weight: OnWeight = lamb
 
 
 def _read(source: Path | str, on_weight: OnWeight) -> Imported:
-    from merino_edge.convert import gguf, huggingface
+    from merino_edge.convert import gguf, huggingface, pretrained
 
     path = Path(source)
     if not path.exists():
@@ -49,7 +49,9 @@ def _read(source: Path | str, on_weight: OnWeight) -> Imported:
                 f"there is no folder {source}; a model of the Hugging Face hub must be downloaded first",
                 f"run: hf download {source} --local-dir {path.name}",
             )
-        raise ArtefactError(f"{source} does not exist", "check the path")
+        nearest = names.near(str(source), [pretrained.NAME])
+        meant = f"did you mean {nearest}?" if nearest else names.beside(path)
+        raise ArtefactError(f"{source} does not exist", meant or "check the path")
     if path.is_dir():
         if artefact.is_artefact_folder(path):
             raise InputError(f"{path} is an artefact of merino-edge already", f"run: merino-edge show {path}")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
-from merino_edge import artefact, limits
+from merino_edge import artefact, limits, names
 from merino_edge.data import hub_dataset, records
 from merino_edge.data.bpe import END_OF_TEXT
 from merino_edge.data.records import Conversation, Record
@@ -108,7 +108,7 @@ def resolve(sources: Sequence[Path | str]) -> list[Source]:
         elif path.is_file():
             resolved.append(File(path))
         else:
-            raise InputError(f"{path} does not exist", "check the path")
+            raise InputError(f"{path} does not exist", names.beside(path) or "check the path")
     if not resolved:
         raise InputError("no corpus was named", "name a file, a folder or hf:NAME")
     return resolved

@@ -20,7 +20,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from merino_edge import artefact, limits
+from merino_edge import artefact, kinds, limits
 from merino_edge.errors import ArtefactError
 from merino_edge.latency.measurement import MODES, WHOLE, Measurement, verify_checksum
 from merino_edge.latency.step_time import StepTimeModel
@@ -45,6 +45,7 @@ def load_table(path: Path | str, *, unfinished: bool = False) -> LatencyTable:
     `unfinished` also accepts a table that a profile left before its end, without a last line that was cut short.
     """
     path = Path(path)
+    kinds.require(path, KIND)
     text = artefact.read_text(path, limits.MAX_TABLE_BYTES)
     lines = text.split("\n")
     if lines[-1] == "":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from merino_edge import limits
+from merino_edge import limits, names
 from merino_edge.errors import InputError
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -80,7 +80,7 @@ def check_precision(precision: str) -> str:
 
 def _check_choice(name: str, value: str, choices: Any) -> None:
     """Raise InputError unless `value` is one of `choices`, a Literal."""
-    _require(value in get_args(choices), f"{name} is {value!r}", f"choose one of {', '.join(get_args(choices))}")
+    _require(value in get_args(choices), f"{name} is {value!r}", names.choose(value, get_args(choices)))
 
 
 def _require(condition: object, message: str, hint: str) -> None:

@@ -17,6 +17,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from merino_edge import names as near_names
 from merino_edge.errors import InputError
 
 Document = dict[str, Any]
@@ -150,7 +151,7 @@ def parse_task_names(names: str) -> list[str]:
     """Parse task names joined by commas; `merino14` stands for all. Raises InputError for an unknown name."""
     tasks = [name for part in names.split(",") for name in (MERINO14 if part == "merino14" else [part])]
     if unknown := [name for name in tasks if name not in MERINO14]:
-        raise InputError(f"there is no task {unknown[0]!r}", f"choose of merino14: {', '.join(MERINO14)}")
+        raise InputError(f"there is no task {unknown[0]!r}", near_names.choose(unknown[0], MERINO14))
     return list(dict.fromkeys(tasks))
 
 

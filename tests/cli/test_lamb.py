@@ -40,7 +40,7 @@ def test_a_folder_of_that_name_goes_first(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "lamb").mkdir()
     assert bundle.find("lamb") == Path("lamb")
     assert bundle.find("../lamb") == Path("../lamb") and bundle.find("..") == Path("..")
-    with pytest.raises(ArtefactError, match="is not a bundle folder"):
+    with pytest.raises(ArtefactError, match="does not exist; did you mean lamb"):
         bundle.load("../lamb")
 
 

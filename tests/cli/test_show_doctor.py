@@ -176,7 +176,7 @@ def test_ctrl_c_says_how_to_go_on(space_file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("--device", "orin"), 8, "unknown backend 'orin'; choose one of: onnxruntime-cpu"),
+        (("--device", "orin"), 8, "unknown backend 'orin'; choose one of onnxruntime-cpu"),
         (("--precision", "fp8"), 2, "there is no precision 'fp8'; choose one of fp32, fp16, int8, int4"),
         (("--threads", 0), 2, "threads is 0"),
         (("--space", "papper"), 2, "papper"),

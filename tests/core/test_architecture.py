@@ -116,7 +116,7 @@ def test_foreign_newer_and_altered_files_are_refused(tmp_path: Path) -> None:
     path, a = tmp_path / "a.json", preset("gpt2")
     payload = {"id": a.id, "architecture": a.to_dict()}
     for document, words in [
-        (artefact.add_envelope("space", payload), "expected 'architecture'"),
+        (artefact.add_envelope("space", payload), "not an architecture"),
         (artefact.add_envelope("architecture", payload, schema_version=2), "schema version 2"),
         ({**artefact.add_envelope("architecture", payload), "seed": 1}, "does not match its own sha256"),
         (artefact.add_envelope("architecture", {**payload, "id": "0" * 12}), "id 000000000000"),

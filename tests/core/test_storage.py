@@ -120,7 +120,9 @@ def test_without_a_target_weights_are_onnxruntimes_and_the_cache_a_gpus() -> Non
 def test_a_target_that_does_not_fit_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="onnxruntime-cuda has no fp32; choose one of: fp16, int8, int4"):
         stored_as("fp32", "onnxruntime-cuda")
-    with pytest.raises(UnsupportedError, match="unknown target 'jetpack'; choose one of: onnxruntime,"):
+    with pytest.raises(
+        UnsupportedError, match=r"unknown target 'jetpack'; did you mean jetpack-7\.2\? choose one of onnxruntime,"
+    ):
         counts.weight_bytes(LLAMA, "int4", "jetpack")
     with pytest.raises(InputError, match="there is no precision 'fp8'"):
         stored_as("fp8", "rtx")

@@ -307,7 +307,7 @@ def test_slots_are_filled_by_seed_and_number(asked: Path) -> None:
         ({"slots": []}, "slots"),
         ({"colour": "red"}, "unknown field 'colour'"),
         ({"system": 3}, "system"),
-        ({"kind": "recipe"}, "expected 'prompts'"),
+        ({"kind": "recipe"}, "is a training recipe, not a file of prompts"),
         ({"asked": "no slot"}, "asked"),
     ],
 )

@@ -25,6 +25,32 @@ def test_other_quantities_are_refused(text: str) -> None:
         parse_quantity(text, "--params")
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("5MS", "--decode-ms", 5),
+        ("5 ms", "--text-ms", 5),
+        ("0.005s", "--decode-ms", 5),
+        ("30mb", "--weight-mb", 30),
+        ("0.03GB", "--peak-mb", 30),
+        ("2J", "--energy-mj", 2000),
+        ("60m", "--params", 6e7),
+    ],
+)
+def test_a_unit_may_follow_the_number(text: str, name: str, value: float) -> None:
+    assert parse_quantity(text, name) == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize(("text", "name"), [("5MB", "--decode-ms"), ("5s", "--params"), ("ms", "--decode-ms")])
+def test_a_unit_of_something_else_is_refused(text: str, name: str) -> None:
+    with pytest.raises(InputError, match=name):
+        parse_quantity(text, name)
+
+
+def test_a_metric_in_capitals() -> None:
+    assert Metric.parse("Weight_MB@INT4") == Metric("weight_mb", "int4")
+
+
 @given(st.floats(1e-6, 1e15))
 def test_a_spelled_quantity_is_the_least_of_four_digits(value: float) -> None:
     spelled = parse_quantity(spell_quantity(value))

@@ -148,7 +148,7 @@ def test_options_reach_the_formula() -> None:
 
 @pytest.mark.parametrize("spec", [None, 3, ["effective"], Path("mine.py")])
 def test_a_score_is_named_by_text(spec: Any) -> None:
-    with pytest.raises(InputError, match=r"^there is no score .*; choose counting, paper, calibrated"):
+    with pytest.raises(InputError, match=r"^there is no score .*; choose one of paper, calibrated, effective"):
         parse_score(spec)
 
 
@@ -156,7 +156,7 @@ def test_a_score_is_named_by_text(spec: Any) -> None:
     ("spec", "words"),
     [
         ("", "no score ''"),
-        ("entropy", "choose counting, paper, calibrated, cut, exit, parameters, flops, MODULE:NAME"),
+        ("entropy", "choose one of paper, calibrated, effective, cut, exit, counting, parameters, flops, MODULE:NAME"),
         ("effective:depth=2", "no option depth; it has alpha_ffn"),
         ("effective:alpha_mha", "'alpha_mha' is no option"),
         ("effective:alpha_mha=much", "write NAME=NUMBER"),

@@ -197,7 +197,7 @@ BROKEN: list[tuple[dict[str, Any], type[MerinoError], str]] = [
     ({"surprise": 1}, ArtefactError, "surprise"),
     ({"widths": list(range(32, 16_384, 32)), "layers": list(range(1, 500))}, InputError, "outside 1 to"),
     ({"contexts": list(range(1, 20_000))}, InputError, "templates"),
-    ({"kind": "architecture"}, ArtefactError, "expected 'space'"),
+    ({"kind": "architecture"}, ArtefactError, "not a search space"),
     ({"schema_version": 3}, ArtefactError, "version 3"),
 ]
 
@@ -227,5 +227,5 @@ def test_an_unknown_name_lists_the_known() -> None:
 
 @pytest.mark.parametrize("name", ["", None, 3, ["paper"]])
 def test_what_is_no_name_is_no_space(name: Any) -> None:
-    with pytest.raises(InputError, match=r"^there is no space .*; choose paper, edge, wide, demo"):
+    with pytest.raises(InputError, match=r"^there is no space .*; choose one of paper, edge, wide, demo"):
         load_space(name)

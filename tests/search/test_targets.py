@@ -88,7 +88,7 @@ def test_a_result_has_its_target_and_an_older_one_has_none() -> None:
     assert 1e6 * document["costs"]["weight_mb@int4"] == found.architecture.weight_bytes("int4", "rtx") > bytes_without
     with pytest.raises(ArtefactError, match=r"r.json does not say how it was found"):
         SearchConfig.of({**document, "target": ["rtx"]}, "r.json")
-    with pytest.raises(UnsupportedError, match="unknown target 'orin'; choose one of: onnxruntime, "):
+    with pytest.raises(UnsupportedError, match="unknown target 'orin'; choose one of onnxruntime, "):
         SearchConfig.of({**document, "target": "orin"}, "r.json").problem()
 
 

@@ -235,7 +235,7 @@ def test_how_far_off_the_rest_is() -> None:
 
 def test_an_unknown_runtime_or_precision_is_refused() -> None:
     with pytest.raises(
-        InputError, match=r"there is no runtime 'vllm'; choose one of merino-edge, edge-llm, llama\.cpp"
+        InputError, match=r"no runtime 'vllm'; did you mean ollama\? choose one of merino-edge, edge-llm, llama\.cpp"
     ):
         runtime("vllm")
     with pytest.raises(InputError, match="there is no precision 'fp8'"):

@@ -103,7 +103,7 @@ def test_without_a_gpu_no_package_is_named(fake_driver: FakeDriver) -> None:
 def test_a_backend_goes_by_its_name_only() -> None:
     assert all(backend_named(name) is BACKENDS[name] and BACKENDS[name].name == name for name in BACKENDS)
     with pytest.raises(
-        UnsupportedError, match="choose one of: onnxruntime-cpu, onnxruntime-cuda, tensorrt, "
+        UnsupportedError, match="choose one of onnxruntime-cpu, onnxruntime-cuda, tensorrt, "
     ) as refusal:
         backend_named("onnxruntime")
     assert "\n" not in str(refusal.value)
