@@ -120,9 +120,7 @@ class Case:
         goes_on = verb.again and (is_begun or words[0] != "train")
         first = [word for word in words if word != "--force"] if goes_on and self.over else words
         code = self.run([*first, *verb.again.split()] if goes_on else words)
-        if code and re.search(
-            "already|exists;", self.log()
-        ):  # the killed run had ended
+        if code and re.search("already|exists;", self.log()):  # the killed run had ended
             code = self.run(words) if self.over else 0
         if code and verb.again:
             code = self.run(words)  # nothing to go on with
