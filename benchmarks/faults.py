@@ -5,12 +5,12 @@
     disk full       a file system without a free byte, and ones with room for a part of the output
     file size       no file may be larger than a limit (ulimit -f)
     read-only       a file system that is mounted so
-    no permission   another user's folder, as the user `nobody`
+    no permission   another user's folder, without root's privileges
     handles         few files may be open at once (ulimit -n)
     memory          little address space is left (ulimit -v)
     clock           the clock goes back by a day while the verb runs
 
-A file system of its own and another user need root; without it those faults are left out. A verb may also succeed,
+A file system of its own and a folder of another user need root; without it those faults are left out. A verb may also succeed,
 where the fault leaves it room.
 """
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import os
 import re
 import resource
@@ -34,6 +35,7 @@ import writing_verbs as verbs
 from writing_verbs import Verb
 
 NOBODY = 65534
+CAPABILITIES_V3, DAC = 0x20080522, 0b1110  # of capset(2): CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER
 MB = 2**20
 LINE = re.compile(r"merino-edge: [^\n]+")
 CODES = {1, 2, 3, 6}  # a refusal; 1: out of memory
@@ -55,10 +57,22 @@ def little_memory(more_mb: int) -> Setting:
     return limit
 
 
-def as_nobody() -> None:
-    os.setgroups([])
-    os.setgid(NOBODY)
-    os.setuid(NOBODY)
+def without_privileges() -> None:
+    """Give up what lets root write into a folder of another user. Root's own libraries stay readable."""
+    library = ctypes.CDLL(None, use_errno=True)
+    header, sets = (ctypes.c_uint32 * 2)(CAPABILITIES_V3, 0), (ctypes.c_uint32 * 6)()
+    library.capget(header, sets)
+    sets[0] &= ~DAC  # of those in effect
+    if library.capset(header, sets):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+@contextlib.contextmanager
+def of_nobody(folder: Path) -> Iterator[Path]:
+    """A folder of another user."""
+    with plain(folder):
+        os.chown(folder, NOBODY, NOBODY)
+        yield folder
 
 
 def clock_back() -> None:
@@ -90,7 +104,7 @@ def disk(folder: Path, size: int, *, free: int | None = None, read_only: bool = 
 
 @contextlib.contextmanager
 def plain(folder: Path) -> Iterator[Path]:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         yield folder
     finally:
@@ -105,7 +119,7 @@ def faults(folder: Path) -> list[tuple[str, Callable[[], contextlib.AbstractCont
         for free in (0, 4096, 16384, 65536):
             found.append((f"disk full, {free} free", lambda free=free: disk(folder, 4 * MB, free=free), nothing))  # type: ignore[misc]
         found.append(("read-only", lambda: disk(folder, MB, read_only=True), nothing))
-        found.append(("no permission", lambda: plain(folder), as_nobody))
+        found.append(("no permission", lambda: of_nobody(folder), without_privileges))
     for size in (0, 1000, 20_000):
         found.append((f"file size {size}", lambda: plain(folder), limited("RLIMIT_FSIZE", size)))
     for count in (6, 10, 14, 20):
@@ -137,24 +151,22 @@ def failing(verb: Verb, inputs: Path, where: Path, log: Path, setting: Setting) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="", help="only verbs whose name begins so")
-    parser.add_argument("--fault", default="", help="only faults whose name begins so")
+    parser.add_argument("--fault", default="", help="only faults whose name begins so, joined by commas")
     parser.add_argument("--work", type=Path, help="an empty folder to keep; without it a temporary one")
     options = parser.parse_args()
     verbs.warm_up()
     tries, wrong = Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory() as temporary:
         work = (options.work or Path(temporary)).resolve()
-        work.chmod(0o755)  # for nobody
         verbs.make_inputs(work / "inputs")
         for name, place, setting in faults(work / "case"):
-            if not name.startswith(options.fault):
+            if not name.startswith(tuple(options.fault.split(","))):
                 continue
             for verb in verbs.VERBS:
                 if not verb.name.startswith(options.only):
                     continue
                 log = work / "log"
                 log.touch()
-                log.chmod(0o666)
                 with place() as where:
                     problem = failing(verb, work / "inputs", where, log, setting)
                 tries[name] += 1
