@@ -10,8 +10,8 @@
     memory          little address space is left (ulimit -v)
     clock           the clock goes back by a day while the verb runs
 
-A file system of its own and a folder of another user need root; without it those faults are left out. A verb may also succeed,
-where the fault leaves it room.
+A file system of its own and a folder of another user need root; without it those faults are left out. A verb may also
+succeed, where the fault leaves it room.
 """
 
 from __future__ import annotations
