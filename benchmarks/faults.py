@@ -122,7 +122,7 @@ def faults(folder: Path) -> list[tuple[str, Callable[[], contextlib.AbstractCont
         found.append(("no permission", lambda: of_nobody(folder), without_privileges))
     for size in (0, 1000, 20_000):
         found.append((f"file size {size}", lambda: plain(folder), limited("RLIMIT_FSIZE", size)))
-    for count in (6, 10, 14, 20):
+    for count in (10, 14, 20, 32):
         found.append((f"handles {count}", lambda: plain(folder), limited("RLIMIT_NOFILE", count)))
     for more_mb in (1, 8, 64, 256):
         found.append((f"memory {more_mb} MB", lambda: plain(folder), little_memory(more_mb)))

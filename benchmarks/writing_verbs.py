@@ -156,17 +156,16 @@ def warm_up() -> None:
             importlib.import_module(f"merino_edge.{name}")
 
 
-def start(words: list[str], log: Path, before: Callable[[], None] = lambda: None) -> int:
-    """Start a verb in a fork, which calls `before` first. Returns its process number."""
+def start(words: list[str], log: int, before: Callable[[], None] = lambda: None) -> int:
+    """Start a verb in a fork, which calls `before` first, and writes to the open file `log`. Returns its number."""
     sys.stdout.flush()
     if pid := os.fork():
         return pid
     code = 1
     try:
         os.setsid()
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for number in (1, 2):
-            os.dup2(file, number)
+            os.dup2(log, number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         sys.argv = ["merino-edge", *words]
         before()
@@ -183,7 +182,17 @@ def start(words: list[str], log: Path, before: Callable[[], None] = lambda: None
 
 def run(words: list[str], log: Path, before: Callable[[], None] = lambda: None) -> int:
     """Run a verb in a fork to its end. Returns its exit code, or the negative number of the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(start(words, log, before), 0)[1])
+    read, write = os.pipe()  # a limit of the size of files is none of a pipe's, which holds all that a verb says
+    pid = start(words, write, before)
+    os.close(write)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    os.set_blocking(read, False)
+    said = b""
+    with contextlib.suppress(BlockingIOError), os.fdopen(read, "rb", 0) as pipe:
+        while chunk := pipe.read(1 << 16):
+            said += chunk
+    log.write_bytes(said)
+    return code
 
 
 def words_of(verb: Verb, inputs: Path, out: Path) -> list[str]:
