@@ -18,6 +18,7 @@ from merino_edge import __version__
 from merino_edge.cli.verbs import DEBUG_HELP, MAX_HELP_COLUMNS, ClosedPipe, VerbGroup
 from merino_edge.errors import Interrupted, MerinoError
 
+NO_MEMORY = ("allocate", "failed to map segment")  # PyTorch's words, and the loader's of libraries
 CLOSED_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 
 app = typer.Typer(
@@ -91,7 +92,9 @@ def _one_line(error: BaseException) -> str:
     elif isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         text = f"{where}{error.strerror or error}; check the path and the disk"
-    elif isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate" in text):  # PyTorch's
+    elif isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | ImportError) and any(word in text for word in NO_MEMORY)
+    ):
         text = "out of memory; use a smaller model, batch or context"
     elif not isinstance(error, MerinoError):
         text = f"unexpected {type(error).__name__} ({text}); add --debug to see where, and report it"
