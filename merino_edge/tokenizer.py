@@ -97,11 +97,7 @@ class Tokenizer:
 
         Special tokens that are spelled out in the text are recognised.
         """
-        try:
-            size_bytes = len(text.encode())
-        except UnicodeEncodeError:  # lone surrogates: how Python spells bytes that are not UTF-8
-            raise InputError("the text is not valid UTF-8", "convert it, for example with iconv") from None
-        if size_bytes > limits.MAX_PROMPT_BYTES:
+        if utf8_bytes(text) > limits.MAX_PROMPT_BYTES:
             raise InputError(f"text of more than {limits.MAX_PROMPT_BYTES} bytes", "shorten it (merino_edge/limits.py)")
         ids = list(self.encode_batch([text], quiet=True)[0].ids)
         return ids if self.chat.bos_token_id is None else [self.chat.bos_token_id, *ids]
@@ -163,6 +159,8 @@ class Tokenizer:
         """
         if self.chat.chat_template is None:
             raise InputError("the tokenizer has no chat template", "give a plain text in place of messages")
+        for message in messages:
+            utf8_bytes(message["content"])  # else it would seem to be the template's mistake
         context: dict[str, Any] = {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
         context["bos_token"] = self._token(self.chat.bos_token_id)
         context["eos_token"] = self._token(self.chat.eos_token_ids[0] if self.chat.eos_token_ids else None)
@@ -172,6 +170,14 @@ class Tokenizer:
 
     def _token(self, token_id: int | None) -> str:
         return "" if token_id is None else (self.backend.id_to_token(token_id) or "")
+
+
+def utf8_bytes(text: str) -> int:
+    """The bytes of a text as UTF-8. Raises InputError for lone surrogates, as Python spells other bytes."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        raise InputError("the text is not valid UTF-8", "convert it, for example with iconv") from None
 
 
 def compact(tokenizer_json: str, where: str) -> str:
