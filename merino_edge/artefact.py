@@ -5,7 +5,8 @@ A JSON artefact is one object: its content in an envelope of kind, versions and 
     {"kind": "architecture", "schema_version": 1, "tool_version": "0.1.0", ..., "sha256": "..."}
 
 `sha256` is taken over the canonical JSON (sorted keys, no spaces) of everything else, so a flipped bit is found. A kind
-that people write by hand may leave `sha256` out. This module knows no kind of artefact.
+that people write by hand may leave `sha256` out. Reading is strict (merino_edge.strict_json), and the fields of each
+kind must have the form that its room declares (merino_edge.forms). This module knows no kind of artefact.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from merino_edge import __version__, kinds, limits, names
+from merino_edge import __version__, forms, kinds, limits, names
 from merino_edge.atomic import translate_os_errors as translate_os_errors
 from merino_edge.atomic import write_bytes as write_bytes
-from merino_edge.errors import ArtefactError
+from merino_edge.errors import ArtefactError, InputError
+from merino_edge.forms import Form
+from merino_edge.strict_json import parse_json as parse_json
 
 ENVELOPE = ("kind", "schema_version", "tool_version", "sha256")
 
@@ -30,8 +33,11 @@ def canonical_json(value: Any) -> str:
 
 
 def sha256_text(text: str) -> str:
-    """The sha256 of the UTF-8 text, in hexadecimal."""
-    return sha256_bytes(text.encode())
+    """The sha256 of the UTF-8 text, in hexadecimal. Raises InputError for half characters, as in names of files."""
+    try:
+        return sha256_bytes(text.encode())
+    except UnicodeEncodeError:
+        raise InputError("a name or text is not valid UTF-8", "rename the file") from None
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -51,25 +57,15 @@ def sha256_file(path: Path) -> str:
 # --- reading ---------------------------------------------------------------------------------------
 
 
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key appears twice")
-    return result
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def parse_json(text: str, where: str) -> Any:
-    """Parse strict JSON (no NaN, no duplicate keys). Raises ArtefactError naming `where`."""
+def read_head(path: Path, size_bytes: int = 4096) -> bytes:
+    """The first bytes of a plain file; b"" where it cannot be read."""
     try:
-        return json.loads(text, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise ArtefactError(
-            f"{where} is not valid JSON ({error})", "it is truncated or altered; make it again"
-        ) from None
+        if not path.is_file():
+            return b""
+        with open(path, "rb") as file:
+            return file.read(size_bytes)
+    except OSError:
+        return b""
 
 
 def read_text(path: Path, limit_bytes: int = limits.MAX_JSON_BYTES) -> str:
@@ -101,7 +97,7 @@ def check_header(document: Any, kind: str, newest: int, where: str, *, handwritt
     if document.get("kind") != kind:
         raise kinds.wrong_kind(Path(where), str(document.get("kind")), kind)
     version = document.get("schema_version")
-    if not isinstance(version, int) or version < 1:
+    if type(version) is not int or version < 1:
         raise ArtefactError(f"{where} has no schema version", "make it again")
     if version > newest:
         raise ArtefactError(
@@ -115,10 +111,19 @@ def check_header(document: Any, kind: str, newest: int, where: str, *, handwritt
     return document
 
 
-def read_json(path: Path | str, kind: str, newest: int = 1, *, handwritten: bool = False) -> dict[str, Any]:
-    """Read a JSON artefact, verify it as `check_header` does, and return it. Raises ArtefactError."""
+def read_json(
+    path: Path | str, kind: str, newest: int = 1, *, handwritten: bool = False, form: type[Form] | None = None
+) -> dict[str, Any]:
+    """Read a JSON artefact, verify it as `check_header` does, and return it. Its fields must have the `form`.
+
+    Raises ArtefactError.
+    """
     path = Path(path)
-    return check_header(parse_json(read_text(path), str(path)), kind, newest, str(path), handwritten=handwritten)
+    value = parse_json(read_text(path, limits.MAX_ARTEFACT_BYTES), str(path), limits.MAX_ARTEFACT_VALUES)
+    document = check_header(value, kind, newest, str(path), handwritten=handwritten)
+    if form is not None:
+        forms.check(document, form, str(path))
+    return document
 
 
 def remove_envelope(document: dict[str, Any]) -> dict[str, Any]:

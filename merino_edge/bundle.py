@@ -43,6 +43,7 @@ from typing import Any
 
 from merino_edge import artefact, kinds, onnx_graph
 from merino_edge.architecture import Architecture
+from merino_edge.bundle_forms import Manifest
 from merino_edge.errors import ArtefactError
 
 KIND = "bundle"
@@ -188,7 +189,7 @@ def load(path: Path | str, *, verify: bool = True) -> Bundle:
     kinds.require(path, KIND, packaged=packaged())
     if not path.is_dir():
         raise ArtefactError(f"{path} is not a bundle folder", "make one: merino-edge export CKPT --out BUNDLE")
-    document = artefact.read_json(path / "manifest.json", KIND, SCHEMA_VERSION)
+    document = artefact.read_json(path / "manifest.json", KIND, SCHEMA_VERSION, form=Manifest)
     files = document.get("files")
     if not isinstance(files, dict) or any(name not in files for name in REQUIRED_FILES):
         raise ArtefactError(f"{path / 'manifest.json'} lists no {', '.join(REQUIRED_FILES)}", "export the bundle again")

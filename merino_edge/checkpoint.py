@@ -10,24 +10,35 @@ CKPT/architecture.json    the architecture artefact
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from merino_edge import architecture, artefact, atomic, kinds
+from merino_edge import architecture, artefact, atomic, kinds, limits
 from merino_edge.architecture import Architecture
-from merino_edge.errors import ArtefactError
+from merino_edge.errors import ArtefactError, require
+from merino_edge.forms import UNSET, Form, Line, Sha256, UnsetType
 from merino_edge.tokenizer import ChatFormat
 from merino_edge.weights import weight_shapes
 
 KIND = "checkpoint"
 MODEL, NEXT = "model.safetensors", "training.next.json"
 FILES = ("architecture.json", MODEL, "tokenizer.json", "chat.json")
+HASHED_BYTES = 64 * 2**20  # takes a tenth of a second
 
 Weights = dict[str, np.ndarray]
+
+
+class Record(Form):
+    """The form of training.json, as far as it is read here."""
+
+    files: dict[str, Sha256]
+    id: Line | UnsetType = UNSET
 
 
 @dataclass(frozen=True)
@@ -43,16 +54,21 @@ class Checkpoint:
 
 def check_weights(a: Architecture, weights: Weights, where: str) -> None:
     """Raise ArtefactError unless `weights` are exactly the architecture's, finite and of its shapes."""
+    _check_shapes(a, {name: tuple(array.shape) for name, array in weights.items()}, where)
+    for name, array in weights.items():
+        if not np.isfinite(array).all():
+            raise ArtefactError(f"{where}: {name} holds NaN or infinity", "training diverged or the file is altered")
+
+
+def _check_shapes(a: Architecture, found: Mapping[str, tuple[int, ...]], where: str) -> None:
     expected = weight_shapes(a)
-    for name in sorted(set(expected) ^ set(weights)):
+    for name in sorted(expected.keys() ^ found.keys()):
         raise ArtefactError(
             f"{where}: {'missing' if name in expected else 'unexpected'} weight {name}", "make it again"
         )
     for name, shape in expected.items():
-        if tuple(weights[name].shape) != shape:
-            raise ArtefactError(f"{where}: {name} is {list(weights[name].shape)}, not {list(shape)}", "make it again")
-        if not np.isfinite(weights[name]).all():
-            raise ArtefactError(f"{where}: {name} holds NaN or infinity", "training diverged or the file is altered")
+        if found[name] != shape:
+            raise ArtefactError(f"{where}: {name} is {list(found[name])}, not {list(shape)}", "make it again")
 
 
 def write_files(
@@ -103,21 +119,43 @@ def save(
 def record(path: Path) -> dict[str, Any]:
     """training.json, or the next one where a save was killed between two files. Raises ArtefactError."""
     if (path / NEXT).is_file() and (path / MODEL).is_file():
-        later = artefact.read_json(path / NEXT, KIND)
-        if later.get("files", {}).get(MODEL) == artefact.sha256_file(path / MODEL):
+        later = artefact.read_json(path / NEXT, KIND, form=Record)
+        if later["files"].get(MODEL) == artefact.sha256_file(path / MODEL):
             return later
-    return artefact.read_json(path / "training.json", KIND)
+    return artefact.read_json(path / "training.json", KIND, form=Record)
 
 
 def load(path: Path | str) -> Checkpoint:
     """Read and verify a checkpoint. Raises ArtefactError, MissingExtraError."""
-    from merino_edge.errors import require
-
-    require("safetensors", "train")
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     path = Path(path)
+    a, chat, document = _verified(path, hashed_bytes=None)
+    with _safetensors(path / MODEL) as load_file:
+        weights = load_file(path / MODEL)
+    for name, array in weights.items():
+        if array.dtype not in (np.float32, np.float16):
+            raise ArtefactError(f"{path}: {name} is {array.dtype.name}, not float32 or float16", "make it again")
+    check_weights(a, weights, str(path))
+    return Checkpoint(path, a, weights, chat, document)
+
+
+def describe(path: Path | str) -> tuple[Architecture, dict[str, Any]]:
+    """The architecture and training.json of a checkpoint, without its weights: only their names and shapes are read.
+
+    Files of more than HASHED_BYTES are not hashed. Raises ArtefactError, MissingExtraError.
+    """
+    path = Path(path)
+    a, _, document = _verified(path, hashed_bytes=HASHED_BYTES)
+    with _safetensors(path / MODEL):
+        from safetensors import safe_open
+
+        with safe_open(path / MODEL, framework="np") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    _check_shapes(a, found, str(path))
+    return a, document
+
+
+def _verified(path: Path, hashed_bytes: int | None) -> tuple[Architecture, ChatFormat, dict[str, Any]]:
+    """Everything but the weights. Files of more than `hashed_bytes` are not hashed; None: all are."""
     kinds.require(path, KIND)
     if not path.is_dir():
         raise ArtefactError(f"{path} is not a checkpoint folder", "make one: merino-edge train, or merino-edge import")
@@ -125,20 +163,38 @@ def load(path: Path | str) -> Checkpoint:
     for name in FILES:
         if not (path / name).is_file():
             raise ArtefactError(f"{path / name} is missing", "make the checkpoint again")
-        if artefact.sha256_file(path / name) != document.get("files", {}).get(name):
+        if hashed_bytes is not None and (path / name).stat().st_size > hashed_bytes:
+            continue
+        if artefact.sha256_file(path / name) != document["files"].get(name):
             raise ArtefactError(
                 f"{path / name} does not match its hash in training.json", "it was altered; make it again"
             )
     a, _ = architecture.load(path / "architecture.json")
-    try:
-        weights = load_file(path / "model.safetensors")
-    except (SafetensorError, ValueError, OSError) as error:
-        raise ArtefactError(f"{path / 'model.safetensors'} cannot be read ({error})", "make it again") from None
-    check_weights(a, weights, str(path))
     chat = ChatFormat.load(path / "chat.json")
     if chat.bos_token_id is not None and chat.bos_token_id >= a.vocab_size:
         raise ArtefactError(
             f"{path / 'chat.json'}: token {chat.bos_token_id} is outside the vocabulary of {a.vocab_size}",
             "make the checkpoint again",
         )
-    return Checkpoint(path, a, weights, chat, document)
+    return a, chat, document
+
+
+def check_header_size(path: Path) -> None:
+    """Raise ArtefactError where a safetensors file has a header that would take the library seconds and gigabytes."""
+    size_bytes = int.from_bytes(artefact.read_head(path, 8), "little")
+    if size_bytes > limits.MAX_HEADER_BYTES:
+        raise ArtefactError(f"{path} has a header of {size_bytes} bytes", "it is damaged, or see merino_edge/limits.py")
+
+
+@contextlib.contextmanager
+def _safetensors(path: Path) -> Iterator[Callable[[Path], Weights]]:
+    """The library's reader, whose errors become ArtefactError. Raises MissingExtraError where it is not installed."""
+    require("safetensors", "train")
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    check_header_size(path)
+    try:
+        yield load_file
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ArtefactError(f"{path} cannot be read ({error})", "make it again") from None

@@ -27,6 +27,7 @@ from typing import Any
 
 from merino_edge import artefact
 from merino_edge.bundle import Bundle
+from merino_edge.bundle_forms import Engine
 from merino_edge.errors import ArtefactError, OutputError
 
 KIND = "engine"
@@ -127,7 +128,7 @@ def _stored(folder: Path, graph_sha256: str) -> Iterator[tuple[float, BuiltEngin
     """
     for file in sorted(folder.glob(f"{graph_sha256[:16]}-*.json")):
         try:
-            entry = artefact.remove_envelope(artefact.read_json(file, KIND, SCHEMA_VERSION))
+            entry = artefact.remove_envelope(artefact.read_json(file, KIND, SCHEMA_VERSION, form=Engine))
             written_s = file.stat().st_mtime
         except (ArtefactError, OSError):
             continue

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+LONGEST = 2_000  # characters of a message, which may quote what a file says
+
 
 class MerinoError(Exception):
     """A refusal that a user can act on. `hint` names the next step, `exit_code` is the process's."""
@@ -16,6 +18,7 @@ class MerinoError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
+        message = message if len(message) <= LONGEST else f"{message[:LONGEST]} ..."
         super().__init__(message)
         self.message = message
         self.hint = hint

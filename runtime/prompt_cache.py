@@ -11,14 +11,14 @@ one line of JSON and then the arrays [Hkv, P, D], one after the other:
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merino_edge import artefact, limits
+from merino_edge import artefact, forms, limits
 from merino_edge.errors import ArtefactError, UnsupportedError
+from merino_edge.forms import Form, Line
 from merino_edge.runtime.engine import CacheEngine
 from merino_edge.runtime.session import Session
 
@@ -27,6 +27,16 @@ if TYPE_CHECKING:
 
 KIND = "prompt_cache"
 AGAIN = "delete it, and it will be written again"
+
+
+class Header(Form):
+    """The first line of the file."""
+
+    model: Line
+    tokens: list[forms.Count]
+    dtype: Line
+    shapes: list[tuple[forms.Count, forms.Count]]
+    arrays_sha256: Line
 
 
 def model_hash(bundle: Bundle) -> str:
@@ -59,6 +69,8 @@ def load(path: Path, session: Session, bundle: Bundle) -> int:
     Raises ArtefactError (another model's file, an altered one, one longer than the context), UnsupportedError.
     """
     engine = _engine(session)
+    if path.exists() and not path.is_file():  # a pipe would wait for ever
+        raise ArtefactError(f"{path} is not a plain file", "give another --prompt-cache")
     try:
         with open(path, "rb") as file:
             header = _header(file.readline(limits.MAX_JSON_BYTES), str(path))
@@ -67,6 +79,8 @@ def load(path: Path, session: Session, bundle: Bundle) -> int:
                 raise ArtefactError(f"{path} was written for another model than {bundle.path}", AGAIN)
             if not 0 < len(tokens) <= engine.max_positions:
                 raise ArtefactError(f"{path} has {len(tokens)} positions of {engine.max_positions}", AGAIN)
+            if max(tokens, default=0) >= bundle.architecture.vocab_size:
+                raise ArtefactError(f"{path} holds tokens that the model does not know", AGAIN)
             shapes = [(heads, len(tokens), width) for heads, width in header["shapes"]]
             if header["dtype"] != engine.cache_dtype.name or shapes != engine.cache_shapes(len(tokens)):
                 raise ArtefactError(f"{path} has caches of another shape", AGAIN)
@@ -79,7 +93,10 @@ def load(path: Path, session: Session, bundle: Bundle) -> int:
     arrays, at = [], 0
     for shape in shapes:
         count = int(np.prod(shape))
-        arrays.append(np.frombuffer(data, engine.cache_dtype, count, at).reshape(shape))
+        array = np.frombuffer(data, engine.cache_dtype, count, at).reshape(shape)
+        if not np.isfinite(array).all():
+            raise ArtefactError(f"{path} holds NaN or infinity", AGAIN)
+        arrays.append(array)
         at += count * engine.cache_dtype.itemsize
     engine.write_cache(arrays)
     session.ids = list(tokens)
@@ -88,15 +105,11 @@ def load(path: Path, session: Session, bundle: Bundle) -> int:
 
 def _header(line: bytes, where: str) -> dict[str, Any]:
     try:
-        document = json.loads(line)
-    except (ValueError, RecursionError):
+        document = artefact.parse_json(line.decode(), where)
+    except (UnicodeDecodeError, ArtefactError):
         document = None
     header = artefact.check_header(document, KIND, 1, where)
-    tokens, shapes = header.get("tokens"), header.get("shapes")
-    tokens_ok = isinstance(tokens, list) and all(type(token) is int for token in tokens)
-    shapes_ok = isinstance(shapes, list) and all(isinstance(s, list) and [*map(type, s)] == [int, int] for s in shapes)
-    if not (tokens_ok and shapes_ok and {"model", "dtype", "arrays_sha256"} <= header.keys()):
-        raise ArtefactError(f"{where} is not a prompt cache of merino-edge", AGAIN)
+    forms.check(header, Header, f"{where} is not a prompt cache of merino-edge", AGAIN)
     return header
 
 

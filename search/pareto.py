@@ -135,7 +135,7 @@ class _Gap:
 
     @property
     def width(self) -> float:
-        return math.log(self.high / self.low)
+        return math.log(self.high / self.low) if self.low > 0 else math.inf
 
     @property
     def limit(self) -> float:

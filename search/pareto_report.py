@@ -68,18 +68,19 @@ def origin(config: SearchConfig) -> dict[str, Any]:
     }
 
 
-def table(document: dict[str, Any]) -> RenderableType:
-    """A terminal table of the points, and one of the public models."""
+def table(document: dict[str, Any], most_rows: int | None = None) -> RenderableType:
+    """A terminal table of the points, of which at most `most_rows` stand there, and one of the public models."""
     from rich.console import Group
     from rich.table import Table
 
     label, unit = document["label"], document["unit"]
     points = Table(label, "score", "architecture", "blocks (layers x width / FFN)", title=_title(document))
-    for point in document["points"]:
+    step = 1 if most_rows is None else math.ceil(len(document["points"]) / most_rows)
+    for point in document["points"][::step]:
         blocks = blocks_in_words(point["architecture"]["blocks"], point.get("precisions", ()))
         points.add_row(f"{point['value'] / unit:.4g}", f"{point['score']:,.1f}", point["id"], blocks)
     public = Table(label, "score", "public model", "with")
-    for reference in document["references"]:
+    for reference in document["references"][:most_rows]:
         value = "-" if reference["value"] is None else f"{reference['value'] / unit:.4g}"
         public.add_row(value, f"{reference['score']:,.1f}", reference["name"], ", ".join(reference["notes"]))
     claim = "the whole front" if document["complete"] else "points of the front; asking for more finds those between"

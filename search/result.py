@@ -27,7 +27,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from merino_edge import artefact, limits, names
+from merino_edge import artefact, forms, limits, names
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, BudgetError, InputError
 from merino_edge.latency.table import LatencyTable
@@ -39,6 +39,7 @@ from merino_edge.search.costs import CostModel
 from merino_edge.search.evolution import Evolution, evolve
 from merino_edge.search.exact.certificate import Certificate
 from merino_edge.search.exact.solver import ExactSolver, OnProgress
+from merino_edge.search.forms import Result
 from merino_edge.search.infeasible import infeasibility_error
 from merino_edge.search.problem import Problem
 from merino_edge.search.score import Score, is_users, parse_score
@@ -87,11 +88,10 @@ class SearchConfig:
         the document does not hold the configuration. Raises InputError if a user's score is not allowed, cannot be
         found or has changed since.
         """
+        forms.check(document, Result, f"{where} does not say how it was found", "give a result of merino-edge search")
         try:
             form, table = document["space"]["form"], document["table"]
             spec, limits_by_key, target = document["score"]["name"], document["budgets"], document.get("target")
-            if not isinstance(spec, str) or not isinstance(limits_by_key, dict) or not isinstance(target, str | None):
-                raise TypeError  # as for any other field of a wrong kind
             if is_users(spec) and spec != own_score:
                 raise InputError(
                     f"the score of {where} is a user's program", f"if you trust that program, add: --score {spec}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -98,7 +99,9 @@ class Space:
             1,
             limits.MAX_BLOCK_CHOICES,
         )
-        limits.check_range("templates", len(self.templates), 1, limits.MAX_TEMPLATES)
+        open_fields = (self.ffn, self.vocabularies, self.embedding_widths, self.contexts)
+        limits.check_range("templates", math.prod(map(len, open_fields)), 1, limits.MAX_TEMPLATES)
+        limits.check_range("templates x widths", len(self.templates) * len(self.widths), 1, limits.MAX_TEMPLATE_WIDTHS)
         limits.check_range("blocks x layers", self.blocks[-1] * self.layers[-1], 1, limits.MAX_LAYERS)
         for template, model in enumerate(self.models):
             if not self.width_range(template):
@@ -271,8 +274,12 @@ class Space:
 
     @property
     def size(self) -> int:
-        """The number of architectures in the space."""
-        return self._sizes[-1][0]
+        """The number of architectures in the space. Raises InputError for one that no float holds."""
+        if (size := self._sizes[-1][0]) >= 10**limits.MAX_JSON_DIGITS:
+            raise InputError(
+                f"space {self.name} has more than 1e{limits.MAX_JSON_DIGITS} architectures", "make it smaller"
+            )
+        return size
 
     def architecture(self, candidate: Candidate) -> Architecture:
         """The architecture of a candidate."""

@@ -91,7 +91,7 @@ def _separate(one: Measurement, other: Measurement) -> bool:
 
 def _different(first: LatencyTable, second: LatencyTable) -> list[str]:
     """The differences of machine and conditions, a line each."""
-    lines = card.differences(first.header["device"], second.header["device"])
+    lines = card.differences(*(table.header.get("device", {}) for table in (first, second)))
     for name in CONDITIONS:
         one, other = first.header.get(name), second.header.get(name)
         if one != other:

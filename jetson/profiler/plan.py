@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from merino_edge import counts
+from merino_edge import counts, forms
 from merino_edge.architecture import Architecture, Ffn
 from merino_edge.counts import table_bytes
 from merino_edge.errors import InputError
@@ -142,7 +142,7 @@ class Axes:
     def from_header(header: Mapping[str, Any]) -> Axes | None:
         """The axes of a begun table; None where a version began it that had other axes."""
         names = [field.name for field in dataclasses.fields(Axes)]
-        if not all(isinstance(header.get(name), list) for name in names):
+        if not all(isinstance(header.get(name), list) for name in names) or forms.problem(dict(header), Axes):
             return None
         values: dict[str, Any] = {
             name: tuple(tuple(x) if isinstance(x, list) else x for x in header[name]) for name in names

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from merino_edge import artefact
+from merino_edge import artefact, forms
 from merino_edge.architecture import Architecture
-from merino_edge.errors import OutputError, UnsupportedError
+from merino_edge.errors import InputError, OutputError, UnsupportedError
 from merino_edge.jetson.device import card as device
 from merino_edge.jetson.device.energy import EnergyMeter
 from merino_edge.jetson.device.other_load import LoadMeter
@@ -33,7 +33,7 @@ from merino_edge.jetson.profiler.found import FindModels
 from merino_edge.jetson.profiler.plan import LADDER, Detail, Plan, make_plan
 from merino_edge.jetson.profiler.probe import TINY_VOCAB, Probe, Space, Stack
 from merino_edge.jetson.profiler.short_plan import short_plan
-from merino_edge.jetson.profiler.table_header import continued_header, make_header
+from merino_edge.jetson.profiler.table_header import Begun, continued_header, make_header
 from merino_edge.jetson.profiler.time_budget import DEFAULT_MINUTES, FULL_MINUTES, TimeEstimate, choose_plan
 from merino_edge.jetson.profiler.timer import Timer, pinned
 from merino_edge.jetson.profiler.validation import conclusion, fitted
@@ -121,6 +121,9 @@ class Prepared:
 
 def prepare(request: Request, begun: dict[str, Any] | None = None) -> Prepared:
     """Choose the plan. `begun` is the header of a table to finish or to extend. Raises InputError."""
+    for header in filter(None, (begun, request.like and request.like.header)):
+        if forms.problem(header, Begun):
+            raise InputError("the table was begun by an older version and cannot be continued", "choose another --out")
     card = device.device_card()
     cache_bytes = device.last_level_cache_bytes(card) or DEFAULT_CACHE_BYTES
     cache_bytes = cache_bytes if request.backend.device == "cpu" else 0  # a GPU's cache is not swept

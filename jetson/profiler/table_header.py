@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from merino_edge import artefact
 from merino_edge.errors import InputError
+from merino_edge.forms import UNSET, Count, Form, Positions, UnsetType
 from merino_edge.jetson.device import card as device
 from merino_edge.jetson.profiler.backends import Backend
 from merino_edge.jetson.profiler.contention import STEP_SHARE
 from merino_edge.jetson.profiler.plan import Axes, Plan
 from merino_edge.jetson.profiler.short_plan import origin
 from merino_edge.jetson.profiler.timer import can_probe_contention
+from merino_edge.latency.forms import Reference
 from merino_edge.latency.table import LatencyTable, family
 from merino_edge.latency.table_file import KIND, SCHEMA_VERSION
 
@@ -28,6 +30,16 @@ LONG_CONTEXT = 2**20  # longer than any bucket of a cache
 # Header fields that may differ between a table and a profile that continues it.
 MOMENT = {"tool_version", "created", "clock_mhz", "sha256"}
 VARYING = {*MOMENT, "space", "minutes", "also", *(field.name for field in dataclasses.fields(Axes))}
+
+
+class Begun(Form):
+    """What a profile reads of the header of a table that it continues or follows; its axes are read by Axes."""
+
+    quick: bool
+    reference: Reference
+    default_length: Positions
+    cache_bytes: Count | UnsetType = UNSET
+    company_bytes: Count | UnsetType = UNSET
 
 
 def make_header(
@@ -73,7 +85,7 @@ def continued_header(table: LatencyTable, header: dict[str, Any]) -> dict[str, A
         raise InputError(f"{path} is transferred from {source.get('from')}", "continue it with the same --like")
     for name in (name for name in header if name not in VARYING):  # in the header's order: causes come first
         if name == "device":
-            changed = "; ".join(device.differences(table.header["device"], header["device"]))
+            changed = "; ".join(device.differences(table.header.get("device", {}), header["device"]))
             if changed:
                 raise InputError(f"{path} was begun on another device: {changed}", "choose another --out")
         elif table.header.get(name) != header[name]:

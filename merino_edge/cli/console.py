@@ -17,8 +17,8 @@ UNKNOWN = "unknown"
 PIPE_COLUMNS = 10_000  # where there is no terminal: a line that is cut in two is no command any more
 
 
-def stderr() -> Console:
-    """The console for progress, tables and statistics."""
+def stderr(*, markup: bool = True) -> Console:
+    """The console for progress, tables and statistics. Without `markup` square brackets in a text stay."""
     from rich.console import Console
 
     class Messages(Console):
@@ -30,14 +30,20 @@ def stderr() -> Console:
 
             return super().status(status, **options) if self.is_interactive else StatusLines(self, str(status))
 
-    return Messages(stderr=True, highlight=False, width=_columns(sys.stderr))
+    return Messages(stderr=True, highlight=False, markup=markup, width=_columns(sys.stderr))
 
 
 def stdout(*, soft_wrap: bool = False) -> Console:
-    """The console for results that people read. Square brackets in a text stay what they are."""
+    """The console for results that people read.
+
+    Square brackets in a text stay what they are. What an artefact says cannot steer the terminal.
+    """
     from rich.console import Console
 
     class Results(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            super().print(*(_harmless(item) if isinstance(item, str) else item for item in objects), **options)
+
         def on_broken_pipe(self) -> None:  # rich would end the program with exit code 1
             raise BrokenPipeError
 
@@ -47,6 +53,10 @@ def stdout(*, soft_wrap: bool = False) -> Console:
 def _columns(stream: TextIO) -> int | None:
     """The width of a console on `stream`; None: what the terminal or $COLUMNS says."""
     return None if stream.isatty() or "COLUMNS" in os.environ else PIPE_COLUMNS
+
+
+def _harmless(text: str) -> str:
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
 
 
 def print_json(value: Any) -> None:

@@ -39,12 +39,13 @@ class Steps:
 
     def __init__(self, folder: Path, machine: dict[str, Any], console: Console) -> None:
         from merino_edge import artefact
+        from merino_edge.cli.demo_forms import State
 
         self.folder, self.machine, self.console = folder, machine, console
         self._interrupted = False
         self.records: dict[str, Result] = {}
         if (folder / STATE).exists():
-            self.records = artefact.read_json(folder / STATE, KIND)["steps"]
+            self.records = artefact.read_json(folder / STATE, KIND, form=State)["steps"]
 
     def done(self, name: str) -> bool:
         """Whether the step ended in an earlier run, from whatever inputs."""
@@ -52,7 +53,7 @@ class Steps:
 
     def other_load(self, name: str) -> float | None:
         """The share of all cores that other programs used meanwhile."""
-        share: float | None = self.records[name]["other_load"]
+        share: float | None = self.records[name].get("other_load")
         return share
 
     def verb(

@@ -85,6 +85,7 @@ def evaluate(
     os.environ["TQDM_DISABLE"] = "1"  # no progress bars of the harness itself; read when tqdm is imported
     from merino_edge.runtime.evaluation import harness
     from merino_edge.runtime.evaluation import perplexity as of_text
+    from merino_edge.runtime.evaluation.forms import Report
     from merino_edge.runtime.evaluation.tasks import parse_task_names
 
     names = [] if perplexity is not None and tasks is None else parse_task_names("merino14" if tasks is None else tasks)
@@ -99,7 +100,7 @@ def evaluate(
         raise InputError("--continue needs the report of the interrupted run", "add: --out REPORT.json")
     if out is not None:
         outputs.claim(out, kind, force=force, resumes=resume)
-    other = None if against is None else artefact.read_json(against, kind, newest)
+    other = None if against is None else artefact.read_json(against, kind, newest, form=Report)
     engine, tokenizer, card = open_model(model, threads, cpu=cpu)
     report: dict[str, Any] = {"model": card, "engine": type(engine).__name__, "limit": limit, "tasks": {}}
     report["mean_accuracy"] = None
@@ -160,8 +161,9 @@ def _begun(out: Path, report: dict[str, Any]) -> dict[str, Any]:
     from merino_edge import artefact
     from merino_edge.errors import InputError
     from merino_edge.runtime.evaluation import harness
+    from merino_edge.runtime.evaluation.forms import Report
 
-    begun = artefact.read_json(out, harness.KIND, harness.SCHEMA_VERSION)
+    begun = artefact.read_json(out, harness.KIND, harness.SCHEMA_VERSION, form=Report)
     for name in ("model", "engine", "limit"):
         if begun.get(name) != report[name]:
             raise InputError(f"{out} began with another {name}", "give what it began with, or choose another --out")

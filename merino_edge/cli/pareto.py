@@ -72,7 +72,7 @@ def pareto(
     )
     tables = [one.sha256 for one in (config.table, *config.more_tables) if one is not None]
     key = {**pareto_report.origin(config), "metric": metric.key, "tables": tables, "tool": __version__}
-    screen = console.stderr()
+    screen = console.stderr(markup=False)
     with Unfinished(out, key, resume=resume) as unfinished:
         with console.progress(screen) as bar:
             task = bar.add_task("points", total=points, note="")

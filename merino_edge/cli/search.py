@@ -144,7 +144,7 @@ def _config_of(path: Path, score: str | None) -> tuple[SearchConfig, tuple[str, 
     config = SearchConfig.of(document, str(path), score)
     if score is not None and score != config.score.spec:
         raise InputError(f"{path} was found with score {config.score.spec}", "leave --score out")
-    return config, (a.id, *document["choices"].get("precisions", ()))
+    return config, (a.id, *document.get("choices", {}).get("precisions", ()))
 
 
 def _prices(result: SearchResult, *, priced: bool | None, seconds: float | None) -> list[str]:

@@ -10,6 +10,7 @@ it prints merino_edge.jetson.profiler.comparison.compare.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -57,7 +58,7 @@ def show(
     path = bundle.find(path)
     kind = kind_of(path)
     reader, printer = KINDS[kind]
-    document = {"kind": kind, "path": str(path), **reader(path)}
+    document = {"kind": kind, "path": str(path), **reader(path)} | {"path": str(path)}  # whatever the artefact holds
     if as_json:
         console.print_json(document)
     else:
@@ -73,13 +74,13 @@ def kind_of(path: Path) -> str:
         raise ArtefactError(f"{path} does not exist", names.beside(path) or "check the path")
     if path.is_dir():
         kind: Any = kinds.FOLDERS.get(kinds.folder_marker(path) or "")
+    elif (begins := HEAD.match(artefact.read_head(path))) is not None:
+        kind = begins[1].decode()
     else:
         text = artefact.read_text(path, limits.MAX_TABLE_BYTES)
-        first = text.partition("\n")[0]
-        is_lines = first.startswith("{") and first.endswith(
-            "}"
-        )  # a table has one object a line, other artefacts are one object
-        document = artefact.parse_json(first if is_lines else text, str(path))
+        first = text.partition("\n")[0]  # of a table, which has an object a line
+        is_lines = first.startswith("{") and first.endswith("}")
+        document = artefact.parse_json(first if is_lines else text, str(path), limits.MAX_ARTEFACT_VALUES)
         kind = document.get("kind") if isinstance(document, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
         reason = f"its kind is {kind!r}" if kind else "it has no kind"
@@ -110,14 +111,17 @@ def _read_architecture(path: Path) -> Document:
 def _read_checkpoint(path: Path) -> Document:
     from merino_edge import checkpoint
 
-    loaded = checkpoint.load(path)
-    return {**loaded.training, "architecture": loaded.architecture.to_dict(), "counts": _counts(loaded.architecture)}
+    a, training = checkpoint.describe(path)
+    return {**training, "architecture": a.to_dict(), "counts": _counts(a)}
 
 
 def _read_bundle(path: Path) -> Document:
     from merino_edge import bundle, engine_store
+    from merino_edge.checkpoint import HASHED_BYTES
 
-    loaded = bundle.load(path)
+    files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else []
+    size_bytes = sum(file.stat().st_size for file in files)
+    loaded = bundle.load(path, verify=size_bytes <= HASHED_BYTES)
     built = engine_store.engines_of(loaded)
     return {
         **loaded.manifest,
@@ -150,18 +154,22 @@ def _read_table(path: Path) -> Document:
 
 def _read_front(path: Path) -> Document:
     from merino_edge import artefact
-    from merino_edge.search.pareto import KIND, SCHEMA_VERSION
+    from merino_edge.search.forms import Front
 
-    return artefact.read_json(path, KIND, SCHEMA_VERSION)
+    return artefact.read_json(path, "pareto_front", 1, form=Front)
 
 
 def _read_header(kind: str, path: Path) -> Document:
     """The header of a corpus, a study, stored logits or a synthetic corpus. The data itself is not read."""
+    from importlib import import_module
+
     from merino_edge import artefact
     from merino_edge.kinds import FOLDERS
 
     names = (name for name, folder_kind in FOLDERS.items() if folder_kind == kind)
-    return artefact.read_json(path / next(names) if path.is_dir() else path, kind, HEADER_VERSIONS[kind])
+    newest, module, form = HEADERS[kind]
+    file = path / next(names) if path.is_dir() else path
+    return artefact.read_json(file, kind, newest, form=getattr(import_module(module), form))
 
 
 def _read_space(path: Path) -> Document:
@@ -172,7 +180,14 @@ def _read_space(path: Path) -> Document:
     return {**space_file.to_dict(space), "size": space.size}
 
 
-HEADER_VERSIONS = {"corpus": 2, "study": 1, "teacher_logits": 1, "written_corpus": 1}
+HEADERS = {  # the newest schema, and where its form stands
+    "corpus": (2, "merino_edge.data.forms", "Header"),
+    "study": (1, "merino_edge.training.forms", "Study"),
+    "teacher_logits": (1, "merino_edge.distillation.forms", "TeacherLogits"),
+    "written_corpus": (1, "merino_edge.distillation.forms", "WrittenCorpus"),
+}
+# How every artefact of ours begins; one that a person wrote may begin otherwise, and is parsed for its kind.
+HEAD = re.compile(rb'\s*\{\s*"kind"\s*:\s*"([a-z_-]{1,40})"')
 KINDS: dict[str, tuple[Callable[[Path], Document], Callable[[Console, Document], None]]] = {
     "latency_table": (_read_table, printers.print_table),
     "architecture": (_read_architecture, printers.print_artefact),
@@ -180,5 +195,5 @@ KINDS: dict[str, tuple[Callable[[Path], Document], Callable[[Console, Document],
     "bundle": (_read_bundle, printers.print_artefact),
     "space": (_read_space, printers.print_space),
     "pareto_front": (_read_front, printers.print_front),
-    **{kind: (functools.partial(_read_header, kind), printers.print_header) for kind in HEADER_VERSIONS},
+    **{kind: (functools.partial(_read_header, kind), printers.print_header) for kind in HEADERS},
 }

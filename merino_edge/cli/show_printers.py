@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Document = dict[str, Any]
+LONGEST, MOST_FIELDS, MOST_ROWS = 2_000, 200, 100  # of what is printed for people
 
 
 def print_model(screen: Console, document: Document) -> None:
@@ -33,12 +34,15 @@ def print_model(screen: Console, document: Document) -> None:
 
 
 def _print_fields(screen: Console, fields: Document) -> None:
-    """Print one field a line: scalars as they are, nested values as compact JSON."""
+    """Print one field a line: scalars as they are, nested values as compact JSON. What is long is cut."""
     import json
 
-    for name, value in fields.items():
+    for name, value in list(fields.items())[:MOST_FIELDS]:
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=True)
-        screen.print(f"  {name:<18} {''.join(c if c.isprintable() else '?' for c in str(shown))}")
+        line = f"  {name[:LONGEST]:<18} {shown[:LONGEST]}{' ... (whole: --json)' if len(shown) > LONGEST else ''}"
+        screen.print("".join(c if c.isprintable() else "?" for c in line))
+    if len(fields) > MOST_FIELDS:
+        screen.print(f"  and {len(fields) - MOST_FIELDS} more fields (whole: --json)")
 
 
 def print_artefact(screen: Console, document: Document) -> None:
@@ -64,32 +68,40 @@ def print_artefact(screen: Console, document: Document) -> None:
     if rest:
         screen.print("how it was made:")
         _print_fields(screen, rest)
-    if graph := document.get("graph"):
+    made = document if document["kind"] == "bundle" else {}  # other kinds may use these names otherwise
+    if graph := made.get("graph"):
         form = f"{graph.get('lowering')} lowering, opset {graph.get('opset')}, {graph.get('cache', 'float')} KV cache"
         screen.print(f"graph: {form}; compared with PyTorch:")
-    for check in document.get("parity", ()):
+    for check in made.get("parity", ())[:MOST_ROWS]:
         screen.print("  " + check_line(check))
-    for engine in [*document.get("engines", ()), *document.get("stored_engines", ())]:
+    for engine in [*made.get("engines", ()), *made.get("stored_engines", ())][:MOST_ROWS]:
         machine = engine.get("machine", {})
         screen.print(
             f"engine {engine['file']}: {engine.get('library')} {engine.get('version')} for {engine.get('capability')}, "
             f"{engine.get('context')} positions, {engine.get('bytes', 0) / 1e6:.1f} MB, "
             f"built on {machine.get('name')}, power mode {machine.get('power_mode')}"
         )
-    for tuning in document.get("tunings", ()):
+    for tuning in made.get("tunings", ())[:MOST_ROWS]:
         screen.print(
             f"on {tuning.get('cores')} cores of {tuning.get('cpu')}: {tuning.get('threads')} threads"
             + ", spinning" * bool(tuning.get("spinning"))
         )
-    if files := document.get("files"):
-        screen.print(f"files, each with its sha256 checked: {', '.join(sorted(files))}")
+    if document["kind"] != "architecture" and (files := document.get("files")):
+        large = "; those of large files are checked where they are used"
+        screen.print(f"files, each with its sha256{large}: {', '.join(sorted(files)[:MOST_ROWS])}")
 
 
 def _table_in_short(table: Document) -> Document:
-    entries, header = table.get("entries") or (), table.get("header") or {}
-    return {"name": table.get("name"), "sha256": table.get("sha256"), "entries": len(entries),
-            "device": header.get("device", {}).get("name"), "precision": header.get("precision"),
-            "estimated": header.get("estimated")}  # fmt: skip
+    """A table of a search result without its entries; as it is where it is no such table."""
+    from merino_edge import forms
+    from merino_edge.latency.forms import Compact
+
+    if forms.problem(table, Compact):
+        return table
+    header = table["header"]
+    return {"name": table["name"], "sha256": table["sha256"], "entries": len(table["entries"]),
+            "device": header.get("device", {}).get("name"), "precision": header["precision"],
+            "estimated": header["estimated"]}  # fmt: skip
 
 
 def print_table(screen: Console, document: Document) -> None:
@@ -103,11 +115,11 @@ def print_table(screen: Console, document: Document) -> None:
     hidden = {"kind", "path", "schema_version", "entries", "unstable", "failed", "finished", "moved", "conditions",
               "faces", "validation", "verdict", "estimated", "space", "sha256"}  # fmt: skip
     fields = {name: value for name, value in document.items() if name not in hidden}
-    _print_fields(screen, {**fields, "device": plain(fields["device"])})
+    _print_fields(screen, {**fields, "device": plain(fields.get("device", {}))})
     total = sum(document["entries"].values())
     counted = ", ".join(f"{count} {what}" for what, count in document["entries"].items())
     screen.print(f"{total} entries ({counted}), {document['unstable']} unstable, {document['failed']} failed")
-    for line in document["moved"]:
+    for line in document["moved"][:MOST_ROWS]:
         screen.print(f"warning: while it was measured, {line}")
     if document["validation"]:
         compared = "whole models of the roofline, not of the board" if document["estimated"] else "whole models"
@@ -115,8 +127,9 @@ def print_table(screen: Console, document: Document) -> None:
         figures = Table(
             compared, "MAPE %", "p95 %", "max %", "bias %", "Kendall tau", "repetitions apart %", within_title
         )
-        rows = [(f"{errors['models']} in {mode}", errors) for mode, errors in document["validation"].items() if errors]
-        for mode, errors in document["validation"].items():
+        validation = {mode: errors for mode, errors in document["validation"].items() if errors}
+        rows = [(f"{errors.get('models', '-')} in {mode}", errors) for mode, errors in validation.items()]
+        for mode, errors in validation.items():
             if found := errors.get("found"):
                 rows.append((f"{found['models']} in {mode}, found by searches", found))
         for name, errors in rows:
@@ -124,7 +137,7 @@ def print_table(screen: Console, document: Document) -> None:
             columns.append("visits_apart_percent")
             numbers = ["-" if errors.get(column) is None else f"{errors[column]:.2f}" for column in columns]
             within = "-"
-            if errors.get("low_percent") is not None:
+            if None not in (errors.get("low_percent"), errors.get("high_percent")):
                 within = f"{errors['low_percent']:+.1f} to {errors['high_percent']:+.1f} %"
             figures.add_row(name, *numbers, within)
         screen.print(figures)
@@ -167,7 +180,7 @@ def print_front(screen: Console, document: Document) -> None:
     from merino_edge.search import pareto_report
 
     screen.print(f"Pareto front {document['path']} of {document['score']['name']} against {document['metric']}")
-    screen.print(pareto_report.table(document))
+    screen.print(pareto_report.table(document, MOST_ROWS))
 
 
 def print_space(screen: Console, document: Document) -> None:

@@ -182,11 +182,12 @@ def trained(folder: Path, plan: Plan) -> list[Trained]:
     from merino_edge import artefact, checkpoint
     from merino_edge.search.study.scores import Trained
     from merino_edge.training import study_runs
+    from merino_edge.training.forms import Trained as TrainedForm
 
     losses: dict[str, list[float]] = {}
     for run in study_runs.runs(folder, plan):
         if run.finished:
-            document = artefact.read_json(run.folder / "training.json", checkpoint.KIND)
+            document = artefact.read_json(run.folder / "training.json", checkpoint.KIND, form=TrainedForm)
             losses.setdefault(run.architecture.id, []).append(document["validation_loss"])
     return [
         Trained(a, tuple(losses[a.id]))

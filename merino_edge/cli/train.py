@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shlex
 import signal
@@ -321,7 +322,7 @@ def _config(a: Architecture, out: Path, options: dict[str, Any], *, resume: bool
         if saved["damaged"]:
             what = f"note: {saved['damaged']}; the state before it, of step {saved['step']:,}, goes on"
             stderr().print(what, soft_wrap=True, markup=False)
-        return TrainingConfig(**{**saved["config"], **options})
+        return dataclasses.replace(TrainingConfig.of(saved["config"], str(out)), **options)
     paper = TrainingConfig()
     warmup = min(paper.warmup, options.get("steps", paper.steps) // 10)
     return TrainingConfig(**{"sequence": min(paper.sequence, a.max_positions), "warmup": warmup, **options})

@@ -31,13 +31,16 @@ def verify(
 
     Every score and cost is derived again, and the bound is proven again from the prices in the certificate.
     """
+    from merino_edge import forms
     from merino_edge.architecture import Architecture
     from merino_edge.cli import console
     from merino_edge.errors import ArtefactError, InputError
     from merino_edge.search import check_certificate
+    from merino_edge.search.forms import Result
 
     try:
         document = check_certificate.read(result)
+        forms.check(document, Result, str(result))
         function = check_certificate.users_function(document.get("score"), score)
         for path in table or ():
             _check_table(path, result, document)

@@ -74,7 +74,7 @@ class Config:
     def only(self, name: str, accepted: Collection[Any]) -> None:
         """Raise UnsupportedError for a field that is present, not null, and none of `accepted`."""
         value = self.values.get(name)
-        if value is not None and value not in accepted:
+        if value is not None and value not in tuple(accepted):  # which needs no hash
             raise UnsupportedError(f"{self.where}: {name} {value!r} is not supported", CHOOSE)
 
     def activation(self, name: str, default: str) -> Ffn:
@@ -265,7 +265,8 @@ def _to_mistral(a: Architecture) -> dict[str, Any]:
 
 def _qwen2(c: Config) -> Architecture:
     c.only("use_sliding_window", (False,))
-    for kind in c.values.get("layer_types") or ():
+    kinds = c.values.get("layer_types")
+    for kind in kinds if isinstance(kinds, list) else []:
         if kind != "full_attention":
             raise UnsupportedError(f"{c.where}: layer_types {kind!r} is not supported", CHOOSE)
     return _llama(c, "qkv")

@@ -2,7 +2,7 @@
 
 The architectures are llama (also SmolLM2, Mistral), qwen2 and gpt2. The tokenizers are byte-level BPE ("gpt2") of the
 kinds in `PRE_TOKENIZERS`. Any other kind, unknown metadata of the architecture and weights without equivalent are
-refused by name. The library's reader trusts the file, so `_open` keeps it inside the file's bounds.
+refused by name. merino_edge.convert.gguf_file reads the file itself.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 
 from merino_edge import artefact, limits
 from merino_edge.architecture import Architecture, Block
+from merino_edge.convert.gguf_file import GgufFile, Tensor
 from merino_edge.convert.imported import Imported, OnWeight, bind_template, check_tokenizer, convert_weights
 from merino_edge.convert.layouts import Layout, split_fused
 from merino_edge.errors import ArchitectureError, ArtefactError, UnsupportedError, require
 from merino_edge.tokenizer import ChatFormat
 
 if TYPE_CHECKING:
-    import gguf
     import tokenizers
 
 T = TypeVar("T")
@@ -30,14 +30,13 @@ T = TypeVar("T")
 def read(path: Path, on_weight: OnWeight) -> Imported:
     """Read the model in the GGUF file `path`. Raises UnsupportedError, ArtefactError, MissingExtraError."""
     require("gguf", "import")
-    reader = _open(path)
-    m = Metadata(reader, str(path))
+    file = GgufFile(path)
+    m, tensors = Metadata(file.values, str(path)), file.tensors
     family = m.need("general.architecture", str)
     if family not in LAYOUTS:
         raise UnsupportedError(
             f"{path}: architecture {family!r} is not supported", f"choose one of {', '.join(LAYOUTS)}"
         )
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
     try:
         a = _architecture(m, family, tensors)
     except ArchitectureError as error:
@@ -57,50 +56,29 @@ def read(path: Path, on_weight: OnWeight) -> Imported:
     return Imported(a, weights, str(backend.to_str(pretty=True)), chat, source)
 
 
-# --- the file --------------------------------------------------------------------------------------
-
-
-def _open(path: Path) -> gguf.GGUFReader:
-    import gguf
-
-    class Reader(gguf.GGUFReader):  # type: ignore[misc]
-        """A reader that refuses to read outside the file or without end. The library would read nothing there."""
-
-        data: Any
-        reads = 0
-
-        def _get(self, offset: int, dtype: Any, count: int = 1, *args: Any, **kwargs: Any) -> Any:
-            if not self.reads:
-                self.data = self.data.view(np.ndarray)  # the same mapped bytes; slicing a np.memmap is much slower
-            self.reads += 1
-            if self.reads > limits.MAX_GGUF_VALUES:
-                raise ValueError(f"more than {limits.MAX_GGUF_VALUES} values, see merino_edge/limits.py")
-            if int(offset) + np.dtype(dtype).itemsize * int(count) > len(self.data):
-                raise ValueError("it ends too early")
-            return super()._get(offset, dtype, count, *args, **kwargs)
-
-    try:
-        return Reader(path)
-    except Exception as error:  # the reader validates little: a damaged file can make it raise anything
-        raise ArtefactError(
-            f"{path} cannot be read as GGUF ({error})", "it is damaged or truncated; download it again"
-        ) from None
+# --- metadata -------------------------------------------------------------------------------------
 
 
 class Metadata:
     """The file's key-value pairs, typed. Raises ArtefactError naming the key."""
 
-    def __init__(self, reader: gguf.GGUFReader, where: str) -> None:
-        self.fields = reader.fields
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self.values = values
         self.where = where
 
     def get(self, key: str, kind: type[T]) -> T | None:
         """The value, or None where the key is missing. For kind `list` it is the whole array."""
-        if key not in self.fields:
+        if key not in self.values:
             return None
+        value = self.values[key]
         try:
-            value = self.fields[key].contents()
-        except (UnicodeDecodeError, IndexError):
+            if isinstance(value, bytes):
+                value = value.decode()
+            elif isinstance(value, list):
+                value = [item.decode() for item in value]
+            elif isinstance(value, np.ndarray) and kind is list:
+                value = value.tolist()
+        except UnicodeDecodeError:
             value = None
         if type(value) is not kind:
             raise ArtefactError(f"{self.where}: {key} is not {kind.__name__}", "it is damaged; download it again")
@@ -123,7 +101,8 @@ class Metadata:
     def real(self, key: str, default: float | None = None) -> float:
         """A float32 as its shortest decimal: 1e-05, not 9.999999747378752e-06."""
         value = self.get(key, float) if default is not None else self.need(key, float)
-        return float(str(np.float32(default if value is None else value)))
+        with np.errstate(over="ignore"):  # the architecture refuses what is not finite
+            return float(str(np.float32(default if value is None else value)))
 
 
 # --- architecture and weights ----------------------------------------------------------------------
@@ -146,8 +125,8 @@ UNDERSTOOD = (
 )
 
 
-def _architecture(m: Metadata, family: str, tensors: Mapping[str, gguf.ReaderTensor]) -> Architecture:
-    for key in m.fields:
+def _architecture(m: Metadata, family: str, tensors: Mapping[str, Tensor]) -> Architecture:
+    for key in m.values:
         if key.startswith(f"{family}.") and key.removeprefix(f"{family}.") not in UNDERSTOOD:
             raise UnsupportedError(f"{m.where}: {key} is not supported", "choose another model")
     width, heads = m.whole(f"{family}.embedding_length"), m.whole(f"{family}.attention.head_count")
@@ -212,15 +191,15 @@ LAYOUTS = {
 }
 
 
-def _dequantised(tensor: gguf.ReaderTensor, path: Path) -> np.ndarray:
+def _dequantised(tensor: Tensor, path: Path) -> np.ndarray:
     from gguf.quants import dequantize
 
     try:
-        return np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
+        with np.errstate(all="ignore"):  # what is not finite is refused later
+            return np.asarray(dequantize(tensor.data, tensor.kind), np.float32)
     except NotImplementedError:
-        kind = tensor.tensor_type.name
         raise UnsupportedError(
-            f"{path}: {tensor.name} is {kind}, which cannot be read", "choose another quantisation"
+            f"{path}: {tensor.name} is {tensor.kind.name}, which cannot be read", "choose another quantisation"
         ) from None
 
 

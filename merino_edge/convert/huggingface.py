@@ -16,7 +16,7 @@ import numpy as np
 
 from merino_edge import artefact, limits
 from merino_edge.architecture import Architecture
-from merino_edge.checkpoint import Weights
+from merino_edge.checkpoint import Weights, check_header_size
 from merino_edge.convert.families import FAMILIES, Config, Family
 from merino_edge.convert.imported import (
     Imported,
@@ -26,7 +26,7 @@ from merino_edge.convert.imported import (
     convert_weights,
     load_tokenizer,
 )
-from merino_edge.errors import ArchitectureError, ArtefactError, UnsupportedError, require_all
+from merino_edge.errors import ArchitectureError, ArtefactError, MerinoError, UnsupportedError, require_all
 from merino_edge.foreign_call import call
 from merino_edge.tokenizer import FAILED, ChatFormat
 
@@ -104,12 +104,13 @@ def _weights(a: Architecture, family: Family, files: list[Path], on_weight: OnWe
     """The weights of all `files`. One weight is read at a time."""
     require_all({"import": ["safetensors", "ml_dtypes"]})
     import ml_dtypes  # noqa: F401  (gives numpy the name bfloat16)
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     locations: dict[str, tuple[Path, str]] = {}  # name without the family's prefix -> where it is stored
     opened: dict[Path, Any] = {}
     try:
         for file in files:
+            check_header_size(file)
             opened[file] = safe_open(file, framework="np")
             for stored in opened[file].keys():  # noqa: SIM118  (not a dict)
                 name = next((stored[len(p) :] for p in family.prefixes if stored.startswith(p)), stored)
@@ -129,7 +130,9 @@ def _weights(a: Architecture, family: Family, files: list[Path], on_weight: OnWe
             return np.asarray(array, np.float32)
 
         return convert_weights(a, family.layout, locations, load, where=str(files[0].parent), on_weight=on_weight)
-    except (SafetensorError, OSError, TypeError) as error:
+    except (MerinoError, MemoryError):
+        raise
+    except Exception as error:  # the library raises its own errors, and those of numpy for types that it lacks
         raise ArtefactError(
             f"{file} cannot be read ({error})", "it is damaged or truncated; download it again"
         ) from None

@@ -65,7 +65,7 @@ def convert_weights(
             raise UnsupportedError(f"{where}: weight {name} has no place in this model family", "choose another model")
         try:
             parts = layout.adapt(a, ours, array)
-        except (ValueError, IndexError):  # it cannot be split: its shape is wrong
+        except (ValueError, IndexError, TypeError):  # it cannot be split: its shape is wrong
             parts = [array]
         for part, value in zip(ours, parts, strict=False):
             if value.shape != expected[part]:

@@ -29,10 +29,11 @@ from typing import Any
 
 import numpy as np
 
-from merino_edge import __version__, artefact
+from merino_edge import __version__, artefact, forms
 from merino_edge.data import corpus_writer
 from merino_edge.data.bpe import SMALLEST_VOCABULARY
 from merino_edge.data.corpus_writer import CONVERSATIONS, HEADER, KIND, SCHEMA_VERSION, SHARD_TOKENS, token_dtype
+from merino_edge.data.forms import Header
 from merino_edge.data.shards import Shards, Verified, shard_name
 from merino_edge.data.sources import resolve, texts
 from merino_edge.errors import ArtefactError, InputError, OutputError
@@ -42,11 +43,6 @@ from merino_edge.unfinished import Unfinished
 IGNORED = -100  # a target without loss
 HELD_OUT = 0.05  # share of the tokens for validation
 MAX_HELD_OUT_TOKENS = 2**20
-
-HEADER_FIELDS = (
-    *("vocab_size", "tokenizer_tokens", "tokens", "conversations", "shards"),
-    *("corpus_sha256", "tokenizer_sha256", "chat_sha256", "conversations_sha256"),
-)
 
 Batch = tuple[np.ndarray, np.ndarray]  # inputs and the tokens that follow them, or IGNORED, each [B, T] int64
 
@@ -127,6 +123,9 @@ class Corpus:
     def rows(self, starts: np.ndarray, sequence: int) -> Batch:
         """The rows [B, T] that begin at tokens `starts` [B]: inputs and targets."""
         rows = np.stack([self.tokens.window(start, start + sequence + 1) for start in starts]).astype(np.int64)
+        if rows.max() >= self.header["tokenizer_tokens"]:
+            what = f"{self.folder} holds token {rows.max()}, its tokenizer has {self.header['tokenizer_tokens']}"
+            raise ArtefactError(what, f"remove {self.folder} and make it again")
         targets = rows[:, 1:]
         if self.learned is not None:
             learned = np.stack([self.learned.window(start + 1, start + sequence + 1) for start in starts])  # [B, T]
@@ -218,7 +217,10 @@ def load(folder: Path | str) -> Corpus:
     if header["conversations_sha256"] is not None:
         shape = (2, header["conversations"])
         verified.check(CONVERSATIONS, header["conversations_sha256"], 8 * 2 * shape[1])
+        if not shape[1]:
+            raise ArtefactError(f"{folder / HEADER} counts no conversation", f"remove {folder} and make it again")
         conversations = np.memmap(folder / CONVERSATIONS, dtype=np.dtype("<i8"), mode="r", shape=shape)
+        _check_conversations(conversations, len(tokens), folder)
         learned = _shards(folder, "learned", np.dtype("u1"), header, verified)
     verified.save()
     return Corpus(folder, tokens, header, _identity(header), learned, conversations)
@@ -233,13 +235,21 @@ def _shards(folder: Path, stem: str, dtype: np.dtype[Any], header: dict[str, Any
     return Shards(parts)
 
 
+def _check_conversations(conversations: np.ndarray, tokens: int, folder: Path) -> None:
+    """Raise ArtefactError unless conversations [2, C] follow each other within the tokens, none of them empty."""
+    begins, ends = conversations
+    apart = bool((begins[1:] >= ends[:-1]).all())
+    if not (apart and bool((begins < ends).all()) and begins[0] >= 0 and ends[-1] <= tokens):
+        what = f"{folder / CONVERSATIONS} holds conversations that overlap or lie outside"
+        raise ArtefactError(what, f"remove {folder} and make it again")
+
+
 def _header(folder: Path) -> dict[str, Any]:
     header = artefact.read_json(folder / HEADER, KIND, SCHEMA_VERSION)
     if header["schema_version"] < SCHEMA_VERSION:
         what = f"{folder / HEADER} has schema version {header['schema_version']}, this tool reads {SCHEMA_VERSION}"
         raise ArtefactError(what, f"remove {folder} and make it again")
-    if missing := [name for name in HEADER_FIELDS if name not in header]:
-        raise ArtefactError(f"{folder / HEADER} has no {missing[0]}", f"remove {folder} and make it again")
+    forms.check(header, Header, str(folder / HEADER), f"remove {folder} and make it again")
     return header
 
 

@@ -10,11 +10,11 @@ The first of these fields that is present and not null decides; other fields are
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from merino_edge.errors import InputError
+from merino_edge.strict_json import parse_bounded
 from merino_edge.tokenizer import Message
 
 FIELDS = ("messages", "turns", "instruction", "text")
@@ -35,7 +35,7 @@ Record = str | Conversation  # a piece of plain text, where END_OF_TEXT ends doc
 def parse_line(line: str, where: str) -> Record:
     """The record of one line of JSON. Raises InputError naming `where`."""
     try:
-        value = json.loads(line)
+        value = parse_bounded(line)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON ({error})", "give one JSON object a line") from None
     return parse(value, where)

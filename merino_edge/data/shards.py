@@ -23,6 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from merino_edge import artefact
+from merino_edge.data.forms import Verified as Record
 from merino_edge.errors import ArtefactError, MerinoError
 
 VERIFIED = "verified.json"
@@ -136,8 +137,8 @@ class Verified:
         self.files: dict[str, list[int]] = {}
         self._changed = False
         with contextlib.suppress(MerinoError):  # without a record every file is hashed
-            record = artefact.read_json(folder / VERIFIED, "verified")
-            if record.get("header_sha256") == header_sha256:
+            record = artefact.read_json(folder / VERIFIED, "verified", form=Record)
+            if record["header_sha256"] == header_sha256:
                 self.files = record["files"]
 
     def check(self, name: str, sha256: str, size_bytes: int | None = None) -> None:

@@ -21,6 +21,7 @@ from merino_edge.data import hub_dataset, records
 from merino_edge.data.bpe import END_OF_TEXT
 from merino_edge.data.records import Conversation, Record
 from merino_edge.errors import InputError
+from merino_edge.packed_text import open_text
 
 PIECE_CHARACTERS = 2**16  # of text, about
 PATTERNS = ("*.txt", "*.txt.xz", "*.jsonl", "*.jsonl.xz")
@@ -58,7 +59,7 @@ class File:
         return self._lines() if ".jsonl" in self.path.suffixes[-2:] else self._text()
 
     def _text(self) -> Iterator[str]:
-        with _reading(self.path), _open_text(self.path) as file:
+        with _reading(self.path), open_text(self.path) as file:
             for piece in _pieces(file):
                 if "\0" in piece:
                     what = f"{self.path} is not text (it holds zero bytes)"
@@ -66,10 +67,10 @@ class File:
                 yield piece
 
     def _lines(self) -> Iterator[Record]:
-        with _reading(self.path), _open_text(self.path) as file:
-            for number, line in enumerate(iter(lambda: file.readline(limits.MAX_JSON_BYTES), ""), start=1):
+        with _reading(self.path), open_text(self.path) as file:
+            for number, line in enumerate(iter(lambda: file.readline(limits.MAX_LINE_CHARACTERS), ""), start=1):
                 where = f"{self.path} line {number}"
-                if len(line) == limits.MAX_JSON_BYTES:
+                if len(line) == limits.MAX_LINE_CHARACTERS:
                     raise InputError(f"{where} is longer than {len(line)} characters", "see merino_edge/limits.py")
                 if line.strip():
                     yield from documents(records.parse_line(line, where))
@@ -142,12 +143,6 @@ def _pieces(file: IO[str]) -> Iterator[str]:
             yield "".join(lines)
             lines, size = [], 0
     yield "".join(lines) + END_OF_TEXT
-
-
-def _open_text(path: Path) -> IO[str]:
-    if path.suffix == ".xz":
-        return lzma.open(path, "rt", encoding="utf-8-sig")
-    return open(path, encoding="utf-8-sig")
 
 
 @contextlib.contextmanager

@@ -125,8 +125,8 @@ def load(name_or_path: Path | str) -> Prompts:
 def _group(value: dict[str, Any], slots: Mapping[str, tuple[str, ...]], path: Path) -> Group:
     user_file.require_known(value, GROUP_FIELDS, path)
     share, system, asked = value.get("share", 1), value.get("system"), value.get("asked", PROMPT)
-    if type(share) not in (int, float) or not 0 < share < 1e9:
-        raise user_file.error(path, f"share is {share!r}", "give a number above 0")
+    if type(share) not in (int, float) or not 1e-6 <= share <= 1e6:
+        raise user_file.error(path, f"share is {share!r}", "give a number from 0.000001 to 1000000")
     if not (system is None or isinstance(system, str)):
         raise user_file.error(path, "system is no text", "leave it out")
     if not (isinstance(asked, str) and PROMPT in asked):

@@ -32,6 +32,7 @@ import torch
 
 from merino_edge import artefact, limits, output
 from merino_edge.checkpoint import Checkpoint
+from merino_edge.distillation.forms import WrittenCorpus
 from merino_edge.distillation.prompts import Prompt, Prompts
 from merino_edge.errors import ArtefactError, InputError, OutputError
 from merino_edge.pytorch.batched_generation import BatchedGenerator, Completion, SamplingParams
@@ -166,7 +167,7 @@ def _open_header(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
         header = {**identity, "finished": False, "dropped": {}, **counts, "content_sha256": empty_sha256}
         _save(out, header)
     else:
-        header = artefact.read_json(path, KIND, SCHEMA_VERSION)
+        header = artefact.read_json(path, KIND, SCHEMA_VERSION, form=WrittenCorpus)
         for name, value in identity.items():
             _require_same(name, header.get(name), value, path)
         if not out.exists() and header["bytes"]:

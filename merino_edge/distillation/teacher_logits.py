@@ -27,6 +27,7 @@ from merino_edge.checkpoint import Checkpoint
 from merino_edge.data.corpus import Corpus
 from merino_edge.data.corpus_writer import token_dtype
 from merino_edge.data.shards import Shards, Verified, shard_name
+from merino_edge.distillation import forms
 from merino_edge.errors import ArtefactError, InputError
 from merino_edge.pytorch.model import Model
 from merino_edge.tokenizer import Tokenizer
@@ -121,7 +122,7 @@ def _open_header(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
     if not (folder / HEADER).is_file():
         payload = {**identity, "shards": [], "finished": False}
         return artefact.write_json(folder / HEADER, KIND, payload, SCHEMA_VERSION)
-    header = artefact.read_json(folder / HEADER, KIND, SCHEMA_VERSION)
+    header = artefact.read_json(folder / HEADER, KIND, SCHEMA_VERSION, form=forms.TeacherLogits)
     for name, value in identity.items():
         if header.get(name) != value:
             what = f"{name} is {value}, {folder} began with {header.get(name)}"
@@ -179,7 +180,7 @@ class TeacherLogits:
     def __init__(self, folder: Path | str) -> None:
         """Raises ArtefactError for an unfinished or altered folder."""
         self.folder = Path(folder)
-        self.header = header = artefact.read_json(self.folder / HEADER, KIND, SCHEMA_VERSION)
+        self.header = header = artefact.read_json(self.folder / HEADER, KIND, SCHEMA_VERSION, form=forms.TeacherLogits)
         if not header["finished"]:
             raise ArtefactError(f"{folder} is unfinished", "give its merino-edge distill logits command again")
         verified = Verified(self.folder, header["sha256"])
@@ -197,4 +198,6 @@ class TeacherLogits:
         """Log-probabilities float32 and ids int64, each [B, T, k], after `length` tokens from each of `starts` [B]."""
         logs = np.stack([self._logs.window(int(start), int(start) + length) for start in starts])
         ids = np.stack([self._ids.window(int(start), int(start) + length) for start in starts])
+        if ids.max() >= self.header["vocab_size"]:
+            raise ArtefactError(f"{self.folder} holds tokens beyond its vocabulary", "make it again")
         return logs.astype(np.float32), ids.astype(np.int64)

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from merino_edge.errors import InputError
+from merino_edge import limits
+from merino_edge.errors import ArtefactError, InputError
 from merino_edge.latency.measurement import EMBEDDING_AND_HEAD, MODES, SHARED_LAYER, WHOLE, Measurement
 from merino_edge.latency.step import Step
 from merino_edge.latency.step_time import rounded
@@ -199,6 +200,7 @@ def build_grids(measurements: Iterable[Measurement], reference: Mapping[str, Any
 def _stand_for_every_share(lines: Sequence[Measurement], points: dict[Key, dict[Point, float]]) -> None:
     """Copy a layer with a single head to every share of key-value heads, since it has only one."""
     shares = {m.point[-1] for m in lines if m.shape.get("heads", 1) > 1}
+    _check_size(len(shares) * sum(m.shape.get("heads") == 1 for m in lines))
     for m in lines:
         if m.shape.get("heads") == 1:
             for unit in UNITS:
@@ -215,12 +217,20 @@ def _fill(by_ffn: Mapping[str, dict[Point, float]], ffn: str, ratio: float, leng
         lengths, widths, ratios, shares = (
             sorted({point[axis] for grid in (core, points) for point in grid}) for axis in range(4)
         )
+        _check_size(math.prod(map(len, (lengths, widths, ratios, shares))))
         for at, width, r, share in itertools.product(lengths, widths, ratios, shares):
             beyond = _beyond(measured, core, (width, r), ratio, (at, length))
             base = core.get((at, width, ratio, share))
             if (at, width, r, share) not in points and base is not None and beyond is not None:
                 extra, measured_at = beyond
                 points[at, width, r, share] = max(0.0, base + extra * (at / measured_at if per_token else 1.0))
+
+
+def _check_size(points: int) -> None:
+    """Raise ArtefactError where filling a grid in would take minutes: no profile measures so many different values."""
+    if points > limits.MAX_GRID_POINTS:
+        what = f"the latency table has a grid of {points} points, the limit is {limits.MAX_GRID_POINTS}"
+        raise ArtefactError(what, "see merino_edge/limits.py")
 
 
 def _beyond(

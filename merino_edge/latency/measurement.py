@@ -31,8 +31,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
-from merino_edge import artefact, limits
+from merino_edge import artefact, forms, limits
 from merino_edge.errors import ArtefactError
+from merino_edge.forms import UnsetType
+from merino_edge.latency.forms import Entry
 from merino_edge.statistics import median_interval
 
 MAX_HALF_WIDTH_PERCENT = 2.5  # an entry with a wider confidence interval is flagged unstable
@@ -168,44 +170,33 @@ class Measurement:
 
         Raises ArtefactError where a column is missing, of another type, or out of bounds.
         """
-        try:
-            what, mode, length, failed = line["what"], line["mode"], line["length"], line.get("failed", "")
-            if (chosen_by := line.get("chosen_by")) is not None:
-                what = chosen_by if what == "model" and chosen_by in CHOSEN else None
-            repetition = line.get("visit", 0)
-            line = line if ffn is None else {"ffn": ffn, **line}
-            shape = {name: line[name] for name in COLUMNS[what]}
-            cache, energy_mj = line.get("cache", "warm"), line.get("energy_mj")
-            samples = () if failed else tuple(float(sample) for sample in line["samples"])
-            reference_ms = {str(kind): float(ms) for kind, ms in line.get("yardsticks", {}).items()}
-            numbers = [length, *(value for name, value in shape.items() if name not in NOT_NUMBERS)]
-            if not (
-                mode in MODES
-                and cache in get_args(Cache)
-                and isinstance(failed, str)
-                and type(repetition) is int
-                and (failed or (samples and line["unit"] == "ms"))
-                and isinstance(shape.get("ffn", ""), str)
-                and all(type(n) is int and 0 < n <= limits.MAX_POSITIONS for n in numbers)
-                and all(map(math.isfinite, samples))
-                and all(0 < ms < math.inf for ms in reference_ms.values())
-                and (energy_mj is None or 0 <= float(energy_mj) < math.inf)
-            ):
-                raise ValueError
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise ArtefactError(f"{where} is not a measurement", "measure again: merino-edge profile") from None
+        entry = forms.read(line, Entry, f"{where} is not a measurement", "measure again: merino-edge profile")
+        what: Any = entry.what
+        if entry.chosen_by is not None:
+            what = entry.chosen_by if what == "model" and entry.chosen_by in CHOSEN else None
+        line = line if ffn is None else {"ffn": ffn, **line}
+        shape = {name: line.get(name) for name in COLUMNS.get(what, ())}
+        numbers = [value for name, value in shape.items() if name not in NOT_NUMBERS]
+        if not (
+            shape
+            and all(type(n) is int and 0 < n <= limits.MAX_POSITIONS for n in numbers)
+            and isinstance(shape.get("ffn", ""), str)
+            and isinstance(shape.get("architecture", {}), dict)
+            and (entry.failed or (entry.samples and entry.unit == "ms"))
+        ):
+            raise ArtefactError(f"{where} is not a measurement", "measure again: merino-edge profile")
         return Measurement(
             what,
-            mode,
-            length,
+            entry.mode,
+            entry.length,
             shape,
-            samples,
-            energy_mj=energy_mj,
-            cache=cache,
-            failed=failed,
-            reference_ms=reference_ms,
-            repetition=repetition,
-            transferred=line.get("transferred") is True,
+            () if entry.failed else entry.samples,
+            energy_mj=entry.energy_mj,
+            cache=entry.cache,
+            failed=entry.failed,
+            reference_ms={} if isinstance(entry.yardsticks, UnsetType) else entry.yardsticks,
+            repetition=entry.visit,
+            transferred=entry.transferred,
         )
 
 

@@ -20,8 +20,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from merino_edge import artefact, kinds, limits
+from merino_edge import artefact, forms, kinds, limits
 from merino_edge.errors import ArtefactError
+from merino_edge.forms import Form
+from merino_edge.latency.forms import Compact, Conditions, FacesLine, Header, Validation
 from merino_edge.latency.measurement import MODES, WHOLE, Measurement, verify_checksum
 from merino_edge.latency.step_time import StepTimeModel
 from merino_edge.latency.table import FAMILY, LatencyTable
@@ -33,8 +35,8 @@ SCHEMA_VERSION = 3
 # The header's fields that a search needs, and those that say which length on a grid a step has.
 REQUIRED_FIELDS = ("family", "precision", "default_length", "estimated")
 LENGTH_FIELDS = ("reference", "cache_buckets")
-TRANSFER_FIELDS = ("from", "sha256", "device", "precision", "estimated", "measured", "entries")
-_ANY_LENGTH = {"decode": 1, "prefill": 1}
+LINES: dict[str, type[Form]] = {"validation": Validation, "conditions": Conditions, "faces": FacesLine}
+MEASURE_AGAIN = "measure again: merino-edge profile"
 
 # --- the file --------------------------------------------------------------------------------------
 
@@ -57,25 +59,31 @@ def load_table(path: Path | str, *, unfinished: bool = False) -> LatencyTable:
     if not lines:
         raise ArtefactError(f"{path} is empty", "measure it: merino-edge profile")
     header = artefact.check_header(artefact.parse_json(lines[0], f"{path} line 1"), KIND, SCHEMA_VERSION, str(path))
-    _check_header_fields(header, f"{path} line 1")
+    forms.check(header, Header, f"{path} line 1", MEASURE_AGAIN)
+    _check_family(header, f"{path} line 1")
     measurements: dict[tuple[str, int], Measurement] = {}
     validation: dict[str, Any] = {}
     verdict: Verdict | None = None
     step_time: StepTimeModel | None = None
     conditions: list[dict[str, Any]] = []
+    samples = 0
     for number, line in enumerate(lines[1:], 2):
         where = f"{path} line {number}"
         body = verify_checksum(line, where)
         what = body.get("what")
+        if isinstance(what, str) and what in LINES:
+            forms.check(body, LINES[what], where, MEASURE_AGAIN)
         if what == "validation":
             validation = {key: body[key] for key in MODES if key in body}
-            verdict = _read_verdict(body, where)
+            verdict = _verdict(body)
         elif what == "conditions":
             conditions.append(body)
         elif what == "faces":
-            step_time = _read_step_time(body, where)
+            step_time = StepTimeModel.from_dict(body["decode"])
         else:
             measurement = Measurement.from_line(body, where, header["family"].get("ffn"))
+            if (samples := samples + len(measurement.samples)) > limits.MAX_SAMPLES:
+                raise ArtefactError(f"{path} has more than {limits.MAX_SAMPLES} samples", "see merino_edge/limits.py")
             if measurements.setdefault((measurement.key, measurement.repetition), measurement) is not measurement:
                 raise ArtefactError(
                     f"{where} measures the same as a line before it", "measure again: merino-edge profile"
@@ -91,34 +99,9 @@ def _continue(path: Path) -> str:
     return f"merino-edge profile --continue --out {path}"
 
 
-def _read_step_time(body: dict[str, Any], where: str) -> StepTimeModel:
-    try:
-        return StepTimeModel.from_dict(body["decode"])
-    except (KeyError, TypeError, ValueError):
-        raise ArtefactError(f"{where} is no prediction", "measure again: merino-edge profile") from None
-
-
-def _read_verdict(body: dict[str, Any], where: str) -> Verdict | None:
-    """The verdict of a validation or a compact table; None where a version wrote it that gave none."""
-    try:
-        return Verdict.from_dict(body["verdict"]) if body.get("verdict") else None
-    except (KeyError, TypeError, ValueError):
-        raise ArtefactError(f"{where} has no verdict that is known", "measure again: merino-edge profile") from None
-
-
-def _check_header_fields(header: dict[str, Any], where: str) -> None:
-    fields = header.get("family")
-    ok = isinstance(fields, dict) and set(FAMILY) <= set(fields) <= {*FAMILY, "ffn", "kv_group"}
-    ok = ok and isinstance((fields or {}).get("ffn", ""), str) and isinstance(header.get("precision"), str)
-    ok = ok and type(header.get("default_length")) is int and isinstance(header.get("estimated"), bool)
-    bucket, reference = header.get("cache_buckets", 0), header.get("reference", {"ffn": "", "ratio": 1, **_ANY_LENGTH})
-    ok = ok and type(bucket) is int and bucket >= 0 and isinstance(reference, dict)
-    ok = ok and isinstance(reference.get("ffn"), str)
-    ok = ok and all(isinstance(reference.get(name), (int, float)) for name in ("ratio", *_ANY_LENGTH))
-    if (source := header.get("transferred")) is not None:
-        ok = ok and isinstance(source, dict) and {*TRANSFER_FIELDS} <= source.keys()
-    if not ok:
-        raise ArtefactError(f"{where} lacks fields that every table has", "measure again: merino-edge profile")
+def _check_family(header: dict[str, Any], where: str) -> None:
+    if unknown := header["family"].keys() - {*FAMILY, "ffn", "kv_group"}:
+        raise ArtefactError(f"{where}: family has an unknown {min(unknown)}", MEASURE_AGAIN)
 
 
 # --- inside another artefact -----------------------------------------------------------------------
@@ -149,18 +132,21 @@ def to_compact(table: LatencyTable) -> dict[str, Any]:
 
 def from_compact(value: Any, where: str) -> LatencyTable:
     """The table of `to_compact`'s form. Raises ArtefactError where `value` does not have it."""
-    try:
-        path, header, sha256 = Path(value["name"]), dict(value["header"]), str(value["sha256"])
-        lines = [
-            {"what": what, "mode": mode, "length": length, **shape, "unit": "ms", "samples": [ms],
-             "energy_mj": rest[0] if rest else None, "cache": rest[1] if len(rest) > 1 else "warm"}
-            for what, mode, length, shape, ms, *rest in value["entries"]
-        ]  # fmt: skip
-        step_time = StepTimeModel.from_dict(value["faces"]) if "faces" in value else None
-        validation = dict(value.get("validation", {}))
-    except (KeyError, TypeError, ValueError):
-        raise ArtefactError(f"{where} holds no latency table", "search again with --table") from None
-    _check_header_fields(header, f"{where}: table")
+    forms.check(value, Compact, f"{where} holds no latency table", "search again with --table")
+    lines = []
+    for number, (what, mode, length, shape, ms, *rest) in enumerate(value["entries"]):
+        if not isinstance(shape, dict):
+            raise ArtefactError(f"{where}: table entry {number} is not a measurement", "search again with --table")
+        more = {"energy_mj": rest[0] if rest else None, "cache": rest[1] if len(rest) > 1 else "warm"}
+        lines.append({**shape, "what": what, "mode": mode, "length": length, "unit": "ms", "samples": [ms], **more})
+    header = dict(value["header"])
+    _check_family(header, f"{where}: table")
     measured = [Measurement.from_line(line, f"{where}: table entry {i}") for i, line in enumerate(lines)]
-    verdict = _read_verdict(value, f"{where}: table")
-    return LatencyTable(path, header, measured, validation, sha256, step_time, verdict=verdict)
+    step_time = StepTimeModel.from_dict(value["faces"]) if "faces" in value else None
+    validation, verdict = dict(value.get("validation", {})), _verdict(value)
+    return LatencyTable(Path(value["name"]), header, measured, validation, value["sha256"], step_time, verdict=verdict)
+
+
+def _verdict(body: dict[str, Any]) -> Verdict | None:
+    """The verdict of a validation or a compact table; None where a version wrote it that gave none."""
+    return Verdict.from_dict(body["verdict"]) if body.get("verdict") else None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from merino_edge import limits, names
-from merino_edge.errors import InputError
+from merino_edge import forms, limits, names
+from merino_edge.errors import ArtefactError, InputError
 
 Precision = Literal["auto", "fp32", "bf16"]
 Optimizer = Literal["adamw", "muon"]
@@ -59,6 +61,17 @@ class TrainingConfig:
         check_precision(self.precision)
         _check_choice("optimizer", self.optimizer, Optimizer)
         _check_choice("direction", self.direction, Direction)
+
+    @staticmethod
+    def of(fields: Mapping[str, Any], where: str) -> TrainingConfig:
+        """The configuration that a file holds; options that an older version did not know have their defaults.
+
+        Raises ArtefactError naming `where`, InputError for a value out of range.
+        """
+        if unknown := sorted(fields.keys() - {field.name for field in dataclasses.fields(TrainingConfig)}):
+            raise ArtefactError(f"{where}: config has an unknown {unknown[0]}", "run: pip install -U merino-edge")
+        forms.check(dict(fields), TrainingConfig, f"{where}: config")
+        return TrainingConfig(**fields)
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate: linear warm-up to the peak, then linear decay that reaches 0 one step after the last."""

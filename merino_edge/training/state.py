@@ -17,7 +17,9 @@ from typing import Any
 from torch import Tensor
 
 from merino_edge import artefact, atomic
+from merino_edge.checkpoint import check_header_size
 from merino_edge.errors import ArtefactError, InputError, OutputError
+from merino_edge.training.forms import State
 
 KIND = "training-state"
 SCHEMA_VERSION = 1
@@ -45,7 +47,7 @@ def load(out: Path | str) -> dict[str, Any]:
     damage: ArtefactError | None = None
     for name in (NEWEST, BEFORE):
         try:
-            head = artefact.read_json(folder_of(out) / name, KIND, SCHEMA_VERSION)
+            head = artefact.read_json(folder_of(out) / name, KIND, SCHEMA_VERSION, form=State)
             _check_file(out, head)
             return {**head, "damaged": None if damage is None else damage.message}
         except ArtefactError as error:
@@ -56,9 +58,15 @@ def load(out: Path | str) -> dict[str, Any]:
 
 def load_tensors(out: Path | str, head: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors that `head` (from `load`) names. Raises ArtefactError where the file is missing or altered."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    return dict(load_file(_check_file(out, head)))
+    file = _check_file(out, head)
+    check_header_size(file)
+    try:
+        return dict(load_file(file))
+    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+        raise ArtefactError(f"{file} cannot be read ({error})", "train again with another --out") from None
 
 
 def _check_file(out: Path | str, head: dict[str, Any]) -> Path:

@@ -28,6 +28,7 @@ from merino_edge.errors import ArtefactError, InputError, MerinoError
 from merino_edge.parent import end_with_parent
 from merino_edge.training import state
 from merino_edge.training.config import TrainingConfig
+from merino_edge.training.forms import Study
 
 KIND = "study"
 SCHEMA_VERSION = 1
@@ -51,10 +52,10 @@ class Plan:
         return {**origin, "architectures": shapes, "seeds": list(self.seeds), "config": config}
 
     @staticmethod
-    def of(document: dict[str, Any]) -> Plan:
-        """The plan in a study.json."""
+    def of(document: dict[str, Any], where: Path) -> Plan:
+        """The plan in a study.json, which is read from `where`. Raises ArtefactError, ArchitectureError, InputError."""
         shapes = tuple(Architecture.from_dict(shape) for shape in document["architectures"])
-        config = TrainingConfig(**document["config"])
+        config = TrainingConfig.of(document["config"], str(where))
         return Plan(shapes, tuple(document["seeds"]), config, document["space"], tuple(document.get("names", ())))
 
 
@@ -80,8 +81,9 @@ def open_study(folder: Path | str, plan: Plan, sources: Sequence[Path | str]) ->
         raise InputError(f"the architectures have vocabularies of {sorted(sizes)}", "losses compare only over one")
     document = {**plan.to_dict(), "corpus_sha256": data.fingerprint(sources)}
     if (folder / "study.json").is_file():
-        existing = artefact.read_json(folder / "study.json", KIND, SCHEMA_VERSION)
-        existing |= Plan.of(existing).to_dict()  # options that an older version did not know have their defaults
+        existing = artefact.read_json(folder / "study.json", KIND, SCHEMA_VERSION, form=Study)
+        # Options that an older version did not know have their defaults.
+        existing |= Plan.of(existing, folder / "study.json").to_dict()
         for name, value in document.items():
             if artefact.canonical_json(existing.get(name)) != artefact.canonical_json(value):
                 raise InputError(f"{folder} is a study of other {name}", "give what it began with, or another folder")
@@ -95,7 +97,7 @@ def load(folder: Path | str) -> Plan:
     path = Path(folder) / "study.json"
     if not path.is_file():
         raise ArtefactError(f"{folder} holds no study", "begin one: merino-edge study --help")
-    return Plan.of(artefact.read_json(path, KIND, SCHEMA_VERSION))
+    return Plan.of(artefact.read_json(path, KIND, SCHEMA_VERSION, form=Study), path)
 
 
 def runs(folder: Path | str, plan: Plan) -> list[Run]:

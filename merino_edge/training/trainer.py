@@ -35,7 +35,7 @@ from merino_edge import atomic, checkpoint, limits, output
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.data.corpus import IGNORED, Corpus, fingerprint, prepare
-from merino_edge.errors import InputError, OutputError
+from merino_edge.errors import ArtefactError, InputError, OutputError
 from merino_edge.pytorch.model import Model
 from merino_edge.tokenizer import Tokenizer
 from merino_edge.training import device
@@ -116,6 +116,9 @@ class Trainer:
         self.corpus, self.config, self.step, self.gradient_norm = corpus, config, 0, 0.0
         self.workers = workers or Workers()
         check(a, config, self.workers)
+        if (tokens := corpus.header["tokenizer_tokens"]) > a.vocab_size:
+            what = f"the corpus has {tokens} tokens, the model's vocabulary {a.vocab_size}"
+            raise InputError(what, "make it again with the model's vocabulary: merino-edge tokenize")
         self.batch_shard = self.workers.shard_of_batch(config.batch)
         self.device = self.workers.device
         self.bf16 = device.uses_bf16(config.precision, self.device)
@@ -215,8 +218,16 @@ class Trainer:
         return {name: full_tensor(tensor) for name, tensor in (tensors | self.optimizer.state()).items()}
 
     def restore(self, tensors: dict[str, Tensor], step: int) -> None:
-        """Resume from what `tensors()` gave at `step`."""
+        """Resume from what `tensors()` gave at `step`. Raises ArtefactError for the tensors of another model."""
+        try:
+            self._restore(tensors)
+        except (KeyError, ValueError, RuntimeError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            what = f"the saved state is not one of this model ({reason})"
+            raise ArtefactError(what, "train again with another --out") from None
         self.step = step
+
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
         like = self.model.state_dict()
         parameter_of = {name: like.get(name.partition(".")[2], tensor) for name, tensor in tensors.items()}
         shards = {
@@ -383,7 +394,7 @@ def _refuse_changed(saved: dict[str, Any], identity: dict[str, str | None], conf
     hint = f"give what the training in {out} began with, or choose another --out"
     for name, message in CHANGED.items():
         _require(saved.get(name) == identity[name], message, hint)
-    saved_config = dataclasses.asdict(TrainingConfig(**saved["config"]))
+    saved_config = dataclasses.asdict(TrainingConfig.of(saved["config"], str(out)))
     for name, value in dataclasses.asdict(config).items():
         if name == "micro_batch":  # it only trades memory for time
             continue

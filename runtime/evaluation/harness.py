@@ -12,15 +12,17 @@ for perplexities [sum of log p, words or bytes]. The report:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 from lm_eval.api.model import TemplateLM
 from lm_eval.evaluator import evaluate as run_harness
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -38,11 +40,12 @@ from merino_edge.tokenizer import Tokenizer
 KIND = "evaluation"
 SCHEMA_VERSION = 1
 RESAMPLES = 2000  # bootstrap samples
+MOST_NATS = 700.0  # a float holds no much larger power of e
 ROWS = 256  # rows of logits in one step; float64 copies for a whole context would take gigabytes
 PERPLEXITIES: dict[str, Callable[[float], float]] = {  # from nats per token, word or byte
-    "token_perplexity": math.exp,
-    "word_perplexity": math.exp,
-    "byte_perplexity": math.exp,
+    "token_perplexity": lambda nats: math.exp(min(nats, MOST_NATS)),
+    "word_perplexity": lambda nats: math.exp(min(nats, MOST_NATS)),
+    "byte_perplexity": lambda nats: math.exp(min(nats, MOST_NATS)),
     "bits_per_byte": lambda nats: nats / math.log(2),
 }
 
@@ -159,10 +162,10 @@ def evaluate_task(
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     began = time.perf_counter()
-    task = harness_task(name, data)
     model = EngineLM(engine, tokenizer, on_step)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _naming_the_set(name, data):
         warnings.simplefilter("ignore")  # about F-scores where a class is never predicted
+        task = harness_task(name, data)
         outcome = run_harness(model, {name: task}, limit=limit, bootstrap_iters=0, log_samples=True)
     samples = sorted(outcome["samples"][name], key=lambda sample: sample["doc_id"])
     results = outcome["results"][name]
@@ -183,6 +186,16 @@ def evaluate_task(
         "per_item": per_item,
         "seconds": round(time.perf_counter() - began, 1),
     }
+
+
+@contextlib.contextmanager
+def _naming_the_set(name: str, data: Path) -> Iterator[None]:
+    """Turn what the harness raises for items of another form into a one-line InputError."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, TemplateError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{data}: the items of {name} cannot be used ({reason})", "get the set again") from error
 
 
 def value_of(metric: str, items: Any) -> float:

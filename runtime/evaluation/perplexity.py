@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from merino_edge import artefact, limits
+from merino_edge import artefact, limits, packed_text
 from merino_edge.errors import InputError
 from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.evaluation.harness import EngineLM, resampled, standard_error, value_of
@@ -38,11 +38,10 @@ Pair = tuple[list[int], list[int]]
 def read_text(path: Path) -> str:
     """Read a UTF-8 text file, plain or `.xz`. Raises InputError where it cannot be read or is not text."""
     try:
-        data = path.read_bytes()
-        return (lzma.decompress(data) if path.suffix == ".xz" else data).decode("utf-8-sig")
+        return packed_text.read_text(path, limits.MAX_SCORED_BYTES)
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror})", "give --perplexity a text file") from None
-    except (lzma.LZMAError, UnicodeDecodeError) as error:
+    except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a text, plain or .xz ({error})", "give --perplexity a text file") from None
 
 

@@ -8,7 +8,6 @@ text. `ptb` is not in the harness: it is the word-level text in documents of a h
 
 from __future__ import annotations
 
-import json
 import lzma
 import re
 from collections.abc import Callable, Iterator
@@ -17,8 +16,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from merino_edge import limits
 from merino_edge import names as near_names
 from merino_edge.errors import InputError
+from merino_edge.packed_text import read_text
+from merino_edge.strict_json import parse_bounded
 
 Document = dict[str, Any]
 PTB_SENTENCES = 100  # in a document; the file itself has no documents
@@ -37,7 +39,7 @@ class LocalTask:
         """Read all documents. Raises InputError where a file is missing or has another form."""
         try:
             return list(self.documents(*(_text(folder / file) for file in self.files)))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
             raise InputError(
                 f"{folder / self.files[0]} has another form than its task reads ({error!r})", "get it again"
             ) from None
@@ -46,8 +48,8 @@ class LocalTask:
 def _text(path: Path) -> str:
     packed = path.with_name(f"{path.name}.xz")
     try:
-        return lzma.decompress(packed.read_bytes()).decode() if packed.exists() else path.read_text(encoding="utf-8")
-    except (OSError, lzma.LZMAError) as error:
+        return read_text(packed if packed.exists() else path, limits.MAX_EVALUATION_BYTES, encoding="utf-8")
+    except (OSError, lzma.LZMAError, EOFError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(
             f"cannot read {path} ({reason})", "set MERINO_DATA or --data to the folder of evaluation sets"
@@ -55,7 +57,7 @@ def _text(path: Path) -> str:
 
 
 def _lines(text: str) -> Iterator[Document]:
-    return (json.loads(line) for line in text.splitlines() if line.strip())
+    return (parse_bounded(line) for line in text.splitlines() if line.strip())
 
 
 def _hellaswag(text: str) -> Iterator[Document]:
@@ -82,8 +84,8 @@ def _choices(stem: str) -> Callable[[str], Iterator[Document]]:
 
 def _pubmedqa(text: str, truth: str) -> Iterator[Document]:
     """The official test split, which the second file lists."""
-    articles = json.loads(text)
-    for identity in json.loads(truth):
+    articles = parse_bounded(text)
+    for identity in parse_bounded(truth):
         yield {key: articles[identity][key] for key in ("QUESTION", "CONTEXTS", "final_decision")}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,8 +80,8 @@ def test_an_entry_that_cannot_be_read_or_is_deleted_meanwhile_hides_no_other(
     newer.write_text(newer.read_text().replace('"schema_version": 1', '"schema_version": 2'))
     read = artefact.read_json
 
-    def read_then_delete(path: Path, *options: int) -> dict[str, object]:
-        content = read(path, *options)
+    def read_then_delete(path: Path, *options: int, **more: Any) -> dict[str, object]:
+        content = read(path, *options, **more)
         if path == deleted:
             path.unlink()
         return content

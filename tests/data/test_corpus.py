@@ -53,7 +53,7 @@ def test_a_batch_is_a_pure_function(corpus: Corpus, step: int, size: int, sequen
 
 def test_held_out_tokens_are_never_trained_on(tmp_path: Path, corpus: Corpus) -> None:
     """The tokens are their own indices, so that rows show where they come from."""
-    numbered = Corpus(tmp_path, Shards([np.arange(2000)]), corpus.header, "")
+    numbered = Corpus(tmp_path, Shards([np.arange(2000)]), {**corpus.header, "tokenizer_tokens": 2000}, "")
     first = numbered.training_tokens(50)
     assert max(int(numbered.batch(step, 64, 50)[1].max()) for step in range(50)) == first - 1  # all, and no more
     inputs, targets = numbered.validation(8, 20)

@@ -183,7 +183,7 @@ def test_a_header_of_another_time_or_hand_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match=r"has schema version 1, this tool reads 2; .* make it again"):
         load(tmp_path)
     artefact.write_json(tmp_path / "corpus.json", "corpus", {"vocab_size": 400, "tokens": 3}, 2)
-    with pytest.raises(ArtefactError, match="has no tokenizer_tokens"):
+    with pytest.raises(ArtefactError, match="missing required field tokenizer_tokens"):
         load(tmp_path)
 
 

@@ -109,13 +109,13 @@ def test_a_cut_last_line_is_left_out_only_of_an_unfinished_table(tmp_path: Path)
         (table_text(finished=False), "unfinished.*--continue"),
         (table_text(list(measurements())[4:]), "unfinished"),  # a hole in the grid
         (table_text([*measurements(), next(measurements())]), "same as a line before"),
-        (table_text(default_length="64"), "lacks fields"),
-        (table_text(family={}), "lacks fields"),
-        (table_text(cache_buckets="many"), "lacks fields"),
-        (table_text(reference={"ffn": "relu"}), "lacks fields"),
+        (table_text(default_length="64"), "default_length: expected int, got str"),
+        (table_text(family={}), "family: object missing required field head_dim"),
+        (table_text(cache_buckets="many"), "cache_buckets: expected int, got str"),
+        (table_text(reference={"ffn": "relu"}), "reference: object missing required field ratio"),
         (
             table_text() + add_checksum({"what": "faces", "decode": {"faces": [], "alternatives": []}}) + "\n",
-            "no prediction",
+            "decode.faces: expected array of length >= 1",
         ),
         (table_text().replace('"what": "layer"', '"what": "lawyer"', 1), "sha256"),
         (table_text().replace("\n", "\n\n", 1), "JSON"),

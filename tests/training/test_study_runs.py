@@ -147,7 +147,7 @@ def test_a_hand_shaped_model_keeps_its_shape_within_the_budget(shape: str) -> No
 
 def test_plans_come_back() -> None:
     plan = study_runs.Plan(tuple(stratified_sample(STUDY, 3, seed=1)), (0, 1), CONFIG, "study")
-    assert study_runs.Plan.of(plan.to_dict()) == plan
+    assert study_runs.Plan.of(plan.to_dict(), Path()) == plan
 
 
 def die(*_: object) -> None:
