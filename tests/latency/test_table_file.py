@@ -120,7 +120,7 @@ def test_a_cut_last_line_is_left_out_only_of_an_unfinished_table(tmp_path: Path)
         (table_text().replace('"what": "layer"', '"what": "lawyer"', 1), "sha256"),
         (table_text().replace("\n", "\n\n", 1), "JSON"),
         (json.dumps(artefact.add_envelope(KIND, {}, 99)) + "\n", "schema version 99"),
-        (json.dumps(artefact.add_envelope("architecture", {})) + "\n", "expected 'latency_table'"),
+        (json.dumps(artefact.add_envelope("architecture", {})) + "\n", "is an architecture, not a latency table"),
         ("[]\n", "not a latency_table"),
         ("\n", "JSON"),
     ],
