@@ -838,6 +838,7 @@ def most_units(limit: float, scale: float) -> float:
 
 # --- 6. scores -------------------------------------------------------------------------------------
 
+LOST_GRID = 2.0**-30  # what rounding costs is a multiple of it
 BUILT_IN = ("effective", "cut", "exit", "counting", "parameters", "flops")
 CONSTANTS = {
     "alpha_mha": 0.57,
@@ -902,13 +903,12 @@ class Score:
     def block(self, template: Template, block: Block, depth: int, cut: int) -> float:
         """What a block adds in a model of `depth` layers behind a cut, less what rounding costs."""
         value = self._exact(template, block._replace(precision=None, lost=0.0), depth, cut)
-        grid = 2.0**-30
-        return value - round(block.lost * abs(value) / grid) * grid if block.lost else value
+        return value - round(block.lost * abs(value) / LOST_GRID) * LOST_GRID if block.lost else value
 
     def _exact(self, template: Template, block: Block, depth: int, cut: int) -> float:
         if self.users:
-            a = self._model(template, block)
-            return finite(float(self.function(a, a.blocks[0], depth, cut)), "the score's value")
+            value = self.function(self._model(template), self._built(block), depth, cut)
+            return finite(float(value), "the score's value")
         m = self._plain(template)
         if self.name in ("parameters", "flops"):
             return block_parameters(m, block) if self.name == "parameters" else block_flops(m, block)
@@ -946,8 +946,13 @@ class Score:
         return cache(lambda template: plain(self.space.fields(template, ())))
 
     @cached_property
-    def _model(self) -> Callable[[Template, Block], Any]:
-        return cache(lambda template, block: self.build(self.space.fields(template, (block,))))
+    def _model(self) -> Callable[[Template], Any]:
+        """What is around a block: a model whose own blocks have no meaning."""
+        return cache(lambda template: self.build(self.space.fields(template, self.space.choices[:1])))
+
+    @cached_property
+    def _built(self) -> Callable[[Block], Any]:
+        return cache(lambda block: self.build(self.space.fields(self.space.templates[0], (block,))).blocks[0])
 
     def total(self, template: Template, blocks: Sequence[Block]) -> float:
         """The score of a whole model."""
@@ -978,6 +983,14 @@ class Score:
         space, allowed = self.space, set(self.space.allowed(template))
         wanted = [i for i, w in enumerate(space.width_of) if not self.users or w in allowed]
         table = np.full((len(space.depths), len(space.choices)), -np.inf)
+        if self.users:  # millions of calls in a large space
+            model, lost = self._model(template), np.array([space.choices[i].lost for i in wanted])
+            built = [self._built(space.choices[i]._replace(precision=None, lost=0.0)) for i in wanted]
+            for row, depth in enumerate(space.depths):
+                values = np.array([self.function(model, block, depth, cut) for block in built], float)
+                require(np.isfinite(values).all(), "the score's value is not a finite number")
+                table[row, wanted] = values - np.rint(lost * np.abs(values) / LOST_GRID) * LOST_GRID
+            return table
         for row, depth in enumerate(space.depths):
             table[row, wanted] = [self.block(template, space.choices[i], depth, cut) for i in wanted]
         return table

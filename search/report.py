@@ -61,14 +61,15 @@ def verdict(result: SearchResult) -> list[str]:
     elif not math.isfinite(gap):
         lines.append(f"nothing is proven yet: stopped after {certificate.seconds:.1f} s, before there was a bound")
     else:
-        claim = "optimal" if gap == 0 else f"{gap:.3g} % below the proven bound"
+        percent = f"{gap:.3g}" if gap < 1000 else f"{gap:,.0f}"
+        claim = "optimal" if gap == 0 else f"the proven bound is {percent} % higher"
         lines[0] += f", {claim}: none {of} within the budgets scores above {certificate.bound:,.2f}"
         effort = "every architecture tried"
         if score.block:
             effort = (
                 f"{certificate.subproblems:,} subproblems, {certificate.solved:,} solved, {certificate.labels:,} labels"
             )
-        lines.append(f"gap {gap:.3g} %, proven in {certificate.seconds:.1f} s ({effort})")
+        lines.append(f"gap {percent} %, proven in {certificate.seconds:.1f} s ({effort})")
     if result.evolution is not None:
         lines.append(f"found by {result.evolution.iterations:,} iterations of evolution")
     counts_text = any(metric.name in ("text_ms", "first_token_ms") for metric in result.problem.budget.metrics)

@@ -38,6 +38,8 @@ def verify(
     from merino_edge.search import check_certificate
     from merino_edge.search.forms import Result
 
+    if not result.exists():
+        raise ArtefactError(f"{result} does not exist", "check the path")
     try:
         document = check_certificate.read(result)
         forms.check(document, Result, str(result))
