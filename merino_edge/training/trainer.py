@@ -348,14 +348,17 @@ def _run(
         if trainer.step == 1 or trainer.step % max(1, c.steps // HISTORY_POINTS) == 0:
             figures["history"].append([trainer.step, loss])
         (stop,) = trainer.workers.all_reduce_sum(should_stop())
-        if trainer.step < c.steps and (stop or trainer.step % save_every == 0):
+        saves = trainer.step < c.steps and (stop or trainer.step % save_every == 0)
+        if saves:
             figures["validation_loss"] = trainer.validation_loss()
+        speed = trainer.tokens / figures["train_seconds"]
+        norm = trainer.gradient_norm
+        # Before the save: a training that goes on after this step logs from the next one.
+        on_step(Progress(trainer.step, loss, rate, norm, speed, figures["validation_loss"], place.folder))
+        if saves:
             training = _save(trainer, place, figures, unfinished=True)
             if stop:
                 return Outcome(finished=False, training=training)
-        speed = trainer.tokens / figures["train_seconds"]
-        norm = trainer.gradient_norm
-        on_step(Progress(trainer.step, loss, rate, norm, speed, figures["validation_loss"], place.folder))
     figures["validation_loss"] = trainer.validation_loss()
     training = _save(trainer, place, figures, unfinished=False)
     if trainer.workers.is_main:
