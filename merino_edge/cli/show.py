@@ -84,7 +84,8 @@ def kind_of(path: Path) -> str:
         kind = document.get("kind") if isinstance(document, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
         reason = f"its kind is {kind!r}" if kind else "it has no kind"
-        hint = kinds.next_step(path, kind) if kind in kinds.USES else f"known: {', '.join(KINDS)}"
+        has_use = isinstance(kind, str) and kind in kinds.USES
+        hint = kinds.next_step(path, kind) if has_use else f"known: {', '.join(KINDS)}"
         raise ArtefactError(f"{path} is no artefact that can be shown ({reason})", hint)
     return kind
 

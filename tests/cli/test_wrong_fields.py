@@ -82,6 +82,13 @@ def check_all(document: dict[str, Any], file: Path, uses: list[Callable[[], obje
     assert refused  # something was refused, so the values do reach the readers
 
 
+@pytest.mark.parametrize("kind", [None, ["a"], {"a": 1}, 3, "", "poem", "x" * 100_000])
+def test_a_kind_that_is_none_is_not_shown(tmp_path: Path, kind: Any) -> None:
+    file = tmp_path / "a.json"
+    write(file, {"schema_version": 1, "kind": kind})
+    assert "no artefact that can be shown" in refusal(lambda: show(file))
+
+
 # --- kinds that are one file -----------------------------------------------------------------------
 
 
