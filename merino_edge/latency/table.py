@@ -246,7 +246,8 @@ class LatencyTable:
         """
         of_mode = self.validation.get(step.mode, {})
         bars = [of_mode, of_mode.get("found", {})] if found else [of_mode]
-        ends = [(bar["low_percent"], bar["high_percent"]) for bar in bars if bar.get("low_percent") is not None]
+        both = [(bar.get("low_percent"), bar.get("high_percent")) for bar in bars]
+        ends = [(low, high) for low, high in both if low is not None and high is not None]
         if step.unit != "ms" or not ends:
             return None
         low, high = min(low for low, _ in ends), max(high for _, high in ends)
