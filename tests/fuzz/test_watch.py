@@ -68,7 +68,7 @@ def test_an_untyped_error_is_found(watch: Watch) -> None:
 def test_a_long_line_is_found(watch: Watch) -> None:
     def use(folder: Path) -> None:
         if _size(folder) != 3:
-            raise ArtefactError("x" * 10_000, "make it again")
+            raise ArtefactError("this is another size", "x" * 10_000)
 
     assert _kinds(use, watch) >= {"LongLine"}
 
