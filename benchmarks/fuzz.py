@@ -5,8 +5,8 @@
     python benchmarks/fuzz.py --loader bundle --seed 1 --replay 4711
 
 Right is success, or a refusal in one line. A finding is any other exception, or 5 s of the processor, or 20 s in all.
-So are 650 MB more, a process that dies, and a file written outside. It is kept as a folder, without the changes that it does
-not need. The same seed and number always give the same files. The loaders and their changes are in tests/fuzz.
+So are 650 MB more, a process that dies, and a file written outside. It is kept as a folder, without the changes that
+it does not need. The same seed and number always give the same files. The loaders and their changes are in tests/fuzz.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ Milliseconds = Annotated[float, Meta(ge=-1e9, le=1e9)]  # a part too small for t
 SomeMilliseconds = Annotated[float, Meta(ge=1e-9, le=1e9)]
 Energy = Annotated[float, Meta(ge=0, le=1e12)]
 Coefficient = Annotated[float, Meta(ge=-1e12, le=1e12)]
+Precision = Literal["fp32", "fp16", "int8", "int4"]  # merino_edge.storage
 Index = Annotated[int, Meta(ge=0, le=1_000)]
 Size = Annotated[int, Meta(ge=0, le=limits.MAX_POSITIONS)]
 
@@ -66,7 +67,7 @@ class Header(Form):
     """The first line. Its hash was checked before."""
 
     family: Family
-    precision: Line
+    precision: Precision
     default_length: Positions
     estimated: bool
     cache_buckets: Size | UnsetType = UNSET
@@ -184,7 +185,7 @@ class CompactHeader(Form):
     """What of a header is kept."""
 
     family: Family
-    precision: Line
+    precision: Precision
     default_length: Positions
     estimated: bool
     cache_buckets: Size | UnsetType = UNSET
