@@ -47,6 +47,7 @@ OBJECTS = {  # the class of each variable in SOURCES
     "profile": "IOptimizationProfile",
     "engine": "ICudaEngine",
     "context": "IExecutionContext",
+    "runtime": "Runtime",
     "runtime_config": "IRuntimeConfig",
     "self._cache": "IRuntimeCache",
 }

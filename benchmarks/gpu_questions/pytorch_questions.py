@@ -82,6 +82,7 @@ class RandomTokens:
     sha256 = ""
 
     def __init__(self, vocab_size: int) -> None:
+        self.header = {"tokenizer_tokens": vocab_size}
         self.tokens = np.random.default_rng(0).integers(0, vocab_size, 1 << 20)
 
     def starts(self, step: int, size: int, sequence: int, seed: int) -> Any:

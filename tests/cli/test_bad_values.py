@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from helpers.stranger import Refused, commands, train
+from merino_edge.cli import outputs
 from merino_edge.cli.estimate import estimate
 from merino_edge.cli.pareto import pareto
 from merino_edge.cli.profile import profile
@@ -80,7 +81,7 @@ def test_an_empty_text_is_not_the_default(
 ) -> None:
     """Also where a verb is called from Python, past the check of the command line."""
     for option in options:
-        with pytest.raises(MerinoError, match=rf"{option} ''"):
+        with outputs.of_verb(), pytest.raises(MerinoError, match=rf"{option} ''"):
             inspect.unwrap(verb)(out=tmp_path / "out", **more, **{option: ""})
     assert not list(tmp_path.iterdir())
 
