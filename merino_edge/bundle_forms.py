@@ -41,7 +41,7 @@ class Engine(Form):
     library: Line | UnsetType = UNSET
     version: Line | UnsetType = UNSET
     capability: Line | UnsetType = UNSET
-    machine: Machine | None | UnsetType = UNSET
+    machine: Machine | UnsetType | None = UNSET
     precision: Line | UnsetType = UNSET
     context: Positions | UnsetType = UNSET
     bytes: Count | UnsetType = UNSET
