@@ -155,7 +155,8 @@ def parse_at(name: str, text: str) -> int | str:
     if not kind.at or not text.isdecimal():
         hint = f"write {kind.option} VALUE@{kind.at.upper().replace(' ', '_')}" if kind.at else "leave @ out"
         raise InputError(f"{kind.option} @{text}: {text!r} is no {kind.at or 'length it has'}", hint)
-    return limits.check_range(f"{kind.option} @{text}", int(text[:9]), 1, limits.MAX_POSITIONS)
+    name = f"{kind.option} @{text if len(text) < 10 else text[:9] + '...'}"
+    return limits.check_range(name, int(text[:9]), 1, limits.MAX_POSITIONS)
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ collect_ignore = [
     for file in Path(__file__).parent.rglob("test_*.py")
     if find_spec("torch") is None and re.search(TRAINING, file.read_text(), re.MULTILINE)
 ]
-# A shell lets what it starts in the background ignore Ctrl-C, and the programs under test would inherit that.
+# A shell in the background ignores Ctrl-C, and `nohup` a hangup. Programs under test would inherit both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ def test_a_file_is_a_recipe(tmp_path: Path) -> None:
         ({"vocab_size": "50272"}, "vocab_size is '50272'"),
         ({"vocab_size": 0}, "vocab_size"),
         ({"about": 3}, "about is no text"),
-        ({"kind": "corpus"}, "expected 'recipe'"),
+        ({"kind": "corpus"}, "is a tokenized corpus, not a training recipe"),
         ({"schema_version": 2}, "knows up to 1"),
         ({"sha256": "0"}, "does not match its own sha256"),
     ],
