@@ -17,7 +17,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from merino_edge import __version__, forms, kinds, limits, names
+from merino_edge import __version__, forms, limits, names, wrong_kind
 from merino_edge.atomic import translate_os_errors as translate_os_errors
 from merino_edge.atomic import write_bytes as write_bytes
 from merino_edge.errors import ArtefactError, InputError
@@ -95,7 +95,7 @@ def check_header(document: Any, kind: str, newest: int, where: str, *, handwritt
     if not isinstance(document, dict):
         raise ArtefactError(f"{where} is not a {kind} artefact", "see: merino-edge show PATH")
     if document.get("kind") != kind:
-        raise kinds.wrong_kind(Path(where), str(document.get("kind")), kind)
+        raise wrong_kind.error(Path(where), str(document.get("kind")), kind)
     version = document.get("schema_version")
     if type(version) is not int or version < 1:
         raise ArtefactError(f"{where} has no schema version", "make it again")

@@ -41,7 +41,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from merino_edge import artefact, kinds, onnx_graph
+from merino_edge import artefact, onnx_graph, wrong_kind
 from merino_edge.architecture import Architecture
 from merino_edge.bundle_forms import Manifest
 from merino_edge.errors import ArtefactError
@@ -186,7 +186,7 @@ def load(path: Path | str, *, verify: bool = True) -> Bundle:
     It checks every file's name and size, and with `verify` its sha256 too.
     """
     path = find(path)
-    kinds.require(path, KIND, packaged=packaged())
+    wrong_kind.require(path, KIND, packaged=packaged())
     if not path.is_dir():
         raise ArtefactError(f"{path} is not a bundle folder", "make one: merino-edge export CKPT --out BUNDLE")
     document = artefact.read_json(path / "manifest.json", KIND, SCHEMA_VERSION, form=Manifest)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from merino_edge import architecture, artefact, atomic, kinds, limits
+from merino_edge import architecture, artefact, atomic, limits, wrong_kind
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, require
 from merino_edge.forms import UNSET, Form, Line, Sha256, UnsetType
@@ -156,7 +156,7 @@ def describe(path: Path | str) -> tuple[Architecture, dict[str, Any]]:
 
 def _verified(path: Path, hashed_bytes: int | None) -> tuple[Architecture, ChatFormat, dict[str, Any]]:
     """Everything but the weights. Files of more than `hashed_bytes` are not hashed; None: all are."""
-    kinds.require(path, KIND)
+    wrong_kind.require(path, KIND)
     if not path.is_dir():
         raise ArtefactError(f"{path} is not a checkpoint folder", "make one: merino-edge train, or merino-edge import")
     document = record(path)

@@ -67,13 +67,18 @@ def what_is(path: Path) -> Existing | None:
 
 def head_of(path: Path) -> dict[str, Any] | None:
     """The first JSON object of a file, as far as it can be read; None where it has no kind."""
+    return head(first_bytes(path, HEAD_BYTES))
+
+
+def first_bytes(path: Path, most: int) -> bytes:
+    """The first bytes of a plain file; none of anything else. A pipe or a device is not opened."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            return None
+            return b""
         with open(path, "rb") as file:
-            return head(file.read(HEAD_BYTES))
-    except OSError:
-        return None
+            return file.read(most)
+    except (OSError, ValueError):  # ValueError: a name with a NUL
+        return b""
 
 
 def head(data: bytes) -> dict[str, Any] | None:

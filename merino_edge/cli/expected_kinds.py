@@ -1,6 +1,6 @@
 """Which kinds of artefact each verb takes, so that a wrong one is named before the verb begins.
 
-merino_edge.kinds says what a path is and which command comes next. The loaders still verify what passes here.
+merino_edge.wrong_kind says what a path is and which command comes next. The loaders still verify what passes here.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from merino_edge import kinds
+from merino_edge import wrong_kind
 
 BUNDLE, CHECKPOINT, ARCHITECTURE, TABLE = ("bundle",), ("checkpoint",), ("architecture",), ("latency_table",)
-CORPUS = ("corpus", kinds.TEXT)
+CORPUS = ("corpus", wrong_kind.TEXT)
 # By verb, then by parameter.
 EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
     "profile": {"like": TABLE},
@@ -20,7 +20,7 @@ EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
     "pareto": {"table": TABLE},
     "verify": {"result": ARCHITECTURE, "table": TABLE},
     "study": {"folder": ("study",), "model": ARCHITECTURE, "corpus": CORPUS},
-    "tokenize": {"sources": (kinds.TEXT,), "tokenizer": ("checkpoint", "bundle")},
+    "tokenize": {"sources": (wrong_kind.TEXT,), "tokenizer": ("checkpoint", "bundle")},
     "train": {
         "model": ("architecture", "checkpoint"),
         "corpus": CORPUS,
@@ -51,7 +51,7 @@ def check(verb: str, parameters: Mapping[str, Any]) -> None:
         value = parameters.get(parameter)
         for given in [value] if isinstance(value, (str, Path)) else value or ():
             if not names.is_missing(Path(given)) and not _is_model(verb, given):
-                kinds.require(Path(given), *wanted)
+                wrong_kind.require(Path(given), *wanted)
 
 
 def _is_model(verb: str, given: str | Path) -> bool:

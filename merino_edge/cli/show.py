@@ -67,13 +67,13 @@ def show(
 
 def kind_of(path: Path) -> str:
     """The kind of the artefact at `path`, from its content. Raises ArtefactError where it is none that can be shown."""
-    from merino_edge import artefact, kinds, limits, names
+    from merino_edge import artefact, limits, names, wrong_kind
     from merino_edge.errors import ArtefactError
 
     if names.is_missing(path):
         raise ArtefactError(f"{path} does not exist", names.beside(path) or "check the path")
     if path.is_dir():
-        kind: Any = kinds.FOLDERS.get(kinds.folder_marker(path) or "")
+        kind: Any = wrong_kind.FOLDERS.get(wrong_kind.folder_marker(path) or "")
     elif (begins := HEAD.match(artefact.read_head(path))) is not None:
         kind = begins[1].decode()
     else:
@@ -84,8 +84,8 @@ def kind_of(path: Path) -> str:
         kind = document.get("kind") if isinstance(document, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
         reason = f"its kind is {kind!r}" if kind else "it has no kind"
-        has_use = isinstance(kind, str) and kind in kinds.USES
-        hint = kinds.next_step(path, kind) if has_use else f"known: {', '.join(KINDS)}"
+        has_use = isinstance(kind, str) and kind in wrong_kind.USES
+        hint = wrong_kind.next_step(path, kind) if has_use else f"known: {', '.join(KINDS)}"
         raise ArtefactError(f"{path} is no artefact that can be shown ({reason})", hint)
     return kind
 
@@ -165,7 +165,7 @@ def _read_header(kind: str, path: Path) -> Document:
     from importlib import import_module
 
     from merino_edge import artefact
-    from merino_edge.kinds import FOLDERS
+    from merino_edge.wrong_kind import FOLDERS
 
     names = (name for name, folder_kind in FOLDERS.items() if folder_kind == kind)
     newest, module, form = HEADERS[kind]

@@ -63,8 +63,8 @@ class Transferred(Form, rename={"source": "from"}):
     entries: Count
 
 
-class Header(Form):
-    """The first line. Its hash was checked before."""
+class CompactHeader(Form):
+    """What of the first line is kept of a table inside another artefact."""
 
     family: Family
     precision: Precision
@@ -74,6 +74,11 @@ class Header(Form):
     reference: Reference | UnsetType = UNSET
     device: Device | UnsetType = UNSET
     transferred: Transferred | None = None
+
+
+class Header(CompactHeader):
+    """The first line. Its hash was checked before."""
+
     backend: Line | UnsetType = UNSET
     target: Line | UnsetType = UNSET
     runtime: Line | UnsetType = UNSET
@@ -137,30 +142,29 @@ class Conditions(Form):
     other_load: OtherLoad | None = None
 
 
-class FoundErrors(Form):
+class ErrorFigures(Form):
+    """What stands of the errors of any models."""
+
+    mape_percent: Number | None = None
+    p95_percent: Number | None = None
+    max_percent: Number | None = None
+    kendall_tau: Number | None = None
+    low_percent: Number | None = None
+    high_percent: Number | None = None
+
+
+class FoundErrors(ErrorFigures):
     """The errors on models that searches found."""
 
     models: Count
     bias_percent: Number
-    mape_percent: Number | None = None
-    p95_percent: Number | None = None
-    max_percent: Number | None = None
-    kendall_tau: Number | None = None
-    low_percent: Number | None = None
-    high_percent: Number | None = None
 
 
-class Errors(Form):
+class Errors(ErrorFigures):
     """The errors of one mode; {} where nothing could be compared."""
 
     models: Count | UnsetType = UNSET
-    mape_percent: Number | None = None
-    p95_percent: Number | None = None
-    max_percent: Number | None = None
     bias_percent: Number | None = None
-    kendall_tau: Number | None = None
-    low_percent: Number | None = None
-    high_percent: Number | None = None
     visits_apart_percent: Number | None = None
     found: FoundErrors | None = None
 
@@ -179,19 +183,6 @@ class Validation(Form):
 
 
 # --- inside another artefact -----------------------------------------------------------------------
-
-
-class CompactHeader(Form):
-    """What of a header is kept."""
-
-    family: Family
-    precision: Precision
-    default_length: Positions
-    estimated: bool
-    cache_buckets: Size | UnsetType = UNSET
-    reference: Reference | UnsetType = UNSET
-    device: Device | UnsetType = UNSET
-    transferred: Transferred | None = None
 
 
 class Compact(Form):

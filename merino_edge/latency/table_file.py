@@ -20,7 +20,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from merino_edge import artefact, forms, kinds, limits
+from merino_edge import artefact, forms, limits, wrong_kind
 from merino_edge.errors import ArtefactError
 from merino_edge.forms import Form
 from merino_edge.latency.forms import Compact, Conditions, FacesLine, Header, Validation
@@ -47,7 +47,7 @@ def load_table(path: Path | str, *, unfinished: bool = False) -> LatencyTable:
     `unfinished` also accepts a table that a profile left before its end, without a last line that was cut short.
     """
     path = Path(path)
-    kinds.require(path, KIND)
+    wrong_kind.require(path, KIND)
     text = artefact.read_text(path, limits.MAX_TABLE_BYTES)
     lines = text.split("\n")
     if lines[-1] == "":

@@ -12,7 +12,7 @@ import typer
 
 from helpers.looks_like import looks_like
 from helpers.stranger import run
-from merino_edge import kinds
+from merino_edge import wrong_kind
 from merino_edge.cli import distill_generate, distill_logits, expected_kinds
 from merino_edge.cli.main import app
 from merino_edge.cli.verbs import VERBS
@@ -58,7 +58,7 @@ def test_the_wrong_kind_is_named(
     monkeypatch.chdir(tmp_path)
     good = tmp_path / "good"
     good.mkdir()
-    for kind in kinds.NOUNS:
+    for kind in wrong_kind.NOUNS:
         looks_like(kind, good)
     for kind in sorted({"bundle", "checkpoint", "architecture", "latency_table", "corpus", "pareto_front"}):
         if kind in expected_kinds.EXPECTED[verb][name]:
@@ -66,8 +66,8 @@ def test_the_wrong_kind_is_named(
         assert run(*words(verb, name, good / kind, good)) == 3
         said = capsys.readouterr()
         assert said.out == ""
-        wanted = {**kinds.NOUNS, kinds.TEXT: "a text"}[expected_kinds.EXPECTED[verb][name][0]]
-        assert said.err.startswith(f"merino-edge: {good / kind} is {kinds.NOUNS[kind]}, not {wanted}")
+        wanted = {**wrong_kind.NOUNS, wrong_kind.TEXT: "a text"}[expected_kinds.EXPECTED[verb][name][0]]
+        assert said.err.startswith(f"merino-edge: {good / kind} is {wrong_kind.NOUNS[kind]}, not {wanted}")
         assert said.err.count("\n") == 1 and "merino-edge " in said.err.partition("; ")[2]
     assert sorted(tmp_path.iterdir()) == [good]
 

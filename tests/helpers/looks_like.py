@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from merino_edge import artefact, kinds
+from merino_edge import artefact, wrong_kind
 
 
 def looks_like(kind: str, folder: Path) -> Path:
     """A file or folder of this name and kind in `folder`."""
-    marker = next((name for name, own in kinds.FOLDERS.items() if own == kind), None)
+    marker = next((name for name, own in wrong_kind.FOLDERS.items() if own == kind), None)
     path = folder / kind
     if marker is not None:
         path.mkdir()

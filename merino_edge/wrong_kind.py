@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 import shlex
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from merino_edge import names
 from merino_edge.errors import ArtefactError
+from merino_edge.kind import first_bytes
 
 FOLDERS = {  # the file that tells the kind of a folder
     "manifest.json": "bundle",
@@ -78,10 +78,10 @@ def kind_of(path: Path) -> str | None:
     """The kind of what is at `path`, one of NOUNS; None where nothing says it, or nothing is there."""
     marker = folder_marker(path)
     if marker is not None:
-        head = _head(path / marker)
+        head = first_bytes(path / marker, HEAD_BYTES)
         kind = "huggingface" if b'"model_type"' in head else _kind_field(head)
         return kind if kind == FOLDERS[marker] else None
-    head = _head(path)
+    head = first_bytes(path, HEAD_BYTES)
     return "gguf" if head.startswith(b"GGUF") else _kind_field(head)
 
 
@@ -91,17 +91,6 @@ def folder_marker(path: Path) -> str | None:
         return next((name for name in FOLDERS if (path / name).is_file()), None)
     except (OSError, ValueError):  # ValueError: a name with a NUL
         return None
-
-
-def _head(path: Path) -> bytes:
-    """The first bytes of a plain file; none of anything else."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return b""
-        with open(path, "rb") as file:
-            return file.read(HEAD_BYTES)
-    except (OSError, ValueError):
-        return b""
 
 
 def _kind_field(head: bytes) -> str | None:
@@ -128,10 +117,10 @@ def require(path: Path, *wanted: str, packaged: Sequence[str] = ()) -> None:
     if folder is not None and folder in wanted:
         raise ArtefactError(f"{path} is a file of {NOUNS[folder]}", f"give the whole folder: {path.parent}")
     if kind is not None and kind not in wanted:
-        raise wrong_kind(path, kind, *wanted)
+        raise error(path, kind, *wanted)
 
 
-def wrong_kind(path: Path, kind: str, *wanted: str) -> ArtefactError:
+def error(path: Path, kind: str, *wanted: str) -> ArtefactError:
     """The error to raise for an artefact that is not of a kind that is `wanted`; it names the next command."""
     nouns = {**NOUNS, TEXT: "a text"}
     expected = " or ".join(nouns.get(name, f"of kind {name!r}") for name in wanted)

@@ -8,34 +8,34 @@ from pathlib import Path
 import pytest
 
 from helpers.looks_like import looks_like
-from merino_edge import bundle, checkpoint, kinds
+from merino_edge import bundle, checkpoint, wrong_kind
 from merino_edge.errors import ArtefactError
 from merino_edge.latency.table_file import load_table
 
 
-@pytest.mark.parametrize("kind", kinds.NOUNS)
+@pytest.mark.parametrize("kind", wrong_kind.NOUNS)
 def test_each_kind_is_known(kind: str, tmp_path: Path) -> None:
     path = looks_like(kind, tmp_path)
-    assert kinds.kind_of(path) == kind
-    kinds.require(path, kind)
+    assert wrong_kind.kind_of(path) == kind
+    wrong_kind.require(path, kind)
     with pytest.raises(ArtefactError) as refused:
-        kinds.require(path, "bundle" if kind != "bundle" else "checkpoint")
-    assert str(refused.value).startswith(f"{path} is {kinds.NOUNS[kind]}, not a")
+        wrong_kind.require(path, "bundle" if kind != "bundle" else "checkpoint")
+    assert str(refused.value).startswith(f"{path} is {wrong_kind.NOUNS[kind]}, not a")
     assert "merino-edge" in refused.value.hint and str(path) in refused.value.hint
 
 
 def test_what_says_no_kind_has_none(tmp_path: Path) -> None:
     for number, text in enumerate(('{"kind": "bundle"}', '["kind"]', "GGU", "", "a text", '{"kind": "poem"')):
         (tmp_path / str(number)).write_text(text)
-        assert kinds.kind_of(tmp_path / str(number)) is None
-    for name in kinds.FOLDERS:  # such names are common
+        assert wrong_kind.kind_of(tmp_path / str(number)) is None
+    for name in wrong_kind.FOLDERS:  # such names are common
         (tmp_path / f"{name} of something else").mkdir()
         (tmp_path / f"{name} of something else" / name).write_text('{"name": "a data set"}')
-        assert kinds.kind_of(tmp_path / f"{name} of something else") is None
+        assert wrong_kind.kind_of(tmp_path / f"{name} of something else") is None
     os.mkfifo(tmp_path / "pipe")  # opening it would wait for ever
     (tmp_path / "zero").symlink_to("/dev/zero")
     for name in ("pipe", "zero", "nothing", "\0", "a" * 999, "."):
-        assert kinds.kind_of(tmp_path / name) is None
+        assert wrong_kind.kind_of(tmp_path / name) is None
 
 
 def test_the_commands_are_those_of_the_paths(tmp_path: Path) -> None:
@@ -57,4 +57,4 @@ def test_a_file_of_a_folder_is_not_the_folder(tmp_path: Path) -> None:
             bundle.load(path / name)
     model = looks_like("huggingface", tmp_path) / "model.gguf"  # one that is whole by itself
     model.write_bytes(b"GGUF\3")
-    kinds.require(model, "huggingface", "gguf")
+    wrong_kind.require(model, "huggingface", "gguf")
