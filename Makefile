@@ -49,8 +49,8 @@ hooks: $(VENV)/checks $(VENV)/dev
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-release: $(VENV)/release
-	$(BIN)/python tools/release.py --out dist
+release: $(VENV)-release/tools
+	$(VENV)-release/bin/python tools/release.py --out dist
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/peers/compare.py --install llama.cpp onnxruntime-genai transformers
@@ -69,8 +69,15 @@ $(VENV)/docs: $(VENV)/environment pyproject.toml
 	$(PIP) -e '.[docs]'
 	touch $@
 
-$(VENV)/release $(VENV)/checks: $(VENV)/environment pyproject.toml
+$(VENV)/checks: $(VENV)/environment pyproject.toml
 	$(PIP) --group $(@F)
+	touch $@
+
+# In an environment of its own: its tools and the pinned packages of the project exclude each other.
+$(VENV)-release/tools: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-release
+	$(VENV)-release/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(VENV)-release/bin/python -m pip install --quiet --disable-pip-version-check --group release
 	touch $@
 
 $(VENV)-board/dev: constraints.txt pyproject.toml
@@ -86,4 +93,4 @@ $(VENV)/environment: constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-board build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-board $(VENV)-release build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -75,7 +75,7 @@ def print_artefact(screen: Console, document: Document) -> None:
     for check in made.get("parity", ())[:MOST_ROWS]:
         screen.print("  " + check_line(check))
     for engine in [*made.get("engines", ()), *made.get("stored_engines", ())][:MOST_ROWS]:
-        machine = engine.get("machine", {})
+        machine = engine.get("machine") or {}
         screen.print(
             f"engine {engine['file']}: {engine.get('library')} {engine.get('version')} for {engine.get('capability')}, "
             f"{engine.get('context')} positions, {engine.get('bytes', 0) / 1e6:.1f} MB, "

@@ -205,7 +205,7 @@ def test_show_lists_the_engines_of_a_bundle_and_where_they_lie(
     monkeypatch.setenv(engine_store.VARIABLE, str(tmp_path / "store"))
     loaded = bundle.load(shutil.copytree(folder / "bundle", tmp_path / "bundle"))
     entry = {"library": "tensorrt", "version": "10.3.0", "capability": "SM87", "context": 16, "bytes": 6}
-    loaded = bundle.add_engine(loaded, b"inside", {**entry, "capability": "SM86"}, lambda old: False)
+    loaded = bundle.add_engine(loaded, b"inside", {**entry, "capability": "SM86", "machine": None}, lambda old: False)
     stored = engine_store.add_stored(tmp_path / "store", loaded.graph_sha256(16), b"stored", entry)
     engine_store.add_stored(tmp_path / "store", "0" * 64, b"others", entry)  # of another graph
     shown = json.loads(merino("show", loaded.path, "--json").stdout)
