@@ -171,9 +171,9 @@ def _verified(path: Path, hashed_bytes: int | None) -> tuple[Architecture, ChatF
             )
     a, _ = architecture.load(path / "architecture.json")
     chat = ChatFormat.load(path / "chat.json")
-    if chat.bos_token_id is not None and chat.bos_token_id >= a.vocab_size:
+    if chat.largest_token_id >= a.vocab_size:
         raise ArtefactError(
-            f"{path / 'chat.json'}: token {chat.bos_token_id} is outside the vocabulary of {a.vocab_size}",
+            f"{path / 'chat.json'}: token {chat.largest_token_id} is outside the vocabulary of {a.vocab_size}",
             "make the checkpoint again",
         )
     return a, chat, document

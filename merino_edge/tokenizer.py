@@ -38,6 +38,11 @@ class ChatFormat:
     bos_token_id: int | None = None
     chat_template: str | None = None
 
+    @property
+    def largest_token_id(self) -> int:
+        """The largest id of a special token; -1 where there is none."""
+        return max((*self.eos_token_ids, -1 if self.bos_token_id is None else self.bos_token_id), default=-1)
+
     def to_json(self) -> str:
         """The text of `chat.json`."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"

@@ -178,6 +178,6 @@ def compare(first: Result, second: Result) -> Comparison:
         signs = np.array(list(itertools.product((-1, 1), repeat=len(logs))))
     else:
         signs = np.random.default_rng(0).choice((-1, 1), size=(2**EXACT_SIGNS, len(logs)))
-    sums = np.abs(signs @ logs)
-    p_value = float((sums >= abs(logs.sum()) * (1 - 1e-12)).mean())
+    sums, rounding = np.abs(signs @ logs), 1e-12 * np.abs(logs).sum()
+    p_value = float((sums >= abs(logs.sum()) - rounding).mean())
     return Comparison(statistics.median(ratios), min(ratios), max(ratios), p_value)

@@ -113,8 +113,7 @@ def load_tokenizer(text: str, where: str) -> tokenizers.Tokenizer:
 
 def check_tokenizer(backend: tokenizers.Tokenizer, vocab_size: int, chat: ChatFormat, where: str) -> None:
     """Raise ArtefactError unless every token id of the tokenizer and the chat format has an embedding."""
-    special = [*chat.eos_token_ids, chat.bos_token_id or 0]
-    highest = max([*backend.get_vocab(with_added_tokens=True).values(), *special])
+    highest = max([*backend.get_vocab(with_added_tokens=True).values(), chat.largest_token_id])
     if highest >= vocab_size:
         raise ArtefactError(
             f"{where}: token id {highest} has no embedding, the model knows {vocab_size} tokens",
