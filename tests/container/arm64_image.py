@@ -14,7 +14,7 @@ leaves out what .dockerignore names, as Docker's own library reads it. ADD and R
 skipped; pip's NVRTC of the same CUDA takes the place of the one that they install. Then the documented road runs as
 the image's user, on a bundle that this user cannot write. There is no GPU, so it runs once more on the stand-ins of
 stand_in_board.py. Their answers must be those of the image's CPU; the greedy one must be that of this machine, too.
-Needs root, about 2 GB of disk, and qemu registered for arm64 programs (`/proc/sys/fs/binfmt_misc/qemu-aarch64`).
+Its mounts are its own, and end with it. Needs root, about 2 GB of disk, and qemu registered for arm64 programs (`/proc/sys/fs/binfmt_misc/qemu-aarch64`).
 An update of qemu counts once it is registered again: update-binfmts --disable qemu-aarch64, then --enable.
 
 Not known here: Docker's layers and volumes, the NVIDIA runtime, the GPU, TensorRT.
@@ -46,6 +46,7 @@ NVIDIA = ("repo.download.nvidia.com", "python3-libnvinfer")  # what marks a step
 IMAGE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 QEMU_CPU = "cortex-a76"  # the nearest to Orin's Cortex-A78AE that qemu knows
 CERTIFICATES = "/run/certificates.crt"
+OWN_MOUNTS = "ARM64_IMAGE_OWN_MOUNTS"  # environment variable: the process that has its own mounts already
 TORCH_FREE = """
 import sys
 from importlib.util import find_spec
@@ -154,6 +155,16 @@ def mounted(root: Path) -> Iterator[None]:
         yield
 
 
+def enter_own_mounts() -> None:
+    """Start again in a mount namespace of its own, which ends with this process however it ends.
+
+    Otherwise a killed run leaves this machine's /dev in ROOT, and whoever removes ROOT removes /dev.
+    """
+    if os.environ.get(OWN_MOUNTS) != str(os.getpid()):
+        os.environ[OWN_MOUNTS] = str(os.getpid())  # `unshare` keeps it
+        os.execvp("unshare", ["unshare", "--mount", "--propagation", "private", sys.executable, *sys.argv])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--suite", default="bookworm", help="Debian release of the stand-in")
@@ -163,6 +174,7 @@ def main() -> None:
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
     options = parser.parse_args()
+    enter_own_mounts()
     root, log = options.root, Log(options.log)
 
     lint = subprocess.run(["hadolint", str(DOCKERFILE)], stdout=subprocess.PIPE, text=True, check=False)
