@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator
@@ -118,3 +119,17 @@ def test_every_pinned_package_has_a_licence(repository: Path) -> None:
     pinned = {name for python in PYTHONS for name in pins((repository / "constraints.txt").read_text(), python)}
     assert pinned <= {canonicalize_name(name) for name in listed}
     assert all(text.strip() for text in listed.values())
+
+
+def test_every_extra_that_an_error_names_exists(repository: Path, project: dict[str, Any]) -> None:
+    named = set()
+    for room in ("merino_edge", "search", "export", "runtime", "jetson"):
+        for file in (repository / room).rglob("*.py"):
+            for call in (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)):
+                if isinstance(call.func, ast.Name) and call.func.id == "require":
+                    values = [part.value for part in call.args if isinstance(part, ast.Constant)]
+                    named |= set(values[1:]) if len(values) == 2 else set()  # the checker has another `require`
+                if isinstance(call.func, ast.Name) and call.func.id == "require_all":
+                    named |= {key.value for node in ast.walk(call.args[0]) if isinstance(node, ast.Dict)
+                              for key in node.keys if isinstance(key, ast.Constant)}  # fmt: skip
+    assert {"train", "export", "tensorboard"} <= named <= project["project"]["optional-dependencies"].keys()

@@ -160,7 +160,7 @@ def train(
     from merino_edge.cli import console, outputs
     from merino_edge.errors import InputError, OutputError, require_all
 
-    require_all({"train": ["torch", "safetensors"]})
+    require_all({"train": ["torch", "safetensors"], **({"tensorboard": ["tensorboard"]} if tensorboard else {})})
     is_main = os.environ.get("RANK", "0") == "0"  # of torchrun's workers
     for path, role in ((model, "the checkpoint that the training begins with"), (teacher, "the teacher")):
         if path is not None and path.resolve() == out.resolve() and not resume:

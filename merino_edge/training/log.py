@@ -41,7 +41,8 @@ class TrainingLog:
             require("tensorboard", "tensorboard")
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(tensorboard), purge_step=done + 1)  # type: ignore[no-untyped-call]
+            with atomic.translate_os_errors(tensorboard):
+                self._board = SummaryWriter(str(tensorboard), purge_step=done + 1)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> TrainingLog:
         return self
