@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from merino_edge.foreign_call import call
 from merino_edge.tokenizer import ChatFormat
 
 if TYPE_CHECKING:
@@ -29,7 +30,10 @@ CHATML_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> tokenizers.Tokenizer:
-    """Train a byte-level BPE tokenizer (no prefix space). A small corpus gives fewer than `vocab_size` tokens."""
+    """Train a byte-level BPE tokenizer (no prefix space). A small corpus gives fewer than `vocab_size` tokens.
+
+    Raises ArtefactError where the library fails, as without memory for its threads.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -42,7 +46,11 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> tokenizers.Tokeniz
         show_progress=False,
     )
     documents = (document for text in texts for document in text.split(END_OF_TEXT))
-    tokenizer.train_from_iterator(documents, trainer)
+    call(
+        lambda: tokenizer.train_from_iterator(documents, trainer),
+        "the tokenizer cannot be trained",
+        "free some memory, or give another text",
+    )
     return tokenizer
 
 
