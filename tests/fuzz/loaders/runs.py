@@ -331,7 +331,7 @@ def _use_report(folder: Path) -> None:
     ours = json.loads(_own_report())
     with mock.patch.object(harness, "RESAMPLES", 20):  # the same steps in less time
         harness.differences(ours, other)
-    perplexity.differences(ours, other)
+        perplexity.differences(ours, other)
 
 
 @functools.cache
