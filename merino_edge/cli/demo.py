@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from merino_edge.cli import outputs
+from merino_edge.cli import outputs, units
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,7 +47,12 @@ def demo(
     space: Annotated[str, typer.Option(metavar="SPACE", help="Search space, by its name or as a space file.")] = "demo",
     board: Annotated[str, typer.Option(metavar="BOARD", help="The other board.")] = "orin-nano-8gb",
     mode: Annotated[str, typer.Option(metavar="MODE", help="The power mode of that board.")] = "15W",
-    minutes: Annotated[float, typer.Option(help="Minutes of the profile of this machine.")] = 1.0,
+    minutes: Annotated[
+        float,
+        typer.Option(
+            parser=units.minutes("--minutes"), metavar="MINUTES", help="Minutes of the profile of this machine."
+        ),
+    ] = 1.0,
     steps: Annotated[int, typer.Option(help="Training steps.")] = 400,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the models. [default: as is fastest]")] = None,
     resume: Annotated[bool, typer.Option("--continue", "--resume", help=outputs.SAME_HELP)] = False,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from merino_edge.cli import outputs
+from merino_edge.cli import outputs, units
 
 if TYPE_CHECKING:
     from merino_edge.architecture import Architecture
@@ -80,6 +80,7 @@ def export(
     max_mb: Annotated[
         float | None,
         typer.Option(
+            parser=units.megabytes("--max-mb"),
             metavar="MB",
             help="At int4: largest size of the bundle. As many matrices as fit are upgraded to int8.",
         ),

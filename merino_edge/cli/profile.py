@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from merino_edge.cli import profile_printers as printers
-from merino_edge.cli import profile_request
+from merino_edge.cli import profile_request, units
 
 if TYPE_CHECKING:
     from merino_edge.jetson.profiler.profiler import Progress
@@ -52,7 +52,12 @@ def profile(
         ),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="Time budget in minutes. More time gives a finer table. [default: 30]")
+        float | None,
+        typer.Option(
+            parser=units.minutes("--minutes"),
+            metavar="MINUTES",
+            help="Time budget in minutes. More time gives a finer table. [default: 30]",
+        ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="The same as --minutes 2.")] = False,
     only: Annotated[
@@ -78,7 +83,12 @@ def profile(
         ),
     ] = None,
     share: Annotated[
-        float | None, typer.Option(help="Share of the entries that --like measures. [default: 0.1]")
+        float | None,
+        typer.Option(
+            parser=units.share("--share"),
+            metavar="SHARE",
+            help="Share of the entries that --like measures. [default: 0.1]",
+        ),
     ] = None,
     resume: Annotated[
         bool,

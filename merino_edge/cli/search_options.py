@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from merino_edge.cli import units
 from merino_edge.search.budget import KINDS
 
 if TYPE_CHECKING:
@@ -75,8 +76,10 @@ Shared = Annotated[
 Seconds = Annotated[
     float | None,
     typer.Option(
+        parser=units.seconds("--seconds"),
+        metavar="SECONDS",
         help="Time limit of the exact solver, in seconds. At the limit it reports the bound proven so far. "
-        "[default: no limit]"
+        "[default: no limit]",
     ),
 ]
 

@@ -14,8 +14,7 @@ leaves out what .dockerignore names, as Docker's own library reads it. ADD and R
 skipped; pip's NVRTC of the same CUDA takes the place of the one that they install. Then the documented road runs as
 the image's user, on a bundle that this user cannot write. There is no GPU, so it runs once more on the stand-ins of
 stand_in_board.py. Their answers must be those of the image's CPU; the greedy one must be that of this machine, too.
-Its mounts are its own, and end with it. Needs root, about 2 GB of disk, and qemu registered for arm64 programs
-(`/proc/sys/fs/binfmt_misc/qemu-aarch64`).
+Needs root, about 2 GB of disk, and qemu registered for arm64 programs (`/proc/sys/fs/binfmt_misc/qemu-aarch64`).
 An update of qemu counts once it is registered again: update-binfmts --disable qemu-aarch64, then --enable.
 
 Not known here: Docker's layers and volumes, the NVIDIA runtime, the GPU, TensorRT.
