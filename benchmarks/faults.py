@@ -40,6 +40,8 @@ MB = 2**20
 LINE = re.compile(r"merino-edge: [^\n]+")
 CODES = {1, 2, 3, 6}  # a refusal; 1: out of memory
 Setting = Callable[[], None]
+Fill = Callable[[Path], None]  # puts what the verb changes into the folder, before the fault
+Place = Callable[[Fill], contextlib.AbstractContextManager[Path]]
 
 
 def limited(name: str, value: int) -> Setting:
@@ -68,10 +70,11 @@ def without_privileges() -> None:
 
 
 @contextlib.contextmanager
-def of_nobody(folder: Path) -> Iterator[Path]:
+def of_nobody(folder: Path, fill: Fill) -> Iterator[Path]:
     """A folder of another user."""
-    with plain(folder):
-        os.chown(folder, NOBODY, NOBODY)
+    with plain(folder, fill):
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, NOBODY, NOBODY)
         yield folder
 
 
@@ -88,11 +91,12 @@ def clock_back() -> None:
 
 
 @contextlib.contextmanager
-def disk(folder: Path, size: int, *, free: int | None = None, read_only: bool = False) -> Iterator[Path]:
+def disk(folder: Path, fill: Fill, size: int, *, free: int | None = None, read_only: bool = False) -> Iterator[Path]:
     """A file system of `size` bytes, of which `free` are free; None: all."""
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], check=True)
     try:
+        fill(folder)
         if free is not None:
             (folder / "most").write_bytes(bytes(shutil.disk_usage(folder).free - free))
         if read_only:
@@ -103,36 +107,39 @@ def disk(folder: Path, size: int, *, free: int | None = None, read_only: bool = 
 
 
 @contextlib.contextmanager
-def plain(folder: Path) -> Iterator[Path]:
+def plain(folder: Path, fill: Fill) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
+        fill(folder)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def faults(folder: Path) -> list[tuple[str, Callable[[], contextlib.AbstractContextManager[Path]], Setting]]:
+def faults(folder: Path) -> list[tuple[str, Place, Setting]]:
     """(name, where the output goes, what is set in the process)"""
-    found: list[tuple[str, Callable[[], contextlib.AbstractContextManager[Path]], Setting]] = []
+    found: list[tuple[str, Place, Setting]] = []
     nothing: Setting = lambda: None  # noqa: E731
     if os.geteuid() == 0:
         for free in (0, 4096, 16384, 65536):
-            found.append((f"disk full, {free} free", lambda free=free: disk(folder, 4 * MB, free=free), nothing))  # type: ignore[misc]
-        found.append(("read-only", lambda: disk(folder, MB, read_only=True), nothing))
-        found.append(("no permission", lambda: of_nobody(folder), without_privileges))
+            found.append(
+                (f"disk full, {free} free", lambda fill, free=free: disk(folder, fill, 4 * MB, free=free), nothing)
+            )  # type: ignore[misc]
+        found.append(("read-only", lambda fill: disk(folder, fill, 4 * MB, read_only=True), nothing))
+        found.append(("no permission", lambda fill: of_nobody(folder, fill), without_privileges))
     for size in (0, 1000, 20_000):
-        found.append((f"file size {size}", lambda: plain(folder), limited("RLIMIT_FSIZE", size)))
+        found.append((f"file size {size}", lambda fill: plain(folder, fill), limited("RLIMIT_FSIZE", size)))
     for count in (10, 14, 20, 32):
-        found.append((f"handles {count}", lambda: plain(folder), limited("RLIMIT_NOFILE", count)))
+        found.append((f"handles {count}", lambda fill: plain(folder, fill), limited("RLIMIT_NOFILE", count)))
     for more_mb in (1, 8, 64, 256):
-        found.append((f"memory {more_mb} MB", lambda: plain(folder), little_memory(more_mb)))
-    found.append(("clock", lambda: plain(folder), clock_back))
+        found.append((f"memory {more_mb} MB", lambda fill: plain(folder, fill), little_memory(more_mb)))
+    found.append(("clock", lambda fill: plain(folder, fill), clock_back))
     return found
 
 
 def failing(verb: Verb, inputs: Path, where: Path, log: Path, setting: Setting) -> str:
     """What is wrong with how the verb takes the fault; an empty text if nothing is."""
-    before = sorted(path.name for path in where.iterdir())
+    before, old = sorted(path.name for path in where.iterdir()), verbs.content(where / verb.out) if verb.given else None
     code = verbs.run(verbs.words_of(verb, inputs, where / verb.out), log, setting)
     said, left = log.read_text(errors="replace"), sorted(path.name for path in where.iterdir())
     if code == 0:
@@ -145,7 +152,7 @@ def failing(verb: Verb, inputs: Path, where: Path, log: Path, setting: Setting) 
     new, out = set(left) - set(before), where / verb.out
     if new and not (verb.goes_on and new <= {out.name, out.with_suffix(".json").name}):
         return f"leaves {sorted(new)}: {lines[0]}"
-    return ""
+    return "" if old is None or verbs.content(out) == old else f"changes {verb.out}: {lines[0]}"
 
 
 def main() -> None:
@@ -167,7 +174,12 @@ def main() -> None:
                     continue
                 log = work / "log"
                 log.touch()
-                with place() as where:
+
+                def fill(folder: Path, verb: Verb = verb) -> None:
+                    if verb.given:
+                        verbs.put(work / "inputs" / verb.given, folder / verb.out)
+
+                with place(fill) as where:
                     problem = failing(verb, work / "inputs", where, log, setting)
                 tries[name] += 1
                 if problem:

@@ -99,7 +99,7 @@ class Case:
         shutil.rmtree(self.folder / "work", ignore_errors=True)
         (self.folder / "work").mkdir(parents=True)
         if self.old is not None:
-            (shutil.copytree if self.old.is_dir() else shutil.copy)(self.old, self.out)
+            verbs.put(self.old, self.out)
 
     def run(self, words: list[str], before: Callable[[], None] = lambda: None) -> int:
         return verbs.run(words, self.folder / "log", before)
@@ -140,12 +140,15 @@ def prepare(verb: Verb, inputs: Path, folder: Path, *, over: bool) -> tuple[Case
     """The case, the number of its calls that change files, and its seconds."""
     case = Case(verb, over, inputs, folder, {})
     case.reset()
-    if over:
+    if over and verb.given:
+        case.old = inputs / verb.given
+        case.reset()
+    elif over:
         if case.run([*verbs.words_of(verb, inputs, case.out), *verb.old.split()]):
             raise RuntimeError(f"{case.name}: {case.log()}")
         case.old = folder / "old"
         shutil.rmtree(case.old, ignore_errors=True)
-        (shutil.copytree if case.out.is_dir() else shutil.copy)(case.out, case.old)
+        verbs.put(case.out, case.old)
         case.reset()
     with open(folder / "count", "w+") as count:
         began = time.perf_counter()
@@ -182,7 +185,7 @@ def main() -> None:
         work = (options.work or Path(temporary)).resolve()
         verbs.make_inputs(work / "inputs")
         for verb in verbs.VERBS:
-            for over in (False, True)[: 1 if verb.over is None else 2]:
+            for over in (False, True)[verb.given != "" : 1 if verb.over is None else 2]:
                 if not verb.name.startswith(options.only) or verb.name.startswith(tuple(options.skip.split(","))):
                     continue
                 try:

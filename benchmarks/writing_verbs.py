@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ class Verb:
     old: str = ""  # more words for the output that is replaced
     exact: bool = True  # two runs write the same
     goes_on: bool = False  # what a kill leaves at `out` may be unfinished
+    given: str = ""  # an input that stands at `out`, and is changed there
 
 
 VERBS = [
@@ -121,6 +123,15 @@ VERBS = [
         "profile --space {inputs}/space.json --minutes 0.01 --lengths 32 --threads 1 --exit-zero --out {out}",
         out="out.jsonl",
         again="--continue",
+        exact=False,
+        goes_on=True,
+    ),
+    # TensorRT's compiler does not write the same twice.
+    Verb("build", "build {out} --capability SM86", given="for-rtx", over="", exact=False),
+    Verb("build threads", "build {out}", given="bundle", over="", exact=False),
+    Verb(
+        "demo",
+        "demo --space {inputs}/space.json --minutes 0.01 --steps 6 --threads 1 --out {out}",
         exact=False,
         goes_on=True,
     ),
@@ -200,6 +211,11 @@ def words_of(verb: Verb, inputs: Path, out: Path) -> list[str]:
     return shlex.split(verb.words.format(inputs=inputs, out=out))
 
 
+def put(given: Path, out: Path) -> None:
+    """Copy a file or a folder."""
+    (shutil.copytree if given.is_dir() else shutil.copy)(given, out)
+
+
 def make_inputs(inputs: Path) -> None:
     """Write what the verbs read."""
     inputs.mkdir(parents=True)
@@ -214,6 +230,7 @@ def make_inputs(inputs: Path) -> None:
         "tokenize {inputs}/corpus.txt --tokenizer {inputs}/ck --out {inputs}/tokens",
         "export {inputs}/ck --threads 1 --out {inputs}/bundle",
         "export-hf {inputs}/ck --out {inputs}/hf",
+        "export {inputs}/ck --target rtx --precision fp16 --threads 1 --out {inputs}/for-rtx",
     ):
         log = inputs / "log"
         if run(shlex.split(command.format(inputs=inputs)), log):

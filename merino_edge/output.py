@@ -88,9 +88,14 @@ def lock(path: Path | str) -> Iterator[None]:
                 folder.rmdir()
 
 
+def lock_file(path: Path) -> Path:
+    """The file that is locked while `path` is written, where its folder may be written."""
+    return path.with_name(f".{short(path.name)}.lock")
+
+
 def _locked(path: Path) -> tuple[int, Path | None]:
     """The locked file, and its name if it is one of our own. Raises OutputError where another process has it."""
-    name, until_s = path.with_name(f".{short(path.name)}.lock"), time.monotonic() + PATIENCE_S
+    name, until_s = lock_file(path), time.monotonic() + PATIENCE_S
     while True:
         file, is_ours = _opened(path, name)
         try:

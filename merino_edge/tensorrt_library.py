@@ -71,6 +71,8 @@ def load(library: str) -> tuple[Any, Any]:
     try:
         trt = import_module(library)
     except (ImportError, OSError) as error:
+        if "failed to map segment" in str(error):  # too little address space
+            raise MemoryError from None
         raise UnsupportedError(f"{library} cannot be imported ({error})", _import_hint(library, error)) from None
 
     return trt, new_log(trt)

@@ -64,8 +64,9 @@ def _remove_leftovers() -> None:
     from merino_edge.errors import MerinoError
 
     words = [part for word in sys.argv[1:] for part in word.split("=", 1)]
-    for option, value in pairwise(words):
-        if option == "--out":
-            path = Path(value)
-            with suppress(MerinoError, OSError), output.lock(path):
-                atomic.sweep(path.resolve().parent, path.resolve().name, held=True)
+    for option, word in pairwise(["", *words]):
+        with suppress(MerinoError, OSError, ValueError):
+            path = Path(word)
+            if option == "--out" or output.lock_file(path).exists():  # an argument, as build's bundle
+                with output.lock(path):
+                    atomic.sweep(path.resolve().parent, path.resolve().name, held=True)

@@ -18,7 +18,7 @@ from merino_edge import __version__
 from merino_edge.cli.verbs import DEBUG_HELP, MAX_HELP_COLUMNS, ClosedPipe, VerbGroup
 from merino_edge.errors import Interrupted, MerinoError
 
-NO_MEMORY = ("allocate", "failed to map segment")  # PyTorch's words, and the loader's of libraries
+NO_MEMORY = ("allocate", "failed to map segment", "can't start new thread")  # PyTorch's words, the loader's, Python's
 CLOSED_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 
 app = typer.Typer(

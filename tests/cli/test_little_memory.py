@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from merino_edge.cli.main import _one_line
+
 PROGRAM = """
 import os, resource, sys
 from pathlib import Path
@@ -31,6 +33,7 @@ run()
 ABORT = """os.write(2, b"terminate called after throwing\\\\n  what():  std::bad_alloc\\\\n"); os.abort()"""
 
 
+@pytest.mark.parametrize("option", [["--out"], []])  # or an argument, as build's bundle
 @pytest.mark.parametrize(
     ("end", "code", "said"),
     [
@@ -38,8 +41,22 @@ ABORT = """os.write(2, b"terminate called after throwing\\\\n  what():  std::bad
         ("sys.exit(7)", 7, ""),
     ],
 )
-def test_an_abort_is_one_line(tmp_path: Path, end: str, code: int, said: str) -> None:
-    words = [sys.executable, "-c", PROGRAM.format(end=end), "--out", str(tmp_path / "out")]
+def test_an_abort_is_one_line(tmp_path: Path, end: str, code: int, said: str, option: list[str]) -> None:
+    words = [sys.executable, "-c", PROGRAM.format(end=end), *option, str(tmp_path / "out")]
     done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (code, f"a line of its own\n{said}")
     assert code == 7 or os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("can't start new thread"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        ImportError("x.so: failed to map segment from shared object"),
+    ],
+)
+def test_what_libraries_say_without_memory_is_called_so(error: BaseException) -> None:
+    assert _one_line(error) == "out of memory; use a smaller model, batch or context"
+    assert _one_line(ValueError(str(error))).startswith("unexpected ValueError")
