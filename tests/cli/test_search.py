@@ -153,7 +153,7 @@ def test_a_narrow_first_block_is_warned_of(tmp_path: Path) -> None:
 
 
 def test_stopped_by_the_clock_the_gap_is_said(tmp_path: Path) -> None:
-    done = merino("--space", "wide", "--flops", "30G", "--params", "12M", "--score", "flops", "--seconds", 15,
+    done = merino("--space", "wide", "--flops", "30G", "--params", "12M", "--score", "flops", "--seconds", 4,
                   "--out", tmp_path / "a.json")  # fmt: skip
     certificate = json.loads((tmp_path / "a.json").read_text())["certificate"]
     assert certificate["gap_percent"] is None or certificate["gap_percent"] > 0

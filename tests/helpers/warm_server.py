@@ -30,7 +30,8 @@ from typing import Any, NoReturn
 # Of other projects only, and none that starts a thread when it is imported, as onnxruntime does: threads do not
 # survive a fork.
 PACKAGES = (
-    *("typer", "pydantic.type_adapter", "rich.console"),
+    *("typer", "pydantic.type_adapter", "pydantic.fields", "annotated_types"),
+    *("rich.console", "rich.table", "rich._emoji_codes", "jinja2.sandbox"),
     *("numpy", "torch", "torch._dynamo", "safetensors", "tokenizers", "gguf"),
     *("onnx_ir", "onnx", "scipy.stats", "matplotlib.pyplot"),
 )
