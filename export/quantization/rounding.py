@@ -21,32 +21,42 @@ def search_scales(groups: np.ndarray, importance: np.ndarray | None = None, *, s
     """
     scales = np.empty(groups.shape[:2], np.float32)
     rows = max(1, SEARCHED_AT_ONCE // max(1, groups[0].size))
-    weights = np.float32(1) if importance is None else importance.astype(np.float32)
+    weights = None if importance is None else importance.astype(np.float32)
     for start in range(0, len(groups), rows):
         part = slice(start, start + rows)
         scales[part] = _search(groups[part], weights, signed=signed)
     return scales
 
 
-def _search(groups: np.ndarray, importance: np.ndarray | np.float32, *, signed: bool) -> np.ndarray:
+def _search(groups: np.ndarray, importance: np.ndarray | None, *, signed: bool) -> np.ndarray:
     full_scales = np.abs(groups).max(axis=-1) / np.float32(7.5)  # [N, G]
     if signed:
         full_scales = np.where(groups.max(axis=-1) > -groups.min(axis=-1), -full_scales, full_scales)
     best, least = nonzero(full_scales), np.full(full_scales.shape, np.inf, np.float32)
+    work = np.empty(groups.shape, np.float32)  # new memory for each step would take a third longer
     for ratio in CLIP_RATIOS:
         scales = nonzero(full_scales * ratio)
-        error = (importance * np.square(groups - round_to_nearest(groups, scales) * scales[..., None])).sum(axis=-1)
+        int4_codes(np.divide(groups, scales[..., None], out=work), out=work)
+        work *= scales[..., None]
+        np.square(np.subtract(groups, work, out=work), out=work)
+        error = _weighed(work, importance).sum(axis=-1)
         better = error < least
-        least[better], best[better] = error[better], scales[better]
-    codes = round_to_nearest(groups, best).astype(np.float32)
-    squares = (importance * np.square(codes)).sum(axis=-1)
-    fitted = (importance * codes * groups).sum(axis=-1) / np.where(squares > 0, squares, 1)  # least squares
+        np.copyto(least, error, where=better)
+        np.copyto(best, scales, where=better)
+    codes = int4_codes(groups / best[..., None])
+    squares = _weighed(np.square(codes), importance).sum(axis=-1)
+    fitted = (_weighed(codes, importance) * groups).sum(axis=-1) / np.where(squares > 0, squares, 1)  # least squares
     return np.where(fitted * best > 0, nonzero(fitted), best)
 
 
-def int4_codes(values: np.ndarray) -> np.ndarray:
-    """The nearest of -8..7 for each value, still in floating point."""
-    return np.asarray(np.clip(np.rint(values), -8, 7))
+def _weighed(values: np.ndarray, importance: np.ndarray | None) -> np.ndarray:
+    return values if importance is None else values * importance
+
+
+def int4_codes(values: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """The nearest of -8..7 for each value, still in floating point; in the array `out` where it is given."""
+    rounded = np.rint(values, out=out)
+    return np.clip(rounded, -8, 7, out=rounded)
 
 
 def round_to_nearest(groups: np.ndarray, scales: np.ndarray) -> np.ndarray:
