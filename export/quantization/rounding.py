@@ -56,7 +56,7 @@ def _weighed(values: np.ndarray, importance: np.ndarray | None) -> np.ndarray:
 def int4_codes(values: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """The nearest of -8..7 for each value, still in floating point; in the array `out` where it is given."""
     rounded = np.rint(values, out=out)
-    return np.clip(rounded, -8, 7, out=rounded)
+    return np.asarray(np.clip(rounded, -8, 7, out=rounded))
 
 
 def round_to_nearest(groups: np.ndarray, scales: np.ndarray) -> np.ndarray:

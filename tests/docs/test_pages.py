@@ -94,11 +94,13 @@ def check_search(text: str, folder: Path, ran: Sequence[Ran]) -> None:
 BOARD_EXPORT = {"export smollm2 --out bundles/": "export small-checkpoint --context 64 --out bundles/"}
 
 SETUPS: dict[str, Setup] = {
-    # A cache of 144 positions holds what the page generates; the comparison with PyTorch runs through all of it.
+    # A cache of 64 positions holds what the page generates; the comparison with PyTorch runs through all of it.
     "README.md": Setup(
         shorter={
             **BOARD_EXPORT,
-            "--out smollm2-int4 --precision int4": "--out smollm2-int4 --precision int4 --context 144",
+            "--out smollm2-int4 --precision int4": "--out smollm2-int4 --precision int4 --context 64",
+            "--max-tokens 40": "--max-tokens 16",
+            "--prompt-tokens 64 --new-tokens 64": "--prompt-tokens 16 --new-tokens 16",
         },
         given={"small-checkpoint": "plain_checkpoint"},
         check=check_readme,
@@ -121,7 +123,9 @@ SETUPS: dict[str, Setup] = {
     "docs/runtime.md": Setup(given={"smollm2-int4": "long_bundle", "smollm2-int8": "long_bundle"}),
     "docs/search.md": Setup(
         shorter={
-            "--space edge --precision int4 --weight-mb 20 --score": "--space mine.json --weight-mb 20 --score",
+            " --prices": " --no-prices",  # tests/cli/test_search.py has them
+            "--score calibrated": "--score calibrated --no-prices",
+            "--space edge --no-shared --precision int4 --weight-mb 8": "--space mine.json --no-shared --weight-mb 20",
             "--space edge --precision int4 --against": "--space mine.json --precision int4 --against",
             "--space edge --table": "--space mine.json --table",
         },
