@@ -60,6 +60,7 @@ class Verb:
     old: str = ""  # more words for the output that is replaced
     exact: bool = True  # two runs write the same
     goes_on: bool = False  # what a kill leaves at `out` may be unfinished
+    shown: str = ""  # the part of `out` that `show` explains
     given: str = ""  # an input that stands at `out`, and is changed there
 
 
@@ -134,6 +135,7 @@ VERBS = [
         "demo --space {inputs}/space.json --minutes 0.01 --steps 6 --threads 1 --out {out}",
         exact=False,
         goes_on=True,
+        shown="bundle",
     ),
 ]
 SPACE = {

@@ -22,6 +22,7 @@ FOLDERS = {  # the file that tells the kind of a folder
     "study.json": "study",
     "logits.json": "teacher_logits",
     "config.json": "huggingface",
+    "state.json": "demo_state",
 }
 NOUNS = {
     "bundle": "a bundle",
@@ -40,6 +41,8 @@ NOUNS = {
     "recipe": "a training recipe",
     "prompts": "a file of prompts",
     "prompt_cache": "a prompt cache",
+    "demo_state": "the folder of a demo",
+    "demo": "the summary of a demo",
 }
 TEXT = "text"  # what a verb may want too; nothing says of itself that it is one
 TRAIN, IMPORT = "merino-edge train {path} --corpus TEXT --out CHECKPOINT", "merino-edge import {path} --out CHECKPOINT"
@@ -58,6 +61,7 @@ USES = {
     "huggingface": IMPORT,
     "recipe": "merino-edge train A.json --recipe {path} --out CHECKPOINT",
     "prompts": "merino-edge distill generate CHECKPOINT --prompts {path} --out CORPUS.jsonl",
+    "demo_state": "merino-edge demo --out {path}",
 }
 # How each kind is made.
 SOURCES = {
@@ -132,4 +136,6 @@ def next_step(path: Path, kind: str) -> str:
     """The hint that names the command for an artefact of this kind."""
     if kind == "written_corpus":
         path = path.with_suffix(".jsonl")  # the corpus itself, beside its record
+    if kind in FOLDERS.values() and path.is_file():
+        path = path.parent
     return "run: " + USES.get(kind, "merino-edge show {path}").format(path=shlex.quote(str(path)))
