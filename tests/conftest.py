@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 pytest_plugins = [
-    "helpers.made_once",  # others import it
+    "helpers.made_once",  # others import these two
+    "helpers.quick_profile",
     "helpers.artefacts",
     "helpers.fake_driver",
     "helpers.formula_table",
-    "helpers.quick_profile",
     "helpers.small_bundle",
     "helpers.smollm2",
     "helpers.stand_in_gpu",

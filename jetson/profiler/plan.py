@@ -231,12 +231,12 @@ def _typical(length: int) -> int:
 
 def _calibration(space: Space, precision: str, count: int, lengths: Sequence[int], default_length: int) -> list[Probe]:
     """Whole models in decode. Most are of the smaller half, where it is unknown how much the caches hold."""
-    drawn = probe.sample_models(space, "calibration", CALIBRATION_DRAWS * count, lengths, default_length, seed=1)
-    decode = [p for p in drawn if p.mode == "decode"]
-    decode.sort(key=lambda p: p.models[0].weight_bytes(precision))
-    small, large = decode[: len(decode) // 2], decode[len(decode) // 2 :]
+    drawn = probe.draw_models(space, CALIBRATION_DRAWS * count, tuple(lengths), default_length, seed=1)
+    by_size = sorted(drawn, key=lambda one: one[0].weight_bytes(precision))
+    small, large = by_size[: len(by_size) // 2], by_size[len(by_size) // 2 :]
     few = count // 3
-    return [*thin(small, count - few), *thin(large, few)]
+    chosen = (*thin(small, count - few), *thin(large, few))
+    return [probe.whole("calibration", "decode", length, a) for a, length in chosen]
 
 
 def _public(models: Sequence[Architecture], lengths: Sequence[int]) -> Iterator[Probe]:

@@ -35,6 +35,8 @@ MAX_DRAWS = 10  # for each whole model: a tiny space may not have enough differe
 class Space(Protocol):
     """The choices that a table must cover; `merino_edge.search.space.Space` has this form."""
 
+    def __hash__(self) -> int: ...
+
     @property
     def models(self) -> tuple[Architecture, ...]: ...  # all combinations of what is outside the blocks
     @property
@@ -156,15 +158,24 @@ def sample_models(
 
     Every other model is timed at a random length between the measured ones, as far as it has positions.
     """
+    for a, length in draw_models(space, count, tuple(lengths), default_length, seed=seed):
+        yield from (whole(what, mode, length, a) for mode in MODES)
+
+
+@functools.lru_cache(maxsize=8)  # plans of several details hold the same models
+def draw_models(
+    space: Space, count: int, lengths: tuple[int, ...], default_length: int, *, seed: int
+) -> tuple[tuple[Architecture, int], ...]:
+    """The different models of `sample_models`, each with its length."""
     rng = random.Random(seed)
     architecture = functools.cache(space.architecture)  # draws from a small space repeat themselves
-    drawn: set[tuple[Architecture, int]] = set()
+    drawn: dict[tuple[Architecture, int], None] = {}
     for draw in range(MAX_DRAWS * count):
         length = default_length if draw % 2 == 0 else rng.randint(lengths[0], lengths[-1])
         a = architecture(space.sample(rng))
         length = min(length, a.max_positions)
-        if length >= lengths[0] and (a, length) not in drawn:
-            drawn.add((a, length))
-            yield from (whole(what, mode, length, a) for mode in MODES)
+        if length >= lengths[0]:
+            drawn[a, length] = None
         if len(drawn) == count:
-            return
+            break
+    return tuple(drawn)

@@ -100,6 +100,7 @@ def test_a_disk_that_fills_while_training_and_exporting(good: Path, disk: Path, 
     assert artefact.sha256_file(disk / "out/manifest.json") == kept and bundle.load(disk / "out")
 
 
+@pytest.mark.usefixtures("hasty_clock")
 def test_a_disk_that_fills_while_profiling(good: Path, disk: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The measurements so far stay, and profiling continues when there is room."""
     fill(disk, 4096)

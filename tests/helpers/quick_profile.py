@@ -34,6 +34,11 @@ def tiny_space() -> Space:
 @pytest.fixture
 def hasty_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer rounds of shorter bursts: these tests judge what is written, not how steady it is."""
+    hasten(monkeypatch)
+
+
+def hasten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `hasty_clock`, for a fixture of a longer life."""
     monkeypatch.setattr(timer, "warm_up_steps", lambda mode, step_s: 0)
     monkeypatch.setattr(timer, "BURST_STEPS", 1)
     monkeypatch.setattr(timer, "COLD_STEPS", 1)

@@ -32,7 +32,7 @@ SHAPE = ["--steps=12", "--batch=2", "--sequence=32", "--models=5", "--to=2e5"]
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "stories.txt"
-    path.write_text(tiny_stories(seed=2, stories=200))
+    path.write_text(tiny_stories(seed=2, stories=100))
     return path
 
 
@@ -110,7 +110,7 @@ def test_models_that_are_given_are_compared(source: Path, tmp_path: Path) -> Non
         architecture.save(tmp_path / f"{name}.json", a)
     given = [f"--model={tmp_path / name}.json" for name in ("GPT-2", "SmolLM")]
     options = [option for option in SHAPE if "models" not in option and "--to" not in option]
-    done = study(str(tmp_path / "s"), "--corpus", str(source), *given, *options, "--seeds=2", "--json")
+    done = study(str(tmp_path / "s"), "--corpus", str(source), *given, *options, "--seeds=2", "--workers=1", "--json")
     first, second = json.loads(done.stdout)["comparison"]
     assert (first["name"], second["name"]) == ("GPT-2", "SmolLM") and first["difference"] is None
     apart = [b - a for a, b in zip(first["losses"], second["losses"], strict=True)]
