@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -102,7 +102,7 @@ class Architecture:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values, in the order of the class."""
-        return {**dataclasses.asdict(self), "blocks": [dataclasses.asdict(block) for block in self.blocks]}
+        return {**_plain(self), "blocks": [_plain(block) for block in self.blocks]}
 
     @staticmethod
     def from_dict(value: Any) -> Architecture:
@@ -154,22 +154,53 @@ def _checked_fields(value: Any, cls: type, where: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _require(condition: object, message: str) -> None:
-    if not condition:
-        raise ArchitectureError(message, "change the architecture; its rules are in merino_edge/architecture.py")
+@cache
+def _field_types(cls: type) -> dict[str, str]:
+    """The declared type of each field, as it is written."""
+    return {field.name: str(field.type) for field in dataclasses.fields(cls)}
+
+
+@cache
+def _typed_fields(cls: type) -> tuple[tuple[str, str], ...]:
+    """The fields that no rule below looks at otherwise, and their types."""
+    return tuple((name, kind) for name, kind in _field_types(cls).items() if kind in ("bool", "float"))
+
+
+def _plain(value: Architecture | Block) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in _field_types(type(value))}
 
 
 def _check_types(value: Architecture | Block, where: str) -> None:
-    for name, kind in (("bool", bool), ("float", (int, float))):
-        for field in dataclasses.fields(value):
-            if field.type == name:
-                item = getattr(value, field.name)
-                ok = isinstance(item, kind) and (kind is bool or not isinstance(item, bool))
-                _require(ok, f"{where}{field.name} must be a {name}, not {item!r}")
+    for name, kind in _typed_fields(type(value)):
+        item = getattr(value, name)
+        if isinstance(item, bool) != (kind == "bool") or not isinstance(item, (int, float)):
+            raise _broken(f"{where}{name} must be a {kind}, not {item!r}")
+
+
+CHOICES = {
+    name: get_args(choices)
+    for name, choices in (
+        ("norm", Norm),
+        ("norm_placement", NormPlacement),
+        ("ffn", Ffn),
+        ("positions", Positions),
+        ("bias", Bias),
+    )
+}
+BLOCK_LIMITS = {
+    "width": limits.MAX_WIDTH,
+    "layers": limits.MAX_LAYERS,
+    "heads": limits.MAX_HEADS,
+    "kv_heads": limits.MAX_HEADS,
+    "ffn_width": limits.MAX_FFN_WIDTH,
+}
 
 
 def validate(a: Architecture) -> None:
-    """Raise ArchitectureError naming the first rule that `a` breaks."""
+    """Raise ArchitectureError naming the first rule that `a` breaks.
+
+    A search and a profile make many thousands of architectures: a message is written only where a rule is broken.
+    """
 
     def ranged(name: str, value: Any, low: int, high: int) -> None:
         limits.check_range(name, value, low, high, ArchitectureError)
@@ -180,47 +211,49 @@ def validate(a: Architecture) -> None:
     ranged("embedding_width", a.embedding_width, 1, limits.MAX_WIDTH)
     ranged("head_dim", a.head_dim, 1, limits.MAX_HEAD_DIM)
     ranged("position_offset", a.position_offset, 0, 64)
-    for name, choices in (
-        ("norm", Norm),
-        ("norm_placement", NormPlacement),
-        ("ffn", Ffn),
-        ("positions", Positions),
-        ("bias", Bias),
-    ):
-        allowed = get_args(choices)
-        _require(getattr(a, name) in allowed, f"{name} is {getattr(a, name)!r}, not one of {', '.join(allowed)}")
-    _require(0 < a.norm_epsilon < 1, f"norm_epsilon is {a.norm_epsilon}, outside 0 to 1")
-    _require(1 < a.rotary_base < 1e12, f"rotary_base is {a.rotary_base}, outside 1 to 1e12")
+    for name, allowed in CHOICES.items():
+        if getattr(a, name) not in allowed:
+            raise _broken(f"{name} is {getattr(a, name)!r}, not one of {', '.join(allowed)}")
+    if not 0 < a.norm_epsilon < 1:
+        raise _broken(f"norm_epsilon is {a.norm_epsilon}, outside 0 to 1")
+    if not 1 < a.rotary_base < 1e12:
+        raise _broken(f"rotary_base is {a.rotary_base}, outside 1 to 1e12")
     if a.positions == "rotary":
         ranged("rotary_dim", a.rotary_dim, 2, a.head_dim)
-        _require(a.rotary_dim % 2 == 0, f"rotary_dim is {a.rotary_dim}, must be even")
-    else:
-        _require(a.rotary_dim == 0, "rotary_dim must be 0 with learned positions")
-    _require(not (a.parallel_residual and a.norm_placement == "post"), "parallel_residual needs norm_placement pre")
-    _require(isinstance(a.blocks, tuple) and bool(a.blocks), "blocks is empty, at least one is needed")
+        if a.rotary_dim % 2 != 0:
+            raise _broken(f"rotary_dim is {a.rotary_dim}, must be even")
+    elif a.rotary_dim != 0:
+        raise _broken("rotary_dim must be 0 with learned positions")
+    if a.parallel_residual and a.norm_placement == "post":
+        raise _broken("parallel_residual needs norm_placement pre")
+    if not isinstance(a.blocks, tuple) or not a.blocks:
+        raise _broken("blocks is empty, at least one is needed")
     ranged("number of blocks", len(a.blocks), 1, limits.MAX_BLOCKS)
     previous = 0
     for index, block in enumerate(a.blocks):
-        where = f"blocks[{index}]."
-        _check_types(block, where)
-        ranged(where + "width", block.width, 1, limits.MAX_WIDTH)
-        ranged(where + "layers", block.layers, 1, limits.MAX_LAYERS)
-        ranged(where + "heads", block.heads, 1, limits.MAX_HEADS)
-        ranged(where + "kv_heads", block.kv_heads, 1, limits.MAX_HEADS)
-        ranged(where + "ffn_width", block.ffn_width, 1, limits.MAX_FFN_WIDTH)
-        _require(
-            block.heads * a.head_dim == block.width,
-            f"{where}heads {block.heads} times head_dim {a.head_dim} must equal its width {block.width}",
-        )
-        _require(
-            block.heads % block.kv_heads == 0, f"{where}kv_heads {block.kv_heads} must divide its heads {block.heads}"
-        )
-        _require(
-            block.width >= previous,
-            f"{where}width {block.width} is below the block before it ({previous}); widths must not decrease",
-        )
+        _check_block(block, a.head_dim, previous, index)
         previous = block.width
     ranged("total layers", a.layers, 1, limits.MAX_LAYERS)
+
+
+def _check_block(block: Block, head_dim: int, previous: int, index: int) -> None:
+    """Raise ArchitectureError naming the first rule that a block breaks behind one of the width `previous`."""
+    where = f"blocks[{index}]."
+    _check_types(block, where)
+    for name, most in BLOCK_LIMITS.items():
+        value = getattr(block, name)
+        if type(value) is not int or not 1 <= value <= most:
+            limits.check_range(where + name, value, 1, most, ArchitectureError)
+    if block.heads * head_dim != block.width:
+        raise _broken(f"{where}heads {block.heads} times head_dim {head_dim} must equal its width {block.width}")
+    if block.heads % block.kv_heads != 0:
+        raise _broken(f"{where}kv_heads {block.kv_heads} must divide its heads {block.heads}")
+    if block.width < previous:
+        raise _broken(f"{where}width {block.width} is below the block before it ({previous}); widths must not decrease")
+
+
+def _broken(message: str) -> ArchitectureError:
+    return ArchitectureError(message, "change the architecture; its rules are in merino_edge/architecture.py")
 
 
 # --- files -----------------------------------------------------------------------------------------

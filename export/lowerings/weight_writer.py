@@ -54,7 +54,7 @@ class WeightWriter:
     def initializer(self, name: str, array: np.ndarray) -> ir.Value:
         """The initializer `name`, which is added with the values of `array` if it is not there yet."""
         if name not in self.values:
-            self.values[name] = self.tape.initializer(ir.tensor(np.ascontiguousarray(array), name=name))
+            self.values[name] = self.tape.initializer(ir.Tensor(np.ascontiguousarray(array), name=name))
         return self.values[name]
 
     def matmul(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from helpers.warm_python import run_merino as merino
 from merino_edge.architecture import Architecture, load
 from merino_edge.errors import OutputError
 from merino_edge.jetson.device.card import device_card
+from merino_edge.jetson.estimate import estimate as estimates
 from merino_edge.jetson.estimate.boards import BOARDS, Board, board
 from merino_edge.jetson.estimate.estimate import card, estimate
 from merino_edge.jetson.estimate.published_speeds import (
@@ -24,6 +26,7 @@ from merino_edge.jetson.estimate.published_speeds import (
     unfitted_errors_percent,
 )
 from merino_edge.jetson.estimate.roofline import Roofline, runtime
+from merino_edge.jetson.profiler.plan import make_plan
 from merino_edge.latency.measurement import MODES
 from merino_edge.latency.step import Step
 from merino_edge.latency.table_file import load_table
@@ -32,6 +35,15 @@ from merino_edge.search import space_file
 from merino_edge.search.builtin_spaces import DEMO, EDGE
 
 NANO = board("orin-nano-8gb")
+
+
+_plan_made_once = cache(make_plan)
+
+
+@pytest.fixture
+def each_plan_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan depends on the space and the lengths, and on no board: each is made once for all boards and modes."""
+    monkeypatch.setattr(estimates, "make_plan", _plan_made_once)
 
 
 def nano(mode: str, name: str = "merino-edge") -> Roofline:
@@ -60,6 +72,7 @@ def test_the_documented_figure_to_beat_is_the_roofline_s(repository: Path) -> No
     assert f"| {1000 / step_ms:.0f} (estimated; {low:.0f} to {high:.0f}) |" in page and "| 165.2 |" in page
 
 
+@pytest.mark.usefixtures("each_plan_once")
 @pytest.mark.parametrize("framework", ["llama.cpp", "ollama"])
 def test_tables_rank_the_four_power_modes_as_published_for_smollm2_135m(tmp_path: Path, framework: str) -> None:
     """By their sums over parts, at the longest context of the space (the published one is 128 positions longer)."""
@@ -68,7 +81,7 @@ def test_tables_rank_the_four_power_modes_as_published_for_smollm2_135m(tmp_path
     predicted = {}
     for mode in SMOLHUB_MODES:
         path = tmp_path / f"{mode}.jsonl"
-        table = estimate(path, EDGE, space_file.to_dict(EDGE), "int4", nano(mode, framework), lengths=[1024, 2048])
+        table = estimate(path, EDGE, space_file.to_dict(EDGE), "int4", nano(mode, framework), lengths=(1024, 2048))
         predicted[mode] = 1000 / table.model_ms(a, "decode", 2048)
     assert sorted(published, key=lambda mode: predicted[mode]) == sorted(published, key=lambda mode: published[mode])
     assert all(abs(predicted[mode] / published[mode] - 1) < 0.2 for mode in published)
@@ -94,6 +107,7 @@ def test_a_table_holds_the_rooflines_own_times(tmp_path: Path) -> None:
         estimate(path, DEMO, space_file.to_dict(DEMO), "int8", roofline)
 
 
+@pytest.mark.usefixtures("each_plan_once")
 @pytest.mark.parametrize("board", BOARDS, ids=lambda b: b.name)
 def test_every_board_has_a_table_and_a_card_that_says_estimated(tmp_path: Path, board: Board) -> None:
     for mode in board.modes:
