@@ -9,7 +9,6 @@ optimum is picked preferably where the table errs low.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -52,7 +51,7 @@ def fit_step_time(table: LatencyTable) -> StepTimeModel | None:
 
 def fitted(table: LatencyTable) -> LatencyTable:
     """The table with the step-time model that its calibration models give."""
-    return dataclasses.replace(table, step_time=fit_step_time(table))
+    return table.with_step_time(fit_step_time(table))
 
 
 def conclusion(
@@ -63,7 +62,7 @@ def conclusion(
     step_time = fit_step_time(table)
     if step_time is not None:
         yield {"what": "faces", "decode": step_time.to_dict()}
-    validation = validate(dataclasses.replace(table, step_time=step_time))
+    validation = validate(table.with_step_time(step_time))
     yield {"what": "validation", **validation, "verdict": judge(validation, conditions).to_dict()}
 
 

@@ -217,16 +217,16 @@ class LatencyTable:
 
     # --- whole models ---
 
-    def _with_step_time(self, step_time: StepTimeModel) -> LatencyTable:
+    def with_step_time(self, step_time: StepTimeModel | None) -> LatencyTable:
         """The same entries by another model; `dataclasses.replace` would merge their repetitions again."""
         table = copy(self)
-        table.step_time = step_time
+        table.step_time = step_time or single(COLD if self._grids.only_cold else WARM)
         return table
 
     def sums(self, a: Architecture, length: int) -> Sums:
         """The sums of a decode step from which the step-time model makes a time. Raises InputError."""
         step = Step("decode", length)
-        warm, cold = (self._with_step_time(single(piece)).sum_cost(a, step) for piece in (WARM, COLD))
+        warm, cold = (self.with_step_time(single(piece)).sum_cost(a, step) for piece in (WARM, COLD))
         return Sums(warm, cold, counts.step_bytes(a, self.precision, self.cache_positions(step, a.max_positions)) / 1e6)
 
     def alternatives(self, step: Step) -> tuple[tuple[Step, ...], ...]:

@@ -80,6 +80,13 @@ def entries(
             yield entry("end", mode, length, cost, vocab_size=vocabulary.size, embedding_width=width)
 
 
+def header_of(space: Space, precision: str, cache_buckets: int | None) -> dict[str, Any]:
+    """The header, without its envelope."""
+    header = {"family": family(space.models[0]), "precision": precision, "default_length": 64, "estimated": True}
+    header["device"] = {"name": "Formula Board", "compatible": ["formula,one"]}
+    return header if cache_buckets is None else {**header, "cache_buckets": cache_buckets}
+
+
 def write_formula_table(
     folder: Path,
     space: Space,
@@ -93,11 +100,7 @@ def write_formula_table(
     slowness: float = 1.0,
 ) -> LatencyTable:
     """Write and load a table that covers `space`."""
-    path = folder / "table.jsonl"
-    header = {"family": family(space.models[0]), "precision": precision, "default_length": 64, "estimated": True}
-    header["device"] = {"name": "Formula Board", "compatible": ["formula,one"]}
-    if cache_buckets is not None:
-        header["cache_buckets"] = cache_buckets
+    path, header = folder / "table.jsonl", header_of(space, precision, cache_buckets)
     lines = [json.dumps(artefact.add_envelope(KIND, header, SCHEMA_VERSION))]
     lines += [
         add_checksum(m.to_line())
@@ -113,18 +116,25 @@ def write_formula_table(
 
 
 def write_piecewise_table(
-    folder: Path, space: Space, precision: str = "fp32", seed: int = 0, **options: Any
+    folder: Path,
+    space: Space,
+    precision: str = "fp32",
+    seed: int = 0,
+    *,
+    projection_ms: float = 0.01,
+    energy: bool = False,
+    cache_buckets: int | None = None,
 ) -> LatencyTable:
     """The same, with a decode step that is piecewise linear.
 
     The pieces of colder caches are steeper. They cross at architectures within `space`.
     """
     rng = random.Random(seed)
-    table = write_formula_table(folder, space, precision, step_time=single(WARM), **options)
+    lines = list(entries(space, projection_ms=projection_ms, energy=energy, cold=True))
+    table = LatencyTable(folder / "unwritten", header_of(space, precision, cache_buckets), lines, {}, "")
 
     def cost(piece: Piece, a: Architecture) -> float:
-        faced = dataclasses.replace(table, step_time=single(piece))
-        return faced.model_cost(a, Step("decode", 64))
+        return table.with_step_time(single(piece)).model_cost(a, Step("decode", 64))
 
     def through(piece: Piece, value: Piece, a: Architecture) -> Piece:
         return piece._replace(offset_ms=rounded(cost(value, a) - cost(piece, a)))
@@ -132,7 +142,15 @@ def write_piecewise_table(
     steep = through(Piece(2.5, rounded(0.001), 0.0), WARM, space.architecture(space.sample(rng)))
     cold = through(COLD, steep, space.architecture(space.sample(rng)))
     step_time = StepTimeModel((WARM, steep, cold), rng.choice(ALTERNATIVES))
-    return write_formula_table(folder, space, precision, step_time=step_time, **options)
+    return write_formula_table(
+        folder,
+        space,
+        precision,
+        projection_ms=projection_ms,
+        energy=energy,
+        step_time=step_time,
+        cache_buckets=cache_buckets,
+    )
 
 
 @pytest.fixture(scope="session")

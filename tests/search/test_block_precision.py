@@ -42,7 +42,7 @@ COUNTED = ("weight_mb@int4", "weight_mb@fp16", "peak_mb@64", "parameters", "kv_m
 TIMED = ("decode_ms@64", "prefill_ms@64", "text_ms@30")
 SPACES = 48
 DRAWS = 5  # of a score and budgets, in each space
-MAX_SIZE = 600
+MAX_SIZE = 300
 SLOWNESS = {"int4": 0.8, "int8": 1.2, "fp16": 2.1, "fp32": 4.0}  # factors on the times of a table
 
 
@@ -85,9 +85,11 @@ def best_by_definition(problem: Problem, limits: dict[str, float]) -> float:
     best, space = -math.inf, problem.space
     costs = [{m: problem.metric_cost(m, i) for m in problem.budget.metrics} for i in range(len(space.templates))]
     for candidate in space.candidates():
+        if (total := total_by_definition(problem, candidate)) <= best:
+            continue  # whatever it costs
         a, names = space.architecture(candidate), [precision.name for precision in space.precisions_of(candidate)]
         if all(cost.value(a, names) <= limits[metric.key] for metric, cost in costs[candidate.template].items()):
-            best = max(best, total_by_definition(problem, candidate))
+            best = total
     return best
 
 
