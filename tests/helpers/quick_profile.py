@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import lru_cache
 
 import pytest
 
 from merino_edge.architecture import Architecture, Block
-from merino_edge.jetson.profiler import batching, contention, time_budget, timer
+from merino_edge.jetson.profiler import batching, contention, random_graph, time_budget, timer
 from merino_edge.search.space import Space, Vocabulary
+
+_kept = lru_cache(maxsize=512)(random_graph._built)  # graphs of models as small as those of `tiny_space`
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +41,10 @@ def hasty_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hasten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `hasty_clock`, for a fixture of a longer life."""
+    """As `hasty_clock`, for a fixture of a longer life.
+
+    A model's graph, which is the same in every profile, is made by the first.
+    """
     monkeypatch.setattr(timer, "warm_up_steps", lambda mode, step_s: 0)
     monkeypatch.setattr(timer, "BURST_STEPS", 1)
     monkeypatch.setattr(timer, "COLD_STEPS", 1)
@@ -47,3 +53,4 @@ def hasten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time_budget, "LADDER", ladder)
     monkeypatch.setattr(time_budget, "MAX_ROUNDS", 2)
     monkeypatch.setattr(batching, "QUICK_SHARE", 1)
+    monkeypatch.setattr(random_graph, "_kept", _kept)

@@ -16,7 +16,7 @@ from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.graph import build_model, to_bytes
 from merino_edge.export.targets import PLATFORMS
-from merino_edge.export.tensorrt import default_lowering
+from merino_edge.export.tensorrt import Engine, build_engine, default_lowering
 from merino_edge.jetson.profiler import compiled_models, profiler
 from merino_edge.jetson.profiler.backends import BACKENDS, Backend
 from merino_edge.jetson.profiler.compiled_models import CompiledModels
@@ -33,9 +33,20 @@ SMALL = Architecture(40, 16, 64, 32, (Block(64, 1, 2, 1, 64),))
 NO_NATIVE = Architecture(40, 16, 24, 12, (Block(24, 1, 2, 2, 24),))  # NVIDIA's compiler cannot lay out its attention
 
 
+_compiled: dict[tuple[Any, ...], Engine] = {}
+
+
+def _compiled_once(*arguments: Any, **memory: Any) -> Engine:
+    if arguments not in _compiled:
+        _compiled[arguments] = build_engine(*arguments, **memory)
+    return _compiled[arguments]
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The store of engines. NVIDIA's compiler runs once for each graph: its answer is handed to later tests again."""
     pytest.importorskip(RTX, reason="the extra [rtx] has no package for this machine")
+    monkeypatch.setattr(compiled_models, "build_engine", _compiled_once)
     monkeypatch.setenv("MERINO_ENGINES", str(tmp_path / "engines"))
     return tmp_path / "engines"
 

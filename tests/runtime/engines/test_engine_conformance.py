@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,12 @@ GENTLE = random_model(ARCHITECTURE, strength=0.7)
 ROUNDING = {"fp32": 1e-5, "fp16": 5e-3}  # ONNX Runtime's CPU keeps fp16 caches and weights in fp16
 
 
-def graph_of(target: Target, capacity: int | None = None, weights: Mapping[str, np.ndarray] = WEIGHTS) -> bytes:
+@cache
+def graph_of(target: Target, capacity: int | None = None) -> bytes:
+    return graph_with(WEIGHTS, target, capacity)
+
+
+def graph_with(weights: Mapping[str, np.ndarray], target: Target, capacity: int | None = None) -> bytes:
     return to_bytes(build_stored(ARCHITECTURE, store(ARCHITECTURE, weights, target), target, CONTEXT, capacity))
 
 
@@ -55,6 +61,18 @@ class TestOnnxRuntime(EngineConformance):
         return lambda: OnnxEngine(graph, ARCHITECTURE, CONTEXT, threads=1)
 
 
+@pytest.fixture(scope="module")
+def smooth() -> Smooth:
+    """Weights smoothed as in an export with an int8 cache, and the range of the cached values on TOKENS."""
+    torch = pytest.importorskip("torch")
+    from merino_edge.pytorch.model import KVCache, Model
+
+    cache = KVCache(ARCHITECTURE)
+    with torch.inference_mode():
+        Model.from_weights(ARCHITECTURE, GENTLE)(torch.from_numpy(TOKENS)[None], cache)
+    return smooth_attention(ARCHITECTURE, GENTLE, cache_absmax(ARCHITECTURE, cache), smooth_values=True)
+
+
 @pytest.mark.skipif(installed_version() < FIRST_WITH_INT8_CACHE, reason="this ONNX Runtime has no int8 KV cache")
 class TestInt8Cache(EngineConformance):
     """With float weights, so that only the cache is rounded."""
@@ -64,19 +82,8 @@ class TestInt8Cache(EngineConformance):
         return ROUNDED + AT_ONCE
 
     @pytest.fixture
-    def smooth(self) -> Smooth:
-        """Weights smoothed as in an export with an int8 cache, and the range of the cached values on TOKENS."""
-        torch = pytest.importorskip("torch")
-        from merino_edge.pytorch.model import KVCache, Model
-
-        cache = KVCache(ARCHITECTURE)
-        with torch.inference_mode():
-            Model.from_weights(ARCHITECTURE, GENTLE)(torch.from_numpy(TOKENS)[None], cache)
-        return smooth_attention(ARCHITECTURE, GENTLE, cache_absmax(ARCHITECTURE, cache), smooth_values=True)
-
-    @pytest.fixture
     def floating(self, smooth: Smooth) -> Iterator[OnnxEngine]:
-        graph = graph_of(FLOAT_CACHE, weights=smooth[0])
+        graph = graph_with(smooth[0], FLOAT_CACHE)
         with contextlib.closing(OnnxEngine(graph, ARCHITECTURE, CONTEXT, threads=1)) as engine:
             engine.forward(TOKENS, 0)
             yield engine
