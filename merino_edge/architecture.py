@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -154,24 +154,21 @@ def _checked_fields(value: Any, cls: type, where: str) -> dict[str, Any]:
     return dict(value)
 
 
-@cache
-def _field_types(cls: type) -> dict[str, str]:
-    """The declared type of each field, as it is written."""
-    return {field.name: str(field.type) for field in dataclasses.fields(cls)}
-
-
-@cache
-def _typed_fields(cls: type) -> tuple[tuple[str, str], ...]:
-    """The fields that no rule below looks at otherwise, and their types."""
-    return tuple((name, kind) for name, kind in _field_types(cls).items() if kind in ("bool", "float"))
+_FIELD_TYPES: dict[type, dict[str, str]] = {
+    cls: {field.name: str(field.type) for field in dataclasses.fields(cls)} for cls in (Architecture, Block)
+}
+_TYPED_FIELDS = {  # that no rule below looks at otherwise
+    cls: [(name, kind) for name, kind in types.items() if kind in ("bool", "float")]
+    for cls, types in _FIELD_TYPES.items()
+}
 
 
 def _plain(value: Architecture | Block) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in _field_types(type(value))}
+    return {name: getattr(value, name) for name in _FIELD_TYPES[type(value)]}
 
 
 def _check_types(value: Architecture | Block, where: str) -> None:
-    for name, kind in _typed_fields(type(value)):
+    for name, kind in _TYPED_FIELDS[type(value)]:
         item = getattr(value, name)
         if isinstance(item, bool) != (kind == "bool") or not isinstance(item, (int, float)):
             raise _broken(f"{where}{name} must be a {kind}, not {item!r}")

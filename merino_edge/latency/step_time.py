@@ -179,9 +179,12 @@ def _hinged(
 
 def _rising(columns: Floats, values: Floats) -> Floats:
     """Least squares whose coefficients, but for the first, are not negative: tries which of them are 0."""
+    everything = np.linalg.lstsq(columns, values, rcond=None)[0]
+    if (everything[1:] >= 0).all():
+        return np.asarray(everything)  # no choice of zeros has a smaller error
     count = columns.shape[1]
     best, least = np.zeros(count), math.inf
-    for kept in itertools.product((False, True), repeat=count - 1):
+    for kept in list(itertools.product((False, True), repeat=count - 1))[:-1]:
         free = np.array([True, *kept])
         solved = np.zeros(count)
         solved[free] = np.linalg.lstsq(columns[:, free], values, rcond=None)[0]
