@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from helpers.smollm2 import PROMPTS
+from helpers.smollm2 import PROMPTS, each_gguf_parsed_once
 from merino_edge import checkpoint, tokenizer
 from merino_edge.convert.import_model import import_model
 from merino_edge.errors import ArtefactError, InputError, MerinoError, UnsupportedError
@@ -36,7 +36,8 @@ CONVERSATIONS = (
 
 
 def _load(cls: Any, file: Path, **options: Any) -> Any:
-    return cls.from_pretrained(file.parent, gguf_file=file.name, **options)
+    with each_gguf_parsed_once():
+        return cls.from_pretrained(file.parent, gguf_file=file.name, **options)
 
 
 def test_smollm2_computes_as_transformers_does(

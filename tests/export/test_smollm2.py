@@ -18,7 +18,8 @@ from merino_edge.tokenizer import Tokenizer
 
 NEW_TOKENS = 64
 ROWS = 8  # tokens of a step
-ONE_BY_ONE = (0, 6, 8)  # the prompts whose answers are written token by token too: a step costs as much as one of eight
+# The prompts whose answers are begun token by token too: a step costs as much as one of eight.
+ONE_BY_ONE, BEGUN = (0, 6, 8), 16
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def fp32(smollm2: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> OnnxE
 def greedy(engine: OnnxEngine, prompt: list[int]) -> list[int]:
     tokens = list(prompt)
     logits = engine.forward(np.array(prompt), 0)
-    for _ in range(NEW_TOKENS):
+    for _ in range(BEGUN):
         tokens.append(int(logits.argmax()))
         logits = engine.forward(np.array(tokens[-1:]), len(tokens) - 1)
     return tokens[len(prompt) :]
@@ -64,4 +65,4 @@ def test_greedy_tokens_equal_transformers(fp32: OnnxEngine, smollm2: Checkpoint,
         # Greedy decoding writes these tokens exactly if each is the likeliest after those before it.
         assert likeliest(fp32, prompt + answer, len(prompt)) == answer, tokenizer.decode(prompt)
     for i in ONE_BY_ONE:
-        assert greedy(fp32, prompts[i]) == theirs[i], PROMPTS[i]
+        assert greedy(fp32, prompts[i]) == theirs[i][:BEGUN], PROMPTS[i]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,18 +65,24 @@ def smollm2(smollm2_checkpoint: Path) -> Checkpoint:
     return checkpoint.load(smollm2_checkpoint)
 
 
+@contextmanager
+def each_gguf_parsed_once() -> Iterator[None]:
+    """transformers parses a file several times, and makes the map of all names again for each of 397 modules."""
+    gguf = pytest.importorskip("gguf")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("GGUFReader", "get_tensor_name_map"):
+            patch.setattr(gguf, name, cache(getattr(gguf, name)))
+        yield
+
+
 @pytest.fixture(scope="session")
 def smollm2_reference(smollm2_gguf: Path, made_once: MadeOnce) -> Any:
     """The same file in transformers, in float32. To read it takes long, so only one worker does."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    gguf = pytest.importorskip("gguf")
     options = {"gguf_file": smollm2_gguf.name, "dtype": torch.float32}
 
     def make(path: Path) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            # transformers parses the file twice, and makes the map of all names again for each of 397 modules.
-            for name in ("GGUFReader", "get_tensor_name_map"):
-                patch.setattr(gguf, name, cache(getattr(gguf, name)))
+        with each_gguf_parsed_once():
             model = transformers.AutoModelForCausalLM.from_pretrained(smollm2_gguf.parent, **options)
         torch.save(model.eval(), path)
 
