@@ -28,11 +28,11 @@ from merino_edge.latency.verdict import Verdict
 from merino_edge.search.builtin_spaces import DEMO
 
 FEW = """{"kind": "space", "schema_version": 2, "name": "few", "base": "demo", "blocks": 1, "widths": [64, 128],
-"ffn_ratios": [1], "layers": [1, 2], "embedding_widths": 64, "vocabularies": [{"size": 1024}]}"""
+"ffn_ratios": [1], "layers": [1, 2], "embedding_widths": 64, "vocabularies": [{"size": 1024}], "contexts": 128}"""
 
 
 def command(merino: tuple[str, ...], folder: Path, space: Path) -> list[str]:
-    options = ["--minutes", "0.01", "--steps", "40", "--threads", "1"]
+    options = ["--minutes", "0.01", "--steps", "20", "--threads", "1"]
     return [*merino, "demo", "--space", str(space), *options, "--out", str(folder)]
 
 
