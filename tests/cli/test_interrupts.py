@@ -14,6 +14,7 @@ import pytest
 
 from helpers.stranger import profile, run, train
 from merino_edge import bundle, checkpoint, output
+from merino_edge.checkpoint import Checkpoint
 from merino_edge.latency.table_file import load_table
 
 
@@ -63,17 +64,28 @@ def test_profile_goes_on(good: Path, tmp_path: Path, merino: tuple[str, ...]) ->
     assert load_table(table).lines[: len(begun)] == begun
 
 
+LONGER = ("--steps", 150, "--save-every", 5)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(good: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    out = tmp_path_factory.mktemp("uninterrupted") / "checkpoint"
+    assert run(*train(good / "a.json", good, out, *LONGER)) == 0
+    return checkpoint.load(out)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_train_goes_on(good: Path, tmp_path: Path, merino: tuple[str, ...], number: signal.Signals) -> None:
+def test_train_goes_on(
+    good: Path, uninterrupted: Checkpoint, tmp_path: Path, merino: tuple[str, ...], number: signal.Signals
+) -> None:
     out = tmp_path / "checkpoint"
-    command = train(good / "a.json", good, out, "--steps", 150, "--save-every", 5)
+    command = train(good / "a.json", good, out, *LONGER)
     code, stdout, err = interrupted([*merino, *command], lambda: (out / "training.json").exists(), number)
     assert (code, stdout) == (130, "") and "stopped after step" in err and "--continue" in err
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"] and (out / "state/state.json").exists()
     assert run(*command, "--continue") == 0
     assert checkpoint.load(out).training["step"] == 150 and not (out / "state").exists()
-    assert run(*train(good / "a.json", good, tmp_path / "whole", "--steps", 150, "--save-every", 5)) == 0
-    resumed, whole = (checkpoint.load(path).weights for path in (out, tmp_path / "whole"))
+    resumed, whole = checkpoint.load(out).weights, uninterrupted.weights
     assert all((resumed[name] == whole[name]).all() for name in whole)
 
 

@@ -80,13 +80,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_profile_writes_a_table_that_show_explains(space_file: Path, tmp_path: Path) -> None:
-    out, png = tmp_path / "t.jsonl", tmp_path / "t.png"
-    arguments = ("profile", "--device", "cpu", "--space", space_file, "--minutes", 0.01, "--precision", "int8")
-    arguments = (*arguments, "--exit-zero")
+PROFILE = ("profile", "--device", "cpu", "--minutes", 0.01, "--precision", "int8", "--exit-zero")
+
+
+@pytest.fixture(scope="module")
+def profiled(space_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with t.jsonl, a measured table, its plot t.png, and done.json, what `profile` printed."""
+    folder = tmp_path_factory.mktemp("profiled")
+    out, png = folder / "t.jsonl", folder / "t.png"
+    done = merino(*PROFILE, "--space", space_file, "--plot", png, "--json", "--out", out)
+    (folder / "done.json").write_text(done.stdout)
+    return folder
+
+
+def test_profile_writes_a_table_that_show_explains(space_file: Path, profiled: Path, tmp_path: Path) -> None:
+    out, png, arguments = tmp_path / "t.jsonl", profiled / "t.png", (*PROFILE, "--space", space_file)
     planned = json.loads(merino(*arguments, "--dry-run", "--json", "--out", out).stdout)
     assert planned["eta_seconds"] > 0 and not out.exists()
-    done = json.loads(merino(*arguments, "--plot", png, "--json", "--out", out).stdout)
+    shutil.copy(profiled / "t.jsonl", out)
+    done = json.loads((profiled / "done.json").read_text())
     table = load_table(out)
     assert done["validation"] == table.validation and done["entries"] == len(table.measurements)
     assert planned["probes"] == sum(m.what != "found" for m in table.measurements)
@@ -107,11 +119,11 @@ def test_profile_writes_a_table_that_show_explains(space_file: Path, tmp_path: P
     refused("profile", "--continue", "--threads", 2, "--out", out, code=2, says="another threads")
 
 
-def test_a_table_that_is_not_to_be_used_says_so_wherever_it_is_used(space_file: Path, tmp_path: Path) -> None:
+def test_a_table_that_is_not_to_be_used_says_so_wherever_it_is_used(
+    space_file: Path, profiled: Path, tmp_path: Path
+) -> None:
     """Its held-out models are told to have taken ten times as long; the table stays, and it is marked."""
-    out = tmp_path / "t.jsonl"
-    arguments = ("profile", "--space", space_file, "--minutes", 0.01, "--precision", "int8", "--out", out)
-    merino(*arguments, "--exit-zero")
+    out = Path(shutil.copy(profiled / "t.jsonl", tmp_path))
     lines = []
     for line in out.read_text().splitlines()[:-1]:  # without its conclusion
         body = json.loads(line)
