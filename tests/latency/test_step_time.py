@@ -86,6 +86,13 @@ def test_noise_alone_adds_no_constant(seed: int) -> None:
     assert fit(drawn(single(WARM), MODELS, noise=0.01, seed=seed), warm=True) == single(WARM)
 
 
+def test_no_piece_falls_with_the_bytes() -> None:
+    """Not even where the models that read more take less beside their warm sum, as noise may have it."""
+    models = [(sums, sums.warm_ms + max(0.05, 2.0 - 0.03 * sums.mb)) for sums, _ in drawn(single(WARM), MODELS)]
+    fitted = fit(models, warm=True)
+    assert all(piece.cold_share >= 0 and piece.ms_per_mb >= 0 for piece in fitted.pieces)
+
+
 def test_few_models_fit_no_hinge() -> None:
     assert len(fit(drawn(LAW, 7), warm=True).pieces) == 1
     assert len(fit(drawn(LAW, 15), warm=True).pieces) <= 3
