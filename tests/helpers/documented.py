@@ -22,6 +22,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,23 +77,33 @@ def commands_outside_blocks(page: str) -> list[str]:
     return re.findall(r"^ {4}((?:\$ )?(?:merino-edge|make|pip|docker|torchrun|python)\s.*)$", prose, re.M)
 
 
-def unknown_words(command: str) -> list[str]:
-    """The verb or options of a `merino-edge` command that the program does not have; for commands that are not run."""
+@cache
+def _program() -> Any:
     import typer
 
     from merino_edge.cli.main import app
 
-    found: Any = typer.main.get_command(app)
+    return typer.main.get_command(app)
+
+
+@cache  # else each verb would be made again for each command of a page
+def _commands_of(group: Any) -> dict[str, Any]:
+    context = group.make_context("merino-edge", [], resilient_parsing=True)
+    return {name: group.get_command(context, name) for name in group.list_commands(context)}
+
+
+def unknown_words(command: str) -> list[str]:
+    """The verb or options of a `merino-edge` command that the program does not have; for commands that are not run."""
     if "merino-edge " not in command or command.startswith("docker build"):
         return []
+    found = _program()
     words = [word for word in command.split("merino-edge ", 1)[1].split("#")[0].split("|")[0].split() if word != "..."]
     while hasattr(found, "list_commands") and words and not words[0].startswith("-"):
-        context = found.make_context("merino-edge", [], resilient_parsing=True)
         if words[0].isupper():  # a placeholder
             return []
-        if words[0] not in found.list_commands(context):
+        if words[0] not in _commands_of(found):
             return words[:1]
-        found = found.get_command(context, words.pop(0))
+        found = _commands_of(found)[words.pop(0)]
     options = {"--help", *(o for p in found.params for o in (*p.opts, *p.secondary_opts))}
     return [word for word in words if re.match("--?[a-z]", word) and word.split("=")[0] not in options]
 
