@@ -55,6 +55,11 @@ def _server(folder: Path, listener: socket.socket) -> None:
     global _kept  # its standard input closes with this process, and that ends it
     command = [sys.executable, str(Path(__file__).with_name("warm_server.py")), str(folder), str(listener.fileno())]
     _kept = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[listener.fileno()], start_new_session=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        pass_fds=[listener.fileno()],
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # else an import starts threads, which do not survive a fork
     )
     listener.close()
