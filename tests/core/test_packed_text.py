@@ -18,15 +18,12 @@ TEXT = "Zwölf Boxkämpfer jagen Viktor quer über den großen Deich.\n" * 50
 
 @pytest.fixture(scope="module")
 def bomb(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A gigabyte of spaces in 150 KB."""
+    """A gigabyte of spaces in 150 KB: the first stream alone passes the limit."""
     path = tmp_path_factory.mktemp("bomb") / "text.txt.xz"
     packer = lzma.LZMACompressor(preset=0)
-    with open(path, "wb") as file:
-        piece = b" " * 2**24
-        for _ in range(64):
-            file.write(packer.compress(piece))
-        file.write(packer.flush())
-    assert path.stat().st_size < 2**20
+    stream = b"".join(packer.compress(b" " * 2**24) for _ in range(5)) + packer.flush()
+    path.write_bytes(stream * 13)
+    assert path.stat().st_size < 2**20 and limits.MAX_SCORED_BYTES < 5 * 2**24
     return path
 
 

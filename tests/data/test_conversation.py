@@ -166,12 +166,13 @@ def test_rows_begin_with_conversations(
         spoken[begin:end] = True
         assert tokens[begin] == BACKEND.token_to_id("<|im_start|>") and learned[begin:end].any()
     assert learned[~spoken].all() and spoken.all() != mixed
-    windows = {tuple(tokens[at : at + sequence + 1]) for at in range(len(tokens)) if not spoken[at] or at in begins}
+    windows: dict[bytes, list[Any]] = {}  # what may follow, by the inputs
+    for at in np.flatnonzero(~spoken | np.isin(np.arange(len(tokens)), begins)):
+        windows.setdefault(tokens[at : at + sequence].tobytes(), []).append(tokens[at + 1 : at + sequence + 1])
     for inputs, targets in (corpus.batch(step, 6, sequence), corpus.validation(6, sequence)):
-        for row, wanted in zip(inputs.tolist(), targets.tolist(), strict=True):
-            matching = [w for w in windows if list(w[:-1]) == row]
-            assert matching
-            assert any(all(t in (IGNORED, n) for t, n in zip(wanted, w[1:], strict=True)) for w in matching)
+        for row, wanted in zip(np.asarray(inputs, np.int64), np.asarray(targets), strict=True):
+            matching = windows[row.tobytes()]
+            assert any(len(w) == sequence and ((wanted == IGNORED) | (wanted == w)).all() for w in matching)
     if not mixed:  # what is a target does not depend on where a row begins
         place = int(corpus._row_starts(np.array([corpus.training_tokens(sequence) // 2]))[0])
         _, (row,) = corpus.rows(np.array([place]), sequence)

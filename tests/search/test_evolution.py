@@ -57,7 +57,7 @@ def check_evolution(space: Space, keys: list[str], spec: str, seed: int, table: 
     limits = {metric.key: free.value(metric, candidate) for metric in free.budget.metrics}
     assume(all(limit > 0 for limit in limits.values()))  # random pieces may make a small model's time negative
     problem = make_problem(space, limits, spec, table)
-    evolution = evolve(problem, iterations=20_000, seed=seed)
+    evolution = evolve(problem, iterations=5_000, seed=seed)
     assert evolution.candidate is not None and problem.feasible(evolution.candidate)
     assert problem.total(evolution.candidate) <= ExactSolver(problem).solve().score * (1 + 1e-12)
 
