@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from helpers.architectures import TWO_WIDTHS as A
-from helpers.warm_python import warm_merino, warm_python
+from helpers.warm_python import run_merino, warm_merino, warm_python
 from merino_edge import architecture
 from merino_edge.data.tiny_stories import tiny_stories
 from merino_edge.training import state
@@ -75,6 +76,27 @@ def test_another_number_of_workers_goes_on(folder: Path, alone: Path, tmp_path: 
     assert state.load(out)["step"] == 3
     run(folder, "--out", str(out), "--continue", "--parallel", "fsdp", workers=2)
     assert apart(out, alone) < ROUNDING
+
+
+def test_sigterm_to_torchrun_saves_and_one_worker_goes_on(folder: Path, tmp_path: Path) -> None:
+    out, steps = tmp_path / "c", 200
+    torchrun = [warm_python(), "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    options = [option for option in OPTIONS if not option.startswith("--steps")]
+    words = [warm_merino(), "train", str(folder / "A.json"), "--corpus", str(folder / "stories.txt"), "--out", str(out)]
+    words += [*options, f"--steps={steps}", f"--save-every={steps}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*torchrun, *words], stdout=-1, stderr=-1, text=True, env=environment)
+    while not any(path.stat().st_size for path in tmp_path.rglob("log.jsonl")):  # a step is done
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0 and "stopped after step" in said
+    saved = state.load(out)["step"]
+    assert 0 < saved < steps and [path.name for path in tmp_path.iterdir()] == ["c"]
+    run_merino("train", folder / "A.json", "--corpus", folder / "stories.txt", "--out", out, "--continue")
+    history = json.loads((out / "training.json").read_text())["history"]
+    assert history[-1][0] == steps
 
 
 def stop_at_three(folder: Path, out: Path) -> None:
