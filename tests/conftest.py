@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers import warm_python
+
 pytest_plugins = [
     "helpers.made_once",  # others import these two
     "helpers.quick_profile",
@@ -38,6 +40,12 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Images often forbid .pyc files. Then each of a thousand commands would compile our modules again, 0.3 s of its time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where there are workers, one warm Python serves them all: its imports take ten seconds."""
+    if getattr(config.option, "numprocesses", None) and "PYTEST_XDIST_WORKER" not in os.environ:
+        warm_python.share()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.warm_python import warm_folder, warm_python
+from helpers.warm_python import SHARED, warm_folder, warm_python
 
 PROGRAMS = {
     "words and input": "import sys; print(sys.argv, __name__, sys.path[0], sys.stdin.read())",
@@ -114,8 +114,13 @@ def test_the_server_ends_with_the_process_that_started_it() -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\nfrom helpers.warm_python import warm_folder; print(warm_folder())"
     )
+    own = {name: value for name, value in os.environ.items() if name != SHARED}
     done = subprocess.run(
-        [sys.executable, "-c", code, str(Path(__file__).parents[1])], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(Path(__file__).parents[1])],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=own,
     )
     deadline = time.monotonic() + 60
     while Path(done.stdout.strip()).exists():

@@ -17,10 +17,19 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+SHARED = "MERINO_WARM_FOLDER"  # environment variable: the folder of another process's server
+
+
+def share() -> None:
+    """Start the server for the workers of pytest-xdist, which this process starts later."""
+    os.environ[SHARED] = str(warm_folder())
+
 
 @cache
 def warm_folder() -> Path:
     """The folder of `python` and `merino-edge`, for PATH. The server behind them starts at the first call."""
+    if shared := os.environ.get(SHARED):
+        return Path(shared)
     folder, here = Path(tempfile.mkdtemp(prefix="warm-")), Path(__file__).parent
     for name in ("python", "merino-edge"):
         (folder / name).write_text(f"#!{sys.executable} -IS\n{(here / 'warm_client.py').read_text()}")
