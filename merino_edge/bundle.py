@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -51,6 +52,7 @@ SCHEMA_VERSION = 1
 WEIGHTS = "model.onnx.data"
 MOST_NAME_BYTES = 255  # of a file's name, as file systems have it
 ALLOWED_OPERATORS = "MERINO_EDGE_ALLOW_OPERATORS"  # an environment variable: names with commas between them
+ENGINE = re.compile(r"engine-[0-9a-f]{12}\.plan")
 REQUIRED_FILES = ("model.onnx", "tokenizer.json", "chat.json")
 PACKAGED = Path(__file__).parent / "bundles"
 
@@ -142,7 +144,8 @@ def add_engine(
 ) -> Bundle:
     """Write a compiled engine beside the graph, name it in the manifest, and delete the engines that it `replaces`.
 
-    The file is complete before the manifest names it. Old engines are deleted only after that. Raises OutputError.
+    The file is complete before the manifest names it. Old engines are deleted only after that, and so is what a killed
+    build left: an engine that the manifest does not name. Raises OutputError.
     """
     name = f"engine-{hashlib.sha256(plan).hexdigest()[:12]}.plan"
     artefact.write_bytes(bundle.path / name, plan)
@@ -151,8 +154,9 @@ def add_engine(
     files = {key: value for key, value in bundle.manifest["files"].items() if key not in removed}
     files[name] = {"sha256": artefact.sha256_file(bundle.path / name), "bytes": len(plan)}
     changed = _rewritten(bundle, files=files, engines=[*kept, {"file": name, **entry}])
-    for old in removed:
-        (bundle.path / old).unlink(missing_ok=True)
+    for old in bundle.path.glob("engine-*.plan"):
+        if ENGINE.fullmatch(old.name) and old.name not in files:
+            old.unlink(missing_ok=True)
     return changed
 
 

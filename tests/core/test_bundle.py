@@ -41,6 +41,15 @@ def test_an_engine_replaces_the_one_for_the_same_gpu_only(made: bundle.Bundle) -
 
 
 @pytest.mark.parametrize("when", ["writing the engine", "writing the manifest"])
+def test_what_a_killed_build_left_is_removed_by_the_next(made: bundle.Bundle) -> None:
+    loaded = bundle.add_engine(made, b"one", {"capability": "SM89"}, same)
+    for name in ("engine-0123456789ab.plan", "engine-mine.plan", "engine-0123456789ab.txt"):
+        (made.path / name).write_bytes(b"left")
+    loaded = bundle.add_engine(loaded, b"two", {"capability": "SM86"}, same)
+    files = {path.name for path in made.path.iterdir()} - {*bundle.REQUIRED_FILES, "manifest.json"}
+    assert files == {*(entry["file"] for entry in loaded.engines), "engine-mine.plan", "engine-0123456789ab.txt"}
+
+
 def test_a_full_disk_leaves_the_bundle_as_it_was(
     made: bundle.Bundle, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
