@@ -74,6 +74,8 @@ def kind_of(path: Path) -> str:
         raise ArtefactError(f"{path} does not exist", names.beside(path) or "check the path")
     if path.is_dir():
         kind: Any = wrong_kind.FOLDERS.get(wrong_kind.folder_marker(path) or "")
+        if kind not in KINDS:  # no reader looks further: others have a config.json or a state.json too
+            kind = wrong_kind.kind_of(path)
     elif (begins := HEAD.match(artefact.read_head(path))) is not None:
         kind = begins[1].decode()
     else:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from helpers.linear_table import table_text
+from helpers.looks_like import looks_like
 from helpers.smallest_graph import SMALLEST_GRAPH
 from helpers.warm_python import run_merino as merino
 from helpers.warm_python import warm_merino
@@ -265,6 +266,14 @@ def test_show_refuses_what_is_no_artefact(folder: Path, tmp_path: Path) -> None:
         refused("show", tmp_path / "file", code=3, says=str(tmp_path / "file"))
     (tmp_path / "file").write_bytes(b"\xff\xfe\x00")
     refused("show", tmp_path / "file", code=3, says="not UTF-8")
+    for name, kind in (("config.json", "note"), ("state.json", "training-state")):  # as in CHECKPOINT/state
+        other = tmp_path / kind
+        other.mkdir()
+        (other / name).write_text(f'{{"kind": "{kind}", "schema_version": 1}}')
+        refused("show", other, code=3, says="it has no kind); known: latency_table, architecture")
+    demo = looks_like("demo_state", tmp_path)
+    for path in (demo, demo / "state.json"):
+        refused("show", path, code=3, says=f"(its kind is 'demo_state'); run: merino-edge demo --out {demo}")
     (tmp_path / "a.json").write_text((folder / "a.json").read_text().replace("12.5", "13.5"))
     refused("show", tmp_path / "a.json", code=3, says="does not match its own sha256")
 
