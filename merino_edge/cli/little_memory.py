@@ -66,7 +66,7 @@ def _remove_leftovers() -> None:
     words = [part for word in sys.argv[1:] for part in word.split("=", 1)]
     for option, word in pairwise(["", *words]):
         with suppress(MerinoError, OSError, ValueError):
-            path = Path(word)
+            path = Path(word).resolve()  # a link's lock is beside what it points to
             if option == "--out" or output.lock_file(path).exists():  # an argument, as build's bundle
                 with output.lock(path):
-                    atomic.sweep(path.resolve().parent, path.resolve().name, held=True)
+                    atomic.sweep(path.parent, path.name, held=True)

@@ -18,7 +18,8 @@ from merino_edge import __version__
 from merino_edge.cli.verbs import DEBUG_HELP, MAX_HELP_COLUMNS, ClosedPipe, VerbGroup
 from merino_edge.errors import Interrupted, MerinoError
 
-NO_MEMORY = ("allocate", "failed to map segment", "can't start new thread")  # PyTorch's words, the loader's, Python's
+NO_MEMORY = ("allocate", "failed to map segment")  # PyTorch's words, and the loader's of libraries
+NO_THREAD = "can't start new thread"  # Python's words: memory is short, or a container may have no more processes
 CLOSED_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 
 app = typer.Typer(
@@ -96,6 +97,8 @@ def _one_line(error: BaseException) -> str:
         isinstance(error, RuntimeError | ImportError) and any(word in text for word in NO_MEMORY)
     ):
         text = "out of memory; use a smaller model, batch or context"
+    elif isinstance(error, RuntimeError) and NO_THREAD in text:
+        text = "no thread can be started; free memory, or raise ulimit -u or the container's --pids-limit"
     elif not isinstance(error, MerinoError):
         text = f"unexpected {type(error).__name__} ({text}); add --debug to see where, and report it"
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))

@@ -48,11 +48,18 @@ def test_an_abort_is_one_line(tmp_path: Path, end: str, code: int, said: str, op
     assert code == 7 or os.listdir(tmp_path) == []
 
 
+def test_an_abort_leaves_no_lock_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real/out")
+    words = [sys.executable, "-c", PROGRAM.format(end=ABORT), str(tmp_path / "link")]
+    assert subprocess.run(words, capture_output=True).returncode == 1
+    assert os.listdir(tmp_path / "real") == []
+
+
 @pytest.mark.parametrize(
     "error",
     [
         MemoryError(),
-        RuntimeError("can't start new thread"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory"),
         ImportError("x.so: failed to map segment from shared object"),
     ],
@@ -60,3 +67,7 @@ def test_an_abort_is_one_line(tmp_path: Path, end: str, code: int, said: str, op
 def test_what_libraries_say_without_memory_is_called_so(error: BaseException) -> None:
     assert _one_line(error) == "out of memory; use a smaller model, batch or context"
     assert _one_line(ValueError(str(error))).startswith("unexpected ValueError")
+
+
+def test_too_few_threads_name_both_limits() -> None:
+    assert _one_line(RuntimeError("can't start new thread")).startswith("no thread can be started; free memory, or")
