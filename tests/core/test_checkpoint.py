@@ -54,6 +54,16 @@ def test_a_damaged_file_is_refused(tmp_path: Path, name: str, damage: str) -> No
     assert name in str(caught.value) and "\n" not in str(caught.value) and caught.value.hint
 
 
+@pytest.mark.parametrize("chat", [ChatFormat((0, 300), 1), ChatFormat((), 300)], ids=["eos", "bos"])
+def test_a_special_token_beyond_the_vocabulary_is_refused(tmp_path: Path, chat: ChatFormat) -> None:
+    records = {"tokenizer_json": "{}\n", "training": {"source": "test"}}
+    checkpoint.save(tmp_path / "c", A, random_weights(A), chat=ChatFormat((299,), 299), **records)
+    assert checkpoint.load(tmp_path / "c").chat.largest_token_id == 299
+    checkpoint.save(tmp_path / "c", A, random_weights(A), chat=chat, **records)
+    with pytest.raises(ArtefactError, match="token 300 is outside the vocabulary of 300"):
+        checkpoint.load(tmp_path / "c")
+
+
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "c") / "training.json"
     document = json.loads(path.read_text())
