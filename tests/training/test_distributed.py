@@ -85,12 +85,16 @@ def test_sigterm_to_torchrun_saves_and_one_worker_goes_on(folder: Path, tmp_path
     words = [warm_merino(), "train", str(folder / "A.json"), "--corpus", str(folder / "stories.txt"), "--out", str(out)]
     words += [*options, f"--steps={steps}", f"--save-every={steps}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*torchrun, *words], stdout=-1, stderr=-1, text=True, env=environment)
-    while not any(path.stat().st_size for path in tmp_path.rglob("log.jsonl")):  # a step is done
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    process.terminate()
-    _, said = process.communicate(timeout=60)
+    log = out / state.LOG
+    with subprocess.Popen([*torchrun, *words], stdout=-1, stderr=-1, text=True, env=environment) as process:
+        while not (log.exists() and log.stat().st_size):  # no step is done
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.terminate()
+        try:
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()  # if it goes on
     assert process.returncode != 0 and "stopped after step" in said
     saved = state.load(out)["step"]
     assert 0 < saved < steps and [path.name for path in tmp_path.iterdir()] == ["c"]
