@@ -40,7 +40,6 @@ def test_an_engine_replaces_the_one_for_the_same_gpu_only(made: bundle.Bundle) -
     assert bundle.load(made.path).engines == again.engines and len(again.engines) == 2
 
 
-@pytest.mark.parametrize("when", ["writing the engine", "writing the manifest"])
 def test_what_a_killed_build_left_is_removed_by_the_next(made: bundle.Bundle) -> None:
     loaded = bundle.add_engine(made, b"one", {"capability": "SM89"}, same)
     for name in ("engine-0123456789ab.plan", "engine-mine.plan", "engine-0123456789ab.txt"):
@@ -50,6 +49,7 @@ def test_what_a_killed_build_left_is_removed_by_the_next(made: bundle.Bundle) ->
     assert files == {*(entry["file"] for entry in loaded.engines), "engine-mine.plan", "engine-0123456789ab.txt"}
 
 
+@pytest.mark.parametrize("when", ["writing the engine", "writing the manifest"])
 def test_a_full_disk_leaves_the_bundle_as_it_was(
     made: bundle.Bundle, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
