@@ -61,7 +61,10 @@ USES = {
     "huggingface": IMPORT,
     "recipe": "merino-edge train A.json --recipe {path} --out CHECKPOINT",
     "prompts": "merino-edge distill generate CHECKPOINT --prompts {path} --out CORPUS.jsonl",
+    "evaluation": "merino-edge evaluate MODEL --data FOLDER --against {path}",
+    "prompt_cache": "merino-edge generate BUNDLE --prompt-cache {path}",
     "demo_state": "merino-edge demo --out {path}",
+    "demo": "merino-edge demo --out {path}",
 }
 # How each kind is made.
 SOURCES = {
@@ -136,6 +139,6 @@ def next_step(path: Path, kind: str) -> str:
     """The hint that names the command for an artefact of this kind."""
     if kind == "written_corpus":
         path = path.with_suffix(".jsonl")  # the corpus itself, beside its record
-    if kind in FOLDERS.values() and path.is_file():
+    if kind in (*FOLDERS.values(), "demo") and path.is_file():
         path = path.parent
     return "run: " + USES.get(kind, "merino-edge show {path}").format(path=shlex.quote(str(path)))

@@ -13,7 +13,7 @@ import typer
 from helpers.looks_like import looks_like
 from helpers.stranger import run
 from merino_edge import wrong_kind
-from merino_edge.cli import distill_generate, distill_logits, expected_kinds
+from merino_edge.cli import distill_generate, distill_logits, expected_kinds, show
 from merino_edge.cli.main import app
 from merino_edge.cli.verbs import VERBS
 
@@ -98,3 +98,9 @@ def test_each_path_of_a_verb_is_looked_at() -> None:
         paths = {one.name for one in options if "pathlib.Path" in str(get_args(one.annotation)[:1])}
         assert paths - OTHER_PATHS <= set(expected_kinds.EXPECTED.get(verb, {})), verb
     assert set(expected_kinds.EXPECTED) <= set(verbs)
+
+
+@pytest.mark.parametrize("kind", wrong_kind.NOUNS)
+def test_no_hint_names_a_command_that_refuses_the_kind(kind: str, tmp_path: Path) -> None:
+    verb = wrong_kind.next_step(looks_like(kind, tmp_path), kind).split()[2]
+    assert verb in VERBS and (verb != "show" or kind in show.KINDS)
