@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.warm_python import SHARED, warm_folder, warm_python
+from helpers.warm_python import ONE_THREAD, SHARED, warm_folder, warm_python
 
 PROGRAMS = {
     "words and input": "import sys; print(sys.argv, __name__, sys.path[0], sys.stdin.read())",
@@ -126,3 +126,11 @@ def test_the_server_ends_with_the_process_that_started_it() -> None:
     while Path(done.stdout.strip()).exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_no_import_starts_a_thread_whatever_the_user_set() -> None:
+    pytest.importorskip("scipy")
+    code = "import os, scipy.linalg; print(len(os.listdir('/proc/self/task')))"
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", **ONE_THREAD}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == "1\n"

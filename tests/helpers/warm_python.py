@@ -17,6 +17,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+# Else an import starts threads, which do not survive a fork. OpenBLAS heeds the second one more than the first.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 SHARED = "MERINO_WARM_FOLDER"  # environment variable: the folder of another process's server
 
 
@@ -69,6 +71,6 @@ def _server(folder: Path, listener: socket.socket) -> None:
         stdout=subprocess.DEVNULL,
         pass_fds=[listener.fileno()],
         start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # else an import starts threads, which do not survive a fork
+        env={**os.environ, **ONE_THREAD},
     )
     listener.close()
