@@ -83,9 +83,22 @@ def lock(path: Path | str) -> Iterator[None]:
                 if name is not None:
                     os.unlink(name)  # before the lock is given up: who waits for this file sees that it is gone
             os.close(file)
+        else:
+            _remove_unheld(path)  # a signal may strike between the file and the lock
         for folder in made:  # only those that stayed empty
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def _remove_unheld(path: Path) -> None:
+    """Remove the lock's file where no process holds it."""
+    with contextlib.suppress(OSError):
+        file = os.open(lock_file(path), os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(lock_file(path))
+        finally:
+            os.close(file)
 
 
 def lock_file(path: Path) -> Path:

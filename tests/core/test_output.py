@@ -106,3 +106,21 @@ def test_leftovers_within_a_folder_go(tmp_path: Path) -> None:
         path.touch()
     claimed(out, "checkpoint", resumes=True)
     assert not any(path.exists() for path in dead)
+
+
+def test_a_signal_between_the_file_and_the_lock_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, real = [], fcntl.flock
+
+    def struck(*words: int) -> None:
+        calls.append(words)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        real(*words)
+
+    monkeypatch.setattr("merino_edge.output.fcntl.flock", struck)
+    with pytest.raises(KeyboardInterrupt), output.lock(tmp_path / "out"):
+        pass
+    assert calls and list(tmp_path.iterdir()) == []
+    with output.lock(tmp_path / "out"):
+        output._remove_unheld(tmp_path / "out")  # it is held
+        assert output.lock_file(tmp_path / "out").exists()
