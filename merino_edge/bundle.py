@@ -36,7 +36,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -52,7 +51,7 @@ SCHEMA_VERSION = 1
 WEIGHTS = "model.onnx.data"
 MOST_NAME_BYTES = 255  # of a file's name, as file systems have it
 ALLOWED_OPERATORS = "MERINO_EDGE_ALLOW_OPERATORS"  # an environment variable: names with commas between them
-ENGINE = re.compile(r"engine-[0-9a-f]{12}\.plan")
+ENGINES = f"engine-{'[0-9a-f]' * 12}.plan"  # a pattern of file names
 REQUIRED_FILES = ("model.onnx", "tokenizer.json", "chat.json")
 PACKAGED = Path(__file__).parent / "bundles"
 
@@ -154,9 +153,9 @@ def add_engine(
     files = {key: value for key, value in bundle.manifest["files"].items() if key not in removed}
     files[name] = {"sha256": artefact.sha256_file(bundle.path / name), "bytes": len(plan)}
     changed = _rewritten(bundle, files=files, engines=[*kept, {"file": name, **entry}])
-    for old in bundle.path.glob("engine-*.plan"):
-        if ENGINE.fullmatch(old.name) and old.name not in files:
-            old.unlink(missing_ok=True)
+    unnamed = {file.name for file in bundle.path.glob(ENGINES)} - files.keys()
+    for old in {*removed, *unnamed}:
+        (bundle.path / old).unlink(missing_ok=True)
     return changed
 
 

@@ -97,8 +97,7 @@ class LatencyTable:
     def __post_init__(self) -> None:
         self.measurements = merge_repetitions(self.lines)
         self._grids = LatencyGrids(self.path, self.measurements, self.header.get("reference"))
-        if self.step_time is None:
-            self.step_time = single(COLD if self._grids.only_cold else WARM)
+        self.step_time = self.step_time or self._one_piece
         if self.verdict is None and self.validation and not self.estimated:
             self.verdict = judge(self.validation, self.conditions)
 
@@ -217,10 +216,15 @@ class LatencyTable:
 
     # --- whole models ---
 
+    @property
+    def _one_piece(self) -> StepTimeModel:
+        """The step-time model where none was fitted."""
+        return single(COLD if self._grids.only_cold else WARM)
+
     def with_step_time(self, step_time: StepTimeModel | None) -> LatencyTable:
         """The same entries by another model; `dataclasses.replace` would merge their repetitions again."""
         table = copy(self)
-        table.step_time = step_time or single(COLD if self._grids.only_cold else WARM)
+        table.step_time = step_time or self._one_piece
         return table
 
     def sums(self, a: Architecture, length: int) -> Sums:

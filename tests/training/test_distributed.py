@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from helpers.architectures import TWO_WIDTHS as A
-from helpers.warm_python import run_merino, warm_merino, warm_python
+from helpers.warm_python import warm_merino, warm_python
 from merino_edge import architecture
 from merino_edge.data.tiny_stories import tiny_stories
 from merino_edge.training import state
@@ -25,14 +25,20 @@ OPTIONS += ["--precision=fp32", "--ema=0.9"]
 ROUNDING = 2e-5
 
 
-def run(folder: Path, *more: str, workers: int = 1, expect: int = 0) -> subprocess.CompletedProcess[str]:
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(folder: Path, *more: str, workers: int = 1) -> list[str]:
     program = [warm_merino()]
     if workers > 1:
         torchrun = [warm_python(), "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
         program = [*torchrun, "--no-python", *program]
-    words = [*program, "train", str(folder / "A.json"), "--corpus", str(folder / "stories.txt")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*words, *more], capture_output=True, text=True, env=environment, timeout=180)
+    return [*program, "train", str(folder / "A.json"), "--corpus", str(folder / "stories.txt"), *more]
+
+
+def run(folder: Path, *more: str, workers: int = 1, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    words = command(folder, *more, workers=workers)
+    done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, timeout=180)
     assert (done.returncode == 0) == (expect == 0), done.stderr[-2000:]
     return done
 
@@ -80,13 +86,11 @@ def test_another_number_of_workers_goes_on(folder: Path, alone: Path, tmp_path: 
 
 def test_sigterm_to_torchrun_saves_and_one_worker_goes_on(folder: Path, tmp_path: Path) -> None:
     out, steps = tmp_path / "c", 200
-    torchrun = [warm_python(), "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
     options = [option for option in OPTIONS if not option.startswith("--steps")]
-    words = [warm_merino(), "train", str(folder / "A.json"), "--corpus", str(folder / "stories.txt"), "--out", str(out)]
-    words += [*options, f"--steps={steps}", f"--save-every={steps}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    options += ["--out", str(out), f"--steps={steps}", f"--save-every={steps}"]
     log = out / state.LOG
-    with subprocess.Popen([*torchrun, *words], stdout=-1, stderr=-1, text=True, env=environment) as process:
+    words = command(folder, *options, workers=2)
+    with subprocess.Popen(words, stdout=-1, stderr=-1, text=True, env=ENVIRONMENT) as process:
         while not (log.exists() and log.stat().st_size):  # no step is done
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
@@ -98,7 +102,7 @@ def test_sigterm_to_torchrun_saves_and_one_worker_goes_on(folder: Path, tmp_path
     assert process.returncode != 0 and "stopped after step" in said
     saved = state.load(out)["step"]
     assert 0 < saved < steps and [path.name for path in tmp_path.iterdir()] == ["c"]
-    run_merino("train", folder / "A.json", "--corpus", folder / "stories.txt", "--out", out, "--continue")
+    run(folder, "--out", str(out), "--continue")
     history = json.loads((out / "training.json").read_text())["history"]
     assert history[-1][0] == steps
 
