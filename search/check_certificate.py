@@ -1052,14 +1052,15 @@ class Programs:
                 for after in allowed:
                     if after >= w:
                         change[w, after, k] = self._change(each, widths[w], widths[after])
+            parts = [part[..., k].ravel() for part in (cost, change, start, finish)]
             if each.activation is not None and each.end_activation is not None:
                 require(peak < 0, "two budgets are for peak memory")
                 peak, end_activation = k, each.end_activation(m)
                 activation = self._blocks((*key, "activation"), each.activation, m)
-            parts = np.concatenate([part[..., k].ravel() for part in (cost, change, start, finish)] + [activation])
-            parts = np.append(parts[np.isfinite(parts)], end_activation)
+                parts += [activation, np.array([end_activation])]  # on this sum's grid, not on the next ones'
+            largest = max(np.abs(part[np.isfinite(part)]).max(initial=0.0) for part in parts)
             most = EXACT * each.grid / (space.block_counts[-1] + 4)
-            require(np.abs(parts).max() <= most, "a cost is so large that sums of it are not exact")
+            require(largest <= most, "a cost is so large that sums of it are not exact")
         return Program(
             template=template,
             metrics=tuple(k for _, k in sums),

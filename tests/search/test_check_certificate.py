@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from helpers.formula_table import write_formula_table
@@ -47,6 +47,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@example(18058)  # peak memory beside energy: bytes were held against the finer grid of millijoules
 @given(st.integers(0, 2**32))
 def test_results_are_accepted_and_their_alterations_refused(scratch: Path, seed: int) -> None:
     """benchmarks/check_certificates.py does the same with thousands."""
