@@ -23,6 +23,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +86,7 @@ def uses() -> set[Use]:
     return {use for module in SOURCES for use in _uses_in(ast.parse(inspect.getsource(module)))}
 
 
+@cache
 def asked_for() -> set[str]:
     """The names of which our code asks whether they are there."""
     found = set()

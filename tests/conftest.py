@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -46,6 +47,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """Where there are workers, one warm Python serves them all: its imports take ten seconds."""
     if getattr(config.option, "numprocesses", None) and "PYTEST_XDIST_WORKER" not in os.environ:
         warm_python.share()
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of the garbage collector's rounds, which take a fifth of the time otherwise."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

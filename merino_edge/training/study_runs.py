@@ -115,10 +115,18 @@ def train_all(
 ) -> None:
     """Run the unfinished trainings, `workers` at a time with `threads` each. A killed study resumes from its saves.
 
-    The largest models come first, so that no long training runs alone at the end. Raises what a training raises.
+    The largest models come first, so that no long training runs alone at the end. One at a time needs no process of
+    its own, which would import PyTorch again. Raises what a training raises.
     """
     unfinished = [run for run in runs(folder, plan) if not run.finished]
     unfinished.sort(key=lambda run: (run.seed, -run.architecture.parameters))
+    if workers == 1:
+        import torch
+
+        torch.set_num_threads(threads)
+        for run in unfinished:
+            on_run(run, _train_one(Path(folder), run, plan.config))
+        return
     with ProcessPoolExecutor(workers, _workers_context(), _ignore_interrupts, (threads,)) as pool:
         waiting = {pool.submit(_train_one, Path(folder), run, plan.config): run for run in unfinished}
         try:

@@ -9,6 +9,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 MOST_WORDS = 25  # of a sentence; about 20 is the aim
@@ -38,10 +39,14 @@ def words(sentence: str) -> int:
     return len([word for word in sentence.split() if re.search(r"\w", word)])
 
 
+@cache
+def _parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
 def docstrings(file: Path) -> Iterator[tuple[str, str]]:
     """(where, docstring) of a module, its classes and functions; first the module's own."""
-    tree = ast.parse(file.read_text())
-    for node in ast.walk(tree):
+    for node in ast.walk(_parsed(file)):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             found = ast.get_docstring(node)
             if found:
@@ -50,7 +55,7 @@ def docstrings(file: Path) -> Iterator[tuple[str, str]]:
 
 def help_texts(file: Path) -> Iterator[tuple[str, str]]:
     """(where, text) of every `help=` in a file."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(_parsed(file)):
         if isinstance(node, ast.keyword) and node.arg == "help":
             parts = [n.value for n in ast.walk(node.value) if isinstance(n, ast.Constant)]
             yield f"help, line {node.value.lineno}", "".join(part for part in parts if isinstance(part, str))
@@ -75,7 +80,7 @@ def long_module_docstring(file: Path) -> int:
     """Lines of prose at a module's top, where they are more than MOST_MODULE_LINES; else 0."""
     if file.suffix != ".py":
         return 0
-    lines = module_prose_lines(ast.get_docstring(ast.parse(file.read_text())) or "")
+    lines = module_prose_lines(ast.get_docstring(_parsed(file)) or "")
     return lines if lines > MOST_MODULE_LINES else 0
 
 

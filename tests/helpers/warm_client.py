@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import NoReturn
 
+SCRIPT = "script"  # the installed script, in place of Python's -m or -c; its path follows
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 # Variables that Python, its packages and the loader read before a command begins: they cannot change afterwards.
@@ -27,9 +28,10 @@ READ_AT_START = ("PYTHON", "OMP_", "MKL_", "OPENBLAS_", "LD_", "MPL", "LANG", "L
 def main() -> NoReturn:
     words = sys.argv[1:]
     if os.path.basename(sys.argv[0]) == "merino-edge":
-        words = ["-m", "merino_edge", *words]
+        words = [SCRIPT, os.path.abspath(sys.argv[0]), *words]
     if not _can_be_warm(words):
-        os.execv(sys.executable, [sys.executable, *words])
+        plain = ["-m", "merino_edge", *words[2:]] if words[:1] == [SCRIPT] else words
+        os.execv(sys.executable, [sys.executable, *plain])
     status = _run_warm(words)
     if status < 0:  # a signal ended it
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -43,7 +45,9 @@ def _can_be_warm(words: list[str]) -> bool:
     with open(f"{FOLDER}/environment", "rb") as file:
         started = marshal.load(file)
     all_open = None not in (sys.stdin, sys.stdout, sys.stderr)
-    return words[:1] in (["-m"], ["-c"]) and all_open and _read_at_start(started) == _read_at_start(os.environ)
+    return (
+        words[:1] in (["-m"], ["-c"], [SCRIPT]) and all_open and _read_at_start(started) == _read_at_start(os.environ)
+    )
 
 
 def _run_warm(words: list[str]) -> int:

@@ -23,6 +23,7 @@ import socket
 import sys
 import threading
 import types
+import weakref
 from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any, NoReturn
@@ -45,6 +46,8 @@ def warm_up() -> None:
             raise EOFError
         if find_spec(package.partition(".")[0]) is not None:
             importlib.import_module(package)
+    for one in list(weakref.finalize._registry):  # type: ignore[attr-defined]  # takes PyTorch's operators apart
+        one.atexit = False
     threads = os.listdir("/proc/self/task")
     assert len(threads) == 1, f"{len(threads)} threads after the imports"
     gc.collect()
@@ -127,10 +130,14 @@ def _again(old: Any) -> io.TextIOWrapper:
 
 
 def run(words: list[str]) -> None:
-    """`python -m MODULE ...` or `python -c PROGRAM ...`."""
+    """`python -m MODULE ...`, `python -c PROGRAM ...`, or helpers.warm_client's `script PATH ...`."""
     option, first, *rest = words
     sys.argv = [option, *rest]
-    if option == "-m":
+    if option == "script":  # as the installed script does, which names itself
+        sys.argv[0] = first
+        sys.path[0] = os.path.dirname(first)
+        importlib.import_module("merino_edge.__main__").run()
+    elif option == "-m":
         sys.path[0] = os.getcwd()
         runpy.run_module(first, run_name="__main__", alter_sys=True)
     else:

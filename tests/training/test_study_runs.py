@@ -161,4 +161,4 @@ def test_a_killed_worker_is_one_line(source: Path, tmp_path: Path, monkeypatch: 
         tuple(stratified_sample(STUDY, 2, seed=0, min_parameters=1e4, max_parameters=2e5)), (0,), CONFIG
     )
     with pytest.raises(MerinoError, match="was killed, maybe for want of memory; the same command goes on"):
-        study_runs.train_all(tmp_path, plan)
+        study_runs.train_all(tmp_path, plan, workers=2)
