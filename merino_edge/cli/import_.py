@@ -19,6 +19,9 @@ def import_model(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Checkpoint folder to write.")],
+    base: Annotated[
+        str | None, typer.Option("--base", metavar="HF_FOLDER", help="The model that a LoRA adapter belongs to.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help=outputs.FORCE_HELP)] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -34,7 +37,7 @@ def import_model(
             source = str(fetch_smollm2())
     with console.progress() as bar:
         task = bar.add_task("reading weights", total=None, note="")
-        a = convert(source, out, lambda done, total: bar.update(task, completed=done, total=total))
+        a = convert(source, out, lambda done, total: bar.update(task, completed=done, total=total), base=base)
     if json:
         console.print_json(
             {"checkpoint": str(out), "id": a.id, "parameters": a.parameters, "architecture": a.to_dict()}

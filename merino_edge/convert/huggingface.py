@@ -1,22 +1,25 @@
 """Reading of Hugging Face folders: `config.json`, safetensors and `tokenizer.json` as a checkpoint's content.
 
-It reads `model.safetensors`, or its shards by `model.safetensors.index.json`. Every float type becomes float32. Pickled
-weights (.bin, .pt) are refused. `tokenizer_config.json`, `chat_template.jinja` and `generation_config.json` are read
-where they exist. merino_edge.convert.families holds the model families.
+`tokenizer_config.json`, `chat_template.jinja` and `generation_config.json` are read where they exist. The folder of a
+LoRA adapter is read with its base. merino_edge.convert.weight_files finds the weights and reads them,
+merino_edge.convert.families holds the model families.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from merino_edge import artefact, limits
 from merino_edge.architecture import Architecture
-from merino_edge.checkpoint import Weights, check_header_size
+from merino_edge.checkpoint import Weights
+from merino_edge.convert import weight_files
+from merino_edge.convert.adapter import Adapter, is_adapter
 from merino_edge.convert.families import FAMILIES, Config, Family
 from merino_edge.convert.imported import (
     Imported,
@@ -26,46 +29,82 @@ from merino_edge.convert.imported import (
     convert_weights,
     load_tokenizer,
 )
-from merino_edge.errors import ArchitectureError, ArtefactError, MerinoError, UnsupportedError, require_all
+from merino_edge.convert.weight_files import UNQUANTISED, StoredWeights, check_is_content
+from merino_edge.errors import ArchitectureError, ArtefactError, InputError, UnsupportedError
 from merino_edge.foreign_call import call
 from merino_edge.tokenizer import FAILED, ChatFormat
 
 if TYPE_CHECKING:
     import tokenizers
 
-SAFETENSORS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
+TOKENIZER = "tokenizer.json"
 BUFFERS = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)")  # never trained
-FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
-def read(folder: Path, on_weight: OnWeight) -> Imported:
-    """Read the model in `folder`. Raises UnsupportedError, ArtefactError, MissingExtraError."""
+def read(folder: Path, on_weight: OnWeight, base: Path | None = None) -> Imported:
+    """Read the model in `folder`; of an adapter with the model in the folder `base`.
+
+    Raises UnsupportedError, ArtefactError, InputError (GGUF files, or an adapter without base), MissingExtraError.
+    """
+    adapter = None
+    own, generation = folder, "generation_config.json"
+    if is_adapter(folder):
+        adapter = Adapter.load(folder)
+        folder = base or _base_of(adapter, folder)
+        own = own if (own / TOKENIZER).is_file() else folder
+    elif base is not None:
+        raise InputError(f"{folder} is no adapter, so it has no base", "leave --base out")
     config = _config(folder, "config.json")
+    if adapter is not None and (ends := _config(folder, generation, required=False).values.get("eos_token_id")):
+        config.values["eos_token_id"] = ends  # an adapter's folder has no such file
     name = config.get("model_type", "none")
     if name not in FAMILIES:
         raise UnsupportedError(
             f"{config.where}: model_type {name!r} is not supported", f"choose one of {', '.join(FAMILIES)}"
         )
-    config.only("quantization_config", ())
+    if config.values.get("quantization_config"):
+        method = str(Config(config.values["quantization_config"], config.where).values.get("quant_method", ""))[:40]
+        raise UnsupportedError(f"{config.where}: quantization_config ({method}) is not supported", UNQUANTISED)
     family = FAMILIES[name]
     try:
         a = family.architecture(config)
     except ArchitectureError as error:
         raise UnsupportedError(f"{config.where}: {error.message}", "choose another model") from None
-    files = _weight_files(folder)
-    if not (folder / "tokenizer.json").is_file():
+    files, promised = weight_files.find(folder)
+    if not (own / TOKENIZER).is_file():
         raise ArtefactError(
-            f"{folder / 'tokenizer.json'} is missing",
+            f"{own / TOKENIZER} is missing",
             "save it there: transformers.AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)",
         )
-    backend = load_tokenizer(artefact.read_text(folder / "tokenizer.json"), str(folder / "tokenizer.json"))
-    chat = _chat(folder, config, backend, a.vocab_size)
-    weights = _weights(a, family, files, on_weight)
+    check_is_content(own / TOKENIZER)
+    backend = load_tokenizer(artefact.read_text(own / TOKENIZER), str(own / TOKENIZER))
+    chat = _chat(own, config, backend, a.vocab_size)
+    weights = _weights(
+        a,
+        family,
+        StoredWeights(files),
+        promised=promised,
+        adapter=adapter,
+        where=str(folder),
+        on_weight=on_weight,
+    )
     hashes = {file.name: artefact.sha256_file(file) for file in files}
     source = {"format": "huggingface", "family": name, "name": folder.resolve().name, "files": hashes}
+    if adapter is not None:
+        merged = {"name": adapter.file.resolve().parent.name, "sha256": artefact.sha256_file(adapter.file)}
+        source["adapter"] = merged
     return Imported(a, weights, str(backend.to_str(pretty=True)), chat, source)
+
+
+def _base_of(adapter: Adapter, folder: Path) -> Path:
+    """The folder of the adapter's base, where it is on this machine. Raises InputError."""
+    for path in (Path(adapter.base), folder / adapter.base, folder) if adapter.base else (folder,):
+        if (path / "config.json").is_file():
+            return path
+    raise InputError(
+        f"{folder} is a LoRA adapter of {adapter.base or 'a base that it does not name'}, which is not here",
+        f"give the base's folder or hub name: merino-edge import {folder} --base {adapter.base or 'MODEL'} --out CKPT",
+    )
 
 
 def _config(folder: Path, name: str, *, required: bool = True) -> Config:
@@ -78,64 +117,60 @@ def _config(folder: Path, name: str, *, required: bool = True) -> Config:
 # --- weights ---------------------------------------------------------------------------------------
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / SAFETENSORS).is_file():
-        return [folder / SAFETENSORS]
-    if (folder / INDEX).is_file():
-        names = _config(folder, INDEX).values.get("weight_map")
-        if not isinstance(names, dict) or not names:
-            raise ArtefactError(f"{folder / INDEX} has no weight_map", "download it again")
-        for name in names.values():
-            if not isinstance(name, str) or PurePath(name).name != name or not (folder / name).is_file():
-                raise ArtefactError(
-                    f"{folder / INDEX} names {name!r}, which is no file beside it", "download the folder again"
-                )
-        return [folder / name for name in sorted(set(names.values()))]
-    for path in sorted(folder.iterdir()):
-        if path.suffix in PICKLES:
-            raise UnsupportedError(
-                f"{path} is not safetensors, and a pickle can run code when it is read",
-                "download the model's .safetensors files",
+def _weights(
+    a: Architecture,
+    family: Family,
+    stored: StoredWeights,
+    *,
+    promised: Mapping[str, str],
+    adapter: Adapter | None,
+    where: str,
+    on_weight: OnWeight,
+) -> Weights:
+    """The weights of a family, an adapter merged. `promised`: the file of each weight by the folder's index."""
+
+    def bare(name: str) -> str:
+        return next((name[len(prefix) :] for prefix in family.prefixes if name.startswith(prefix)), name)
+
+    locations: dict[str, str] = {}  # name without the family's prefix -> stored name
+    for name, file in stored.file_of.items():
+        if BUFFERS.fullmatch(bare(name)):
+            continue
+        if bare(name) in locations:
+            raise ArtefactError(f"{file}: weight {name} appears twice", "download the folder again")
+        locations[bare(name)] = name
+    for name in promised.keys() - stored.file_of.keys():
+        ours = family.layout.ours(bare(name))
+        if bare(name) not in locations and ours and not (a.tied_head and ours == ("head.weight",)):
+            raise ArtefactError(
+                f"{where}: {promised[name]} does not hold {name}, as the index says", f"download {promised[name]} again"
             )
-    raise ArtefactError(f"{folder} holds no {SAFETENSORS}", "download the model's .safetensors files")
+    if adapter is None:
+        return convert_weights(
+            a, family.layout, locations, lambda name: stored.load(locations[name]), where=where, on_weight=on_weight
+        )
+    changes = {bare(name): name for name in adapter.touched()}
+    _check_tied(a, family, adapter, changes)
+    locations |= {name: full for name, full in changes.items() if full in adapter.replaced and name not in locations}
+    adapter.check_names([changes[name] for name in changes.keys() & locations.keys()])
+
+    def load(name: str) -> np.ndarray:
+        full = locations[name]
+        array = stored.load(full) if full in stored.file_of else adapter.replaced[full]
+        return adapter.apply(changes.get(name, full), array)
+
+    return convert_weights(a, family.layout, locations, load, where=where, on_weight=on_weight)
 
 
-def _weights(a: Architecture, family: Family, files: list[Path], on_weight: OnWeight) -> Weights:
-    """The weights of all `files`. One weight is read at a time."""
-    require_all({"import": ["safetensors", "ml_dtypes"]})
-    import ml_dtypes  # noqa: F401  (gives numpy the name bfloat16)
-    from safetensors import safe_open
-
-    locations: dict[str, tuple[Path, str]] = {}  # name without the family's prefix -> where it is stored
-    opened: dict[Path, Any] = {}
-    try:
-        for file in files:
-            check_header_size(file)
-            opened[file] = safe_open(file, framework="np")
-            for stored in opened[file].keys():  # noqa: SIM118  (not a dict)
-                name = next((stored[len(p) :] for p in family.prefixes if stored.startswith(p)), stored)
-                if BUFFERS.fullmatch(name):
-                    continue
-                if name in locations:
-                    raise ArtefactError(f"{file}: weight {stored} appears twice", "download the folder again")
-                locations[name] = (file, stored)
-
-        def load(name: str) -> np.ndarray:
-            file, stored = locations[name]
-            array = opened[file].get_tensor(stored)
-            if array.dtype.name not in FLOATS:
-                raise UnsupportedError(
-                    f"{file}: {stored} is {array.dtype.name}, not a float", "choose an unquantised model"
-                )
-            return np.asarray(array, np.float32)
-
-        return convert_weights(a, family.layout, locations, load, where=str(files[0].parent), on_weight=on_weight)
-    except (MerinoError, MemoryError):
-        raise
-    except Exception as error:  # the library raises its own errors, and those of numpy for types that it lacks
-        raise ArtefactError(
-            f"{file} cannot be read ({error})", "it is damaged or truncated; download it again"
-        ) from None
+def _check_tied(a: Architecture, family: Family, adapter: Adapter, changes: Mapping[str, str]) -> None:
+    """Raise UnsupportedError where an adapter changes only one of two weights that are tied."""
+    ends = {"embedding.weight", "head.weight"}
+    tied = [changes[name] for name in changes if ends.intersection(family.layout.ours(name))]
+    if a.tied_head and tied and not (len(tied) == 2 and all(name in adapter.replaced for name in tied)):
+        raise UnsupportedError(
+            f"{adapter.where}: it changes {tied[0]}, which is embedding and head at once",
+            "give a base whose head is untied",
+        )
 
 
 # --- tokenizer and chat ----------------------------------------------------------------------------

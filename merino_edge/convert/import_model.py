@@ -11,6 +11,7 @@ name. The import needs no PyTorch and never reads a pickle.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -20,14 +21,20 @@ from merino_edge.convert.imported import Imported, OnWeight
 from merino_edge.errors import ArtefactError, InputError
 
 
-def import_model(source: Path | str, out: Path | str, on_weight: OnWeight = lambda done, total: None) -> Architecture:
+def import_model(
+    source: Path | str,
+    out: Path | str,
+    on_weight: OnWeight = lambda done, total: None,
+    *,
+    base: Path | str | None = None,
+) -> Architecture:
     """Write the checkpoint `out` from a Hugging Face folder or a GGUF file and return its architecture.
 
-    `on_weight` gets the number of weights read so far and in all. Raises UnsupportedError (a property that an
-    architecture cannot express), ArtefactError (damaged or incomplete), InputError (not a model), OutputError,
-    MissingExtraError.
+    `on_weight` gets the number of weights read so far and in all. `base` is the model of a LoRA adapter. Raises
+    UnsupportedError (a property that an architecture cannot express), ArtefactError (damaged or incomplete),
+    InputError (not a model), OutputError, MissingExtraError.
     """
-    model = _read(source, on_weight)
+    model = _read(source, on_weight, base)
     checkpoint.save(
         out,
         model.architecture,
@@ -39,8 +46,8 @@ def import_model(source: Path | str, out: Path | str, on_weight: OnWeight = lamb
     return model.architecture
 
 
-def _read(source: Path | str, on_weight: OnWeight) -> Imported:
-    from merino_edge.convert import gguf, huggingface, pretrained
+def _read(source: Path | str, on_weight: OnWeight, base: Path | str | None) -> Imported:
+    from merino_edge.convert import gguf, hub_cache, huggingface, pretrained
 
     path = Path(source)
     if not path.exists():
@@ -55,7 +62,9 @@ def _read(source: Path | str, on_weight: OnWeight) -> Imported:
     if path.is_dir():
         if artefact.is_artefact_folder(path):
             raise InputError(f"{path} is an artefact of merino-edge already", f"run: merino-edge show {path}")
-        return huggingface.read(path, on_weight)
+        found = hub_cache.snapshot(path)
+        model = huggingface.read(found.path, on_weight, None if base is None else hub_cache.snapshot(Path(base)).path)
+        return dataclasses.replace(model, source={**model.source, **found.origin})
     try:
         with open(path, "rb") as file:
             magic = file.read(4)

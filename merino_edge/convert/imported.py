@@ -21,6 +21,8 @@ from merino_edge.weights import weight_shapes
 if TYPE_CHECKING:
     import tokenizers
 
+# Ends of names that only quantised weights have beside them.
+QUANTISED = ("_scale", "_scale_inv", ".SCB", ".qweight", ".qzeros", ".scales", ".absmax", ".quant_map", "_packed")
 OnWeight = Callable[[int, int], None]  # called with (weights read, weights in all)
 
 
@@ -53,16 +55,25 @@ def convert_weights(
     names = list(names)
     for done, name in enumerate(names, 1):
         ours = layout.ours(name)
+        if not ours and name.endswith(QUANTISED):
+            raise UnsupportedError(f"{where}: {name} belongs to quantised weights", "choose the unquantised model")
         array = load(name)
+        if ours == ("head.weight",) and a.tied_head and not _has_embedding(layout, names):
+            ours = ("embedding.weight",)  # of two tied weights, a file may hold either
         if ours == ("head.weight",) and a.tied_head:
-            if not np.array_equal(array, load(_name_of("embedding.weight", layout, names, where))):
+            if not np.array_equal(array, load(_embedding(layout, names))):
                 raise UnsupportedError(
                     f"{where}: {name} differs from the embedding it is said to be tied to",
                     "set tie_word_embeddings to false",
                 )
             continue
-        if not ours or any(part not in expected for part in ours):
+        if not ours:
             raise UnsupportedError(f"{where}: weight {name} has no place in this model family", "choose another model")
+        if other := [part for part in ours if part not in expected]:
+            raise UnsupportedError(
+                f"{where}: {name} has no place in a model of this configuration, which has no {other[0]}",
+                "configuration and weights do not belong together",
+            )
         try:
             parts = layout.adapt(a, ours, array)
         except (ValueError, IndexError, TypeError):  # it cannot be split: its shape is wrong
@@ -81,11 +92,12 @@ def convert_weights(
     return {part: weights[part] for part in expected}
 
 
-def _name_of(part: str, layout: Layout, names: Sequence[str], where: str) -> str:
-    for name in names:
-        if layout.ours(name) == (part,):
-            return name
-    raise ArtefactError(f"{where}: no weight for {part}", "the files are incomplete; download them again")
+def _has_embedding(layout: Layout, names: Sequence[str]) -> bool:
+    return any(layout.ours(name) == ("embedding.weight",) for name in names)
+
+
+def _embedding(layout: Layout, names: Sequence[str]) -> str:
+    return next(name for name in names if layout.ours(name) == ("embedding.weight",))
 
 
 def bind_template(template: str | None, where: str, **tokens: str | None) -> str | None:
@@ -112,10 +124,16 @@ def load_tokenizer(text: str, where: str) -> tokenizers.Tokenizer:
 
 
 def check_tokenizer(backend: tokenizers.Tokenizer, vocab_size: int, chat: ChatFormat, where: str) -> None:
-    """Raise ArtefactError unless every token id of the tokenizer and the chat format has an embedding."""
+    """Raise ArtefactError unless every token id has an embedding, and the tokenizer knows those of the chat format."""
     highest = max([*backend.get_vocab(with_added_tokens=True).values(), chat.largest_token_id])
     if highest >= vocab_size:
         raise ArtefactError(
             f"{where}: token id {highest} has no embedding, the model knows {vocab_size} tokens",
             "model and tokenizer do not belong together",
         )
+    for token in chat.eos_token_ids:
+        if backend.id_to_token(token) is None:
+            raise ArtefactError(
+                f"{where}: the model's end token {token} is none of the tokenizer's {backend.get_vocab_size()}",
+                "model and tokenizer do not belong together",
+            )

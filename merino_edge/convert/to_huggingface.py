@@ -24,8 +24,9 @@ from merino_edge import __version__, artefact, atomic, checkpoint
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint, Weights
 from merino_edge.convert.families import FAMILIES, Config, Family
-from merino_edge.convert.huggingface import SAFETENSORS, prepended_token
+from merino_edge.convert.huggingface import prepended_token
 from merino_edge.convert.imported import load_tokenizer
+from merino_edge.convert.weight_files import SAFETENSORS
 from merino_edge.errors import ArchitectureError, UnsupportedError
 from merino_edge.kind import TRANSFORMERS
 from merino_edge.tokenizer import ChatFormat
