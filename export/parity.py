@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 GREEDY_TOKENS = 200
 FIRST_WINDOW, WINDOW = 96, 16  # positions compared at the start, and in each of the other two windows
 GREEDY_PROMPT = 32
+FIRST_GREEDY = 16  # tokens after which a difference is looked for: int4 often has one, and the rest is not decoded
 CHUNK = 512  # positions that PyTorch runs at once before it reaches a window
 
 # exp(mean_kl) is the factor on perplexity for text that the reference itself would write: at most 0.1 % more at fp16,
@@ -166,10 +167,11 @@ def _run_windows(
 
     That is the largest difference from a prompt run at once, and from a step that returns several rows of logits.
     """
-    got, difference = [], 0.0
+    got, difference, done = [], 0.0, 0
     for first, end in spans:
-        if first:
-            engine.forward(text[:first], 0)
+        if done < first:
+            engine.forward(text[done:first], done)
+        done = end
         got += [engine.forward(text[i : i + 1], i).copy() for i in range(first, end)]
         at_once = engine.forward(text[:end], 0)
         columns = np.isfinite(at_once)  # the tokens that the head keeps
@@ -223,20 +225,19 @@ def top1_agreement(expected: NDArray[np.float32], got: NDArray[np.float32]) -> f
 def greedy_agreement(reference: TorchReference, engine: Engine, start: NDArray[np.int64], count: int) -> int:
     """How many of `count` greedy tokens after the prompt `start` [T] agree before the first difference.
 
-    The engine decodes. One run of the reference over its tokens tells where the reference would choose another.
+    The engine decodes. A run of the reference over its tokens tells where the reference would choose another.
     """
-    if count == 0:
-        return 0
     tokens = list(start)
-    logits = engine.forward(start, 0)
-    for _ in range(count):
-        tokens.append(int(logits.argmax()))
-        if len(tokens) - len(start) < count:
-            logits = engine.forward(np.asarray(tokens[-1:], np.int64), len(tokens) - 1)
-    expected = reference.logits(np.asarray(tokens[:-1], np.int64))[len(start) - 1 :]  # [count, V]
-    of_decoded = expected[np.arange(count), tokens[len(start) :]]
-    differs = expected.max(axis=-1) - of_decoded > TIE
-    return int(differs.argmax()) if differs.any() else count
+    for decoded in sorted({min(FIRST_GREEDY, count), count} - {0}):
+        while len(tokens) - len(start) < decoded:
+            done = len(tokens) - 1 if len(tokens) > len(start) else 0
+            tokens.append(int(engine.forward(np.asarray(tokens[done:], np.int64), done).argmax()))
+        expected = reference.logits(np.asarray(tokens[:-1], np.int64))[len(start) - 1 :]  # [decoded, V]
+        of_decoded = expected[np.arange(decoded), tokens[len(start) :]]
+        differs = expected.max(axis=-1) - of_decoded > TIE
+        if differs.any():
+            return int(differs.argmax())
+    return count
 
 
 class TorchReference:

@@ -90,6 +90,36 @@ def test_weights_too_coarse_for_their_precision_fail(
     assert os.listdir(tmp_path) == []
 
 
+class OfOtherWeights:
+    """An engine that is PyTorch with weights that are off by `noise`, and without a cache."""
+
+    def __init__(self, source: Checkpoint, noise: float) -> None:
+        rng = np.random.default_rng(3)
+        weights = {name: w + rng.normal(0, noise, w.shape).astype(np.float32) for name, w in source.weights.items()}
+        self.reference, self.text, self.steps = parity.TorchReference(source.architecture, weights), [0], 0
+
+    def forward(self, tokens: np.ndarray, position: int) -> np.ndarray:
+        self.text, self.steps = [*self.text[:position], *tokens.tolist()], self.steps + 1
+        return self.reference.logits(np.asarray(self.text))[-1]
+
+
+@pytest.mark.parametrize("noise", [0.0, 2e-3, 1e-2, 0.3])
+def test_greedy_tokens_agree_until_the_first_difference(tiny_checkpoint: Checkpoint, noise: float) -> None:
+    """However many are decoded before one looks for it: the difference is at 60, 17, 5 and 0 here."""
+    start, count = np.arange(4), 60
+    reference = parity.TorchReference(tiny_checkpoint.architecture, tiny_checkpoint.weights)
+    engine, text, agreed = OfOtherWeights(tiny_checkpoint, noise), start.tolist(), 0
+    while agreed < count:
+        own = engine.reference.logits(np.asarray(text))[-1].argmax()
+        expected = reference.logits(np.asarray(text))[-1]
+        if expected.max() - expected[own] > parity.TIE:
+            break
+        text, agreed = [*text, int(own)], agreed + 1
+    assert parity.greedy_agreement(reference, engine, start, count) == agreed  # type: ignore[arg-type]
+    assert engine.steps == (parity.FIRST_GREEDY if agreed < parity.FIRST_GREEDY else count)
+    assert parity.greedy_agreement(reference, engine, start, 0) == 0  # type: ignore[arg-type]
+
+
 def test_every_context_from_one_on_is_compared(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
     for context in (1, 2, 3, 31, 192):
         written = export(tiny_checkpoint, tmp_path / str(context), context=context)
