@@ -28,7 +28,7 @@ from merino_edge.export import mixed_precision, parity
 from merino_edge.export.graph import build_stored, cache_names, lowering, save, save_beside
 from merino_edge.export.prepare_weights import ExportOptions, OnStep, PreparedWeights, prepare_weights
 from merino_edge.export.quantization.quantized_matrix import QuantizedMatrix
-from merino_edge.export.quantization.stored_weights import StoredWeights
+from merino_edge.export.quantization.stored_weights import StoredWeights, odd_matrices
 from merino_edge.export.targets import Target, require_parsed
 from merino_edge.export.tensorrt import build_engine
 from merino_edge.graph_io import LOGIT_ROWS, NUM_LOGITS
@@ -79,6 +79,7 @@ def write_bundle(
             vocabulary = draft.vocabulary_facts(engine)
         compiled = draft.compile()
         on_step("hashing")
+        odd = odd_matrices(a, target)
         int4 = {"fast": target.fast, "block": target.block, "rounding": options.rounding}
         bundle.write_manifest(
             folder,
@@ -96,6 +97,7 @@ def write_bundle(
             made_from={"checkpoint_sha256": checkpoint.training["sha256"]},
             parity=parity.report(checks),
             compiled=compiled,
+            **({"odd_matrices": odd} if odd else {}),
         )
         # It is read before the folder gets its name, since another export may replace `out` right afterwards.
         written = bundle.load(folder, verify=False)

@@ -27,6 +27,7 @@ import numpy as np
 import onnx_ir as ir
 
 from merino_edge.architecture import Architecture
+from merino_edge.export.fitting import fitted, require_fit
 from merino_edge.export.lowerings.builder import GraphBuilder
 from merino_edge.export.lowerings.weight_writer import ALIAS
 from merino_edge.export.quantization.stored_weights import StoredWeights, store
@@ -46,10 +47,12 @@ def build_model(
 ) -> ir.Model:
     """The graph of `a` with `weights` (by the names of merino_edge.weights) at `precision`.
 
-    `context` is the largest number of positions C of the cache. Raises UnsupportedError where the target cannot run
-    the precision or the lowering.
+    `context` is the largest number of positions C of the cache. An empty `lowering` takes the first of the target's
+    that fits the model. Raises UnsupportedError where the target cannot run the precision or the lowering.
     """
     resolved = Target.named(target, precision, lowering)
+    if not lowering:
+        resolved = fitted(resolved, a)
     return build_stored(a, store(a, weights, resolved), resolved, context)
 
 
@@ -59,8 +62,10 @@ def build_stored(
     """The graph over weights that are already in the form `target` stores.
 
     `capacity`: positions C of the cache where the graph fixes them, at most `context`. The weights are the same for
-    every capacity, so that graphs of several share one file.
+    every capacity, so that graphs of several share one file. Raises UnsupportedError where the lowering has no kernels
+    for the model.
     """
+    require_fit(target, a)
     return lowering(target.lowering)(a, stored, target, context, capacity).build()
 
 

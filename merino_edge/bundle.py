@@ -16,6 +16,7 @@
 | block_precisions | of each block's layers; null where all have `precision` |
 | int4 | fast, block and rounding; null where nothing is int4 |
 | raised_to_int8 | the int4 matrices that are int8 instead |
+| odd_matrices | those whose inputs no block divides, and their precision; absent where there are none |
 | vocabulary | a pruned vocabulary's sizes and times; null where every token is kept |
 | float32_ffns | the FFNs that compute in float32 |
 | made_from | the hash of the checkpoint |

@@ -21,17 +21,28 @@ Version = tuple[int, int]  # of TensorRT
 INT4_BLOCK = 32  # weights per scale in the int4 form
 SCALE_BYTES = 2  # scales are float16
 NORM_BYTES = 4  # norms are float32 everywhere
+HEAD_MULTIPLE, ROTARY_MULTIPLE = 8, 16  # channels of a head, and of what is rotated, that `ort`'s attention takes
 POSITION_INDEX_BYTES = 8  # graphs without `ort`'s attention number the cache's positions, int64
 
 
 class Form(NamedTuple):
-    """How a matrix is stored. `block`: how many inputs share a scale. 0: a whole row does. None: it has no scales."""
+    """How a matrix is stored. `block`: how many inputs share a scale. 0: a whole row does. None: it has no scales.
+
+    `odd`: how it is stored instead where INT4_BLOCK does not divide its inputs; None: in the same form.
+    """
 
     bits: int
     block: int | None = None
+    odd: Form | None = None
+
+    def for_inputs(self, inputs: int) -> Form:
+        """The form of a matrix with so many inputs."""
+        return self.odd if self.odd is not None and inputs % INT4_BLOCK else self
 
     def bytes(self, rows: int, inputs: int) -> float:
-        """Bytes of a matrix [rows, inputs] with its scales; exact where blocks divide the inputs."""
+        """Bytes of a matrix [rows, inputs] with its scales."""
+        if (own := self.for_inputs(inputs)) is not self:
+            return own.bytes(rows, inputs)
         scales = 0.0
         if self.block is not None:
             scales = rows * inputs / self.block if self.block else rows
@@ -56,6 +67,28 @@ class StorageRules:
     def lowerings_at(self, precision: str) -> tuple[Lowering, ...]:
         """The lowerings that it can run at `precision`: TensorRT's fused attention has no fp32."""
         return tuple(low for low in self.lowerings if not (self.tensorrt and low == "native" and precision == "fp32"))
+
+    def lowering_for(self, precision: str, head_dim: int, rotary_dim: int) -> Lowering | None:
+        """The first lowering at `precision` whose kernels take such heads; None where there is none."""
+        fitting = (low for low in self.lowerings_at(precision) if not why_unfit(low, head_dim, rotary_dim))
+        return next(fitting, None)
+
+
+def why_unfit(lowering: str, head_dim: int, rotary_dim: int) -> str:
+    """Why the kernels of `lowering` cannot compute such heads; "" where they can.
+
+    The rules are those that GroupQueryAttention of ONNX Runtime 1.23 to 1.32 names where it refuses a step.
+    """
+    if lowering != "ort":
+        return ""
+    if rotary_dim % ROTARY_MULTIPLE:
+        return f"ONNX Runtime's attention rotates multiples of {ROTARY_MULTIPLE} channels, not {rotary_dim}"
+    multiple = ROTARY_MULTIPLE if rotary_dim else HEAD_MULTIPLE
+    return (
+        f"ONNX Runtime's attention takes heads of multiples of {multiple}, not {head_dim}"
+        if head_dim % multiple
+        else ""
+    )
 
 
 # By name of the target. export/targets.py tells what each is.
@@ -85,20 +118,20 @@ class Storage:
     bias_bytes: int
     cache_bytes: int  # of an element of the KV cache, and of one of the rotary angles
     splits_table: bool  # whether a tied table is stored twice, as an embedding and a head
-    lowering: Lowering | None
     has_fallback: bool  # whether a bundle holds the primitive graph beside the native one
 
     @property
     def needs_blocks(self) -> bool:
-        """Whether the inputs of every matrix must be a multiple of INT4_BLOCK."""
+        """Whether neighbouring inputs of a matrix share a scale, INT4_BLOCK of them or more."""
         return bool(self.matrix.block)
 
     def position_bytes(self, head_dim: int, rotary_dim: int) -> int:
         """Bytes of what graphs hold for each position of the cache: its number and its angles' cosines and sines."""
         primitive = 2 * head_dim if rotary_dim else 0
-        angles = {"primitive": primitive, None: 0}.get(self.lowering, rotary_dim)
+        lowering = rules_of(self.target).lowering_for(self.precision, head_dim, rotary_dim)
+        angles = {"primitive": primitive, None: 0}.get(lowering, rotary_dim)
         angles += primitive if self.has_fallback else 0
-        index = POSITION_INDEX_BYTES if self.lowering in ("native", "primitive") else 0
+        index = POSITION_INDEX_BYTES if lowering in ("native", "primitive") else 0
         return angles * self.cache_bytes + index
 
 
@@ -120,11 +153,12 @@ def stored_as(precision: str, target: str | None = None) -> Storage:
     if quantized:
         bits = 8 if precision == "int8" else 4
         # TensorRT knows blocks for int4 only, and looks up floating point only.
-        matrix = Form(bits, 0 if bits == 8 and rules.tensorrt else INT4_BLOCK)
-        head = Form(8, 0)  # at int4 too, where it costs more accuracy than any ten layers
+        rows = Form(8, 0)  # ONNX Runtime's kernels take blocks of 16 and more, TensorRT a scale for a whole row
+        odd = None if target is None else rows if rules.tensorrt else floats
+        matrix = rows if bits == 8 and rules.tensorrt else Form(bits, INT4_BLOCK, odd)
+        head = rows if rules.tensorrt else Form(8, 0, odd)  # at int4 too: it costs more accuracy than any ten layers
         embedding = floats if rules.tensorrt else head
     half = precision != "fp32"
-    lowering = next(iter(rules.lowerings_at(precision)), None)
     return Storage(
         target,
         precision,
@@ -135,8 +169,7 @@ def stored_as(precision: str, target: str | None = None) -> Storage:
         bias_bytes=2 if half and rules.half_biases else 4,
         cache_bytes=2 if half and rules.half else 4,
         splits_table=quantized and rules.tensorrt is not None,
-        lowering=lowering,
-        has_fallback=rules.tensorrt is not None and lowering == "native",
+        has_fallback=rules.tensorrt is not None and rules.lowerings_at(precision)[0] == "native",
     )
 
 

@@ -148,7 +148,8 @@ STEP_FFN_BYTES = 283  # of a step of one token, for each hidden number of an FFN
 
 def _tensorrt(precision: str, target: str | None) -> AdditiveCost:
     stored, form = weights(precision, target), stored_as(precision, target)
-    element, copies = form.cache_bytes, form.lowering == "primitive"  # it returns the new keys and values
+    element = form.cache_bytes
+    copies = rules_of(target).lowerings_at(precision)[0] == "primitive"  # it returns the new keys and values
 
     def block_bytes(a: Architecture, block: Block, own: str | None) -> float:
         positions = a.max_positions + (min(ENGINE_CHUNK, a.max_positions) if copies else 0)

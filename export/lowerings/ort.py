@@ -19,12 +19,10 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from merino_edge.architecture import Block
-from merino_edge.errors import UnsupportedError
 from merino_edge.export.lowerings.builder import LAST, GraphBuilder
 from merino_edge.export.lowerings.weight_writer import MICROSOFT
 from merino_edge.graph_io import NUM_LOGITS
 
-ROTARY_MULTIPLE = 16  # GroupQueryAttention rotates multiples of so many channels
 FIRST_SCALE_INPUT = 12  # index among GroupQueryAttention's inputs: the keys' scale, then the values'
 # Most tokens of a step for which attention over codes is as fast as over floats. Draft tokens and the token before them
 # are as many at most.
@@ -53,11 +51,6 @@ class OrtBuilder(GraphBuilder):
         self.length = self.op("Add", last, self.constant("one", np.array([1], np.int32)))  # int32 [1]
         self.rotation: list[ir.Value] = []  # cosines and sines [C, R / 2]
         if self.a.positions == "rotary":
-            if self.a.rotary_dim % ROTARY_MULTIPLE:
-                raise UnsupportedError(
-                    f"ONNX Runtime's attention rotates multiples of {ROTARY_MULTIPLE}, not {self.a.rotary_dim}",
-                    "export with --lowering native",
-                )
             self.rotation = [
                 self.matrix_constant(f"rotary.{n}", t) for n, t in zip(("cos", "sin"), self.angles(), strict=True)
             ]

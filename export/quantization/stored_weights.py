@@ -36,7 +36,7 @@ from merino_edge.export.quantization.rounding import (
     search_scales,
 )
 from merino_edge.export.targets import Target
-from merino_edge.storage import INT4_BLOCK, Form, stored_as
+from merino_edge.storage import Form, stored_as
 from merino_edge.weights import weight_shapes
 
 EMBEDDING, POSITIONS, HEAD = "embedding.weight", "positions.weight", "head.weight"
@@ -102,7 +102,8 @@ def store(
     second moments, and to the nearest codes otherwise.
     Quantised models keep embedding and head at int8, with one scale per token (at int4 with `target.fast`). A tied
     table is stored once. TensorRT looks up floating point only, so there it becomes a float16 embedding and a head.
-    Raises UnsupportedError where blocks do not divide a matrix, or where it overflows float16.
+    Matrices whose inputs blocks do not divide have another form (`merino_edge.storage.Form`).
+    Raises UnsupportedError where a matrix overflows float16.
     """
     stored = StoredWeights({}, {})
     for name, weight in weights.items():
@@ -126,7 +127,8 @@ def quantize_matrix(
 ) -> QuantizedMatrix:
     """The matrix `weight` [N, K] at 8 or 4 `bits`; at 4 by GPTQ where the `moments` [K, K] of its inputs are given.
 
-    Raises UnsupportedError where blocks do not divide it, or where its scales overflow float16.
+    At 4 bits, and at 8 for ONNX Runtime, K must be a multiple of INT4_BLOCK. Raises UnsupportedError where its scales
+    overflow float16.
     """
     block = _block(name, weight.shape[1], bits, target)
     groups = weight.astype(np.float32).reshape(len(weight), -1, block)  # [N, G, B]
@@ -211,8 +213,18 @@ def _splits_table(a: Architecture, target: Target) -> bool:
     return a.tied_head and target.storage.splits_table
 
 
+def odd_matrices(a: Architecture, target: Target) -> dict[str, str]:
+    """The precision of every matrix that has another than its kind, since blocks do not divide its inputs."""
+    odd = {}
+    for name, shape in weight_shapes(a).items():
+        usual = _form(name, _own_target(name, target))
+        if len(shape) > 1 and (form := usual.for_inputs(shape[-1])) != usual:
+            odd[name] = f"int{form.bits}" if form.block is not None else f"fp{form.bits}"
+    return odd
+
+
 def _form(name: str, target: Target) -> Form:
-    """How the matrix `name` is stored."""
+    """How a matrix such as `name` is stored where blocks divide its inputs."""
     storage = target.storage
     forms = {POSITIONS: storage.positions, EMBEDDING: storage.embedding, HEAD: storage.head}
     return storage.matrix if target.fast and name != POSITIONS else forms.get(name, storage.matrix)
@@ -220,23 +232,18 @@ def _form(name: str, target: Target) -> Form:
 
 def _bits(name: str, shape: tuple[int, ...], target: Target) -> int:
     """Bits of the codes that a weight is stored as; 0 where it stays floating point."""
-    form = _form(name, target)
+    form = _form(name, target).for_inputs(shape[-1])
     return 0 if len(shape) == 1 or form.block is None else form.bits
 
 
 def _float_type(name: str, shape: tuple[int, ...], target: Target) -> type:
-    return np.float32 if len(shape) == 1 or _form(name, target).bits == 32 else np.float16
+    return np.float32 if len(shape) == 1 or _form(name, target).for_inputs(shape[-1]).bits == 32 else np.float16
 
 
 def _block(name: str, inputs: int, bits: int, target: Target) -> int:
-    """How many inputs share a scale: the largest divisor of the target's block that divides the matrix.
-
-    Raises UnsupportedError where INT4_BLOCK does not divide it.
-    """
+    """How many inputs share a scale: the largest divisor of the target's block that divides the matrix."""
     if not stored_as(f"int{bits}", target.name).needs_blocks:
         return inputs
-    if inputs % INT4_BLOCK:
-        raise UnsupportedError(f"{name} has {inputs} inputs, not a multiple of {INT4_BLOCK}", "export --precision fp16")
     if bits == 8 and name in (EMBEDDING, HEAD):
         return inputs
     return math.gcd(inputs, target.block)

@@ -109,6 +109,7 @@ def export(
     from merino_edge.errors import InputError, ParityError, require_all
 
     require_all({"export": ["onnx", "onnx_ir", "safetensors"], "train": ["torch"]})
+    from merino_edge.export import fitting
     from merino_edge.export.bundle_writer import write_bundle
     from merino_edge.export.prepare_weights import ExportOptions
     from merino_edge.export.targets import Target
@@ -121,7 +122,7 @@ def export(
         raise InputError(f"{bits_of} was searched with --precision {found}, not {precision}", "leave --precision out")
     block = (64 if fast else 32) if block is None else block
     rounding = ("gptq" if fast else "nearest") if rounding is None else rounding
-    target_platform = Target.named(
+    usual = Target.named(
         target, precision, lowering, block=block, fast=fast, cache=cache, block_precisions=own
     )  # refuse before minutes of work
     if rounding not in ("gptq", "nearest"):
@@ -147,12 +148,16 @@ def export(
             raise InputError(
                 f"{bits_of} holds architecture {searched.id}, the checkpoint has other blocks", "train what was found"
             )
+        resolved = usual if lowering else fitting.fitted(usual, a)
+        fitting.require_fit(resolved, a)
+        for line in fitting.notes(resolved, a, usual):
+            console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
         *smaller, positions = contexts or [min(1024, a.max_positions)]
         engine = partial(_open_engine, a, threads)
         try:
             max_bytes = None if max_mb is None else round(1e6 * max_mb)
             options = ExportOptions(
-                target_platform,
+                resolved,
                 positions,
                 smaller_contexts=smaller,
                 rounding=rounding,
@@ -160,7 +165,7 @@ def export(
                 max_bytes=max_bytes,
                 keep_vocab=keep_vocab,
             )
-            calibrated = {"checkpoint": source.training["sha256"], "precisions": target_platform.all_precisions}
+            calibrated = {"checkpoint": source.training["sha256"], "precisions": resolved.all_precisions}
             key = {**calibrated, "cache": cache, "rounding": rounding, "tool": __version__}
             with Unfinished(out, key, resume=resume) as unfinished:
                 written = write_bundle(source, out, options, engine, status.update, unfinished=unfinished)

@@ -187,13 +187,6 @@ def test_the_fast_form_computes_what_it_stores(lowering: str, tmp_path: Path, *,
     assert mean_kl(expected, got) < LIMITS["int4"]["graph_kl"]
 
 
-def test_a_rotation_that_onnx_runtime_has_no_kernel_for_is_refused() -> None:
-    a = dataclasses.replace(FAMILIES["neox"], rotary_dim=8)
-    with pytest.raises(UnsupportedError, match="multiples of 16, not 8") as refusal:
-        build_model(a, random_model(a), "fp32", CONTEXT, lowering="ort")
-    assert "--lowering native" in refusal.value.hint
-
-
 def test_older_onnx_runtime_names_the_target_to_export_for(monkeypatch: pytest.MonkeyPatch) -> None:
     a = FAMILIES["llama"]
     model = build_model(a, random_model(a), "fp32", CONTEXT, lowering="native")
