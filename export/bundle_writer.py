@@ -24,7 +24,7 @@ from merino_edge import artefact, atomic, bundle, tensorrt_library
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.errors import ArtefactError, UnsupportedError
-from merino_edge.export import mixed_precision, parity
+from merino_edge.export import genai, mixed_precision, parity
 from merino_edge.export.graph import build_stored, cache_names, lowering, save, save_beside
 from merino_edge.export.prepare_weights import ExportOptions, OnStep, PreparedWeights, prepare_weights
 from merino_edge.export.quantization.quantized_matrix import QuantizedMatrix
@@ -67,6 +67,8 @@ def write_bundle(
     """
     a, target = checkpoint.architecture, options.target
     options.check(a)
+    if options.genai:
+        genai.check(a, target)
     with atomic.new_folder(out, bundle.KIND) as folder:
         tokenizer = _copy_tokenizer(checkpoint, folder)
         tokens = _parity_tokens(tokenizer, a)
@@ -77,6 +79,8 @@ def write_bundle(
         with closing(draft.open()) as engine:
             checks = draft.compare(engine)
             vocabulary = draft.vocabulary_facts(engine)
+        if options.genai:
+            genai.write(folder, draft.build(draft.prepared.stored), a, options.context, tokenizer)
         compiled = draft.compile()
         on_step("hashing")
         odd = odd_matrices(a, target)

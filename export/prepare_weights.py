@@ -55,6 +55,7 @@ class ExportOptions:
     `max_kl`, `max_bytes`: at int4 the matrices that matter most are upgraded to int8. `max_kl` upgrades as few as keep
     the check `mean_kl` within it [nats]; `max_bytes` as many as a bundle of that size has room for.
     `keep_vocab`: a text file, or a folder of them. The head keeps the tokens of this text and never says another.
+    `genai`: the bundle runs with onnxruntime-genai too.
     """
 
     target: Target
@@ -65,6 +66,7 @@ class ExportOptions:
     max_kl: float | None = None
     max_bytes: int | None = None
     keep_vocab: Path | None = None
+    genai: bool = False
 
     @property
     def is_mixed(self) -> bool:

@@ -4,6 +4,7 @@
            model.onnx        model.onnx.data (weights)      tokenizer.json      chat.json
            model-C.onnx      same weights, with a cache of C positions: one for each of `contexts` but the last
            model-primitive.onnx, model-primitive-C.onnx: the same by the primitive lowering, beside native graphs
+           model-genai.onnx, genai_config.json, tokenizer_config.json: for onnxruntime-genai, with export --genai
            engine-HASH.plan  compiled for the GPU that `engines` says (merino-edge build --capability)
 
 | field of the manifest | what it holds |

@@ -7,6 +7,7 @@
 | wide | every dimension is open, up to 8 blocks |
 | demo | small enough to train on two CPU cores in minutes |
 | study | many models small enough to train on two CPU cores, including narrow first blocks |
+| NAME-FAMILY | its models of one family, such as edge-llama or demo-llama (merino_edge.search.family_space) |
 
 The bytes per token were measured with tokenizers as `merino-edge train` makes them, by the command `python
 benchmarks/bytes_per_token.py`.
@@ -21,6 +22,7 @@ from merino_edge import artefact, names
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import InputError
 from merino_edge.search import space_file
+from merino_edge.search.family_space import FAMILIES, as_family
 from merino_edge.search.space import Space, Vocabulary
 
 # Bytes per token of a byte-level BPE on unseen English text, averaged over an encyclopedia, stories and novels.
@@ -132,12 +134,18 @@ SPACES = {space.name: space for space in (PAPER, EDGE, WIDE, DEMO, STUDY)}
 
 
 def load_space(name_or_path: str) -> Space:
-    """A built-in space by name, or a space file. Raises ArtefactError, InputError, ArchitectureError."""
+    """A built-in space by name, or a space file. Raises ArtefactError, InputError, ArchitectureError.
+
+    The name of a built-in space and of a family, such as edge-llama, gives the space's models of that family.
+    """
     # The path "" would be the working folder.
     path = Path(name_or_path) if isinstance(name_or_path, (str, Path)) and name_or_path != "" else None
     name = names.find(name_or_path, SPACES)
     if path is not None and name is not None and (name == name_or_path or names.is_missing(path)):
         return SPACES[name]
+    base, _, family = str(name_or_path).rpartition("-")
+    if path is not None and base in SPACES and family in FAMILIES and names.is_missing(path):
+        return as_family(SPACES[base], family)
     if path is None or (not path.suffix and not path.exists()):
         hint = names.choose(name_or_path, SPACES, ", or give a space file")
         raise InputError(f"there is no space {name_or_path!r}", hint)

@@ -6,8 +6,8 @@ from typing import Any
 
 # By the name of the verb's parameter. A path, a text or a name of the user's own is none of these.
 LOWER_CASE = frozenset({
-    "against", "also", "backend", "bits", "cache", "direction", "lowering", "optimizer", "parallel", "precision",
-    "rounding", "runtime", "solver", "target", "tasks",
+    "against", "also", "backend", "bits", "cache", "direction", "family", "lowering", "optimizer", "parallel",
+    "precision", "rounding", "runtime", "solver", "target", "tasks",
 })  # fmt: skip
 UPPER_CASE = frozenset({"capability"})
 PATHS = {"evaluate": {"against"}, "bench": {"against"}, "show": {"against"}}  # of the same name in other verbs

@@ -93,6 +93,9 @@ def export(
             "(a file, .xz or a folder).",
         ),
     ] = None,
+    genai: Annotated[
+        bool, typer.Option("--genai", help="Also write genai_config.json, so that onnxruntime-genai runs the bundle.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--continue", "--resume", help=outputs.CONTINUE_HELP)] = False,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads for the comparison with PyTorch. [default: all cores]")
@@ -164,6 +167,7 @@ def export(
                 max_kl=max_kl,
                 max_bytes=max_bytes,
                 keep_vocab=keep_vocab,
+                genai=genai,
             )
             calibrated = {"checkpoint": source.training["sha256"], "precisions": resolved.all_precisions}
             key = {**calibrated, "cache": cache, "rounding": rounding, "tool": __version__}

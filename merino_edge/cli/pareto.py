@@ -29,6 +29,7 @@ def pareto(
     ] = "decode_ms",
     points: Annotated[int, typer.Option(help="Points of the front.")] = 40,
     space: search_options.SpaceName = None,
+    family: search_options.FamilyName = None,
     score: search_options.ScoreName = None,
     table: search_options.TablePaths = None,
     device: search_options.DeviceName = None,
@@ -61,6 +62,7 @@ def pareto(
     metric = Metric.parse(against)
     config = search_options.search_config(
         space=space,
+        family=family,
         score=score,
         table=table,
         device=device,

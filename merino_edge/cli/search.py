@@ -25,6 +25,7 @@ UNASKED_SECONDS = 5.0  # prices are found unasked where the proof took less, and
 def search(
     out: Annotated[Path, typer.Option(help="Architecture file to write, NAME.json.")],
     space: search_options.SpaceName = None,
+    family: search_options.FamilyName = None,
     solver: Annotated[
         str | None,
         typer.Option(help="exact (proven optimal) or evolution (the paper's algorithm). [default: exact]"),
@@ -83,6 +84,7 @@ def search(
             raise InputError(f"--{next(iter(options))} is an option of the evolution", "add: --solver evolution")
         config = search_options.search_config(
             space=space,
+            family=family,
             score=score,
             table=table,
             device=device,
@@ -95,7 +97,7 @@ def search(
             options=options,
         )
     else:
-        described = (space, solver, table, device, precision, bits, target, shared, seconds, *budgets.values())
+        described = (space, family, solver, table, device, precision, bits, target, shared, seconds, *budgets.values())
         if options or any(value is not None for value in described):
             raise InputError("--from repeats a search with its own options", "leave out every other option but --out")
         config, expected = _config_of(repeat, score)

@@ -28,6 +28,13 @@ SpaceName = Annotated[
     str | None,
     typer.Option(metavar="SPACE", help="Search space: paper, edge, wide, demo, or a space file. [default: paper]"),
 ]
+FamilyName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FAMILY",
+        help="Only the space's models of a family that export-hf can write: llama, qwen2, gpt2 or opt.",
+    ),
+]
 ScoreName = Annotated[
     str | None,
     typer.Option(
@@ -111,6 +118,7 @@ def with_budgets(verb: Callable[..., None]) -> Callable[..., None]:
 def search_config(
     *,
     space: str | None,
+    family: str | None = None,
     score: str | None,
     table: Sequence[Path] | None,
     device: str | None,
@@ -132,6 +140,7 @@ def search_config(
     from merino_edge.search.block_precision import parse_bits
     from merino_edge.search.builtin_spaces import load_space
     from merino_edge.search.costs import CostModel
+    from merino_edge.search.family_space import as_family
     from merino_edge.search.result import SearchConfig
     from merino_edge.search.score import DEFAULT, parse_score
     from merino_edge.storage import target_of_table
@@ -140,6 +149,8 @@ def search_config(
     for metric, texts in limits.items():  # before files are read
         _check_limits(metric, texts or ())
     search_space = load_space("paper" if space is None else space)
+    if family is not None:
+        search_space = as_family(search_space, family)
     if shared is not None:
         search_space = dataclasses.replace(search_space, shared=(shared,))
     if bits is not None:

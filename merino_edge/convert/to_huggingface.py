@@ -130,7 +130,8 @@ def _flat(a: Architecture) -> dict[str, Any]:
 
 
 def _instead(where: str) -> str:
-    return f"run it as a bundle (merino-edge export {where} --out BUNDLE), or train an architecture of that kind"
+    bundle = f"run it as a bundle (merino-edge export {where} --out BUNDLE)"
+    return f"{bundle}, or train what merino-edge search --family llama finds"
 
 
 # --- weights ---------------------------------------------------------------------------------------
