@@ -14,17 +14,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merino_edge import artefact, limits, tokenizer_file
-from merino_edge.errors import ArtefactError, InputError
+from merino_edge.errors import ArtefactError, InputError, MerinoError
 from merino_edge.foreign_call import call
 from merino_edge.tokenizer_file import Growth
 
 if TYPE_CHECKING:
     import tokenizers
+
+    from merino_edge.control_tokens import ControlTokens
 
 FAILED, OTHER_MODEL = "the tokenizer fails on this text", "give another text, or use another model"
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -102,10 +104,12 @@ class Tokenizer:
 
         Special tokens that are spelled out in the text are recognised.
         """
-        if utf8_bytes(text) > limits.MAX_PROMPT_BYTES:
-            raise InputError(f"text of more than {limits.MAX_PROMPT_BYTES} bytes", "shorten it (merino_edge/limits.py)")
-        ids = list(self.encode_batch([text], quiet=True)[0].ids)
+        _check_size(text)
+        ids = self._ids(text)
         return ids if self.chat.bos_token_id is None else [self.chat.bos_token_id, *ids]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.encode_batch([text], quiet=True)[0].ids)
 
     def encode_batch(
         self, texts: Sequence[str], *, offsets: bool = False, quiet: bool = False
@@ -143,9 +147,23 @@ class Tokenizer:
                 raise InputError(f"the tokenizer makes a text of {size_bytes} bytes too long", "shorten it")
         return size_bytes
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation, up to where the assistant starts. Raises as `apply_template` and `encode` do."""
-        ids, bos = self.encode(self.apply_template(messages)), self.chat.bos_token_id
+    def encode_chat(self, messages: Sequence[Message], *, control_tokens: bool = False) -> list[int]:
+        """Token ids of a conversation, up to where the assistant starts. Raises as `apply_template` and `encode` do.
+
+        A control token that a message spells out is plain text, unless `control_tokens`.
+        """
+        bos, markers = self.chat.bos_token_id, ""
+        if self.chat.chat_template is not None and not control_tokens:
+            for message in messages:
+                utf8_bytes(message["content"])
+            messages, markers = self._control_tokens.marked(messages, partial(self.encode_batch, offsets=True))
+        text = self.apply_template(messages)
+        if markers:
+            _check_size(text)
+            apart = partial(self._control_tokens.encode, text, markers, self._ids)
+            ids = [*self.encode(""), *call(apart, FAILED, OTHER_MODEL, quiet=True)]
+        else:
+            ids = self.encode(text)
         return ids[1:] if ids[:2] == [bos, bos] else ids  # some templates write the BOS that `encode` adds
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -159,22 +177,50 @@ class Tokenizer:
     def apply_template(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The prompt for a conversation, up to where the assistant starts.
 
-        Without `add_generation_prompt` it ends with the last message. Raises InputError where there is no template,
-        ArtefactError where the template fails.
+        Without `add_generation_prompt` it ends with the last message. Raises InputError where there is no template or
+        where the template refuses the messages, ArtefactError where the template fails.
         """
         if self.chat.chat_template is None:
             raise InputError("the tokenizer has no chat template", "give a plain text in place of messages")
         for message in messages:
             utf8_bytes(message["content"])  # else it would seem to be the template's mistake
         context: dict[str, Any] = {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
-        context["bos_token"] = self._token(self.chat.bos_token_id)
-        context["eos_token"] = self._token(self.chat.eos_token_ids[0] if self.chat.eos_token_ids else None)
+        context |= {"tools": None, "documents": None}  # as transformers says that there are none
+        ids = {"bos_token": self.chat.bos_token_id, "eos_token": next(iter(self.chat.eos_token_ids), None)}
+        tokens = {name: None if i is None else self.backend.id_to_token(i) for name, i in ids.items()}
+        context |= {name: token for name, token in tokens.items() if token is not None}
         from merino_edge import chat_template
 
         return chat_template.render(self.chat.chat_template, context)
 
-    def _token(self, token_id: int | None) -> str:
-        return "" if token_id is None else (self.backend.id_to_token(token_id) or "")
+    def drops_system(self, messages: Sequence[Message]) -> bool:
+        """Whether the template leaves a system message of these out. Raises as `apply_template` does."""
+        if not any(message["role"] == "system" and message["content"].strip() for message in messages):
+            return False
+        text = self.apply_template(messages)
+        for i, message in enumerate(messages):
+            content = message["content"].strip() if message["role"] == "system" else ""
+            # A template may write it in another form, as JSON. So what it writes without the message decides.
+            if content and content not in text and self._without(messages, i) == text:
+                return True
+        return False
+
+    def _without(self, messages: Sequence[Message], at: int) -> str | None:
+        try:
+            return self.apply_template([*messages[:at], *messages[at + 1 :]])
+        except MerinoError:  # it wants the message
+            return None
+
+    @cached_property
+    def _control_tokens(self) -> ControlTokens:
+        from merino_edge.control_tokens import ControlTokens
+
+        return ControlTokens(self.backend, self.chat.chat_template or "")
+
+
+def _check_size(text: str) -> None:
+    if utf8_bytes(text) > limits.MAX_PROMPT_BYTES:
+        raise InputError(f"text of more than {limits.MAX_PROMPT_BYTES} bytes", "shorten it (merino_edge/limits.py)")
 
 
 def utf8_bytes(text: str) -> int:

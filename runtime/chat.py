@@ -20,6 +20,8 @@ from merino_edge.runtime.session import Session
 from merino_edge.runtime.speculative.drafter import Proposer
 from merino_edge.tokenizer import Message, Tokenizer
 
+PROBE: Message = {"role": "user", "content": "Hello."}
+
 
 class Chat:
     """A conversation with one engine.
@@ -40,10 +42,12 @@ class Chat:
         grammar: Grammar | None = None,
         proposer: Proposer | None = None,
         truncate_history: bool = False,
+        control_tokens: bool = False,
     ) -> None:
         """`raw` True bypasses the template, False insists on one, and None uses the template if there is one.
 
-        Raises InputError for a system message without a template.
+        With `control_tokens`, special tokens that a message spells out count as such. Raises InputError for a system
+        message without a template, or one that the template refuses.
         """
         self.tokenizer, self.sampling, self.max_tokens, self.stop = tokenizer, sampling, max_tokens, stop
         self.grammar, self.proposer, self.truncate_history = grammar, proposer, truncate_history
@@ -52,6 +56,9 @@ class Chat:
         if self.raw and system is not None:
             raise InputError("a system message needs a chat template", "leave --system and --raw out")
         self.system: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        self.control_tokens = control_tokens
+        # Whether the template leaves the system message out.
+        self.drops_system = bool(self.system) and tokenizer.drops_system([*self.system, PROBE])
         self.turn: Generation | None = None  # the last answer, perhaps still running
         self._request = self.system  # the messages up to and including the last question
         self.session = Session(engine)
@@ -75,7 +82,7 @@ class Chat:
             raise InputError("the prompt is empty", "give at least one character")
         history: list[Message] = [] if self.raw else self.messages
         messages = [*history, {"role": "user", "content": text}]
-        ids = self.tokenizer.encode(text) if self.raw else self.tokenizer.encode_chat(messages)
+        ids = self.tokenizer.encode(text) if self.raw else self._encode(messages)
         request = messages
         if self.truncate_history and not self.raw:
             request, ids = self._truncated(messages, ids)
@@ -99,6 +106,9 @@ class Chat:
         self._request, self.dropped = request, len(messages) - len(request)
         return self.turn
 
+    def _encode(self, messages: Sequence[Message]) -> list[int]:
+        return self.tokenizer.encode_chat(messages, control_tokens=self.control_tokens)
+
     def _truncated(self, messages: list[Message], ids: list[int]) -> tuple[list[Message], list[int]]:
         """The messages and their ids, without the oldest turns if they leave too little room for an answer."""
         context, system = self.session.engine.max_positions, len(self.system)
@@ -107,5 +117,5 @@ class Chat:
         # After a drop, all that follows must run again. Dropping down to half the context makes that rare.
         while len(ids) > context // 2 and len(messages) > system + 1:
             messages = [*self.system, *messages[system + 2 :]]  # without the oldest question and its answer
-            ids = self.tokenizer.encode_chat(messages)
+            ids = self._encode(messages)
         return messages, ids

@@ -35,6 +35,13 @@ DraftPath = Annotated[
         "used where that is faster.",
     ),
 ]
+ControlTokens = Annotated[
+    bool,
+    typer.Option(
+        "--control-tokens",
+        help="Special tokens that a message spells out, such as <|im_end|>, count as such. [default: they are text]",
+    ),
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads. [default: as tuned by build, else all cores]")]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Run on the CPU, even if the bundle has a TensorRT engine.")]
 

@@ -19,6 +19,7 @@ import typer
 from merino_edge.cli.bundle_options import (
     LAMB,
     BundleOrLamb,
+    ControlTokens,
     Cpu,
     DraftPath,
     LookupFlag,
@@ -107,6 +108,7 @@ def generate(
         Path | None,
         typer.Option(metavar="FILE", help="KV cache of the prompt: read from this file if it exists, else written."),
     ] = None,
+    control_tokens: ControlTokens = False,
     threads: Threads = None,
     cpu: Cpu = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -149,7 +151,12 @@ def generate(
             grammar=grammar,
             proposer=proposer,
             truncate_history=slide,
+            control_tokens=control_tokens,
         )
+        if talk.drops_system:
+            from merino_edge.cli.console import stderr
+
+            stderr().print("note: the chat template of this model leaves the system message out", highlight=False)
         cache_to_write = _read_cache(prompt_cache, talk, opened)
         load_ms = (perf_counter() - began) * 1e3
         if prompt is None:

@@ -22,11 +22,15 @@ def import_model(
     base: Annotated[
         str | None, typer.Option("--base", metavar="HF_FOLDER", help="The model that a LoRA adapter belongs to.")
     ] = None,
+    chat_template: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Chat template (Jinja) in place of the model's own; an empty file is none."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help=outputs.FORCE_HELP)] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Import a Hugging Face or GGUF model as a checkpoint."""
-    from merino_edge import checkpoint
+    from merino_edge import artefact, checkpoint, limits
     from merino_edge.cli import console
     from merino_edge.convert.import_model import import_model as convert
     from merino_edge.convert.pretrained import NAME, fetch_smollm2, is_name
@@ -35,9 +39,17 @@ def import_model(
     if is_name(source):
         with console.stderr().status(f"fetching {NAME} (93 MB)"):
             source = str(fetch_smollm2())
+    template = None if chat_template is None else artefact.read_text(chat_template, limits.MAX_TEMPLATE_BYTES)
+    notes: list[str] = []
     with console.progress() as bar:
         task = bar.add_task("reading weights", total=None, note="")
-        a = convert(source, out, lambda done, total: bar.update(task, completed=done, total=total), base=base)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        a = convert(source, out, show, base=base, chat_template=template, on_note=notes.append)
+    for note in notes:
+        console.stderr().print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     if json:
         console.print_json(
             {"checkpoint": str(out), "id": a.id, "parameters": a.parameters, "architecture": a.to_dict()}

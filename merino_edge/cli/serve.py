@@ -11,6 +11,7 @@ import typer
 from merino_edge.cli.bundle_options import (
     LAMB,
     BundleOrLamb,
+    ControlTokens,
     Cpu,
     DraftPath,
     LookupFlag,
@@ -41,6 +42,7 @@ def serve(
     waiting: Annotated[int, typer.Option(help="Requests that may wait. More are refused with status 429.")] = 8,
     lookup: LookupFlag = False,
     draft: DraftPath = None,
+    control_tokens: ControlTokens = False,
     threads: Threads = None,
     cpu: Cpu = False,
 ) -> None:
@@ -70,7 +72,13 @@ def serve(
         if proposer := open_proposer(engine, opened, lookup=lookup, draft=draft, threads=threads, cpu=cpu):
             stack.enter_context(contextlib.closing(proposer))
         service = Service(
-            engine, tokenizer, name or opened.path.resolve().name, waiting=waiting, key=api_key, proposer=proposer
+            engine,
+            tokenizer,
+            name or opened.path.resolve().name,
+            waiting=waiting,
+            key=api_key,
+            proposer=proposer,
+            control_tokens=control_tokens,
         )
         stack.callback(service.close)
 

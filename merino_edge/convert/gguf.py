@@ -15,6 +15,7 @@ import numpy as np
 
 from merino_edge import artefact, limits
 from merino_edge.architecture import Architecture, Block
+from merino_edge.convert.end_tokens import end_token_ids
 from merino_edge.convert.gguf_file import GgufFile, Tensor
 from merino_edge.convert.imported import Imported, OnWeight, bind_template, check_tokenizer, convert_weights
 from merino_edge.convert.layouts import Layout, split_fused
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def read(path: Path, on_weight: OnWeight) -> Imported:
-    """Read the model in the GGUF file `path`. Raises UnsupportedError, ArtefactError, MissingExtraError."""
+def read(path: Path, on_weight: OnWeight, chat_template: str | None = None) -> Imported:
+    """Read the model in the GGUF file `path`, with `chat_template` in place of its own unless None.
+
+    Raises UnsupportedError, ArtefactError, MissingExtraError.
+    """
     require("gguf", "import")
     file = GgufFile(path)
     m, tensors = Metadata(file.values, str(path)), file.tensors
@@ -42,8 +46,8 @@ def read(path: Path, on_weight: OnWeight) -> Imported:
     except ArchitectureError as error:
         raise UnsupportedError(f"{path}: {error.message}", "choose another model") from None
     backend = _tokenizer(m)
-    chat = _chat(m, backend)
-    check_tokenizer(backend, a.vocab_size, chat, str(path))
+    chat = _chat(m, backend, chat_template)
+    notes = check_tokenizer(backend, a.vocab_size, chat, str(path))
     weights = convert_weights(
         a,
         LAYOUTS[family],
@@ -53,7 +57,7 @@ def read(path: Path, on_weight: OnWeight) -> Imported:
         on_weight=on_weight,
     )
     source = {"format": "gguf", "family": family, "name": path.name, "files": {path.name: artefact.sha256_file(path)}}
-    return Imported(a, weights, str(backend.to_str(pretty=True)), chat, source)
+    return Imported(a, weights, str(backend.to_str(pretty=True)), chat, source, notes)
 
 
 # --- metadata -------------------------------------------------------------------------------------
@@ -248,16 +252,28 @@ def _tokenizer(m: Metadata) -> tokenizers.Tokenizer:
     return backend
 
 
-def _chat(m: Metadata, backend: tokenizers.Tokenizer) -> ChatFormat:
-    ids = {name: m.get(f"tokenizer.ggml.{name}_token_id", int) for name in ("bos", "eos", "eot")}
-    for name, i in ids.items():
-        if i is not None:
-            limits.check_range(f"{m.where}: {name}_token_id", i, 0, limits.MAX_VOCAB_SIZE, ArtefactError)
-    bos, *ends = ids.values()
-    eos = tuple(dict.fromkeys(i for i in ends if i is not None))
-    bos_token, eos_token = (None if i is None else backend.id_to_token(i) for i in (bos, eos[0] if eos else None))
+# Special tokens by their names in templates and in the metadata, where one is misspelled.
+SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding"}
+SPECIAL_TOKENS |= {"cls": "cls", "mask": "mask"}
+
+
+def _chat(m: Metadata, backend: tokenizers.Tokenizer, template: str | None) -> ChatFormat:
+    eos = end_token_ids(
+        (_token_id(m, name) for name in ("eos", "eot", "eom")), backend.get_vocab(with_added_tokens=True)
+    )
+    bos = _token_id(m, "bos")
     prepends = m.get("tokenizer.ggml.add_bos_token", bool)
     if prepends is None:
         prepends = m.get("tokenizer.ggml.pre", str) == "llama-bpe"  # llama.cpp's default for this kind
-    template = bind_template(m.get("tokenizer.chat_template", str), m.where, bos_token=bos_token, eos_token=eos_token)
+    ids = {name: _token_id(m, key) for name, key in SPECIAL_TOKENS.items()}
+    tokens = {f"{name}_token": None if i is None else backend.id_to_token(i) for name, i in ids.items()}
+    template = m.get("tokenizer.chat_template", str) if template is None else template
+    template = bind_template(template, m.where, **tokens)
     return ChatFormat(eos, bos if prepends else None, template)
+
+
+def _token_id(m: Metadata, name: str) -> int | None:
+    value = m.get(f"tokenizer.ggml.{name}_token_id", int)
+    if value is not None:
+        limits.check_range(f"{m.where}: {name}_token_id", value, 0, limits.MAX_VOCAB_SIZE, ArtefactError)
+    return value

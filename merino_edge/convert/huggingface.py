@@ -20,6 +20,7 @@ from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Weights
 from merino_edge.convert import weight_files
 from merino_edge.convert.adapter import Adapter, is_adapter
+from merino_edge.convert.end_tokens import end_token_ids
 from merino_edge.convert.families import FAMILIES, Config, Family
 from merino_edge.convert.imported import (
     Imported,
@@ -39,10 +40,13 @@ if TYPE_CHECKING:
 
 TOKENIZER = "tokenizer.json"
 BUFFERS = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)")  # never trained
+TOKEN_NAME = re.compile("[a-z][a-z0-9_]*_token")
 
 
-def read(folder: Path, on_weight: OnWeight, base: Path | None = None) -> Imported:
+def read(folder: Path, on_weight: OnWeight, base: Path | None = None, chat_template: str | None = None) -> Imported:
     """Read the model in `folder`; of an adapter with the model in the folder `base`.
+
+    `chat_template` replaces the model's own unless it is None.
 
     Raises UnsupportedError, ArtefactError, InputError (GGUF files, or an adapter without base), MissingExtraError.
     """
@@ -78,7 +82,8 @@ def read(folder: Path, on_weight: OnWeight, base: Path | None = None) -> Importe
         )
     check_is_content(own / TOKENIZER)
     backend = load_tokenizer(artefact.read_text(own / TOKENIZER), str(own / TOKENIZER))
-    chat = _chat(own, config, backend, a.vocab_size)
+    chat = _chat(own, config, backend, chat_template)
+    notes = check_tokenizer(backend, a.vocab_size, chat, str(own))
     weights = _weights(
         a,
         family,
@@ -93,7 +98,7 @@ def read(folder: Path, on_weight: OnWeight, base: Path | None = None) -> Importe
     if adapter is not None:
         merged = {"name": adapter.file.resolve().parent.name, "sha256": artefact.sha256_file(adapter.file)}
         source["adapter"] = merged
-    return Imported(a, weights, str(backend.to_str(pretty=True)), chat, source)
+    return Imported(a, weights, str(backend.to_str(pretty=True)), chat, source, notes)
 
 
 def _base_of(adapter: Adapter, folder: Path) -> Path:
@@ -176,22 +181,34 @@ def _check_tied(a: Architecture, family: Family, adapter: Adapter, changes: Mapp
 # --- tokenizer and chat ----------------------------------------------------------------------------
 
 
-def _chat(folder: Path, config: Config, backend: tokenizers.Tokenizer, vocab_size: int) -> ChatFormat:
+def _chat(folder: Path, config: Config, backend: tokenizers.Tokenizer, template: str | None) -> ChatFormat:
     settings = _config(folder, "tokenizer_config.json", required=False)
-    bos_token, eos_token = (_token(settings, name) for name in ("bos_token", "eos_token"))
-    eos = _eos_token_ids(_config(folder, "generation_config.json", required=False)) or _eos_token_ids(config)
-    first = None if eos_token is None else backend.token_to_id(eos_token)
-    bos = prepended_token(backend)
-    template = bind_template(_template(folder, settings), str(folder), bos_token=bos_token, eos_token=eos_token)
-    chat = ChatFormat(tuple(sorted(eos, key=lambda i: i != first)), bos, template)
-    check_tokenizer(backend, vocab_size, chat, str(folder))
-    return chat
+    older = _special_tokens(_config(folder, "special_tokens_map.json", required=False))
+    tokens = _special_tokens(settings)
+    # As in transformers: where the settings list the added tokens too, they are the newer file.
+    of_template = tokens if "added_tokens_decoder" in settings.values else {**tokens, **older}
+    ends = [of_template.get("eos_token"), tokens.get("eos_token"), older.get("eos_token")]
+    named = [
+        *(backend.token_to_id(token) for token in ends if token is not None),
+        *_eos_token_ids(_config(folder, "generation_config.json", required=False)),
+        *_eos_token_ids(config),
+    ]
+    added = {token.content: i for i, token in backend.get_added_tokens_decoder().items()}
+    template = _template(folder, settings) if template is None else template
+    bound = bind_template(template, str(folder), **of_template)
+    return ChatFormat(end_token_ids(named, added), prepended_token(backend), bound)
 
 
-def _token(settings: Config, name: str) -> str | None:
-    value = settings.values.get(name)
-    value = value.get("content") if isinstance(value, dict) else value
-    return value if isinstance(value, str) else None
+def _special_tokens(settings: Config) -> dict[str, str]:
+    """The special tokens by their names in templates; a model may have some of its own."""
+    own = settings.values.get("extra_special_tokens")
+    named = {**settings.values, **(own if isinstance(own, dict) else {})}
+    contents = {
+        name: value.get("content") if isinstance(value, dict) else value
+        for name, value in named.items()
+        if TOKEN_NAME.fullmatch(name)
+    }
+    return {name: value for name, value in contents.items() if isinstance(value, str)}
 
 
 def _eos_token_ids(config: Config) -> list[int]:
@@ -227,7 +244,8 @@ def _ids_of_a(backend: tokenizers.Tokenizer, *, special: bool) -> list[int]:
 def _template(folder: Path, settings: Config) -> str | None:
     if (folder / "chat_template.jinja").is_file():
         return artefact.read_text(folder / "chat_template.jinja", limits.MAX_TEMPLATE_BYTES)
-    value = settings.values.get("chat_template")
+    of_processor = _config(folder, "chat_template.json", required=False)  # before there was the file above
+    value = settings.values.get("chat_template", of_processor.values.get("chat_template"))
     if isinstance(value, list):  # several, each {"name": ..., "template": ...}
         value = next((v.get("template") for v in value if isinstance(v, dict) and v.get("name") == "default"), None)
     return value if isinstance(value, str) else None

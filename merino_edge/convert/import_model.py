@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from merino_edge import artefact, checkpoint, names
@@ -27,14 +28,19 @@ def import_model(
     on_weight: OnWeight = lambda done, total: None,
     *,
     base: Path | str | None = None,
+    chat_template: str | None = None,
+    on_note: Callable[[str], None] = lambda line: None,
 ) -> Architecture:
     """Write the checkpoint `out` from a Hugging Face folder or a GGUF file and return its architecture.
 
-    `on_weight` gets the number of weights read so far and in all. `base` is the model of a LoRA adapter. Raises
+    `on_weight` gets the number of weights read so far and in all, `on_note` a line on what is odd about the model.
+    `base` is the model of a LoRA adapter. `chat_template` replaces the model's own; an empty one is none. Raises
     UnsupportedError (a property that an architecture cannot express), ArtefactError (damaged or incomplete),
     InputError (not a model), OutputError, MissingExtraError.
     """
-    model = _read(source, on_weight, base)
+    model = _read(source, on_weight, base, chat_template)
+    for note in model.notes:
+        on_note(note)
     checkpoint.save(
         out,
         model.architecture,
@@ -46,7 +52,9 @@ def import_model(
     return model.architecture
 
 
-def _read(source: Path | str, on_weight: OnWeight, base: Path | str | None) -> Imported:
+def _read(
+    source: Path | str, on_weight: OnWeight, base: Path | str | None, chat_template: str | None
+) -> Imported:
     from merino_edge.convert import gguf, hub_cache, huggingface, pretrained
 
     path = Path(source)
@@ -63,7 +71,8 @@ def _read(source: Path | str, on_weight: OnWeight, base: Path | str | None) -> I
         if artefact.is_artefact_folder(path):
             raise InputError(f"{path} is an artefact of merino-edge already", f"run: merino-edge show {path}")
         found = hub_cache.snapshot(path)
-        model = huggingface.read(found.path, on_weight, None if base is None else hub_cache.snapshot(Path(base)).path)
+        of_adapter = None if base is None else hub_cache.snapshot(Path(base)).path
+        model = huggingface.read(found.path, on_weight, of_adapter, chat_template)
         return dataclasses.replace(model, source={**model.source, **found.origin})
     try:
         with open(path, "rb") as file:
@@ -72,4 +81,4 @@ def _read(source: Path | str, on_weight: OnWeight, base: Path | str | None) -> I
         raise ArtefactError(f"{path} cannot be read ({error.strerror})", "check its permissions") from None
     if magic != b"GGUF":
         raise InputError(f"{path} is not a GGUF file", "give a .gguf file, or a Hugging Face folder with config.json")
-    return gguf.read(path, on_weight)
+    return gguf.read(path, on_weight, chat_template)

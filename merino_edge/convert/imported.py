@@ -13,9 +13,10 @@ import numpy as np
 from merino_edge import limits, tokenizer_file
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Weights
+from merino_edge.convert.chat_check import check_chat
 from merino_edge.convert.layouts import Layout
 from merino_edge.errors import ArtefactError, UnsupportedError
-from merino_edge.tokenizer import ChatFormat
+from merino_edge.tokenizer import ChatFormat, Tokenizer
 from merino_edge.weights import weight_shapes
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Imported:
     tokenizer_json: str
     chat: ChatFormat
     source: dict[str, Any]
+    notes: tuple[str, ...] = ()  # what a user should know of it
 
 
 def convert_weights(
@@ -103,10 +105,10 @@ def _embedding(layout: Layout, names: Sequence[str]) -> str:
 def bind_template(template: str | None, where: str, **tokens: str | None) -> str | None:
     """The template with the special tokens that it uses (bos_token, eos_token, ...) set at its top.
 
-    A checkpoint keeps only the ids of the prepended token and of the end tokens. A template may mean other tokens.
-    Raises ArtefactError for a template over its limit.
+    A checkpoint keeps only the ids of the prepended token and of the end tokens. A template may mean other tokens. A
+    name without a token stays undefined, as in transformers. Raises ArtefactError for a template over its limit.
     """
-    if template is None:
+    if template is None or not template.strip():
         return None
     if len(template.encode(errors="replace")) > limits.MAX_TEMPLATE_BYTES:
         raise ArtefactError(
@@ -123,8 +125,11 @@ def load_tokenizer(text: str, where: str) -> tokenizers.Tokenizer:
     return tokenizer_file.load(text, where)[0]
 
 
-def check_tokenizer(backend: tokenizers.Tokenizer, vocab_size: int, chat: ChatFormat, where: str) -> None:
-    """Raise ArtefactError unless every token id has an embedding, and the tokenizer knows those of the chat format."""
+def check_tokenizer(backend: tokenizers.Tokenizer, vocab_size: int, chat: ChatFormat, where: str) -> tuple[str, ...]:
+    """Raise ArtefactError unless every token id has an embedding, and the tokenizer knows those of the chat format.
+
+    Raises UnsupportedError where the chat template fails. Returns what a user should know of the chat format.
+    """
     highest = max([*backend.get_vocab(with_added_tokens=True).values(), chat.largest_token_id])
     if highest >= vocab_size:
         raise ArtefactError(
@@ -137,3 +142,4 @@ def check_tokenizer(backend: tokenizers.Tokenizer, vocab_size: int, chat: ChatFo
                 f"{where}: the model's end token {token} is none of the tokenizer's {backend.get_vocab_size()}",
                 "model and tokenizer do not belong together",
             )
+    return tuple(check_chat(Tokenizer(backend, chat), where))

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 SHAPE = ("width", "heads", "kv_heads", "ffn_width")  # equal in all layers of a family
 # A token that `convert.imported.bind_template` has set at a template's top.
-BOUND = re.compile(r'\{% set (bos_token|eos_token) = ("(?:[^"\\]|\\.)*") %\}\n')
+BOUND = re.compile(r'\{% set ([a-z][a-z0-9_]*_token) = ("(?:[^"\\]|\\.)*") %\}\n')
 
 
 @dataclass(frozen=True)
@@ -196,13 +196,13 @@ def _special_ids(chat: ChatFormat) -> dict[str, Any]:
 def _tokenizer_config(a: Architecture, backend: tokenizers.Tokenizer, chat: ChatFormat) -> dict[str, Any]:
     ids = {"bos_token": chat.bos_token_id, "eos_token": next(iter(chat.eos_token_ids), None)}
     tokens = {name: None if i is None else backend.id_to_token(i) for name, i in ids.items()}
+    tokens["pad_token"] = tokens["eos_token"]
     template = chat.chat_template
     while template is not None and (bound := BOUND.match(template)):
         tokens[bound[1]], template = json.loads(bound[2]), template[bound.end() :]
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **tokens,
-        "pad_token": tokens["eos_token"],
         "model_max_length": a.max_positions,
         "clean_up_tokenization_spaces": False,
         **({} if template is None else {"chat_template": template}),

@@ -62,8 +62,13 @@ class Service:
         waiting: int,
         key: str | None,
         proposer: Proposer | None = None,
+        control_tokens: bool = False,
     ) -> None:
-        """`waiting` is the number of answers that may wait, and `key` the API key, or None."""
+        """`waiting` is the number of answers that may wait, and `key` the API key, or None.
+
+        With `control_tokens`, special tokens that a message spells out count as such.
+        """
+        self._control_tokens = control_tokens
         self.name, self._key, self._tokenizer, self._proposer = name, key, tokenizer, proposer
         self._session, self._worker = Session(engine), Worker(waiting)
         self._metrics = Metrics(lambda: self._worker.pending)
@@ -124,7 +129,7 @@ class Service:
         self._worker.claim()
         cancel = threading.Event()
         try:
-            parsed, generation = await run_in_threadpool(self._prepared, KINDS[path], body, cancel)
+            parsed, generation, notes = await run_in_threadpool(self._prepared, KINDS[path], body, cancel)
         except BaseException as error:
             self._worker.release()
             if isinstance(error, (HTTPException, MerinoError)) or not isinstance(error, Exception):
@@ -132,7 +137,7 @@ class Service:
             return await self._refuse(request, error)
         answer = _Answer(generation, cancel, self._metrics)
         self._worker.submit(answer.job)
-        reply = Reply(self.name, path == "/v1/chat/completions", generation)
+        reply = Reply(self.name, path == "/v1/chat/completions", generation, notes)
         if parsed.stream:
             self._metrics.answered(path, 200)
             events = self._events(answer, reply, with_usage=parsed.include_usage)
@@ -141,12 +146,16 @@ class Service:
 
     def _prepared(
         self, kind: type[requests.Request], body: bytes, cancel: threading.Event
-    ) -> tuple[requests.Request, Generation]:
-        """The request and its answer, which has not begun. Runs in a thread: a long prompt takes a second."""
+    ) -> tuple[requests.Request, Generation, list[str]]:
+        """The request, its answer, which has not begun, and what the client should know.
+
+        Runs in a thread: a long prompt takes a second.
+        """
         request = requests.parse(kind, body)
         self._check_name(request.model)
         with self._preparing:
-            prompt_ids, grammar = request.prompt_ids(self._tokenizer), request.grammar(self._grammars)
+            prompt_ids = request.prompt_ids(self._tokenizer, control_tokens=self._control_tokens)
+            grammar, notes = request.grammar(self._grammars), request.notes(self._tokenizer)
         generation = generate(
             self._session,
             self._tokenizer,
@@ -158,7 +167,7 @@ class Service:
             grammar=grammar,
             proposer=self._proposer,  # follows one text at a time; the worker generates one at a time
         )
-        return request, generation
+        return request, generation, notes
 
     async def _body(self, request: Request) -> bytes:
         """The request's body. Raises HTTPException where it is not JSON by its type, too large, or does not arrive."""

@@ -1,6 +1,7 @@
 """Replies to clients: OpenAI's documents, whole or streamed.
 
-The field `timings` is not OpenAI's: it has the milliseconds and rates of `Statistics`.
+The fields `timings` and `notes` are not OpenAI's. The first has the milliseconds and rates of `Statistics`. The second
+says what a client may not expect, such as a system message that the template leaves out.
 Source: https://platform.openai.com/docs/api-reference.
 """
 
@@ -26,6 +27,7 @@ class Reply:
     model: str
     chat: bool
     generation: Generation
+    notes: list[str] = field(default_factory=list)
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -33,7 +35,7 @@ class Reply:
         """The document of a finished answer."""
         text = self.generation.text
         content = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
-        return {**self._document([self._choice(content, self._reason)], piece=False), **self.usage()}
+        return {**self._document([self._choice(content, self._reason)], piece=False), **self.usage(), **self._noted()}
 
     def first(self) -> str:
         """The event before any text. It is empty unless this is a chat."""
@@ -47,7 +49,7 @@ class Reply:
     def last(self, *, with_usage: bool) -> str:
         """The events after all text, with `usage` if the client asked for it."""
         content: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
-        end = self._event([self._choice(content, self._reason)], timings=self.usage()["timings"])
+        end = self._event([self._choice(content, self._reason)], timings=self.usage()["timings"], **self._noted())
         return end + (self._event([], **self.usage()) if with_usage else "") + DONE
 
     def usage(self) -> dict[str, Any]:
@@ -62,6 +64,9 @@ class Reply:
             },
             "timings": s.to_dict(),
         }
+
+    def _noted(self) -> dict[str, Any]:
+        return {"notes": self.notes} if self.notes else {}
 
     @property
     def _reason(self) -> str | None:

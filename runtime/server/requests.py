@@ -129,8 +129,15 @@ class Request(_Strict, ABC):
         return Sampling(**parameters)
 
     @abstractmethod
-    def prompt_ids(self, tokenizer: Tokenizer) -> list[int]:
-        """The prompt's token ids. Raises InputError (no template, too long), ArtefactError (the template fails)."""
+    def prompt_ids(self, tokenizer: Tokenizer, *, control_tokens: bool = False) -> list[int]:
+        """The prompt's token ids. Special tokens in messages are text, unless `control_tokens`.
+
+        Raises InputError (no template, refused by the template, too long), ArtefactError (the template fails).
+        """
+
+    def notes(self, tokenizer: Tokenizer) -> list[str]:
+        """What the client should know of how its prompt was understood."""
+        return []
 
     def grammar(self, grammars: Callable[[], Grammars]) -> Grammar | None:
         """The compiled `response_format` or `regex`, or None. Raises InputError, MissingExtraError."""
@@ -160,8 +167,14 @@ class ChatRequest(Request):
     def token_limit(self) -> int:
         return super().token_limit if self.max_completion_tokens is None else self.max_completion_tokens
 
-    def prompt_ids(self, tokenizer: Tokenizer) -> list[int]:
-        return tokenizer.encode_chat([message.to_message() for message in self.messages])
+    def prompt_ids(self, tokenizer: Tokenizer, *, control_tokens: bool = False) -> list[int]:
+        return tokenizer.encode_chat(self._messages(), control_tokens=control_tokens)
+
+    def notes(self, tokenizer: Tokenizer) -> list[str]:
+        return ["the chat template leaves the system message out"] * tokenizer.drops_system(self._messages())
+
+    def _messages(self) -> list[Message]:
+        return [message.to_message() for message in self.messages]
 
 
 class TextRequest(Request):
@@ -169,7 +182,7 @@ class TextRequest(Request):
 
     prompt: str | list[str] | list[int]
 
-    def prompt_ids(self, tokenizer: Tokenizer) -> list[int]:
+    def prompt_ids(self, tokenizer: Tokenizer, *, control_tokens: bool = False) -> list[int]:
         if isinstance(self.prompt, str):
             return tokenizer.encode(self.prompt)
         if self.prompt and isinstance(self.prompt[0], int):

@@ -71,7 +71,7 @@ def test_smollm2_reads_and_chats_as_transformers_does(smollm2_checkpoint: Path, 
         ids = ours.encode(prompt)
         assert ids == theirs(prompt).input_ids
         assert ours.decode(ids, skip_special_tokens=False) == prompt
-    assert ours.chat.eos_token_ids == (2,) and ours.chat.bos_token_id is None
+    assert ours.chat.eos_token_ids == (2, 0, 4) and ours.chat.bos_token_id is None
     assert ours.decode([1, 28120, 2]) == "hello"
 
 

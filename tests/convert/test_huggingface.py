@@ -207,6 +207,51 @@ def test_end_tokens_and_a_template_file(tmp_path: Path) -> None:
     assert chat == tokenizer.ChatFormat((2, 5), None, "{{ messages[0].content }}")  # the tokenizer's own end first
 
 
+ALL_TOKENS = "".join(f"{{{{ {name}_token }}}}-" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask", "image"))
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_special_tokens_come_from_every_file(listed: bool, tmp_path: Path) -> None:
+    """special_tokens_map.json counts where the settings list no added tokens, as in transformers; ends do always."""
+    settings: dict[str, Any] = {"added_tokens_decoder": {}} if listed else {}
+    settings |= {
+        "pad_token": {"__type": "AddedToken", "content": "<unk>"},
+        "image_token": "H",
+        "unk_token": None,
+        "mask_token": "m",
+    }
+    _save(tmp_path / "model", chat_template=ALL_TOKENS + "{{ messages[0].content }}", **settings)
+    older = {"unk_token": "<unk>", "eos_token": {"content": "e", "lstrip": False}, "sep_token": "</s>"}
+    (tmp_path / "model" / "special_tokens_map.json").write_text(json.dumps(older))
+    _edit(tmp_path / "model" / "config.json", eos_token_id=[9])
+    (tmp_path / "model" / "generation_config.json").write_text('{"eos_token_id": 7}')
+    import_model(tmp_path / "model", tmp_path / "ckpt")
+    ours = tokenizer.Tokenizer.load(tmp_path / "ckpt")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    messages = [{"role": "user", "content": "hi"}]
+    assert ours.apply_template(messages) == theirs.apply_chat_template(messages, tokenize=False)
+    assert ours.chat.eos_token_ids[0] == theirs.eos_token_id
+    assert set(ours.chat.eos_token_ids) == {7, 9, 2, ours.backend.token_to_id("e")}
+
+
+def test_a_template_that_fails_is_refused_before_the_weights_and_can_be_replaced(tmp_path: Path) -> None:
+    _save(tmp_path / "model", chat_template="{{ messages[0].content }}{{ raise_exception('not today') }}")
+    read = list[int]()
+    with pytest.raises(UnsupportedError, match="conversation: not today; give another: --chat-template FILE"):
+        import_model(tmp_path / "model", tmp_path / "ckpt", lambda done, total: read.append(done))
+    assert not read and not (tmp_path / "ckpt").exists()
+    other, notes = "{{ bos_token }}{{ messages[-1].content }}", list[str]()
+    import_model(tmp_path / "model", tmp_path / "ckpt", chat_template=other, on_note=notes.append)
+    assert notes == ["the chat template leaves system messages out"]
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]
+    assert tokenizer.Tokenizer.load(tmp_path / "ckpt").apply_template(messages) == "<s>hi"
+    (tmp_path / "other.jinja").write_text("\n")
+    _edit(tmp_path / "model" / "config.json", eos_token_id=None)
+    _edit(tmp_path / "model" / "tokenizer_config.json", eos_token=None)
+    import_model(tmp_path / "model", tmp_path / "none", chat_template="\n")
+    assert checkpoint.load(tmp_path / "none").chat.chat_template is None
+
+
 # --- refusals --------------------------------------------------------------------------------------
 
 

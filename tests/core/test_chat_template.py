@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
@@ -62,9 +63,15 @@ HONEST = [
 ]
 
 
+def _plain() -> ImmutableSandboxedEnvironment:
+    plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    plain.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
+    return plain
+
+
 @pytest.mark.parametrize("template", HONEST)
 def test_an_honest_template_renders_as_in_the_plain_sandbox(template: str) -> None:
-    plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    plain = _plain()
     assert render(template, VARIABLES) == plain.from_string(template).render(**VARIABLES)
 
 
@@ -72,7 +79,7 @@ def test_a_long_conversation_is_far_from_the_limits() -> None:
     """As many messages as the server takes, as long as a prompt may be; templates copy what they get many times."""
     length = limits.MAX_PROMPT_BYTES // limits.MAX_MESSAGES - 40
     messages = [{"role": "user", "content": "x" * length}] * limits.MAX_MESSAGES
-    plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    plain = _plain()
     for template in (CHATML, HONEST[1], HONEST[2]):
         variables = {**VARIABLES, "messages": messages}
         assert render(template, variables) == plain.from_string(template).render(**variables)
@@ -135,7 +142,10 @@ BOMBS = [
     "{% for i in range(99) %}{% for j in range(9999) %}" + "y" * 100_000 + "{% endfor %}{% endfor %}",
     "{{ lipsum(n=99999) }}",
     '{{ "\\ud800" }}',
-    "{{ raise_exception('no') }}",
+    "{{ strftime_now('%999999999d') }}{{ strftime_now('%Y' * 999999) }}",
+    "{{ ('a' * 2000000)|tojson }}{{ ['a']|tojson(separators=('b' * 9999999, 'c')) }}",
+    "{% generation %}{% for a in range(99999) %}{% for b in range(99999) %}{% continue %}{% endfor %}{% endfor %}"
+    "{% endgeneration %}",
     "{% include 'x' %}",
     "{{ ''.__class__.__mro__ }}{{ ''.__class__.__mro__[1].__subclasses__()() }}",
     "(" * 20_000 + "{{ " + "(" * 20_000,

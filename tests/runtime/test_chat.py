@@ -130,3 +130,20 @@ def test_the_bos_token_comes_once(engine: Engine, tokenizer: Tokenizer, template
     )
     answer = Chat(engine, marked, GREEDY, 1).send("fox")
     assert answer.statistics.prompt_tokens == 1 + len(tokenizer.encode("fox"))
+
+
+def test_a_system_message_that_the_template_does_not_take_is_said(engine: Engine, tokenizer: Tokenizer) -> None:
+    last = "{% if messages[0].role == 'system' and messages[0].content == 'no' %}{{ raise_exception('No system.') }}"
+    deaf = tokenizer.with_chat(ChatFormat(chat_template=last + "{% endif %}{{ messages[-1].content }}"))
+    assert Chat(engine, deaf, GREEDY, system="Be brief.").drops_system
+    assert not Chat(engine, deaf, GREEDY).drops_system and not Chat(engine, tokenizer, GREEDY, system="a").drops_system
+    with pytest.raises(InputError, match=r"refuses this conversation: No system\.; give other messages"):
+        Chat(engine, deaf, GREEDY, system="no")
+
+
+def test_special_tokens_in_a_question_are_text_unless_allowed(engine: Engine, tokenizer: Tokenizer) -> None:
+    end = tokenizer.backend.token_to_id("<|im_end|>")
+    for allowed in (False, True):
+        chat = Chat(engine, tokenizer, GREEDY, 1, control_tokens=allowed)
+        list(chat.send("fox <|im_end|> dog"))
+        assert (end in chat.session.ids) == allowed

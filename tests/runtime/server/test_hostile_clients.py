@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 
 from helpers.served import CHAT, HELLO, TEXT, Gated, sample, serving, wait_until
+from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.open_bundle import open_engine
 from merino_edge.runtime.server import app, connections
 from merino_edge.runtime.server.app import Service
@@ -200,6 +201,26 @@ def test_a_template_that_takes_too_long_is_an_error_of_the_server(bundle_path: P
         assert answer.status_code == 500 and "chat template failed" in answer.text
         assert httpx.post(where + TEXT, json=GOOD).status_code == 200
     engine.close()
+
+
+def test_what_a_template_makes_of_messages_is_the_client_s_to_know(engine: Engine, tokenizer: Tokenizer) -> None:
+    """Its refusal is 400 in its own words. A system message that it leaves out is said. Special tokens are text."""
+    refusing = "{% if messages | length > 2 %}{{ raise_exception('Only one question.') }}{% endif %}"
+    template = refusing + "{{ messages[-1].content }}"
+    service = Service(engine, tokenizer.with_chat(ChatFormat(chat_template=template)), "small", waiting=1, key=None)
+    request = {"model": "small", "max_tokens": 1, "messages": [{"role": "system", "content": "Be brief."}, *HELLO]}
+    with serving(service) as where:
+        refused = httpx.post(where + CHAT, json={**request, "messages": HELLO * 3})
+        assert refused.status_code == 400 and "conversation: Only one question.;" in refused.json()["error"]["message"]
+        noted = httpx.post(where + CHAT, json=request).json()
+        assert noted["notes"] == ["the chat template leaves the system message out"]
+        events = httpx.post(where + CHAT, json={**request, "stream": True}).text
+        assert events.count("leaves the system message out") == 1
+        assert "notes" not in httpx.post(where + CHAT, json={**request, "messages": HELLO}).json()
+        spelled = {**request, "messages": [{"role": "user", "content": "fox<|im_end|>"}]}
+        assert (
+            httpx.post(where + CHAT, json=spelled).json()["usage"]["prompt_tokens"] > len(tokenizer.encode("fox")) + 1
+        )
 
 
 def test_the_server_does_not_log_bad_requests(service: Service) -> None:
