@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 FAILED, OTHER_MODEL = "the tokenizer fails on this text", "give another text, or use another model"
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+INCOMPLETE = "\ufffd"  # how an unfinished (or invalid) byte sequence decodes
+CONTEXT_IDS = (4, 8, 16)  # how many ids before a continuation are decoded with it: more where they have no text
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,26 @@ class Tokenizer:
             "the tokenizer cannot decode what the model answered",
             OTHER_MODEL,
         )
+
+    def last_ids(self, ids: Sequence[int]) -> tuple[list[int], str]:
+        """The last few of `ids`, and their text. What follows is decoded after them.
+
+        Some decoders leave out a space at the beginning of a text (SentencePiece). There is nothing to return where the
+        ids end within a character, or have no text.
+        """
+        for count in CONTEXT_IDS:
+            last = list(ids[-count:])
+            text = self.decode(last)
+            if text and INCOMPLETE not in (text[0], text[-1]):
+                return last, text
+            if count >= len(ids):
+                break
+        return [], ""
+
+    def decode_after(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        """The text of `ids` as it follows the text of `prompt`."""
+        last, before = self.last_ids(prompt)
+        return self.decode([*last, *ids])[len(before) :]
 
     def apply_template(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The prompt for a conversation, up to where the assistant starts.

@@ -102,6 +102,7 @@ class Chat:
             cancel=cancel,
             grammar=self.grammar,
             proposer=self.proposer,
+            continues=self.raw or self.grammar is not None,  # a form counts its first space
         )
         self._request, self.dropped = request, len(messages) - len(request)
         return self.turn

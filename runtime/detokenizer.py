@@ -13,17 +13,19 @@ from collections.abc import Sequence
 
 from merino_edge import limits
 from merino_edge.errors import InputError
-from merino_edge.tokenizer import Tokenizer
+from merino_edge.tokenizer import INCOMPLETE, Tokenizer
 
 WINDOW = 8  # ids; a longer window is cut, which takes one more decoding
-INCOMPLETE = "\ufffd"  # how an unfinished (or invalid) byte sequence decodes
 
 
 class StreamingDetokenizer:
     """The text of one answer. `text` is what was returned so far. `stopped` becomes true at a stop string."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        """Raises InputError where there are too many stop strings or one is empty."""
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), prompt: Sequence[int] = ()) -> None:
+        """With `prompt` the answer continues its text, so a first space stays that some decoders leave out.
+
+        Raises InputError where there are too many stop strings or one is empty.
+        """
         if len(stop) > limits.MAX_STOP_STRINGS:
             raise InputError(f"{len(stop)} stop strings, the limit is {limits.MAX_STOP_STRINGS}", "give fewer")
         if "" in stop:
@@ -34,9 +36,9 @@ class StreamingDetokenizer:
         self._stop = tuple(stop)
         # Only a window of the ids is decoded each time. It begins with some ids whose text was returned already,
         # because some decoders treat the first id differently. `_returned` counts the characters of those.
-        self._window: list[int] = []
-        self._complete = 0  # ids in the window when it was last cut; their text ends with a complete character
-        self._returned = 0
+        self._window, before = tokenizer.last_ids(prompt)
+        # Ids in the window when it was last cut; their text ends with a complete character.
+        self._complete, self._returned = len(self._window), len(before)
         self._held = ""  # decoded, but held back: it may be the beginning of a stop string
 
     def push(self, token: int) -> str:

@@ -84,6 +84,7 @@ class Generation(Iterator[str]):
         cancel: threading.Event,
         constraint: Constraint | None,
         drafter: Drafter | None,
+        continues: bool,
     ) -> None:
         self.tokens: list[int] = []  # sampled ids, with those of a stop string, without the end token
         self.finish_reason: FinishReason | None = None  # None while running, and after an error
@@ -91,7 +92,7 @@ class Generation(Iterator[str]):
         self.seed = sampler.seed
         self._session, self._prompt_ids, self._sampler = session, prompt_ids, sampler
         self._eos, self._max_tokens, self._cancel = set(tokenizer.chat.eos_token_ids), max_tokens, cancel
-        self._detokenizer = StreamingDetokenizer(tokenizer, stop)
+        self._detokenizer = StreamingDetokenizer(tokenizer, stop, prompt_ids if continues else ())
         self._constraint, self._drafter = constraint, drafter
         # How many of the largest logits a step needs; None if it needs the whole row.
         whole_row = session.topk_engine is None or constraint is not None or drafter is not None
@@ -218,6 +219,7 @@ def generate(
     cancel: threading.Event | None = None,
     grammar: Grammar | None = None,
     proposer: Proposer | None = None,
+    continues: bool = True,
 ) -> Generation:
     """Start an answer to `prompt_ids`. Nothing runs before the first `next`.
 
@@ -225,6 +227,9 @@ def generate(
     that saves time (merino_edge.runtime.speculative.drafter). Every token is still sampled from the model's logits.
     The answer is the same with and without drafts where steps of one and of several tokens round alike. At fp32 they
     agree to a millionth of a probability. At int4 ONNX Runtime's kernels do not.
+
+    Where the answer `continues` the prompt, its text begins with the space that follows the prompt. The answer of a
+    chat does not: some tokenizers (SentencePiece) begin every text with a space, which is left out.
 
     Raises InputError where the prompt is empty, is longer than the context or has ids outside the vocabulary. It also
     raises InputError where `max_tokens` or `stop` is out of its limits.
@@ -250,4 +255,5 @@ def generate(
         cancel=cancel or threading.Event(),
         constraint=None if grammar is None else grammar.begin(),
         drafter=Drafter(proposer) if proposer is not None and engine.max_rows > 1 else None,
+        continues=continues,
     )

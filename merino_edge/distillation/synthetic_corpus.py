@@ -239,7 +239,8 @@ def _lines(
     """The lines that a batch adds to the file. It also adds to the header's counts."""
     lines = []
     for sample, answer in zip(samples, answers, strict=True):
-        text, prompt = tokenizer.decode(answer.ids), sample.prompt.user
+        prompt = sample.prompt.user
+        text = tokenizer.decode_after(sample.ids if plain else (), answer.ids)
         if (reason := rejection_reason(text, ended=answer.ended, unwanted=unwanted)) is not None:
             header["dropped"][reason] = header["dropped"].get(reason, 0) + 1
             continue

@@ -166,6 +166,7 @@ class Service:
             cancel=cancel,
             grammar=grammar,
             proposer=self._proposer,  # follows one text at a time; the worker generates one at a time
+            continues=kind is requests.TextRequest or grammar is not None,  # a form counts its first space
         )
         return request, generation, notes
 

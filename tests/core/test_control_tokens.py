@@ -8,14 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
+from helpers.small_tokenizers import KINDS, SPECIAL
 from merino_edge.errors import InputError
 from merino_edge.tokenizer import ChatFormat, Message, Tokenizer
 
-TEXT = "Hello there, the quick brown fox says: print <b> and | im end think. žluťoučký kůň 123\n\n"
-SPECIAL = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
 CHATML = (
     "{% for m in messages %}{% if m.role == 'assistant' and '</think>' in m.content %}"
     "{% set text = m.content.split('</think>')[-1] %}{% else %}{% set text = m.content %}{% endif %}"
@@ -25,54 +23,11 @@ CHATML = (
 WORDS = [*SPECIAL, "<think>", "</think>", "<tool>", "Hello", " the", "\n", " ", "<|im_", "end|>", "fox", "\ufdd0", "ů"]
 
 
-def _added(backend: Backend) -> Backend:
-    backend.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL])
-    backend.add_tokens([AddedToken(token, normalized=False) for token in ("<think>", "</think>", "<tool>")])
-    return backend
-
-
-def _byte_level() -> Backend:
-    backend = Backend(models.BPE())
-    words = Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(words, "isolated"), byte_level])
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    backend.train_from_iterator([TEXT] * 3, trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet))
-    return _added(backend)
-
-
-def _sentencepiece() -> Backend:
-    """As Llama 2's: a space before a text, and bytes for what is not in the vocabulary."""
-    tokens = [*SPECIAL[:3], *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁the", "th", "t", "h", "e", "i", "m"]
-    tokens += ["<", ">", "|", "_", "s", "/", "n", "d", "en", "im", "</"]
-    merges = [("t", "h"), ("e", "n"), ("i", "m"), ("<", "/")]
-    model = models.BPE({token: i for i, token in enumerate(tokens)}, merges, unk_token="<unk>", byte_fallback=True)
-    backend = Backend(model)
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    backend.decoder = decoders.Sequence(steps)
-    return _added(backend)
-
-
-def _unigram() -> Backend:
-    """Its vocabulary holds control tokens, which the model itself makes of a text."""
-    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", -1.0), ("<|im_end|>", -1.0), ("▁", -3.0)]
-    pieces += [(character, -5.0) for character in "abcdefghijklmnopqrstuvwxyzHT<>|_/ ,.:"]
-    backend = Backend(models.Unigram(pieces, unk_id=0, byte_fallback=False))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    backend.decoder = decoders.Metaspace(prepend_scheme="first")
-    return _added(backend)
-
-
-BACKENDS = {"byte level": _byte_level, "sentencepiece": _sentencepiece, "unigram": _unigram}
-
-
 @functools.cache
 def _both(name: str) -> tuple[Tokenizer, Any]:
     """Ours, and that of transformers."""
     transformers = pytest.importorskip("transformers")  # a board has none
-    backend = BACKENDS[name]()
+    backend = KINDS[name]()
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=Backend.from_str(backend.to_str()))
     theirs.chat_template = CHATML
     return Tokenizer(backend, ChatFormat((), None, CHATML)), theirs
@@ -96,7 +51,7 @@ def test_messages_are_encoded_as_transformers_does_with_its_option(name: str, sy
     assert ours.encode_chat(messages, control_tokens=True) == _their_ids(theirs, messages, sanitize=False)
 
 
-@pytest.mark.parametrize("name", list(BACKENDS))
+@pytest.mark.parametrize("name", list(KINDS))
 @settings(max_examples=60, deadline=None)
 @given(user=contents)
 def test_no_message_adds_a_control_token(name: str, user: str) -> None:

@@ -7,10 +7,12 @@ import threading
 
 import pytest
 
+from helpers import small_tokenizers
 from merino_edge.errors import InputError
 from merino_edge.runtime.chat import Chat
 from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.generation import generate
+from merino_edge.runtime.grammar import Grammars
 from merino_edge.runtime.sampling_parameters import Sampling
 from merino_edge.runtime.session import Session
 from merino_edge.tokenizer import ChatFormat, Tokenizer
@@ -147,3 +149,15 @@ def test_special_tokens_in_a_question_are_text_unless_allowed(engine: Engine, to
         chat = Chat(engine, tokenizer, GREEDY, 1, control_tokens=allowed)
         list(chat.send("fox <|im_end|> dog"))
         assert (end in chat.session.ids) == allowed
+
+
+def test_a_continuation_keeps_its_first_space_and_an_answer_has_none(engine: Engine) -> None:
+    """SentencePiece begins every text with a space. It is part of a continuation, and of what a form asks for."""
+    sentencepiece = Tokenizer(small_tokenizers.sentencepiece(), ChatFormat(chat_template="{{ messages[0].content }}"))
+    the = sentencepiece.backend.token_to_id("▁the")
+    likeliest = Sampling(greedy=True, logit_bias={the: 100.0})
+    assert "".join(Chat(engine, sentencepiece, likeliest, 2, raw=True).send("is")) == " the the"
+    assert "".join(Chat(engine, sentencepiece, likeliest, 2).send("is")) == "the the"
+    form = Grammars(sentencepiece, engine.vocab_size).regex(" the( the)*")
+    assert "".join(Chat(engine, sentencepiece, likeliest, 2, grammar=form).send("is")) == " the the"
+    assert "".join(generate(Session(engine), sentencepiece, sentencepiece.encode("is"), likeliest, 2)) == " the the"

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
+from helpers import small_tokenizers
 from merino_edge.errors import InputError
 from merino_edge.runtime.detokenizer import StreamingDetokenizer
 from merino_edge.tokenizer import ChatFormat, Tokenizer
@@ -37,11 +38,14 @@ def byte_fallback() -> Tokenizer:
 
 
 TOKENIZERS = {"byte level": byte_level(), "byte fallback": byte_fallback()}
+CONTINUED = {name: Tokenizer(make(), ChatFormat()) for name, make in small_tokenizers.KINDS.items()}
 WORDS = st.text(st.sampled_from("ab é€🦊👩‍🚀\n"), max_size=20)
 
 
-def stream(tokenizer: Tokenizer, ids: list[int], stop: tuple[str, ...] = ()) -> tuple[list[str], StreamingDetokenizer]:
-    text = StreamingDetokenizer(tokenizer, stop)
+def stream(
+    tokenizer: Tokenizer, ids: list[int], stop: tuple[str, ...] = (), prompt: tuple[int, ...] = ()
+) -> tuple[list[str], StreamingDetokenizer]:
+    text = StreamingDetokenizer(tokenizer, stop, prompt)
     pieces = []
     for token in ids:
         pieces.append(text.push(token))
@@ -101,3 +105,28 @@ def test_bad_stop_strings_are_refused() -> None:
         StreamingDetokenizer(TOKENIZERS["byte level"], [""])
     with pytest.raises(InputError, match="limit"):
         StreamingDetokenizer(TOKENIZERS["byte level"], ["x"] * 65)
+
+
+@pytest.mark.parametrize("kind", list(small_tokenizers.KINDS))
+@settings(max_examples=80, deadline=None)
+@given(text=st.text(st.sampled_from("the <fox é🦊\n"), max_size=20), share=st.floats(0, 1))
+def test_a_continuation_is_the_text_that_follows(kind: str, text: str, share: float) -> None:
+    """With the first space, which a decoder of SentencePiece leaves out of a text of its own."""
+    tokenizer = CONTINUED[kind]
+    ids = tokenizer.encode(f"{text} the fox")
+    prompt, rest = ids[: int(share * len(ids))], ids[int(share * len(ids)) :]
+    before, whole = tokenizer.decode(prompt), tokenizer.decode(ids)
+    if not before or not whole.startswith(before) or "\ufffd" in before + whole:  # it ends within a character
+        return
+    pieces, _ = stream(tokenizer, rest, prompt=tuple(prompt))
+    assert before + "".join(pieces) == whole == before + tokenizer.decode_after(prompt, rest)
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "unigram"])
+def test_a_text_of_its_own_has_no_first_space(kind: str) -> None:
+    tokenizer = CONTINUED[kind]
+    ids = tokenizer.encode("the the")
+    prompts = [(), (tokenizer.backend.token_to_id("<s>"),)]  # nothing, or nothing with a text
+    assert ["".join(stream(tokenizer, ids, prompt=prompt)[0]) for prompt in prompts] == ["the the"] * 2
+    special = [*tokenizer.encode("t"), *[tokenizer.backend.token_to_id("</s>")] * 9]
+    assert "".join(stream(tokenizer, ids, prompt=tuple(special))[0]) == " the the"

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.small_tokenizers import sentencepiece
 from merino_edge.cli.main import main
 from merino_edge.errors import InputError
+from merino_edge.runtime.detokenizer import StreamingDetokenizer
 from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.generation import Generation, generate
 from merino_edge.runtime.grammar import ANY_OBJECT, Grammar, Grammars
 from merino_edge.runtime.sampling_parameters import Sampling
 from merino_edge.runtime.session import Session
-from merino_edge.tokenizer import Tokenizer
+from merino_edge.tokenizer import ChatFormat, Tokenizer
 
 PERSON = {
     "type": "object",
@@ -29,6 +33,15 @@ PERSON = {
     "required": ["name", "age", "pets"],
     "additionalProperties": False,
 }
+
+BACKEND = sentencepiece()
+END = int(BACKEND.token_to_id("</s>") or 0)
+SENTENCEPIECE = Tokenizer(BACKEND, ChatFormat((END,)))
+
+
+@cache
+def _spaced() -> Grammars:
+    return Grammars(SENTENCEPIECE, SENTENCEPIECE.vocab_size)
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +132,21 @@ def test_the_verb_takes_a_schema_from_a_file_or_the_line(
             main()
         assert not end.value.code
         assert set(json.loads(capsys.readouterr().out)) == set(PERSON["properties"])  # type: ignore[call-overload]
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), pattern=st.sampled_from([" the", " (the|t)(he)?", "the end", "  <th"]))
+def test_a_first_space_counts_with_sentencepiece(seed: int, pattern: str) -> None:
+    """The masks allow what the pattern says, and the text has it, first space and all."""
+    grammar, rng, prompt = _spaced().regex(pattern), np.random.default_rng(seed), SENTENCEPIECE.encode("is")
+    constraint, text = grammar.begin(), StreamingDetokenizer(SENTENCEPIECE, (), prompt)
+    pieces = []
+    for _ in range(40):
+        allowed = np.flatnonzero(np.isfinite(constraint.masked(np.zeros(SENTENCEPIECE.vocab_size, np.float32))))
+        token = int(rng.choice(allowed))
+        if token == END:
+            break
+        pieces.append(text.push(token))
+        if constraint.push(token):
+            break
+    assert re.fullmatch(pattern, "".join([*pieces, text.finish()]))

@@ -13,6 +13,7 @@ import httpx2 as httpx
 import pytest
 import uvicorn
 
+from helpers import small_tokenizers
 from helpers.served import CHAT, HELLO, TEXT, Gated, sample, serving, wait_until
 from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.open_bundle import open_engine
@@ -225,3 +226,18 @@ def test_what_a_template_makes_of_messages_is_the_client_s_to_know(engine: Engin
 
 def test_the_server_does_not_log_bad_requests(service: Service) -> None:
     assert isinstance(connections.config(service.application()), uvicorn.Config)
+
+
+def test_a_completion_keeps_its_first_space(engine: Engine) -> None:
+    """SentencePiece begins every text with a space, which is part of a continuation and none of an answer."""
+    chat = ChatFormat(chat_template="{{ messages[0].content }}")
+    sentencepiece = Tokenizer(small_tokenizers.sentencepiece(), chat)
+    the = str(sentencepiece.backend.token_to_id("▁the"))
+    request = {"model": "small", "max_tokens": 2, "temperature": 0, "logit_bias": {the: 100.0}}
+    with serving(Service(engine, sentencepiece, "small", waiting=1, key=None)) as where:
+        whole = httpx.post(where + TEXT, json={**request, "prompt": "is"}).json()["choices"][0]["text"]
+        events = httpx.post(where + TEXT, json={**request, "prompt": "is", "stream": True}).text
+        streamed = [json.loads(line[6:])["choices"] for line in events.splitlines() if line.startswith('data: {"')]
+        answer = httpx.post(where + CHAT, json={**request, "messages": HELLO}).json()["choices"][0]["message"]
+    assert whole == "".join(choice["text"] for choices in streamed for choice in choices) == " the the"
+    assert answer["content"] == "the the"
