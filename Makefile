@@ -1,5 +1,5 @@
 # make demo    set up, then profile -> search -> train -> export -> chat sample on this machine
-# make chat    set up, fetch SmolLM2-135M-Instruct, import, export as int4, open a chat
+# make chat    set up, then merino-edge run smollm2-135m-instruct: it fetches, imports, exports as int4 and opens a chat
 # make test    set up, then lint, types and every test
 # make docs    set up, then build the documentation site in build/site; warnings are errors
 # make release set up, then build sdist and wheel in dist/, check them, and run the wheel in a new environment
@@ -18,9 +18,7 @@ demo: $(VENV)/workstation
 	$(BIN)/merino-edge demo --out $(OUT)
 
 chat: $(VENV)/workstation
-	test -d chat/checkpoint || $(BIN)/merino-edge import smollm2-135m-instruct --out chat/checkpoint
-	test -d chat/bundle-int4 || $(BIN)/merino-edge export chat/checkpoint --out chat/bundle-int4 --precision int4
-	$(BIN)/merino-edge generate chat/bundle-int4
+	$(BIN)/merino-edge run smollm2-135m-instruct
 
 # Two workers of one thread each: PyTorch's threads are many times slower on cores that others use.
 # In the order of the files: by default those of few tests come last, and they are the longest.

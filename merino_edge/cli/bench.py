@@ -56,7 +56,7 @@ class Form(str, Enum):
 
 
 def bench(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")],
+    bundle: Annotated[Path, typer.Argument(metavar="MODEL", help="Bundle folder, or what `run` takes.")],
     prompt_tokens: Annotated[
         str,
         typer.Option(

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 LAMB = Path("lamb")  # merino_edge.bundle.find
 BundleOrLamb = Annotated[
-    Path, typer.Argument(metavar="BUNDLE", help="Bundle folder, or lamb: the small model in this package.")
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="Bundle folder, or what `run` takes; lamb is the small model in this package.",
+    ),
 ]
 LookupFlag = Annotated[
     bool,
@@ -39,7 +43,7 @@ ControlTokens = Annotated[
     bool,
     typer.Option(
         "--control-tokens",
-        help="Special tokens that a message spells out, such as <|im_end|>, count as such. [default: they are text]",
+        help="Special tokens that a message spells out, such as <|im_end|>, count as such. Else they are text.",
     ),
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads. [default: as tuned by build, else all cores]")]
@@ -49,15 +53,21 @@ Cpu = Annotated[bool, typer.Option("--cpu", help="Run on the CPU, even if the bu
 def open_bundle(
     path: Path, threads: int | None, *, cpu: bool, cuda_graphs: bool = True
 ) -> tuple[Engine, Tokenizer, Bundle]:
-    """Open a bundle. Arguments and errors are those of merino_edge.runtime.open_bundle.open_engine.
+    """Open a model, made ready first where it is no bundle (merino_edge.cli.prepared_model).
 
-    Prints a warning on stderr if every engine was built for another board, release or power mode. Prints a note if a
-    bundle for TensorRT has no engine yet.
+    Other arguments and errors are those of merino_edge.runtime.open_bundle.open_engine. Prints a warning on stderr if
+    every engine was built for another board, release or power mode. Prints a note if a bundle for TensorRT has no
+    engine yet.
     """
+    from merino_edge.cli.prepared_model import bundle_of
     from merino_edge.runtime.open_bundle import open_engine
 
     return open_engine(
-        path, threads, cpu=cpu, cuda_graphs=cuda_graphs, on_bundle=lambda bundle: None if cpu else _print_note(bundle)
+        bundle_of(path),
+        threads,
+        cpu=cpu,
+        cuda_graphs=cuda_graphs,
+        on_bundle=lambda bundle: None if cpu else _print_note(bundle),
     )
 
 

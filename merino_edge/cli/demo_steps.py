@@ -12,25 +12,19 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from merino_edge.parent import end_with_parent
+from merino_edge.cli.child_verb import run_verb
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 KIND = "demo_state"
 STATE = "state.json"
-INTERRUPTED = 130  # the exit code of a verb that Ctrl-C ended
 Result = dict[str, Any]
 
 
@@ -136,41 +130,16 @@ class Steps:
         self.records[name] = record
         artefact.write_json(self.folder / STATE, KIND, {"steps": self.records})
 
+    def _note_interrupt(self) -> None:
+        self._interrupted = True
+
     def _run(self, words: list[str]) -> Result:
         self.console.print(f"\n[bold]$ merino-edge {' '.join(words)}[/bold]", soft_wrap=True, highlight=False)
-        # In a session of its own the verb hears of Ctrl-C from here alone, and once: the second would cost its work.
         with tempfile.TemporaryFile("w+") as printed:
-            command = [*_program(), *words, "--json"]
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=printed,
-                start_new_session=True,
-                preexec_fn=end_with_parent,
-            )
-            try:
-                while child.poll() is None:
-                    try:
-                        child.wait()
-                    except KeyboardInterrupt:
-                        self._interrupted = True
-                        child.send_signal(signal.SIGINT)
-            finally:
-                if child.poll() is None:
-                    child.kill()
-            if child.returncode == INTERRUPTED:
-                raise KeyboardInterrupt
-            if child.returncode:
-                raise typer.Exit(child.returncode)  # the verb has printed why
+            run_verb([*words, "--json"], stdout=printed, on_interrupt=self._note_interrupt)
             printed.seek(0)
             document: Result = json.load(printed)
         return document
-
-
-def _program() -> list[str]:
-    """How this program was started: the installed script, or the module."""
-    script = Path(sys.argv[0])
-    return [str(script)] if script.name == "merino-edge" and script.is_file() else [sys.executable, "-m", "merino_edge"]
 
 
 def _hash(path: Path) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 from merino_edge import wrong_kind
 
 BUNDLE, CHECKPOINT, ARCHITECTURE, TABLE = ("bundle",), ("checkpoint",), ("architecture",), ("latency_table",)
+MODEL = ("bundle", "checkpoint", "gguf", "huggingface")  # what is no bundle is made ready first
 CORPUS = ("corpus", wrong_kind.TEXT)
 # By verb, then by parameter.
 EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
@@ -26,7 +27,8 @@ EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
         "corpus": CORPUS,
         "teacher": ("checkpoint", "teacher_logits"),
     },
-    "generate": {"bundle": BUNDLE, "draft": BUNDLE},
+    "run": {"model": MODEL},
+    "generate": {"bundle": MODEL, "draft": BUNDLE},
     "distill generate": {"teacher": CHECKPOINT},
     "distill logits": {"teacher": CHECKPOINT, "corpus": ("corpus",)},
     "evaluate": {"model": ("checkpoint", "bundle"), "against": ("evaluation",)},
@@ -34,8 +36,8 @@ EXPECTED: dict[str, dict[str, tuple[str, ...]]] = {
     "export": {"checkpoint": CHECKPOINT, "bits_of": ARCHITECTURE},
     "export-hf": {"checkpoint": CHECKPOINT},
     "build": {"bundle": BUNDLE},
-    "serve": {"bundle": BUNDLE, "draft": BUNDLE},
-    "bench": {"bundle": BUNDLE, "against": BUNDLE},
+    "serve": {"bundle": MODEL, "draft": BUNDLE},
+    "bench": {"bundle": MODEL, "against": MODEL},
     "show": {"against": TABLE},
 }
 

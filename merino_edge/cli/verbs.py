@@ -51,6 +51,7 @@ VERBS = {
     "export-hf": Verb(SHIP, "export_hf:export_hf", "Export a checkpoint as a Hugging Face folder."),
     "build": Verb(SHIP, "build:build", "Build the engines of a bundle, or tune its CPU threads."),
     "targets": Verb(SHIP, "targets:targets", "List the boards and runtimes that export can target."),
+    "run": Verb(RUN, "run:run", "Make a model ready and chat with it."),
     "generate": Verb(RUN, "generate:generate", "Generate text, or chat in the terminal."),
     "serve": Verb(RUN, "serve:serve", "Serve a bundle over HTTP with OpenAI's API."),
     "bench": Verb(RUN, "bench:bench", "Measure the speed and memory of a bundle."),

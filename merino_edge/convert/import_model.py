@@ -52,9 +52,7 @@ def import_model(
     return model.architecture
 
 
-def _read(
-    source: Path | str, on_weight: OnWeight, base: Path | str | None, chat_template: str | None
-) -> Imported:
+def _read(source: Path | str, on_weight: OnWeight, base: Path | str | None, chat_template: str | None) -> Imported:
     from merino_edge.convert import gguf, hub_cache, huggingface, pretrained
 
     path = Path(source)

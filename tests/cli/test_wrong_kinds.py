@@ -75,7 +75,7 @@ def test_the_wrong_kind_is_named(
 def test_the_next_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     looks_like("checkpoint", tmp_path).rename("smollm2")
-    assert run("generate", "smollm2", "--prompt", "hi") == 3
+    assert run("build", "smollm2") == 3
     line = "merino-edge: smollm2 is a checkpoint, not a bundle; run: merino-edge export smollm2 --out BUNDLE\n"
     assert capsys.readouterr().err == line
     assert run("bench", "smolm2") == 3
@@ -83,7 +83,18 @@ def test_the_next_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 # Paths that are no artefact, or that a verb writes.
-OTHER_PATHS = {"out", "plot", "html", "data", "perplexity", "keep_vocab", "tensorboard", "prompt_cache", "path"}
+OTHER_PATHS = {
+    "out",
+    "plot",
+    "html",
+    "data",
+    "perplexity",
+    "keep_vocab",
+    "tensorboard",
+    "prompt_cache",
+    "path",
+    "chat_template",
+}
 
 
 def test_each_path_of_a_verb_is_looked_at() -> None:

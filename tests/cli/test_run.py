@@ -1,0 +1,90 @@
+"""One command makes a model ready, keeps it, and chats; other verbs take the same models."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.stranger import run
+from helpers.warm_python import warm_merino, warm_python
+from merino_edge import bundle
+from merino_edge.checkpoint import Checkpoint
+from merino_edge.cli import prepared_model
+
+ASK = ("--prompt", "The fox", "--max-tokens", 3, "--greedy", "--threads", 1)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of models in a cache of this test's own. Steps start warm."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "executable", warm_python())
+    return tmp_path / "cache" / "merino-edge" / "models"
+
+
+def test_a_model_is_made_ready_once(
+    tiny_checkpoint: Checkpoint, cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "small"
+    shutil.copytree(tiny_checkpoint.path, model)
+    assert run("run", model, *ASK) == 0
+    first = capfd.readouterr()
+    assert first.err.count("$ merino-edge ") == 2 and "$ merino-edge export" in first.err and "kept in " in first.err
+    (entry,) = cache.iterdir()
+    assert sorted(path.name for path in entry.iterdir()) == ["small-int4", "source.json"]
+    made = bundle.load(entry / "small-int4")
+    assert (made.precision, made.context, made.target, len(made.tunings)) == ("int4", 192, "onnxruntime", 1)
+    for words in (("run", model, *ASK), ("generate", model, *ASK), ("run", made.path, *ASK)):
+        assert run(*words) == 0
+        again = capfd.readouterr()
+        assert again.out == first.out and "$ merino-edge" not in again.err
+    assert run("run", model, "--only-prepare") == 0 and capfd.readouterr().out == f"{made.path}\n"
+    few = ("--prompt-tokens", 2, "--new-tokens", 2, "--repetitions", 1, "--threads", 1, "--json")
+    assert run("bench", model, *few) == 0 and '"small-int4"' in capfd.readouterr().out
+    assert prepared_model._recorded(entry) == prepared_model._source(model)
+    os.utime(model / "training.json")  # as if it had been trained again: it would be made anew
+    assert prepared_model._recorded(entry) != prepared_model._source(model)
+
+
+def test_what_cannot_be_made_leaves_nothing(
+    tiny_checkpoint: Checkpoint, cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for words, code, reason in (
+        ((tiny_checkpoint.path, "--precision", "int5"), 8, "unknown precision 'int5'"),
+        ((tiny_checkpoint.path, "--target", "jetpack"), 8, "unknown target 'jetpack'"),
+        ((tiny_checkpoint.path, "--context", 0), 2, "--context is 0"),
+        ((tmp_path / "nothing",), 3, "does not exist"),
+        (("smollm2-135m-instuct",), 3, "did you mean smollm2-135m-instruct?"),
+    ):
+        assert run("run", *words) == code
+        assert reason in capfd.readouterr().err
+    (tmp_path / "model.gguf").write_bytes(b"GGUF\3\0\0\0" + bytes(5))
+    assert run("run", tmp_path / "model.gguf") == 3
+    said = capfd.readouterr().err
+    assert said.count("merino-edge: ") == 1 and "cannot be read as GGUF" in said  # the step has said it
+    assert not any(cache.rglob("*")) if cache.exists() else True
+
+
+def test_an_interrupt_ends_the_step_in_order(tiny_checkpoint: Checkpoint, cache: Path) -> None:
+    child = subprocess.Popen([warm_merino(), "run", str(tiny_checkpoint.path)], stderr=subprocess.PIPE, text=True)
+    assert child.stderr is not None and "$ merino-edge export" in child.stderr.readline()
+    child.send_signal(2)
+    said = child.stderr.read()
+    assert child.wait(60) == 130 and "interrupted" in said, said
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_model"),
+    [("smollm2-135m-instruct", True), ("Qwen/Qwen3-0.6B", True), ("nowhere/model.gguf", False), ("lamb", False)],
+)
+def test_names(name: str, is_model: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert prepared_model._is_model(Path(name)) == is_model
+    (tmp_path / "Qwen").mkdir()  # a missing path in a folder that exists
+    assert not prepared_model._is_model(Path("Qwen/Qwen3-0.6B"))
