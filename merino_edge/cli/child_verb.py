@@ -11,6 +11,7 @@ from typing import IO
 
 import typer
 
+from merino_edge.errors import MerinoError
 from merino_edge.parent import end_with_parent
 
 INTERRUPTED = 130  # the exit code of a verb that Ctrl-C ended
@@ -21,6 +22,7 @@ def run_verb(words: Sequence[str], *, stdout: int | IO[str], on_interrupt: Calla
     """Run `merino-edge WORDS`. Ctrl-C is passed on, and the verb ends by itself.
 
     Raises KeyboardInterrupt where that ended it, and typer.Exit with its exit code where it failed; it has said why.
+    Raises MerinoError where something else ended it, as the system does that has no memory left.
     """
     # A signal that comes while Python forks would be lost in its handlers of forks. So it waits.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
@@ -52,8 +54,11 @@ def run_verb(words: Sequence[str], *, stdout: int | IO[str], on_interrupt: Calla
     finally:
         if child.poll() is None:
             child.kill()
-    if child.returncode == INTERRUPTED:
+    if child.returncode in (INTERRUPTED, -signal.SIGINT):  # the latter before it could say so
         raise KeyboardInterrupt
+    if child.returncode < 0:
+        killed = f"merino-edge {words[0]} was ended by signal {-child.returncode}"
+        raise MerinoError(killed, "free some memory, or choose a smaller model")
     if child.returncode:
         raise typer.Exit(child.returncode)
 
