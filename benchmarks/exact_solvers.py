@@ -86,7 +86,7 @@ def depths(asked: Problem) -> range:
 
 
 def cp_sat(asked: Problem) -> float:
-    from ortools.sat.python import cp_model
+    from ortools.sat.python import cp_model  # pyright: ignore[reportMissingImports]
 
     best = -np.inf
     for depth in depths(asked):

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import onnxruntime_genai as genai
+import onnxruntime_genai as genai  # pyright: ignore[reportMissingImports]  # a peer, in an environment of its own
 from worker import serve
 
 CONTEXT = 1024

@@ -6,7 +6,7 @@ import ctypes
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
+import llama_cpp  # pyright: ignore[reportMissingImports]  # a peer, in an environment of its own
 import numpy as np
 from worker import serve
 
