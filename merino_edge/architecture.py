@@ -1,7 +1,7 @@
 """The shape of a language model: `Architecture`, the only way a model's shape travels.
 
-It describes MeRino's models and also OPT, GPT-2, GPT-NeoX (Pythia) and Llama-like ones. It counts its own parameters
-and FLOPs through `merino_edge.counts`. It knows nothing of weights, devices or PyTorch.
+It describes MeRino's models and also OPT, GPT-2, GPT-NeoX (Pythia) and the Llama-like families up to Gemma 3. It counts
+its own parameters and FLOPs through `merino_edge.counts`. It knows nothing of weights, devices or PyTorch.
 
 Artefact `NAME.json`, kind "architecture", schema 1:
 
@@ -25,22 +25,27 @@ KIND = "architecture"
 SCHEMA_VERSION = 1
 
 Norm = Literal["layernorm", "rmsnorm"]
-NormPlacement = Literal["pre", "post"]
-Ffn = Literal["relu", "gelu", "gelu_tanh", "swiglu"]
+NormPlacement = Literal["pre", "post", "after", "both"]
+Ffn = Literal["relu", "gelu", "gelu_tanh", "swiglu", "geglu", "geglu_tanh", "relu_squared"]
 Positions = Literal["learned", "rotary"]
 Bias = Literal["all", "qkv", "none"]
+QkNorm = Literal["none", "head", "width"]
+Rotary = Literal["global", "local", "none"]
+GATED: tuple[Ffn, ...] = ("swiglu", "geglu", "geglu_tanh")
 
 
 @dataclass(frozen=True)
 class Block:
     """`layers` decoder layers of one shape. With `shared` they use one set of weights (paper section 5)."""
 
-    width: int  # of the residual stream; Q, K, V together are as wide (heads * head_dim == width)
+    width: int  # of the residual stream
     layers: int
     heads: int
     kv_heads: int
     ffn_width: int
     shared: bool = False
+    window: int = 0  # positions that a token attends to, its own included; 0: all before it
+    rotary: Rotary = "global"  # "local": by local_rotary_base; "none": no positions at all in these layers
 
     @property
     def weight_layers(self) -> int:
@@ -64,7 +69,9 @@ class Architecture:
     blocks: tuple[Block, ...]
     tied_head: bool = True
     norm: Norm = "layernorm"
-    norm_placement: NormPlacement = "pre"  # "post" (OPT-350M): x = norm(x + f(x)), no final norm
+    # pre: x + f(norm(x)); post (OPT-350M): norm(x + f(x)), no final norm; after (OLMo 2): x + norm(f(x));
+    # both (Gemma 2): x + norm(f(norm(x)))
+    norm_placement: NormPlacement = "pre"
     norm_epsilon: float = 1e-5
     ffn: Ffn = "relu"
     positions: Positions = "learned"
@@ -73,6 +80,11 @@ class Architecture:
     rotary_base: float = 10000.0
     bias: Bias = "all"  # "qkv": only query, key and value (Qwen2)
     parallel_residual: bool = False  # x + attention(norm(x)) + ffn(norm(x)) (GPT-NeoX)
+    qk_norm: QkNorm = "none"  # RMS norm of query and key before the rotation, of each head or of the whole width
+    rotary_factors: tuple[float, ...] = ()  # divide the frequencies of the global rotary, one for each pair
+    local_rotary_base: float = 0.0  # of layers whose rotary is local, which have no factors
+    attention_cap: float = 0.0  # scores become cap * tanh(score / cap); 0: none
+    logit_cap: float = 0.0
 
     def __post_init__(self) -> None:
         validate(self)
@@ -87,7 +99,19 @@ class Architecture:
     @property
     def gated(self) -> bool:
         """Whether the FFN has a gate matrix."""
-        return self.ffn == "swiglu"
+        return self.ffn in GATED
+
+    @property
+    def final_norm(self) -> bool:
+        """Whether a norm stands between the last layer and the head."""
+        return self.norm_placement != "post"
+
+    @property
+    def rotaries(self) -> tuple[Rotary, ...]:
+        """The kinds of rotary positions that layers have."""
+        if self.positions != "rotary":
+            return ()
+        return tuple(kind for kind in ("global", "local") if any(block.rotary == kind for block in self.blocks))
 
     @property
     def position_rows(self) -> int:
@@ -101,7 +125,7 @@ class Architecture:
     # --- identity ---
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values, in the order of the class."""
+        """The fields as plain JSON values, in the order of the class. `LATER` ones are left out at their default."""
         return {**_plain(self), "blocks": [_plain(block) for block in self.blocks]}
 
     @staticmethod
@@ -112,6 +136,8 @@ class Architecture:
         if not isinstance(blocks, list):
             raise ArchitectureError("blocks must be a list", "see: merino-edge show ARTEFACT")
         built = tuple(Block(**_checked_fields(b, Block, f"blocks[{i}]")) for i, b in enumerate(blocks))
+        if isinstance(factors := fields.get("rotary_factors"), list):
+            fields["rotary_factors"] = tuple(factors)
         return Architecture(**{**fields, "blocks": built})
 
     @cached_property
@@ -162,9 +188,27 @@ _TYPED_FIELDS = {  # that no rule below looks at otherwise
     for cls, types in _FIELD_TYPES.items()
 }
 
+# Fields that came later, with their defaults. A default is not written, so that older artefacts keep their ids.
+LATER: dict[type, dict[str, Any]] = {
+    Architecture: {
+        "qk_norm": "none",
+        "rotary_factors": (),
+        "local_rotary_base": 0.0,
+        "attention_cap": 0.0,
+        "logit_cap": 0.0,
+    },
+    Block: {"window": 0, "rotary": "global"},
+}
+
 
 def _plain(value: Architecture | Block) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in _FIELD_TYPES[type(value)]}
+    later = LATER[type(value)]
+    plain = {name: getattr(value, name) for name in _FIELD_TYPES[type(value)]}
+    return {
+        name: list(item) if isinstance(item, tuple) else item
+        for name, item in plain.items()
+        if name not in later or item != later[name]
+    }
 
 
 def _check_types(value: Architecture | Block, where: str) -> None:
@@ -182,6 +226,7 @@ CHOICES = {
         ("ffn", Ffn),
         ("positions", Positions),
         ("bias", Bias),
+        ("qk_norm", QkNorm),
     )
 }
 BLOCK_LIMITS = {
@@ -221,28 +266,52 @@ def validate(a: Architecture) -> None:
             raise _broken(f"rotary_dim is {a.rotary_dim}, must be even")
     elif a.rotary_dim != 0:
         raise _broken("rotary_dim must be 0 with learned positions")
-    if a.parallel_residual and a.norm_placement == "post":
+    _check_later(a)
+    if a.parallel_residual and a.norm_placement != "pre":
         raise _broken("parallel_residual needs norm_placement pre")
     if not isinstance(a.blocks, tuple) or not a.blocks:
         raise _broken("blocks is empty, at least one is needed")
     ranged("number of blocks", len(a.blocks), 1, limits.MAX_BLOCKS)
     previous = 0
     for index, block in enumerate(a.blocks):
-        _check_block(block, a.head_dim, previous, index)
+        _check_block(block, a, previous, index)
         previous = block.width
     ranged("total layers", a.layers, 1, limits.MAX_LAYERS)
 
 
-def _check_block(block: Block, head_dim: int, previous: int, index: int) -> None:
-    """Raise ArchitectureError naming the first rule that a block breaks behind one of the width `previous`."""
+def _check_later(a: Architecture) -> None:
+    """Raise ArchitectureError naming the first rule that the fields of `LATER` break."""
+    if a.rotary_factors != ():
+        factors = a.rotary_factors
+        if a.positions != "rotary" or not isinstance(factors, tuple) or len(factors) != a.rotary_dim // 2:
+            raise _broken(f"rotary_factors must be {a.rotary_dim // 2} numbers, one for each pair of rotary_dim")
+        for factor in factors:
+            if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 1e-6 < factor < 1e6:
+                raise _broken(f"rotary_factors holds {factor!r}, which is no number between 1e-6 and 1e6")
+    if a.local_rotary_base and not (a.positions == "rotary" and 1 < a.local_rotary_base < 1e12):
+        raise _broken(f"local_rotary_base is {a.local_rotary_base}; it needs rotary positions and 1 to 1e12")
+    for name, cap in (("attention_cap", a.attention_cap), ("logit_cap", a.logit_cap)):
+        if cap and not 1e-3 < cap < 1e6:
+            raise _broken(f"{name} is {cap}, outside 0.001 to 1e6")
+
+
+def _check_block(block: Block, a: Architecture, previous: int, index: int) -> None:
+    """Raise ArchitectureError naming the first rule that a block of `a` breaks behind one of the width `previous`."""
     where = f"blocks[{index}]."
     _check_types(block, where)
     for name, most in BLOCK_LIMITS.items():
         value = getattr(block, name)
         if type(value) is not int or not 1 <= value <= most:
             limits.check_range(where + name, value, 1, most, ArchitectureError)
-    if block.heads * head_dim != block.width:
-        raise _broken(f"{where}heads {block.heads} times head_dim {head_dim} must equal its width {block.width}")
+    if block.heads * a.head_dim > limits.MAX_WIDTH:
+        raise _broken(f"{where}heads {block.heads} times head_dim {a.head_dim} is over {limits.MAX_WIDTH}")
+    if block.window or type(block.window) is not int:
+        limits.check_range(where + "window", block.window, 0, limits.MAX_POSITIONS, ArchitectureError)
+    if block.rotary != "global":
+        if block.rotary not in get_args(Rotary):
+            raise _broken(f"{where}rotary is {block.rotary!r}, not one of {', '.join(get_args(Rotary))}")
+        if a.positions != "rotary" or (block.rotary == "local" and not a.local_rotary_base):
+            raise _broken(f"{where}rotary {block.rotary} needs rotary positions, and local a local_rotary_base")
     if block.heads % block.kv_heads != 0:
         raise _broken(f"{where}kv_heads {block.kv_heads} must divide its heads {block.heads}")
     if block.width < previous:

@@ -32,17 +32,23 @@ def _norm_parameters(a: Architecture, width: int) -> int:
 
 def layer_matrix_parameters(a: Architecture, block: Block) -> int:
     """Elements of one layer's weight matrices. They are also its multiply-adds per token without attention."""
-    kv_width = block.kv_heads * a.head_dim
+    heads = block.heads + block.kv_heads
     ffn_matrices = 3 if a.gated else 2
-    return 2 * block.width * (block.width + kv_width) + ffn_matrices * block.width * block.ffn_width
+    return 2 * block.width * heads * a.head_dim + ffn_matrices * block.width * block.ffn_width
+
+
+def layer_norm_parameters(a: Architecture, block: Block) -> int:
+    """Elements of one layer's norms."""
+    total = (4 if a.norm_placement == "both" else 2) * _norm_parameters(a, block.width)
+    of_heads = {"none": 0, "head": 2, "width": block.heads + block.kv_heads}[a.qk_norm]
+    return total + of_heads * a.head_dim
 
 
 def layer_vector_parameters(a: Architecture, block: Block) -> int:
     """Elements of one layer's norms and biases."""
-    kv_width = block.kv_heads * a.head_dim
-    total = 2 * _norm_parameters(a, block.width)
+    total = layer_norm_parameters(a, block)
     if a.bias != "none":
-        total += block.width + 2 * kv_width
+        total += (block.heads + 2 * block.kv_heads) * a.head_dim
     if a.bias == "all":
         total += 2 * block.width + (2 if a.gated else 1) * block.ffn_width
     return total
@@ -70,7 +76,7 @@ def end_parameters(a: Architecture) -> int:
     total += width_projection_parameters(a.embedding_width, first) + width_projection_parameters(
         last, a.embedding_width
     )
-    return total + (_norm_parameters(a, last) if a.norm_placement == "pre" else 0)
+    return total + (_norm_parameters(a, last) if a.final_norm else 0)
 
 
 def parameters(a: Architecture) -> int:
@@ -83,7 +89,7 @@ def parameters(a: Architecture) -> int:
 
 def layer_flops(a: Architecture, block: Block, sequence: int) -> int:
     """FLOPs of one layer over `sequence` tokens."""
-    return 2 * sequence * layer_matrix_parameters(a, block) + 4 * sequence * sequence * block.width
+    return 2 * sequence * layer_matrix_parameters(a, block) + 4 * sequence * sequence * block.heads * a.head_dim
 
 
 def block_flops(a: Architecture, block: Block, sequence: int) -> int:
@@ -118,11 +124,11 @@ def check_precision(precision: str) -> None:
 
 def block_weight_bytes(a: Architecture, block: Block, precision: str, target: str | None = None) -> float:
     """Bytes of a block's stored weights. Shared layers count once."""
-    form, kv_width, width = stored_as(precision, target), block.kv_heads * a.head_dim, block.width
+    form, width, query_width = stored_as(precision, target), block.width, block.heads * a.head_dim
     matrix = form.matrix.bytes
-    total = matrix(width + 2 * kv_width, width) + matrix(width, width)
+    total = matrix(query_width + 2 * block.kv_heads * a.head_dim, width) + matrix(width, query_width)
     total += matrix((2 if a.gated else 1) * block.ffn_width, width) + matrix(width, block.ffn_width)
-    norms = 2 * _norm_parameters(a, width)
+    norms = layer_norm_parameters(a, block)
     biases = layer_vector_parameters(a, block) - norms
     return block.weight_layers * (total + norms * NORM_BYTES + biases * form.bias_bytes)
 
@@ -148,8 +154,8 @@ def end_weight_bytes(a: Architecture, precision: str, target: str | None = None)
         total += form.head.bytes(a.vocab_size, width)
     for before, after in ((width, first), (last, width)):
         total += width_projection_bytes(before, after, precision, target)
-    total += a.max_positions * form.position_bytes(a.head_dim, a.rotary_dim)
-    return total + (_norm_parameters(a, last) * NORM_BYTES if a.norm_placement == "pre" else 0)
+    total += a.max_positions * form.position_bytes(a.head_dim, a.rotary_dim, len(a.rotaries))
+    return total + (_norm_parameters(a, last) * NORM_BYTES if a.final_norm else 0)
 
 
 def weight_bytes(
@@ -212,8 +218,8 @@ def layer_activation_bytes(a: Architecture, block: Block, tokens: int) -> int:
     Attention holds the residual stream, Q, K and V before and after the split into heads, the scores and the result.
     The FFN holds the residual stream, its norm and the hidden activations. A gated FFN holds gate, up and product.
     """
-    kv_width = block.kv_heads * a.head_dim
-    attention = 2 * block.width + 2 * (block.width + 2 * kv_width) + block.heads * a.max_positions
+    packed = (block.heads + 2 * block.kv_heads) * a.head_dim
+    attention = 2 * block.width + 2 * packed + block.heads * a.max_positions
     ffn = 2 * block.width + (3 if a.gated else 1) * block.ffn_width
     return tokens * max(attention, ffn) * ACTIVATION_BYTES
 

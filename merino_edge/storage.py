@@ -125,12 +125,15 @@ class Storage:
         """Whether neighbouring inputs of a matrix share a scale, INT4_BLOCK of them or more."""
         return bool(self.matrix.block)
 
-    def position_bytes(self, head_dim: int, rotary_dim: int) -> int:
-        """Bytes of what graphs hold for each position of the cache: its number and its angles' cosines and sines."""
+    def position_bytes(self, head_dim: int, rotary_dim: int, rotaries: int = 1) -> int:
+        """Bytes of what graphs hold for each position of the cache: its number and its angles' cosines and sines.
+
+        `rotaries`: how many kinds of rotary positions the layers have, each with angles of its own.
+        """
         primitive = 2 * head_dim if rotary_dim else 0
         lowering = rules_of(self.target).lowering_for(self.precision, head_dim, rotary_dim)
         angles = {"primitive": primitive, None: 0}.get(lowering, rotary_dim)
-        angles += primitive if self.has_fallback else 0
+        angles = (angles + (primitive if self.has_fallback else 0)) * rotaries
         index = POSITION_INDEX_BYTES if lowering in ("native", "primitive") else 0
         return angles * self.cache_bytes + index
 

@@ -6,7 +6,9 @@ PyTorch. A shared block stores only `layers.0`.
     embedding.weight [V, E]            positions.weight [rows, W_0]      projection_in.weight [W_0, E]
     blocks.B.projection.weight [W_B, W_B-1]
     blocks.B.layers.L.attention_norm.weight|bias [W]      ...ffn_norm.weight|bias [W]
+    blocks.B.layers.L.attention_output_norm...   ...ffn_output_norm...   (norm_placement both)
     blocks.B.layers.L.attention.query|key|value|output.weight [out, in], .bias [out]
+    blocks.B.layers.L.attention.query_norm|key_norm.weight [D], or as wide as query and key (qk_norm)
     blocks.B.layers.L.ffn.gate|up|down.weight [out, in], .bias [out]
     final_norm.weight|bias [W_N]       projection_out.weight [E, W_N]    head.weight [V, E]
 """
@@ -50,15 +52,23 @@ def _linear(name: str, out: int, into: int, *, bias: bool) -> Iterator[tuple[str
 
 def layer_shapes(a: Architecture, block: Block, prefix: str) -> Iterator[tuple[str, Shape]]:
     """Names and shapes of one layer's weights. Each name starts with `prefix`."""
-    width, kv_width, everywhere = block.width, block.kv_heads * a.head_dim, a.bias == "all"
+    width, everywhere, both = block.width, a.bias == "all", a.norm_placement == "both"
+    query_width, kv_width = block.heads * a.head_dim, block.kv_heads * a.head_dim
     yield from _norm(f"{prefix}attention_norm", width, a)
-    for name, out in (("query", width), ("key", kv_width), ("value", kv_width)):
+    for name, out in (("query", query_width), ("key", kv_width), ("value", kv_width)):
         yield from _linear(f"{prefix}attention.{name}", out, width, bias=a.bias != "none")
-    yield from _linear(f"{prefix}attention.output", width, width, bias=everywhere)
+    if a.qk_norm != "none":
+        for name, out in (("query", query_width), ("key", kv_width)):
+            yield f"{prefix}attention.{name}_norm.weight", (a.head_dim if a.qk_norm == "head" else out,)
+    yield from _linear(f"{prefix}attention.output", width, query_width, bias=everywhere)
+    if both:
+        yield from _norm(f"{prefix}attention_output_norm", width, a)
     yield from _norm(f"{prefix}ffn_norm", width, a)
     for name in ("gate", "up") if a.gated else ("up",):
         yield from _linear(f"{prefix}ffn.{name}", block.ffn_width, width, bias=everywhere)
     yield from _linear(f"{prefix}ffn.down", width, block.ffn_width, bias=everywhere)
+    if both:
+        yield from _norm(f"{prefix}ffn_output_norm", width, a)
 
 
 def weight_shapes(a: Architecture) -> dict[str, Shape]:
@@ -78,7 +88,7 @@ def weight_shapes(a: Architecture) -> dict[str, Shape]:
             previous = block.width
             for layer in range(block.weight_layers):
                 yield from layer_shapes(a, block, f"blocks.{index}.layers.{layer}.")
-        if a.norm_placement == "pre":
+        if a.final_norm:
             yield from _norm("final_norm", last, a)
         if a.embedding_width != last:
             yield from _linear("projection_out", a.embedding_width, last, bias=False)

@@ -51,6 +51,16 @@ class Engine(Protocol):
 
 
 @runtime_checkable
+class WindowedEngine(Protocol):
+    """An engine whose layers with a window keep only that much of their cache."""
+
+    @property
+    def least_start(self) -> int:
+        """The lowest `start` that `forward` takes beside 0."""
+        ...
+
+
+@runtime_checkable
 class CacheEngine(Engine, Protocol):
     """An engine whose KV cache can be read and written, as a prompt cache file needs."""
 

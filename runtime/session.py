@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from merino_edge.runtime.engine import Candidates, Engine, Logits, TopKEngine
+from merino_edge.runtime.engine import Candidates, Engine, Logits, TopKEngine, WindowedEngine
 
 PREFILL_CHUNK = 256  # tokens between two checks of the cancel flag
 
@@ -28,6 +28,8 @@ class Session:
         """
         # The last id always runs, because its logits are needed.
         start = min(common_prefix(self.ids, ids), len(ids) - 1)
+        if isinstance(self.engine, WindowedEngine) and start < self.engine.least_start:
+            start = 0  # windows no longer hold what is before the common prefix's end
         del self.ids[start:]
         logits = None
         for at in range(start, len(ids), PREFILL_CHUNK):

@@ -137,6 +137,7 @@ MODEL = (
     *("head_dim", "tied_head", "norm", "norm_placement", "norm_epsilon", "positions", "position_offset"),
     *("rotary_dim", "rotary_base", "bias", "parallel_residual"),
 )
+FFN, GATED_FFN = ("relu", "gelu", "gelu_tanh", "relu_squared"), ("swiglu", "geglu", "geglu_tanh")
 
 
 class Block(NamedTuple):
@@ -190,8 +191,10 @@ class Space:
             all(type(s) is bool for s in listed["shared"]) and len(set(listed["shared"])) == len(listed["shared"]),
             "shared lists other values than false and true",
         )
-        known_ffn = {"relu", "gelu", "gelu_tanh", "swiglu"}
-        require(set(listed["ffn"]) <= known_ffn and len(set(listed["ffn"])) == len(listed["ffn"]), "unknown FFN kind")
+        require(
+            set(listed["ffn"]) <= {*FFN, *GATED_FFN} and len(set(listed["ffn"])) == len(listed["ffn"]),
+            "unknown FFN kind",
+        )
         self.vocabularies: list[dict[str, Any]] = listed["vocabularies"]
         sizes = [whole(v["size"], "vocabulary") for v in self.vocabularies]
         require(sizes == sorted(set(sizes)), "vocabularies do not ascend")
@@ -262,7 +265,7 @@ def plain(fields: dict[str, Any]) -> Any:
     rows = fields["max_positions"] + fields["position_offset"] if fields["positions"] == "learned" else 0
     return SimpleNamespace(
         **{**fields, "blocks": blocks},
-        gated=fields["ffn"] == "swiglu",
+        gated=fields["ffn"] in GATED_FFN,
         position_rows=rows,
         layers=sum(block.layers for block in blocks),
     )

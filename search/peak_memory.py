@@ -125,7 +125,8 @@ def _cpu_running(precision: str, tokens: int) -> AdditiveCost:
     def activation_bytes(a: Architecture, block: Block) -> float:
         """Scores of all heads over the full cache; the residual stream, its norm, query and result; and the FFN's."""
         ffn = (4 if a.gated else 3) * block.ffn_width
-        elements = step * (block.heads * a.max_positions + 4 * block.width + ffn)
+        width = 2 * block.width + 2 * block.heads * a.head_dim
+        elements = step * (block.heads * a.max_positions + width + ffn)
         return CPU_ARENA * elements * counts.ACTIVATION_BYTES
 
     return AdditiveCost(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from merino_edge.architecture import Architecture, Block
+from merino_edge.architecture import GATED, Architecture, Block
 from merino_edge.errors import InputError
 from merino_edge.latency.step import Step
 from merino_edge.latency.table import FAMILY, LatencyTable
@@ -98,7 +98,7 @@ def _nearest(a: Architecture, step: Step, table: LatencyTable) -> tuple[Architec
     replaced = {name: family[name] for name in FAMILY if getattr(a, name) != family[name]}
     notes = [f"{name} {value}" for name, value in replaced.items()]
     if a.ffn not in table.ffns(step):
-        same_gating = [ffn for ffn in table.ffns(step) if (ffn == "swiglu") == a.gated]
+        same_gating = [ffn for ffn in table.ffns(step) if (ffn in GATED) == a.gated]
         if not same_gating:
             raise InputError(f"the table has no {'gated' if a.gated else 'ungated'} FFN")
         replaced["ffn"] = same_gating[0]

@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import NamedTuple, get_args
 
 from merino_edge import counts, limits
-from merino_edge.architecture import Architecture, Block, Ffn
+from merino_edge.architecture import LATER, Architecture, Block, Ffn
 from merino_edge.errors import InputError
 from merino_edge.search.block_precision import BlockPrecision
 
@@ -117,6 +117,12 @@ class Space:
             if not condition:
                 raise InputError(f"space {self.name}: {message}", hint)
 
+        unknown = [name for name in LATER[Architecture] if getattr(self.model, name) != LATER[Architecture][name]]
+        refuse_unless(
+            condition=not unknown and self.model.norm_placement in ("pre", "post"),
+            message=f"no search has {', '.join(unknown) or 'norm_placement ' + self.model.norm_placement} in its model",
+            hint="leave it out, or choose norm_placement pre",
+        )
         for name, allowed in (("shared", (False, True)), ("ffn", get_args(Ffn))):
             choices = getattr(self, name)
             valid = all(type(x) is type(allowed[0]) and x in allowed for x in choices)

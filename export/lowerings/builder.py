@@ -17,14 +17,16 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from merino_edge import __version__
-from merino_edge.architecture import Architecture, Block
+from merino_edge.architecture import Architecture, Block, Rotary
 from merino_edge.export.lowerings.weight_writer import MICROSOFT, WeightWriter
 from merino_edge.export.quantization.stored_weights import StoredWeights
 from merino_edge.export.targets import Target
 from merino_edge.graph_io import LOGIT_ROWS
+from merino_edge.rotary import frequencies
 
 IR_VERSION = 11
 LAST = 2**31 - 1  # the end of a slice that goes up to the last element
+MASKED = np.float32(-1e9)  # of a score that must not count: its exponential is 0
 
 
 class GraphBuilder(ABC):
@@ -98,9 +100,13 @@ class GraphBuilder(ABC):
 
     def activation(self, x: ir.Value) -> ir.Value:
         """The FFN's nonlinearity of x [1, T, F]."""
-        if self.a.gated:
+        kind = self.a.ffn
+        if kind == "swiglu":
             return self.swish(x)
-        return self.op("Relu", x) if self.a.ffn == "relu" else self.gelu(x, tanh=self.a.ffn == "gelu_tanh")
+        if kind in ("relu", "relu_squared"):
+            x = self.op("Relu", x)
+            return x if kind == "relu" else self.op("Mul", x, x)
+        return self.gelu(x, tanh=kind.endswith("tanh"))
 
     def slice(self, x: ir.Value, axis: int, start: int, end: int = LAST) -> ir.Value:
         """x[start:end] along one axis."""
@@ -140,6 +146,11 @@ class GraphBuilder(ABC):
         """An initializer with the values of `value` in the type that matrices compute in."""
         return self.constant(name, value.astype(self.matrix_dtype.numpy()))
 
+    def capped(self, x: ir.Value, cap: float) -> ir.Value:
+        """cap * tanh(x / cap) of x float32."""
+        value = self.constant(f"cap.{cap:g}", np.array(cap, np.float32))
+        return self.op("Mul", self.op("Tanh", self.op("Div", x, value)), value)
+
     def norm_weights(self, name: str) -> list[ir.Value]:
         """The scale of the norm `name` and, for a layer norm, its bias."""
         kinds = ("weight",) if self.a.norm == "rmsnorm" else ("weight", "bias")
@@ -162,11 +173,19 @@ class GraphBuilder(ABC):
         """x cut into parts of `sizes` along one axis."""
         return self.tape.op_multi_out("Split", [x, self.shape(*sizes)], {"axis": axis}, num_outputs=len(sizes))
 
-    def angles(self) -> tuple[np.ndarray, np.ndarray]:
-        """Cosines and sines [C, R / 2] float64 of the rotary angles of every position."""
-        exponent = np.arange(0, self.a.rotary_dim, 2, dtype=np.float64) / self.a.rotary_dim
-        angles = np.outer(np.arange(self.context), self.a.rotary_base**-exponent)
+    def angles(self, kind: Rotary) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines and sines [C, R / 2] float64 of the rotary angles of every position, for a kind of rotary."""
+        angles = np.outer(np.arange(self.context), frequencies(self.a, kind))
         return np.cos(angles), np.sin(angles)
+
+    @property
+    def windows(self) -> list[int]:
+        """The windows of the layers that hide a position of the cache; 0 where a layer sees all."""
+        return sorted({self.window(block) for block in self.a.blocks})
+
+    def window(self, block: Block) -> int:
+        """How many positions a layer of `block` sees; 0: as many as there are."""
+        return block.window if block.window < self.capacity else 0
 
     # --- the model ---
 
@@ -239,6 +258,11 @@ class GraphBuilder(ABC):
 
         The last sum of a layer is written together with the next layer's norm, so that a lowering may fuse them.
         """
+        if self.a.norm_placement == "after":
+            x = self.total(x, added)
+            attended, updated = self.attention(x, block, f"{name}attention.", cache)
+            x = self.op("Add", x, self.norm(attended, f"{name}attention_norm"))
+            return x, self.norm(self.ffn(x, block, f"{name}ffn."), f"{name}ffn_norm"), updated
         if self.a.norm_placement == "post":
             attended, updated = self.attention(x, block, f"{name}attention.", cache)
             _, x = self.add_norm(x, attended, f"{name}attention_norm")
@@ -249,17 +273,37 @@ class GraphBuilder(ABC):
         if self.a.parallel_residual:
             fed = self.ffn(self.norm(x, f"{name}ffn_norm"), block, f"{name}ffn.")
             return x, self.op("Add", attended, fed), updated
+        both = self.a.norm_placement == "both"
+        attended = self.norm(attended, f"{name}attention_output_norm") if both else attended
         x, normed = self.add_norm(x, attended, f"{name}ffn_norm")
-        return x, self.ffn(normed, block, f"{name}ffn."), updated
+        fed = self.ffn(normed, block, f"{name}ffn.")
+        return x, self.norm(fed, f"{name}ffn_output_norm") if both else fed, updated
 
     def attention(
         self, x: ir.Value, block: Block, name: str, cache: Sequence[ir.Value]
     ) -> tuple[ir.Value, list[ir.Value]]:
         """Attention of x [1, T, W] with its projections, and the cache outputs."""
-        names = [f"{name}query", f"{name}key", f"{name}value"]
-        packed = self.linear(self.cast(x, self.matrix_dtype), names, [1 / math.sqrt(self.a.head_dim), 1.0, 1.0])
+        names, scale = [f"{name}query", f"{name}key", f"{name}value"], 1 / math.sqrt(self.a.head_dim)
+        x = self.cast(x, self.matrix_dtype)
+        if self.a.qk_norm == "none":
+            packed = self.linear(x, names, [scale, 1.0, 1.0])
+        else:
+            packed = self.normed_heads(self.linear(x, names), block, name, scale)
         y, updated = self.attend(packed, block, cache)
         return self.cast(self.linear(y, [f"{name}output"]), ir.DataType.FLOAT), updated
+
+    def normed_heads(self, packed: ir.Value, block: Block, name: str, scale: float) -> ir.Value:
+        """Packed query, key and value [1, T, (H + 2 Hkv) D] with query and key normed, and the query times `scale`."""
+        d, by_head = self.a.head_dim, self.a.qk_norm == "head"
+        parts = list(self.split(packed, -1, block.heads * d, block.kv_heads * d, block.kv_heads * d))
+        for index, (kind, heads, factor) in enumerate((("query", block.heads, scale), ("key", block.kv_heads, 1.0))):
+            weight = f"{name}{kind}_norm.weight"
+            x = self.cast(parts[index], ir.DataType.FLOAT)
+            x = self.op("Reshape", x, self.shape(1, -1, d)) if by_head else x  # [1, T H, D]: a norm has 3 axes
+            x = self.rms_norm(x, self.constant(weight, self.stored.arrays[weight] * np.float32(factor)))
+            x = self.op("Reshape", x, self.shape(1, -1, heads * d)) if by_head else x
+            parts[index] = self.cast(x, self.matrix_dtype)
+        return self.op("Concat", *parts, axis=-1)
 
     @contextmanager
     def computing(self, dtype: ir.DataType) -> Iterator[None]:
@@ -282,7 +326,8 @@ class GraphBuilder(ABC):
             gate, up = self.split(packed, -1, block.ffn_width, block.ffn_width)
             x = self.op("Mul", self.activation(gate), up)
         else:
-            x = self.activation(self.linear(x, [f"{name}up"], before_relu=self.a.ffn == "relu"))
+            before_relu = self.a.ffn in ("relu", "relu_squared")
+            x = self.activation(self.linear(x, [f"{name}up"], before_relu=before_relu))
         return self.cast(self.linear(x, [f"{name}down"]), ir.DataType.FLOAT)
 
     def wanted_positions(self, x: ir.Value) -> ir.Value:
@@ -303,12 +348,13 @@ class GraphBuilder(ABC):
         """Logits [N, V] float32 of the wanted positions."""
         a = self.a
         x = self.wanted_positions(x)
-        if a.norm_placement == "pre":
+        if a.final_norm:
             x = self.norm(x, "final_norm")
         if a.embedding_width != a.blocks[-1].width:
             x = self.project_width(x, "projection_out")
         x = self.cast(self.op("Reshape", x, self.shape(-1, a.embedding_width)), self.matrix_dtype)
         logits = self.cast(self.weights.head(x, tied=a.tied_head), ir.DataType.FLOAT)
+        logits = self.capped(logits, a.logit_cap) if a.logit_cap else logits
         logits = self.op("Identity", logits) if self.stored.pruned_vocab is None else self.scatter_logits(logits)
         logits.name, logits.dtype, logits.shape = "logits", ir.DataType.FLOAT, ir.Shape(["N", a.vocab_size])
         return logits

@@ -49,10 +49,11 @@ class OrtBuilder(GraphBuilder):
         last = self.op("Cast", self.op("Reshape", last, self.shape(1)), to=ir.DataType.INT32.value)
         self.last_position = last  # int32 [1]
         self.length = self.op("Add", last, self.constant("one", np.array([1], np.int32)))  # int32 [1]
-        self.rotation: list[ir.Value] = []  # cosines and sines [C, R / 2]
-        if self.a.positions == "rotary":
-            self.rotation = [
-                self.matrix_constant(f"rotary.{n}", t) for n, t in zip(("cos", "sin"), self.angles(), strict=True)
+        self.rotations: dict[str, list[ir.Value]] = {}  # cosines and sines [C, R / 2] by the kind of rotary
+        for kind in self.a.rotaries:
+            prefix = "rotary" if kind == "global" else f"rotary.{kind}"
+            self.rotations[kind] = [
+                self.matrix_constant(f"{prefix}.{n}", t) for n, t in zip(("cos", "sin"), self.angles(kind), strict=True)
             ]
         if self.target.int8_cache:
             self.step_positions = self.op("Reshape", self.positions, self.shape(-1))  # int64 [T]
@@ -103,9 +104,14 @@ class OrtBuilder(GraphBuilder):
         scales: Sequence[ir.Value] = (),
     ) -> Sequence[ir.Value]:
         """GroupQueryAttention over a float cache, or over an int8 cache where `scales` are given."""
-        inputs = [packed, None, None, *cache, self.last_position, self.length, *self.rotation]
+        rotation = self.rotations.get(block.rotary, [])
+        inputs = [packed, None, None, *cache, self.last_position, self.length, *rotation]
         attributes: dict[str, Any] = {"num_heads": block.heads, "kv_num_heads": block.kv_heads, "scale": 1.0}
-        attributes["do_rotary"] = int(bool(self.rotation))
+        attributes["do_rotary"] = int(bool(rotation))
+        if window := self.window(block):
+            attributes["local_window_size"] = window
+        if self.a.attention_cap:
+            attributes["softcap"] = self.a.attention_cap
         if scales:
             inputs += [*[None] * (FIRST_SCALE_INPUT - len(inputs)), *scales]
             attributes |= INT8_CACHE

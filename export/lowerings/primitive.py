@@ -14,11 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from merino_edge.architecture import Block
-from merino_edge.export.lowerings.builder import GraphBuilder
+from merino_edge.architecture import Block, Rotary
+from merino_edge.export.lowerings.builder import MASKED, GraphBuilder
 from merino_edge.graph_io import NEW_KV_PREFIX
-
-MASKED = np.float32(-1e9)  # is added to a score that must not count, so that its exponential is 0
 
 
 class PrimitiveBuilder(GraphBuilder):
@@ -30,43 +28,60 @@ class PrimitiveBuilder(GraphBuilder):
         first = self.slice(self.positions, 1, 0, 1)  # [1, 1]
         columns = self.constant(f"cache_positions.{self.capacity}", np.arange(self.capacity, dtype=np.int64))
         zero, masked = (self.constant(n, np.array(v, np.float32)) for n, v in (("zero", 0), ("masked", MASKED)))
-        self.past_bias = self.op("Where", self.op("Less", columns, first), zero, masked)  # [1, C]
+        past = self.op("Less", columns, first)  # [1, C]
+        past_bias = self.op("Where", past, zero, masked) if 0 in self.windows else None
         rows = self.op("Reshape", self.positions, self.shape(1, 1, -1, 1))
-        ahead = self.op("LessOrEqual", self.op("Reshape", self.positions, self.shape(1, 1, 1, -1)), rows)
-        new_bias = self.op("Where", ahead, zero, masked)  # [1, 1, T, T]
-        groups = {block.heads // block.kv_heads for block in self.a.blocks}
-        self.new_bias = {  # [1, 1, G * T, T]
-            group: self.op("Concat", *[new_bias] * group, axis=2) if group > 1 else new_bias for group in sorted(groups)
-        }
-        if self.a.positions == "rotary":
-            self.cos, self.sin = (self.rotation(n) for n in ("cos", "sin"))
+        new_columns = self.op("Reshape", self.positions, self.shape(1, 1, 1, -1))
+        ahead = self.op("LessOrEqual", new_columns, rows)  # [1, 1, T, T]
+        self.past_bias: dict[tuple[int, int], ir.Value] = {}  # by window and G: [1, C], or [1, 1, G * T, C] in a window
+        self.new_bias: dict[tuple[int, int], ir.Value] = {}  # [1, 1, G * T, T]
+        for window in self.windows:
+            seen = ahead
+            if window:
+                least = self.op("Sub", rows, self.shape(window))  # a query sees the positions above it
+                seen_past = self.op("And", past, self.op("Greater", columns, least))
+                past_bias = self.op("Where", seen_past, zero, masked)
+                seen = self.op("And", ahead, self.op("Greater", new_columns, least))
+            new_bias = self.op("Where", seen, zero, masked)
+            assert past_bias is not None
+            for group in sorted({b.heads // b.kv_heads for b in self.a.blocks if self.window(b) == window}):
+                self.past_bias[window, group] = self.repeated(past_bias, group) if window else past_bias
+                self.new_bias[window, group] = self.repeated(new_bias, group)
+        self.rotations = {kind: [self.rotation(n, kind) for n in ("cos", "sin")] for kind in self.a.rotaries}
 
-    def rotation(self, name: str) -> ir.Value:
+    def repeated(self, bias: ir.Value, group: int) -> ir.Value:
+        """The rows of a bias [1, 1, T, S] once for each query head of a group: [1, 1, G * T, S]."""
+        return self.op("Concat", *[bias] * group, axis=2) if group > 1 else bias
+
+    def rotation(self, name: str, kind: Rotary) -> ir.Value:
         """The factors [1, 1, T, D] of a head ("cos"), or of the head with its two halves exchanged ("sin")."""
-        cos, sin = self.angles()
+        cos, sin = self.angles(kind)
         rest = self.a.head_dim - self.a.rotary_dim
         table = np.hstack([cos, cos] if name == "cos" else [-sin, sin])
         table = np.pad(table, ((0, 0), (0, rest)), constant_values=1.0 if name == "cos" else 0.0)  # [C, D]
-        rows = self.op("Gather", self.matrix_constant(f"rotation.{name}", table), self.positions)
+        prefix = "rotation" if kind == "global" else f"rotation.{kind}"
+        rows = self.op("Gather", self.matrix_constant(f"{prefix}.{name}", table), self.positions)
         return self.op("Reshape", rows, self.shape(1, 1, -1, self.a.head_dim))
 
-    def rotate(self, x: ir.Value) -> ir.Value:
+    def rotate(self, x: ir.Value, kind: Rotary) -> ir.Value:
         """x [1, H, T, D] rotated to its positions."""
         half, rest = self.a.rotary_dim // 2, self.a.head_dim - self.a.rotary_dim
         low, high, *unrotated = self.split(x, -1, half, half, *([rest] if rest else []))
         exchanged = self.op("Concat", high, low, *unrotated, axis=-1)
-        return self.op("Add", self.op("Mul", x, self.cos), self.op("Mul", exchanged, self.sin))
+        cos, sin = self.rotations[kind]
+        return self.op("Add", self.op("Mul", x, cos), self.op("Mul", exchanged, sin))
 
     def attend(self, packed: ir.Value, block: Block, cache: Sequence[ir.Value]) -> tuple[ir.Value, list[ir.Value]]:
         d, group = self.a.head_dim, block.heads // block.kv_heads
         qk, v = self.split(packed, -1, (block.heads + block.kv_heads) * d, block.kv_heads * d)
         qk = self.to_heads(qk, block.heads + block.kv_heads)  # [1, H + Hkv, T, D]
-        if self.a.positions == "rotary":
-            qk = self.rotate(qk)
+        if block.rotary in self.a.rotaries:
+            qk = self.rotate(qk, block.rotary)
         q, k = self.split(qk, 1, block.heads, block.kv_heads)
         v = self.to_heads(v, block.kv_heads)
         q = self.op("Reshape", q, self.shape(1, block.kv_heads, -1, d))  # [1, Hkv, G * T, D]
-        past, new = self.scores(q, cache[0], self.past_bias), self.scores(q, k, self.new_bias[group])
+        bias = self.window(block), group
+        past, new = self.scores(q, cache[0], self.past_bias[bias]), self.scores(q, k, self.new_bias[bias])
         shares = self.op("Softmax", self.op("Concat", past, new, axis=-1), axis=-1)  # [1, Hkv, G * T, C + T]
         past_shares, new_shares = self.slice(shares, 3, 0, self.capacity), self.slice(shares, 3, self.capacity)
         y = self.op(
@@ -76,12 +91,13 @@ class PrimitiveBuilder(GraphBuilder):
         )
         y = self.op("Reshape", y, self.shape(1, block.heads, -1, d))  # [1, H, T, D]
         new_kv = [self.new_kv(past, new, block) for past, new in zip(cache, (k, v), strict=True)]
-        return self.from_heads(y, block.width), new_kv
+        return self.from_heads(y, block.heads * d), new_kv
 
     def scores(self, q: ir.Value, k: ir.Value, bias: ir.Value) -> ir.Value:
         """Scores [1, Hkv, G * T, S] float32 of q [1, Hkv, G * T, D] and k [1, Hkv, S, D], with `bias` added."""
-        product = self.op("MatMul", q, self.op("Transpose", k, perm=[0, 1, 3, 2]))
-        return self.op("Add", self.cast(product, ir.DataType.FLOAT), bias)
+        product = self.cast(self.op("MatMul", q, self.op("Transpose", k, perm=[0, 1, 3, 2])), ir.DataType.FLOAT)
+        product = self.capped(product, self.a.attention_cap) if self.a.attention_cap else product
+        return self.op("Add", product, bias)
 
     def new_kv(self, past: ir.Value, new: ir.Value, block: Block) -> ir.Value:
         """The graph's output for the cache `past`: the new keys or values [1, Hkv, T, D]."""

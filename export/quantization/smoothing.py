@@ -33,9 +33,10 @@ def smooth_attention(
         uses, queries_per_key = block.layers // block.weight_layers, block.heads // block.kv_heads
         for depth in range(block.weight_layers):
             prefix, layers = f"blocks.{index}.layers.{depth}.attention.", range(first, first + uses)
-            keys = _smoothing_factors(absmax, [f"key_{layer}" for layer in layers], 0.5)
-            _scale_rows(weights, f"{prefix}key", 1 / keys.ravel())
-            _scale_rows(weights, f"{prefix}query", keys.repeat(queries_per_key, axis=0).ravel())
+            if a.qk_norm == "none":  # a norm behind the matrix would undo the scaling
+                keys = _smoothing_factors(absmax, [f"key_{layer}" for layer in layers], 0.5)
+                _scale_rows(weights, f"{prefix}key", 1 / keys.ravel())
+                _scale_rows(weights, f"{prefix}query", keys.repeat(queries_per_key, axis=0).ravel())
             if smooth_values:
                 values = _smoothing_factors(absmax, [f"value_{layer}" for layer in layers], 1.0)
                 _scale_rows(weights, f"{prefix}value", 1 / values.ravel())

@@ -146,17 +146,17 @@ class _Step:
 
     def layer(self, block: Block, *, weights_in_l2: bool) -> list[Kernel]:
         """The kernels of one layer. `weights_in_l2`: it shares the weights of the layer before it."""
-        a, width = self.a, block.width
+        a, width, query_width = self.a, block.width, block.heads * self.a.head_dim
         kv_width = block.kv_heads * a.head_dim
         cache = 2 * kv_width * self.length * self.storage.cache_bytes
-        flops = 4 * self.tokens * self.length * width  # of the full square: the mask is explicit
+        flops = 4 * self.tokens * self.length * query_width  # of the full square: the mask is explicit
         up = block.ffn_width * (2 if a.gated else 1)
         return [
             self.other(width),
-            self.matrix(width, width + 2 * kv_width, weights_in_l2=weights_in_l2),
-            self.other(width + 2 * kv_width),
-            self.kernel("attention", flops, cache, 2 * self.tokens * width),
-            self.matrix(width, width, weights_in_l2=weights_in_l2),
+            self.matrix(width, query_width + 2 * kv_width, weights_in_l2=weights_in_l2),
+            self.other(query_width + 2 * kv_width),
+            self.kernel("attention", flops, cache, 2 * self.tokens * query_width),
+            self.matrix(query_width, width, weights_in_l2=weights_in_l2),
             self.other(width),
             self.matrix(width, up, weights_in_l2=weights_in_l2),
             self.other(up),

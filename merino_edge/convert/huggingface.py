@@ -22,6 +22,7 @@ from merino_edge.convert import weight_files
 from merino_edge.convert.adapter import Adapter, is_adapter
 from merino_edge.convert.end_tokens import end_token_ids
 from merino_edge.convert.families import FAMILIES, Config, Family
+from merino_edge.convert.folding import Folding
 from merino_edge.convert.imported import (
     Imported,
     OnWeight,
@@ -87,6 +88,7 @@ def read(folder: Path, on_weight: OnWeight, base: Path | None = None, chat_templ
     weights = _weights(
         a,
         family,
+        family.folding(config, a),
         StoredWeights(files),
         promised=promised,
         adapter=adapter,
@@ -125,6 +127,7 @@ def _config(folder: Path, name: str, *, required: bool = True) -> Config:
 def _weights(
     a: Architecture,
     family: Family,
+    folding: Folding,
     stored: StoredWeights,
     *,
     promised: Mapping[str, str],
@@ -150,10 +153,9 @@ def _weights(
             raise ArtefactError(
                 f"{where}: {promised[name]} does not hold {name}, as the index says", f"download {promised[name]} again"
             )
+    convert = partial(convert_weights, a, family.layout, where=where, on_weight=on_weight, folding=folding)
     if adapter is None:
-        return convert_weights(
-            a, family.layout, locations, lambda name: stored.load(locations[name]), where=where, on_weight=on_weight
-        )
+        return convert(locations, lambda name: stored.load(locations[name]))
     changes = {bare(name): name for name in adapter.touched()}
     _check_tied(a, family, adapter, changes)
     locations |= {name: full for name, full in changes.items() if full in adapter.replaced and name not in locations}
@@ -164,7 +166,7 @@ def _weights(
         array = stored.load(full) if full in stored.file_of else adapter.replaced[full]
         return adapter.apply(changes.get(name, full), array)
 
-    return convert_weights(a, family.layout, locations, load, where=where, on_weight=on_weight)
+    return convert(locations, load)
 
 
 def _check_tied(a: Architecture, family: Family, adapter: Adapter, changes: Mapping[str, str]) -> None:

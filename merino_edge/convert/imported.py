@@ -14,6 +14,7 @@ from merino_edge import limits, tokenizer_file
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Weights
 from merino_edge.convert.chat_check import check_chat
+from merino_edge.convert.folding import Folding, layer_names
 from merino_edge.convert.layouts import Layout
 from merino_edge.errors import ArtefactError, UnsupportedError
 from merino_edge.tokenizer import ChatFormat, Tokenizer
@@ -47,16 +48,17 @@ def convert_weights(
     *,
     where: str,
     on_weight: OnWeight,
+    folding: Folding | None = None,
 ) -> Weights:
     """Our weights from a model's weights `names`; `load(name)` gives one as float32.
 
-    The names and our weights must correspond one to one. Raises UnsupportedError for a weight without equivalent, and
-    ArtefactError for a missing weight or a wrong shape.
+    The names and our weights must correspond one to one, those that `folding` makes apart. Raises UnsupportedError for
+    a weight without equivalent, and ArtefactError for a missing weight or a wrong shape.
     """
-    expected, weights = weight_shapes(a), Weights()
-    names = list(names)
+    expected, weights, folding = weight_shapes(a), Weights(), folding or Folding()
+    names, layers = list(names), layer_names(a.blocks)
     for done, name in enumerate(names, 1):
-        ours = layout.ours(name)
+        ours = tuple(_in_block(part, layers) for part in layout.ours(name))
         if not ours and name.endswith(QUANTISED):
             raise UnsupportedError(f"{where}: {name} belongs to quantised weights", "choose the unquantised model")
         array = load(name)
@@ -86,9 +88,11 @@ def convert_weights(
                     f"{where}: {name} of shape {list(array.shape)} does not give {part} {list(expected[part])}",
                     "configuration and weights do not belong together",
                 )
-            weights[part] = value
+            weights[part] = folding.apply(a, part, value)
         on_weight(done, len(names))
-    for part in expected:
+    for part, shape in expected.items():
+        if part not in weights and (constant := folding.constant(part, shape)) is not None:
+            weights[part] = constant
         if part not in weights:
             raise ArtefactError(f"{where}: no weight for {part}", "the files are incomplete; download them again")
     return {part: weights[part] for part in expected}
@@ -100,6 +104,14 @@ def _has_embedding(layout: Layout, names: Sequence[str]) -> bool:
 
 def _embedding(layout: Layout, names: Sequence[str]) -> str:
     return next(name for name in names if layout.ours(name) == ("embedding.weight",))
+
+
+def _in_block(name: str, layers: Sequence[str]) -> str:
+    """A weight's name in its block, from that of a layout, which counts layers through all blocks."""
+    layer = re.match(r"blocks\.0\.layers\.(\d+)\.", name)
+    if layer is None or int(layer[1]) >= len(layers):
+        return name
+    return layers[int(layer[1])] + name[layer.end() :]
 
 
 def bind_template(template: str | None, where: str, **tokens: str | None) -> str | None:

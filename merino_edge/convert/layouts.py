@@ -1,7 +1,7 @@
 """The weight layouts of Hugging Face's model families: names, and how arrays are split and fused.
 
-`adapt` of a layout turns a family's array into ours, for reading. `fuse_*` is its inverse, for writing. This module
-knows no configuration and no file.
+`adapt` of a layout turns a family's array into ours, for reading. `fuse_*` is its inverse, for writing. Layers are
+numbered through all blocks, as `blocks.0.layers.N`. This module knows no configuration and no file.
 """
 
 from __future__ import annotations
@@ -65,6 +65,19 @@ def _adapt_neox(a: Architecture, ours: tuple[str, ...], array: np.ndarray) -> Se
     return [by_head[:, part].reshape(block.width, *array.shape[1:]) for part in range(3)]
 
 
+def split_stacked(a: Architecture, ours: tuple[str, ...], array: np.ndarray) -> Sequence[np.ndarray]:
+    """Split fused matrices that follow each other: query, key and value of their own widths, or gate and up."""
+    if len(ours) == 1:
+        return [array]
+    if len(ours) == 2:
+        return np.split(array, 2)
+    block = a.blocks[0]
+    query, key = block.heads * a.head_dim, block.kv_heads * a.head_dim
+    if len(array) != query + 2 * key:
+        return [array]
+    return np.split(array, [query, query + key])
+
+
 Fuse = Callable[[Architecture, tuple[str, ...], Sequence[np.ndarray]], np.ndarray]
 
 
@@ -88,6 +101,11 @@ def fuse_neox(a: Architecture, ours: tuple[str, ...], arrays: Sequence[np.ndarra
     return np.stack(by_head, axis=1).reshape(-1, *arrays[0].shape[1:])
 
 
+def fuse_stacked(a: Architecture, ours: tuple[str, ...], arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """The inverse of `split_stacked`."""
+    return np.concatenate(arrays)
+
+
 _QKV = "attention.query attention.key attention.value"
 LLAMA_LAYOUT = Layout(
     {"embed_tokens": "embedding", "norm": "final_norm", "lm_head": "head"},
@@ -104,6 +122,34 @@ LLAMA_LAYOUT = Layout(
         "mlp.down_proj": "ffn.down",
     },
 )
+
+
+def _like_llama(changes: Mapping[str, str], adapt: Adapt = as_is) -> Layout:
+    """Llama's layout with some of its modules named otherwise: their name -> ours. Ours go by one name only."""
+    taken = {part for parts in changes.values() for part in parts.split()}
+    kept = {theirs: ours for theirs, ours in LLAMA_LAYOUT.inside.items() if theirs not in changes and ours not in taken}
+    return Layout(LLAMA_LAYOUT.outside, LLAMA_LAYOUT.layer, {**kept, **changes}, adapt)
+
+
+_QK_NORMS = {"self_attn.q_norm": "attention.query_norm", "self_attn.k_norm": "attention.key_norm"}
+_NORMS_AFTER = {"post_attention_layernorm": "attention_norm", "post_feedforward_layernorm": "ffn_norm"}
+_FOUR_NORMS = {
+    "post_attention_layernorm": "attention_output_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "ffn_output_norm",
+}
+_FUSED_FFN = {"mlp.gate_up_proj": "ffn.gate ffn.up"}
+QWEN3_LAYOUT = _like_llama(_QK_NORMS)
+OLMO2_LAYOUT = _like_llama({**_QK_NORMS, **_NORMS_AFTER})  # and EXAONE 4's
+PHI3_LAYOUT = _like_llama({"self_attn.qkv_proj": _QKV, **_FUSED_FFN}, split_stacked)
+GLM_LAYOUT = _like_llama(_FUSED_FFN, split_stacked)
+GLM4_LAYOUT = _like_llama(
+    {**_FUSED_FFN, "post_self_attn_layernorm": "attention_output_norm", "post_mlp_layernorm": "ffn_output_norm"},
+    split_stacked,
+)
+GEMMA2_LAYOUT = _like_llama(_FOUR_NORMS)
+GEMMA3_LAYOUT = _like_llama({**_QK_NORMS, **_FOUR_NORMS})
+NANOCHAT_LAYOUT = _like_llama({"mlp.fc1": "ffn.up", "mlp.fc2": "ffn.down"})
 OPT_LAYOUT = Layout(
     {
         "embed_tokens": "embedding",

@@ -4,8 +4,8 @@
 
 The family is the first one of merino_edge.convert.families whose configuration, read back, gives the architecture. If
 there is none, the error names the fields that the nearest family cannot express. Blocks of one shape become one stack
-of layers. Layers that share weights get copies of them, because no family shares. Weights keep their float type. The
-export needs no PyTorch and no transformers.
+of layers, whose windows and rotary positions may differ. Layers that share weights get copies of them, because no
+family shares. Weights keep their float type. The export needs no PyTorch and no transformers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,11 @@ from merino_edge import __version__, artefact, atomic, checkpoint
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint, Weights
 from merino_edge.convert.families import FAMILIES, Config, Family
+from merino_edge.convert.folding import layer_names
 from merino_edge.convert.huggingface import prepended_token
 from merino_edge.convert.imported import load_tokenizer
 from merino_edge.convert.weight_files import SAFETENSORS
-from merino_edge.errors import ArchitectureError, UnsupportedError
+from merino_edge.errors import ArchitectureError, ArtefactError, UnsupportedError
 from merino_edge.kind import TRANSFORMERS
 from merino_edge.tokenizer import ChatFormat
 from merino_edge.weights import weight_shapes
@@ -59,7 +61,9 @@ def export_to_huggingface(source: Path | str, out: Path | str) -> HuggingFaceExp
     a = one_block(ckpt.architecture, str(source))
     origin = ckpt.training.get("source")
     name, config = _family(a, str(source), origin.get("family", "") if isinstance(origin, dict) else "")
-    weights = _renamed(a, FAMILIES[name], _one_block_weights(ckpt))
+    folding = FAMILIES[name].folding(Config(config, name), a)
+    weights = {part: folding.undo(a, part, array) for part, array in _one_block_weights(ckpt, a).items()}
+    weights = _renamed(a, FAMILIES[name], weights)
     tokenizer = ckpt.path / "tokenizer.json"
     backend = load_tokenizer(artefact.read_text(tokenizer), str(tokenizer))
     with atomic.new_folder(out, TRANSFORMERS) as folder:
@@ -86,7 +90,10 @@ def _write(path: Path, values: dict[str, Any]) -> None:
 
 
 def one_block(a: Architecture, where: str) -> Architecture:
-    """The same layers as one block without sharing. Raises UnsupportedError where their shapes differ."""
+    """The same layers without sharing, as one block for each run of the same window and rotary.
+
+    Raises UnsupportedError where their shapes differ.
+    """
     first = a.blocks[0]
     for index, block in enumerate(a.blocks):
         for name in SHAPE:
@@ -97,19 +104,21 @@ def one_block(a: Architecture, where: str) -> Architecture:
                     "in a family of transformers all layers are alike",
                     _instead(where),
                 )
-    return dataclasses.replace(a, blocks=(dataclasses.replace(first, layers=a.layers, shared=False),))
+    single = [dataclasses.replace(block, layers=1, shared=False) for block in a.layer_blocks()]
+    runs = [(block, len(list(same))) for block, same in groupby(single)]
+    return dataclasses.replace(a, blocks=tuple(dataclasses.replace(block, layers=count) for block, count in runs))
 
 
 def _family(a: Architecture, where: str, preferred: str) -> tuple[str, dict[str, Any]]:
     """A family that expresses all of `a` (`preferred` if it does), and its configuration. Raises UnsupportedError."""
     wanted, nearest = _flat(a), ("", dict.fromkeys(_flat(a)))
     for name in sorted(
-        FAMILIES, key=lambda name: (name != preferred, name == "mistral")
-    ):  # before Mistral: Llama is the simpler name
+        (name for name, family in FAMILIES.items() if family.written), key=lambda name: name != preferred
+    ):
         config = FAMILIES[name].config(a)
         try:
             read_back = _flat(FAMILIES[name].architecture(Config(config, name)))
-        except ArchitectureError:
+        except (ArchitectureError, ArtefactError, UnsupportedError):
             continue
         other = {key: value for key, value in read_back.items() if value != wanted[key]}
         if not other:
@@ -124,8 +133,11 @@ def _family(a: Architecture, where: str, preferred: str) -> tuple[str, dict[str,
 
 
 def _flat(a: Architecture) -> dict[str, Any]:
-    values = {**a.to_dict(), **dataclasses.asdict(a.blocks[0])}
+    values = {**dataclasses.asdict(a), **dataclasses.asdict(a.blocks[0]), "layers": a.layers}
     del values["blocks"]
+    for name in ("window", "rotary"):
+        of_layers = [getattr(block, name) for block in a.layer_blocks()]
+        values[name] = of_layers[0] if len(set(of_layers)) == 1 else of_layers
     return values
 
 
@@ -137,17 +149,17 @@ def _instead(where: str) -> str:
 # --- weights ---------------------------------------------------------------------------------------
 
 
-def _one_block_weights(ckpt: Checkpoint) -> Weights:
-    """The weights by the names of `one_block`'s architecture. Shared weights stand under the name of each layer."""
+def _one_block_weights(ckpt: Checkpoint, a: Architecture) -> Weights:
+    """The weights by the names of `one_block`'s architecture `a`. Shared weights stand under the name of each layer."""
     sources = [
         f"blocks.{index}.layers.{layer % block.weight_layers}."
         for index, block in enumerate(ckpt.architecture.blocks)
         for layer in range(block.layers)
     ]
     weights = {name: array for name, array in ckpt.weights.items() if not name.startswith("blocks.")}
-    for layer, source in enumerate(sources):
+    for layer, source in zip(layer_names(a.blocks), sources, strict=True):
         of_layer = [name for name in ckpt.weights if name.startswith(source)]
-        weights |= {f"blocks.0.layers.{layer}.{name.removeprefix(source)}": ckpt.weights[name] for name in of_layer}
+        weights |= {layer + name.removeprefix(source): ckpt.weights[name] for name in of_layer}
     return weights
 
 
@@ -167,9 +179,9 @@ def _modules(a: Architecture, family: Family) -> Iterator[tuple[str, tuple[str, 
     """Their modules, and the modules of ours in each."""
     for theirs, ours in family.layout.outside.items():
         yield theirs, (ours,)
-    for layer in range(a.layers):
+    for layer, prefix in enumerate(layer_names(a.blocks)):
         for theirs, several in family.layout.inside.items():
-            ours_of_layer = tuple(f"blocks.0.layers.{layer}.{part}" for part in several.split())
+            ours_of_layer = tuple(f"{prefix}{part}" for part in several.split())
             yield f"{family.layout.layer}{layer}.{theirs}", ours_of_layer
 
 

@@ -77,6 +77,13 @@ def family(a: Architecture) -> dict[str, Any]:
     return {name: getattr(a, name) for name in FAMILY}
 
 
+def unpriced(a: Architecture) -> str:
+    """What layers of `a` have that no table measures; "" where they have nothing such. A window costs as no window."""
+    if a.qk_norm != "none" or a.attention_cap:
+        return "a qk_norm" if a.qk_norm != "none" else "an attention_cap"
+    return "heads * head_dim other than its width" if any(b.heads * a.head_dim != b.width for b in a.blocks) else ""
+
+
 @dataclass
 class LatencyTable:
     """A loaded table."""
@@ -300,6 +307,8 @@ class LatencyTable:
             wanted, measured = getattr(a, name), self.header["family"][name]
             if wanted != measured:
                 raise InputError(f"{self.path} was measured with {name} {measured}, not {wanted}", MEASURE_IT)
+        if odd := unpriced(a):
+            raise InputError(f"{self.path} knows no layer with {odd}", "see: merino-edge estimate")
 
     def _ms_per_mb(self, step: Step) -> float:
         """The cost of a megabyte by the step's piece."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from merino_edge.architecture import Architecture, Block
 from merino_edge.checkpoint import check_weights
 from merino_edge.errors import InputError
+from merino_edge.rotary import frequencies
 
 INIT_STD = 0.02  # of linear layers and embeddings
 
@@ -47,51 +48,83 @@ class KVCache:
 
 
 class _Context:
-    """The state that all layers of one forward pass share: rotary angles, mask and cache."""
+    """The state that all layers of one forward pass share: rotary angles, masks and cache."""
 
-    def __init__(self, a: Architecture, length: int, cache: KVCache | None, start: int, device: torch.device) -> None:
+    def __init__(self, model: Model, length: int, cache: KVCache | None, start: int, device: torch.device) -> None:
         self.cache, self.start = cache, start
         self.positions = torch.arange(start, start + length, device=device)  # [T]
-        self.mask: Tensor | None = None  # [T, start+T]; None: plain causal, nothing before
-        if start > 0:
-            self.mask = torch.arange(start + length, device=device) <= self.positions[:, None]
-        if a.positions == "rotary":
-            steps = torch.arange(0, a.rotary_dim, 2, device=device, dtype=torch.float32) / a.rotary_dim
-            angles = self.positions[:, None].float() * a.rotary_base**-steps  # [T, R/2]
-            self.cos, self.sin = angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)  # [T, R]
+        # By window, [T, start+T]; None: plain causal, nothing before
+        self.masks: dict[int, Tensor | None] = {
+            window: self._mask(window) for window in {block.window for block in model.architecture.blocks}
+        }
+        self.angles: dict[str, tuple[Tensor, Tensor]] = {}  # cosines and sines [T, R] by the kind of rotary
+        for kind, steps in model.frequencies.items():
+            angles = self.positions[:, None].float() * steps.to(device)  # [T, R/2]
+            self.angles[kind] = angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
 
-    def rotate(self, x: Tensor, rotary_dim: int) -> Tensor:
+    def _mask(self, window: int) -> Tensor | None:
+        rows, length = self.positions[:, None], self.start + len(self.positions)
+        hides = 0 < window < length
+        if self.start == 0 and not hides:
+            return None
+        columns = torch.arange(length, device=rows.device)
+        return (columns <= rows) & (columns > rows - window) if hides else columns <= rows
+
+    def rotate(self, x: Tensor, kind: str, rotary_dim: int) -> Tensor:
         """Rotary embedding of x [B, H, T, D]. The first half of the rotated part pairs with its second half."""
         if rotary_dim < x.shape[-1]:  # without this test the split costs a percent of a training step
-            turned = self.rotate(x[..., :rotary_dim], rotary_dim)
+            turned = self.rotate(x[..., :rotary_dim], kind, rotary_dim)
             return torch.cat((turned, x[..., rotary_dim:]), dim=-1)
-        low, high = x.chunk(2, dim=-1)
-        return (x * self.cos + torch.cat((-high, low), dim=-1) * self.sin).to(x.dtype)
+        (cos, sin), (low, high) = self.angles[kind], x.chunk(2, dim=-1)
+        return (x * cos + torch.cat((-high, low), dim=-1) * sin).to(x.dtype)
 
 
 class _Attention(nn.Module):
     def __init__(self, a: Architecture, block: Block) -> None:
         super().__init__()
         self.head_dim, self.rotary_dim, self.grouped = a.head_dim, a.rotary_dim, block.kv_heads != block.heads
-        width, kv_width, bias = block.width, block.kv_heads * a.head_dim, a.bias != "none"
-        self.query = nn.Linear(width, width, bias=bias)
+        self.qk_norm, self.window, self.rotary, self.cap = a.qk_norm, block.window, block.rotary, a.attention_cap
+        width, bias = block.width, a.bias != "none"
+        query_width, kv_width = block.heads * a.head_dim, block.kv_heads * a.head_dim
+        self.query = nn.Linear(width, query_width, bias=bias)
         self.key = nn.Linear(width, kv_width, bias=bias)
         self.value = nn.Linear(width, kv_width, bias=bias)
-        self.output = nn.Linear(width, width, bias=a.bias == "all")
+        if a.qk_norm != "none":
+            of_heads = a.qk_norm == "head"
+            self.query_norm = nn.RMSNorm(a.head_dim if of_heads else query_width, eps=a.norm_epsilon)
+            self.key_norm = nn.RMSNorm(a.head_dim if of_heads else kv_width, eps=a.norm_epsilon)
+        self.output = nn.Linear(query_width, width, bias=a.bias == "all")
 
     def forward(self, x: Tensor, context: _Context, layer: int) -> Tensor:
         split = (*x.shape[:2], -1, self.head_dim)
-        q = self.query(x).view(split).transpose(1, 2)  # [B, H, T, D]
-        k = self.key(x).view(split).transpose(1, 2)  # [B, Hkv, T, D]
-        v = self.value(x).view(split).transpose(1, 2)
-        if self.rotary_dim:
-            q, k = context.rotate(q, self.rotary_dim), context.rotate(k, self.rotary_dim)
+        q, k, v = self.query(x), self.key(x), self.value(x).view(split).transpose(1, 2)
+        if self.qk_norm == "width":
+            q, k = self.query_norm(q), self.key_norm(k)
+        q, k = q.view(split), k.view(split)
+        if self.qk_norm == "head":
+            q, k = self.query_norm(q), self.key_norm(k)
+        q, k = q.transpose(1, 2), k.transpose(1, 2)  # [B, H, T, D], [B, Hkv, T, D]
+        if self.rotary_dim and self.rotary != "none":
+            q, k = (context.rotate(part, self.rotary, self.rotary_dim) for part in (q, k))
         if context.cache is not None:
             k, v = context.cache.append(layer, k, v, context.start)
-        mixed = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=context.mask, is_causal=context.mask is None, enable_gqa=self.grouped
-        )
+        mask = context.masks[self.window]
+        if self.cap:
+            mixed = self._capped(q, k, v, mask)
+        else:
+            mixed = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.grouped
+            )
         return self.output(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def _capped(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention whose scores are capped: PyTorch's own has no cap. Shapes as in `forward`."""
+        k, v = (part.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for part in (k, v))
+        scores = q @ k.transpose(2, 3) / math.sqrt(self.head_dim)  # [B, H, T, S]
+        scores = self.cap * (scores / self.cap).tanh()
+        if mask is None:
+            mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).tril()
+        return scores.masked_fill(~mask, -torch.inf).softmax(-1).to(v.dtype) @ v
 
 
 class _Ffn(nn.Module):
@@ -103,27 +136,41 @@ class _Ffn(nn.Module):
         self.up = nn.Linear(block.width, block.ffn_width, bias=bias)
         self.down = nn.Linear(block.ffn_width, block.width, bias=bias)
 
+        self.gated = a.gated
+
     def forward(self, x: Tensor) -> Tensor:
+        hidden = self._activate(self.gate(x)) * self.up(x) if self.gated else self._activate(self.up(x))
+        return self.down(hidden)  # type: ignore[no-any-return]
+
+    def _activate(self, x: Tensor) -> Tensor:
         if self.kind == "swiglu":
-            return self.down(F.silu(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]
-        if self.kind == "relu":
-            return self.down(F.relu(self.up(x)))  # type: ignore[no-any-return]
-        return self.down(F.gelu(self.up(x), approximate="tanh" if self.kind == "gelu_tanh" else "none"))  # type: ignore[no-any-return]
+            return F.silu(x)
+        if self.kind in ("relu", "relu_squared"):
+            return F.relu(x) if self.kind == "relu" else F.relu(x).square()
+        return F.gelu(x, approximate="tanh" if self.kind.endswith("tanh") else "none")
 
 
 class _Layer(nn.Module):
     def __init__(self, a: Architecture, block: Block) -> None:
         super().__init__()
-        self.post, self.parallel = a.norm_placement == "post", a.parallel_residual
+        self.placement, self.parallel = a.norm_placement, a.parallel_residual
         self.attention_norm = _norm(a, block.width)
         self.attention = _Attention(a, block)
         self.ffn_norm = _norm(a, block.width)
         self.ffn = _Ffn(a, block)
+        if a.norm_placement == "both":
+            self.attention_output_norm, self.ffn_output_norm = _norm(a, block.width), _norm(a, block.width)
 
     def forward(self, x: Tensor, context: _Context, layer: int) -> Tensor:  # x: [B, T, W]
-        if self.post:
+        if self.placement == "post":
             x = self.attention_norm(x + self.attention(x, context, layer))
             return self.ffn_norm(x + self.ffn(x))  # type: ignore[no-any-return]
+        if self.placement == "after":
+            x = x + self.attention_norm(self.attention(x, context, layer))
+            return x + self.ffn_norm(self.ffn(x))  # type: ignore[no-any-return]
+        if self.placement == "both":
+            x = x + self.attention_output_norm(self.attention(self.attention_norm(x), context, layer))
+            return x + self.ffn_output_norm(self.ffn(self.ffn_norm(x)))  # type: ignore[no-any-return]
         attended = x + self.attention(self.attention_norm(x), context, layer)
         return attended + self.ffn(self.ffn_norm(x if self.parallel else attended))  # type: ignore[no-any-return]
 
@@ -154,6 +201,7 @@ class Model(nn.Module):
     def __init__(self, architecture: Architecture, seed: int = 0) -> None:
         super().__init__()
         a = self.architecture = architecture
+        self.frequencies = {kind: torch.tensor(frequencies(a, kind).tolist(), device="cpu") for kind in a.rotaries}
         first, last = a.blocks[0].width, a.blocks[-1].width
         before = [first, *(block.width for block in a.blocks)]
         self.embedding = nn.Embedding(a.vocab_size, a.embedding_width)
@@ -161,7 +209,7 @@ class Model(nn.Module):
             self.positions = nn.Embedding(a.position_rows, first)
         self.projection_in = _projection(a.embedding_width, first)
         self.blocks = nn.ModuleList(_Block(a, block, width) for block, width in zip(a.blocks, before, strict=False))
-        self.final_norm = _norm(a, last) if a.norm_placement == "pre" else nn.Identity()
+        self.final_norm = _norm(a, last) if a.final_norm else nn.Identity()
         self.projection_out = _projection(last, a.embedding_width)
         if not a.tied_head:
             self.head = nn.Linear(a.embedding_width, a.vocab_size, bias=False)
@@ -182,7 +230,7 @@ class Model(nn.Module):
             raise InputError(
                 f"{length} tokens at position {start} do not fit {capacity} positions", "shorten the input"
             )
-        context = _Context(a, length, cache, start, tokens.device)
+        context = _Context(self, length, cache, start, tokens.device)
         x = self.embedding(tokens)
         x = self.projection_in(x).to(x.dtype)  # [B, T, W_0]
         if a.positions == "learned":
@@ -192,7 +240,8 @@ class Model(nn.Module):
             x = module(x, context, first)
             first += block.layers
         x = self.projection_out(self.final_norm(x[:, -1:] if last_only else x))  # [B, T, E]
-        return F.linear(x, self.embedding.weight if a.tied_head else self.head.weight)
+        logits = F.linear(x, self.embedding.weight if a.tied_head else self.head.weight)
+        return a.logit_cap * (logits / a.logit_cap).tanh() if a.logit_cap else logits
 
     @staticmethod
     def from_weights(architecture: Architecture, weights: Mapping[str, np.ndarray]) -> Model:

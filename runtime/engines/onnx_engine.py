@@ -6,6 +6,8 @@ capacity of the whole context, and the system provides memory only for the part 
 read the whole cache. They get the smallest bucket that holds the sequence: 256 positions, doubling up to the context.
 When a sequence outgrows its bucket, the filled part is copied to the next one. Knows no tokenizer.
 
+On the CPU, a layer with a window keeps memory for that window only, and for `SLACK` positions behind it.
+
 On a GPU, nodes without a CUDA kernel run on the CPU, with copies both ways; `cpu_nodes` names them. Its attention has
 kernels for float16 only, so it takes the graphs of the target `onnxruntime-cuda`. Not run on a GPU yet.
 """
@@ -25,6 +27,7 @@ from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, InputError, UnsupportedError
 from merino_edge.graph_io import LOGIT_ROWS, NEW_KV_PREFIX, NUM_LOGITS, ONNX_CUDA_TARGET
 from merino_edge.runtime.engines import node_placement
+from merino_edge.runtime.engines.cache_memory import CacheMemory
 from merino_edge.runtime.engines.node_placement import CUDA_PROVIDER
 from merino_edge.runtime.engines.onnx_session import FIRST_WITH_INT8_CACHE, installed_version, open_session
 from merino_edge.runtime.memory import release_freed_memory
@@ -36,6 +39,8 @@ CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tens
 FIRST_BUCKET = 256  # positions
 PREFILL_CHUNK = 128  # tokens in one run; 256 need 6 MB more and as much time, 512 are 6 to 9 % slower (1 MB L2 a core)
 MAX_ROWS = 128  # rows of logits in one step, where the graph returns several; memory is allocated on demand
+SLACK = MAX_ROWS  # positions behind a window that stay, so that any step of several rows can be run again
+RELEASED_AT_ONCE = 32  # positions
 
 
 def _check_caches(caches: Sequence[Any], a: Architecture) -> None:
@@ -91,6 +96,10 @@ class OnnxEngine:
         _check_caches(caches, a)
         self._names = [value.name for value in caches]
         self._shapes = [(1, value.shape[1], value.shape[3]) for value in caches]
+        windows = [block.window for block in a.layer_blocks() for _ in ("key", "value")]
+        # The windows of the caches that have one, by their index, and how many first positions were released.
+        self._windows = {i: window for i, window in enumerate(windows) if 0 < window < context and device == "cpu"}
+        self._released = dict.fromkeys(self._windows, 0)
         self._dtype = CACHE_TYPES[caches[0].type]
         # An older one would load it, but fail at the first step.
         if self._dtype == np.int8 and installed_version() < FIRST_WITH_INT8_CACHE:
@@ -119,6 +128,7 @@ class OnnxEngine:
         self._new_kv: list[NDArray[Any]] = []  # [1, Hkv, T, D] each, bound for steps of T tokens
         self._caches: list[Any] = []  # OrtValue, on the device
         self._arrays: list[NDArray[Any]] = []  # the same memory as arrays, on the CPU
+        self._memory: list[CacheMemory] = []  # and with pages that can be released
         self._length = self._written = 0  # filled positions, and positions of the bound cache that were ever written
         self._logits_buffer = self._logits = np.zeros((0, a.vocab_size), np.float32)
         self._tokens = self._positions = np.zeros((1, 0), np.int64)  # the bound inputs
@@ -138,6 +148,11 @@ class OnnxEngine:
     def capacity(self) -> int:
         """Positions for which the bound cache has room now."""
         return int(self._arrays[0].shape[2])
+
+    @property
+    def least_start(self) -> int:
+        """The lowest position beside 0 that a step may start at: windows have given back what is before."""
+        return max((gone + self._windows[i] - 1 for i, gone in self._released.items() if gone), default=0)
 
     @property
     def cpu_nodes(self) -> Counter[str]:
@@ -164,6 +179,8 @@ class OnnxEngine:
         end = start + len(tokens)
         if len(tokens) == 0 or not 0 <= start <= self._length:
             raise InputError(f"cannot run {len(tokens)} tokens at position {start} of {self._length}", "start lower")
+        if 0 < start < self.least_start:
+            raise InputError(f"position {start} is behind the windows, which keep {self.least_start}", "start at 0")
         if end > self.max_positions:
             raise InputError(
                 f"position {end} is beyond the bundle's context of {self.max_positions}",
@@ -177,12 +194,23 @@ class OnnxEngine:
             self._reserve(end)
         if rows != len(self._logits):
             self._bind_logits(rows)
+        if start == 0:
+            self._released = dict.fromkeys(self._windows, 0)
         for first in range(start, end, PREFILL_CHUNK):
             last = min(first + PREFILL_CHUNK, end)
             self._run(np.asarray(tokens[first - start : last - start], np.int64), first)
             self._length = last
             self._written = max(self._written, last)
+            self._release(last)
         return self._logits
+
+    def _release(self, length: int) -> None:
+        """Give back the memory of positions that windows of `length` positions leave behind."""
+        for index, window in self._windows.items():
+            first, end = self._released[index], length - window - SLACK
+            if end - first >= RELEASED_AT_ONCE:
+                self._memory[index].release(first, end)
+                self._released[index] = end
 
     def mark_filled(self, positions: int) -> None:
         """Treat the first `positions` of the cache as filled, whatever they hold."""
@@ -193,6 +221,7 @@ class OnnxEngine:
                 cache[:, :, self._written : positions] = 0
             self._written = positions
         self._length = positions
+        self._released = dict.fromkeys(self._windows, 0)
 
     @property
     def cache_dtype(self) -> np.dtype[Any]:
@@ -208,6 +237,7 @@ class OnnxEngine:
     def write_cache(self, arrays: Sequence[NDArray[Any]]) -> None:
         positions = arrays[0].shape[1]
         self.mark_filled(positions)
+        self._released = {i: max(0, positions - window - SLACK) for i, window in self._windows.items()}
         for value, cache, array in zip(self._caches, self._arrays, arrays, strict=True):
             cache[0, :, :positions] = array
             if self.device != "cpu":
@@ -215,7 +245,7 @@ class OnnxEngine:
 
     def close(self) -> None:
         """Free the session and the cache. May be called twice."""
-        self._caches, self._arrays, self._new_kv = [], [], []
+        self._caches, self._arrays, self._memory, self._new_kv = [], [], [], []
         self._length = 0
         self._binding = self._session = None
 
@@ -273,21 +303,23 @@ class OnnxEngine:
     def _reserve(self, positions: int) -> None:
         """Bind a cache of the smallest bucket that holds `positions`, and keep the filled part."""
         capacity = self.max_positions if self._whole_context else bucket(positions, self.max_positions)
-        old, self._caches, self._arrays = self._caches, [], []
+        old, self._caches, self._arrays, self._memory = self._caches, [], [], []
         self._written = self._length
         for index, (batch, heads, head_dim) in enumerate(self._shapes):
             try:
-                cache = np.zeros((batch, heads, capacity, head_dim), self._dtype)  # [1, Hkv, C, D]
+                memory = CacheMemory((batch, heads, capacity, head_dim), self._dtype)  # [1, Hkv, C, D]
             except MemoryError:
                 what = f"there is no memory for a cache of {capacity} positions"
                 raise UnsupportedError(what, "export again with a smaller --context") from None
+            cache, kept = memory.array, self._released.get(index, 0)
             if old:
-                cache[:, :, : self._length] = old[index].numpy()[:, :, : self._length]
+                cache[:, :, kept : self._length] = old[index].numpy()[:, :, kept : self._length]
             value = self._ort.OrtValue.ortvalue_from_numpy(
                 cache, self.device, 0
             )  # on the CPU it shares the memory of `cache`
             self._caches.append(value)
             self._arrays.append(cache)
+            self._memory.append(memory)
             self._binding.bind_ortvalue_input(self._names[index], value)
             if not self._new_kv_names:
                 self._binding.bind_ortvalue_output(f"new_{self._names[index]}", value)

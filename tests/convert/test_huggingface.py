@@ -258,18 +258,14 @@ def test_a_template_that_fails_is_refused_before_the_weights_and_can_be_replaced
 @pytest.mark.parametrize(
     ("family", "field", "value"),
     [
-        ("llama", "model_type", "gemma2"),
-        ("llama", "rope_parameters", {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}),
-        ("llama", "rope_scaling", {"type": "dynamic"}),
-        ("llama", "attention_bias", True),
-        ("llama", "mlp_bias", True),
-        ("llama", "hidden_act", "gelu"),
-        ("llama", "head_dim", 16),
+        ("llama", "model_type", "mamba"),
+        ("llama", "rope_parameters", {"rope_type": "proportional", "rope_theta": 1e4, "factor": 2.0}),
+        ("llama", "rope_scaling", {"type": "ntk"}),
+        ("llama", "rope_scaling", {"rope_theta": 1e4, "mrope_section": [2], "zoom": 1}),
+        ("llama", "hidden_act", "relu"),
         ("llama", "quantization_config", {"bits": 4}),
         ("llama", "num_key_value_heads", 3),
-        ("mistral", "sliding_window", 4096),
-        ("qwen2", "use_sliding_window", True),
-        ("qwen2", "layer_types", ["full_attention", "sliding_attention"]),
+        ("qwen2", "layer_types", ["full_attention", "linear_attention"]),
         ("gpt2", "scale_attn_by_inverse_layer_idx", True),
         ("gpt2", "scale_attn_weights", False),
         ("gpt2", "activation_function", "quick_gelu"),
@@ -282,9 +278,11 @@ def test_what_the_architecture_cannot_spell_is_refused_by_name(
 ) -> None:
     _save(tmp_path / "model", family)
     _edit(tmp_path / "model" / "config.json", **{field: value})
-    word = {"rope_parameters": "factor|rope_type", "rope_scaling": "type", "num_key_value_heads": "kv_heads"}.get(
-        field, field
-    )
+    word = {
+        "rope_parameters": "factor|rope_type",
+        "rope_scaling": "type 'ntk'|mrope_section, zoom is",
+        "num_key_value_heads": "kv_heads",
+    }.get(field, field)
     with pytest.raises(UnsupportedError, match=word):
         import_model(tmp_path / "model", tmp_path / "ckpt")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from hypothesis import strategies as st
 
-from merino_edge.architecture import Architecture, Block
+from merino_edge.architecture import Architecture, Block, Ffn, QkNorm
 
 # Every part that training and distillation treat apart: two widths, shared weights, grouped heads, rotary positions.
 TWO_WIDTHS = Architecture(
@@ -23,22 +25,28 @@ TWO_WIDTHS = Architecture(
 
 @st.composite
 def architectures(draw: st.DrawFn) -> Architecture:
-    """Small architectures of every family: changing widths, sharing, grouped heads, all norms and FFNs."""
+    """Small architectures of every family: changing widths, sharing, grouped heads, windows, all norms and FFNs."""
     head_dim = draw(st.sampled_from((4, 8)))
     heads = sorted(draw(st.lists(st.sampled_from((1, 2, 4)), min_size=1, max_size=3)))
+    rotary, local = draw(st.booleans()), draw(st.booleans())
+    kinds = ("global", "none", *(("local",) if local else ())) if rotary else ("global",)
+    widening = draw(st.sampled_from((1, 1, 2)))  # of the residual stream over the heads
     blocks = tuple(
         Block(
-            width=n * head_dim,
+            width=n * head_dim * widening,
             layers=draw(st.integers(1, 3)),
             heads=n,
             kv_heads=draw(st.sampled_from([k for k in (1, 2, 4) if n % k == 0])),
             ffn_width=draw(st.sampled_from((6, 16))),
             shared=draw(st.booleans()),
+            window=draw(st.sampled_from((0, 0, 5))),
+            rotary=draw(st.sampled_from(kinds)),
         )
         for n in heads
     )
-    rotary = draw(st.booleans())
-    post = draw(st.booleans())
+    placement = draw(st.sampled_from(("pre", "pre", "post", "after", "both")))
+    rotary_dim = draw(st.sampled_from((2, head_dim))) if rotary else 0
+    factors = tuple(1.0 + pair for pair in range(rotary_dim // 2)) if draw(st.booleans()) else ()
     return Architecture(
         vocab_size=31,
         max_positions=24,
@@ -47,13 +55,18 @@ def architectures(draw: st.DrawFn) -> Architecture:
         blocks=blocks,
         tied_head=draw(st.booleans()),
         norm=draw(st.sampled_from(("layernorm", "rmsnorm"))),
-        norm_placement="post" if post else "pre",
-        ffn=draw(st.sampled_from(("relu", "gelu", "gelu_tanh", "swiglu"))),
+        norm_placement=placement,
+        ffn=draw(st.sampled_from(get_args(Ffn))),
         positions="rotary" if rotary else "learned",
         position_offset=draw(st.sampled_from((0, 2))),
-        rotary_dim=draw(st.sampled_from((2, head_dim))) if rotary else 0,
+        rotary_dim=rotary_dim,
         bias=draw(st.sampled_from(("all", "qkv", "none"))),
-        parallel_residual=False if post else draw(st.booleans()),
+        parallel_residual=placement == "pre" and draw(st.booleans()),
+        qk_norm=draw(st.sampled_from(get_args(QkNorm))),
+        rotary_factors=factors,
+        local_rotary_base=50.0 if rotary and local else 0.0,
+        attention_cap=draw(st.sampled_from((0.0, 2.0))),
+        logit_cap=draw(st.sampled_from((0.0, 3.0))),
     )
 
 

@@ -1,0 +1,85 @@
+"""Layers with a window keep only that much of their cache, and what is computed stays the same."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.random_model import random_model
+from merino_edge.architecture import Architecture, Block
+from merino_edge.errors import InputError
+from merino_edge.export.graph import build_model, to_bytes
+from merino_edge.export.targets import LOWERINGS
+from merino_edge.pytorch.model import Model
+from merino_edge.runtime.engines.cache_memory import PAGE, CacheMemory
+from merino_edge.runtime.engines.onnx_engine import RELEASED_AT_ONCE, SLACK, OnnxEngine
+from merino_edge.runtime.session import Session
+
+WINDOW, CONTEXT = 20, 600
+A = Architecture(
+    96, CONTEXT, 64, 64, (Block(64, 2, 2, 1, 64, window=WINDOW, rotary="local"), Block(64, 1, 2, 2, 64)),
+    norm="rmsnorm", ffn="geglu_tanh", positions="rotary", rotary_dim=64, local_rotary_base=100.0, bias="none",
+    norm_placement="both", qk_norm="head",
+)  # fmt: skip
+WEIGHTS = random_model(A)
+TOKENS = np.random.default_rng(0).integers(0, A.vocab_size, CONTEXT)
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_released_pages_read_as_zeros_and_give_their_memory_back() -> None:
+    memory = CacheMemory((1, 2, 40 * PAGE, 4), np.float32)
+    memory.array[:] = 1.0
+    before = _resident_bytes()
+    memory.release(0, 30 * PAGE)
+    assert before - _resident_bytes() > 0.9 * 2 * 30 * PAGE * 16
+    assert not memory.array[:, :, : 30 * PAGE].any() and memory.array[:, :, 30 * PAGE :].all()
+    memory.release(31 * PAGE, 31 * PAGE + 1)  # no whole page
+    assert memory.array[:, :, 30 * PAGE :].all()
+
+
+@pytest.mark.parametrize("lowering", LOWERINGS)
+def test_a_long_sequence_is_computed_as_without_a_cache(lowering: str) -> None:
+    engine = OnnxEngine(to_bytes(build_model(A, WEIGHTS, "fp32", CONTEXT, lowering=lowering)), A, CONTEXT, threads=1)
+    with torch.no_grad():
+        expected = Model.from_weights(A, WEIGHTS)(torch.from_numpy(TOKENS)[None])[0].numpy()
+    start = 0
+    for length in (150, 1, 200, 8, 1, 40, 100, 99, 1):
+        got = engine.forward(TOKENS[start : start + length], start)
+        start += length
+        np.testing.assert_allclose(got, expected[start - 1], atol=1e-4 * np.abs(expected).max())
+    assert engine.least_start > CONTEXT - WINDOW - SLACK - RELEASED_AT_ONCE
+    for back in (1, 8, SLACK):  # draft tokens that were refused
+        rows = engine.forward_rows(TOKENS[CONTEXT - back :], CONTEXT - back, back)
+        np.testing.assert_allclose(rows, expected[CONTEXT - back :], atol=1e-4 * np.abs(expected).max())
+    with pytest.raises(InputError, match="start at 0"):
+        engine.forward(TOKENS[300:301], 300)
+
+
+def test_a_session_starts_again_where_the_windows_have_left() -> None:
+    engine = OnnxEngine(to_bytes(build_model(A, WEIGHTS, "fp32", CONTEXT)), A, CONTEXT, threads=1)
+    session = Session(engine)
+    session.prefill(TOKENS[:500].tolist())
+    other = [*TOKENS[:100].tolist(), 5, 6, 7]
+    with torch.no_grad():
+        expected = Model.from_weights(A, WEIGHTS)(torch.tensor([other]))[0, -1].numpy()
+    np.testing.assert_allclose(session.prefill(other), expected, atol=1e-4 * np.abs(expected).max())  # type: ignore[arg-type]
+    kept = engine.read_cache(len(other))  # as a prompt cache file
+    fresh = OnnxEngine(to_bytes(build_model(A, WEIGHTS, "fp32", CONTEXT)), A, CONTEXT, threads=1)
+    fresh.write_cache(kept)
+    again = fresh.forward(np.array(other[-1:]), len(other) - 1)
+    np.testing.assert_allclose(again, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_without_windows_every_position_stays() -> None:
+    a = replace(A, blocks=tuple(replace(block, window=0) for block in A.blocks))
+    engine = OnnxEngine(to_bytes(build_model(a, WEIGHTS, "fp32", CONTEXT)), a, CONTEXT, threads=1)
+    engine.forward(TOKENS, 0)
+    assert engine.least_start == 0
