@@ -159,7 +159,7 @@ def _change_pair(pair: list[Any], form: dict[str, Any], rng: Random) -> None:
         pair[1] = rng.choice((*FORMATS, STRING, ARRAY, 13, 2**31))
     elif change == 3:
         pair[0] = rng.choice(([rng.choice(COUNTS), key[1]], [3, b"a.b"], [len(key[1]), key[1].upper()], [1, b"\xff"]))
-    elif kind == ARRAY:
+    elif kind == ARRAY and isinstance(value, list) and len(value) == 3:  # an earlier step may have changed the kind
         inner, _, items = value
         if change == 4 or not items:
             value[1] = rng.choice((*COUNTS, len(items) + 1, len(items) - 1))
