@@ -30,6 +30,7 @@ class ControlTokens:
         written = chat_template.literals(template)
         added = backend.get_added_tokens_decoder()
         self._backend = backend
+        self._contents = {i: token.content for i, token in added.items()}
         self._special = {i for i, token in added.items() if token.special}
         self._all = self._special | {
             i for i, token in added.items() if token.content in written and not token.content.isspace()
@@ -50,8 +51,12 @@ class ControlTokens:
         spans: dict[int, list[tuple[int, int]]] = {}
         for i, encoding in zip(doubtful, encodings([messages[i]["content"] for i in doubtful]), strict=True):
             control = self._special if messages[i]["role"] == "assistant" else self._all
-            found = [span for token, span in zip(encoding.ids, encoding.offsets, strict=True) if token in control]
-            if found := [(begin, end) for begin, end in found if end > begin]:
+            found = [
+                self._narrowed(messages[i]["content"], token, *span)
+                for token, span in zip(encoding.ids, encoding.offsets, strict=True)
+                if token in control and span[0] < span[1]
+            ]
+            if found:
                 spans[i] = found
         if not spans:
             return list(messages), ""
@@ -68,6 +73,12 @@ class ControlTokens:
                 at = end
             marked[i] = {**messages[i], "content": "".join([*parts, text[at:]])}
         return marked, begin_mark + end_mark
+
+    def _narrowed(self, text: str, token: int, begin: int, end: int) -> tuple[int, int]:
+        """The place of the token's own words: some tokens take the white space beside them too."""
+        content = self._contents[token]
+        at = text.find(content, begin, end)
+        return (begin, end) if at < 0 else (at, at + len(content))
 
     def _may_hold(self, text: str) -> bool:
         return bool(text) and (self._begins is None or not self._begins.isdisjoint(text))

@@ -9,7 +9,8 @@ SPECIAL = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 
 
 def _added(backend: Tokenizer) -> Tokenizer:
-    backend.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL])
+    wide = "<|endoftext|>"  # takes the space after it, as Phi-3's tokens do
+    backend.add_special_tokens([AddedToken(token, normalized=False, rstrip=token == wide) for token in SPECIAL])
     backend.add_tokens([AddedToken(token, normalized=False) for token in ("<think>", "</think>", "<tool>")])
     return backend
 
