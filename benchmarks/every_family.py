@@ -25,16 +25,19 @@ from merino_edge.export.prepare_weights import ExportOptions
 from merino_edge.export.targets import Target
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 
-FORMS = [(target, p) for target in ("onnxruntime", "jetpack-6.2", "rtx") for p in ("fp32", "fp16", "int4")]
+TARGETS = ("onnxruntime", "jetpack-6.2", "rtx")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="families whose name begins so")
     parser.add_argument("--positions", type=int, default=256)
+    parser.add_argument("--targets", nargs="+", default=TARGETS, choices=TARGETS)
+    parser.add_argument("--precisions", nargs="+", default=("fp32", "fp16", "int4"))
     options = parser.parse_args()
-    print("| family | " + " | ".join(f"{target} {precision}" for target, precision in FORMS) + " |")
-    print("|---" * (len(FORMS) + 1) + "|", flush=True)
+    forms = [(target, precision) for target in options.targets for precision in options.precisions]
+    print("| family | " + " | ".join(f"{target} {precision}" for target, precision in forms) + " |")
+    print("|---" * (len(forms) + 1) + "|", flush=True)
     refused = 0
     for name in FAMILIES:
         if not name.startswith(options.only):
@@ -45,7 +48,7 @@ def main() -> None:
             a = import_model(save(theirs, Path(folder) / "theirs"), Path(folder) / "ckpt")
             loaded = checkpoint.load(Path(folder) / "ckpt")
             opened = partial(OnnxEngine, threads=1)
-            for target, precision in FORMS:
+            for target, precision in forms:
                 try:
                     wanted = ExportOptions(Target.named(target, precision), a.max_positions)
                     written = write_bundle(

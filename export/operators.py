@@ -23,6 +23,7 @@ OPERATORS_SINCE: dict[str, Version] = {
     **dict.fromkeys(
         [
             "Add",
+            "And",
             "Cast",
             "Concat",
             "ConstantOfShape",
@@ -33,6 +34,7 @@ OPERATORS_SINCE: dict[str, Version] = {
             "Expand",
             "Gather",
             "Gemm",
+            "Greater",
             "Identity",
             "Less",
             "LessOrEqual",

@@ -46,8 +46,8 @@ MOST_TEXT_BYTES = 4096  # of a text that is looked at; a longer one is no name o
 
 MICROSOFT = "com.microsoft."  # the domain of ONNX Runtime's own operators
 _ONNX = """
-Add Attention Cast Concat ConstantOfShape DequantizeLinear Div Equal Erf Expand Gather Gelu Gemm Greater Identity If
-LayerNormalization Less LessOrEqual MatMul Mul Neg Pad Pow QuantizeLinear RMSNormalization Reciprocal ReduceMean
+Add And Attention Cast Concat ConstantOfShape DequantizeLinear Div Equal Erf Expand Gather Gelu Gemm Greater Identity
+If LayerNormalization Less LessOrEqual MatMul Mul Neg Pad Pow QuantizeLinear RMSNormalization Reciprocal ReduceMean
 ReduceSum Relu Reshape RotaryEmbedding ScatterElements ScatterND Shape Sigmoid SimplifiedLayerNormalization Slice
 Softmax Split Sqrt Squeeze Sub Swish Tanh TensorScatter Tile Transpose Trilu Unsqueeze Where
 """

@@ -33,6 +33,53 @@ def test_every_family_has_a_model_here() -> None:
     assert {kind for kind, _ in FAMILIES.values()} | older == families.FAMILIES.keys()
 
 
+PUBLISHED: list[tuple[str, int, dict[str, Any]]] = [  # (model_type, parameters, the configuration's shape)
+    (
+        "qwen3",
+        596_049_920,  # Qwen3-0.6B
+        {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8}
+        | {"head_dim": 128, "intermediate_size": 3072, "vocab_size": 151936, "tie_word_embeddings": True},
+    ),
+    (
+        "gemma3_text",
+        999_885_952,  # gemma-3-1b
+        {"hidden_size": 1152, "num_hidden_layers": 26, "num_attention_heads": 4, "num_key_value_heads": 1}
+        | {"head_dim": 256, "intermediate_size": 6912, "vocab_size": 262144, "sliding_window": 512},
+    ),
+    (
+        "gemma2",
+        2_614_341_888,  # gemma-2-2b
+        {"hidden_size": 2304, "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4}
+        | {"head_dim": 256, "intermediate_size": 9216, "vocab_size": 256000},
+    ),
+    (
+        "smollm3",
+        3_075_098_624,  # SmolLM3-3B
+        {"hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 4}
+        | {"intermediate_size": 11008, "vocab_size": 128256},
+    ),
+    (
+        "phi3",
+        3_836_021_760,  # Phi-4-mini
+        {"hidden_size": 3072, "num_hidden_layers": 32, "num_attention_heads": 24, "num_key_value_heads": 8}
+        | {"intermediate_size": 8192, "vocab_size": 200064, "partial_rotary_factor": 0.75}
+        | {"tie_word_embeddings": True},
+    ),
+    (
+        "llama",
+        1_235_814_400,  # Llama-3.2-1B
+        {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8}
+        | {"head_dim": 64, "intermediate_size": 8192, "vocab_size": 128256, "tie_word_embeddings": True},
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "parameters", "shape"), PUBLISHED)
+def test_published_models_have_their_published_counts(kind: str, parameters: int, shape: dict[str, Any]) -> None:
+    config = families.Config({**shape, "max_position_embeddings": 4096}, "config.json")
+    assert families.FAMILIES[kind].architecture(config).parameters == parameters
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def imported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Path]:
     """A family's name here, its model in transformers, and the checkpoint imported from it."""

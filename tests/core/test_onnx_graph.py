@@ -10,6 +10,7 @@ import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError
 
+from helpers.architectures import LATER_PARTS
 from merino_edge import bundle, onnx_graph
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError
@@ -68,7 +69,7 @@ def holds_tensors(descriptor: Descriptor) -> bool:
     return False
 
 
-@pytest.mark.parametrize("a", [LLAMA, GPT, TANH, RELU], ids=["llama", "gpt", "tanh", "relu"])
+@pytest.mark.parametrize("a", [LLAMA, GPT, TANH, RELU, LATER_PARTS], ids=["llama", "gpt", "tanh", "relu", "later"])
 def test_the_graphs_of_every_target_are_taken(a: Architecture, tmp_path: Path) -> None:
     used = set[str]()
     for name, precision, lowering in TARGETS:

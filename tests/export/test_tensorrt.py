@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from helpers.architectures import LATER_PARTS
 from merino_edge.architecture import Architecture, Block
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.errors import UnsupportedError
@@ -81,6 +82,15 @@ def test_every_kind_of_preset_compiles(name: str, lowering: str, precision: str)
 
 
 @pytest.mark.usefixtures("rtx")
+@pytest.mark.parametrize(("lowering", "cap"), [("native", 0.0), ("primitive", 50.0)])
+def test_what_later_families_have_compiles(lowering: str, cap: float) -> None:
+    """benchmarks/every_family.py compiles each of them, at each precision."""
+    a, target = dataclasses.replace(LATER_PARTS, attention_cap=cap), Target.named("rtx", "int4", lowering)
+    engine = build_engine(RTX, to_bytes(build_stored(a, random_stored(a, target), target, 128)), 128, "SM86")
+    assert engine.layers["ATTENTION_INPUT"] == (a.layers if lowering == "native" and not cap else 0)
+
+
+@pytest.mark.usefixtures("rtx")
 @pytest.mark.parametrize(("lowering", "precision"), FORMS)
 @pytest.mark.parametrize("capability", ["SM75", "SM80", "SM89", "SM120", "SM121"])
 def test_other_capabilities_compile_what_they_have_kernels_for(lowering: str, precision: str, capability: str) -> None:
@@ -105,9 +115,9 @@ def test_every_block_of_int4_compiles(lowering: str, block: int) -> None:
 
 
 @pytest.mark.parametrize("target", [name for name, platform in PLATFORMS.items() if platform.tensorrt])
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [*PRESETS, "later"])
 def test_no_graph_has_an_operator_that_its_targets_parser_lacks(name: str, target: str) -> None:
-    a, platform = narrow(name), PLATFORMS[target]
+    a, platform = LATER_PARTS if name == "later" else narrow(name), PLATFORMS[target]
     assert platform.tensorrt is not None
     for precision in platform.precisions:
         for lowering in platform.lowerings_at(precision):

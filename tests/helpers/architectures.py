@@ -22,6 +22,31 @@ TWO_WIDTHS = Architecture(
     rotary_dim=8,
 )
 
+# Every part that only the later families have: windows, two kinds of rotary positions and layers without, caps, four
+# norms a layer, query and key norms, heads wider than the residual stream.
+LATER_PARTS = Architecture(
+    vocab_size=256,
+    max_positions=128,
+    embedding_width=64,
+    head_dim=64,
+    blocks=(
+        Block(64, 1, 2, 1, 96, window=16, rotary="local"),
+        Block(64, 1, 2, 1, 96),
+        Block(64, 1, 2, 2, 96, window=32, rotary="none"),
+    ),
+    ffn="geglu_tanh",
+    norm="rmsnorm",
+    norm_placement="both",
+    positions="rotary",
+    rotary_dim=64,
+    bias="none",
+    qk_norm="head",
+    rotary_factors=(8.0,) * 32,
+    local_rotary_base=100.0,
+    attention_cap=50.0,
+    logit_cap=30.0,
+)
+
 
 @st.composite
 def architectures(draw: st.DrawFn) -> Architecture:

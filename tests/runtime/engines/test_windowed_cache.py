@@ -83,3 +83,18 @@ def test_without_windows_every_position_stays() -> None:
     engine = OnnxEngine(to_bytes(build_model(a, WEIGHTS, "fp32", CONTEXT)), a, CONTEXT, threads=1)
     engine.forward(TOKENS, 0)
     assert engine.least_start == 0
+
+
+def test_memory_of_six_layers_of_gemma_3_1b_at_8192_positions() -> None:
+    """A layer without a window to five with one of 512: within 10 % of what these need."""
+    block = Block(64, 5, 4, 1, 32, window=512, rotary="local")
+    a = replace(A, head_dim=256, rotary_dim=256, max_positions=8192, blocks=(block, Block(64, 1, 4, 1, 32)))
+    engine = OnnxEngine(to_bytes(build_model(a, random_model(a), "fp32", 8192)), a, 8192, threads=1)
+    engine.forward(TOKENS[:1], 0)
+    before = _resident_bytes()
+    engine.mark_filled(8191)  # which writes every position of every layer
+    filled = _resident_bytes() - before
+    engine.forward(TOKENS[:1], 8191)
+    position_bytes = 2 * 256 * 4  # key and value, float32
+    assert filled > 0.9 * 6 * 8191 * position_bytes
+    assert _resident_bytes() - before < 1.1 * (5 * 512 + 8192) * position_bytes
