@@ -89,18 +89,38 @@ def write_bytes(path: Path | str, data: bytes) -> None:
     It writes a hidden file in the same folder, calls fsync, and renames it. A file of another kind is never replaced.
     """
     path = Path(path)
+    with _replacing(path) as hidden:
+        if (there := head_of(path)) is not None and there["kind"] != (head(data) or {}).get("kind"):
+            raise OutputError(f"{path} is {words_of(there['kind'])}, another kind of file", "choose another name")
+        with open(hidden, "xb") as file:
+            file.write(data)
+
+
+@contextlib.contextmanager
+def new_file(path: Path | str, kind: str) -> Iterator[Path]:
+    """Yield the name of a hidden file beside `path` that becomes `path` on success and is removed on any failure.
+
+    For what a library writes. A file of another kind is never replaced. Raises OutputError.
+    """
+    path = Path(os.path.realpath(path))
+    with translate_os_errors(path):
+        refuse_other(path, kind)
+    with _replacing(path) as hidden:
+        yield hidden
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a hidden name beside the file `path`, and give the file of that name, synced, the name `path`."""
     with translate_os_errors(path):
         if path.exists() and not path.is_file():  # the rename would replace a device too
             raise OutputError(f"{path} exists and is not a plain file", "choose another --out")
-        if (there := head_of(path)) is not None and there["kind"] != (head(data) or {}).get("kind"):
-            raise OutputError(f"{path} is {words_of(there['kind'])}, another kind of file", "choose another name")
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent, path.name)
         hidden = hidden_name(path)
         try:
-            with open(hidden, "xb") as file:
-                file.write(data)
-                file.flush()
+            yield hidden
+            with open(hidden, "rb+") as file:
                 os.fsync(file.fileno())
             os.replace(hidden, path)
         except BaseException:

@@ -24,6 +24,7 @@ MARKERS = {  # the file that tells what a folder is: its own kind, and the folde
     "state.json": ("demo_state", "demo_state"),
 }
 TRANSFORMERS = "model of transformers"
+GGUF, GGUF_MAGIC, GGUF_MARK = "model in GGUF", b"GGUF", b"merino_edge.version"  # the mark: it was written here
 BEGUN = frozenset({"state", "log.jsonl"})  # all that a training leaves that was killed before its first save
 CONTAINERS = ("study", "demo_state")  # folders that hold the outputs of other verbs
 WORDS = {"demo_state": "a demo", "teacher_logits": "a teacher's logits", "pareto_front": "a Pareto front"}
@@ -50,6 +51,8 @@ def what_is(path: Path) -> Existing | None:
         if not os.path.lexists(path):
             return None
         document = head_of(path)
+        if (data := first_bytes(path, HEAD_BYTES)).startswith(GGUF_MAGIC) and GGUF_MARK in data:
+            return Existing(GGUF)
         if document is None:
             return None if path.is_file() and path.stat().st_size == 0 else Existing(None)
         kind = str(document["kind"])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint folder, from train or import.")],
-    out: Annotated[Path, typer.Option(help="Bundle folder to write.")],
+    out: Annotated[Path, typer.Option(help="Bundle folder to write, or a .gguf file.")],
     precision: Annotated[
         str | None, typer.Option(help="Precision of the weights: fp32, fp16, int8 or int4. [default: fp32]")
     ] = None,
@@ -41,7 +41,10 @@ def export(
     ] = None,
     target: Annotated[
         str,
-        typer.Option(help="Where it will run: onnxruntime, or a board's TensorRT (merino-edge targets lists them)."),
+        typer.Option(
+            help="Where it will run: onnxruntime, a board's TensorRT (merino-edge targets lists them), or gguf, "
+            "which writes one file for llama.cpp."
+        ),
     ] = "onnxruntime",
     lowering: Annotated[
         str, typer.Option(help="Lowering of the graph: native, primitive or ort. [default: the target's]")
@@ -111,6 +114,14 @@ def export(
     from merino_edge.cli.console import check_line, print_json, print_line, stderr
     from merino_edge.errors import InputError, ParityError, require_all
 
+    if target == "gguf":
+        from merino_edge.cli.export_gguf import export_gguf
+
+        other = {"--bits-of": bits_of, "--context": context, "--lowering": lowering, "--fast": fast, "--block": block}
+        other |= {"--rounding": rounding, "--max-kl": max_kl, "--max-mb": max_mb, "--keep-vocab": keep_vocab}
+        other |= {"--cache": cache != "float", "--continue": resume, "--threads": threads}
+        export_gguf(checkpoint, out, precision, other, as_json=json)
+        return
     require_all({"export": ["onnx", "onnx_ir", "safetensors"], "train": ["torch"]})
     from merino_edge.export import fitting
     from merino_edge.export.bundle_writer import write_bundle

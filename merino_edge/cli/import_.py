@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,18 +15,22 @@ def import_model(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="HF_FOLDER|FILE.gguf",
-            help="Hugging Face folder (safetensors), GGUF file, or the name smollm2-135m-instruct.",
+            metavar="MODEL",
+            help="Hugging Face folder (safetensors), GGUF file, a name of the hub such as Qwen/Qwen3-0.6B "
+            "(@REVISION and :FILE.gguf may follow), or smollm2-135m-instruct.",
         ),
-    ],
-    out: Annotated[Path, typer.Option("--out", help="Checkpoint folder to write.")],
+    ] = "",
+    out: Annotated[Path | None, typer.Option("--out", help="Checkpoint folder to write.")] = None,
     base: Annotated[
-        str | None, typer.Option("--base", metavar="HF_FOLDER", help="The model that a LoRA adapter belongs to.")
+        str | None, typer.Option("--base", metavar="MODEL", help="The model that a LoRA adapter belongs to.")
     ] = None,
     chat_template: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Chat template (Jinja) in place of the model's own; an empty file is none."),
     ] = None,
+    known: Annotated[
+        bool, typer.Option("--list", help="List models by name, with their size and which boards have the memory.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help=outputs.FORCE_HELP)] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -34,7 +39,18 @@ def import_model(
     from merino_edge.cli import console
     from merino_edge.convert.import_model import import_model as convert
     from merino_edge.convert.pretrained import NAME, fetch_smollm2, is_name
+    from merino_edge.errors import InputError
 
+    if known:
+        from merino_edge.cli.known_models import print_known
+
+        print_known(as_json=json)
+        return
+    if not source or out is None:
+        missing = "MODEL" if not source else "--out CHECKPOINT"
+        raise InputError(
+            f"{missing} is missing", "run: merino-edge import MODEL --out CHECKPOINT, or see import --list"
+        )
     outputs.claim(out, checkpoint.KIND, force=force)
     if is_name(source):
         with console.stderr().status(f"fetching {NAME} (93 MB)"):
@@ -44,10 +60,18 @@ def import_model(
     with console.progress() as bar:
         task = bar.add_task("reading weights", total=None, note="")
 
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+        def show(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
 
-        a = convert(source, out, show, base=base, chat_template=template, on_note=notes.append)
+        a = convert(
+            source,
+            out,
+            partial(show, "reading weights"),
+            base=base,
+            chat_template=template,
+            on_note=notes.append,
+            on_bytes=lambda done, total: show("downloading MB", done // 10**6, total // 10**6),
+        )
     for note in notes:
         console.stderr().print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     if json:

@@ -67,6 +67,11 @@ class GgufFile:
         if (version := self._number("<I")) not in VERSIONS:
             if version & 0xFFFF == 0:
                 raise UnsupportedError(f"{path} is big-endian", "download the little-endian file")
+            if version == 1:  # llama.cpp wrote it for some days of August 2023
+                raise UnsupportedError(f"{path} is of version 1 of GGUF", "download a newer file of the model")
+            if version < 100:
+                newer = f"{path} is of version {version} of GGUF, this tool knows {VERSIONS[0]} to {VERSIONS[-1]}"
+                raise UnsupportedError(newer, "run: pip install -U merino-edge")
             raise Damaged(f"version {version}")
         tensors, fields = self._number("<Q"), self._number("<Q")
         if max(tensors, fields) > limits.MAX_GGUF_FIELDS:

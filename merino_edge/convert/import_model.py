@@ -12,14 +12,17 @@ name. The import needs no PyTorch and never reads a pickle.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 from merino_edge import artefact, checkpoint, names
 from merino_edge.architecture import Architecture
+from merino_edge.convert import hub_cache
+from merino_edge.convert.hub_cache import Snapshot
 from merino_edge.convert.imported import Imported, OnWeight
-from merino_edge.errors import ArtefactError, InputError
+from merino_edge.errors import ArtefactError, InputError, UnsupportedError
+
+OnBytes = Callable[[int, int], None]  # called with (bytes here, bytes in all)
 
 
 def import_model(
@@ -30,15 +33,19 @@ def import_model(
     base: Path | str | None = None,
     chat_template: str | None = None,
     on_note: Callable[[str], None] = lambda line: None,
+    on_bytes: OnBytes = lambda done, total: None,
 ) -> Architecture:
-    """Write the checkpoint `out` from a Hugging Face folder or a GGUF file and return its architecture.
+    """Write the checkpoint `out` from a Hugging Face folder, a GGUF file or a name of the hub; return its architecture.
 
-    `on_weight` gets the number of weights read so far and in all, `on_note` a line on what is odd about the model.
-    `base` is the model of a LoRA adapter. `chat_template` replaces the model's own; an empty one is none. Raises
-    UnsupportedError (a property that an architecture cannot express), ArtefactError (damaged or incomplete),
-    InputError (not a model), OutputError, MissingExtraError.
+    `on_weight` gets the number of weights read so far and in all, `on_note` a line on what is odd about the model,
+    `on_bytes` the bytes of a download that are here and all. `base` is the model of a LoRA adapter. `chat_template`
+    replaces the model's own; an empty one is none. Raises UnsupportedError (a property that an architecture cannot
+    express), ArtefactError (damaged or incomplete), InputError (not a model), OutputError, MissingExtraError.
     """
-    model = _read(source, on_weight, base, chat_template)
+    found = locate(source, on_bytes)
+    of_adapter = None if base is None else locate(base, on_bytes).path
+    model = _read(found.path, on_weight, of_adapter, chat_template)
+    model = dataclasses.replace(model, source={**model.source, **found.origin})
     for note in model.notes:
         on_note(note)
     checkpoint.save(
@@ -52,31 +59,39 @@ def import_model(
     return model.architecture
 
 
-def _read(source: Path | str, on_weight: OnWeight, base: Path | str | None, chat_template: str | None) -> Imported:
-    from merino_edge.convert import gguf, hub_cache, huggingface, pretrained
+def _read(path: Path, on_weight: OnWeight, base: Path | None, chat_template: str | None) -> Imported:
+    from merino_edge.convert import gguf, huggingface, weight_files
 
-    path = Path(source)
-    if not path.exists():
-        if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(source)) and path.suffix != ".gguf":
-            raise InputError(
-                f"there is no folder {source}; a model of the Hugging Face hub must be downloaded first",
-                f"run: hf download {source} --local-dir {path.name}",
-            )
-        nearest = names.near(str(source), [pretrained.NAME])
-        meant = f"did you mean {nearest}?" if nearest else names.beside(path)
-        raise ArtefactError(f"{source} does not exist", meant or "check the path")
+
     if path.is_dir():
         if artefact.is_artefact_folder(path):
             raise InputError(f"{path} is an artefact of merino-edge already", f"run: merino-edge show {path}")
-        found = hub_cache.snapshot(path)
-        of_adapter = None if base is None else hub_cache.snapshot(Path(base)).path
-        model = huggingface.read(found.path, on_weight, of_adapter, chat_template)
-        return dataclasses.replace(model, source={**model.source, **found.origin})
+        return huggingface.read(path, on_weight, base, chat_template)
     try:
         with open(path, "rb") as file:
             magic = file.read(4)
     except OSError as error:
         raise ArtefactError(f"{path} cannot be read ({error.strerror})", "check its permissions") from None
+    if magic == b"FUGG":
+        raise UnsupportedError(f"{path} is big-endian", "download the little-endian file")
+    weight_files.check_is_content(path)
     if magic != b"GGUF":
         raise InputError(f"{path} is not a GGUF file", "give a .gguf file, or a Hugging Face folder with config.json")
     return gguf.read(path, on_weight, chat_template)
+
+
+def locate(source: Path | str, on_bytes: OnBytes = lambda done, total: None) -> Snapshot:
+    """The folder or file that `source` means: a path, or a name of the hub, which is downloaded.
+
+    `on_bytes` gets the bytes here and in all. Raises ArtefactError, InputError, OutputError, UnsupportedError.
+    """
+    from merino_edge.convert import hub, pretrained
+
+    path = Path(source)
+    if path.exists():
+        return hub_cache.snapshot(path) if path.is_dir() else Snapshot(path)
+    if (name := hub.HubName.parse(str(source))) is not None:
+        return hub.fetch(name, on_bytes)
+    nearest = names.near(str(source), [pretrained.NAME])
+    meant = f"did you mean {nearest}?" if nearest else names.beside(path)
+    raise ArtefactError(f"{source} does not exist", meant or "check the path")

@@ -28,6 +28,7 @@ from merino_edge.convert.families import FAMILIES, Config, Family
 from merino_edge.convert.folding import layer_names
 from merino_edge.convert.huggingface import prepended_token
 from merino_edge.convert.imported import load_tokenizer
+from merino_edge.convert.layouts import Layout
 from merino_edge.convert.weight_files import SAFETENSORS
 from merino_edge.errors import ArchitectureError, ArtefactError, UnsupportedError
 from merino_edge.kind import TRANSFORMERS
@@ -62,7 +63,7 @@ def export_to_huggingface(source: Path | str, out: Path | str) -> HuggingFaceExp
     origin = ckpt.training.get("source")
     name, config = _family(a, str(source), origin.get("family", "") if isinstance(origin, dict) else "")
     folding = FAMILIES[name].folding(Config(config, name), a)
-    weights = {part: folding.undo(a, part, array) for part, array in _one_block_weights(ckpt, a).items()}
+    weights = {part: folding.undo(a, part, array) for part, array in one_block_weights(ckpt, a).items()}
     weights = _renamed(a, FAMILIES[name], weights)
     tokenizer = ckpt.path / "tokenizer.json"
     backend = load_tokenizer(artefact.read_text(tokenizer), str(tokenizer))
@@ -74,7 +75,7 @@ def export_to_huggingface(source: Path | str, out: Path | str) -> HuggingFaceExp
         # No pad_token_id: its embedding would get no gradient, and a family's default is some token of another's.
         _write(folder / "config.json", {**model, **config, **ends, "pad_token_id": None})
         _write(folder / "generation_config.json", {**ends, "pad_token_id": next(iter(ckpt.chat.eos_token_ids), None)})
-        _write(folder / "tokenizer_config.json", _tokenizer_config(a, backend, ckpt.chat))
+        _write(folder / "tokenizer_config.json", tokenizer_settings(a, backend, ckpt.chat))
         artefact.write_text(
             folder / "tokenizer.json", _tokenizer_json(ckpt.path / "tokenizer.json", backend, ckpt.chat)
         )
@@ -149,7 +150,7 @@ def _instead(where: str) -> str:
 # --- weights ---------------------------------------------------------------------------------------
 
 
-def _one_block_weights(ckpt: Checkpoint, a: Architecture) -> Weights:
+def one_block_weights(ckpt: Checkpoint, a: Architecture) -> Weights:
     """The weights by the names of `one_block`'s architecture `a`. Shared weights stand under the name of each layer."""
     sources = [
         f"blocks.{index}.layers.{layer % block.weight_layers}."
@@ -166,7 +167,7 @@ def _one_block_weights(ckpt: Checkpoint, a: Architecture) -> Weights:
 def _renamed(a: Architecture, family: Family, weights: Weights) -> Weights:
     """A family's weights from ours: the inverse of `imported.convert_weights`."""
     expected, renamed = weight_shapes(a), Weights()
-    for module, parts in _modules(a, family):
+    for module, parts in layout_modules(a, family.layout):
         prefix = "" if parts == ("head",) else family.prefixes[0]
         for kind in ("weight", "bias"):
             ours = tuple(f"{part}.{kind}" for part in parts)
@@ -175,14 +176,14 @@ def _renamed(a: Architecture, family: Family, weights: Weights) -> Weights:
     return renamed
 
 
-def _modules(a: Architecture, family: Family) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Their modules, and the modules of ours in each."""
-    for theirs, ours in family.layout.outside.items():
+def layout_modules(a: Architecture, layout: Layout) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The modules of a layout, and the modules of ours in each."""
+    for theirs, ours in layout.outside.items():
         yield theirs, (ours,)
     for layer, prefix in enumerate(layer_names(a.blocks)):
-        for theirs, several in family.layout.inside.items():
+        for theirs, several in layout.inside.items():
             ours_of_layer = tuple(f"{prefix}{part}" for part in several.split())
-            yield f"{family.layout.layer}{layer}.{theirs}", ours_of_layer
+            yield f"{layout.layer}{layer}.{theirs}", ours_of_layer
 
 
 def _write_weights(path: Path, weights: Weights, source_sha256: str) -> None:
@@ -205,7 +206,7 @@ def _special_ids(chat: ChatFormat) -> dict[str, Any]:
     return {"bos_token_id": chat.bos_token_id, "eos_token_id": ends[0] if len(ends) == 1 else ends or None}
 
 
-def _tokenizer_config(a: Architecture, backend: tokenizers.Tokenizer, chat: ChatFormat) -> dict[str, Any]:
+def tokenizer_settings(a: Architecture, backend: tokenizers.Tokenizer, chat: ChatFormat) -> dict[str, Any]:
     ids = {"bos_token": chat.bos_token_id, "eos_token": next(iter(chat.eos_token_ids), None)}
     tokens = {name: None if i is None else backend.id_to_token(i) for name, i in ids.items()}
     tokens["pad_token"] = tokens["eos_token"]

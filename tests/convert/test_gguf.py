@@ -113,7 +113,8 @@ def _write(
         numbers["attention.head_count_kv"] = KV_HEADS
         file.add_float32(f"{family}.rope.freq_base", 500.0)
     for key, value in numbers.items():
-        file.add_uint32(f"{family}.{key}", value)
+        if f"{family}.{key}" not in (more or {}):
+            file.add_uint32(f"{family}.{key}", value)
     file.add_float32(f"{family}.attention.layer_norm_{'' if family == 'gpt2' else 'rms_'}epsilon", 1e-5)
     file.add_tokenizer_model("gpt2")
     file.add_tokenizer_pre(pre)
@@ -124,7 +125,9 @@ def _write(
     file.add_eos_token_id(1)
     file.add_chat_template(TEMPLATE)
     for key, item in (more or {}).items():
-        getattr(file, {str: "add_string", bool: "add_bool", int: "add_uint32"}[type(item)])(key, item)
+        getattr(file, {str: "add_string", bool: "add_bool", int: "add_uint32", list: "add_array"}[type(item)])(
+            key, item
+        )
 
     def tensor(name: str, *shape: int) -> None:
         values = rng.standard_normal(shape, np.float32) * np.float32(0.2)
@@ -206,6 +209,13 @@ def test_beginning_of_text(tmp_path: Path) -> None:
         ("smollm", ["I", "'ll", "Ġpay", "Ġ", "1", "2", "3", "4", "5", "Ġ", "ĠEUR", "'", "S", ".", "ĊĊ", "Ġx"]),
         ("llama-bpe", ["I", "'ll", "Ġpay", "Ġ", "123", "45", "Ġ", "ĠEUR", "'S", ".ĊĊ", "Ġx"]),
         ("qwen2", ["I", "'ll", "Ġpay", "Ġ", "1", "2", "3", "4", "5", "Ġ", "ĠEUR", "'S", ".ĊĊ", "Ġx"]),
+        ("tekken", ["I", "'ll", "Ġpay", "Ġ", "1", "2", "3", "4", "5", "Ġ", "ĠEUR", "'S", ".ĊĊ", "Ġx"]),
+        ("gpt-4o", ["I'll", "Ġpay", "Ġ", "123", "45", "Ġ", "ĠEUR'S", ".ĊĊ", "Ġx"]),
+        ("deepseek-v3", ["I", "'ll", "Ġpay", "Ġ", "123", "45", "Ġ", "ĠEUR", "'S", ".ĊĊ", "Ġx"]),
+        (
+            "deepseek-coder",
+            ["I", "'", "ll", "Ġpay", "Ġ", "1", "2", "3", "4", "5", "Ġ", "ĠEUR", "'", "S", ".", "Ċ", "Ċ", "Ġx"],
+        ),
     ],
 )
 def test_words_of_each_kind_of_tokenizer(pre: str, pieces: list[str], tmp_path: Path) -> None:
@@ -221,7 +231,7 @@ def test_words_of_each_kind_of_tokenizer(pre: str, pieces: list[str], tmp_path: 
     ("options", "word"),
     [
         ({"family": "mamba"}, "architecture 'mamba'"),
-        ({"pre": "tekken"}, "kind 'tekken'"),
+        ({"pre": "viking"}, "kind 'viking'"),
         ({"more": {"llama.expert_count": 8}}, "llama.expert_count"),
         ({"more": {"llama.rope.scaling.type": "yarn"}}, "llama.rope.scaling.type yarn"),
         ({"more": {"llama.rope.dimension_count": 4}}, "llama.rope.dimension_count 4"),
@@ -295,3 +305,16 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
         import_model(tmp_path / "a.gguf", tmp_path / "ckpt")
     with pytest.raises(ArtefactError, match="does not exist"):
         import_model(tmp_path / "models/b.gguf", tmp_path / "ckpt")
+
+
+def test_counts_may_be_spelled_for_each_layer(tmp_path: Path) -> None:
+    """Some files have a list of equal numbers. Numbers that differ are refused, and by name."""
+    import_model(_write(tmp_path / "small.gguf"), tmp_path / "want")
+    for key in ("attention.head_count", "attention.head_count_kv", "feed_forward_length"):
+        once = {"attention.head_count": HEADS, "attention.head_count_kv": KV_HEADS, "feed_forward_length": FFN_WIDTH}[
+            key
+        ]
+        a = import_model(_write(tmp_path / "listed.gguf", more={f"llama.{key}": [once] * LAYERS}), tmp_path / "ckpt")
+        assert a == checkpoint.load(tmp_path / "want").architecture
+        with pytest.raises(UnsupportedError, match=f"llama.{key} differs from layer to layer"):
+            import_model(_write(tmp_path / "listed.gguf", more={f"llama.{key}": [once, once * 2]}), tmp_path / "ckpt")

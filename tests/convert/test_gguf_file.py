@@ -89,7 +89,7 @@ def test_the_library_reads_the_same(tmp_path: Path) -> None:
     [
         (b"", "empty|too early"),
         (b"GGUF", "too early"),
-        (file_of({}, [], version=1), "version 1"),
+        (file_of({}, [], version=1000), "version 1000"),
         (file_of({"a": struct.pack("<I", 13)}, []), "a value of type 13"),
         (file_of({"a": array(ARRAY, 1, array(UINT8, 0, b""))}, []), "a value of type 9"),
         (file_of({"a": array(STRING, 2**62, b"")}, []), "more than .* strings"),
@@ -119,6 +119,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, content: bytes, says: str)
 def test_what_is_not_known_is_not_supported(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="type 99"):
         read(tmp_path, file_of({}, [("w", [4], 99, 0)], bytes(64)))
+    for version, says in ((1, "version 1 of GGUF; download a newer file"), (4, "version 4 .* knows 2 to 3; run: pip")):
+        with pytest.raises(UnsupportedError, match=says):
+            read(tmp_path, file_of({}, [], version=version))
     with pytest.raises(UnsupportedError, match="big-endian"):
         read(tmp_path, b"GGUF" + struct.pack(">IQQ", 3, 0, 0))
 

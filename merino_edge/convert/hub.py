@@ -1,0 +1,277 @@
+"""Models of the Hugging Face hub by name, downloaded into the hub's own cache and verified.
+
+    OWNER/NAME      OWNER/NAME@REVISION      OWNER/NAME:FILE.gguf or :QUANTISATION, of a repository with GGUF files
+
+Only what an import reads is downloaded: safetensors or GGUF, configuration and tokenizer. Nothing is run. A download
+that stops goes on where it was. Weights are compared with the hashes that the hub names. `HF_ENDPOINT`, `HF_HOME`,
+`HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean for every tool of the hub.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fnmatch
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from merino_edge import artefact, names
+from merino_edge.convert import hub_cache, weight_files
+from merino_edge.convert.hub_cache import Snapshot
+from merino_edge.errors import ArtefactError, InputError, MerinoError, OutputError, UnsupportedError, require
+
+OnBytes = Callable[[int, int], None]  # called with (bytes here, bytes in all)
+NAME = re.compile(r"(?:hf\.co/|https://huggingface\.co/)?([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?(?::([\w.-]+))?")
+TEXTS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TEXTS += ("chat_template.jinja", "chat_template.json", "adapter_config.json")
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+MOST_SUGGESTED = 5
+
+
+class HubName(NamedTuple):
+    """What a person gives: repository, revision (empty: branch main), file or quantisation of GGUF."""
+
+    repository: str
+    revision: str = ""
+    file: str = ""
+
+    @staticmethod
+    def parse(text: str) -> HubName | None:
+        """The name in `text`; None where it is no name of the hub, as a path."""
+        match = NAME.fullmatch(text)
+        if match is None or (text.lower().endswith((".gguf", ".json")) and ":" not in text):
+            return None
+        return HubName(match[1], match[2] or "", match[3] or "")
+
+
+def fetch(name: HubName, on_bytes: OnBytes = lambda done, total: None) -> Snapshot:
+    """The model's files in the hub's cache: a folder, or one GGUF file. What is there already is not downloaded again.
+
+    Raises InputError (no network, no such model, not allowed), UnsupportedError (pickles only), OutputError (no room),
+    ArtefactError (a hash is not the hub's), MissingExtraError.
+    """
+    require("huggingface_hub", "import")
+    from huggingface_hub import constants
+
+    try:
+        with _told(name):
+            revision, sizes, hashes = _listing(name)
+    except InputError:
+        if (here := _here(name)) is None:
+            raise
+        return here  # without a network, what was downloaded before
+    wanted = _wanted(name, list(sizes))
+    cache = Path(constants.HF_HUB_CACHE)
+    missing = {file: sizes[file] for file in wanted if not _cached(name, revision, file)}
+    _check_room(cache, sum(missing.values()))
+    done, total = sum(sizes[file] for file in wanted if file not in missing), sum(sizes[file] for file in wanted)
+    paths = []
+    for file in wanted:
+        before = done
+        paths.append(_download(name, revision, file, lambda here: on_bytes(before + here, total)))  # noqa: B023
+        if file in missing:
+            _verify(paths[-1], hashes.get(file, ""))
+            done += sizes[file]
+        on_bytes(done, total)
+    depth = len(PurePosixPath(wanted[0]).parts)
+    folder = paths[0].parents[depth - 1]
+    is_gguf = wanted[0].endswith(".gguf")
+    return Snapshot(paths[0] if is_gguf else folder, name.repository, revision)
+
+
+def _listing(name: HubName) -> tuple[str, dict[str, int], dict[str, str]]:
+    """The revision's hash, the size of every file, and the sha256 of the large ones."""
+    from huggingface_hub import HfApi
+
+    info = HfApi().model_info(name.repository, revision=name.revision or None, files_metadata=True)
+    sizes, hashes = {}, {}
+    for file in info.siblings or []:
+        sizes[file.rfilename] = int(file.size or 0)
+        lfs: Any = file.lfs
+        digest = lfs.get("sha256") if isinstance(lfs, dict) else getattr(lfs, "sha256", None)
+        if isinstance(digest, str):
+            hashes[file.rfilename] = digest
+    if not re.fullmatch("[0-9a-f]{40}", info.sha or ""):
+        raise ArtefactError(f"the hub names no revision of {name.repository}", "try again later")
+    return str(info.sha), sizes, hashes
+
+
+def _here(name: HubName) -> Snapshot | None:
+    """What an earlier download of the same name left whole, if anything."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"{hub_cache.PREFIX}{name.repository.replace('/', '--')}"
+    if name.revision or not (folder / "refs" / "main").is_file():
+        return None
+    try:
+        found = hub_cache.snapshot(folder)
+        if not name.file:
+            weight_files.find(found.path)
+            return found
+        files = [str(path.relative_to(found.path)) for path in found.path.rglob("*.gguf")]
+        return dataclasses.replace(found, path=found.path / _gguf(name, files)[0])
+    except MerinoError:
+        return None
+
+
+# --- which files -----------------------------------------------------------------------------------
+
+
+def _wanted(name: HubName, files: Sequence[str]) -> list[str]:
+    """The files that an import reads."""
+    ggufs = sorted(file for file in files if file.lower().endswith(".gguf") and "mmproj" not in file.lower())
+    if name.file:
+        return _gguf(name, ggufs)
+    weights = [file for file in files if any(fnmatch.fnmatchcase(file, pattern) for pattern in WEIGHTS)]
+    if any(file.endswith(".safetensors") for file in weights):
+        if "model.safetensors" in weights:
+            weights = [file for file in weights if not file.startswith("model-") and "index" not in file]
+        return sorted({*weights, *(file for file in files if file in TEXTS)})
+    if ggufs:
+        return _gguf(name, ggufs)
+    if any(file.endswith(PICKLES) for file in files):
+        raise UnsupportedError(
+            f"{name.repository} has no safetensors, and a pickle can run code when it is read",
+            f"look for a converted copy, or for a pull request of it: {name.repository}@refs/pr/1",
+        )
+    raise InputError(f"{name.repository} holds no weights that can be read", "choose another model of the hub")
+
+
+def _gguf(name: HubName, ggufs: Sequence[str]) -> list[str]:
+    """The one GGUF model that is meant, all parts of it."""
+    meant = [file for file in ggufs if name.file.lower() in PurePosixPath(file).name.lower()]
+    exact = [file for file in ggufs if file == name.file]
+    # "Q4_K" is also in Q4_K_M: an own word goes first.
+    words = [file for file in meant if re.search(rf"(^|[.-]){re.escape(name.file)}(?=[.-])", file, re.IGNORECASE)]
+    found = exact or words or meant
+    models = sorted({re.sub(r"-\d{5}-of-\d{5}(?=\.gguf$)", "", file) for file in found})
+    if len(models) == 1:
+        return sorted(found)
+    listed = sorted({re.sub(r"-\d{5}-of-\d{5}(?=\.gguf$)", "", file) for file in ggufs})
+    if not listed:
+        raise InputError(f"{name.repository} holds no GGUF files", f"leave :{name.file} out")
+    choices = ", ".join(f"{name.repository}:{file}" for file in listed[:20])
+    what = f"no one file is named {name.file!r}" if name.file else "it holds several models"
+    raise InputError(f"{name.repository}: {what}", f"choose one: {choices}")
+
+
+# --- downloading -----------------------------------------------------------------------------------
+
+
+def _cached(name: HubName, revision: str, file: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name.repository, file, revision=revision), str)
+
+
+def _check_room(cache: Path, needed_bytes: int) -> None:
+    at = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    free = shutil.disk_usage(at).free
+    if needed_bytes > free:
+        raise OutputError(
+            f"the model needs {needed_bytes / 1e9:.2f} GB of disk, {cache} has {free / 1e9:.2f} GB free",
+            "free some, or set HF_HOME to a folder on another disk",
+        )
+
+
+def _download(name: HubName, revision: str, file: str, on_bytes: Callable[[int], None]) -> Path:
+    import inspect
+
+    from huggingface_hub import hf_hub_download
+
+    more: dict[str, Any] = {}
+    if "tqdm_class" in inspect.signature(hf_hub_download).parameters:  # of newer releases
+        more["tqdm_class"] = _counter(on_bytes)
+    with _told(name):
+        return Path(hf_hub_download(name.repository, file, revision=revision, **more))
+
+
+def _counter(on_bytes: Callable[[int], None]) -> type:
+    """A progress bar that shows nothing and reports how many bytes are here."""
+    from huggingface_hub.utils import tqdm
+
+    class Counter(tqdm):  # type: ignore[misc,unused-ignore]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self._here = int(options.get("initial") or 0)
+            super().__init__(*args, **{**options, "disable": True})
+            on_bytes(self._here)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self._here += int(n or 0)
+            on_bytes(self._here)
+            return None
+
+    return Counter
+
+
+def _verify(path: Path, sha256: str) -> None:
+    """Raise ArtefactError, and remove the file, where its hash is not the hub's."""
+    if sha256 and artefact.sha256_file(path) != sha256:
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise ArtefactError(f"{path.name} does not have the sha256 that the hub names", "run the same command again")
+
+
+@contextmanager
+def _told(name: HubName) -> Iterator[None]:
+    """The library's errors, each as one line that says what to do."""
+    from huggingface_hub import constants, errors
+
+    try:
+        yield
+    except MerinoError:
+        raise
+    except errors.GatedRepoError:
+        raise InputError(
+            f"{name.repository} is shown only to who accepts its terms",
+            f"accept them at {constants.ENDPOINT}/{name.repository}, then run: hf auth login",
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise InputError(
+            f"{name.repository} has no revision {name.revision!r}", f"see {constants.ENDPOINT}/{name.repository}"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise InputError(f"the hub has no model {name.repository}", _nearest(name.repository)) from None
+    except errors.HFValidationError as error:
+        why = str(error).splitlines()[0]
+        raise InputError(f"{name.repository} is no name of the hub ({why})", "see: merino-edge import --list") from None
+    except errors.OfflineModeIsEnabled:
+        raise InputError(f"{name.repository} is not here, and HF_HUB_OFFLINE is set", "unset it") from None
+    except Exception as error:  # those of the library, and of the HTTP client under it, which changes
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise OutputError(
+                f"{name.repository} cannot be stored in {constants.HF_HUB_CACHE} ({error.strerror})",
+                "free some disk, or set HF_HOME to another; the same command goes on where it stopped",
+            ) from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise InputError(
+            f"{name.repository} cannot be downloaded ({reason})",
+            "check the network, then run the same command again: it goes on where it stopped",
+        ) from None
+
+
+def _nearest(repository: str) -> str:
+    """The hint for a name that the hub does not have: names that it has."""
+    from merino_edge.convert.known_models import KNOWN
+
+    known = [model.name for model in KNOWN]
+    found = [near] if (near := names.near(repository, known)) else []
+    try:
+        from huggingface_hub import HfApi
+
+        listed = HfApi().list_models(search=repository.partition("/")[2], limit=MOST_SUGGESTED, sort="downloads")
+        found += [model.id for model in listed if model.id not in found]
+    except Exception:  # it is only a suggestion
+        return _did_you_mean(found)
+    return _did_you_mean(found)
+
+
+def _did_you_mean(found: Sequence[str]) -> str:
+    if found:
+        return f"did you mean {' or '.join(found[:MOST_SUGGESTED])}?"
+    return "see: merino-edge import --list"
