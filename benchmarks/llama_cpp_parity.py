@@ -35,12 +35,22 @@ PROMPTS = (
     "The three primary colours are",
     "SELECT name FROM",
 )
-WORDS = (
-    "hello the don't I'LL they're 2024 3.14 12,000 x=y; fooBar HTTPServer __init__ na\u00efve Z\u00fcrich \u041f\u0440"
-    "\u0438\u0432\u0435\u0442 \u65e5\u672c\u8a9e \ud55c\uad6d\uc5b4 \u0939\u093f\u0928\u094d\u0926\u0940 "
-    "\u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u00bd \U0001f98a \U0001f44d\U0001f3fd \u2018q\u2019 \u2014 <b> //c "
-    "https://a.b/c?d=e 100% \u20ac"
-).split(" ")
+WORDS = ["hello", "the", "don't", "I'LL", "they're", "2024", "3.14", "12,000", "x=y;", "fooBar", "HTTPServer"]
+WORDS += [
+    "__init__",
+    "naïve",
+    "Zürich",
+    "Привет",
+    "日本語",
+    "한국어",
+    "हिन्दी",
+    "العربية",
+    "½",
+    "🦊",
+    "👍🏽",
+    "\u2018q\u2019",
+]
+WORDS += ["\u2014", "<b>", "//c", "https://a.b/c?d=e", "100%", "€"]
 SPACES = (" ", " ", " ", "", "", "  ", "   ", "\n", "\n\n", "\t", "\r\n", " \n", "\u00a0", "\u3000")
 
 

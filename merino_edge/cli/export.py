@@ -117,7 +117,14 @@ def export(
     if target == "gguf":
         from merino_edge.cli.export_gguf import export_gguf
 
-        other = {"--bits-of": bits_of, "--context": context, "--lowering": lowering, "--fast": fast, "--block": block}
+        other: dict[str, object] = {
+            "--bits-of": bits_of,
+            "--context": context,
+            "--lowering": lowering,
+            "--fast": fast,
+            "--block": block,
+            "--genai": genai,
+        }
         other |= {"--rounding": rounding, "--max-kl": max_kl, "--max-mb": max_mb, "--keep-vocab": keep_vocab}
         other |= {"--cache": cache != "float", "--continue": resume, "--threads": threads}
         export_gguf(checkpoint, out, precision, other, as_json=json)

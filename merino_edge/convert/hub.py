@@ -12,21 +12,30 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fnmatch
+import inspect
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from merino_edge import artefact, names
+from merino_edge import artefact, names, output
 from merino_edge.convert import hub_cache, weight_files
 from merino_edge.convert.hub_cache import Snapshot
 from merino_edge.errors import ArtefactError, InputError, MerinoError, OutputError, UnsupportedError, require
 
 OnBytes = Callable[[int, int], None]  # called with (bytes here, bytes in all)
 NAME = re.compile(r"(?:hf\.co/|https://huggingface\.co/)?([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?(?::([\w.-]+))?")
-TEXTS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TEXTS: tuple[str, ...] = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
 TEXTS += ("chat_template.jinja", "chat_template.json", "adapter_config.json")
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -57,7 +66,9 @@ def fetch(name: HubName, on_bytes: OnBytes = lambda done, total: None) -> Snapsh
     """
     require("huggingface_hub", "import")
     from huggingface_hub import constants
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity(40)  # logging.ERROR: its warnings tell of each attempt
     try:
         with _told(name):
             revision, sizes, hashes = _listing(name)
@@ -72,11 +83,10 @@ def fetch(name: HubName, on_bytes: OnBytes = lambda done, total: None) -> Snapsh
     done, total = sum(sizes[file] for file in wanted if file not in missing), sum(sizes[file] for file in wanted)
     paths = []
     for file in wanted:
-        before = done
-        paths.append(_download(name, revision, file, lambda here: on_bytes(before + here, total)))  # noqa: B023
-        if file in missing:
-            _verify(paths[-1], hashes.get(file, ""))
-            done += sizes[file]
+        before = done if file in missing else done - sizes[file]
+        report = partial(_report, on_bytes, before, total)
+        paths.append(_download(name, revision, file, report, size=sizes[file], sha256=hashes.get(file, "")))
+        done += sizes[file] if file in missing else 0
         on_bytes(done, total)
     depth = len(PurePosixPath(wanted[0]).parts)
     folder = paths[0].parents[depth - 1]
@@ -84,17 +94,23 @@ def fetch(name: HubName, on_bytes: OnBytes = lambda done, total: None) -> Snapsh
     return Snapshot(paths[0] if is_gguf else folder, name.repository, revision)
 
 
+def _report(on_bytes: OnBytes, before: int, total: int, here: int) -> None:
+    on_bytes(before + here, total)
+
+
 def _listing(name: HubName) -> tuple[str, dict[str, int], dict[str, str]]:
     """The revision's hash, the size of every file, and the sha256 of the large ones."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
-    info = HfApi().model_info(name.repository, revision=name.revision or None, files_metadata=True)
+    info = HfApi(constants.ENDPOINT).model_info(name.repository, revision=name.revision or None, files_metadata=True)
     sizes, hashes = {}, {}
     for file in info.siblings or []:
+        if ".." in PurePosixPath(file.rfilename).parts or PurePosixPath(file.rfilename).is_absolute():
+            continue  # it would lie outside the cache
         sizes[file.rfilename] = int(file.size or 0)
         lfs: Any = file.lfs
         digest = lfs.get("sha256") if isinstance(lfs, dict) else getattr(lfs, "sha256", None)
-        if isinstance(digest, str):
+        if isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest):
             hashes[file.rfilename] = digest
     if not re.fullmatch("[0-9a-f]{40}", info.sha or ""):
         raise ArtefactError(f"the hub names no revision of {name.repository}", "try again later")
@@ -103,13 +119,12 @@ def _listing(name: HubName) -> tuple[str, dict[str, int], dict[str, str]]:
 
 def _here(name: HubName) -> Snapshot | None:
     """What an earlier download of the same name left whole, if anything."""
-    from huggingface_hub import constants
-
-    folder = Path(constants.HF_HUB_CACHE) / f"{hub_cache.PREFIX}{name.repository.replace('/', '--')}"
-    if name.revision or not (folder / "refs" / "main").is_file():
+    folder = _folder(name)
+    own = folder / "snapshots" / name.revision
+    if not own.is_dir() or ".." in name.revision:
         return None
     try:
-        found = hub_cache.snapshot(folder)
+        found = hub_cache.snapshot(own if name.revision else folder)
         if not name.file:
             weight_files.find(found.path)
             return found
@@ -164,9 +179,10 @@ def _gguf(name: HubName, ggufs: Sequence[str]) -> list[str]:
 
 
 def _cached(name: HubName, revision: str, file: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import constants, try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(name.repository, file, revision=revision), str)
+    found = try_to_load_from_cache(name.repository, file, constants.HF_HUB_CACHE, revision)
+    return isinstance(found, str)
 
 
 def _check_room(cache: Path, needed_bytes: int) -> None:
@@ -179,26 +195,56 @@ def _check_room(cache: Path, needed_bytes: int) -> None:
         )
 
 
-def _download(name: HubName, revision: str, file: str, on_bytes: Callable[[int], None]) -> Path:
-    import inspect
+def _download(
+    name: HubName, revision: str, file: str, on_bytes: Callable[[int], None], *, size: int, sha256: str
+) -> Path:
+    """The file in the cache. A large one, which has a hash, goes on where an earlier process stopped."""
+    from huggingface_hub import constants, hf_hub_download, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-    from huggingface_hub import hf_hub_download
+    if not sha256 or _cached(name, revision, file):
+        with _told(name):
+            found = Path(hf_hub_download(name.repository, file, revision=revision, cache_dir=constants.HF_HUB_CACHE))
+        on_bytes(size)
+        return found
+    folder = _folder(name)
+    blob, pointer = folder / "blobs" / sha256, folder / "snapshots" / revision / file
+    part = blob.with_name(f"{sha256}.merino-edge")  # the library's own name for it changes with each process
+    with output.lock(part), _told(name):
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        if not blob.exists():
+            with open(part, "ab") as beginning:
+                here, more = beginning.tell(), dict[str, Any]()
+                if "tqdm_class" in inspect.signature(http_get).parameters:  # of newer releases
+                    more["tqdm_class"] = _counter(on_bytes)
+                url = hf_hub_url(name.repository, file, revision=revision)
+                if here < size:
+                    http_get(url, beginning, resume_size=here, headers=build_hf_headers(), expected_size=size, **more)
+            if artefact.sha256_file(part) != sha256:
+                part.unlink()
+                raise ArtefactError(f"{file} does not have the sha256 that the hub names", "run the same command again")
+            os.replace(part, blob)
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        if not pointer.exists():
+            pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+    return pointer
 
-    more: dict[str, Any] = {}
-    if "tqdm_class" in inspect.signature(hf_hub_download).parameters:  # of newer releases
-        more["tqdm_class"] = _counter(on_bytes)
-    with _told(name):
-        return Path(hf_hub_download(name.repository, file, revision=revision, **more))
+
+def _folder(name: HubName) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"{hub_cache.PREFIX}{name.repository.replace('/', '--')}"
 
 
 def _counter(on_bytes: Callable[[int], None]) -> type:
     """A progress bar that shows nothing and reports how many bytes are here."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
     class Counter(tqdm):  # type: ignore[misc,unused-ignore]
         def __init__(self, *args: Any, **options: Any) -> None:
             self._here = int(options.get("initial") or 0)
-            super().__init__(*args, **{**options, "disable": True})
+            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
             on_bytes(self._here)
 
         def update(self, n: float | None = 1) -> bool | None:
@@ -207,14 +253,6 @@ def _counter(on_bytes: Callable[[int], None]) -> type:
             return None
 
     return Counter
-
-
-def _verify(path: Path, sha256: str) -> None:
-    """Raise ArtefactError, and remove the file, where its hash is not the hub's."""
-    if sha256 and artefact.sha256_file(path) != sha256:
-        path.resolve().unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-        raise ArtefactError(f"{path.name} does not have the sha256 that the hub names", "run the same command again")
 
 
 @contextmanager
@@ -262,9 +300,11 @@ def _nearest(repository: str) -> str:
     known = [model.name for model in KNOWN]
     found = [near] if (near := names.near(repository, known)) else []
     try:
-        from huggingface_hub import HfApi
+        from huggingface_hub import HfApi, constants
 
-        listed = HfApi().list_models(search=repository.partition("/")[2], limit=MOST_SUGGESTED, sort="downloads")
+        listed = HfApi(constants.ENDPOINT).list_models(
+            search=repository.partition("/")[2], limit=MOST_SUGGESTED, sort="downloads"
+        )
         found += [model.id for model in listed if model.id not in found]
     except Exception:  # it is only a suggestion
         return _did_you_mean(found)

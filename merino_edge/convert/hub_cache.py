@@ -59,7 +59,9 @@ def _revision(folder: Path) -> str:
         (path for path in (folder / "snapshots").iterdir() if path.is_dir()), key=lambda p: p.stat().st_mtime
     )
     if not found:
-        raise ArtefactError(f"{folder} holds no whole revision", f"run: hf download {_name(folder)}")
+        raise ArtefactError(
+            f"{folder} holds no whole revision", f"run: merino-edge import {_name(folder)} --out CHECKPOINT"
+        )
     return max(found, key=lambda path: path.stat().st_mtime).name
 
 

@@ -126,16 +126,11 @@ def _byte_level(kind: str) -> Tokenizer:
     return backend
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        *(lambda kind=kind: _byte_level(kind) for kind in gguf_tokenizer.KINDS),
-        lambda: _spm(True),
-        lambda: _spm(False),
-        _unigram,
-    ],
-    ids=[*gguf_tokenizer.KINDS, "spm", "spm-without-prefix", "unigram"],
-)
+TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {kind: partial(_byte_level, kind) for kind in gguf_tokenizer.KINDS}
+TOKENIZERS |= {"spm": partial(_spm, True), "spm-without-prefix": partial(_spm, False), "unigram": _unigram}
+
+
+@pytest.mark.parametrize("make", TOKENIZERS.values(), ids=TOKENIZERS)
 def test_each_kind_of_tokenizer_comes_back(make: Callable[[], Tokenizer], tmp_path: Path) -> None:
     backend = make()
     _save(tmp_path / "ckpt", LLAMA, backend, ChatFormat((2,), 1, None))
@@ -167,9 +162,7 @@ def _odd_tokenizer(path: Path) -> None:
         ),
         (lambda path: _save(path, dataclasses.replace(GPT2, position_offset=2)), "position_offset 2"),
         (
-            lambda path: _save(
-                path, dataclasses.replace(LLAMA, blocks=(Block(32, 1, 2, 1, 48), Block(32, 1, 2, 1, 64)))
-            ),
+            lambda path: _save(path, dataclasses.replace(LLAMA, blocks=TWO_WIDTHS)),
             "ffn_width is 48 in blocks",
         ),
         (_odd_tokenizer, "no tokenizer of llama.cpp divides a text as this model's does; .*export-hf"),
