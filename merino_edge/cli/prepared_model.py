@@ -23,7 +23,6 @@ from typing import Any
 from merino_edge import __version__, artefact, atomic, bundle, names, output, wrong_kind
 from merino_edge.cli.child_verb import run_verb
 
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 MODELS = ("checkpoint", "gguf", "huggingface")
 CONTEXT = 2048  # positions of the KV cache, unless the model has fewer
 JETPACKS = {"R36": "jetpack-6.2", "R38": "jetpack-7.1", "R39": "jetpack-7.2"}  # by the release of L4T
@@ -86,14 +85,15 @@ def require(model: Path | str) -> None:
 
 def _is_model(path: Path) -> bool:
     """Whether this is something to import or export; a missing path in a folder that exists is no name."""
-    from merino_edge.convert import pretrained
+    from merino_edge.convert import hub, pretrained
 
     if not names.is_missing(path):
-        return wrong_kind.kind_of(path) in MODELS or (path / "snapshots").is_dir()
+        marks = ("snapshots", "adapter_config.json")  # of the hub's cache, and of a LoRA adapter
+        return wrong_kind.kind_of(path) in MODELS or any((path / mark).exists() for mark in marks)
     if bundle.find(path) != path:
         return False
-    is_hub_name = HUB_NAME.fullmatch(str(path)) is not None and not path.parent.is_dir()
-    return pretrained.is_name(str(path)) or (is_hub_name and path.suffix != ".gguf")
+    is_hub_name = hub.HubName.parse(str(path)) is not None and not path.parent.is_dir()
+    return pretrained.is_name(str(path)) or is_hub_name
 
 
 def _place(path: Path, form: Form) -> tuple[Path, str]:

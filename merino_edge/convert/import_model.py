@@ -62,7 +62,6 @@ def import_model(
 def _read(path: Path, on_weight: OnWeight, base: Path | None, chat_template: str | None) -> Imported:
     from merino_edge.convert import gguf, huggingface, weight_files
 
-
     if path.is_dir():
         if artefact.is_artefact_folder(path):
             raise InputError(f"{path} is an artefact of merino-edge already", f"run: merino-edge show {path}")
