@@ -7,7 +7,6 @@ float32, and a matrix whose inputs are no multiple of 32 becomes float16. Layers
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Weights
 from merino_edge.convert import gguf_families, gguf_vocabulary
 from merino_edge.convert.imported import load_tokenizer
-from merino_edge.convert.to_huggingface import layout_modules, one_block, one_block_weights, tokenizer_settings
+from merino_edge.convert.to_huggingface import flat, layout_modules, one_block, one_block_weights, tokenizer_settings
 from merino_edge.errors import ArtefactError, MerinoError, UnsupportedError, require
 from merino_edge.kind import GGUF
 from merino_edge.weights import weight_shapes
@@ -88,12 +87,12 @@ def _vocabulary(
 
 def _family(a: Architecture, vocabulary: dict[str, Any], where: str) -> str:
     """The family of GGUF that expresses all of `a`. Raises UnsupportedError."""
-    wanted = _flat(a)
+    wanted = flat(a)
     nearest, other = "", dict.fromkeys(wanted)
     for family in gguf_families.LAYOUTS:
         m = gguf_vocabulary.as_read({**vocabulary, **gguf_families.write(a, family)}, where)
         try:
-            read_back = _flat(gguf_families.read(m, family, [] if a.tied_head else ["output.weight"]))
+            read_back = flat(gguf_families.read(m, family, [] if a.tied_head else ["output.weight"]))
         except MerinoError:
             continue
         differing = {key: value for key, value in read_back.items() if value != wanted[key]}
@@ -106,12 +105,6 @@ def _family(a: Architecture, vocabulary: dict[str, Any], where: str) -> str:
         f"{where}: no family of GGUF has {ours}; the nearest, {nearest}, has {theirs}",
         f"run it as a bundle (merino-edge export {where} --out BUNDLE), or search within --family llama",
     )
-
-
-def _flat(a: Architecture) -> dict[str, Any]:
-    values = {**a.to_dict(), **dataclasses.asdict(a.blocks[0])}
-    del values["blocks"]
-    return values
 
 
 # --- tensors ---------------------------------------------------------------------------------------

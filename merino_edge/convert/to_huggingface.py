@@ -112,13 +112,13 @@ def one_block(a: Architecture, where: str) -> Architecture:
 
 def _family(a: Architecture, where: str, preferred: str) -> tuple[str, dict[str, Any]]:
     """A family that expresses all of `a` (`preferred` if it does), and its configuration. Raises UnsupportedError."""
-    wanted, nearest = _flat(a), ("", dict.fromkeys(_flat(a)))
+    wanted, nearest = flat(a), ("", dict.fromkeys(flat(a)))
     for name in sorted(
         (name for name, family in FAMILIES.items() if family.written), key=lambda name: name != preferred
     ):
         config = FAMILIES[name].config(a)
         try:
-            read_back = _flat(FAMILIES[name].architecture(Config(config, name)))
+            read_back = flat(FAMILIES[name].architecture(Config(config, name)))
         except (ArchitectureError, ArtefactError, UnsupportedError):
             continue
         other = {key: value for key, value in read_back.items() if value != wanted[key]}
@@ -133,7 +133,8 @@ def _family(a: Architecture, where: str, preferred: str) -> tuple[str, dict[str,
     )
 
 
-def _flat(a: Architecture) -> dict[str, Any]:
+def flat(a: Architecture) -> dict[str, Any]:
+    """The fields of an architecture whose layers have one shape, by name; windows and rotaries layer by layer."""
     values = {**dataclasses.asdict(a), **dataclasses.asdict(a.blocks[0]), "layers": a.layers}
     del values["blocks"]
     for name in ("window", "rotary"):
