@@ -38,8 +38,8 @@ def import_model(
     """Write the checkpoint `out` from a Hugging Face folder, a GGUF file or a name of the hub; return its architecture.
 
     `on_weight` gets the number of weights read so far and in all, `on_note` a line on what is odd about the model.
-    `on_bytes` gets the bytes of a download that are here, and all. `base` is the model of a LoRA adapter. `chat_template`
-    replaces the model's own; an empty one is none. Raises UnsupportedError (a property that an architecture cannot
+    `on_bytes` gets the bytes of a download that are here, and all. `base` is the model of a LoRA adapter.
+    `chat_template` replaces the model's own; an empty one is none. Raises UnsupportedError (a property that an architecture cannot
     express), ArtefactError (damaged or incomplete), InputError (not a model), OutputError, MissingExtraError.
     """
     found = locate(source, on_bytes)
