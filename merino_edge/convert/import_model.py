@@ -39,8 +39,10 @@ def import_model(
 
     `on_weight` gets the number of weights read so far and in all, `on_note` a line on what is odd about the model.
     `on_bytes` gets the bytes of a download that are here, and all. `base` is the model of a LoRA adapter.
-    `chat_template` replaces the model's own; an empty one is none. Raises UnsupportedError (a property that an architecture cannot
-    express), ArtefactError (damaged or incomplete), InputError (not a model), OutputError, MissingExtraError.
+    `chat_template` replaces the model's own; an empty one is none.
+
+    Raises UnsupportedError (a property that an architecture cannot express), ArtefactError (damaged or incomplete),
+    InputError (not a model), OutputError, MissingExtraError.
     """
     found = locate(source, on_bytes)
     of_adapter = None if base is None else locate(base, on_bytes).path
