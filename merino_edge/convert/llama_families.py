@@ -124,13 +124,8 @@ def _phi3_rope(c: Config) -> Rope:
 
 
 def _phi3(c: Config) -> Architecture:
-    return read_llama(
-        c,
-        _phi3_rope(c),
-        epsilon=1e-5,
-        bias="none",
-        kinds=same_everywhere(c.need(LLAMA.layers), c.window("sliding_window")),
-    )
+    kinds = same_everywhere(c.need(LLAMA.layers), c.window("sliding_window"))
+    return read_llama(c, _phi3_rope(c), epsilon=1e-5, bias="none", partly_rotated=True, kinds=kinds)
 
 
 def _phi3_folding(c: Config, a: Architecture) -> Folding:
@@ -181,7 +176,7 @@ def _stablelm(c: Config) -> Architecture:
     c.only("use_parallel_residual", (False,))
     bias: Bias = "qkv" if c.get("use_qkv_bias", False) else "none"
     rope = c.rope(fraction=0.25)
-    return read_llama(c, rope, fields=_STABLELM, epsilon=1e-5, norm="layernorm", bias=bias)
+    return read_llama(c, rope, fields=_STABLELM, epsilon=1e-5, norm="layernorm", bias=bias, partly_rotated=True)
 
 
 def _stablelm_folding(c: Config, a: Architecture) -> Folding:
@@ -224,7 +219,7 @@ def _to_helium(a: Architecture) -> dict[str, Any]:
 
 def _glm(c: Config, **others: Any) -> Architecture:
     rope, bias = c.rope(fraction=0.5), biases(c, "qkv", default=True)[0]
-    return read_llama(c, rope, epsilon=1.5625e-7, head_dim=128, bias=bias, **others)
+    return read_llama(c, rope, epsilon=1.5625e-7, head_dim=128, bias=bias, partly_rotated=True, **others)
 
 
 def _glm4(c: Config) -> Architecture:
@@ -270,7 +265,8 @@ def _to_ernie(a: Architecture) -> dict[str, Any]:
 
 def _nemotron(c: Config) -> Architecture:
     ffn = c.activation("hidden_act", "relu2")
-    return read_llama(c, c.rope(fraction=0.5), fields=_NEMOTRON, epsilon=1e-5, norm="layernorm", ffn=ffn)
+    own: dict[str, Any] = {"norm": "layernorm", "ffn": ffn, "partly_rotated": True}
+    return read_llama(c, c.rope(fraction=0.5), fields=_NEMOTRON, epsilon=1e-5, **own)
 
 
 def _nemotron_folding(c: Config, a: Architecture) -> Folding:

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 from merino_edge.architecture import Architecture, Bias, Rotary
-from merino_edge.convert.config import FULL, SLIDING, Config
+from merino_edge.convert.config import CHOOSE, FULL, SLIDING, Config
 from merino_edge.convert.family import Fields
 from merino_edge.convert.folding import Folding
 from merino_edge.convert.rotary_scaling import Rope, spelled
-from merino_edge.errors import ArtefactError
+from merino_edge.errors import ArtefactError, UnsupportedError
 
 LLAMA = Fields(kv_heads="num_key_value_heads", head_dim="head_dim", norm_epsilon="rms_norm_eps")
 PREFIXES = ("model.",)
@@ -71,10 +71,16 @@ def read_llama(
     head_dim: int = 0,
     bias: Bias | None = None,
     activation: str = "hidden_act",
+    partly_rotated: bool = False,
     **others: Any,
 ) -> Architecture:
-    """The architecture of a Llama-like configuration. `head_dim` 0: the width divided by the heads."""
+    """The architecture of a Llama-like configuration. `head_dim` 0: the width divided by the heads.
+
+    `partly_rotated`: the family heeds a fraction of the head that is rotated. Others in transformers do not.
+    """
     rope = c.rope() if rope is None else rope
+    if rope.fraction != 1 and not partly_rotated:
+        raise UnsupportedError(f"{c.where}: partial_rotary_factor {rope.fraction} is not supported", CHOOSE)
     head_dim = c.get(LLAMA.head_dim, head_dim or c.need(fields.width) // c.need(fields.heads))
     if head_dim < 1:
         raise ArtefactError(f"{c.where}: head_dim is {head_dim}", "download it again")

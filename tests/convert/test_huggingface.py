@@ -264,6 +264,7 @@ def test_a_template_that_fails_is_refused_before_the_weights_and_can_be_replaced
         ("llama", "rope_scaling", {"type": "ntk"}),
         ("llama", "rope_scaling", {"rope_theta": 1e4, "mrope_section": [2], "zoom": 1}),
         ("llama", "hidden_act", "relu"),
+        ("llama", "partial_rotary_factor", 0.5),
         ("llama", "quantization_config", {"bits": 4}),
         ("llama", "num_key_value_heads", 3),
         ("qwen2", "layer_types", ["full_attention", "linear_attention"]),
