@@ -135,8 +135,11 @@ def report(table: LatencyTable, lines: list[Measurement], held_out: Sequence[Mea
             inside += within(table, predicted, ms, step, found=True)
             inside_any += within(table, predicted, ms, step, found=False)
         figures = error_figures(pairs)
+        expected = [(value, ms) for predicted, ms in pairs if (value := table.expected(predicted, step)) is not None]
+        corrected = f"{error_figures(expected)['mape_percent']:.1f} %" if expected else "not known"
         print(
             f"{name}: {len(pairs)} found models, MAPE {figures['mape_percent']:.1f} %, "
+            f"of the expected times {corrected}, "
             f"winner's curse {-figures['bias_percent']:+.1f} % (measured above predicted), "
             f"{inside} within the printed interval ({inside_any} within that of random models), "
             f"visits {statistics.fmean(apart):.1f} % apart"

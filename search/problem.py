@@ -14,15 +14,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from merino_edge.errors import InputError
+from merino_edge.latency.step import Step
 from merino_edge.search.additive_cost import AdditiveCost, MetricCost, unit_limit
 from merino_edge.search.budget import Budget, Metric
-from merino_edge.search.costs import CostModel
+from merino_edge.search.costs import CostModel, Table
 from merino_edge.search.score import Score
 from merino_edge.search.space import Candidate, Space
 
@@ -240,15 +243,28 @@ class Problem:
     def intervals(self, candidate: Candidate) -> dict[str, tuple[float, float]]:
         """The intervals in which the table's validation expects the reported times, by metric key."""
         bounds = {}
+        for key, value, step, tables in self._times(candidate):
+            found = [table.interval(value, step, found=True) for table in tables]
+            if intervals := list(filter(None, found)):  # of several tables the widest
+                bounds[key] = min(low for _, low, _ in intervals), max(high for _, _, high in intervals)
+        return bounds
+
+    def expected(self, candidate: Candidate) -> dict[str, float]:
+        """The reported times, corrected by how found models ran that were measured for the table, by metric key."""
+        corrected = {}
+        for key, value, step, tables in self._times(candidate):
+            if times := [time for table in tables if (time := table.expected(value, step)) is not None]:
+                corrected[key] = statistics.fmean(times)
+        return corrected
+
+    def _times(self, candidate: Candidate) -> Iterator[tuple[str, float, Step, list[Table]]]:
+        """(metric key, time, its step, the tables of the candidate's precisions)."""
         names = dict.fromkeys((self.cost_model.precision, *(p.name for p in self.space.precisions_of(candidate))))
         for key, value in self.costs(candidate).items():
             metric = Metric.parse(key)
             if metric.kind.latency:
                 step = self.cost_model.step(metric, self.space.templates[candidate.template].vocabulary)
-                found = [self.cost_model.table_of(name).interval(value, step, found=True) for name in names]
-                if intervals := list(filter(None, found)):  # of several tables the widest
-                    bounds[key] = min(low for _, low, _ in intervals), max(high for _, _, high in intervals)
-        return bounds
+                yield key, value, step, [self.cost_model.table_of(name) for name in names]
 
     def value(self, metric: Metric, candidate: Candidate) -> float:
         """The value of one metric for a candidate."""

@@ -38,13 +38,14 @@ def summary(result: SearchResult) -> RenderableType:
         blocks.add_row(str(index), str(block.width), layers, *map(str, numbers), *precisions[index])
     target = result.config.target
     stored = f"bytes as {result.config.precision} is stored for {target}" if target else None
-    costs = Table("cost", "found", "budget", "9 of 10 within", title=stored)
-    intervals = result.problem.intervals(result.candidate)
+    costs = Table("cost", "found", "budget", "expected", "9 of 10 within", title=stored)
+    intervals, expected = result.problem.intervals(result.candidate), result.problem.expected(result.candidate)
     estimated = result.config.table is not None and result.config.table.estimated
     for key, value in result.problem.costs(result.candidate).items():
         metric, limit = Metric.parse(key), budgets.get(key)
         note = " estimated" if estimated and metric.kind.latency else ""
-        shown = ["" if number is None else f"{number / metric.kind.unit:.4g}" for number in (value, limit)]
+        three = (value, limit, expected.get(key))
+        shown = ["" if number is None else f"{number / metric.kind.unit:.4g}" for number in three]
         bounds = " to ".join(f"{bound / metric.kind.unit:.4g}" for bound in intervals.get(key, ()))
         costs.add_row(metric.label + note, *shown, bounds)
     return Group(blocks, costs)

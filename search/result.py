@@ -170,6 +170,7 @@ class SearchResult:
             },
             "costs": problem.costs(self.candidate),
             "intervals": {key: list(bounds) for key, bounds in problem.intervals(self.candidate).items()},
+            "expected": problem.expected(self.candidate),
             "budgets": problem.budget.to_dict(),
             "precision": config.precision,
             "target": config.target,

@@ -24,6 +24,7 @@ use, or the smallest power-of-two multiple of `cache_buckets` that holds them (0
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -153,8 +154,14 @@ class LatencyTable:
         slower = slower_percent(figures["bias_percent"])
         return (
             f"{figures['models']} models that searches found with table {self.path.name} were {abs(slower):.1f} % "
-            f"{'slower' if slower > 0 else 'faster'} in {mode} than predicted; the intervals hold that"
+            f"{'slower' if slower > 0 else 'faster'} in {mode} than predicted; what is expected is corrected by that"
         )
+
+    def expected(self, value: float, step: Step) -> float | None:
+        """What a found model of a predicted `value` takes, as those that were measured did; None where none were."""
+        figures = self.validation.get(step.mode, {}).get("found")
+        slower = slower_percent(figures["bias_percent"]) if figures else math.inf
+        return value * (1 + slower / 100) if step.unit == "ms" and math.isfinite(slower) else None
 
     @property
     def transferred(self) -> str:

@@ -26,7 +26,8 @@ WriteTable = Callable[..., LatencyTable]
 
 
 def test_search_writes_what_it_prints_and_proves_it(tmp_path: Path, write_table: WriteTable) -> None:
-    table = write_table(DEMO, precision="int8", decode={"low_percent": -10.0, "high_percent": 20.0})
+    found = {"models": 10, "mape_percent": 25.0, "bias_percent": 25.0, "low_percent": -9.0, "high_percent": 9.0}
+    table = write_table(DEMO, precision="int8", decode={"low_percent": -10.0, "high_percent": 20.0, "found": found})
     out, png = tmp_path / "a.json", tmp_path / "a.png"
     budgets = ["--decode-ms", 3.0, "--decode-ms", "3.5@256", "--params", "2.5M", "--peak-mb", "9@128"]
     done = merino("--space", "demo", "--table", table.path, *budgets, "--plot", png, "--json", "--out", out)
@@ -41,6 +42,7 @@ def test_search_writes_what_it_prints_and_proves_it(tmp_path: Path, write_table:
     assert document["intervals"] == {
         key: [costs[key] * 0.9, costs[key] * 1.2] for key in ("decode_ms@64", "decode_ms@256")
     }
+    assert document["expected"] == {key: pytest.approx(costs[key] / 1.25) for key in document["intervals"]}
     assert costs["weight_mb@int8"] == pytest.approx(a.weight_bytes("int8") / 1e6) and document["precision"] == "int8"
     assert document["score"]["total"] == counting().total(a) == document["certificate"]["bound"]
     assert document["score"]["shared_layer"] == 0.1 and document["score"]["exit_power"] == 0.75

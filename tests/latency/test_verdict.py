@@ -91,6 +91,8 @@ def test_the_winner_s_curse_is_said_and_intervals_of_found_models_hold_both_erro
         told = one.winners_curse("decode")  # predicted is 0.8 times measured
         assert "10 models that searches found with table t.jsonl were 25.0 % slower in decode" in told
         assert one.winners_curse("prefill") == ""
+        assert one.expected(100.0, Step("decode", 8)) == pytest.approx(125.0)
+        assert one.expected(100.0, Step("decode", 8, "mj")) is one.expected(100.0, Step("prefill", 8)) is None
         assert one.interval(100.0, Step("decode", 8), found=True) == pytest.approx((100.0, 96.0, 109.0))
         assert one.interval(100.0, Step("decode", 8)) == pytest.approx((100.0, 96.0, 105.0))
         assert one.interval(100.0, Step("prefill", 8), found=True) == pytest.approx((100.0, 96.0, 105.0))
