@@ -53,12 +53,12 @@ def bundle_of(model: Path | str, form: Form | None = None) -> Path:
     entry, name = _place(path, form)
     source = _source(path)
     made = entry / name
-    if _recorded(entry) == source and (made / "manifest.json").is_file():
+    if _is_made(made, source):
         _tune(made)
         return made
     console, began = _console(), time.monotonic()
     with output.lock(entry):
-        if _recorded(entry) != source:  # else another process made it meanwhile
+        if not _is_made(made, source):  # else another process made it meanwhile
             try:
                 _make(path, entry, made, form)
             finally:
@@ -98,16 +98,19 @@ def _is_model(path: Path) -> bool:
 
 def _place(path: Path, form: Form) -> tuple[Path, str]:
     """The folder of a model in the cache, and the name of its bundle."""
-    where = str(path) if names.is_missing(path) else str(path.resolve())
-    key = artefact.sha256_text(artefact.canonical_json({"source": where, **asdict(form)}))
+    key = artefact.sha256_text(artefact.canonical_json({"source": _where(path), **asdict(form)}))
     stem = path.stem if path.suffix == ".gguf" else path.resolve().name
     name = f"{re.sub('[^A-Za-z0-9._-]', '-', stem)[:80].strip('.-') or 'model'}-{form.precision}"
     return artefact.user_cache() / "models" / f"{name}-{key[:8]}", name
 
 
+def _where(path: Path) -> str:
+    return str(path) if names.is_missing(path) else str(path.resolve())
+
+
 def _source(path: Path) -> dict[str, Any]:
     """What tells that a model is the same: its place, and the sizes and times of its files."""
-    files = []
+    files, where = [], _where(path)
     if path.is_dir():
         from merino_edge.convert import hub_cache
 
@@ -117,13 +120,15 @@ def _source(path: Path) -> dict[str, Any]:
         files = [path]
     stats = [(file.name, file.stat()) for file in files]
     listed = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-    return {"source": str(path), "files": listed, "tool": __version__}
+    return {"source": where, "files": listed, "tool": __version__}
 
 
-def _recorded(entry: Path) -> Any:
+def _is_made(made: Path, source: dict[str, Any]) -> bool:
+    """Whether the bundle is whole and of this source."""
     with suppress(OSError, ValueError):
-        return json.loads((entry / "source.json").read_text(encoding="utf-8"))
-    return None
+        recorded = json.loads((made.parent / "source.json").read_text(encoding="utf-8"))
+        return bool(recorded == source) and (made / "manifest.json").is_file()
+    return False
 
 
 def _make(path: Path, entry: Path, made: Path, form: Form) -> None:

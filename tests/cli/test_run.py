@@ -28,7 +28,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_model_is_made_ready_once(
-    tiny_checkpoint: Checkpoint, cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tiny_checkpoint: Checkpoint,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     model = tmp_path / "small"
     shutil.copytree(tiny_checkpoint.path, model)
@@ -46,9 +50,10 @@ def test_a_model_is_made_ready_once(
     assert run("run", model, "--only-prepare") == 0 and capfd.readouterr().out == f"{made.path}\n"
     few = ("--prompt-tokens", 2, "--new-tokens", 2, "--repetitions", 1, "--threads", 1, "--json")
     assert run("bench", model, *few) == 0 and '"small-int4"' in capfd.readouterr().out
-    assert prepared_model._recorded(entry) == prepared_model._source(model)
+    monkeypatch.chdir(tmp_path)
+    assert prepared_model._is_made(made.path, prepared_model._source(Path("small")))
     os.utime(model / "training.json")  # as if it had been trained again: it would be made anew
-    assert prepared_model._recorded(entry) != prepared_model._source(model)
+    assert not prepared_model._is_made(made.path, prepared_model._source(model))
 
 
 def test_what_cannot_be_made_leaves_nothing(

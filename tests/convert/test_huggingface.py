@@ -221,7 +221,9 @@ def test_special_tokens_come_from_every_file(listed: bool, tmp_path: Path) -> No
         "unk_token": None,
         "mask_token": "m",
     }
-    _save(tmp_path / "model", chat_template=ALL_TOKENS + "{{ messages[0].content }}", **settings)
+    _save(
+        tmp_path / "model", chat_template=ALL_TOKENS + "{{ messages[0].content }}{{ tools }}{{ documents }}", **settings
+    )
     older = {"unk_token": "<unk>", "eos_token": {"content": "e", "lstrip": False}, "sep_token": "</s>"}
     (tmp_path / "model" / "special_tokens_map.json").write_text(json.dumps(older))
     _edit(tmp_path / "model" / "config.json", eos_token_id=[9])

@@ -42,7 +42,7 @@ contents = st.lists(st.sampled_from(WORDS), max_size=8).map("".join)
 
 
 @pytest.mark.parametrize("name", ["byte level", "sentencepiece"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(system=contents, user=contents)
 def test_messages_are_encoded_as_transformers_does_with_its_option(name: str, system: str, user: str) -> None:
     ours, theirs = _both(name)
@@ -52,7 +52,7 @@ def test_messages_are_encoded_as_transformers_does_with_its_option(name: str, sy
 
 
 @pytest.mark.parametrize("name", list(KINDS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(user=contents)
 def test_no_message_adds_a_control_token(name: str, user: str) -> None:
     ours, _ = _both(name)

@@ -108,7 +108,7 @@ def test_bad_stop_strings_are_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", list(small_tokenizers.KINDS))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(text=st.text(st.sampled_from("the <fox é🦊\n"), max_size=20), share=st.floats(0, 1))
 def test_a_continuation_is_the_text_that_follows(kind: str, text: str, share: float) -> None:
     """With the first space, which a decoder of SentencePiece leaves out of a text of its own."""
