@@ -59,7 +59,7 @@ class Fields:
         return Architecture(
             vocab_size=c.need(self.vocab_size),
             embedding_width=c.get(self.embedding_width, width),
-            blocks=_blocks(block, kinds, shape["max_positions"]) if kinds else (block,),
+            blocks=by_kind(block, kinds, shape["max_positions"]) if kinds else (block,),
             tied_head=c.get(self.tied_head, tied_head),
             **shape,
         )
@@ -71,7 +71,7 @@ class Fields:
         return {theirs: ours[name] for name, theirs in names.items() if theirs}
 
 
-def _blocks(block: Block, kinds: Sequence[tuple[int, Rotary]], positions: int) -> tuple[Block, ...]:
+def by_kind(block: Block, kinds: Sequence[tuple[int, Rotary]], positions: int) -> tuple[Block, ...]:
     """One block for each run of layers with the same window and rotary. A window over all positions is none."""
     if len(kinds) != block.layers:  # a configuration of an absurd depth is refused by the architecture
         return (block,)

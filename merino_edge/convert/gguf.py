@@ -1,7 +1,7 @@
 """Reading of GGUF files (of llama.cpp): weights are dequantised to float32, the tokenizer is rebuilt from metadata.
 
-The architectures are llama (also SmolLM2, Mistral), qwen2 and gpt2. Unknown metadata of the architecture and weights
-without equivalent are refused by name. merino_edge.convert.gguf_file reads the file itself,
+Unknown metadata of the architecture and weights without equivalent are refused by name.
+merino_edge.convert.gguf_families holds the families, merino_edge.convert.gguf_file reads the file itself, and
 merino_edge.convert.gguf_tokenizer rebuilds the tokenizer.
 """
 
@@ -35,12 +35,14 @@ def read(path: Path, on_weight: OnWeight, chat_template: str | None = None) -> I
     file = read_model(path)
     m, tensors = Metadata(file.values, str(path)), file.tensors
     family = m.need("general.architecture", str)
-    if family not in gguf_families.LAYOUTS:
+    if family not in gguf_families.FAMILIES:
         raise UnsupportedError(
-            f"{path}: architecture {family!r} is not supported", f"choose one of {', '.join(gguf_families.LAYOUTS)}"
+            f"{path}: architecture {family!r} is not supported", f"choose one of {', '.join(gguf_families.FAMILIES)}"
         )
     try:
-        a = gguf_families.read(m, family, tensors)
+        factors = tensors.get(gguf_families.ROPE_FACTORS)
+        listed = () if factors is None else gguf_families.rope_factors(_dequantised(factors, path))
+        a = gguf_families.read(m, family, tensors, listed)
     except ArchitectureError as error:
         raise UnsupportedError(f"{path}: {error.message}", "choose another model") from None
     backend = gguf_tokenizer.build(m)
@@ -48,11 +50,12 @@ def read(path: Path, on_weight: OnWeight, chat_template: str | None = None) -> I
     notes = check_tokenizer(backend, a.vocab_size, chat, str(path))
     weights = convert_weights(
         a,
-        gguf_families.LAYOUTS[family],
-        tensors,
+        gguf_families.FAMILIES[family].layout,
+        [name for name in tensors if name != gguf_families.ROPE_FACTORS],
         lambda name: _dequantised(tensors[name], path),
         where=str(path),
         on_weight=on_weight,
+        folding=gguf_families.folding(m, family, a),
     )
     hashes = {part.name: artefact.sha256_file(part) for part in file.files}
     source = {"format": "gguf", "family": family, "name": path.name, "files": hashes}

@@ -86,13 +86,14 @@ def _vocabulary(
 
 
 def _family(a: Architecture, vocabulary: dict[str, Any], where: str) -> str:
-    """The family of GGUF that expresses all of `a`. Raises UnsupportedError."""
-    wanted = flat(a)
+    """The family of GGUF that expresses all of `a`, its rotary factors in float32. Raises UnsupportedError."""
+    factors = gguf_families.rope_factors(np.array(a.rotary_factors))
+    wanted = {**flat(a), "rotary_factors": factors}
     nearest, other = "", dict.fromkeys(wanted)
-    for family in gguf_families.LAYOUTS:
+    for family in gguf_families.FAMILIES:
         m = gguf_vocabulary.as_read({**vocabulary, **gguf_families.write(a, family)}, where)
         try:
-            read_back = flat(gguf_families.read(m, family, [] if a.tied_head else ["output.weight"]))
+            read_back = flat(gguf_families.read(m, family, [] if a.tied_head else ["output.weight"], factors))
         except MerinoError:
             continue
         differing = {key: value for key, value in read_back.items() if value != wanted[key]}
@@ -113,12 +114,15 @@ def _family(a: Architecture, vocabulary: dict[str, Any], where: str) -> str:
 def _renamed(a: Architecture, family: str, weights: Weights) -> dict[str, tuple[np.ndarray, bool]]:
     """A family's tensors from our weights, and whether each is embedding or head."""
     expected, found = weight_shapes(a), {}
-    for module, parts in layout_modules(a, gguf_families.LAYOUTS[family]):
+    weights = gguf_families.tensors(a, family, weights)
+    for module, parts in layout_modules(a, gguf_families.FAMILIES[family].layout):
         for kind in ("weight", "bias"):
             ours = tuple(f"{part}.{kind}" for part in parts)
             if all(name in expected for name in ours):
-                array = gguf_families.FUSES[family](a, ours, [weights[name] for name in ours])
+                array = gguf_families.fused(a, family, ours, [weights[name] for name in ours])
                 found[f"{module}.{kind}"] = (array, ours[0] in ENDS)
+    if a.rotary_factors:
+        found[gguf_families.ROPE_FACTORS] = (np.array(a.rotary_factors, np.float32), False)
     return found
 
 
