@@ -23,7 +23,7 @@ def print_model(screen: Console, document: Document) -> None:
     blocks = Table("block", "width", "layers", "heads", "kv heads", "FFN width", "weights", *own)
     for index, block in enumerate(model["blocks"]):
         numbers = [str(block[name]) for name in ("width", "layers", "heads", "kv_heads", "ffn_width")]
-        others = [str(block.get(name, "-")) for name in own]
+        others = [str(block.get(name, {"window": "-", "rotary": "global"}[name])) for name in own]
         blocks.add_row(str(index), *numbers, "shared" if block["shared"] else "own", *others)
     screen.print(blocks)
     weights = ", ".join(f"{precision} {mb:.1f}" for precision, mb in counts["weight_mb"].items())

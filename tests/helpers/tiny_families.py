@@ -39,8 +39,10 @@ _GRANITE = {"embedding_multiplier": 12, "logits_scaling": 8, "residual_multiplie
 # Name -> (transformers' model_type, settings)
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"rope_parameters": _LLAMA3, "attention_bias": True}),
-    "llama, linear": ("llama", {**_FREE, "rope_parameters": {"rope_type": "linear", **_SCALED}, "mlp_bias": True}),
-    "llama, dynamic": ("llama", {"rope_parameters": {"rope_type": "dynamic", **_SCALED}, "hidden_act": "gelu"}),
+    "llama, linear": (
+        "llama",
+        {**_FREE, "rope_parameters": {"rope_type": "linear", **_SCALED}, "mlp_bias": True, "hidden_act": "gelu"},
+    ),
     "qwen2": ("qwen2", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}),
     "mistral": ("mistral", {**_FREE, "sliding_window": WINDOW}),
     "qwen3": ("qwen3", {**_FREE, "tie_word_embeddings": True, "attention_bias": True, "rope_parameters": _YARN}),
@@ -54,11 +56,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"tie_word_embeddings": True, "original_max_position_embeddings": 48, "rope_parameters": _LONG},
     ),
     "granite": ("granite", {**_GRANITE, "tie_word_embeddings": True, "attention_bias": True}),
-    "granite, own head": ("granite", _GRANITE),
     "olmo2": ("olmo2", {"attention_bias": True}),
     "stablelm": ("stablelm", {"use_qkv_bias": True, "partial_rotary_factor": 0.5}),
     "exaone4": ("exaone4", {"sliding_window": WINDOW, "sliding_window_pattern": 2}),
-    "exaone4, full": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 3}),
     "helium": ("helium", {"head_dim": 32, "attention_bias": True}),
     "glm": ("glm", {**_FREE}),
     "glm4": ("glm4", {**_FREE}),
