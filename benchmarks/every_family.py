@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--positions", type=int, default=256)
     parser.add_argument("--targets", nargs="+", default=TARGETS, choices=TARGETS)
     parser.add_argument("--precisions", nargs="+", default=("fp32", "fp16", "int4"))
+    parser.add_argument("--strength", type=float, default=1.5, help="by how much random matrices enlarge their input")
     options = parser.parse_args()
     forms = [(target, precision) for target in options.targets for precision in options.precisions]
     print("| family | " + " | ".join(f"{target} {precision}" for target, precision in forms) + " |")
@@ -44,7 +45,7 @@ def main() -> None:
             continue
         cells = []
         with tempfile.TemporaryDirectory() as folder:
-            theirs = random_model(name, max_position_embeddings=options.positions)
+            theirs = random_model(name, options.strength, max_position_embeddings=options.positions)
             a = import_model(save(theirs, Path(folder) / "theirs"), Path(folder) / "ckpt")
             loaded = checkpoint.load(Path(folder) / "ckpt")
             opened = partial(OnnxEngine, threads=1)

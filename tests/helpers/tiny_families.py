@@ -69,10 +69,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def random_model(name: str, **others: Any) -> Any:
+def random_model(name: str, strength: float = 1.5, **others: Any) -> Any:
     """A model of transformers in float32: no norm, bias or other weight has its neutral value.
 
-    `others` replace settings of the family's configuration.
+    A matrix multiplies the size of its input by about `strength`. `others` replace settings of the family's configuration.
     """
     import torch
     import transformers
@@ -84,7 +84,7 @@ def random_model(name: str, **others: Any) -> Any:
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             vector = parameter.ndim == 1
-            parameter.copy_(torch.randn_like(parameter) * (0.3 if vector else 1.5 / parameter.shape[-1] ** 0.5))
+            parameter.copy_(torch.randn_like(parameter) * (0.3 if vector else strength / parameter.shape[-1] ** 0.5))
             # A norm's weights lie around 1; Gemma's are stored less one.
             if parameter_name.endswith("norm.weight") and "gemma" not in kind:
                 parameter.add_(1.0)
