@@ -72,7 +72,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 def random_model(name: str, strength: float = 1.5, **others: Any) -> Any:
     """A model of transformers in float32: no norm, bias or other weight has its neutral value.
 
-    A matrix multiplies the size of its input by about `strength`. `others` replace settings of the family's configuration.
+    A matrix multiplies the size of its input by about `strength`. `others` replace settings of the configuration.
     """
     import torch
     import transformers
