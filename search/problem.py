@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from merino_edge.architecture import Architecture
 from merino_edge.errors import InputError
 from merino_edge.latency.step import Step
 from merino_edge.search.additive_cost import AdditiveCost, MetricCost, unit_limit
@@ -97,6 +98,9 @@ class Problem:
         self._block_cost_cache: dict[tuple[object, ...], tuple[list[Floats], Floats]] = (
             {} if shared is None else shared._block_cost_cache
         )
+        self._costs_of_width: dict[tuple[object, ...], tuple[Floats, Floats]] = (
+            {} if shared is None else shared._costs_of_width
+        )
         self.templates = self._templates()
         if [metric.name for metric in self.budget.metrics].count("peak_mb") > 1:  # only one sum may have activations
             raise InputError("peak memory has two budgets", "give --peak-mb once, for the longest prompt")
@@ -153,9 +157,10 @@ class Problem:
             return each.end(dataclasses.replace(model, blocks=(blocks[first], blocks[last])))
 
         for k, each in enumerate(sums):
+            both = end(each, low, high)
             for w in widths:
                 start[w, k] = end(each, w, high)
-                finish[w, k] = end(each, low, w) - end(each, low, high)
+                finish[w, k] = end(each, low, w) - both
                 for after in range(w + 1, high + 1):
                     changes[w, after, k] = each.change(space.widths[w], space.widths[after])
         limits = [
@@ -195,26 +200,28 @@ class Problem:
         """
         space, model, shape = self.space, self.space.models[template], self.space.templates[template]
         per_text = any(metric.kind.at == "prompt bytes" for metric in self.budget.metrics)
-        key = (
-            self.budget.metrics,
-            shape.ffn,
-            shape.context,
-            space.width_range(template),
-            per_text and shape.vocabulary,
-        )
+        alike = (self.budget.metrics, shape.ffn, shape.context, per_text and shape.vocabulary)
+        key = (*alike, space.width_range(template))
         if key not in self._block_cost_cache:
             costs = np.full((len(space.block_choices), len(sums)), np.inf)
             activations = np.zeros(len(space.block_choices))
-            activation = sums[peak].activation if peak >= 0 else None
-            widths = space.width_range(template)
-            for g in range(space.first_choice[widths.start], space.first_choice[widths.stop]):
-                block, precision = space.block_choices[g], space.precision_of(g)
-                own = None if precision is None else precision.name
-                costs[g] = [each.block(model, block, own) for each in sums]
-                if activation:
-                    activations[g] = activation(model, block)
+            for w in space.width_range(template):
+                of_width = slice(space.first_choice[w], space.first_choice[w + 1])
+                if (*alike, w) not in self._costs_of_width:
+                    self._costs_of_width[(*alike, w)] = self._costs(model, of_width, sums, peak)
+                costs[of_width], activations[of_width] = self._costs_of_width[(*alike, w)]
             self._block_cost_cache[key] = [costs.take(columns, -1) for columns in selected], activations
         return self._block_cost_cache[key]
+
+    def _costs(self, model: Architecture, choices: slice, sums: list[AdditiveCost], peak: int) -> tuple[Floats, Floats]:
+        """The sums [G, S] and the activations [G] of some block choices."""
+        space, activation = self.space, sums[peak].activation if peak >= 0 else None
+        blocks = space.block_choices[choices]
+        precisions = [space.precision_of(g) for g in range(choices.start, choices.stop)]
+        names = [None if precision is None else precision.name for precision in precisions]
+        costs = [[each.block(model, block, own) for each in sums] for block, own in zip(blocks, names, strict=True)]
+        activations = [activation(model, block) if activation else 0.0 for block in blocks]
+        return np.array(costs, float).reshape(len(blocks), len(sums)), np.array(activations, float)
 
     # --- whole candidates ---
 

@@ -73,6 +73,7 @@ class Score:
     last: Callable[[int], float] | None = None  # the factor of an additive score, from the last block's width
     uses_cut: bool = False
     sees_ffn_only: bool = False  # whether it depends on no field of the model template except the FFN kind
+    sees_depth: bool = True  # whether a block's score depends on the total depth
     details: dict[str, Any] = field(default_factory=dict)  # for the artefact: constants, or a source's hash
 
     def total(self, a: Architecture, lost: Sequence[float] = ()) -> float:
@@ -165,7 +166,8 @@ def counting(shared_layer: float = SHARED_LAYER, power: float = EXIT_POWER) -> S
         if value != usual
     ]
     spec = ":".join(filter(None, ("counting", ",".join(changed))))
-    return Score(spec, block_score, last=functools.partial(exit_factor, power), sees_ffn_only=True, details=values)
+    last = functools.partial(exit_factor, power)
+    return Score(spec, block_score, last=last, sees_ffn_only=True, sees_depth=False, details=values)
 
 
 def exit_factor(power: float, width: int) -> float:
@@ -185,8 +187,9 @@ def _layer_score(
     return round((mha + ffn) / RESOLUTION) * RESOLUTION
 
 
-PARAMETERS = Score("parameters", lambda a, block, depth, cut: counts.block_parameters(a, block), sees_ffn_only=True)
-FLOPS = Score("flops", lambda a, block, depth, cut: counts.block_flops(a, block, FLOPS_SEQUENCE), sees_ffn_only=True)
+_PLAIN = functools.partial(Score, sees_ffn_only=True, sees_depth=False)
+PARAMETERS = _PLAIN("parameters", lambda a, block, depth, cut: counts.block_parameters(a, block))
+FLOPS = _PLAIN("flops", lambda a, block, depth, cut: counts.block_flops(a, block, FLOPS_SEQUENCE))
 
 
 def parse_score(spec: str) -> Score:

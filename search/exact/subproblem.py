@@ -194,13 +194,14 @@ class Splitter:
             if alike not in self.raw:
                 model, precisions = problem.space.models[template], problem.space.precisions
                 choices = problem.space.block_choices[:: max(1, len(precisions))]  # each block once
+                depths = self.depths if score.sees_depth else self.depths[:1]
                 raw = np.array(
-                    [[score.block_total(model, choice, depth, cut) for choice in choices] for depth in self.depths]
+                    [[score.block_total(model, choice, depth, cut) for choice in choices] for depth in depths]
                 )  # [depths, G / precisions]
                 if precisions:
                     lost = np.array([precision.lost for precision in precisions])
                     raw = after_rounding(raw[:, :, None], lost).reshape(len(raw), -1)
-                self.raw[alike] = raw
+                self.raw[alike] = np.broadcast_to(raw, (len(self.depths), raw.shape[1]))
             raw = factor * self.raw[alike]
             largest = problem.space.blocks[-1] * float(np.abs(raw).max())
             grid = 2.0 ** (math.ceil(math.log2(largest)) - SCORE_BITS) if largest else 1.0
@@ -213,6 +214,7 @@ class Splitter:
         self.block_scores(subproblem)
         scores = self.raw[self._raw_key(program.template, subproblem.cut)]  # a factor does not change their order
         key = (id(program.block_costs), id(scores), program.end_activation)
+        scores = scores if self.problem.score.sees_depth else scores[:1]
         if key not in self._useful:
             order = self._order
             useful = np.zeros((len(self.depths), len(order)), bool)

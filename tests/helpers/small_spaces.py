@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import assume, reject
 from hypothesis import strategies as st
 
+from merino_edge.architecture import Block
 from merino_edge.errors import InputError
 from merino_edge.search.builtin_spaces import DEMO, WIDE, vocabularies
 from merino_edge.search.space import Space, Vocabulary
@@ -30,6 +31,42 @@ MIXED = replace(
     least_embedding=0.75,
 )
 MAX_SIZE = 1000  # architectures of a random space
+
+
+# Values so near each other that costs of a percent apart are common, and scores too.
+NEAR = replace(WIDE.model, head_dim=2, rotary_dim=2, blocks=(Block(2, 1, 1, 1, 1),))
+
+
+@st.composite
+def near_spaces(draw: st.DrawFn) -> Space:
+    """Spaces in which a dominance that is a percent too wide loses the optimum."""
+
+    def some(choices: tuple[Any, ...], min_count: int) -> tuple[Any, ...]:
+        picked = draw(st.sets(st.sampled_from(choices), min_size=min_count, max_size=min_count + 1))
+        return tuple(choice for choice in choices if choice in picked)
+
+    try:
+        space = replace(
+            WIDE,
+            name="near",
+            blocks=some((1, 2, 3), 1),
+            widths=some((126, 128, 130), 1),
+            ffn_ratios=some((1, 65 / 64, 67 / 64, 69 / 64), 1) if draw(st.booleans()) else (1, 1.5, 2),
+            layers=some((5, 6, 7), 1),
+            kv_groups=(1,),
+            shared=(False,),
+            ffn=("swiglu",),
+            embedding_widths=some((126, 127, 128), 1),
+            vocabularies=(Vocabulary(512, 2.25), Vocabulary(514, 2.26))[: draw(st.integers(1, 2))],
+            contexts=some((127, 128, 129), 1),
+            least_width=0,
+            least_embedding=0,
+            model=NEAR,
+        )
+    except InputError:
+        reject()
+    assume(8 < space.size <= 400)
+    return space
 
 
 @st.composite

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from helpers.formula_table import whole_cost
-from helpers.small_spaces import MIXED, SMALL, spaces
+from helpers.small_spaces import MIXED, SMALL, near_spaces, spaces
 from merino_edge import counts
 from merino_edge.architecture import Architecture
 from merino_edge.errors import InputError
@@ -25,6 +25,7 @@ from merino_edge.search.builtin_spaces import EDGE, PAPER, WIDE
 from merino_edge.search.costs import CostModel
 from merino_edge.search.exact import label_setting
 from merino_edge.search.exact.certificate import Certificate
+from merino_edge.search.exact.dominance import _dominates, program_groups, replaced_choices
 from merino_edge.search.exact.label_setting import pareto_front
 from merino_edge.search.exact.minimum import minimum
 from merino_edge.search.exact.solver import ExactSolver
@@ -37,6 +38,7 @@ KEYS = [
     *("parameters", "flops", "weight_mb@int4", "weight_mb@fp16", "kv_mb", "kv_mb@64", "peak_mb@64"),
     *("decode_ms@64", "decode_ms@30", "prefill_ms@64", "text_ms@64", "first_token_ms@100", "energy_mj@20"),
 ]
+NEAR_KEYS = ["parameters", "flops", "weight_mb@fp16", "kv_mb", "kv_mb@64"]
 SCORES = ["effective", "cut", "parameters", "flops", "effective:effectiveness_power=3", "effective:shared_layer=0.3"]
 SCORES += ["exit", "exit:exit_power=2,shared_layer=0.1"]
 
@@ -78,6 +80,20 @@ def test_the_optimum_is_that_of_brute_force(
 ) -> None:
     table = write_table(space, "int8", energy=True) if any(Metric.parse(k).kind.latency for k in keys) else None
     check_optimum(space, spec, keys, table, seed=seed, factor=factor)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    near_spaces(),
+    st.sampled_from(SCORES),
+    st.lists(st.sampled_from(NEAR_KEYS), min_size=1, max_size=3, unique=True),
+    st.integers(0, 2**32),
+)
+def test_the_optimum_among_near_ties_is_that_of_brute_force(
+    space: Space, spec: str, keys: list[str], seed: int
+) -> None:
+    """Models a percent apart: a dominance that is as much too wide would lose the best of them."""
+    check_optimum(space, spec, keys, None, seed=seed, factor=1.0)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -333,19 +349,72 @@ def test_scores_may_be_negative_and_see_the_template() -> None:
     assert certificate.score == certificate.bound == pytest.approx(best) and best < 0
 
 
-@given(st.lists(st.tuples(*[st.integers(0, 5)] * 3), min_size=1, max_size=60), st.integers(1, 3))
+@given(st.lists(st.tuples(*[st.integers(0, 5)] * 4), min_size=1, max_size=60), st.integers(1, 3))
 @settings(max_examples=100)
 def test_the_front_is_what_nothing_before_undercuts(rows: list[tuple[int, ...]], columns: int) -> None:
-    ordered = sorted(row[:columns] for row in rows)
-    costs = [np.array([row[k] for row in ordered], float) for k in range(columns)]
+    """Rows of a score, which falls, and of costs that are a thousandth apart."""
+    ordered = sorted({(-row[0], *row[1 : 1 + columns]) for row in rows})
+    costs = [np.array([1000 + row[k] for row in ordered], float) for k in range(1, 1 + columns)]
     kept = [
         i
-        for i, row in enumerate(ordered)
-        if not any(all(x <= y for x, y in zip(other, row, strict=True)) for other in ordered[:i])
+        for i, (_, *row) in enumerate(ordered)
+        if not any(all(x <= y for x, y in zip(other, row, strict=True)) for _, *other in ordered[:i])
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(label_setting, "FRONT", 5)
         assert pareto_front(costs).tolist() == kept
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(near_spaces(), st.lists(st.sampled_from(NEAR_KEYS), min_size=1, max_size=3, unique=True), st.integers(0, 2**32))
+def test_a_program_is_left_out_only_for_one_that_no_path_makes_dearer(space: Space, keys: list[str], seed: int) -> None:
+    cost_model, a = CostModel("int8"), space.architecture(space.sample(random.Random(seed)))
+    limits = {key: cost_model.metric_cost(Metric.parse(key), space.vocabularies[0]).value(a) for key in keys}
+    problem = Problem(space, Budget.of(limits), effective(), cost_model)
+    programs = [program for template in problem.templates for program in problem.programs(template)]
+    paths = [(c, [space.width_of[choice] for choice in c.choices]) for c in space.candidates()]
+    for group in program_groups(problem)[0]:
+        for other in (programs[number] for number in group.numbers):
+            for candidate, widths in paths:
+                if candidate.template == other.template:
+                    cost = group.program.units(candidate.choices, widths)
+                    assert (cost <= other.units(candidate.choices, widths)).all()
+
+
+@pytest.mark.parametrize("part", ["start", "finish", "changes", "block_costs", "activations"])
+def test_a_program_that_is_a_thousandth_cheaper_in_one_part_is_not_left_out(part: str) -> None:
+    problem = Problem(MIXED, Budget.of({"flops": 1e12, "peak_mb@64": 1e9}), effective(), CostModel("int8"))
+    programs = [problem.programs(template)[0] for template in problem.templates]
+    program = max(programs, key=lambda program: len(program.widths))
+    costs = getattr(program, part)
+    of_its_own = {"block_costs": program.block_costs.copy()}
+    cheaper = replace(program, **{**of_its_own, part: costs * np.where(costs > 0, 0.999, 1.001)})
+    assert _dominates(problem, cheaper, program) and not _dominates(problem, program, cheaper)
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(1000, 1004)] * 4), min_size=1, max_size=25),
+    st.integers(1, 2),
+    st.integers(1, 2),
+)
+@settings(max_examples=100)
+def test_a_replaced_choice_is_one_that_another_replaces(rows: list[tuple[int, ...]], depths: int, columns: int) -> None:
+    """By definition, for scores and costs a thousandth apart. The last of them all is never replaced."""
+    scores = np.array([row[:depths] for row in rows], float).T
+    costs = np.array([row[2 : 2 + columns] for row in rows], float)
+    replaced = replaced_choices(scores, costs, np.zeros(len(rows), np.int64))
+    for depth in range(depths):
+        for i in range(len(rows)):
+            undercut = [
+                j
+                for j in range(len(rows))
+                if (costs[j] <= costs[i]).all()
+                and (
+                    scores[depth, j] > scores[depth, i]
+                    or (scores[depth, j] == scores[depth, i] and ((costs[j] < costs[i]).any() or j < i))
+                )
+            ]
+            assert replaced[depth, i] == bool(undercut)
 
 
 def test_smollm2s_parameters_buy_more_entropy_than_it_has() -> None:
