@@ -35,7 +35,7 @@ WARM = (
     "lm_eval.evaluator",
 )
 MODULES = (
-    *("training.trainer", "training.study_runs", "export.bundle_writer", "export.parity", "convert.import_model"),
+    *("training.train", "training.study_runs", "export.bundle_writer", "export.parity", "convert.import_model"),
     *("convert.to_huggingface", "distillation.teacher_logits", "distillation.synthetic_corpus", "search.pareto_report"),
     *("search.result", "runtime.engines.onnx_engine", "runtime.evaluation.harness", "runtime.evaluation.perplexity"),
     *("jetson.profiler.profiler", "jetson.estimate.estimate", "search.study.report", "search.study.comparison"),

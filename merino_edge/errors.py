@@ -6,7 +6,9 @@ is one. The command line prints `message; hint` and exits with `exit_code`. Noth
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 LONGEST = 2_000  # characters of a message, which may quote what a file says
@@ -89,6 +91,21 @@ class Interrupted(MerinoError):
     """The user pressed Ctrl-C, or the process was asked to terminate."""
 
     exit_code = 130  # as shells count it
+
+
+def mapping_failure(error: BaseException) -> MerinoError | MemoryError | None:
+    """What it means that the loader failed to map a library; None for any other error.
+
+    glibc says the same where there is too little address space and where the library's file system is mounted noexec.
+    """
+    path, says, _ = str(error).partition(": failed to map segment")
+    if not says or not isinstance(error, ImportError | OSError):
+        return None
+    with suppress(OSError, ValueError):
+        if os.statvfs(path).f_flag & os.ST_NOEXEC:
+            what = f"{path} is on a file system mounted noexec, where no library can be loaded"
+            return UnsupportedError(what, "mount it without noexec, or install elsewhere")
+    return MemoryError()
 
 
 def require(package: str, extra: str) -> None:

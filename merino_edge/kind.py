@@ -23,11 +23,30 @@ MARKERS = {  # the file that tells what a folder is: its own kind, and the folde
     "study.json": ("study", "study"),
     "state.json": ("demo_state", "demo_state"),
 }
-TRANSFORMERS = "model of transformers"
-GGUF, GGUF_MAGIC, GGUF_MARK = "model in GGUF", b"GGUF", b"merino_edge.version"  # the mark: it was written here
+TRANSFORMERS = "huggingface"
+GGUF, GGUF_MAGIC, GGUF_MARK = "gguf", b"GGUF", b"merino_edge.version"  # the mark: it was written here
 BEGUN = frozenset({"state", "log.jsonl"})  # all that a training leaves that was killed before its first save
 CONTAINERS = ("study", "demo_state")  # folders that hold the outputs of other verbs
-WORDS = {"demo_state": "a demo", "teacher_logits": "a teacher's logits", "pareto_front": "a Pareto front"}
+NOUNS = {
+    "bundle": "a bundle",
+    "checkpoint": "a checkpoint",
+    "architecture": "an architecture",
+    "latency_table": "a latency table",
+    "space": "a search space",
+    "pareto_front": "a Pareto front",
+    "corpus": "a tokenized corpus",
+    "study": "a study",
+    "teacher_logits": "a teacher's logits",
+    GGUF: "a GGUF model",
+    TRANSFORMERS: "a Hugging Face folder",
+    "evaluation": "an evaluation report",
+    "written_corpus": "the record of a synthetic corpus",
+    "recipe": "a training recipe",
+    "prompts": "a file of prompts",
+    "prompt_cache": "a prompt cache",
+    "demo_state": "the folder of a demo",
+    "demo": "the summary of a demo",
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +61,7 @@ class Existing:
 def words_of(kind: str) -> str:
     """A kind as a message names it: "a bundle"."""
     plain = kind.replace("_", " ").replace("-", " ")
-    return WORDS.get(kind, f"{'an' if plain[0] in 'aeio' else 'a'} {plain}")
+    return NOUNS.get(kind, f"{'an' if plain[0] in 'aeio' else 'a'} {plain}")
 
 
 def what_is(path: Path) -> Existing | None:

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from merino_edge.errors import MissingExtraError, UnsupportedError
+from merino_edge.errors import MissingExtraError, UnsupportedError, mapping_failure
 
 TENSORRT, RTX = "tensorrt", "tensorrt_rtx_bindings"
 EXTRAS = {TENSORRT: "tensorrt", RTX: "rtx"}  # pip extra by module
@@ -71,8 +71,8 @@ def load(library: str) -> tuple[Any, Any]:
     try:
         trt = import_module(library)
     except (ImportError, OSError) as error:
-        if "failed to map segment" in str(error):  # too little address space
-            raise MemoryError from None
+        if (unmapped := mapping_failure(error)) is not None:
+            raise unmapped from None
         raise UnsupportedError(f"{library} cannot be imported ({error})", _import_hint(library, error)) from None
 
     return trt, new_log(trt)

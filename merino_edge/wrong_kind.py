@@ -13,37 +13,11 @@ from pathlib import Path
 
 from merino_edge import names
 from merino_edge.errors import ArtefactError
-from merino_edge.kind import first_bytes
+from merino_edge.kind import MARKERS, NOUNS, TRANSFORMERS, first_bytes
 
-FOLDERS = {  # the file that tells the kind of a folder
-    "manifest.json": "bundle",
-    "training.json": "checkpoint",
-    "corpus.json": "corpus",
-    "study.json": "study",
-    "logits.json": "teacher_logits",
-    "config.json": "huggingface",
-    "state.json": "demo_state",
-}
-NOUNS = {
-    "bundle": "a bundle",
-    "checkpoint": "a checkpoint",
-    "architecture": "an architecture",
-    "latency_table": "a latency table",
-    "space": "a search space",
-    "pareto_front": "a Pareto front",
-    "corpus": "a tokenized corpus",
-    "study": "a study",
-    "teacher_logits": "a teacher's logits",
-    "gguf": "a GGUF model",
-    "huggingface": "a Hugging Face folder",
-    "evaluation": "an evaluation report",
-    "written_corpus": "the record of a synthetic corpus",
-    "recipe": "a training recipe",
-    "prompts": "a file of prompts",
-    "prompt_cache": "a prompt cache",
-    "demo_state": "the folder of a demo",
-    "demo": "the summary of a demo",
-}
+# The file that tells the kind of a folder.
+FOLDERS = {marker: of_folder for marker, (own, of_folder) in MARKERS.items() if own == of_folder}
+FOLDERS |= {"config.json": TRANSFORMERS}
 TEXT = "text"  # what a verb may want too; nothing says of itself that it is one
 TRAIN, IMPORT = "merino-edge train {path} --corpus TEXT --out CHECKPOINT", "merino-edge import {path} --out CHECKPOINT"
 # What each kind is for.
@@ -58,7 +32,7 @@ USES = {
     "study": "merino-edge study {path}",
     "teacher_logits": "merino-edge train A.json --corpus CORPUS --teacher {path} --out CHECKPOINT",
     "gguf": IMPORT,
-    "huggingface": IMPORT,
+    TRANSFORMERS: IMPORT,
     "recipe": "merino-edge train A.json --recipe {path} --out CHECKPOINT",
     "prompts": "merino-edge distill generate CHECKPOINT --prompts {path} --out CORPUS.jsonl",
     "evaluation": "merino-edge evaluate MODEL --data FOLDER --against {path}",
@@ -86,7 +60,7 @@ def kind_of(path: Path) -> str | None:
     marker = folder_marker(path)
     if marker is not None:
         head = first_bytes(path / marker, HEAD_BYTES)
-        kind = "huggingface" if b'"model_type"' in head else _kind_field(head)
+        kind = TRANSFORMERS if b'"model_type"' in head else _kind_field(head)
         return kind if kind == FOLDERS[marker] else None
     head = first_bytes(path, HEAD_BYTES)
     return "gguf" if head.startswith(b"GGUF") else _kind_field(head)

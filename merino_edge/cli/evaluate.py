@@ -63,7 +63,8 @@ def evaluate(
         typer.Option(metavar="REPORT", help="Earlier report: print the differences with 95 % confidence intervals."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--continue", "--resume", help="Keep the tasks that the report at --out has already.")
+        bool,
+        typer.Option("--continue", "--resume", help="Keep the tasks that the report at --out has of the same items."),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the report at --out.")] = False,
     threads: Annotated[
@@ -133,8 +134,8 @@ def evaluate(
         for name in names:
             status.update(name)
             on_step = functools.partial(_show_progress, status, name)
-            entry = done.get(name) or harness.evaluate_task(
-                name, engine, tokenizer, data or Path(), limit=limit, on_step=on_step
+            entry = harness.evaluate_task(
+                name, engine, tokenizer, data or Path(), limit=limit, on_step=on_step, before=done.get(name)
             )
             report["tasks"][name] = entry
             report["mean_accuracy"] = harness.mean_accuracy(report["tasks"])

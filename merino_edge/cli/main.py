@@ -16,9 +16,9 @@ import typer
 
 from merino_edge import __version__
 from merino_edge.cli.verbs import DEBUG_HELP, MAX_HELP_COLUMNS, ClosedPipe, VerbGroup
-from merino_edge.errors import Interrupted, MerinoError
+from merino_edge.errors import Interrupted, MerinoError, mapping_failure
 
-NO_MEMORY = ("allocate", "failed to map segment")  # PyTorch's words, and the loader's of libraries
+NO_MEMORY = "allocate"  # PyTorch's word
 NO_THREAD = "can't start new thread"  # Python's words: memory is short, or a container may have no more processes
 CLOSED_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 
@@ -86,6 +86,7 @@ def _open_what_is_closed() -> None:
 
 def _one_line(error: BaseException) -> str:
     """What happened and what to do next. File names and file contents in it cannot steer the terminal."""
+    error = mapping_failure(error) or error
     text = str(error)
     if hasattr(error, "format_message"):  # click's, of words on the command line
         context = getattr(error, "ctx", None)
@@ -93,9 +94,7 @@ def _one_line(error: BaseException) -> str:
     elif isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         text = f"{where}{error.strerror or error}; check the path and the disk"
-    elif isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError | ImportError) and any(word in text for word in NO_MEMORY)
-    ):
+    elif isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY in text):
         text = "out of memory; use a smaller model, batch or context"
     elif isinstance(error, RuntimeError) and NO_THREAD in text:
         text = "no thread can be started; free memory, or raise ulimit -u or the container's --pids-limit"

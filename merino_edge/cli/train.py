@@ -168,8 +168,9 @@ def train(
     if is_main:
         outputs.claim(out, checkpoint.KIND, force=force, resumes=resume)
     a, start = _open_model(model)
-    from merino_edge.training import device, throughput, trainer
+    from merino_edge.training import device, throughput
     from merino_edge.training import teacher as teachers
+    from merino_edge.training import train as training
     from merino_edge.training.distributed import Workers
     from merino_edge.training.log import TrainingLog
 
@@ -228,7 +229,7 @@ def train(
         task = bar.add_task("train", total=config.steps, note="reading the corpus")
         log: TrainingLog | None = None
 
-        def on_step(p: trainer.Progress) -> None:
+        def on_step(p: training.Progress) -> None:
             nonlocal log
             stop.arm()
             if workers.is_main and log is None:
@@ -239,7 +240,7 @@ def train(
             note = f"loss {p.loss:.3f}, held out {p.validation_loss:.3f}, lr {p.learning_rate:.1e}"
             bar.update(task, completed=p.step, note=f"{note}, {p.tokens_per_second:,.0f} tokens/s, MFU {mfu:.0%}")
 
-        outcome = trainer.train(
+        outcome = training.train(
             a,
             sources,
             out,

@@ -8,7 +8,9 @@ Help is plain text. In rich's markup a bracketed part of a text, such as `[defau
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -178,6 +180,8 @@ class VerbGroup(HelpfulGroup):
         self.commands = LazyVerbs()  # type: ignore[assignment]  # nothing is added to it
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
+        if not sys.stdout.isatty() and "COLUMNS" not in os.environ:  # a pipe has no width, which click takes for 80
+            options.setdefault("terminal_width", MAX_HELP_COLUMNS - 2)
         with ClosedPipe.told():  # --help and --version print here
             return super().make_context(*arguments, **options)
 

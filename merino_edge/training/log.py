@@ -17,7 +17,7 @@ from typing import Any
 from merino_edge import atomic
 from merino_edge.errors import require
 from merino_edge.training.state import LOG
-from merino_edge.training.trainer import Progress
+from merino_edge.training.train import Progress
 
 LINES = 10_000
 

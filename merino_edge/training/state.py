@@ -1,7 +1,7 @@
 """The states of an unfinished training, in a folder beside the checkpoint's files: the newest and the one before.
 
 CKPT/state/state.json           kind "training-state", schema 1: `file`, `file_sha256` and the fields of the caller
-                                (merino_edge.training.trainer); written last, when the named file is complete
+                                (merino_edge.training.train); written last, when the named file is complete
            before.json          the same of the save before, from which a training goes on where the newest is damaged
            step-K.safetensors   named tensors
            corpus/              the tokens (merino_edge.data.corpus)

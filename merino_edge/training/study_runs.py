@@ -151,7 +151,7 @@ def _workers_context() -> multiprocessing.context.BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     # PyTorch's optimizers import the second in each worker otherwise, which takes 3 s.
-    context.set_forkserver_preload(["merino_edge.training.trainer", "torch._dynamo"])
+    context.set_forkserver_preload(["merino_edge.training.train", "torch._dynamo"])
     return context
 
 
@@ -166,10 +166,10 @@ def _ignore_interrupts(threads: int) -> None:
 
 
 def _train_one(folder: Path, run: Run, config: TrainingConfig) -> dict[str, Any]:
-    from merino_edge.training import trainer
+    from merino_edge.training.train import train
 
     corpus = data.load(folder / "corpus")
     config = dataclasses.replace(config, seed=run.seed)
     resume, save_every = state.exists(run.folder), max(1, config.steps // 4)
-    outcome = trainer.train(run.architecture, corpus, run.folder, config, resume=resume, save_every=save_every)
+    outcome = train(run.architecture, corpus, run.folder, config, resume=resume, save_every=save_every)
     return outcome.training

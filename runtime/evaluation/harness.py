@@ -13,6 +13,7 @@ for perplexities [sum of log p, words or bytes]. The report:
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import time
@@ -155,10 +156,12 @@ def evaluate_task(
     *,
     limit: int | None,
     on_step: Callable[[int, int], None],
+    before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluate one task over its first `limit` items and return its entry of the report.
 
-    `on_step` is called with (requests done, all requests). Raises InputError where a file is missing.
+    `on_step` is called with (requests done, all requests). `before` is the entry of an interrupted run, which stays if
+    it is of the same items. Raises InputError where a file is missing.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     began = time.perf_counter()
@@ -166,6 +169,8 @@ def evaluate_task(
     with warnings.catch_warnings(), _naming_the_set(name, data):
         warnings.simplefilter("ignore")  # about F-scores where a class is never predicted
         task = harness_task(name, data)
+        if before is not None and before["items_sha256"] == _hash_of(list(itertools.islice(task.eval_docs, limit))):
+            return before
         outcome = run_harness(model, {name: task}, limit=limit, bootstrap_iters=0, log_samples=True)
     samples = sorted(outcome["samples"][name], key=lambda sample: sample["doc_id"])
     results = outcome["results"][name]
@@ -181,11 +186,15 @@ def evaluate_task(
             per_item[metric] = [list(item) if isinstance(item, tuple) else float(item) for item in items]
     return {
         "items": len(samples),
-        "items_sha256": artefact.sha256_text(artefact.canonical_json([sample["doc"] for sample in samples])),
+        "items_sha256": _hash_of([sample["doc"] for sample in samples]),
         "metrics": metrics,
         "per_item": per_item,
         "seconds": round(time.perf_counter() - began, 1),
     }
+
+
+def _hash_of(items: list[dict[str, Any]]) -> str:
+    return artefact.sha256_text(artefact.canonical_json(items))
 
 
 @contextlib.contextmanager

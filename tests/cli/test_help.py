@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from helpers.stranger import run
 from merino_edge.cli.main import app
-from merino_edge.cli.verbs import RENAMED, VERBS
+from merino_edge.cli.verbs import MAX_HELP_COLUMNS, RENAMED, VERBS
 
 HEAVY = (
     *("torch", "onnx", "onnx_ir", "onnxruntime", "numpy", "transformers", "tokenizers", "matplotlib", "starlette"),
@@ -62,6 +62,17 @@ def test_help_shows_every_text_and_default(words: str, columns: int) -> None:
             assert default in (None, ""), f"two defaults of {words} --{parameter.name}"
         elif default not in (None, "") and not isinstance(default, bool):
             assert re.search(rf"default: {re.escape(str(getattr(default, 'value', default)))}[];]", shown)
+
+
+def test_help_in_a_pipe_is_as_wide_as_on_a_wide_screen() -> None:
+    """A pipe has no width, and click would take 80 columns."""
+    words = [sys.executable, "-m", "merino_edge", "export", "--help"]
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    piped, wide = (
+        subprocess.run(words, capture_output=True, text=True, env=environment | more, check=True).stdout
+        for more in ({}, {"COLUMNS": "200"})
+    )
+    assert piped == wide and 80 < max(map(len, piped.splitlines())) <= MAX_HELP_COLUMNS
 
 
 def test_the_table_of_verbs_says_what_their_docstrings_say() -> None:

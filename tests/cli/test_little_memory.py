@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -67,6 +68,18 @@ def test_an_abort_leaves_no_lock_behind_a_link(tmp_path: Path) -> None:
 def test_what_libraries_say_without_memory_is_called_so(error: BaseException) -> None:
     assert _one_line(error) == "out of memory; use a smaller model, batch or context"
     assert _one_line(ValueError(str(error))).startswith("unexpected ValueError")
+
+
+@pytest.mark.parametrize("kind", [ImportError, OSError])
+def test_a_library_on_a_file_system_that_runs_nothing_is_no_lack_of_memory(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """glibc's words are the same. Only root can mount one, so here only its flag is another."""
+    error = kind("/bin/sh: failed to map segment from shared object")
+    assert _one_line(error).startswith("out of memory")
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    line = _one_line(error)
+    assert line.startswith("/bin/sh is on a file system mounted noexec") and line.endswith("install elsewhere")
 
 
 def test_too_few_threads_name_both_limits() -> None:

@@ -53,13 +53,13 @@ def test_a_folder_of_another_program_is_not_ours(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="not an artefact"):
         refuse_other(tmp_path, "bundle")
     artefact.write_json(tmp_path / "corpus.json", "corpus", {})
-    with pytest.raises(OutputError, match="is a corpus, which a bundle never replaces"):
+    with pytest.raises(OutputError, match="is a tokenized corpus, which a bundle never replaces"):
         refuse_other(tmp_path, "bundle")
 
 
 def test_words() -> None:
-    assert [words_of(kind) for kind in ("bundle", "evaluation", "demo_state")] == [
+    assert [words_of(kind) for kind in ("bundle", "evaluation", "training-state")] == [
         "a bundle",
-        "an evaluation",
-        "a demo",
+        "an evaluation report",
+        "a training state",
     ]

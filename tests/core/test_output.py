@@ -55,7 +55,7 @@ def test_studies_and_demos_hold_outputs_of_other_verbs(tmp_path: Path) -> None:
     (tmp_path / "demo" / "letter.txt").touch()
     claimed(tmp_path / "demo" / "ck", "checkpoint", force=False)
     claimed(tmp_path / "demo", "demo_state", resumes=True)
-    with pytest.raises(OutputError, match="is a demo"):
+    with pytest.raises(OutputError, match="is the folder of a demo"):
         claimed(tmp_path / "demo", "study", resumes=True)
 
 

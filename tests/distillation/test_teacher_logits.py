@@ -28,7 +28,8 @@ from merino_edge.tokenizer import Tokenizer
 from merino_edge.training.config import TrainingConfig
 from merino_edge.training.loss import TopK, distillation_loss
 from merino_edge.training.teacher import LiveTeacher, StoredTeacher, load
-from merino_edge.training.trainer import Trainer, train
+from merino_edge.training.train import train
+from merino_edge.training.trainer import Trainer
 
 A = Architecture(400, 64, 24, 8, (Block(24, 1, 3, 1, 48),), ffn="swiglu", norm="rmsnorm", positions="learned")
 LARGE = dataclasses.replace(A, embedding_width=48, blocks=(Block(48, 2, 6, 6, 96),))

@@ -110,7 +110,7 @@ def test_sigterm_to_torchrun_saves_and_one_worker_goes_on(folder: Path, tmp_path
 def stop_at_three(folder: Path, out: Path) -> None:
     """A training in this process that stops after three of its six steps."""
     from merino_edge.training.config import TrainingConfig
-    from merino_edge.training.trainer import train
+    from merino_edge.training.train import train
 
     config = TrainingConfig(6, 4, 24, 1, 0.01, 2, precision="fp32", ema=0.9)
     asked = iter(range(1, 7))

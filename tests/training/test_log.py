@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from merino_edge.errors import OutputError
 from merino_edge.training.log import LOG, TrainingLog
-from merino_edge.training.trainer import Progress
+from merino_edge.training.train import Progress
 
 
 def progress(step: int, folder: Path, loss: float) -> Progress:

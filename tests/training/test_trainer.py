@@ -29,7 +29,8 @@ from merino_edge.errors import ArtefactError, InputError, OutputError
 from merino_edge.tokenizer import Tokenizer
 from merino_edge.training import loss, state
 from merino_edge.training.config import TrainingConfig
-from merino_edge.training.trainer import Diverged, Outcome, Progress, Trainer, train
+from merino_edge.training.train import Outcome, Progress, train
+from merino_edge.training.trainer import Diverged, Trainer
 
 CONFIG = TrainingConfig(steps=12, batch=4, sequence=24, micro_batch=3, learning_rate=1e-2, warmup=2)
 LONGER = dataclasses.replace(CONFIG, steps=120)  # long enough to be killed in the middle

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -221,9 +222,17 @@ def test_the_command_reports_compares_and_refuses(
     assert set(written["tasks"]) == {"rte", "wikitext2"} and written["tasks"]["rte"]["items"] == 4
     assert run(*options, "--out", report)[0] == 6
     with monkeypatch.context() as patch:
-        patch.setattr(harness, "evaluate_task", None)  # nothing is left to evaluate
+        patch.setattr(harness, "run_harness", None)  # nothing is left to evaluate
         assert run(*options, "--out", report, "--continue")[0] == 0
     assert json.loads(report.read_text()) == written
+    other = shutil.copytree(data, tmp_path / "other")
+    items = other / "eval" / "superglue_rte_val.jsonl"
+    items.write_text(items.read_text().replace("rain", "snow"))
+    again = shutil.copy(report, tmp_path / "again.json")
+    assert run(imported, "--data", other, *options[3:], "--out", again, "--continue")[0] == 0
+    tasks = json.loads(again.read_text())["tasks"]  # the items of one task are others, so it alone is evaluated again
+    assert tasks["wikitext2"] == written["tasks"]["wikitext2"]
+    assert tasks["rte"]["items_sha256"] != written["tasks"]["rte"]["items_sha256"]
     code, _, err = run(*options, "--limit", 2, "--out", report, "--continue")
     assert code == 2 and "began with another limit" in err
     code, out, _ = run(*options, "--against", report, "--json", "--limit", 4)
