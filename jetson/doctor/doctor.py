@@ -46,6 +46,7 @@ NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
     "export-hf": (("safetensors",), "train"),
     "build": ((), ""),  # of a bundle for ONNX Runtime; TensorRT's engines below
     "targets": (("onnx-ir",), "export"),
+    "run": ((), ""),  # of a bundle; other models below
     "generate": ((), ""),
     "serve": (("starlette", "uvicorn", "pydantic", "prometheus-client", "llguidance"), "serve"),
     "bench": ((), ""),
@@ -54,6 +55,10 @@ NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 # Optional abilities of verbs, and the extra that brings them.
 OPTIONAL = {
+    "models that are no bundles yet (run, generate, serve, bench)": (
+        ("gguf", "safetensors", "torch", "onnx", "onnx-ir"),
+        "import,train,export",
+    ),
     "answers of a given form (generate --json-schema, --regex)": (("llguidance",), "grammar"),
     "data sets of Hugging Face as text (hf:NAME)": (("datasets",), "datasets"),
     "plots (profile, search, pareto --plot)": (("matplotlib",), "plot"),
