@@ -79,7 +79,8 @@ def fetch(name: HubName, on_bytes: OnBytes = lambda done, total: None) -> Snapsh
     wanted = _wanted(name, list(sizes))
     cache = Path(constants.HF_HUB_CACHE)
     missing = {file: sizes[file] for file in wanted if not _cached(name, revision, file)}
-    _check_room(cache, sum(missing.values()))
+    check_memory(name.repository, sum(sizes[file] for file in wanted), _available_bytes())
+    check_room(cache, sum(missing.values()))
     done, total = sum(sizes[file] for file in wanted if file not in missing), sum(sizes[file] for file in wanted)
     paths = []
     for file in wanted:
@@ -185,7 +186,26 @@ def _cached(name: HubName, revision: str, file: str) -> bool:
     return isinstance(found, str)
 
 
-def _check_room(cache: Path, needed_bytes: int) -> None:
+def check_memory(repository: str, download_bytes: int, available_bytes: int | None) -> None:
+    """Raise InputError where an import surely takes more memory than is free: float32 weights, twice."""
+    needed = 4 * download_bytes  # of 16-bit weights
+    if available_bytes is not None and needed > available_bytes:
+        machine = "board" if Path("/proc/device-tree/nvidia,dtsfilename").exists() else "machine"
+        raise InputError(
+            f"{repository} is too large for this {machine}: importing it takes more than {needed / 1e9:.1f} GB of "
+            f"memory, {available_bytes / 1e9:.1f} GB are free",
+            "import and export it on a larger one, and copy the bundle; sizes: merino-edge import --list",
+        )
+
+
+def _available_bytes() -> int | None:
+    """The memory that a process can have without swapping; None where the system does not say."""
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", artefact.read_head(Path("/proc/meminfo")).decode(), re.MULTILINE)
+    return None if match is None else int(match[1]) * 1024
+
+
+def check_room(cache: Path, needed_bytes: int) -> None:
+    """Raise OutputError where the disk of `cache` has too little room."""
     at = next(folder for folder in (cache, *cache.parents) if folder.exists())
     free = shutil.disk_usage(at).free
     if needed_bytes > free:

@@ -18,8 +18,9 @@ from helpers.hub_stand_in import REVISION, Hub, serve
 from helpers.tiny_huggingface import LLAMA, imported, save
 from helpers.warm_python import warm_merino
 from merino_edge import checkpoint
-from merino_edge.convert.hub import HubName
+from merino_edge.convert.hub import HubName, check_memory, check_room
 from merino_edge.convert.import_model import import_model, locate
+from merino_edge.convert.known_models import KNOWN
 from merino_edge.convert.to_gguf import export_to_gguf
 from merino_edge.errors import ArtefactError, InputError, OutputError, UnsupportedError
 
@@ -112,9 +113,30 @@ def test_names_that_do_not_exist_get_the_nearest(hub: Hub, tmp_path: Path) -> No
 
 def test_a_model_larger_than_the_disk_is_refused_before_it_begins(hub: Hub, tmp_path: Path) -> None:
     hub.claimed_bytes = 10**15
-    with pytest.raises(OutputError, match=r"needs .* GB of disk, .* set HF_HOME"):
+    with pytest.raises((OutputError, InputError), match=r"needs .* GB of disk, .* set HF_HOME|too large for this"):
         import_model(NAME, tmp_path / "ckpt")
+    with pytest.raises(OutputError, match=r"needs .* GB of disk, .* set HF_HOME"):
+        check_room(tmp_path / "cache", 10**15)
     assert not hub.asked
+
+
+def test_a_model_larger_than_the_memory_is_refused() -> None:
+    check_memory(NAME, 10**9, 4 * 10**9)
+    check_memory(NAME, 10**15, None)
+    with pytest.raises(
+        InputError, match=r"too large for this machine: .* 4\.0 GB of memory, 3\.9 GB are free; .*--list"
+    ):
+        check_memory(NAME, 10**9, 39 * 10**8)
+
+
+def test_shapes_of_known_models_give_the_published_parameters() -> None:
+    published = {"Qwen/Qwen3-0.6B": 596_049_920, "Qwen/Qwen2.5-0.5B-Instruct": 494_032_768}
+    published |= {"meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400, "google/gemma-3-270m-it": 268_098_176}
+    published |= {"TinyLlama/TinyLlama-1.1B-Chat-v1.0": 1_100_048_384, "google/gemma-3-1b-it": 999_885_952}
+    for model in KNOWN:
+        assert HubName.parse(model.name) is not None
+        if model.name in published:
+            assert abs(model.parameters / published[model.name] - 1) < 1e-3
 
 
 def test_files_of_gguf_are_chosen_by_name(hub: Hub, model: Path, tmp_path: Path) -> None:
