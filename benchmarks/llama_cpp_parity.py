@@ -71,7 +71,7 @@ class LlamaCpp:
     """llama.cpp's server on this machine."""
 
     def __init__(self, path: Path, positions: int) -> None:
-        import xllamacpp
+        import xllamacpp  # pyright: ignore[reportMissingImports]
 
         options = xllamacpp.CommonParams()
         options.model.path, options.n_ctx, options.n_parallel, options.n_gpu_layers = str(path), positions, 1, 0
