@@ -80,6 +80,12 @@ def test_sentencepiece_joins_the_best_pair_first(
         assert backend.decode(encoded.ids, skip_special_tokens=False) == text
 
 
+@pytest.mark.parametrize(("scores", "tokens"), [((-1, -2), ["ab", "c"]), ((-2, -1), ["a", "bc"])])
+def test_of_two_pairs_the_better_is_joined(scores: tuple[int, int], tokens: list[str]) -> None:
+    backend = gguf_tokenizer.build(_spm(["a", "b", "c", "ab", "bc"], [-9, -9, -9, *scores], add_space_prefix=False))
+    assert backend.encode("abc", add_special_tokens=False).tokens == tokens
+
+
 def test_special_and_user_defined_tokens_come_before_everything() -> None:
     backend = gguf_tokenizer.build(_spm([SPACE, "a", f"{SPACE}a"], [-3, -2, -1], user=["  ", "<x>"]))
     assert backend.encode("a<x>a</s>a  a", add_special_tokens=False).tokens == [
