@@ -38,19 +38,18 @@ def print_known(*, as_json: bool) -> None:
         return
     table = Table(box=None, pad_edge=False)
     table.add_column("name", no_wrap=True)
-    for heading in ("parameters", "download", "runs in"):
-        table.add_column(heading, justify="right")
-    for size in sized:
-        table.add_column(f"{size // 2**30} GB")
+    for heading in ("weights", "download", "runs in", "board"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for model in models:
-        fits = ["yes" if model.fits(size, POSITIONS) else "too large" for size in sized]
+        least = next((f"{size // 2**30} GB" for size in sized if model.fits(size, POSITIONS)), "none")
         millions, gigabytes = f"{model.parameters / 1e6:,.0f} M", f"{model.download_bytes / 1e9:.2f} GB"
-        table.add_row(model.name, millions, gigabytes, f"{model.running_bytes(POSITIONS) / 1e9:.2f} GB", *fits)
+        table.add_row(model.name, millions, gigabytes, f"{model.running_bytes(POSITIONS) / 1e9:.2f} GB", least)
     screen = console.stdout()
     screen.print(table)
     boards = "; ".join(f"{size // 2**30} GB: {smallest[size].title}" for size in sized)
     screen.print(
         f"runs in: at int4, a cache of {POSITIONS:,} positions; a board needs {SYSTEM_BYTES / 1e9:.1f} GB beside it. "
+        f"board: the least memory; for a board with less the model is too large. "
         f"Boards: {boards}. Gated: {', '.join(model.name for model in models if model.gated)}.",
         soft_wrap=True,
     )

@@ -31,6 +31,7 @@ PAGES = [
 LOGS = ("docs/lab-notes.md", "docs/container-log.md")  # they keep the commands of their day
 README_VERBS = {
     *("profile", "estimate", "search", "pareto", "train", "import", "export", "generate", "bench", "show", "doctor"),
+    "run",
 }
 # What takes minutes for a reader, in every page. Nothing else of a command is changed.
 SHORTER = {

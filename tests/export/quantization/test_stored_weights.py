@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
@@ -22,6 +20,7 @@ from merino_edge.export.quantization.rounding import int4_codes, scales_from_byt
 from merino_edge.export.quantization.stored_weights import (
     WORTH_OFFSETS,
     StoredWeights,
+    odd_matrices,
     quantize_matrix,
     random_stored,
     store,
@@ -252,9 +251,14 @@ def test_graph_multiplies_the_dequantized_matrix(target: str, precision: str) ->
         np.testing.assert_array_equal(multiply(x, weight, resolved, fused=True, unfused=True), fused)
 
 
-def test_width_that_blocks_do_not_divide_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="multiple of 32"):
-        multiply(np.ones((1, 40), np.float32), np.ones((8, 40), np.float32), INT4, fused=True)
+@pytest.mark.parametrize(("target", "precision"), [("onnxruntime", "fp16"), ("jetpack-6.2", "int8")])
+def test_a_matrix_whose_inputs_blocks_do_not_divide_has_another_form_alone(target: str, precision: str) -> None:
+    a, resolved = Architecture(40, 16, 32, 32, (Block(32, 1, 1, 1, 40),)), Target.named(target, "int4")
+    odd = "blocks.0.layers.0.ffn.down.weight"
+    stored = store(a, random_weights(a), resolved)
+    assert odd_matrices(a, resolved) == {odd: precision}
+    bits = {name: matrix.bits for name, matrix in stored.quantized.items() if ".layers." in name}
+    assert bits.pop(odd, 16) == int(precision[-2:].lstrip("t")) and set(bits.values()) == {4} and len(bits) > 4
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])

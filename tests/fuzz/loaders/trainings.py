@@ -31,7 +31,7 @@ from merino_edge.data.corpus import Corpus
 from merino_edge.distillation import prompts, synthetic_corpus
 from merino_edge.distillation.teacher_logits import write_teacher_logits
 from merino_edge.tokenizer import Tokenizer
-from merino_edge.training import recipe, state, study_runs, teacher, trainer
+from merino_edge.training import recipe, state, study_runs, teacher, train
 from merino_edge.training.config import TrainingConfig
 
 CONFIG = TrainingConfig(
@@ -192,7 +192,7 @@ def _use_study(folder: Path) -> None:
 def _write_state(folder: Path) -> None:
     steps: list[int] = []
     torch.set_num_threads(1)
-    trainer.train(
+    train.train(
         TINY, corpus(), folder, CONFIG, on_step=lambda progress: steps.append(progress.step),
         should_stop=lambda: len(steps) >= 1,
     )  # fmt: skip
@@ -209,7 +209,7 @@ def _seal_state(made: Draft) -> None:
 
 def _use_state(folder: Path) -> None:
     state.load(folder)
-    trainer.train(TINY, corpus(), folder, CONFIG, resume=True)
+    train.train(TINY, corpus(), folder, CONFIG, resume=True)
 
 
 # --- what a teacher wrote --------------------------------------------------------------------------
