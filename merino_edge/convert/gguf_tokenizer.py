@@ -63,9 +63,7 @@ KINDS = {
     "tekken": Kind((_CASED % ("", "", r"\p{N}"),), whole_words=True, bos=True),
     "gpt-4o": Kind((_CASED % (_CASELESS + "?", _CASELESS + "?", r"\p{N}{1,3}"),)),
     "deepseek-v3": Kind(_DEEPSEEK),
-    "deepseek-coder": Kind(
-        (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+", r"\p{N}")
-    ),
+    "deepseek-coder": Kind((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _EAST_ASIAN, r"\p{N}")),
 }
 # Other names of a kind. llama.cpp divides and merges a text alike for all of one line.
 ALIASES = {
