@@ -21,8 +21,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from helpers.tiny_gguf import MODELS, tiny_model, write
 from llama_cpp_parity import LlamaCpp, greedy
+
+from helpers.tiny_gguf import MODELS, tiny_model, write
 from merino_edge import checkpoint
 from merino_edge.convert.import_model import import_model
 from merino_edge.convert.to_gguf import export_to_gguf

@@ -61,8 +61,8 @@ class GgufFamily:
     biases: Literal["as the fields say", "qkv", "any"] = "as the fields say"  # those that a file may have
     gemma: bool = False  # the embedding is scaled
     partly: bool = False  # the beginning of a head may be rotated alone
-    square: bool = False  # the heads are as wide as the residual stream
-    own_head: bool = False  # the head is never tied
+    square: bool = False  # llama.cpp wants heads as wide as the residual stream
+    own_head: bool = False  # llama.cpp wants a head of its own
     window_every: int = 0  # each layer of so many but the last has a window
     turns_every: int = 0  # each layer of so many but the last has rotary positions
 
@@ -82,7 +82,7 @@ _AFTER_LAYOUT = _WITH({**_QK_NORMS, **gguf_layouts.NORMS_AFTER}, without=gguf_la
 _NEIGHBOURS: dict[str, Any] = {"pairs": "neighbours"}
 FAMILIES = {
     "llama": GgufFamily(_PLAIN, _GATED, **_NEIGHBOURS, factors=_FACTORS, biases="any"),
-    "qwen2": GgufFamily(_PLAIN, {**_GATED, "bias": "qkv"}),
+    "qwen2": GgufFamily(_PLAIN, {**_GATED, "bias": "qkv"}, square=True),
     "qwen3": GgufFamily(_WITH(_QK_NORMS), {**_GATED, "qk_norm": "head"}),
     "smollm3": GgufFamily(_PLAIN, _GATED, **_NEIGHBOURS, turns_every=4),
     "gemma": GgufFamily(_PLAIN, _GEMMA, gemma=True),
@@ -95,9 +95,14 @@ FAMILIES = {
         window_every=6,
     ),
     "granite": GgufFamily(_PLAIN, _GATED, MULTIPLIERS, **_NEIGHBOURS, factors=_FACTORS, biases="any"),
-    "olmo2": GgufFamily(_AFTER_LAYOUT, {**_AFTER, "qk_norm": "width"}),
+    "olmo2": GgufFamily(_AFTER_LAYOUT, {**_AFTER, "qk_norm": "width"}, square=True, own_head=True),
     "exaone4": GgufFamily(
-        _AFTER_LAYOUT, {**_AFTER, "qk_norm": "head"}, (WINDOW, PATTERN), factors=_FREQUENCIES, window_every=4
+        _AFTER_LAYOUT,
+        {**_AFTER, "qk_norm": "head"},
+        (WINDOW, PATTERN),
+        factors=_FREQUENCIES,
+        square=True,
+        window_every=4,
     ),
     "phi3": GgufFamily(
         gguf_layouts.PHI3, _GATED, (WINDOW,), fuse=fuse_stacked, factors=_FACTORS[1:], partly=True, square=True
@@ -105,7 +110,9 @@ FAMILIES = {
     "stablelm": GgufFamily(
         _PLAIN, _LAYER_NORMS, ("use_parallel_residual",), biases="qkv", partly=True, square=True, own_head=True
     ),
-    "chatglm": GgufFamily(gguf_layouts.FUSED_GATE, _GATED, **_NEIGHBOURS, fuse=fuse_stacked, biases="qkv", partly=True),
+    "chatglm": GgufFamily(
+        gguf_layouts.FUSED_GATE, _GATED, **_NEIGHBOURS, fuse=fuse_stacked, biases="qkv", partly=True, square=True
+    ),
     "glm4": GgufFamily(
         gguf_layouts.GLM4,
         {**_GATED, "norm_placement": "both"},
@@ -115,7 +122,9 @@ FAMILIES = {
         partly=True,
     ),
     "ernie4_5": GgufFamily(_PLAIN, _GATED, **_NEIGHBOURS, biases="qkv"),
-    "nemotron": GgufFamily(_UNGATED, {**_LAYER_NORMS, "ffn": "relu_squared"}, biases="any", partly=True, own_head=True),
+    "nemotron": GgufFamily(
+        _UNGATED, {**_LAYER_NORMS, "ffn": "relu_squared"}, biases="any", partly=True, square=True, own_head=True
+    ),
     "gpt2": GgufFamily(gguf_layouts.GPT2, {"norm": "layernorm", "ffn": "gelu_tanh"}, fuse=fuse_stacked),
 }
 
@@ -137,8 +146,6 @@ def read(
     value = m.get(f"{family}.attention.value_length", int)
     if value not in (None, head_dim):
         raise UnsupportedError(f"{m.where}: {family}.attention.value_length {value} is not supported", CHOOSE)
-    if own.square and heads * head_dim != width:
-        raise UnsupportedError(f"{m.where}: {family} with {heads} heads of {head_dim} in {width} channels", CHOOSE)
     _check_switches(m, family, tensors)
     kv_heads = m.of_all_layers(f"{family}.attention.head_count_kv", heads)
     layers, ffn_width = m.whole(f"{family}.block_count"), m.of_all_layers(f"{family}.feed_forward_length")
@@ -155,7 +162,7 @@ def read(
         "embedding_width": width,
         "head_dim": head_dim,
         "blocks": by_kind(block, _kinds(m, family, layers), rotation.positions),
-        "tied_head": not own.own_head and "output.weight" not in tensors,
+        "tied_head": "output.weight" not in tensors,
     }
     constants: dict[str, float] = {}
     if own.biases != "as the fields say":
@@ -228,6 +235,15 @@ def _folding(m: Metadata, family: str, a: Architecture) -> Folding:
         residual=residual or 1.0,
         logits=1 / (logits or 1.0),
         pairs=own.pairs,
+    )
+
+
+def wanted(a: Architecture, family: str) -> dict[str, Any]:
+    """The fields that must be otherwise for llama.cpp to load an architecture's tensors in this family."""
+    own, block = FAMILIES[family], a.blocks[0]
+    square = not own.square or block.heads * a.head_dim == block.width
+    return ({} if square else {"head_dim": block.width // block.heads}) | (
+        {"tied_head": False} if own.own_head and a.tied_head else {}
     )
 
 

@@ -26,8 +26,10 @@ TYPE, FACTOR, OLD_FACTOR = "rope.scaling.type", "rope.scaling.factor", "rope.sca
 ORIGINAL, TURNS = "rope.scaling.original_context_length", "rope.scaling.finetuned"
 ATTENTION = "rope.scaling.attn_factor"  # multiplies cosines and sines
 YARN = {"attention_factor": "yarn_attn_factor", "beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
-KEYS = (BASE, DIMENSIONS, TYPE, FACTOR, OLD_FACTOR, ORIGINAL, TURNS, ATTENTION)
-KEYS += tuple(f"rope.scaling.{name}" for name in YARN.values())
+KEYS = (
+    *(BASE, DIMENSIONS, TYPE, FACTOR, OLD_FACTOR, ORIGINAL, TURNS, ATTENTION),
+    *(f"rope.scaling.{name}" for name in YARN.values()),
+)
 KINDS = ("none", "linear", "yarn", "longrope")
 
 

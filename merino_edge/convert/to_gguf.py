@@ -110,6 +110,7 @@ def _family(a: Architecture, vocabulary: dict[str, Any], where: str, origin: str
             read_back = flat(gguf_families.read(m, family, [*_names(a, family), *factors], stored)[0])
         except MerinoError:
             continue
+        read_back |= gguf_families.wanted(a, family)
         differing = {key: value for key, value in read_back.items() if value != wanted[key]}
         if not differing:
             return family

@@ -36,7 +36,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("olmo2", {"attention_bias": False}),
     "stablelm": ("stablelm", {}),
     "exaone4": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 3}),
-    "glm": ("chatglm", {"attention_bias": True}),
+    "glm": ("chatglm", {"attention_bias": True, "head_dim": 16}),
     "glm4": ("glm4", {"attention_bias": True}),
     "ernie4_5": ("ernie4_5", {"use_bias": False}),
     "nemotron": ("nemotron", {"mlp_bias": True}),
@@ -122,7 +122,7 @@ def _permuted(array: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _vocabulary(file: gguf.GGUFWriter) -> None:
-    tokens = ["<|end|>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
+    tokens = ["<zero>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
     tokens += [f"[PAD{i}]" for i in range(len(tokens), VOCAB)]
     file.add_tokenizer_model("gpt2")
     file.add_tokenizer_pre("gpt-2")
