@@ -15,9 +15,11 @@ from merino_edge.cli.bundle_options import (
     Cpu,
     DraftPath,
     LookupFlag,
+    TemplateOptions,
     Threads,
     open_bundle,
     open_proposer,
+    template_options,
 )
 from merino_edge.errors import InputError
 
@@ -43,6 +45,7 @@ def serve(
     lookup: LookupFlag = False,
     draft: DraftPath = None,
     control_tokens: ControlTokens = False,
+    chat_template_kwargs: TemplateOptions = None,
     threads: Threads = None,
     cpu: Cpu = False,
 ) -> None:
@@ -54,6 +57,7 @@ def serve(
     require_all({"serve": ["starlette", "uvicorn", "pydantic", "prometheus_client"]})
     limits.check_range("port", port, 0, 65535)
     limits.check_range("waiting", waiting, 0, limits.MAX_WAITING)
+    options = template_options(chat_template_kwargs)
     if api_key == "":
         raise InputError("the API key is empty", "give --api-key TEXT, or unset MERINO_EDGE_API_KEY")
 
@@ -79,6 +83,7 @@ def serve(
             key=api_key,
             proposer=proposer,
             control_tokens=control_tokens,
+            template_options=options,
         )
         stack.callback(service.close)
 

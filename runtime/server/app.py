@@ -14,7 +14,7 @@ import functools
 import hmac
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from starlette.applications import Starlette
@@ -63,12 +63,15 @@ class Service:
         key: str | None,
         proposer: Proposer | None = None,
         control_tokens: bool = False,
+        template_options: Mapping[str, Any] | None = None,
     ) -> None:
         """`waiting` is the number of answers that may wait, and `key` the API key, or None.
 
-        With `control_tokens`, special tokens that a message spells out count as such.
+        With `control_tokens`, special tokens that a message spells out count as such. `template_options` of the chat
+        template hold where a request has none. Raises InputError for those that it does not read.
         """
-        self._control_tokens = control_tokens
+        self._control_tokens, self._template_options = control_tokens, template_options or {}
+        tokenizer.check_options(self._template_options, control_tokens=control_tokens)
         self.name, self._key, self._tokenizer, self._proposer = name, key, tokenizer, proposer
         self._session, self._worker = Session(engine), Worker(waiting)
         self._metrics = Metrics(lambda: self._worker.pending)
@@ -154,8 +157,10 @@ class Service:
         request = requests.parse(kind, body)
         self._check_name(request.model)
         with self._preparing:
-            prompt_ids = request.prompt_ids(self._tokenizer, control_tokens=self._control_tokens)
-            grammar, notes = request.grammar(self._grammars), request.notes(self._tokenizer)
+            prompt_ids = request.prompt_ids(
+                self._tokenizer, control_tokens=self._control_tokens, options=self._template_options
+            )
+            grammar, notes = request.grammar(self._grammars), request.notes(self._tokenizer, self._template_options)
         generation = generate(
             self._session,
             self._tokenizer,

@@ -1,16 +1,16 @@
 """Requests of clients: validates the two requests of OpenAI's API and turns them into a prompt and parameters.
 
-The fields `top_k`, `min_p`, `typical_p`, `repetition_penalty` and `regex` are additions to OpenAI's. A field that would
-change the answer but is not supported is refused by name, unless its value has no effect. Fields about the caller or
-the storage of answers are accepted and ignored. Missing fields get the defaults of `Sampling`: OpenAI's temperature of
-1 is too high for small models. Source: https://platform.openai.com/docs/api-reference.
+The fields `top_k`, `min_p`, `typical_p`, `repetition_penalty`, `regex` and `chat_template_kwargs` are added. A field
+that would change the answer but is not supported is refused by name, unless its value has no effect. Fields about the
+caller or the storage of answers are accepted and ignored. Missing fields get the defaults of `Sampling`: OpenAI's
+temperature of 1 is too high for small models. Source: https://platform.openai.com/docs/api-reference.
 """
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -129,13 +129,17 @@ class Request(_Strict, ABC):
         return Sampling(**parameters)
 
     @abstractmethod
-    def prompt_ids(self, tokenizer: Tokenizer, *, control_tokens: bool = False) -> list[int]:
+    def prompt_ids(
+        self, tokenizer: Tokenizer, *, control_tokens: bool = False, options: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """The prompt's token ids. Special tokens in messages are text, unless `control_tokens`.
+
+        `options` of the chat template are the server's; the request's own come first.
 
         Raises InputError (no template, refused by the template, too long), ArtefactError (the template fails).
         """
 
-    def notes(self, tokenizer: Tokenizer) -> list[str]:
+    def notes(self, tokenizer: Tokenizer, options: Mapping[str, Any] | None = None) -> list[str]:
         """What the client should know of how its prompt was understood."""
         return []
 
@@ -162,16 +166,26 @@ class ChatRequest(Request):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=limits.MAX_MESSAGES)]
     max_completion_tokens: int | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     @property
     def token_limit(self) -> int:
         return super().token_limit if self.max_completion_tokens is None else self.max_completion_tokens
 
-    def prompt_ids(self, tokenizer: Tokenizer, *, control_tokens: bool = False) -> list[int]:
-        return tokenizer.encode_chat(self._messages(), control_tokens=control_tokens)
+    def prompt_ids(
+        self, tokenizer: Tokenizer, *, control_tokens: bool = False, options: Mapping[str, Any] | None = None
+    ) -> list[int]:
+        return tokenizer.encode_chat(
+            self._messages(), control_tokens=control_tokens, options=self._template_options(options)
+        )
 
-    def notes(self, tokenizer: Tokenizer) -> list[str]:
-        return ["the chat template leaves the system message out"] * tokenizer.drops_system(self._messages())
+    def notes(self, tokenizer: Tokenizer, options: Mapping[str, Any] | None = None) -> list[str]:
+        return ["the chat template leaves the system message out"] * tokenizer.drops_system(
+            self._messages(), self._template_options(options)
+        )
+
+    def _template_options(self, of_server: Mapping[str, Any] | None) -> dict[str, Any]:
+        return {**(of_server or {}), **(self.chat_template_kwargs or {})}
 
     def _messages(self) -> list[Message]:
         return [message.to_message() for message in self.messages]
@@ -182,7 +196,9 @@ class TextRequest(Request):
 
     prompt: str | list[str] | list[int]
 
-    def prompt_ids(self, tokenizer: Tokenizer, *, control_tokens: bool = False) -> list[int]:
+    def prompt_ids(
+        self, tokenizer: Tokenizer, *, control_tokens: bool = False, options: Mapping[str, Any] | None = None
+    ) -> list[int]:
         if isinstance(self.prompt, str):
             return tokenizer.encode(self.prompt)
         if self.prompt and isinstance(self.prompt[0], int):
