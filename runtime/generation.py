@@ -19,7 +19,7 @@ from time import perf_counter
 from typing import Any, Literal
 
 from merino_edge import limits
-from merino_edge.errors import InputError
+from merino_edge.errors import ContextLengthError, InputError
 from merino_edge.runtime.detokenizer import StreamingDetokenizer
 from merino_edge.runtime.engine import Logits, TokenIds
 from merino_edge.runtime.grammar import Constraint, Grammar
@@ -238,7 +238,7 @@ def generate(
     if not prompt_ids:
         raise InputError("the prompt is empty", "give at least one character")
     if len(prompt_ids) > engine.max_positions:
-        raise InputError(
+        raise ContextLengthError(
             f"the prompt has {len(prompt_ids)} tokens, the context of this bundle is {engine.max_positions}",
             "shorten it, or export again with a larger --context",
         )

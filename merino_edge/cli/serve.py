@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 from typing import Annotated
 
@@ -64,7 +65,8 @@ def serve(
     import uvicorn
 
     from merino_edge.runtime.server import connections
-    from merino_edge.runtime.server.app import LOCAL_NAMES, Service
+    from merino_edge.runtime.server.app import Service
+    from merino_edge.runtime.server.refusals import LOCAL_NAMES
 
     if api_key is None and host not in LOCAL_NAMES:
         raise InputError(f"{host} can be reached from elsewhere", "give --api-key TEXT, or --host 127.0.0.1")
@@ -90,7 +92,10 @@ def serve(
         class Server(uvicorn.Server):
             def handle_exit(self, sig: int, frame: object) -> None:
                 service.cancel_all()  # else the server would wait for their ends
-                super().handle_exit(sig, frame)  # type: ignore[arg-type]
+                if sig == signal.SIGTERM:  # a process manager's stop is no failure
+                    self.should_exit = True
+                else:
+                    super().handle_exit(sig, frame)  # type: ignore[arg-type]
 
         config = connections.config(service.application(), timeout_graceful_shutdown=GRACE_SECONDS)
         shown_host, shown_port = f"[{host}]" if ":" in host else host, listening.getsockname()[1]

@@ -22,7 +22,14 @@ from merino_edge.runtime.sampling_parameters import Sampling
 from merino_edge.tokenizer import Message, Tokenizer
 
 TOKEN_ID = re.compile("[0-9]{1,9}")
-UNUSED = ("user", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier")
+# About the caller, the storage of answers, or advice that this server does not need.
+UNUSED = frozenset(
+    [
+        *("user", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier"),
+        *("prompt_cache_retention", "reasoning_effort", "verbosity", "cache_prompt", "prediction"),
+        *("timings_per_token", "return_progress"),
+    ]
+)
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # fields that are not supported: values without an effect
     "n": (1,),
     "best_of": (1,),
@@ -39,8 +46,29 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {  # fields that are not supported: values
 }
 
 
+class FieldError(InputError):
+    """A field of a request cannot be used. `field` is its path."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}", "see docs/runtime.md")
+        self.field = field
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_asks_for_nothing(cls, value: Any) -> Any:
+        """Clients send back what they were sent, with fields such as `"refusal": null` and `"tool_calls": []`."""
+        if not isinstance(value, dict):
+            return value
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        return {
+            name: field
+            for name, field in value.items()
+            if field is not None and (name in known or field not in ("", [], {}))
+        }
 
 
 class TextPart(_Strict):
@@ -53,6 +81,12 @@ class ChatMessage(_Strict):
     content: str | list[TextPart]
     name: str | None = None  # no template here uses it
 
+    @model_validator(mode="before")
+    @classmethod
+    def _allow_a_silent_assistant(cls, value: Any) -> Any:
+        silent = isinstance(value, dict) and value.get("role") == "assistant" and value.get("content") is None
+        return {**value, "content": ""} if silent else value
+
     def to_message(self) -> Message:
         """The message for the chat template. Text parts are joined; a developer is the system."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
@@ -62,6 +96,7 @@ class ChatMessage(_Strict):
 class StreamOptions(_Strict):
     include_usage: bool = False
     include_obfuscation: bool = False  # accepted and ignored: no padding against eavesdroppers is added
+    continuous_usage_stats: bool = False  # accepted and ignored: the usage comes at the end
 
 
 class NamedSchema(_Strict):
@@ -79,7 +114,7 @@ class ResponseFormat(_Strict):
 class Request(_Strict, ABC):
     """The fields of both requests."""
 
-    model: str
+    model: str = ""  # the one that is served
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -103,7 +138,7 @@ class Request(_Strict, ABC):
         if not isinstance(value, dict):
             return value
         for name in NEUTRAL.keys() & value.keys():
-            if value[name] is not None and value[name] not in NEUTRAL[name]:
+            if value[name] not in (None, *NEUTRAL[name]):
                 raise ValueError(f"{name} is not served here")
         return {name: field for name, field in value.items() if name not in NEUTRAL and name not in UNUSED}
 
@@ -217,4 +252,4 @@ def parse(kind: type[Request], body: bytes) -> Request:
         deepest = max(error.errors(include_url=False, include_input=False), key=lambda entry: len(entry["loc"]))
         where = ".".join(map(str, deepest["loc"]))
         message = deepest["msg"].removeprefix("Value error, ")
-        raise InputError(f"{where}: {message}" if where else message, "see docs/runtime.md") from None
+        raise (FieldError(where, message) if where else InputError(message, "see docs/runtime.md")) from None
