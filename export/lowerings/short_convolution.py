@@ -41,7 +41,7 @@ def _taps(b: GraphBuilder, x: ir.Value, taps: int, name: str) -> ir.Value:
     for tap in range(taps):
         behind = taps - 1 - tap
         seen = b.slice(x, 1, tap, -behind) if behind else b.slice(x, 1, tap)  # [1, T, W]
-        product = b.op("Mul", seen, b.constant(f"{name}.{tap}", weight[:, tap].astype(np.float32)))
+        product = b.op("Mul", seen, b.constant(f"{name}.{tap}.weight", weight[:, tap].astype(np.float32)))
         total = product if total is None else b.op("Add", total, product)
     assert total is not None
     if (bias := b.stored.arrays.get(f"{name}.bias")) is not None:

@@ -32,13 +32,12 @@ class ConvolutionStates:
         self.outputs = {f"{GATED_PREFIX}{layer}": block.width for layer, block in layers}  # widths by name
         self.length = SLACK + max(self._before, default=0)  # of the rings
         self._rings = [np.zeros((self.length, block.width), np.float32) for _, block in layers]
-        self._end = 0  # the highest position that was written since the last start at 0
+        self._first = 0  # the lowest position whose row is held
 
     @property
     def least_start(self) -> int:
         """The lowest position beside 0 that a step may start at."""
-        gone = self._end - self.length
-        return gone + max(self._before, default=0) if gone > 0 and self._rings else 0
+        return self._first + max(self._before, default=0) if self._first else 0
 
     def prepare(self, start: int) -> None:
         """Fill the inputs for a step at `start`: its state, or zeros before the first position."""
@@ -56,24 +55,26 @@ class ConvolutionStates:
         rows = np.arange(first, end) % self.length
         for ring, array in zip(self._rings, gated, strict=True):
             ring[rows] = array[0, first - start :]
-        self._end = end if start == 0 else max(self._end, end)
+        self._first = max(self._first if start else 0, end - self.length)
 
     def mark_filled(self, positions: int) -> None:
         """Treat the positions before `positions` as written, whatever they hold."""
-        self._end = positions
+        self._first = max(0, positions - self.length) if self._rings else 0
 
     def shapes(self, positions: int) -> list[tuple[int, int, int]]:
         """The shape (1, P, W) of what `read` returns of each layer."""
-        return [(1, min(positions, self.length), ring.shape[1]) for ring in self._rings]
+        return [(1, len(self._newest(positions)), ring.shape[1]) for ring in self._rings]
 
     def read(self, positions: int) -> list[NDArray[Any]]:
-        """A copy of the newest of the first `positions` of each layer."""
-        rows = np.arange(max(0, positions - self.length), positions) % self.length
-        return [ring[None, rows] for ring in self._rings]
+        """A copy of the newest of the first `positions` of each layer: enough to start at the last of them."""
+        return [ring[None, self._newest(positions) % self.length] for ring in self._rings]
 
     def write(self, arrays: Sequence[NDArray[Any]], positions: int) -> None:
         """Take what `read` returned for as many positions."""
-        rows = np.arange(max(0, positions - self.length), positions) % self.length
+        rows = self._newest(positions)
         for ring, array in zip(self._rings, arrays, strict=True):
-            ring[rows] = array[0]
-        self._end = positions
+            ring[rows % self.length] = array[0]
+        self._first = int(rows[0]) if self._rings else 0
+
+    def _newest(self, positions: int) -> NDArray[np.int64]:
+        return np.arange(max(0, positions - 1 - max(self._before, default=0)), positions)

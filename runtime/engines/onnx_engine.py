@@ -248,7 +248,8 @@ class OnnxEngine:
     def write_cache(self, arrays: Sequence[NDArray[Any]]) -> None:
         positions = arrays[0].shape[1]
         self.mark_filled(positions)
-        self._released = {i: max(0, positions - window - SLACK) for i, window in self._windows.items()}
+        # Further back the arrays may hold nothing: they may be read after a long answer.
+        self._released = {i: max(0, positions - window) for i, window in self._windows.items()}
         self._states.write(arrays[len(self._arrays) :], positions)
         for value, cache, array in zip(self._caches, self._arrays, arrays, strict=False):
             cache[0, :, :positions] = array
