@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from merino_edge.architecture import Architecture, Block, Rotary
-from merino_edge.convert.family import by_kind
+from merino_edge.convert.family import by_convolution, by_kind
 from merino_edge.convert.folding import Folding, Pairs
 from merino_edge.convert.gguf_metadata import Metadata
 from merino_edge.convert.layouts import Fuse, Layout, fuse_as_is, fuse_stacked, split_fused
@@ -40,6 +40,7 @@ UNDERSTOOD = (
 )
 WINDOW, ATTENTION_CAP, LOGIT_CAP = "attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"
 LOCAL_BASE, LOCAL_BASE_DEFAULT = "rope.freq_base_swa", 10_000.0
+TAPS = "shortconv.l_cache"  # of LFM2's convolutions, which stand in the layers without heads of keys and values
 MULTIPLIERS = ("attention.scale", "embedding_scale", "residual_scale", "logit_scale")  # Granite's
 
 # --- tensors ---------------------------------------------------------------------------------------
@@ -59,6 +60,11 @@ _INSIDE = {
 _QK_NORMS = {"attn_q_norm": "attention.query_norm", "attn_k_norm": "attention.key_norm"}
 _FOUR_NORMS = {"post_attention_norm": "attention_output_norm", "post_ffw_norm": "ffn_output_norm"}
 _NORMS_AFTER = {"post_attention_norm": "attention_norm", "post_ffw_norm": "ffn_norm"}
+_CONVOLUTION = {
+    "shortconv.in_proj": "convolution.input",
+    "shortconv.conv": "convolution.taps",
+    "shortconv.out_proj": "convolution.output",
+}
 _FUSED = {
     **{theirs: ours for theirs, ours in _INSIDE.items() if theirs not in ("attn_q", "attn_k", "attn_v", "ffn_gate")},
     "attn_qkv": "attention.query attention.key attention.value",
@@ -108,6 +114,15 @@ FAMILIES = {
     ),
     "granite": GgufFamily(_layout(), _GATED, MULTIPLIERS, pairs="neighbours"),
     "olmo2": GgufFamily(_layout({**_QK_NORMS, **_NORMS_AFTER}, without=("attn_norm", "ffn_norm")), _AFTER),
+    "lfm2": GgufFamily(
+        Layout(
+            {"token_embd": "embedding", "token_embd_norm": "final_norm", "output": "head"},
+            "blk.",
+            {**_INSIDE, **_QK_NORMS, **_CONVOLUTION},
+        ),
+        {**_GATED, "qk_norm": "head"},
+        (TAPS,),
+    ),
     "gpt2": GgufFamily(
         Layout({**_OUTSIDE, "position_embd": "positions"}, "blk.", _FUSED, split_fused),
         {"norm": "layernorm", "ffn": "gelu_tanh"},
@@ -135,17 +150,20 @@ def read(m: Metadata, family: str, tensors: Collection[str], factors: tuple[floa
         value = m.get(f"{family}.{key}", type(only))
         if value is not None and value != only:
             raise UnsupportedError(f"{m.where}: {family}.{key} {value} is not supported", "choose another model")
-    kv_heads = m.of_all_layers(f"{family}.attention.head_count_kv", heads)
     layers, ffn_width = m.whole(f"{family}.block_count"), m.of_all_layers(f"{family}.feed_forward_length")
     positions = m.whole(f"{family}.context_length")
-    block = Block(width, layers, heads, kv_heads, ffn_width)
+    if TAPS in own.more:
+        blocks = _with_convolutions(m, family, Block(width, min(layers, 1025), heads, heads, ffn_width))
+    else:
+        kv_heads = m.of_all_layers(f"{family}.attention.head_count_kv", heads)
+        blocks = by_kind(Block(width, layers, heads, kv_heads, ffn_width), _kinds(m, family, layers), positions)
     fields: dict[str, Any] = {
         **own.fields,
         "vocab_size": len(m.need("tokenizer.ggml.tokens", list)),
         "max_positions": positions,
         "embedding_width": width,
         "head_dim": head_dim,
-        "blocks": by_kind(block, _kinds(m, family, layers), positions),
+        "blocks": blocks,
         "tied_head": "output.weight" not in tensors,
     }
     if fields.get("positions") == "rotary":
@@ -158,6 +176,17 @@ def read(m: Metadata, family: str, tensors: Collection[str], factors: tuple[floa
             fields[name] = m.real(f"{family}.{key}", 0.0)
     rms = "rms_" if fields["norm"] == "rmsnorm" else ""
     return Architecture(**fields, norm_epsilon=m.real(f"{family}.attention.layer_norm_{rms}epsilon"))
+
+
+def _with_convolutions(m: Metadata, family: str, block: Block) -> tuple[Block, ...]:
+    """The blocks of a family whose layers without heads of keys and values have a convolution."""
+    key = f"{family}.attention.head_count_kv"
+    heads = m.of_each_layer(key, block.layers)
+    if len(kinds := set(heads) - {0}) > 1:
+        raise UnsupportedError(f"{m.where}: {key} differs from layer to layer", "choose another model")
+    block = replace(block, kv_heads=max([1, *kinds]))
+    taps = m.whole(f"{family}.{TAPS}") if 0 in heads else 0
+    return by_convolution(block, taps, [not count for count in heads])
 
 
 def _kinds(m: Metadata, family: str, layers: int) -> list[tuple[int, Rotary]]:
@@ -214,6 +243,9 @@ def write(a: Architecture, family: str) -> dict[str, Any]:
         values |= {"rope.freq_base": a.rotary_base, "rope.dimension_count": a.rotary_dim}
     if WINDOW in own.more:
         values[WINDOW] = max(layer.window for layer in a.layer_blocks()) or a.max_positions
+    if TAPS in own.more:
+        values["attention.head_count_kv"] = [0 if b.convolution else b.kv_heads for b in a.layer_blocks()]
+        values[TAPS] = max(b.convolution for b in a.layer_blocks()) or 3
     for key, cap in ((ATTENTION_CAP, a.attention_cap), (LOGIT_CAP, a.logit_cap)):
         if key in own.more and cap:
             values[key] = cap

@@ -8,12 +8,11 @@ of it, times a factor, rounded up. It is written as it is. This module touches n
 from __future__ import annotations
 
 import dataclasses
-from itertools import groupby
 from typing import Any
 
-from merino_edge.architecture import Architecture, Block
+from merino_edge.architecture import Architecture
 from merino_edge.convert.config import CHOOSE, FULL, Config
-from merino_edge.convert.family import Family, Fields
+from merino_edge.convert.family import Family, Fields, by_convolution
 from merino_edge.convert.folding import Folding
 from merino_edge.convert.layouts import LFM2_LAYOUT, fuse_lfm2
 from merino_edge.convert.llama_like import PREFIXES, read_llama, rope_folding, rope_parameters
@@ -58,14 +57,6 @@ def _convolutions(c: Config, layers: int) -> list[bool]:
     return [kind == CONVOLUTION for kind in kinds]
 
 
-def _blocks(layer: Block, taps: int, convolutions: list[bool]) -> tuple[Block, ...]:
-    """One block for each run of layers of a kind; `layer` has attention."""
-    runs = [(convolves, len(list(run))) for convolves, run in groupby(convolutions)]
-    return tuple(
-        dataclasses.replace(layer, layers=count, convolution=taps if convolves else 0) for convolves, count in runs
-    )
-
-
 def _lfm2(c: Config) -> Architecture:
     c = _renamed(c)
     for name in ("conv_dim", "conv_dim_out", "block_dim"):
@@ -77,7 +68,7 @@ def _lfm2(c: Config) -> Architecture:
     convolutions = _convolutions(c, a.layers)
     if not any(convolutions):
         return a
-    blocks = _blocks(a.blocks[0], c.get("conv_L_cache", 3), convolutions)
+    blocks = by_convolution(a.blocks[0], c.get("conv_L_cache", 3), convolutions)
     return dataclasses.replace(a, blocks=blocks, convolution_bias=c.get("conv_bias", False))
 
 
