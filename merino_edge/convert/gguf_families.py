@@ -153,6 +153,8 @@ def read(m: Metadata, family: str, tensors: Collection[str], factors: tuple[floa
     layers, ffn_width = m.whole(f"{family}.block_count"), m.of_all_layers(f"{family}.feed_forward_length")
     positions = m.whole(f"{family}.context_length")
     if TAPS in own.more:
+        if factors:
+            raise UnsupportedError(f"{m.where}: {ROPE_FACTORS} of {family} is not supported", "choose another model")
         blocks = _with_convolutions(m, family, Block(width, min(layers, 1025), heads, heads, ffn_width))
     else:
         kv_heads = m.of_all_layers(f"{family}.attention.head_count_kv", heads)
