@@ -13,8 +13,8 @@ A lowering decides how attention and the cache are written, and what the cache o
 | native, ort | `new_key_L`, `new_value_L`: the caches | binds them to the caches' memory |
 | primitive | `row_key_L`, `row_value_L` [1, Hkv, T, D]: the new keys and values | copies them into the caches |
 
-A layer with a short convolution in place of attention has, in every lowering, the input `state_L` [1, K - 1, W] and the
-output `gated_L` [1, T, W] instead of caches, float32 (merino_edge.export.lowerings.short_convolution).
+A layer with a short convolution has no caches. Every lowering gives it the input `state_L` [1, K - 1, W] and the output
+`gated_L` [1, T, W], float32 (merino_edge.export.lowerings.short_convolution).
 
 Residual stream, norms, softmax and logits stay float32 at every precision. The 1/sqrt(D) of attention is multiplied
 into the query weights, because TensorRT's attention layer has no scale of its own.
