@@ -25,7 +25,7 @@ from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint
 from merino_edge.errors import ArtefactError, UnsupportedError
 from merino_edge.export import genai, mixed_precision, parity
-from merino_edge.export.graph import build_stored, cache_names, lowering, save, save_beside
+from merino_edge.export.graph import build_stored, cache_names, lowering, save, save_beside, state_names
 from merino_edge.export.prepare_weights import ExportOptions, OnStep, PreparedWeights, prepare_weights
 from merino_edge.export.quantization.quantized_matrix import QuantizedMatrix
 from merino_edge.export.quantization.stored_weights import StoredWeights, odd_matrices
@@ -272,6 +272,7 @@ def _graph_facts(a: Architecture, target: Target) -> dict[str, Any]:
         "output": "logits",
         "caches": cache_names(a, lowering(target.lowering).output_prefix),
         "cache": target.cache,
+        **({"states": state_names(a)} if a.convolves else {}),
     }
 
 

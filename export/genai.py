@@ -32,6 +32,8 @@ def check(a: Architecture, target: Target) -> None:
             f"onnxruntime-genai runs graphs of the ort lowering, not {target.lowering}",
             "leave --genai out, or choose --target onnxruntime",
         )
+    if a.convolves:
+        raise UnsupportedError("onnxruntime-genai keeps no states of short convolutions (LFM2)", "leave --genai out")
     if target.int8_cache:
         raise UnsupportedError("onnxruntime-genai allocates no int8 cache with fixed scales", "leave --cache out")
     if len(heads := {block.kv_heads for block in a.blocks}) > 1:

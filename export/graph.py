@@ -13,6 +13,9 @@ A lowering decides how attention and the cache are written, and what the cache o
 | native, ort | `new_key_L`, `new_value_L`: the caches | binds them to the caches' memory |
 | primitive | `row_key_L`, `row_value_L` [1, Hkv, T, D]: the new keys and values | copies them into the caches |
 
+A layer with a short convolution has no caches. Every lowering gives it the input `state_L` [1, K - 1, W] and the output
+`gated_L` [1, T, W], float32 (merino_edge.export.lowerings.short_convolution).
+
 Residual stream, norms, softmax and logits stay float32 at every precision. The 1/sqrt(D) of attention is multiplied
 into the query weights, because TensorRT's attention layer has no scale of its own.
 This module knows no precision's storage form and no runtime.
@@ -32,6 +35,7 @@ from merino_edge.export.lowerings.builder import GraphBuilder
 from merino_edge.export.lowerings.weight_writer import ALIAS
 from merino_edge.export.quantization.stored_weights import StoredWeights, store
 from merino_edge.export.targets import Target
+from merino_edge.graph_io import GATED_PREFIX, STATE_PREFIX
 
 MIN_EXTERNAL_BYTES = 1024  # smaller tensors stay inside model.onnx
 
@@ -107,6 +111,12 @@ def save_beside(model: ir.Model, path: Path, saved: Path) -> None:
 
 
 def cache_names(a: Architecture, prefix: str = "new_") -> list[tuple[str, str]]:
-    """(input, output) names of the caches: key and value of every computed layer, in order."""
-    names = [f"{kind}_{layer}" for layer in range(a.layers) for kind in ("key", "value")]
-    return [(name, f"{prefix}{name}") for name in names]
+    """(input, output) names of the caches: key and value of every computed layer with attention, in order."""
+    attends = [layer for layer, block in enumerate(a.layer_blocks()) if not block.convolution]
+    return [(f"{kind}_{layer}", f"{prefix}{kind}_{layer}") for layer in attends for kind in ("key", "value")]
+
+
+def state_names(a: Architecture) -> list[tuple[str, str]]:
+    """(input, output) names of the states of convolutions, in order."""
+    convolves = [layer for layer, block in enumerate(a.layer_blocks()) if block.convolution]
+    return [(f"{STATE_PREFIX}{layer}", f"{GATED_PREFIX}{layer}") for layer in convolves]

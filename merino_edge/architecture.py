@@ -1,7 +1,7 @@
 """The shape of a language model: `Architecture`, the only way a model's shape travels.
 
-It describes MeRino's models and also OPT, GPT-2, GPT-NeoX (Pythia) and the Llama-like families up to Gemma 3. It counts
-its own parameters and FLOPs through `merino_edge.counts`. It knows nothing of weights, devices or PyTorch.
+It describes MeRino's models and also OPT, GPT-2, GPT-NeoX (Pythia), the Llama-like families up to Gemma 3, and LFM2. It
+counts its own parameters and FLOPs through `merino_edge.counts`. It knows nothing of weights, devices or PyTorch.
 
 Artefact `NAME.json`, kind "architecture", schema 1:
 
@@ -46,6 +46,8 @@ class Block:
     shared: bool = False
     window: int = 0  # positions that a token attends to, its own included; 0: all before it
     rotary: Rotary = "global"  # "local": by local_rotary_base; "none": no positions at all in these layers
+    # Taps of a gated short convolution in place of attention (LFM2); 0: attention. With it heads mean nothing.
+    convolution: int = 0
 
     @property
     def weight_layers(self) -> int:
@@ -85,6 +87,7 @@ class Architecture:
     local_rotary_base: float = 0.0  # of layers whose rotary is local, which have no factors
     attention_cap: float = 0.0  # scores become cap * tanh(score / cap); 0: none
     logit_cap: float = 0.0
+    convolution_bias: bool = False  # of the matrices and the taps of convolutions
 
     def __post_init__(self) -> None:
         validate(self)
@@ -111,12 +114,18 @@ class Architecture:
         """The kinds of rotary positions that layers have."""
         if self.positions != "rotary":
             return ()
-        return tuple(kind for kind in ("global", "local") if any(block.rotary == kind for block in self.blocks))
+        used: set[str] = {block.rotary for block in self.blocks if not block.convolution}
+        return tuple(kind for kind in ("global", "local") if kind in used)
 
     @property
     def position_rows(self) -> int:
         """Rows of the learned position table; 0 with rotary positions."""
         return self.max_positions + self.position_offset if self.positions == "learned" else 0
+
+    @property
+    def convolves(self) -> bool:
+        """Whether a short convolution stands in place of attention in some layers."""
+        return any(block.convolution for block in self.blocks)
 
     def layer_blocks(self) -> list[Block]:
         """The block of every computed layer, in order."""
@@ -196,8 +205,9 @@ LATER: dict[type, dict[str, Any]] = {
         "local_rotary_base": 0.0,
         "attention_cap": 0.0,
         "logit_cap": 0.0,
+        "convolution_bias": False,
     },
-    Block: {"window": 0, "rotary": "global"},
+    Block: {"window": 0, "rotary": "global", "convolution": 0},
 }
 
 
@@ -277,6 +287,10 @@ def validate(a: Architecture) -> None:
         _check_block(block, a, previous, index)
         previous = block.width
     ranged("total layers", a.layers, 1, limits.MAX_LAYERS)
+    if all(block.convolution for block in a.blocks):
+        raise _broken("all layers are convolutions, at least one needs attention")
+    if a.convolution_bias and not a.convolves:
+        raise _broken("convolution_bias needs layers with a convolution")
 
 
 def _check_later(a: Architecture) -> None:
@@ -307,6 +321,8 @@ def _check_block(block: Block, a: Architecture, previous: int, index: int) -> No
         raise _broken(f"{where}heads {block.heads} times head_dim {a.head_dim} is over {limits.MAX_WIDTH}")
     if block.window or type(block.window) is not int:
         limits.check_range(where + "window", block.window, 0, limits.MAX_POSITIONS, ArchitectureError)
+    if block.convolution or type(block.convolution) is not int:
+        _check_convolution(block, where)
     if block.rotary != "global":
         if block.rotary not in get_args(Rotary):
             raise _broken(f"{where}rotary is {block.rotary!r}, not one of {', '.join(get_args(Rotary))}")
@@ -316,6 +332,12 @@ def _check_block(block: Block, a: Architecture, previous: int, index: int) -> No
         raise _broken(f"{where}kv_heads {block.kv_heads} must divide its heads {block.heads}")
     if block.width < previous:
         raise _broken(f"{where}width {block.width} is below the block before it ({previous}); widths must not decrease")
+
+
+def _check_convolution(block: Block, where: str) -> None:
+    limits.check_range(where + "convolution", block.convolution, 2, limits.MAX_TAPS, ArchitectureError)
+    if block.window or block.rotary != "global":
+        raise _broken(f"{where}convolution goes with neither a window nor a rotary of its own")
 
 
 def _broken(message: str) -> ArchitectureError:

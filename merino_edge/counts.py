@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from merino_edge import storage
-from merino_edge.storage import NORM_BYTES, stored_as
+from merino_edge.storage import NORM_BYTES, STATE_BYTES, TAP_BYTES, stored_as
 
 if TYPE_CHECKING:  # an architecture counts itself by these functions
     from merino_edge.architecture import Architecture, Block
@@ -31,15 +31,22 @@ def _norm_parameters(a: Architecture, width: int) -> int:
 
 
 def layer_matrix_parameters(a: Architecture, block: Block) -> int:
-    """Elements of one layer's weight matrices. They are also its multiply-adds per token without attention."""
-    heads = block.heads + block.kv_heads
+    """Elements of one layer's weight matrices: its multiply-adds per token without attention and taps."""
+    mixer = 4 * block.width if block.convolution else 2 * (block.heads + block.kv_heads) * a.head_dim
     ffn_matrices = 3 if a.gated else 2
-    return 2 * block.width * heads * a.head_dim + ffn_matrices * block.width * block.ffn_width
+    return mixer * block.width + ffn_matrices * block.width * block.ffn_width
+
+
+def tap_parameters(block: Block) -> int:
+    """Elements of the taps of one layer's convolution, also its multiply-adds per token; 0 with attention."""
+    return block.width * block.convolution
 
 
 def layer_norm_parameters(a: Architecture, block: Block) -> int:
     """Elements of one layer's norms."""
     total = (4 if a.norm_placement == "both" else 2) * _norm_parameters(a, block.width)
+    if block.convolution:
+        return total
     of_heads = {"none": 0, "head": 2, "width": block.heads + block.kv_heads}[a.qk_norm]
     return total + of_heads * a.head_dim
 
@@ -47,6 +54,9 @@ def layer_norm_parameters(a: Architecture, block: Block) -> int:
 def layer_vector_parameters(a: Architecture, block: Block) -> int:
     """Elements of one layer's norms and biases."""
     total = layer_norm_parameters(a, block)
+    if block.convolution:
+        total += 5 * block.width if a.convolution_bias else 0
+        return total + (block.width + (2 if a.gated else 1) * block.ffn_width if a.bias == "all" else 0)
     if a.bias != "none":
         total += (block.heads + 2 * block.kv_heads) * a.head_dim
     if a.bias == "all":
@@ -56,7 +66,8 @@ def layer_vector_parameters(a: Architecture, block: Block) -> int:
 
 def block_parameters(a: Architecture, block: Block) -> int:
     """Stored parameters of a block. Shared layers count once."""
-    return block.weight_layers * (layer_matrix_parameters(a, block) + layer_vector_parameters(a, block))
+    layer = layer_matrix_parameters(a, block) + tap_parameters(block) + layer_vector_parameters(a, block)
+    return block.weight_layers * layer
 
 
 def width_projection_parameters(before: int, after: int) -> int:
@@ -89,7 +100,10 @@ def parameters(a: Architecture) -> int:
 
 def layer_flops(a: Architecture, block: Block, sequence: int) -> int:
     """FLOPs of one layer over `sequence` tokens."""
-    return 2 * sequence * layer_matrix_parameters(a, block) + 4 * sequence * sequence * block.heads * a.head_dim
+    mixing = 2 * sequence * tap_parameters(block)
+    if not block.convolution:
+        mixing = 4 * sequence * sequence * block.heads * a.head_dim
+    return 2 * sequence * layer_matrix_parameters(a, block) + mixing
 
 
 def block_flops(a: Architecture, block: Block, sequence: int) -> int:
@@ -126,10 +140,17 @@ def block_weight_bytes(a: Architecture, block: Block, precision: str, target: st
     """Bytes of a block's stored weights. Shared layers count once."""
     form, width, query_width = stored_as(precision, target), block.width, block.heads * a.head_dim
     matrix = form.matrix.bytes
-    total = matrix(query_width + 2 * block.kv_heads * a.head_dim, width) + matrix(width, query_width)
+    if block.convolution:
+        total = matrix(3 * width, width) + matrix(width, width)
+    else:
+        total = matrix(query_width + 2 * block.kv_heads * a.head_dim, width) + matrix(width, query_width)
     total += matrix((2 if a.gated else 1) * block.ffn_width, width) + matrix(width, block.ffn_width)
     norms = layer_norm_parameters(a, block)
     biases = layer_vector_parameters(a, block) - norms
+    if block.convolution:  # the taps stay float32, as do their biases
+        of_taps = width if a.convolution_bias else 0
+        total += (tap_parameters(block) + of_taps) * TAP_BYTES
+        biases -= of_taps
     return block.weight_layers * (total + norms * NORM_BYTES + biases * form.bias_bytes)
 
 
@@ -174,7 +195,7 @@ def weight_bytes(
 
 
 def kv_bytes(a: Architecture, positions: int | None = None, element_bytes: int = 2) -> int:
-    """Bytes of the KV cache for `positions` (default: all) positions."""
+    """Bytes of the KV cache for `positions` (default: all) positions, and of the states of convolutions."""
     length = a.max_positions if positions is None else positions
     return sum(block_kv_bytes(a, block, length, element_bytes) for block in a.blocks)
 
@@ -190,7 +211,9 @@ def cache_element_bytes(precision: str, target: str | None = None) -> int:
 
 
 def block_kv_bytes(a: Architecture, block: Block, positions: int, element_bytes: int = 2) -> int:
-    """Bytes of a block's KV cache for `positions` positions."""
+    """Bytes of a block's KV cache for `positions` positions; of convolutions, their states at any position."""
+    if block.convolution:
+        return block.layers * (block.convolution - 1) * block.width * STATE_BYTES
     return 2 * block.layers * block.kv_heads * a.head_dim * positions * element_bytes
 
 
@@ -220,6 +243,8 @@ def layer_activation_bytes(a: Architecture, block: Block, tokens: int) -> int:
     """
     packed = (block.heads + 2 * block.kv_heads) * a.head_dim
     attention = 2 * block.width + 2 * packed + block.heads * a.max_positions
+    if block.convolution:  # the residual stream, its norm, three inputs, the gated one and the sum over the taps
+        attention = 7 * block.width
     ffn = 2 * block.width + (3 if a.gated else 1) * block.ffn_width
     return tokens * max(attention, ffn) * ACTIVATION_BYTES
 

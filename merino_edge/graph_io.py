@@ -20,3 +20,11 @@ NUM_LOGITS = "wanted"
 # from 0. Its length is known when TensorRT compiles, so the head of a one-token step is compiled for one row.
 LOGIT_ROWS = "logit_rows"
 MAX_LOGIT_ROWS = 8  # most of them in an engine: draft tokens and the token before them
+
+# Input and output of a layer with a short convolution: its gated inputs before the step, and those of the step
+# (merino_edge.export.lowerings.short_convolution).
+STATE_PREFIX = "state_"
+GATED_PREFIX = "gated_"
+
+# Why another target than `onnxruntime`, another runtime or a GPU refuses a model with short convolutions.
+NO_STATES = "short convolutions (LFM2) run with ONNX Runtime on the CPU only: nothing else keeps their states"

@@ -13,6 +13,7 @@ MAX_WIDTH = 16_384
 MAX_FFN_WIDTH = 131_072
 MAX_HEAD_DIM = 512
 MAX_HEADS = 1_024
+MAX_TAPS = 16  # of a short convolution
 MAX_BLOCKS = 256
 MAX_LAYERS = 1_024  # in one block, and over all blocks
 MAX_BLOCK_CHOICES = 50_000  # blocks a search space may choose from

@@ -21,6 +21,7 @@ Version = tuple[int, int]  # of TensorRT
 INT4_BLOCK = 32  # weights per scale in the int4 form
 SCALE_BYTES = 2  # scales are float16
 NORM_BYTES = 4  # norms are float32 everywhere
+TAP_BYTES = STATE_BYTES = 4  # and so are a short convolution's taps and state
 HEAD_MULTIPLE, ROTARY_MULTIPLE = 8, 16  # channels of a head, and of what is rotated, that `ort`'s attention takes
 POSITION_INDEX_BYTES = 8  # graphs without `ort`'s attention number the cache's positions, int64
 

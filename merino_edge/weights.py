@@ -9,6 +9,7 @@ PyTorch. A shared block stores only `layers.0`.
     blocks.B.layers.L.attention_output_norm...   ...ffn_output_norm...   (norm_placement both)
     blocks.B.layers.L.attention.query|key|value|output.weight [out, in], .bias [out]
     blocks.B.layers.L.attention.query_norm|key_norm.weight [D], or as wide as query and key (qk_norm)
+    blocks.B.layers.L.convolution.input.weight [3 W, W], .taps.weight [W, K], .output.weight [W, W], .bias of each
     blocks.B.layers.L.ffn.gate|up|down.weight [out, in], .bias [out]
     final_norm.weight|bias [W_N]       projection_out.weight [E, W_N]    head.weight [V, E]
 """
@@ -22,7 +23,7 @@ import numpy as np
 from merino_edge.architecture import Architecture, Block
 
 Shape = tuple[int, ...]
-
+TAPS = "convolution.taps.weight"  # how the names end of a convolution's taps, [W, K], which stay float32
 
 SHARES_INPUT_OF = {"key": "query", "value": "query", "up": "gate"}  # where the layer has the latter
 
@@ -53,14 +54,8 @@ def _linear(name: str, out: int, into: int, *, bias: bool) -> Iterator[tuple[str
 def layer_shapes(a: Architecture, block: Block, prefix: str) -> Iterator[tuple[str, Shape]]:
     """Names and shapes of one layer's weights. Each name starts with `prefix`."""
     width, everywhere, both = block.width, a.bias == "all", a.norm_placement == "both"
-    query_width, kv_width = block.heads * a.head_dim, block.kv_heads * a.head_dim
     yield from _norm(f"{prefix}attention_norm", width, a)
-    for name, out in (("query", query_width), ("key", kv_width), ("value", kv_width)):
-        yield from _linear(f"{prefix}attention.{name}", out, width, bias=a.bias != "none")
-    if a.qk_norm != "none":
-        for name, out in (("query", query_width), ("key", kv_width)):
-            yield f"{prefix}attention.{name}_norm.weight", (a.head_dim if a.qk_norm == "head" else out,)
-    yield from _linear(f"{prefix}attention.output", width, query_width, bias=everywhere)
+    yield from _convolution_shapes(a, block, prefix) if block.convolution else _attention_shapes(a, block, prefix)
     if both:
         yield from _norm(f"{prefix}attention_output_norm", width, a)
     yield from _norm(f"{prefix}ffn_norm", width, a)
@@ -69,6 +64,27 @@ def layer_shapes(a: Architecture, block: Block, prefix: str) -> Iterator[tuple[s
     yield from _linear(f"{prefix}ffn.down", width, block.ffn_width, bias=everywhere)
     if both:
         yield from _norm(f"{prefix}ffn_output_norm", width, a)
+
+
+def _attention_shapes(a: Architecture, block: Block, prefix: str) -> Iterator[tuple[str, Shape]]:
+    width, query_width, kv_width = block.width, block.heads * a.head_dim, block.kv_heads * a.head_dim
+    for name, out in (("query", query_width), ("key", kv_width), ("value", kv_width)):
+        yield from _linear(f"{prefix}attention.{name}", out, width, bias=a.bias != "none")
+    if a.qk_norm != "none":
+        for name, out in (("query", query_width), ("key", kv_width)):
+            yield f"{prefix}attention.{name}_norm.weight", (a.head_dim if a.qk_norm == "head" else out,)
+    yield from _linear(f"{prefix}attention.output", width, query_width, bias=a.bias == "all")
+
+
+def _convolution_shapes(a: Architecture, block: Block, prefix: str) -> Iterator[tuple[str, Shape]]:
+    width = block.width
+    for name, out, into in (("input", 3 * width, width), ("taps", width, block.convolution), ("output", width, width)):
+        yield from _linear(f"{prefix}convolution.{name}", out, into, bias=a.convolution_bias)
+
+
+def is_matrix(name: str, shape: Shape) -> bool:
+    """Whether a weight is multiplied as a matrix, or looked up as a table. The taps of a convolution are neither."""
+    return len(shape) > 1 and not name.endswith(TAPS)
 
 
 def weight_shapes(a: Architecture) -> dict[str, Shape]:

@@ -2,7 +2,8 @@
 
 A session that loads the file holds its tokens. A later prompt reuses the common prefix (merino_edge.runtime.session),
 so the file of another prompt does no harm. ONNX Runtime and TensorRT read each other's files of one bundle. The file is
-one line of JSON and then the arrays [Hkv, P, D], one after the other:
+one line of JSON and then the arrays [Hkv, P, D], one after the other. Behind them stand the states of short
+convolutions, the newest positions [1, P', W] of each such layer, float32.
 
     {"kind": "prompt_cache", "schema_version": 1, "tool_version", "model": hash of the graph's files, "tokens": [P ids],
      "dtype": "float32", "shapes": [[Hkv, D], ...], "arrays_sha256", "sha256" of all this}
@@ -11,6 +12,7 @@ one line of JSON and then the arrays [Hkv, P, D], one after the other:
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ import numpy as np
 from merino_edge import artefact, forms, limits
 from merino_edge.errors import ArtefactError, UnsupportedError
 from merino_edge.forms import Form, Line
-from merino_edge.runtime.engine import CacheEngine
+from merino_edge.runtime.engine import CacheEngine, WindowedEngine
 from merino_edge.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 KIND = "prompt_cache"
 AGAIN = "delete it, and it will be written again"
+LEFT_BEHIND = "windows or short convolutions have left the prompt behind, so no prompt cache is written"
+AGAIN_SHORTER = "write it with --max-tokens 1"
 
 
 class Header(Form):
@@ -48,8 +52,10 @@ def model_hash(bundle: Bundle) -> str:
 def save(path: Path, session: Session, positions: int, bundle: Bundle) -> None:
     """Write the first `positions` of the session's cache to `path`.
 
-    Raises UnsupportedError (the engine cannot read its cache), OutputError.
+    Raises UnsupportedError (the engine cannot read its cache, or has left these positions behind), OutputError.
     """
+    if not is_held(session, positions):
+        raise UnsupportedError(LEFT_BEHIND, AGAIN_SHORTER)
     arrays = _engine(session).read_cache(positions)
     data = b"".join(array.tobytes() for array in arrays)
     header = {
@@ -81,23 +87,24 @@ def load(path: Path, session: Session, bundle: Bundle) -> int:
                 raise ArtefactError(f"{path} has {len(tokens)} positions of {engine.max_positions}", AGAIN)
             if max(tokens, default=0) >= bundle.architecture.vocab_size:
                 raise ArtefactError(f"{path} holds tokens that the model does not know", AGAIN)
-            shapes = [(heads, len(tokens), width) for heads, width in header["shapes"]]
-            if header["dtype"] != engine.cache_dtype.name or shapes != engine.cache_shapes(len(tokens)):
+            shapes = engine.cache_shapes(len(tokens))
+            stored = [(heads, width) for heads, _, width in shapes]
+            if header["dtype"] != engine.cache_dtype.name or [tuple(shape) for shape in header["shapes"]] != stored:
                 raise ArtefactError(f"{path} has caches of another shape", AGAIN)
-            size = sum(map(int, map(np.prod, shapes))) * engine.cache_dtype.itemsize
+            dtypes = _dtypes(engine, bundle, len(shapes))
+            size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True))
             data = file.read(size + 1)
     except OSError as error:
         raise ArtefactError(f"{path} cannot be read ({error.strerror})", "check the path") from None
     if len(data) != size or hashlib.sha256(data).hexdigest() != header["arrays_sha256"]:
         raise ArtefactError(f"{path} is truncated or altered", AGAIN)
     arrays, at = [], 0
-    for shape in shapes:
-        count = int(np.prod(shape))
-        array = np.frombuffer(data, engine.cache_dtype, count, at).reshape(shape)
+    for shape, dtype in zip(shapes, dtypes, strict=True):
+        array = np.frombuffer(data, dtype, math.prod(shape), at).reshape(shape)
         if not np.isfinite(array).all():
             raise ArtefactError(f"{path} holds NaN or infinity", AGAIN)
         arrays.append(array)
-        at += count * engine.cache_dtype.itemsize
+        at += array.nbytes
     engine.write_cache(arrays)
     session.hold(tokens)
     return len(tokens)
@@ -111,6 +118,20 @@ def _header(line: bytes, where: str) -> dict[str, Any]:
     header = artefact.check_header(document, KIND, 1, where)
     forms.check(header, Header, f"{where} is not a prompt cache of merino-edge", AGAIN)
     return header
+
+
+def _dtypes(engine: CacheEngine, bundle: Bundle, arrays: int) -> list[np.dtype[Any]]:
+    """The type of each array: that of keys and values, and float32 of the states behind them."""
+    states = sum(block.convolution > 0 for block in bundle.architecture.layer_blocks())
+    return [engine.cache_dtype] * (arrays - states) + [np.dtype(np.float32)] * states
+
+
+def is_held(session: Session, positions: int) -> bool:
+    """Whether the engine still has what a later start at the end of the first `positions` needs.
+
+    Layers with a window, and short convolutions, leave the prompt behind when the answer is long.
+    """
+    return not isinstance(session.engine, WindowedEngine) or max(0, positions - 1) >= session.engine.least_start
 
 
 def _engine(session: Session) -> CacheEngine:

@@ -18,10 +18,11 @@ from onnx_ir.tape import Tape
 
 from merino_edge import __version__
 from merino_edge.architecture import Architecture, Block, Rotary
+from merino_edge.export.lowerings import short_convolution
 from merino_edge.export.lowerings.weight_writer import MICROSOFT, WeightWriter
 from merino_edge.export.quantization.stored_weights import StoredWeights
 from merino_edge.export.targets import Target
-from merino_edge.graph_io import LOGIT_ROWS
+from merino_edge.graph_io import LOGIT_ROWS, STATE_PREFIX
 from merino_edge.rotary import frequencies
 
 IR_VERSION = 11
@@ -181,7 +182,7 @@ class GraphBuilder(ABC):
     @property
     def windows(self) -> list[int]:
         """The windows of the layers that hide a position of the cache; 0 where a layer sees all."""
-        return sorted({self.window(block) for block in self.a.blocks})
+        return sorted({self.window(block) for block in self.a.blocks if not block.convolution})
 
     def window(self, block: Block) -> int:
         """How many positions a layer of `block` sees; 0: as many as there are."""
@@ -194,12 +195,9 @@ class GraphBuilder(ABC):
         a = self.a
         self.tokens = ir.val("tokens", ir.DataType.INT64, [1, "T"])
         self.positions = ir.val("positions", ir.DataType.INT64, [1, "T"])
-        caches = [
-            ir.val(f"{kind}_{layer}", self.cache_dtype, [1, block.kv_heads, self.capacity_dim, a.head_dim])
-            for layer, block in enumerate(a.layer_blocks())
-            for kind in ("key", "value")
-        ]
-        self.prepare(caches)
+        caches = [self.cache_inputs(layer, block) for layer, block in enumerate(a.layer_blocks())]
+        inputs = [value for of_layer in caches for value in of_layer]
+        self.prepare([value for value in inputs if not str(value.name).startswith(STATE_PREFIX)])
         outputs: list[ir.Value] = []
         x, added = self.embed(), None
         for index, block in enumerate(a.blocks):
@@ -208,13 +206,19 @@ class GraphBuilder(ABC):
             self.shared = block.shared and block.layers > 1
             for depth in range(block.layers):
                 stored = f"blocks.{index}.layers.{0 if block.shared else depth}."
-                cache = caches[2 * self.layer : 2 * self.layer + 2]
-                x, added, updated = self.decoder_layer(x, added, block, stored, cache)
+                x, added, updated = self.decoder_layer(x, added, block, stored, caches[self.layer])
                 outputs += updated
                 self.layer += 1
             self.shared = False
         logits = self.head(self.total(x, added))
-        return self.model([self.tokens, self.positions, *self.extra_inputs, *caches], [logits, *outputs])
+        return self.model([self.tokens, self.positions, *self.extra_inputs, *inputs], [logits, *outputs])
+
+    def cache_inputs(self, layer: int, block: Block) -> list[ir.Value]:
+        """The inputs of a layer for what earlier steps left: the key cache and the value cache, or its state."""
+        if block.convolution:
+            return [short_convolution.state_input(layer, block)]
+        shape = [1, block.kv_heads, self.capacity_dim, self.a.head_dim]
+        return [ir.val(f"{kind}_{layer}", self.cache_dtype, shape) for kind in ("key", "value")]
 
     def model(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
         domains = {node.domain for node in self.tape.nodes}
@@ -260,16 +264,16 @@ class GraphBuilder(ABC):
         """
         if self.a.norm_placement == "after":
             x = self.total(x, added)
-            attended, updated = self.attention(x, block, f"{name}attention.", cache)
+            attended, updated = self.mix(x, block, name, cache)
             x = self.op("Add", x, self.norm(attended, f"{name}attention_norm"))
             return x, self.norm(self.ffn(x, block, f"{name}ffn."), f"{name}ffn_norm"), updated
         if self.a.norm_placement == "post":
-            attended, updated = self.attention(x, block, f"{name}attention.", cache)
+            attended, updated = self.mix(x, block, name, cache)
             _, x = self.add_norm(x, attended, f"{name}attention_norm")
             _, x = self.add_norm(x, self.ffn(x, block, f"{name}ffn."), f"{name}ffn_norm")
             return x, None, updated
         x, normed = self.add_norm(x, added, f"{name}attention_norm")
-        attended, updated = self.attention(normed, block, f"{name}attention.", cache)
+        attended, updated = self.mix(normed, block, name, cache)
         if self.a.parallel_residual:
             fed = self.ffn(self.norm(x, f"{name}ffn_norm"), block, f"{name}ffn.")
             return x, self.op("Add", attended, fed), updated
@@ -278,6 +282,13 @@ class GraphBuilder(ABC):
         x, normed = self.add_norm(x, attended, f"{name}ffn_norm")
         fed = self.ffn(normed, block, f"{name}ffn.")
         return x, self.norm(fed, f"{name}ffn_output_norm") if both else fed, updated
+
+    def mix(self, x: ir.Value, block: Block, name: str, cache: Sequence[ir.Value]) -> tuple[ir.Value, list[ir.Value]]:
+        """What mixes positions in the layer `name`, of x [1, T, W]: attention or a convolution; and its outputs."""
+        if not block.convolution:
+            return self.attention(x, block, f"{name}attention.", cache)
+        y, gated = short_convolution.write(self, x, block, f"{name}convolution.", cache[0])
+        return y, [gated]
 
     def attention(
         self, x: ir.Value, block: Block, name: str, cache: Sequence[ir.Value]

@@ -44,7 +44,9 @@ class PrimitiveBuilder(GraphBuilder):
                 seen = self.op("And", ahead, self.op("Greater", new_columns, least))
             new_bias = self.op("Where", seen, zero, masked)
             assert past_bias is not None
-            for group in sorted({b.heads // b.kv_heads for b in self.a.blocks if self.window(b) == window}):
+            for group in sorted(
+                {b.heads // b.kv_heads for b in self.a.blocks if not b.convolution and self.window(b) == window}
+            ):
                 self.past_bias[window, group] = self.repeated(past_bias, group) if window else past_bias
                 self.new_bias[window, group] = self.repeated(new_bias, group)
         self.rotations = {kind: [self.rotation(n, kind) for n in ("cos", "sin")] for kind in self.a.rotaries}

@@ -113,6 +113,8 @@ def cache_absmax(a: Architecture, cache: KVCache) -> dict[str, np.ndarray]:
     """The largest magnitude [Hkv, D] of every channel in a full cache, as in `CalibrationStatistics.absmax`."""
     absmax, half = {}, a.rotary_dim // 2
     for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):  # [B, Hkv, T, D] each
+        if not values.numel():  # a convolution
+            continue
         for kind, tensor in (("key", keys), ("value", values)):
             size = tensor.abs()
             if kind == "key" and half:  # a rotation keeps the length of the pair that it turns

@@ -31,6 +31,9 @@ def smooth_attention(
     first = 0  # index of the first computed layer that uses the stored layer
     for index, block in enumerate(a.blocks):
         uses, queries_per_key = block.layers // block.weight_layers, block.heads // block.kv_heads
+        if block.convolution:
+            first += block.layers
+            continue
         for depth in range(block.weight_layers):
             prefix, layers = f"blocks.{index}.layers.{depth}.attention.", range(first, first + uses)
             if a.qk_norm == "none":  # a norm behind the matrix would undo the scaling

@@ -37,7 +37,7 @@ from merino_edge.export.quantization.rounding import (
 )
 from merino_edge.export.targets import Target
 from merino_edge.storage import Form, stored_as
-from merino_edge.weights import weight_shapes
+from merino_edge.weights import is_matrix, weight_shapes
 
 EMBEDDING, POSITIONS, HEAD = "embedding.weight", "positions.weight", "head.weight"
 RANDOM_STD = 0.02
@@ -218,7 +218,7 @@ def odd_matrices(a: Architecture, target: Target) -> dict[str, str]:
     odd = {}
     for name, shape in weight_shapes(a).items():
         usual = _form(name, _own_target(name, target))
-        if len(shape) > 1 and (form := usual.for_inputs(shape[-1])) != usual:
+        if is_matrix(name, shape) and (form := usual.for_inputs(shape[-1])) != usual:
             odd[name] = f"int{form.bits}" if form.block is not None else f"fp{form.bits}"
     return odd
 
@@ -233,11 +233,13 @@ def _form(name: str, target: Target) -> Form:
 def _bits(name: str, shape: tuple[int, ...], target: Target) -> int:
     """Bits of the codes that a weight is stored as; 0 where it stays floating point."""
     form = _form(name, target).for_inputs(shape[-1])
-    return 0 if len(shape) == 1 or form.block is None else form.bits
+    return 0 if not is_matrix(name, shape) or form.block is None else form.bits
 
 
 def _float_type(name: str, shape: tuple[int, ...], target: Target) -> type:
-    return np.float32 if len(shape) == 1 or _form(name, target).for_inputs(shape[-1]).bits == 32 else np.float16
+    if not is_matrix(name, shape):
+        return np.float32
+    return np.float32 if _form(name, target).for_inputs(shape[-1]).bits == 32 else np.float16
 
 
 def _block(name: str, inputs: int, bits: int, target: Target) -> int:

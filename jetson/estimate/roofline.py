@@ -151,12 +151,21 @@ class _Step:
         cache = 2 * kv_width * self.length * self.storage.cache_bytes
         flops = 4 * self.tokens * self.length * query_width  # of the full square: the mask is explicit
         up = block.ffn_width * (2 if a.gated else 1)
-        return [
-            self.other(width),
+        mixer = [
             self.matrix(width, query_width + 2 * kv_width, weights_in_l2=weights_in_l2),
             self.other(query_width + 2 * kv_width),
             self.kernel("attention", flops, cache, 2 * self.tokens * query_width),
             self.matrix(query_width, width, weights_in_l2=weights_in_l2),
+        ]
+        if block.convolution:
+            mixer = [
+                self.matrix(width, 3 * width, weights_in_l2=weights_in_l2),
+                self.other((3 + block.convolution) * width),
+                self.matrix(width, width, weights_in_l2=weights_in_l2),
+            ]
+        return [
+            self.other(width),
+            *mixer,
             self.other(width),
             self.matrix(width, up, weights_in_l2=weights_in_l2),
             self.other(up),

@@ -194,9 +194,14 @@ def _write_cache(path: Path | None, talk: Chat, opened: Bundle) -> None:
     prompt_tokens = talk.turn.statistics.prompt_tokens if talk.turn else 0
     positions = min(prompt_tokens, len(talk.session.ids))
     if path is not None and positions:
+        from merino_edge.cli.console import stderr
         from merino_edge.runtime import prompt_cache
 
-        prompt_cache.save(path, talk.session, positions, opened)
+        if prompt_cache.is_held(talk.session, positions):
+            prompt_cache.save(path, talk.session, positions, opened)
+        else:
+            note = f"note: {prompt_cache.LEFT_BEHIND}: {prompt_cache.AGAIN_SHORTER}"
+            stderr().print(note, highlight=False, soft_wrap=True)
 
 
 def _grammar(tokenizer: Tokenizer, vocab_size: int, json_schema: str | None, regex: str | None) -> Grammar | None:

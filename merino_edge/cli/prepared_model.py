@@ -149,7 +149,10 @@ def _make(path: Path, entry: Path, made: Path, form: Form) -> None:
         _run("import", str(path), "--out", str(checkpoint))
     from merino_edge import architecture
 
-    context = form.context or min(CONTEXT, architecture.load(checkpoint / "architecture.json")[0].max_positions)
+    a = architecture.load(checkpoint / "architecture.json")[0]
+    context = form.context or min(CONTEXT, a.max_positions)
+    if a.convolves and not form.target:  # TensorRT's engine keeps no such states
+        target = "onnxruntime"
     options = ("--precision", form.precision, "--context", str(context), "--target", target)
     _run("export", str(checkpoint), "--out", str(made), *options)
 

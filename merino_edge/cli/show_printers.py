@@ -18,12 +18,16 @@ def print_model(screen: Console, document: Document) -> None:
 
     model, counts = document["architecture"], document["counts"]
     _print_fields(screen, {k: v for k, v in model.items() if k != "blocks"})
-    # A window or rotary positions of its own have only blocks of some families.
-    own = [name for name in ("window", "rotary") if any(name in block for block in model["blocks"])]
+    # Only blocks of some families have a window, rotary positions of their own, or a convolution in place of attention.
+    own = [name for name in ("window", "rotary", "convolution") if any(name in block for block in model["blocks"])]
     blocks = Table("block", "width", "layers", "heads", "kv heads", "FFN width", "weights", *own)
     for index, block in enumerate(model["blocks"]):
-        numbers = [str(block[name]) for name in ("width", "layers", "heads", "kv_heads", "ffn_width")]
-        others = [str(block.get(name, {"window": "-", "rotary": "global"}[name])) for name in own]
+        none = {"heads", "kv_heads"} if block.get("convolution") else set()
+        numbers = [
+            "-" if name in none else str(block[name]) for name in ("width", "layers", "heads", "kv_heads", "ffn_width")
+        ]
+        rotary = "-" if none else "global"
+        others = [str(block.get(name, {"rotary": rotary}.get(name, "-"))) for name in own]
         blocks.add_row(str(index), *numbers, "shared" if block["shared"] else "own", *others)
     screen.print(blocks)
     weights = ", ".join(f"{precision} {mb:.1f}" for precision, mb in counts["weight_mb"].items())

@@ -1,6 +1,6 @@
 """Hugging Face model families: `config.json` to `Architecture` and back, and the layout of the weights.
 
-Here are OPT, GPT-2 (and Cerebras-GPT) and GPT-NeoX (Pythia); `llama_families` and `gemma_families` have the others.
+Here are OPT, GPT-2 (and Cerebras-GPT) and GPT-NeoX (Pythia); the modules that end in `_families` have the others.
 Configurations are read as transformers 4 and 5 write them. A missing field means the family's documented default. A
 field that no architecture can express is refused by name. One table of names serves reading and writing. A family may
 be unable to express all of an architecture, so the writer reads the result back (merino_edge.convert.to_huggingface).
@@ -18,6 +18,7 @@ from merino_edge.convert.family import Family, Fields
 from merino_edge.convert.folding import Folding
 from merino_edge.convert.gemma_families import GEMMA_FAMILIES
 from merino_edge.convert.layouts import GPT2_LAYOUT, NEOX_LAYOUT, OPT_LAYOUT, fuse_gpt2, fuse_neox
+from merino_edge.convert.lfm2_families import LFM2_FAMILIES
 from merino_edge.convert.llama_families import LLAMA_FAMILIES
 from merino_edge.convert.llama_like import rope_folding, rope_parameters, rotary
 from merino_edge.convert.rotary_scaling import Rope
@@ -115,4 +116,5 @@ FAMILIES = {
     ),
     **LLAMA_FAMILIES,  # the first that expresses an architecture is written
     **GEMMA_FAMILIES,
+    **LFM2_FAMILIES,
 }

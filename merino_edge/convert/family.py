@@ -82,6 +82,12 @@ def by_kind(block: Block, kinds: Sequence[tuple[int, Rotary]], positions: int) -
     )
 
 
+def by_convolution(block: Block, taps: int, convolves: Sequence[bool]) -> tuple[Block, ...]:
+    """One block for each run of layers with a convolution of `taps`, or with the attention of `block`."""
+    runs = [(kind, len(list(layers))) for kind, layers in groupby(convolves)]
+    return tuple(dataclasses.replace(block, layers=count, convolution=taps if kind else 0) for kind, count in runs)
+
+
 @dataclass(frozen=True)
 class Family:
     """A model family. `architecture` reads a configuration, `fields` and `others` write it.

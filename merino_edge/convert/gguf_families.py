@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from merino_edge import limits
 from merino_edge.architecture import Architecture, Bias, Block, Rotary
 from merino_edge.convert import gguf_layouts, gguf_rope
-from merino_edge.convert.family import by_kind
+from merino_edge.convert.family import by_convolution, by_kind
 from merino_edge.convert.folding import Folding, Pairs
 from merino_edge.convert.gguf_metadata import Metadata
 from merino_edge.convert.layouts import Fuse, Layout, fuse_as_is, fuse_stacked
@@ -40,6 +41,7 @@ UNDERSTOOD = (
 WINDOW, ATTENTION_CAP, LOGIT_CAP = "attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"
 PATTERN = "attention.sliding_window_pattern"
 LOCAL_BASE, LOCAL_BASE_DEFAULT = "rope.freq_base_swa", 10_000.0
+TAPS = "shortconv.l_cache"  # of LFM2's convolutions, which stand in the layers without heads of keys and values
 MULTIPLIERS = ("attention.scale", "embedding_scale", "residual_scale", "logit_scale")  # Granite's
 BIASED = ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 CHOOSE = "choose another model"
@@ -104,6 +106,7 @@ FAMILIES = {
         square=True,
         window_every=4,
     ),
+    "lfm2": GgufFamily(gguf_layouts.LFM2, {**_GATED, "qk_norm": "head"}, (TAPS,)),
     "phi3": GgufFamily(
         gguf_layouts.PHI3, _GATED, (WINDOW,), fuse=fuse_stacked, factors=_FACTORS[1:], partly=True, square=True
     ),
@@ -147,13 +150,19 @@ def read(
     if value not in (None, head_dim):
         raise UnsupportedError(f"{m.where}: {family}.attention.value_length {value} is not supported", CHOOSE)
     _check_switches(m, family, tensors)
-    kv_heads = m.of_all_layers(f"{family}.attention.head_count_kv", heads)
     layers, ffn_width = m.whole(f"{family}.block_count"), m.of_all_layers(f"{family}.feed_forward_length")
     short = gguf_rope.FREQUENCIES not in tensors and gguf_rope.SHORT in tensors
     rotation = gguf_rope.Rotation(positions=m.whole(f"{family}.context_length"))
     if own.fields.get("positions") == "rotary":
         rotation = gguf_rope.read(m, family, head_dim, partly=own.partly, stored=factors, short=short)
-    block = Block(width, layers, heads, kv_heads, ffn_width)
+    if TAPS in own.more:
+        blocks = _with_convolutions(
+            m, family, Block(width, min(layers, limits.MAX_LAYERS + 1), heads, heads, ffn_width)
+        )
+    else:
+        kv_heads = m.of_all_layers(f"{family}.attention.head_count_kv", heads)
+        kinds = _kinds(m, family, layers)
+        blocks = by_kind(Block(width, layers, heads, kv_heads, ffn_width), kinds, rotation.positions)
     fields: dict[str, Any] = {
         **own.fields,
         **rotation.fields,
@@ -161,7 +170,7 @@ def read(
         "max_positions": rotation.positions,
         "embedding_width": width,
         "head_dim": head_dim,
-        "blocks": by_kind(block, _kinds(m, family, layers), rotation.positions),
+        "blocks": blocks,
         "tied_head": "output.weight" not in tensors,
     }
     constants: dict[str, float] = {}
@@ -198,6 +207,17 @@ def _biases(tensors: Collection[str]) -> tuple[Bias, dict[str, float]]:
     found = {part for module in there for part in ours[module].split()}
     every = {part for module in BIASED for part in ours[module].split()}
     return "all", {f"{part}.bias": 0.0 for part in every - found}
+
+
+def _with_convolutions(m: Metadata, family: str, block: Block) -> tuple[Block, ...]:
+    """The blocks of a family whose layers without heads of keys and values have a convolution."""
+    key = f"{family}.attention.head_count_kv"
+    heads = m.of_each_layer(key, block.layers)
+    if len(kinds := set(heads) - {0}) > 1:
+        raise UnsupportedError(f"{m.where}: {key} differs from layer to layer", "choose another model")
+    block = dataclasses.replace(block, kv_heads=max([1, *kinds]))
+    taps = m.whole(f"{family}.{TAPS}") if 0 in heads else 0
+    return by_convolution(block, taps, [not count for count in heads])
 
 
 def _kinds(m: Metadata, family: str, layers: int) -> list[tuple[int, Rotary]]:
@@ -272,6 +292,9 @@ def write(a: Architecture, family: str) -> tuple[dict[str, Any], dict[str, np.nd
         values[WINDOW] = max(layer.window for layer in a.layer_blocks()) or a.max_positions
     of_some = {ATTENTION_CAP: a.attention_cap, LOGIT_CAP: a.logit_cap, LOCAL_BASE: a.local_rotary_base}
     values |= {key: value for key, value in of_some.items() if key in own.more and value}
+    if TAPS in own.more:
+        values["attention.head_count_kv"] = [0 if b.convolution else b.kv_heads for b in a.layer_blocks()]
+        values[TAPS] = max(b.convolution for b in a.layer_blocks()) or 3
     if family == "granite":  # the multipliers are in the weights
         values |= {**dict.fromkeys(MULTIPLIERS, 1.0), "attention.scale": 1 / math.sqrt(a.head_dim)}
     return {f"{family}.{name}": value for name, value in values.items()}, factors

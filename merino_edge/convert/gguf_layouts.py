@@ -44,6 +44,16 @@ FUSED_GATE = layout(GATE_AND_UP, without=("ffn_gate",))
 PHI3 = layout({**QKV, **GATE_AND_UP}, without=(*SPLIT_QKV, "ffn_gate"))
 GLM4 = layout({**GATE_AND_UP, **FOUR_NORMS}, without=("ffn_gate",))
 UNGATED = layout(without=("ffn_gate",))
+LFM2 = Layout(
+    {"token_embd": "embedding", "token_embd_norm": "final_norm", "output": "head"},
+    "blk.",
+    {
+        **layout(QK_NORMS).inside,
+        "shortconv.in_proj": "convolution.input",
+        "shortconv.conv": "convolution.taps",
+        "shortconv.out_proj": "convolution.output",
+    },
+)
 GPT2 = Layout(
     {**_OUTSIDE, "position_embd": "positions"},
     "blk.",

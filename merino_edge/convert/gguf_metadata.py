@@ -67,6 +67,15 @@ class Metadata:
             raise UnsupportedError(f"{self.where}: {key} differs from layer to layer", "choose another model")
         return int(several[0])
 
+    def of_each_layer(self, key: str, layers: int) -> list[int]:
+        """A whole number of at least 0 for each layer; a file may spell it once where they are the same."""
+        several = self.need(key, list) if isinstance(self.values.get(key), np.ndarray) else [self.whole(key)] * layers
+        if len(several) != layers or any(type(value) is not int or value < 0 for value in several):
+            raise ArtefactError(
+                f"{self.where}: {key} is no list of {layers} numbers", "it is damaged; download it again"
+            )
+        return several
+
     def real(self, key: str, default: float | None = None) -> float:
         """A float32 as its shortest decimal: 1e-05, not 9.999999747378752e-06."""
         value = self.get(key, float) if default is not None else self.need(key, float)

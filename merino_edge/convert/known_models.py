@@ -26,13 +26,15 @@ class KnownModel:
     ffn_width: int
     tied_head: bool = True
     gated: bool = False  # the hub wants its terms accepted
+    convolutions: int = 0  # layers with a short convolution in place of attention
 
     @property
     def parameters(self) -> int:
         """The parameters, without biases: within 0.1 % of all."""
         attention = self.width * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        layer = attention + 3 * self.width * self.ffn_width + 2 * self.width
-        return self.vocab_size * self.width * (1 if self.tied_head else 2) + self.layers * layer + self.width
+        mixers = (self.layers - self.convolutions) * attention + self.convolutions * 4 * self.width**2
+        layer = 3 * self.width * self.ffn_width + 2 * self.width
+        return self.vocab_size * self.width * (1 if self.tied_head else 2) + mixers + self.layers * layer + self.width
 
     @property
     def download_bytes(self) -> int:
@@ -43,7 +45,7 @@ class KnownModel:
         """Bytes while it runs at int4, with an int8 embedding and head, and a float16 cache of so many positions."""
         ends = self.vocab_size * self.width * (1 if self.tied_head else 2)
         weights = ends + (self.parameters - ends) * SCALE_BITS / 8
-        cache = 2 * self.layers * self.kv_heads * self.head_dim * 2 * positions
+        cache = 2 * (self.layers - self.convolutions) * self.kv_heads * self.head_dim * 2 * positions
         return round(weights) + cache
 
     def fits(self, memory_bytes: int, positions: int) -> bool:
@@ -67,6 +69,9 @@ KNOWN = (
     KnownModel("google/gemma-3-1b-it", 262144, 1152, 26, 4, 1, 256, 6912, gated=True),
     KnownModel("TinyLlama/TinyLlama-1.1B-Chat-v1.0", 32000, 2048, 22, 32, 4, 64, 5632, tied_head=False),
     KnownModel("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 151936, 1536, 28, 12, 2, 128, 8960, tied_head=False),
+    KnownModel("LiquidAI/LFM2-350M", 65536, 1024, 16, 16, 8, 64, 4608, convolutions=10),
+    KnownModel("LiquidAI/LFM2-700M", 65536, 1536, 16, 24, 8, 64, 6912, convolutions=10),
+    KnownModel("LiquidAI/LFM2-1.2B", 65536, 2048, 16, 32, 8, 64, 8192, convolutions=10),
     KnownModel("microsoft/Phi-4-mini-instruct", 200064, 3072, 32, 24, 8, 128, 8192),
     KnownModel("tiiuae/Falcon3-1B-Instruct", 131072, 2048, 18, 8, 4, 256, 8192, tied_head=False),
     KnownModel("allenai/OLMo-2-0425-1B-Instruct", 100352, 2048, 16, 16, 16, 128, 8192, tied_head=False),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from merino_edge.architecture import Architecture
+from merino_edge.weights import TAPS
 
 Adapt = Callable[[Architecture, tuple[str, ...], np.ndarray], Sequence[np.ndarray]]
 
@@ -78,6 +79,11 @@ def split_stacked(a: Architecture, ours: tuple[str, ...], array: np.ndarray) -> 
     return np.split(array, [query, query + key])
 
 
+def _adapt_lfm2(a: Architecture, ours: tuple[str, ...], array: np.ndarray) -> Sequence[np.ndarray]:
+    """LFM2 stores taps as PyTorch's convolution does: [W, 1, K]."""
+    return [array[:, 0] if ours[0].endswith(TAPS) and array.shape[1] == 1 else array]
+
+
 Fuse = Callable[[Architecture, tuple[str, ...], Sequence[np.ndarray]], np.ndarray]
 
 
@@ -104,6 +110,11 @@ def fuse_neox(a: Architecture, ours: tuple[str, ...], arrays: Sequence[np.ndarra
 def fuse_stacked(a: Architecture, ours: tuple[str, ...], arrays: Sequence[np.ndarray]) -> np.ndarray:
     """The inverse of `split_stacked`."""
     return np.concatenate(arrays)
+
+
+def fuse_lfm2(a: Architecture, ours: tuple[str, ...], arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """The inverse of LFM2's `adapt`."""
+    return arrays[0][:, None] if ours[0].endswith(TAPS) else arrays[0]
 
 
 _QKV = "attention.query attention.key attention.value"
@@ -150,6 +161,27 @@ GLM4_LAYOUT = _like_llama(
 GEMMA2_LAYOUT = _like_llama(_FOUR_NORMS)
 GEMMA3_LAYOUT = _like_llama({**_QK_NORMS, **_FOUR_NORMS})
 NANOCHAT_LAYOUT = _like_llama({"mlp.fc1": "ffn.up", "mlp.fc2": "ffn.down"})
+LFM2_LAYOUT = Layout(
+    {"embed_tokens": "embedding", "embedding_norm": "final_norm", "lm_head": "head"},
+    "layers.",
+    {
+        "operator_norm": "attention_norm",
+        "self_attn.q_proj": "attention.query",
+        "self_attn.k_proj": "attention.key",
+        "self_attn.v_proj": "attention.value",
+        "self_attn.q_layernorm": "attention.query_norm",
+        "self_attn.k_layernorm": "attention.key_norm",
+        "self_attn.out_proj": "attention.output",
+        "conv.in_proj": "convolution.input",
+        "conv.conv": "convolution.taps",
+        "conv.out_proj": "convolution.output",
+        "ffn_norm": "ffn_norm",
+        "feed_forward.w1": "ffn.gate",
+        "feed_forward.w3": "ffn.up",
+        "feed_forward.w2": "ffn.down",
+    },
+    _adapt_lfm2,
+)
 OPT_LAYOUT = Layout(
     {
         "embed_tokens": "embedding",

@@ -179,7 +179,7 @@ def _write(
 
 
 def _type(name: str, array: np.ndarray, precision: str, *, is_end: bool) -> str:
-    if array.ndim == 1 or name.startswith("position"):
+    if array.ndim == 1 or name.startswith("position") or "shortconv.conv" in name:
         return "F32"
     if precision.startswith("int") and array.shape[-1] % BLOCK:
         return "F16"

@@ -91,7 +91,7 @@ def _write(path: Path, values: dict[str, Any]) -> None:
 
 
 def one_block(a: Architecture, where: str) -> Architecture:
-    """The same layers without sharing, as one block for each run of the same window and rotary.
+    """The same layers without sharing, as one block for each run of the same window, rotary and convolution.
 
     Raises UnsupportedError where their shapes differ.
     """
@@ -134,10 +134,10 @@ def _family(a: Architecture, where: str, preferred: str) -> tuple[str, dict[str,
 
 
 def flat(a: Architecture) -> dict[str, Any]:
-    """The fields of an architecture whose layers have one shape, by name; windows and rotaries layer by layer."""
+    """The fields of an architecture whose layers have one shape, by name; what may differ layer by layer."""
     values = {**dataclasses.asdict(a), **dataclasses.asdict(a.blocks[0]), "layers": a.layers}
     del values["blocks"]
-    for name in ("window", "rotary"):
+    for name in ("window", "rotary", "convolution"):
         of_layers = [getattr(block, name) for block in a.layer_blocks()]
         values[name] = of_layers[0] if len(set(of_layers)) == 1 else of_layers
     return values

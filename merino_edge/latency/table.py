@@ -80,6 +80,8 @@ def family(a: Architecture) -> dict[str, Any]:
 
 def unpriced(a: Architecture) -> str:
     """What layers of `a` have that no table measures; "" where they have nothing such. A window costs as no window."""
+    if a.convolves:
+        return "short convolutions"
     if a.qk_norm != "none" or a.attention_cap:
         return "a qk_norm" if a.qk_norm != "none" else "an attention_cap"
     return "heads * head_dim other than its width" if any(b.heads * a.head_dim != b.width for b in a.blocks) else ""

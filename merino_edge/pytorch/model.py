@@ -18,13 +18,20 @@ from torch import Tensor, nn
 from merino_edge.architecture import Architecture, Block
 from merino_edge.checkpoint import check_weights
 from merino_edge.errors import InputError
+from merino_edge.pytorch.convolution import Convolution
 from merino_edge.rotary import frequencies
+from merino_edge.weights import TAPS
 
 INIT_STD = 0.02  # of linear layers and embeddings
+RESIDUAL = ("attention.output.weight", "convolution.output.weight", "ffn.down.weight")  # last of residual branches
 
 
 class KVCache:
-    """A static KV cache: k and v [B, Hkv, C, D] for each computed layer, written in place by `Model.forward`."""
+    """A static KV cache: k and v [B, Hkv, C, D] for each computed layer, written in place by `Model.forward`.
+
+    A convolution has its gated inputs [B, 1, C, W] in place of keys, and no values. It reads the last few, but all are
+    kept, so that any rewind is exact. An engine on a board keeps fewer.
+    """
 
     def __init__(
         self,
@@ -35,9 +42,11 @@ class KVCache:
         device: torch.device | str = "cpu",
     ) -> None:
         self.capacity = architecture.max_positions if capacity is None else capacity
-        shapes = [(batch, b.kv_heads, self.capacity, architecture.head_dim) for b in architecture.layer_blocks()]
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        d, blocks = architecture.head_dim, architecture.layer_blocks()
+        keys = [(1, self.capacity, b.width) if b.convolution else (b.kv_heads, self.capacity, d) for b in blocks]
+        values = [(0 if b.convolution else b.kv_heads, self.capacity, d) for b in blocks]
+        self.keys = [torch.zeros((batch, *shape), dtype=dtype, device=device) for shape in keys]
+        self.values = [torch.zeros((batch, *shape), dtype=dtype, device=device) for shape in values]
 
     def append(self, layer: int, k: Tensor, v: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """Write k, v [B, Hkv, T, D] at start..start+T, and return the cache up to there [B, Hkv, start+T, D]."""
@@ -45,6 +54,12 @@ class KVCache:
         self.keys[layer][:, :, start:end] = k
         self.values[layer][:, :, start:end] = v
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def append_gated(self, layer: int, gated: Tensor, start: int, before: int) -> Tensor:
+        """Write gated inputs [B, T, W] at start..start+T, and return them behind the `before` ones at most before."""
+        end = start + gated.shape[1]
+        self.keys[layer][:, 0, start:end] = gated
+        return self.keys[layer][:, 0, max(0, start - before) : end]
 
 
 class _Context:
@@ -55,7 +70,7 @@ class _Context:
         self.positions = torch.arange(start, start + length, device=device)  # [T]
         # By window, [T, start+T]; None: plain causal, nothing before
         self.masks: dict[int, Tensor | None] = {
-            window: self._mask(window) for window in {block.window for block in model.architecture.blocks}
+            window: self._mask(window) for window in {b.window for b in model.architecture.blocks if not b.convolution}
         }
         self.angles: dict[str, tuple[Tensor, Tensor]] = {}  # cosines and sines [T, R] by the kind of rotary
         for kind, steps in model.frequencies.items():
@@ -155,23 +170,31 @@ class _Layer(nn.Module):
         super().__init__()
         self.placement, self.parallel = a.norm_placement, a.parallel_residual
         self.attention_norm = _norm(a, block.width)
-        self.attention = _Attention(a, block)
+        if block.convolution:
+            self.convolution = Convolution(a, block)
+        else:
+            self.attention = _Attention(a, block)
         self.ffn_norm = _norm(a, block.width)
         self.ffn = _Ffn(a, block)
         if a.norm_placement == "both":
             self.attention_output_norm, self.ffn_output_norm = _norm(a, block.width), _norm(a, block.width)
 
+    @property
+    def mixer(self) -> nn.Module:
+        """What mixes positions: attention or a convolution."""
+        return self.convolution if hasattr(self, "convolution") else self.attention
+
     def forward(self, x: Tensor, context: _Context, layer: int) -> Tensor:  # x: [B, T, W]
         if self.placement == "post":
-            x = self.attention_norm(x + self.attention(x, context, layer))
+            x = self.attention_norm(x + self.mixer(x, context, layer))
             return self.ffn_norm(x + self.ffn(x))  # type: ignore[no-any-return]
         if self.placement == "after":
-            x = x + self.attention_norm(self.attention(x, context, layer))
+            x = x + self.attention_norm(self.mixer(x, context, layer))
             return x + self.ffn_norm(self.ffn(x))  # type: ignore[no-any-return]
         if self.placement == "both":
-            x = x + self.attention_output_norm(self.attention(self.attention_norm(x), context, layer))
+            x = x + self.attention_output_norm(self.mixer(self.attention_norm(x), context, layer))
             return x + self.ffn_output_norm(self.ffn(self.ffn_norm(x)))  # type: ignore[no-any-return]
-        attended = x + self.attention(self.attention_norm(x), context, layer)
+        attended = x + self.mixer(self.attention_norm(x), context, layer)
         return attended + self.ffn(self.ffn_norm(x if self.parallel else attended))  # type: ignore[no-any-return]
 
 
@@ -272,10 +295,13 @@ class Model(nn.Module):
             for name, parameter in self.named_parameters():
                 if parameter.ndim == 1:
                     parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+                elif name.endswith(TAPS):
+                    bound = parameter.shape[1] ** -0.5  # as PyTorch initialises a convolution
+                    parameter.uniform_(-bound, bound, generator=generator)
                 elif "projection" in name:
                     nn.init.orthogonal_(parameter, generator=generator)
                 else:
-                    residual = name.endswith(("attention.output.weight", "ffn.down.weight"))
+                    residual = name.endswith(RESIDUAL)
                     parameter.normal_(0.0, residual_std if residual else INIT_STD, generator=generator)
 
 

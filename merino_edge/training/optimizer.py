@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from merino_edge.errors import UnsupportedError
 from merino_edge.training.config import TrainingConfig
+from merino_edge.weights import is_matrix
 
 TABLES = ("embedding.weight", "positions.weight", "head.weight")  # matrices that are looked up or predict
 
@@ -26,7 +27,7 @@ class Optimizer:
     def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
         """Raises UnsupportedError where this PyTorch has no Muon."""
         self._parameters = dict(model.named_parameters())
-        matrices = {name for name, p in self._parameters.items() if p.ndim >= 2}
+        matrices = {name for name, p in self._parameters.items() if is_matrix(name, tuple(p.shape))}
         by_muon = matrices - set(TABLES) if config.optimizer == "muon" else set()
         groups = [
             (sorted(matrices - by_muon), config.weight_decay),

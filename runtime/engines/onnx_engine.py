@@ -6,7 +6,8 @@ capacity of the whole context, and the system provides memory only for the part 
 read the whole cache. They get the smallest bucket that holds the sequence: 256 positions, doubling up to the context.
 When a sequence outgrows its bucket, the filled part is copied to the next one. Knows no tokenizer.
 
-On the CPU, a layer with a window keeps memory for that window only, and for `SLACK` positions behind it.
+On the CPU, a layer with a window keeps memory for that window only, and for `SLACK` positions behind it. So does a
+short convolution (merino_edge.runtime.engines.convolution_states).
 
 On a GPU, nodes without a CUDA kernel run on the CPU, with copies both ways; `cpu_nodes` names them. Its attention has
 kernels for float16 only, so it takes the graphs of the target `onnxruntime-cuda`. Not run on a GPU yet.
@@ -25,9 +26,10 @@ from numpy.typing import NDArray
 
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, InputError, UnsupportedError
-from merino_edge.graph_io import LOGIT_ROWS, NEW_KV_PREFIX, NUM_LOGITS, ONNX_CUDA_TARGET
+from merino_edge.graph_io import LOGIT_ROWS, NEW_KV_PREFIX, NO_STATES, NUM_LOGITS, ONNX_CUDA_TARGET
 from merino_edge.runtime.engines import node_placement
 from merino_edge.runtime.engines.cache_memory import CacheMemory
+from merino_edge.runtime.engines.convolution_states import SLACK, ConvolutionStates
 from merino_edge.runtime.engines.node_placement import CUDA_PROVIDER
 from merino_edge.runtime.engines.onnx_session import FIRST_WITH_INT8_CACHE, installed_version, open_session
 from merino_edge.runtime.memory import release_freed_memory
@@ -38,14 +40,13 @@ if TYPE_CHECKING:
 CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 FIRST_BUCKET = 256  # positions
 PREFILL_CHUNK = 128  # tokens in one run; 256 need 6 MB more and as much time, 512 are 6 to 9 % slower (1 MB L2 a core)
-MAX_ROWS = 128  # rows of logits in one step, where the graph returns several; memory is allocated on demand
-SLACK = MAX_ROWS  # positions behind a window that stay, so that any step of several rows can be run again
+MAX_ROWS = SLACK  # rows of logits in one step, where the graph returns several; memory is allocated on demand
 RELEASED_AT_ONCE = 32  # positions
 
 
 def _check_caches(caches: Sequence[Any], a: Architecture) -> None:
     """Raise ArtefactError unless a graph's inputs for keys and values are those of the architecture."""
-    expected = [(block.kv_heads, a.head_dim) for block in a.layer_blocks() for _ in ("key", "value")]
+    expected = [(b.kv_heads, a.head_dim) for b in a.layer_blocks() if not b.convolution for _ in ("key", "value")]
     found = [(value.shape[1], value.shape[3]) if len(value.shape) == 4 else None for value in caches]
     if sorted(map(str, found)) != sorted(map(str, expected)) or any(value.type not in CACHE_TYPES for value in caches):
         raise ArtefactError("the graph's caches are not those of its architecture", "export the bundle again")
@@ -90,13 +91,17 @@ class OnnxEngine:
         self._binding = self._session.io_binding()
         inputs = {value.name: value for value in self._session.get_inputs()}
         others = {NUM_LOGITS, LOGIT_ROWS} & set(inputs)
-        caches = [value for name, value in inputs.items() if name not in ("tokens", "positions", *others)]
+        self._states = ConvolutionStates(a)
+        if missing := [name for name in self._states.inputs if name not in inputs]:
+            raise ArtefactError(f"the graph has no {missing[0]}, as its architecture says", "export the bundle again")
+        apart = {"tokens", "positions", *others, *self._states.inputs}
+        caches = [value for name, value in inputs.items() if name not in apart]
         self._rows_input = next(iter(others), "")  # graphs of older bundles have none and return one row
         self.max_rows = MAX_ROWS if self._rows_input else 1
         _check_caches(caches, a)
         self._names = [value.name for value in caches]
         self._shapes = [(1, value.shape[1], value.shape[3]) for value in caches]
-        windows = [block.window for block in a.layer_blocks() for _ in ("key", "value")]
+        windows = [b.window for b in a.layer_blocks() if not b.convolution for _ in ("key", "value")]
         # The windows of the caches that have one, by their index, and how many first positions were released.
         self._windows = {i: window for i, window in enumerate(windows) if 0 < window < context and device == "cpu"}
         self._released = dict.fromkeys(self._windows, 0)
@@ -128,7 +133,10 @@ class OnnxEngine:
                 f"ONNX Runtime {ort.__version__} cannot load its CUDA provider",
                 "install the driver, CUDA and cuDNN that it is built for, or use the CPU",
             )
+        if a.convolves and device != "cpu":
+            raise UnsupportedError(NO_STATES, "use the CPU")
         self._new_kv: list[NDArray[Any]] = []  # [1, Hkv, T, D] each, bound for steps of T tokens
+        self._gated: list[NDArray[Any]] = []  # [1, T, W] each, likewise
         self._caches: list[Any] = []  # OrtValue, on the device
         self._arrays: list[NDArray[Any]] = []  # the same memory as arrays, on the CPU
         self._memory: list[CacheMemory] = []  # and with pages that can be released
@@ -155,7 +163,8 @@ class OnnxEngine:
     @property
     def least_start(self) -> int:
         """The lowest position beside 0 that a step may start at: windows have given back what is before."""
-        return max((gone + self._windows[i] - 1 for i, gone in self._released.items() if gone), default=0)
+        of_windows = max((gone + self._windows[i] - 1 for i, gone in self._released.items() if gone), default=0)
+        return max(of_windows, self._states.least_start)
 
     @property
     def cpu_nodes(self) -> Counter[str]:
@@ -183,7 +192,7 @@ class OnnxEngine:
         if len(tokens) == 0 or not 0 <= start <= self._length:
             raise InputError(f"cannot run {len(tokens)} tokens at position {start} of {self._length}", "start lower")
         if 0 < start < self.least_start:
-            raise InputError(f"position {start} is behind the windows, which keep {self.least_start}", "start at 0")
+            raise InputError(f"position {start} is behind what layers keep, from {self.least_start}", "start at 0")
         if end > self.max_positions:
             raise InputError(
                 f"position {end} is beyond the bundle's context of {self.max_positions}",
@@ -225,23 +234,27 @@ class OnnxEngine:
             self._written = positions
         self._length = positions
         self._released = dict.fromkeys(self._windows, 0)
+        self._states.mark_filled(positions)
 
     @property
     def cache_dtype(self) -> np.dtype[Any]:
         return np.dtype(self._dtype)
 
     def cache_shapes(self, positions: int) -> list[tuple[int, int, int]]:
-        return [(heads, positions, head_dim) for _, heads, head_dim in self._shapes]
+        of_caches = [(heads, positions, head_dim) for _, heads, head_dim in self._shapes]
+        return [*of_caches, *self._states.shapes(positions)]
 
     def read_cache(self, positions: int) -> list[NDArray[Any]]:
         on_host = self._arrays if self.device == "cpu" else (value.numpy() for value in self._caches)
-        return [cache[0, :, :positions].copy() for cache in on_host]
+        return [*(cache[0, :, :positions].copy() for cache in on_host), *self._states.read(positions)]
 
     def write_cache(self, arrays: Sequence[NDArray[Any]]) -> None:
         positions = arrays[0].shape[1]
         self.mark_filled(positions)
-        self._released = {i: max(0, positions - window - SLACK) for i, window in self._windows.items()}
-        for value, cache, array in zip(self._caches, self._arrays, arrays, strict=True):
+        # Further back the arrays may hold nothing: they may be read after a long answer.
+        self._released = {i: max(0, positions - window) for i, window in self._windows.items()}
+        self._states.write(arrays[len(self._arrays) :], positions)
+        for value, cache, array in zip(self._caches, self._arrays, arrays, strict=False):
             cache[0, :, :positions] = array
             if self.device != "cpu":
                 value.update_inplace(cache)
@@ -249,6 +262,7 @@ class OnnxEngine:
     def close(self) -> None:
         """Free the session and the cache. May be called twice."""
         self._caches, self._arrays, self._memory, self._new_kv = [], [], [], []
+        self._gated = []
         self._length = 0
         self._binding = self._session = None
 
@@ -256,6 +270,8 @@ class OnnxEngine:
         self._bind_tokens(tokens, start)
         self._bind_rows(len(tokens))
         self._bind_new_kv(len(tokens))
+        self._bind_gated(len(tokens))
+        self._states.prepare(start)
         try:
             self._session.run_with_iobinding(self._binding)
             if self.device == "cuda":
@@ -268,6 +284,7 @@ class OnnxEngine:
 
         for cache, new in zip(self._arrays, self._new_kv, strict=False):  # none: the caches were updated in place
             cache[:, :, start : start + len(tokens)] = new
+        self._states.keep(self._gated, start)
 
     def _bind_logits(self, rows: int) -> None:
         """Bind a buffer of `rows` rows of logits [rows, V]."""
@@ -302,6 +319,16 @@ class OnnxEngine:
         self._new_kv = [np.empty((1, heads, tokens, head_dim), self._dtype) for _, heads, head_dim in self._shapes]
         for name, array in zip(self._new_kv_names, self._new_kv, strict=True):
             self._binding.bind_ortvalue_output(name, self._ort.OrtValue.ortvalue_from_numpy(array))
+
+    def _bind_gated(self, tokens: int) -> None:
+        """Bind the states of convolutions, and buffers for the gated inputs of a step of `tokens` tokens."""
+        if not self._states.inputs or (self._gated and self._gated[0].shape[1] == tokens):
+            return
+        self._gated = [np.empty((1, tokens, width), np.float32) for width in self._states.outputs.values()]
+        bound = zip(self._states.inputs.items(), self._states.outputs, self._gated, strict=True)
+        for (name, state), output, array in bound:
+            self._binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(state))
+            self._binding.bind_ortvalue_output(output, self._ort.OrtValue.ortvalue_from_numpy(array))
 
     def _reserve(self, positions: int) -> None:
         """Bind a cache of the smallest bucket that holds `positions`, and keep the filled part."""

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from merino_edge.architecture import Architecture
-from merino_edge.graph_io import LOGIT_ROWS, NEW_KV_PREFIX
+from merino_edge.errors import UnsupportedError
+from merino_edge.graph_io import LOGIT_ROWS, NEW_KV_PREFIX, NO_STATES
 
 
 class Tensor(NamedTuple):
@@ -26,8 +27,10 @@ def bound_tensors(
     """All inputs and outputs of the graph of `a`.
 
     `prefix` is that of the cache outputs: `new_` (native) or NEW_KV_PREFIX (primitive). `one_row`: a graph of an older
-    bundle, which returns only the last row of logits.
+    bundle, which returns only the last row of logits. Raises UnsupportedError where layers have short convolutions.
     """
+    if a.convolves:
+        raise UnsupportedError(NO_STATES, "export with --target onnxruntime")
     caches = [
         Tensor(f"{output}{kind}_{layer}", (1, block.kv_heads, positions, a.head_dim), dtype)
         for layer, block in enumerate(a.layer_blocks())

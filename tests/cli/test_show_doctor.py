@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -210,6 +211,17 @@ def test_show_tells_an_artefact_by_its_content(folder: Path, name: str, kind: st
     text = merino("show", folder / name).stdout
     assert kind in text and "shared" in text and TINY.id in text
     assert "\x1b" not in text  # the text of an artefact cannot steer the terminal
+
+
+def test_show_prints_no_heads_of_a_convolution(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = (Block(32, 2, 2, 1, 48, convolution=3), *TINY.blocks)
+    architecture.save(tmp_path / "a.json", dataclasses.replace(TINY, blocks=blocks))
+    show.show(tmp_path / "a.json")
+    rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["0", "32", "2", "-", "-", "48", "own", "3"],
+        ["1", "32", "2", "2", "1", "48", "shared", "-"],
+    ]
 
 
 def test_show_lists_the_engines_of_a_bundle_and_where_they_lie(

@@ -66,6 +66,12 @@ PUBLISHED: list[tuple[str, int, dict[str, Any]]] = [  # (model_type, parameters,
         | {"tie_word_embeddings": True},
     ),
     (
+        "lfm2",
+        1_170_340_608,  # LFM2-1.2B, by the names of its own config.json
+        {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8}
+        | {"block_ff_dim": 12288, "vocab_size": 65536, "full_attn_idxs": [2, 5, 8, 10, 12, 14], "conv_dim": 2048},
+    ),
+    (
         "llama",
         1_235_814_400,  # Llama-3.2-1B
         {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8}

@@ -134,6 +134,7 @@ def test_shapes_of_known_models_give_the_published_parameters() -> None:
     published = {"Qwen/Qwen3-0.6B": 596_049_920, "Qwen/Qwen2.5-0.5B-Instruct": 494_032_768}
     published |= {"meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400, "google/gemma-3-270m-it": 268_098_176}
     published |= {"TinyLlama/TinyLlama-1.1B-Chat-v1.0": 1_100_048_384, "google/gemma-3-1b-it": 999_885_952}
+    published |= {"LiquidAI/LFM2-350M": 354_483_968, "LiquidAI/LFM2-1.2B": 1_170_340_608}
     for model in KNOWN:
         assert HubName.parse(model.name) is not None
         if model.name in published:

@@ -13,10 +13,13 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import torch
+import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from tokenizers import decoders as decoding
 
 from helpers.random_model import random_model
+from helpers.smollm2 import each_gguf_parsed_once
 from helpers.tiny_huggingface import GPT2, LLAMA
 from helpers.warm_python import warm_merino
 from merino_edge import checkpoint
@@ -28,6 +31,7 @@ from merino_edge.convert.to_gguf import export_to_gguf
 from merino_edge.data.bpe import chat_format, train_tokenizer
 from merino_edge.errors import OutputError, UnsupportedError
 from merino_edge.export.parity import TEXT
+from merino_edge.pytorch.model import Model
 from merino_edge.tokenizer import ChatFormat
 from merino_edge.tokenizer import Tokenizer as OurTokenizer
 
@@ -46,6 +50,8 @@ def _kinds(*kinds: tuple[int, int, Rotary]) -> tuple[Block, ...]:
 GEMMA = dataclasses.replace(LLAMA, ffn="geglu_tanh", tied_head=True)
 GEMMA2 = dataclasses.replace(GEMMA, norm_placement="both", attention_cap=50.0, logit_cap=30.0)
 GEMMA3 = dataclasses.replace(GEMMA, norm_placement="both", qk_norm="head", rotary_base=1e6, local_rotary_base=1e4)
+_CONVOLVES = (Block(32, 2, 2, 1, 48, convolution=3), Block(32, 1, 2, 1, 48), Block(32, 1, 2, 1, 48, convolution=3))
+LFM2 = dataclasses.replace(LLAMA, tied_head=True, qk_norm="head", blocks=_CONVOLVES)
 SHAPES = {
     "llama": dataclasses.replace(LLAMA, rotary_base=500000.0, rotary_factors=FACTORS),
     "qwen2": QWEN2,
@@ -55,6 +61,7 @@ SHAPES = {
     "gemma2": dataclasses.replace(GEMMA2, blocks=_kinds((1, 16, "global"), (1, 0, "global"), (1, 16, "global"))),
     "gemma3": dataclasses.replace(GEMMA3, blocks=_kinds((5, 16, "local"), (1, 0, "global"), (1, 16, "local"))),
     "olmo2": dataclasses.replace(LLAMA, norm_placement="after", qk_norm="width"),
+    "lfm2": LFM2,
     "gpt2": GPT2,
 }
 
@@ -105,6 +112,32 @@ def test_other_precisions_are_as_near_as_they_can_be(precision: str, bound: floa
     assert kinds["output_norm.weight"] == "F32"
     assert kinds["token_embd.weight"] == {"fp16": "F16", "int8": "Q8_0", "int4": "Q8_0"}[precision]
     assert kinds["blk.0.ffn_up.weight"] == {"fp16": "F16", "int8": "Q8_0", "int4": "Q4_1"}[precision]
+
+
+def test_a_file_of_lfm2_computes_as_transformers_reads_it(tmp_path: Path) -> None:
+    weights, tokens = _save(tmp_path / "ckpt", LFM2), torch.arange(24)[None] * 7 % LFM2.vocab_size
+    export_to_gguf(tmp_path / "ckpt", tmp_path / "m.gguf", "fp32")
+    with each_gguf_parsed_once():
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
+    with torch.no_grad():
+        expected = theirs(tokens).logits
+        got = Model.from_weights(LFM2, weights)(tokens)
+    assert float((got - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"convolution_bias": True}, "convolution_bias True"),
+        ({"rotary_factors": FACTORS}, "no family of GGUF has"),
+        ({"blocks": (*_CONVOLVES, Block(32, 1, 2, 1, 48, convolution=4))}, r"convolution \[3, 3, 0, 3, 4\]"),
+        ({"blocks": (*_CONVOLVES, Block(32, 1, 2, 2, 48))}, "kv_heads is 1"),
+    ],
+)
+def test_convolutions_that_llama_cpp_lacks_are_refused(change: dict[str, Any], says: str, tmp_path: Path) -> None:
+    _save(tmp_path / "ckpt", dataclasses.replace(LFM2, **change))
+    with pytest.raises(UnsupportedError, match=says):
+        export_to_gguf(tmp_path / "ckpt", tmp_path / "m.gguf")
 
 
 def test_matrices_without_whole_blocks_stay_float16(tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ def test_the_id_is_stable_and_depends_on_every_field() -> None:
         "logit_cap": 30.0,
         "blocks": (replace(a.blocks[0], window=512),),
     }
+    convolving = (replace(a.blocks[0], convolution=3), a.blocks[0])
+    assert len({replace(a, blocks=convolving, convolution_bias=bias).id for bias in (False, True)}) == 2
     assert len({replace(a, **{key: value}).id for key, value in changes.items()} | {a.id}) == len(changes) + 1
 
 
@@ -94,6 +96,11 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"blocks": [BLOCK, {**BLOCK, "width": 704, "heads": 11, "kv_heads": 11}]}, "widths must not decrease"),
     ({"blocks": [{**BLOCK, "layers": 600}, {**BLOCK, "layers": 600}]}, "total layers is 1200"),
     ({"blocks": [BLOCK] * 257}, "number of blocks"),
+    ({"blocks": [{**BLOCK, "convolution": 1}, BLOCK]}, r"blocks\[0\].convolution is 1"),
+    ({"blocks": [{**BLOCK, "convolution": True}, BLOCK]}, "convolution must be a whole number"),
+    ({"blocks": [{**BLOCK, "convolution": 3, "window": 8}, BLOCK]}, "neither a window nor a rotary"),
+    ({"blocks": [{**BLOCK, "convolution": 3}]}, "at least one needs attention"),
+    ({"convolution_bias": True}, "needs layers with a convolution"),
     ({"colour": "blue"}, "unknown colour"),
 ]
 
@@ -107,8 +114,8 @@ def test_a_broken_rule_is_named_in_one_line(change: dict[str, Any], words: str) 
 
 def test_later_fields_are_written_only_where_they_are_used() -> None:
     """Older artefacts keep their ids, and older versions read what they can compute."""
-    assert not {"qk_norm", "rotary_factors", "logit_cap"} & preset("smollm2-135m").to_dict().keys()
-    assert not {"window", "rotary"} & preset("smollm2-135m").to_dict()["blocks"][0].keys()
+    assert not {"qk_norm", "rotary_factors", "logit_cap", "convolution_bias"} & preset("smollm2-135m").to_dict().keys()
+    assert not {"window", "rotary", "convolution"} & preset("smollm2-135m").to_dict()["blocks"][0].keys()
 
 
 def test_a_missing_field_is_named() -> None:

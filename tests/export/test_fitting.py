@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,13 +11,16 @@ import pytest
 from helpers.random_model import random_model
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError, UnsupportedError
+from merino_edge.export import genai
 from merino_edge.export.fitting import fitted, notes, require_fit
 from merino_edge.export.graph import build_model, build_stored, lowering, to_bytes
 from merino_edge.export.parity import LIMITS, TorchReference, mean_kl, stored_reference
 from merino_edge.export.quantization.stored_weights import odd_matrices, random_stored, store
 from merino_edge.export.targets import Target
 from merino_edge.export.tensorrt import build_engine
+from merino_edge.graph_io import NO_STATES
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
+from merino_edge.runtime.engines.plan_tensors import bound_tensors
 from merino_edge.storage import why_unfit
 from merino_edge.tensorrt_library import RTX
 
@@ -90,6 +94,18 @@ def test_what_only_the_first_lowering_has_is_refused_by_its_option() -> None:
     with pytest.raises(UnsupportedError) as refusal:
         fitted(Target.named("onnxruntime-cuda", "fp16"), a)
     assert refusal.value.hint == "choose --target onnxruntime"
+
+
+@pytest.mark.parametrize("name", ["jetpack-6.2", "jetpack-7.2", "rtx", "onnxruntime-cuda"])
+def test_short_convolutions_are_refused_where_nothing_keeps_their_states(name: str) -> None:
+    convolving = replace(heads_of(32, 32), blocks=(Block(64, 1, 2, 1, 64, convolution=3), Block(64, 1, 2, 1, 64)))
+    with pytest.raises(UnsupportedError, match=re.escape(NO_STATES)) as refusal:
+        require_fit(Target.named(name, "int4"), convolving)
+    assert refusal.value.hint == "choose --target onnxruntime"
+    with pytest.raises(UnsupportedError, match=re.escape(NO_STATES)):
+        bound_tensors(convolving, 64)
+    with pytest.raises(UnsupportedError, match="onnxruntime-genai keeps no states"):
+        genai.check(convolving, Target.named("onnxruntime", "fp32"))
 
 
 # Each has some matrices that 32 does not divide: the FFN's second, or all that read the residual stream.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 import torch
@@ -69,6 +70,10 @@ def architectures(draw: st.DrawFn) -> Architecture:
         )
         for n in heads
     )
+    # A short convolution in place of attention, but not everywhere.
+    convolves = [b.window == 0 and b.rotary == "global" and draw(st.sampled_from((False, False, True))) for b in blocks]
+    convolves[-1] &= not all(convolves)
+    blocks = tuple(replace(b, convolution=3 if c else 0) for b, c in zip(blocks, convolves, strict=True))
     placement = draw(st.sampled_from(("pre", "pre", "post", "after", "both")))
     rotary_dim = draw(st.sampled_from((2, head_dim))) if rotary else 0
     factors = tuple(1.0 + pair for pair in range(rotary_dim // 2)) if draw(st.booleans()) else ()
@@ -92,6 +97,7 @@ def architectures(draw: st.DrawFn) -> Architecture:
         local_rotary_base=50.0 if rotary and local else 0.0,
         attention_cap=draw(st.sampled_from((0.0, 2.0))),
         logit_cap=draw(st.sampled_from((0.0, 3.0))),
+        convolution_bias=any(convolves) and draw(st.booleans()),
     )
 
 

@@ -36,6 +36,10 @@ _LOCAL = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
 }
 _GRANITE = {"embedding_multiplier": 12, "logits_scaling": 8, "residual_multiplier": 0.22, "attention_multiplier": 0.1}
+_LFM2 = {
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 130, "block_multiple_of": 32},
+    **{"block_ffn_dim_multiplier": 1.2, "rope_parameters": {"rope_type": "linear", **_SCALED}},
+}
 # Name -> (transformers' model_type, settings)
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"rope_parameters": _LLAMA3, "attention_bias": True}),
@@ -65,6 +69,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ernie4_5": ("ernie4_5", {**_FREE, "use_bias": True}),
     "nemotron": ("nemotron", {"attention_bias": True, "num_attention_heads": 2}),
     "olmo": ("olmo", {"attention_bias": True}),
+    "lfm2": ("lfm2", {**_LFM2, "layer_types": ["conv", "full_attention", "conv"], "conv_bias": True}),
+    "lfm2, older names": (
+        "lfm2",
+        {**_LFM2, "full_attn_idxs": [0, 2], "conv_L_cache": 4, "tie_word_embeddings": False},
+    ),
     "nanochat": ("nanochat", {"final_logit_softcapping": 3.0}),
 }
 

@@ -192,6 +192,7 @@ def test_what_failed_is_a_hole_with_a_reason(tmp_path: Path) -> None:
         ({"blocks": (Block(64, 1, 2, 2, 512),)}, r"layer \(relu\): ffn_width / width 8 \(measured 1 to 4\)"),
         ({"vocab_size": 101}, r"vocab_size 101 \(measured 100\)"),
         ({"head_dim": 16, "blocks": (Block(64, 1, 4, 4, 64),)}, "head_dim 32, not 16"),
+        ({"blocks": (Block(32, 1, 1, 1, 32, convolution=3), *MODEL.blocks)}, "no layer with short convolutions"),
         ({"ffn": "swiglu"}, r"layer \(swiglu\) \(no measurement\)"),
     ],
 )

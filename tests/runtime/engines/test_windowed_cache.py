@@ -16,6 +16,7 @@ from merino_edge.errors import InputError
 from merino_edge.export.graph import build_model, to_bytes
 from merino_edge.export.targets import LOWERINGS
 from merino_edge.pytorch.model import Model
+from merino_edge.runtime import prompt_cache
 from merino_edge.runtime.engines.cache_memory import PAGE, CacheMemory
 from merino_edge.runtime.engines.onnx_engine import RELEASED_AT_ONCE, SLACK, OnnxEngine
 from merino_edge.runtime.session import Session
@@ -67,6 +68,7 @@ def test_a_session_starts_again_where_the_windows_have_left() -> None:
     engine = OnnxEngine(to_bytes(build_model(A, WEIGHTS, "fp32", CONTEXT)), A, CONTEXT, threads=1)
     session = Session(engine)
     session.prefill(TOKENS[:500].tolist())
+    assert prompt_cache.is_held(session, 500) and not prompt_cache.is_held(session, 300)  # after an answer of 200
     other = [*TOKENS[:100].tolist(), 5, 6, 7]
     with torch.no_grad():
         expected = Model.from_weights(A, WEIGHTS)(torch.tensor([other]))[0, -1].numpy()
@@ -74,6 +76,7 @@ def test_a_session_starts_again_where_the_windows_have_left() -> None:
     kept = engine.read_cache(len(other))  # as a prompt cache file
     fresh = OnnxEngine(to_bytes(build_model(A, WEIGHTS, "fp32", CONTEXT)), A, CONTEXT, threads=1)
     fresh.write_cache(kept)
+    assert fresh.least_start == len(other) - 1  # further back, a file may hold released pages
     again = fresh.forward(np.array(other[-1:]), len(other) - 1)
     np.testing.assert_allclose(again, expected, atol=1e-4 * np.abs(expected).max())
 
