@@ -37,6 +37,7 @@ TEXTS: tuple[str, ...] = (
     "special_tokens_map.json",
 )
 TEXTS += ("chat_template.jinja", "chat_template.json", "adapter_config.json")
+TOKENIZER_PARTS = ("vocab.json", "merges.txt", "added_tokens.json")  # of older models
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 MOST_SUGGESTED = 5
@@ -147,7 +148,8 @@ def _wanted(name: HubName, files: Sequence[str]) -> list[str]:
     if any(file.endswith(".safetensors") for file in weights):
         if "model.safetensors" in weights:
             weights = [file for file in weights if not file.startswith("model-") and "index" not in file]
-        return sorted({*weights, *(file for file in files if file in TEXTS)})
+        texts = TEXTS if "tokenizer.json" in files else (*TEXTS, *TOKENIZER_PARTS)
+        return sorted({*weights, *(file for file in files if file in texts)})
     if ggufs:
         return _gguf(name, ggufs)
     if any(file.endswith(PICKLES) for file in files):

@@ -18,7 +18,7 @@ import numpy as np
 from merino_edge import artefact, limits
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Weights
-from merino_edge.convert import weight_files
+from merino_edge.convert import tokenizer_parts, weight_files
 from merino_edge.convert.adapter import Adapter, is_adapter
 from merino_edge.convert.end_tokens import end_token_ids
 from merino_edge.convert.families import FAMILIES, Config, Family
@@ -76,13 +76,7 @@ def read(folder: Path, on_weight: OnWeight, base: Path | None = None, chat_templ
     except ArchitectureError as error:
         raise UnsupportedError(f"{config.where}: {error.message}", "choose another model") from None
     files, promised = weight_files.find(folder)
-    if not (own / TOKENIZER).is_file():
-        raise ArtefactError(
-            f"{own / TOKENIZER} is missing",
-            "save it there: transformers.AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)",
-        )
-    check_is_content(own / TOKENIZER)
-    backend = load_tokenizer(artefact.read_text(own / TOKENIZER), str(own / TOKENIZER))
+    backend = _tokenizer(own, name)
     chat = _chat(own, config, backend, chat_template)
     notes = check_tokenizer(backend, a.vocab_size, chat, str(own))
     weights = _weights(
@@ -181,6 +175,19 @@ def _check_tied(a: Architecture, family: Family, adapter: Adapter, changes: Mapp
 
 
 # --- tokenizer and chat ----------------------------------------------------------------------------
+
+
+def _tokenizer(folder: Path, model: str) -> tokenizers.Tokenizer:
+    """The tokenizer of `tokenizer.json`, or of the files that older folders have in its place."""
+    path = folder / TOKENIZER
+    if path.is_file():
+        check_is_content(path)
+        return load_tokenizer(artefact.read_text(path), str(path))
+    settings, older = (
+        _config(folder, file, required=False).values for file in ("tokenizer_config.json", "special_tokens_map.json")
+    )
+    built = tokenizer_parts.build(folder, settings, older, model)
+    return load_tokenizer(str(built.to_str()), str(folder / tokenizer_parts.VOCAB))
 
 
 def _chat(folder: Path, config: Config, backend: tokenizers.Tokenizer, template: str | None) -> ChatFormat:

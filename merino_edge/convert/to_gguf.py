@@ -31,6 +31,7 @@ TYPES = {"fp32": "F32", "fp16": "F16", "int8": "Q8_0", "int4": "Q4_1"}  # of mat
 ENDS = ("embedding.weight", "head.weight")  # at int4 they are Q8_0: most of a small model's error is there
 NAMES = {"mistral": "llama", "gemma3_text": "gemma3", "glm": "chatglm"}  # of families that transformers names otherwise
 BLOCK = 32  # inputs that share a scale
+MORE_BYTES = 2**20  # no full disk has room for them
 
 
 @dataclass(frozen=True)
@@ -171,10 +172,17 @@ def _write(
             if stored == "F16" and np.abs(plain).max() > np.finfo(np.float16).max:
                 raise ArtefactError(f"{name} holds numbers beyond float16", "export it with --precision fp32 or int8")
             file.add_tensor(name, gguf.quants.quantize(plain, kind), raw_dtype=kind)
-        file.write_header_to_file()
-        file.write_kv_data_to_file()
-        file.write_tensors_to_file()
-        file.close()
+        try:
+            file.write_header_to_file()
+            file.write_kv_data_to_file()
+            file.write_tensors_to_file()
+        except OSError as error:
+            if error.errno is None:  # numpy does not say why it wrote too little: writing on tells
+                with open(hidden, "ab") as again:
+                    again.write(bytes(MORE_BYTES))
+            raise
+        finally:
+            file.close()
     return tuple(at_fp16)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers.made_once import MadeOnce
+from helpers.small_disk import fill, small_disk
 from helpers.stranger import ORIN_NANO, Refused, profile, run, train
 from merino_edge import artefact, bundle
 from merino_edge.latency.table_file import load_table
@@ -47,18 +47,8 @@ def llama(good: Path, made_once: MadeOnce) -> Path:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 200 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("this machine lets us mount no small file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def fill(disk: Path, but_bytes: int = 0) -> None:
-    (disk / "most").write_bytes(bytes(shutil.disk_usage(disk).free - but_bytes))
+    with small_disk(tmp_path / "disk") as folder:
+        yield folder
 
 
 @pytest.mark.usefixtures("llama")

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.hub_stand_in import REVISION, Hub, serve
+from helpers.hub_stand_in import REVISION, Hub, point_to, serve
 from helpers.tiny_huggingface import LLAMA, imported, save
 from helpers.warm_python import warm_merino
 from merino_edge import checkpoint
@@ -41,15 +41,8 @@ def _files(folder: Path) -> dict[str, bytes]:
 def hub(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with serve(Hub({NAME: {**_files(model), "pytorch_model.bin": b"pickle", "README.md": b"hello"}})) as hub:
-        _point_to(hub.address, monkeypatch)
+        point_to(hub.address, monkeypatch)
         yield hub
-
-
-def _point_to(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the variable HF_ENDPOINT does in a new process."""
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
-    template = address + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 def test_a_name_gives_the_model_and_its_revision(hub: Hub, model: Path, tmp_path: Path) -> None:
@@ -91,7 +84,7 @@ def test_a_file_with_another_hash_is_removed(hub: Hub, tmp_path: Path) -> None:
 
 def test_without_a_network_what_is_here_is_used(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     locate(NAME)
-    _point_to("http://127.0.0.1:9", monkeypatch)  # nobody listens
+    point_to("http://127.0.0.1:9", monkeypatch)  # nobody listens
     import_model(NAME, tmp_path / "ckpt")
     assert checkpoint.load(tmp_path / "ckpt").training["source"]["revision"] == REVISION
     with pytest.raises(InputError, match=r"Owner/other cannot be downloaded .*check the network"):
