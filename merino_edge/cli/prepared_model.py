@@ -85,14 +85,14 @@ def require(model: Path | str) -> None:
 
 def _is_model(path: Path) -> bool:
     """Whether this is something to import or export; a missing path in a folder that exists is no name."""
-    from merino_edge.convert import hub, pretrained
+    from merino_edge.convert import hub_name, pretrained
 
     if not names.is_missing(path):
         marks = ("snapshots", "adapter_config.json")  # of the hub's cache, and of a LoRA adapter
         return wrong_kind.kind_of(path) in MODELS or any((path / mark).exists() for mark in marks)
     if bundle.find(path) != path:
         return False
-    is_hub_name = hub.HubName.parse(str(path)) is not None and not path.parent.is_dir()
+    is_hub_name = hub_name.HubName.parse(str(path)) is not None and not path.parent.is_dir()
     return pretrained.is_name(str(path)) or is_hub_name
 
 

@@ -86,12 +86,12 @@ def locate(source: Path | str, on_bytes: OnBytes = lambda done, total: None) -> 
 
     `on_bytes` gets the bytes here and in all. Raises ArtefactError, InputError, OutputError, UnsupportedError.
     """
-    from merino_edge.convert import hub, pretrained
+    from merino_edge.convert import hub, hub_name, pretrained
 
     path = Path(source)
     if path.exists():
         return hub_cache.snapshot(path) if path.is_dir() else Snapshot(path)
-    if (name := hub.HubName.parse(str(source))) is not None:
+    if (name := hub_name.HubName.parse(str(source))) is not None:
         return hub.fetch(name, on_bytes)
     nearest = names.near(str(source), [pretrained.NAME])
     meant = f"did you mean {nearest}?" if nearest else names.beside(path)

@@ -18,7 +18,8 @@ from helpers.hub_stand_in import REVISION, Hub, serve
 from helpers.tiny_huggingface import LLAMA, imported, save
 from helpers.warm_python import warm_merino
 from merino_edge import checkpoint
-from merino_edge.convert.hub import HubName, check_memory, check_room
+from merino_edge.convert.hub import check_memory, check_room
+from merino_edge.convert.hub_name import HubName
 from merino_edge.convert.import_model import import_model, locate
 from merino_edge.convert.known_models import KNOWN
 from merino_edge.convert.to_gguf import export_to_gguf
@@ -177,6 +178,8 @@ def test_only_names_of_the_hub_are_names(text: str) -> None:
 def test_paths_are_no_names() -> None:
     for text in ("model", "./a/b", "/a/b", "a/b/c", "a/b.gguf", "../b", "a/..", "", "a/", "a b/c"):
         assert HubName.parse(text) is None, text
+    for address in ("https://huggingface.co/a/b", str(Path("https://huggingface.co/a/b")), "hf.co/a/b"):
+        assert HubName.parse(address) == HubName("a/b")
     assert HubName.parse("a/b@refs/pr/1:Q4_K_M") == HubName("a/b", "refs/pr/1", "Q4_K_M")
 
 
