@@ -63,6 +63,8 @@ def bundle_of(model: Path | str, form: Form | None = None) -> Path:
                 _make(path, entry, made, form)
             finally:
                 atomic.remove(entry / "checkpoint")
+                with suppress(OSError):  # it holds a bundle
+                    entry.rmdir()
             artefact.write_text(entry / "source.json", json.dumps(source, indent=2) + "\n")
     _tune(made)
     memory_gb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
