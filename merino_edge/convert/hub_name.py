@@ -36,6 +36,10 @@ class HubName(NamedTuple):
     revision: str = ""
     file: str = ""
 
+    def __str__(self) -> str:
+        revision, file = f"@{self.revision}" * bool(self.revision), f":{self.file}" * bool(self.file)
+        return f"{self.repository}{revision}{file}"
+
     @staticmethod
     def parse(text: str) -> HubName | None:
         """The name in `text`; None where it is no name of the hub, as a path."""

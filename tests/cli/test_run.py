@@ -66,6 +66,7 @@ def test_what_cannot_be_made_leaves_nothing(
         ((tiny_checkpoint.path, "--context", 0), 2, "--context is 0"),
         ((tmp_path / "nothing",), 3, "does not exist"),
         (("smollm2-135m-instuct",), 3, "did you mean smollm2-135m-instruct?"),
+        (("gemma-3-270m",), 3, "did you mean google/gemma-3-270m-it?"),
     ):
         assert run("run", *words) == code
         assert reason in capfd.readouterr().err
@@ -94,5 +95,7 @@ def test_an_interrupt_ends_the_step_in_order(cache: Path, tmp_path: Path) -> Non
 def test_names(name: str, is_model: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert prepared_model._is_model(Path(name)) == is_model
+    if name == "Qwen/Qwen3-0.6B":
+        assert prepared_model._where(Path(f"https://huggingface.co/{name}")) == prepared_model._where(Path(name))
     (tmp_path / "Qwen").mkdir()  # a missing path in a folder that exists
     assert not prepared_model._is_model(Path("Qwen/Qwen3-0.6B"))
