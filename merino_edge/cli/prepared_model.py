@@ -22,6 +22,7 @@ from typing import Any
 
 from merino_edge import __version__, artefact, atomic, bundle, names, output, wrong_kind
 from merino_edge.cli.child_verb import run_verb
+from merino_edge.errors import ArtefactError
 
 MODELS = ("checkpoint", "gguf", "huggingface")
 CONTEXT = 2048  # positions of the KV cache, unless the model has fewer
@@ -63,6 +64,8 @@ def bundle_of(model: Path | str, form: Form | None = None) -> Path:
                 _make(path, entry, made, form)
             finally:
                 atomic.remove(entry / "checkpoint")
+                with suppress(OSError):  # it holds a bundle
+                    entry.rmdir()
             artefact.write_text(entry / "source.json", json.dumps(source, indent=2) + "\n")
     _tune(made)
     memory_gb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
@@ -77,22 +80,28 @@ def bundle_of(model: Path | str, form: Form | None = None) -> Path:
 
 def require(model: Path | str) -> None:
     """Raise ArtefactError where nothing stands at a path that is no name, or no model; the nearest name is offered."""
-    from merino_edge.convert import pretrained
+    from merino_edge.convert import known_models, pretrained
 
-    if not _is_model(Path(model)) and bundle.find(model) == Path(model):
-        wrong_kind.require(Path(model), bundle.KIND, *MODELS, packaged=[*bundle.packaged(), pretrained.NAME])
+    path = Path(model)
+    if _is_model(path) or bundle.find(model) != path:
+        return
+    packaged = [*bundle.packaged(), pretrained.NAME]
+    unlike = names.is_missing(path) and not (names.near(str(model), packaged) or names.beside(path))
+    if unlike and (known := known_models.near(str(model))):
+        raise ArtefactError(f"{model} does not exist", f"did you mean {known}?")
+    wrong_kind.require(path, bundle.KIND, *MODELS, packaged=packaged)
 
 
 def _is_model(path: Path) -> bool:
     """Whether this is something to import or export; a missing path in a folder that exists is no name."""
-    from merino_edge.convert import hub, pretrained
+    from merino_edge.convert import hub_name, pretrained
 
     if not names.is_missing(path):
         marks = ("snapshots", "adapter_config.json")  # of the hub's cache, and of a LoRA adapter
         return wrong_kind.kind_of(path) in MODELS or any((path / mark).exists() for mark in marks)
     if bundle.find(path) != path:
         return False
-    is_hub_name = hub.HubName.parse(str(path)) is not None and not path.parent.is_dir()
+    is_hub_name = hub_name.HubName.parse(str(path)) is not None and not path.parent.is_dir()
     return pretrained.is_name(str(path)) or is_hub_name
 
 
@@ -105,7 +114,12 @@ def _place(path: Path, form: Form) -> tuple[Path, str]:
 
 
 def _where(path: Path) -> str:
-    return str(path) if names.is_missing(path) else str(path.resolve())
+    from merino_edge.convert import hub_name
+
+    if not names.is_missing(path):
+        return str(path.resolve())
+    name = hub_name.HubName.parse(str(path))
+    return str(path) if name is None else str(name)
 
 
 def _source(path: Path) -> dict[str, Any]:

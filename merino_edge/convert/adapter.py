@@ -90,8 +90,11 @@ class Adapter:
         if missing := sorted({f"{module}.weight" for module in self.parts} - set(names)):
             raise ArtefactError(f"{self.where}: the base has no {missing[0]}", "give the adapter's own base")
 
-    def apply(self, name: str, array: np.ndarray) -> np.ndarray:
-        """The base's weight `name`, with the adapter merged. Raises ArtefactError where their shapes differ."""
+    def apply(self, name: str, array: np.ndarray, *, inputs_first: bool) -> np.ndarray:
+        """The base's weight `name`, with the adapter merged. Raises ArtefactError where their shapes differ.
+
+        `inputs_first`: the base stores this matrix as [in, out]. As in peft, `fan_in_fan_out` does not decide that.
+        """
         array = self.replaced.get(name, array)
         parts = self.parts.get(name.removesuffix(".weight"), {}) if name.endswith(".weight") else {}
         if not parts:
@@ -101,8 +104,7 @@ class Adapter:
         if a is None or b is None or a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
             raise ArtefactError(f"{self.file}: A and B of {module} do not fit together", "download the adapter again")
         delta = self._scale(module, a.shape[0]) * (b @ a)  # [out, in]; of an embedding [E, V]
-        # GPT-2 stores [in, out].
-        turned = "embedding_A" in parts or bool(self.config.get("fan_in_fan_out"))
+        turned = "embedding_A" in parts or inputs_first
         delta = delta.T if turned else delta
         if delta.shape != array.shape:
             raise ArtefactError(

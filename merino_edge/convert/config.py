@@ -88,6 +88,13 @@ class Config:
         self.only(name, known)
         return known[self.get(name, default)]
 
+    def cap(self, name: str, default: float) -> float:
+        """What a soft cap holds values below; 0.0, also as `default`: there is none. Raises ArtefactError."""
+        value = self.nullable(name, default)
+        if value is None or name not in self.values:
+            return value or 0.0
+        return self.positive(name, default)
+
     def window(self, name: str, default: int | None = None) -> int:
         """The positions of a sliding window; 0 where there is none. Raises ArtefactError."""
         value = self.values.get(name, default)
@@ -107,7 +114,22 @@ class Config:
         for kind in kinds:
             if kind not in (FULL, SLIDING):
                 raise UnsupportedError(f"{self.where}: layer_types {kind!r} is not supported", CHOOSE)
+        if SLIDING in kinds and self.values.get("sliding_window", 0) is None:
+            raise ArtefactError(f"{self.where}: layer_types has {SLIDING}, sliding_window is null", "download it again")
         return [kind == SLIDING for kind in kinds]
+
+    def no_windows(self, positions: int) -> None:
+        """Raise UnsupportedError where layers of a family without sliding windows have one of less than `positions`.
+
+        transformers then forgets what its mask still shows.
+        """
+        kinds, window = self.values.get("layer_types"), self.values.get("sliding_window")
+        other = [kind for kind in kinds if kind != FULL] if isinstance(kinds, list) else []
+        if other:
+            raise UnsupportedError(f"{self.where}: layer_types {other[0]!r} is not supported in this family", CHOOSE)
+        on = window is not None and self.values.get("use_sliding_window") is not False
+        if on and (type(window) is not int or window < positions):
+            raise UnsupportedError(f"{self.where}: sliding_window {window!r} is not supported in this family", CHOOSE)
 
     def rope(
         self,
@@ -116,9 +138,8 @@ class Config:
         theta: float = 10000.0,
         theta_name: str = "rope_theta",
         fraction_name: str = "partial_rotary_factor",
-        kind: str = "",
     ) -> Rope:
-        """The rotary positions, in the old or the new spelling; `kind`: of those layers, where it tells them apart.
+        """The rotary positions, in the old or the new spelling.
 
         `fraction` and `theta` are the family's defaults. As in transformers, `rope_scaling` comes before
         `rope_parameters`, and what stands inside comes before what stands beside it. Raises UnsupportedError for a kind
@@ -126,8 +147,6 @@ class Config:
         """
         name = "rope_scaling" if self.values.get("rope_scaling") else "rope_parameters"
         inner = Config(self.values.get(name) or {}, f"{self.where}: {name}")
-        if kind and any(isinstance(value, dict) for value in inner.values.values()):
-            inner = Config(inner.values.get(kind) or {}, f"{inner.where}: {kind}")
         scaling = str(inner.get("rope_type", inner.get("type", "default")))
         if scaling not in KINDS:
             raise UnsupportedError(f"{inner.where}: rope_type {scaling!r} is not supported", CHOOSE)

@@ -1,6 +1,6 @@
 """Hugging Face model families: `config.json` to `Architecture` and back, and the layout of the weights.
 
-Here are OPT, GPT-2 (and Cerebras-GPT) and GPT-NeoX (Pythia); the modules that end in `_families` have the others.
+Here are OPT, GPT-2 (and Cerebras-GPT) and GPT-NeoX (Pythia); the other modules `*_families` have the others.
 Configurations are read as transformers 4 and 5 write them. A missing field means the family's documented default. A
 field that no architecture can express is refused by name. One table of names serves reading and writing. A family may
 be unable to express all of an architecture, so the writer reads the result back (merino_edge.convert.to_huggingface).
@@ -21,6 +21,7 @@ from merino_edge.convert.layouts import GPT2_LAYOUT, NEOX_LAYOUT, OPT_LAYOUT, fu
 from merino_edge.convert.lfm2_families import LFM2_FAMILIES
 from merino_edge.convert.llama_families import LLAMA_FAMILIES
 from merino_edge.convert.llama_like import rope_folding, rope_parameters, rotary
+from merino_edge.convert.paired_families import PAIRED_FAMILIES
 from merino_edge.convert.rotary_scaling import Rope
 
 __all__ = ["FAMILIES", "Config", "Family"]
@@ -83,6 +84,8 @@ def _neox(c: Config) -> Architecture:
     c.only("attention_bias", (True,))
     rope = _neox_rope(c)
     head_dim = c.need(_NEOX.width) // c.need(_NEOX.heads)
+    c.only("head_dim", (head_dim,))  # transformers would count the rotated channels by it
+    c.no_windows(c.need(_NEOX.max_positions))
     return _NEOX.read(
         c,
         tied_head=False,
@@ -115,6 +118,7 @@ FAMILIES = {
         "GPTNeoXForCausalLM", _neox, _NEOX, _to_neox, NEOX_LAYOUT, ("gpt_neox.",), fuse_neox, _neox_folding
     ),
     **LLAMA_FAMILIES,  # the first that expresses an architecture is written
+    **PAIRED_FAMILIES,
     **GEMMA_FAMILIES,
     **LFM2_FAMILIES,
 }

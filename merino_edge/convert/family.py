@@ -51,6 +51,8 @@ class Fields:
         `tied_head` and `ffn_width` are defaults for missing fields. `kinds` has the window and the rotary of each
         layer, where they are not the same in all. `others` are fields of the architecture.
         """
+        c.only("is_causal", (True,))
+        c.only("use_bidirectional_attention", (False,))
         width, heads = c.need(self.width), c.need(self.heads)
         kv_heads = c.get(self.kv_heads, heads)
         ffn_width = c.need(self.ffn_width) if ffn_width is None else c.get(self.ffn_width, ffn_width)

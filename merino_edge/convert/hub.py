@@ -1,17 +1,14 @@
 """Models of the Hugging Face hub by name, downloaded into the hub's own cache and verified.
 
-    OWNER/NAME      OWNER/NAME@REVISION      OWNER/NAME:FILE.gguf or :QUANTISATION, of a repository with GGUF files
-
-Only what an import reads is downloaded: safetensors or GGUF, configuration and tokenizer. Nothing is run. A download
-that stops goes on where it was. Weights are compared with the hashes that the hub names. `HF_ENDPOINT`, `HF_HOME`,
-`HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean for every tool of the hub.
+Only what an import reads is downloaded (merino_edge.convert.hub_name): safetensors or GGUF, configuration, tokenizer.
+Nothing is run. A download that stops goes on where it was. Weights are compared with the hashes that the hub names.
+`HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean for every tool of the hub.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import errno
-import fnmatch
 import inspect
 import os
 import re
@@ -20,43 +17,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 from merino_edge import artefact, names, output
 from merino_edge.convert import hub_cache, weight_files
 from merino_edge.convert.hub_cache import Snapshot
-from merino_edge.errors import ArtefactError, InputError, MerinoError, OutputError, UnsupportedError, require
+from merino_edge.convert.hub_name import HubName, chosen_gguf, wanted
+from merino_edge.errors import ArtefactError, InputError, MerinoError, OutputError, require
 
 OnBytes = Callable[[int, int], None]  # called with (bytes here, bytes in all)
-NAME = re.compile(r"(?:hf\.co/|https://huggingface\.co/)?([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?(?::([\w.-]+))?")
-TEXTS: tuple[str, ...] = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-)
-TEXTS += ("chat_template.jinja", "chat_template.json", "adapter_config.json")
-TOKENIZER_PARTS = ("vocab.json", "merges.txt", "added_tokens.json")  # of older models
-WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 MOST_SUGGESTED = 5
-
-
-class HubName(NamedTuple):
-    """What a person gives: repository, revision (empty: branch main), file or quantisation of GGUF."""
-
-    repository: str
-    revision: str = ""
-    file: str = ""
-
-    @staticmethod
-    def parse(text: str) -> HubName | None:
-        """The name in `text`; None where it is no name of the hub, as a path."""
-        match = NAME.fullmatch(text)
-        if match is None or (text.lower().endswith((".gguf", ".json")) and ":" not in text):
-            return None
-        return HubName(match[1], match[2] or "", match[3] or "")
 
 
 def fetch(name: HubName, on_bytes: OnBytes = lambda done, total: None) -> Snapshot:
@@ -77,22 +47,22 @@ def fetch(name: HubName, on_bytes: OnBytes = lambda done, total: None) -> Snapsh
         if (here := _here(name)) is None:
             raise
         return here  # without a network, what was downloaded before
-    wanted = _wanted(name, list(sizes))
+    read = wanted(name, list(sizes))
     cache = Path(constants.HF_HUB_CACHE)
-    missing = {file: sizes[file] for file in wanted if not _cached(name, revision, file)}
-    check_memory(name.repository, sum(sizes[file] for file in wanted), _available_bytes())
+    missing = {file: sizes[file] for file in read if not _cached(name, revision, file)}
+    check_memory(name.repository, sum(sizes[file] for file in read), _available_bytes())
     check_room(cache, sum(missing.values()))
-    done, total = sum(sizes[file] for file in wanted if file not in missing), sum(sizes[file] for file in wanted)
+    done, total = sum(sizes[file] for file in read if file not in missing), sum(sizes[file] for file in read)
     paths = []
-    for file in wanted:
+    for file in read:
         before = done if file in missing else done - sizes[file]
         report = partial(_report, on_bytes, before, total)
         paths.append(_download(name, revision, file, report, size=sizes[file], sha256=hashes.get(file, "")))
         done += sizes[file] if file in missing else 0
         on_bytes(done, total)
-    depth = len(PurePosixPath(wanted[0]).parts)
+    depth = len(PurePosixPath(read[0]).parts)
     folder = paths[0].parents[depth - 1]
-    is_gguf = wanted[0].endswith(".gguf")
+    is_gguf = read[0].endswith(".gguf")
     return Snapshot(paths[0] if is_gguf else folder, name.repository, revision)
 
 
@@ -131,51 +101,9 @@ def _here(name: HubName) -> Snapshot | None:
             weight_files.find(found.path)
             return found
         files = [str(path.relative_to(found.path)) for path in found.path.rglob("*.gguf")]
-        return dataclasses.replace(found, path=found.path / _gguf(name, files)[0])
+        return dataclasses.replace(found, path=found.path / chosen_gguf(name, files)[0])
     except MerinoError:
         return None
-
-
-# --- which files -----------------------------------------------------------------------------------
-
-
-def _wanted(name: HubName, files: Sequence[str]) -> list[str]:
-    """The files that an import reads."""
-    ggufs = sorted(file for file in files if file.lower().endswith(".gguf") and "mmproj" not in file.lower())
-    if name.file:
-        return _gguf(name, ggufs)
-    weights = [file for file in files if any(fnmatch.fnmatchcase(file, pattern) for pattern in WEIGHTS)]
-    if any(file.endswith(".safetensors") for file in weights):
-        if "model.safetensors" in weights:
-            weights = [file for file in weights if not file.startswith("model-") and "index" not in file]
-        texts = TEXTS if "tokenizer.json" in files else (*TEXTS, *TOKENIZER_PARTS)
-        return sorted({*weights, *(file for file in files if file in texts)})
-    if ggufs:
-        return _gguf(name, ggufs)
-    if any(file.endswith(PICKLES) for file in files):
-        raise UnsupportedError(
-            f"{name.repository} has no safetensors, and a pickle can run code when it is read",
-            f"look for a converted copy, or for a pull request of it: {name.repository}@refs/pr/1",
-        )
-    raise InputError(f"{name.repository} holds no weights that can be read", "choose another model of the hub")
-
-
-def _gguf(name: HubName, ggufs: Sequence[str]) -> list[str]:
-    """The one GGUF model that is meant, all parts of it."""
-    meant = [file for file in ggufs if name.file.lower() in PurePosixPath(file).name.lower()]
-    exact = [file for file in ggufs if file == name.file]
-    # "Q4_K" is also in Q4_K_M: an own word goes first.
-    words = [file for file in meant if re.search(rf"(^|[.-]){re.escape(name.file)}(?=[.-])", file, re.IGNORECASE)]
-    found = exact or words or meant
-    models = sorted({re.sub(r"-\d{5}-of-\d{5}(?=\.gguf$)", "", file) for file in found})
-    if len(models) == 1:
-        return sorted(found)
-    listed = sorted({re.sub(r"-\d{5}-of-\d{5}(?=\.gguf$)", "", file) for file in ggufs})
-    if not listed:
-        raise InputError(f"{name.repository} holds no GGUF files", f"leave :{name.file} out")
-    choices = ", ".join(f"{name.repository}:{file}" for file in listed[:20])
-    what = f"no one file is named {name.file!r}" if name.file else "it holds several models"
-    raise InputError(f"{name.repository}: {what}", f"choose one: {choices}")
 
 
 # --- downloading -----------------------------------------------------------------------------------

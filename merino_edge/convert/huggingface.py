@@ -112,6 +112,8 @@ def _config(folder: Path, name: str, *, required: bool = True) -> Config:
     path = folder / name
     if not path.is_file() and not required:
         return Config({}, str(path))
+    if path.is_file():
+        check_is_content(path)
     return Config(artefact.parse_json(artefact.read_text(path), str(path)), str(path))
 
 
@@ -158,7 +160,8 @@ def _weights(
     def load(name: str) -> np.ndarray:
         full = locations[name]
         array = stored.load(full) if full in stored.file_of else adapter.replaced[full]
-        return adapter.apply(changes.get(name, full), array)
+        of_layer = any(part.startswith("blocks.") for part in family.layout.ours(name))
+        return adapter.apply(changes.get(name, full), array, inputs_first=family.layout.inputs_first and of_layer)
 
     return convert(locations, load)
 

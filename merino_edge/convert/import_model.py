@@ -86,13 +86,19 @@ def locate(source: Path | str, on_bytes: OnBytes = lambda done, total: None) -> 
 
     `on_bytes` gets the bytes here and in all. Raises ArtefactError, InputError, OutputError, UnsupportedError.
     """
-    from merino_edge.convert import hub, pretrained
+    from merino_edge.convert import hub, hub_name, known_models, pretrained
 
     path = Path(source)
     if path.exists():
         return hub_cache.snapshot(path) if path.is_dir() else Snapshot(path)
-    if (name := hub.HubName.parse(str(source))) is not None:
+    name = hub_name.HubName.parse(str(source))
+    if name is not None and path.parent.is_dir():  # a path, then; the hub's models have an address too
+        at_hub = f"check the path; for the hub's model give hf.co/{source}"
+        raise ArtefactError(f"{source} does not exist", names.beside(path) or at_hub)
+    if name is not None:
         return hub.fetch(name, on_bytes)
     nearest = names.near(str(source), [pretrained.NAME])
     meant = f"did you mean {nearest}?" if nearest else names.beside(path)
+    if not meant and (known := known_models.near(str(source))):
+        meant = f"did you mean {known}?"
     raise ArtefactError(f"{source} does not exist", meant or "check the path")

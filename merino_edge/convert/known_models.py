@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from merino_edge import names
+
 SCALE_BITS = 4.5  # of a weight at int4, with its share of a scale
+SHORTEST = 3  # characters of a part of a name
 SYSTEM_BYTES = 1_500_000_000  # of a board without a desktop, with CUDA and its libraries
 
 
@@ -76,3 +79,11 @@ KNOWN = (
     KnownModel("tiiuae/Falcon3-1B-Instruct", 131072, 2048, 18, 8, 4, 256, 8192, tied_head=False),
     KnownModel("allenai/OLMo-2-0425-1B-Instruct", 100352, 2048, 16, 16, 16, 128, 8192, tied_head=False),
 )
+
+
+def near(text: str) -> str | None:
+    """The name of the first known model that `text` is a part of, or nearly; None where none is: `qwen3` is enough."""
+    bare = {model.name.partition("/")[2].lower(): model.name for model in KNOWN}
+    parts = (name for short, name in bare.items() if len(text) >= SHORTEST and text.lower() in short)
+    alike = names.near(text, bare, names.LIKE_A_FILE)
+    return next(parts, bare[alike] if alike else None)

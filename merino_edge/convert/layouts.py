@@ -34,6 +34,7 @@ class Layout:
     layer: str  # prefix of the layer's number, with its dot
     inside: Mapping[str, str]  # their module in a layer -> ours, several separated by spaces
     adapt: Adapt = as_is
+    inputs_first: bool = False  # matrices of layers are stored as [in, out]
 
     def ours(self, name: str) -> tuple[str, ...]:
         """Our names for their weight `name`; empty where we have no equivalent."""
@@ -215,6 +216,7 @@ GPT2_LAYOUT = Layout(
         "mlp.c_proj": "ffn.down",
     },
     _adapt_gpt2,
+    inputs_first=True,
 )
 NEOX_LAYOUT = Layout(
     {"embed_in": "embedding", "final_layer_norm": "final_norm", "embed_out": "head"},

@@ -14,10 +14,7 @@ from merino_edge.convert.config import CHOOSE, Config
 from merino_edge.convert.family import FFN_NAME, Family, Fields
 from merino_edge.convert.folding import Folding
 from merino_edge.convert.layouts import (
-    GLM4_LAYOUT,
-    GLM_LAYOUT,
     LLAMA_LAYOUT,
-    NANOCHAT_LAYOUT,
     OLMO2_LAYOUT,
     PHI3_LAYOUT,
     QWEN3_LAYOUT,
@@ -25,6 +22,7 @@ from merino_edge.convert.layouts import (
 )
 from merino_edge.convert.llama_like import (
     LLAMA,
+    NORM_OF_ONES,
     PREFIXES,
     biased_folding,
     biases,
@@ -35,6 +33,7 @@ from merino_edge.convert.llama_like import (
     read_llama,
     rope_folding,
     same_everywhere,
+    to_llama,
     window_fields,
 )
 from merino_edge.convert.rotary_scaling import Rope
@@ -43,16 +42,10 @@ from merino_edge.errors import ArtefactError, UnsupportedError
 _STABLELM = Fields(kv_heads="num_key_value_heads", norm_epsilon="layer_norm_eps")
 _NEMOTRON = Fields(kv_heads="num_key_value_heads", head_dim="head_dim", norm_epsilon="norm_eps")
 _OLMO = Fields(kv_heads="num_key_value_heads")
-_ONES = {"norm.weight": 1.0}
 
 
 def _llama(c: Config) -> Architecture:
     return read_llama(c)
-
-
-def _to_llama(a: Architecture) -> dict[str, Any]:
-    biased = a.bias == "all"
-    return {**gated_rotary(a), "attention_bias": biased, "mlp_bias": biased}
 
 
 def _mistral(c: Config) -> Architecture:
@@ -95,8 +88,8 @@ def _smollm3(c: Config) -> Architecture:
         listed = [int((layer + 1) % interval != 0) if interval else 1 for layer in range(min(layers, 1025))]
     if not isinstance(listed, list) or len(listed) != layers or any(x not in (0, 1) for x in listed):
         raise ArtefactError(f"{c.where}: no_rope_layers is no list of {layers} zeros and ones", "download it again")
-    window = c.window("sliding_window") if c.get("use_sliding_window", False) else 0
-    windows = layer_kinds(c, window, lambda layer: bool(window) and not listed[layer])
+    window, slides = c.window("sliding_window"), c.get("use_sliding_window", False)
+    windows = layer_kinds(c, window, lambda layer: bool(window) and slides and not listed[layer])
     kinds = [(size, "global" if turns else "none") for (size, _), turns in zip(windows, listed, strict=False)]
     return read_llama(c, c.rope(theta=2_000_000.0), tied_head=True, kinds=kinds)
 
@@ -109,7 +102,7 @@ def _to_smollm3(a: Architecture) -> dict[str, Any]:
     turns = [int(block.rotary == "global") for block in a.layer_blocks()]
     windows = window_fields(a)
     slides = windows["sliding_window"] is not None
-    return {**_to_llama(a), **windows, "no_rope_layers": turns, "use_sliding_window": slides}
+    return {**to_llama(a), **windows, "no_rope_layers": turns, "use_sliding_window": slides}
 
 
 def _phi3_rope(c: Config) -> Rope:
@@ -160,7 +153,7 @@ def _granite_folding(c: Config, a: Architecture) -> Folding:
 
 def _to_granite(a: Architecture) -> dict[str, Any]:
     ones = dict.fromkeys(("embedding_multiplier", "logits_scaling", "residual_multiplier"), 1.0)
-    return {**_to_llama(a), **ones, "attention_multiplier": 1 / math.sqrt(a.head_dim)}
+    return {**to_llama(a), **ones, "attention_multiplier": 1 / math.sqrt(a.head_dim)}
 
 
 def _olmo2(c: Config) -> Architecture:
@@ -174,6 +167,7 @@ def _to_olmo2(a: Architecture) -> dict[str, Any]:
 def _stablelm(c: Config) -> Architecture:
     c.only("qk_layernorm", (False,))
     c.only("use_parallel_residual", (False,))
+    c.only("head_dim", (c.need(_STABLELM.width) // c.need(_STABLELM.heads),))  # it has no place for another
     bias: Bias = "qkv" if c.get("use_qkv_bias", False) else "none"
     rope = c.rope(fraction=0.25)
     return read_llama(c, rope, fields=_STABLELM, epsilon=1e-5, norm="layernorm", bias=bias, partly_rotated=True)
@@ -201,68 +195,6 @@ def _to_exaone4(a: Architecture) -> dict[str, Any]:
     return {**gated_rotary(a), **window_fields(a), "sliding_window_pattern": None}
 
 
-def _helium_rope(c: Config) -> Rope:
-    return c.rope(theta=100_000.0)
-
-
-def _helium(c: Config) -> Architecture:
-    return read_llama(c, _helium_rope(c), epsilon=1e-8, head_dim=128, bias=biases(c, "qkv")[0])
-
-
-def _helium_folding(c: Config, a: Architecture) -> Folding:
-    return rope_folding(c, _helium_rope(c), pairs="neighbours", constants=biases(c, "qkv")[1])
-
-
-def _to_helium(a: Architecture) -> dict[str, Any]:
-    return {**gated_rotary(a), "attention_bias": a.bias == "qkv", "mlp_bias": False}
-
-
-def _glm(c: Config, **others: Any) -> Architecture:
-    rope, bias = c.rope(fraction=0.5), biases(c, "qkv", default=True)[0]
-    return read_llama(c, rope, epsilon=1.5625e-7, head_dim=128, bias=bias, partly_rotated=True, **others)
-
-
-def _glm4(c: Config) -> Architecture:
-    return _glm(c, norm_placement="both")
-
-
-def _glm_folding(c: Config, a: Architecture) -> Folding:
-    return rope_folding(c, c.rope(fraction=0.5), pairs="neighbours")
-
-
-def _to_glm(a: Architecture) -> dict[str, Any]:
-    return {**partial(a), "attention_bias": a.bias == "qkv"}
-
-
-def _nanochat(c: Config) -> Architecture:
-    if c.get("tie_word_embeddings", False):
-        raise UnsupportedError(f"{c.where}: tie_word_embeddings with a norm of the embedding is not supported", CHOOSE)
-    cap = c.nullable("final_logit_softcapping", 15.0) or 0.0
-    return read_llama(c, ffn=c.activation("hidden_act", "relu2"), qk_norm="head", logit_cap=cap)
-
-
-def _nanochat_folding(c: Config, a: Architecture) -> Folding:
-    constants = {**_ONES, **biases(c)[1]}
-    return rope_folding(c, c.rope(), pairs="exchanged", embedding_norm=True, constants=constants)
-
-
-def _ernie_rope(c: Config) -> Rope:
-    return c.rope(theta=500_000.0)
-
-
-def _ernie(c: Config) -> Architecture:
-    bias: Bias = "all" if c.get("use_bias", False) else "none"
-    return read_llama(c, _ernie_rope(c), tied_head=True, epsilon=1e-5, head_dim=128, bias=bias)
-
-
-def _ernie_folding(c: Config, a: Architecture) -> Folding:
-    return rope_folding(c, _ernie_rope(c), pairs="neighbours")
-
-
-def _to_ernie(a: Architecture) -> dict[str, Any]:
-    return {**gated_rotary(a), "use_bias": a.bias == "all"}
-
-
 def _nemotron(c: Config) -> Architecture:
     ffn = c.activation("hidden_act", "relu2")
     own: dict[str, Any] = {"norm": "layernorm", "ffn": ffn, "partly_rotated": True}
@@ -284,11 +216,11 @@ def _olmo(c: Config) -> Architecture:
 
 
 def _olmo_folding(c: Config, a: Architecture) -> Folding:
-    return rope_folding(c, c.rope(), constants={**_ONES, "norm.bias": 0.0, **biases(c)[1]})
+    return rope_folding(c, c.rope(), constants={**NORM_OF_ONES, "norm.bias": 0.0, **biases(c)[1]})
 
 
 LLAMA_FAMILIES = {
-    "llama": Family("LlamaForCausalLM", _llama, LLAMA, _to_llama, LLAMA_LAYOUT, PREFIXES, folding=biased_folding),
+    "llama": Family("LlamaForCausalLM", _llama, LLAMA, to_llama, LLAMA_LAYOUT, PREFIXES, folding=biased_folding),
     "qwen2": Family("Qwen2ForCausalLM", _qwen2, LLAMA, _to_qwen2, LLAMA_LAYOUT, PREFIXES, folding=plain_folding),
     "mistral": Family(
         "MistralForCausalLM", _mistral, LLAMA, _to_mistral, LLAMA_LAYOUT, PREFIXES, folding=plain_folding
@@ -310,28 +242,10 @@ LLAMA_FAMILIES = {
     "exaone4": Family(
         "Exaone4ForCausalLM", _exaone4, LLAMA, _to_exaone4, OLMO2_LAYOUT, PREFIXES, folding=plain_folding
     ),
-    "helium": Family("HeliumForCausalLM", _helium, LLAMA, _to_helium, LLAMA_LAYOUT, PREFIXES, folding=_helium_folding),
-    "glm": Family(
-        "GlmForCausalLM", _glm, LLAMA, _to_glm, GLM_LAYOUT, PREFIXES, fuse=fuse_stacked, folding=_glm_folding
-    ),
-    "glm4": Family(
-        "Glm4ForCausalLM", _glm4, LLAMA, _to_glm, GLM4_LAYOUT, PREFIXES, fuse=fuse_stacked, folding=_glm_folding
-    ),
-    "nanochat": Family(
-        "NanoChatForCausalLM",
-        _nanochat,
-        LLAMA,
-        _to_llama,
-        NANOCHAT_LAYOUT,
-        PREFIXES,
-        folding=_nanochat_folding,
-        written=False,
-    ),
-    "ernie4_5": Family("Ernie4_5ForCausalLM", _ernie, LLAMA, _to_ernie, LLAMA_LAYOUT, PREFIXES, folding=_ernie_folding),
     "nemotron": Family(
         "NemotronForCausalLM", _nemotron, _NEMOTRON, _to_nemotron, LLAMA_LAYOUT, PREFIXES, folding=_nemotron_folding
     ),
     "olmo": Family(
-        "OlmoForCausalLM", _olmo, _OLMO, _to_llama, LLAMA_LAYOUT, PREFIXES, folding=_olmo_folding, written=False
+        "OlmoForCausalLM", _olmo, _OLMO, to_llama, LLAMA_LAYOUT, PREFIXES, folding=_olmo_folding, written=False
     ),
 }

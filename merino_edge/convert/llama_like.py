@@ -21,6 +21,7 @@ from merino_edge.errors import ArtefactError, UnsupportedError
 LLAMA = Fields(kv_heads="num_key_value_heads", head_dim="head_dim", norm_epsilon="rms_norm_eps")
 PREFIXES = ("model.",)
 GATED_NAME = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_pytorch_tanh"}
+NORM_OF_ONES = {"norm.weight": 1.0}  # for families whose norms have no weights
 _FFN_BIASES = {f"ffn.{part}.bias": 0.0 for part in ("gate", "up", "down")}
 _ATTENTION_BIASES = {f"attention.{part}.bias": 0.0 for part in ("query", "key", "value", "output")}
 
@@ -79,6 +80,8 @@ def read_llama(
     `partly_rotated`: the family heeds a fraction of the head that is rotated. Others in transformers do not.
     """
     rope = c.rope() if rope is None else rope
+    if "kinds" not in others:
+        c.no_windows(c.need(fields.max_positions))
     if rope.fraction != 1 and not partly_rotated:
         raise UnsupportedError(f"{c.where}: partial_rotary_factor {rope.fraction} is not supported", CHOOSE)
     head_dim = c.get(LLAMA.head_dim, head_dim or c.need(fields.width) // c.need(fields.heads))
@@ -132,6 +135,12 @@ def gated_rotary(a: Architecture) -> dict[str, Any]:
     rope = rope_parameters(a)
     scaling = {} if not a.rotary_factors else {"rope_scaling": rope}
     return {"hidden_act": GATED_NAME.get(a.ffn), "rope_theta": a.rotary_base, "rope_parameters": rope, **scaling}
+
+
+def to_llama(a: Architecture) -> dict[str, Any]:
+    """The fields of `gated_rotary`, and which layers have biases."""
+    biased = a.bias == "all"
+    return {**gated_rotary(a), "attention_bias": biased, "mlp_bias": biased}
 
 
 def partial(a: Architecture) -> dict[str, Any]:

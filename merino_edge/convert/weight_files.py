@@ -38,6 +38,7 @@ def find(folder: Path) -> tuple[list[Path], Mapping[str, str]]:
     if (folder / SAFETENSORS).is_file():
         return [folder / SAFETENSORS], {}
     if (folder / INDEX).is_file():
+        check_is_content(folder / INDEX)
         document = artefact.parse_json(artefact.read_text(folder / INDEX), str(folder / INDEX))
         by_weight = document.get("weight_map") if isinstance(document, dict) else None
         if not isinstance(by_weight, dict) or not by_weight:
@@ -51,6 +52,10 @@ def find(folder: Path) -> tuple[list[Path], Mapping[str, str]]:
     names = sorted(path.name for path in folder.iterdir())
     if shards := [match for match in map(SHARD.fullmatch, names) if match]:
         of = int(shards[0][2])
+        if other := next((match[0] for match in shards if match[2] != shards[0][2]), ""):
+            raise ArtefactError(
+                f"{folder} holds shards of two models, {shards[0][0]} and {other}", "remove those of one"
+            )
         wanted = [f"model-{i:05}-of-{of:05}.safetensors" for i in range(1, of + 1)]
         if missing := sorted(set(wanted) - set(names)):
             raise ArtefactError(f"{folder} lacks the shard {missing[0]}", "download the folder again")

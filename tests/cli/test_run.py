@@ -66,6 +66,7 @@ def test_what_cannot_be_made_leaves_nothing(
         ((tiny_checkpoint.path, "--context", 0), 2, "--context is 0"),
         ((tmp_path / "nothing",), 3, "does not exist"),
         (("smollm2-135m-instuct",), 3, "did you mean smollm2-135m-instruct?"),
+        (("gemma-3-270m",), 3, "did you mean google/gemma-3-270m-it?"),
     ):
         assert run("run", *words) == code
         assert reason in capfd.readouterr().err
@@ -76,13 +77,15 @@ def test_what_cannot_be_made_leaves_nothing(
     assert not any(cache.rglob("*")) if cache.exists() else True
 
 
-def test_an_interrupt_ends_the_step_in_order(tiny_checkpoint: Checkpoint, cache: Path) -> None:
-    child = subprocess.Popen([warm_merino(), "run", str(tiny_checkpoint.path)], stderr=subprocess.PIPE, text=True)
-    assert child.stderr is not None and "$ merino-edge export" in child.stderr.readline()
+def test_an_interrupt_ends_the_step_in_order(cache: Path, tmp_path: Path) -> None:
+    from helpers.tiny_huggingface import save
+
+    child = subprocess.Popen([warm_merino(), "run", str(save(tmp_path / "model"))], stderr=subprocess.PIPE, text=True)
+    assert child.stderr is not None and any("$ merino-edge export" in line for line in child.stderr)
     child.send_signal(2)
     said = child.stderr.read()
     assert child.wait(60) == 130 and "interrupted" in said, said
-    assert not [path for path in cache.rglob("*") if path.is_file()]
+    assert not list(cache.rglob("*"))
 
 
 @pytest.mark.parametrize(
@@ -92,5 +95,7 @@ def test_an_interrupt_ends_the_step_in_order(tiny_checkpoint: Checkpoint, cache:
 def test_names(name: str, is_model: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert prepared_model._is_model(Path(name)) == is_model
+    if name == "Qwen/Qwen3-0.6B":
+        assert prepared_model._where(Path(f"https://huggingface.co/{name}")) == prepared_model._where(Path(name))
     (tmp_path / "Qwen").mkdir()  # a missing path in a folder that exists
     assert not prepared_model._is_model(Path("Qwen/Qwen3-0.6B"))

@@ -18,7 +18,8 @@ from helpers.hub_stand_in import REVISION, Hub, point_to, serve
 from helpers.tiny_huggingface import LLAMA, imported, save
 from helpers.warm_python import warm_merino
 from merino_edge import checkpoint
-from merino_edge.convert.hub import HubName, check_memory, check_room
+from merino_edge.convert.hub import check_memory, check_room
+from merino_edge.convert.hub_name import HubName
 from merino_edge.convert.import_model import import_model, locate
 from merino_edge.convert.known_models import KNOWN
 from merino_edge.convert.to_gguf import export_to_gguf
@@ -171,6 +172,9 @@ def test_only_names_of_the_hub_are_names(text: str) -> None:
 def test_paths_are_no_names() -> None:
     for text in ("model", "./a/b", "/a/b", "a/b/c", "a/b.gguf", "../b", "a/..", "", "a/", "a b/c"):
         assert HubName.parse(text) is None, text
+    for address in ("https://huggingface.co/a/b", str(Path("https://huggingface.co/a/b")), "hf.co/a/b"):
+        assert HubName.parse(address) == HubName("a/b")
+        assert str(HubName.parse(f"{address}@v1:Q8_0")) == "a/b@v1:Q8_0"
     assert HubName.parse("a/b@refs/pr/1:Q4_K_M") == HubName("a/b", "refs/pr/1", "Q4_K_M")
 
 
@@ -189,3 +193,17 @@ def test_command_line(hub: Hub, tmp_path: Path) -> None:
     assert all(len(line) <= 80 for line in table[: 1 + len(listed)])
     missing = run(NAME)
     assert missing.returncode == InputError.exit_code and "--out CHECKPOINT is missing" in missing.stderr
+
+
+def test_a_missing_path_in_a_folder_is_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    with pytest.raises(ArtefactError, match=r"models/small does not exist; .* give hf\.co/models/small"):
+        locate("models/small")
+
+
+@pytest.mark.parametrize(("text", "name"), [("qwen3", "Qwen/Qwen3-0.6B"), ("Qwen3-06B", "Qwen/Qwen3-0.6B"), ("x", "")])
+def test_part_of_a_known_name_is_enough_for_a_hint(text: str, name: str) -> None:
+    hint = f"did you mean {name}" if name else "check the path"
+    with pytest.raises(ArtefactError, match=hint):
+        locate(text)

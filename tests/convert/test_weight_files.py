@@ -104,6 +104,9 @@ def test_wrong_and_missing_shards_are_named(tmp_path: Path) -> None:
     (folder / "model.safetensors.index.json").unlink()
     with pytest.raises(ArtefactError, match=f"lacks the shard {second}"):
         imported(folder, tmp_path / "ckpt")
+    put_weights(folder, {"a": np.zeros(1, np.float32)}, "model-00007-of-00009.safetensors")
+    with pytest.raises(ArtefactError, match=r"two models, model-00001-of-0000\d.safetensors and model-00007-"):
+        imported(folder, tmp_path / "ckpt")
 
 
 def test_a_shard_without_a_promised_weight_is_named(tmp_path: Path) -> None:
@@ -164,6 +167,11 @@ def _extra(name: str, *shape: int) -> Callable[[Path], None]:
             ),
             ArtefactError,
             "pointer of Git LFS, not the file itself; run there: git lfs pull",
+        ),
+        (
+            lambda f: (f / "config.json").write_text(POINTER),
+            ArtefactError,
+            r"config.json is a pointer of Git LFS",
         ),
         (
             lambda f: (f / "tokenizer.json").write_text(POINTER),

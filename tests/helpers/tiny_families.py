@@ -83,11 +83,20 @@ def random_model(name: str, strength: float = 1.5, **others: Any) -> Any:
 
     A matrix multiplies the size of its input by about `strength`. `others` replace settings of the configuration.
     """
-    import torch
     import transformers
 
     kind, settings = FAMILIES[name]
-    config = transformers.AutoConfig.for_model(kind, **copy.deepcopy({**_BASE, **settings, **others}))
+    return randomised(
+        transformers.AutoConfig.for_model(kind, **copy.deepcopy({**_BASE, **settings, **others})), strength
+    )
+
+
+def randomised(config: Any, strength: float = 1.5) -> Any:
+    """`random_model` of a configuration of transformers."""
+    import torch
+    import transformers
+
+    kind = config.model_type
     torch.manual_seed(0)
     model: Any = transformers.AutoModelForCausalLM.from_config(config).eval()  # type: ignore[no-untyped-call]
     with torch.no_grad():

@@ -50,9 +50,9 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
 
 
-def weights(folder: Path) -> dict[str, np.ndarray]:
+def weights(folder: Path, name: str = "model.safetensors") -> dict[str, np.ndarray]:
     """The weights of a folder's one file."""
-    found: dict[str, np.ndarray] = load_file(folder / "model.safetensors")
+    found: dict[str, np.ndarray] = load_file(folder / name)
     return found
 
 
