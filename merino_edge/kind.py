@@ -60,7 +60,9 @@ class Existing:
 
 def words_of(kind: str) -> str:
     """A kind as a message names it: "a bundle"."""
-    plain = kind.replace("_", " ").replace("-", " ")
+    plain = kind.replace("_", " ").replace("-", " ").strip()
+    if not plain:
+        return "of a kind without a name"
     return NOUNS.get(kind, f"{'an' if plain[0] in 'aeio' else 'a'} {plain}")
 
 

@@ -20,6 +20,8 @@ from merino_edge.weights import is_matrix
 
 TABLES = ("embedding.weight", "positions.weight", "head.weight")  # matrices that are looked up or predict
 
+KINDS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}}  # tensors of each parameter
+
 
 class Optimizer:
     """Updates all parameters of a model, and averages its weights where the configuration says so."""
@@ -115,4 +117,7 @@ class Optimizer:
                 if kind != "average" and name in index_of:
                     self._check_like(key, tensor, self._parameters[name], kind)
                     loaded.setdefault(index_of[name], {})[kind] = tensor.clone()
+            for index, tensors in loaded.items():
+                if tensors.keys() != KINDS[type(part).__name__]:
+                    raise ValueError(f"{names[index]} has the tensors {', '.join(sorted(tensors))} only")
             part.load_state_dict({**part.state_dict(), "state": loaded})

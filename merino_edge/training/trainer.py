@@ -140,7 +140,10 @@ class Trainer:
 
     @torch.no_grad()
     def validation_loss(self) -> float:
-        """The mean loss in nats per token over a fixed part of the held-out tokens, for the weights to be saved."""
+        """The mean loss in nats per token over a fixed part of the held-out tokens, for the weights to be saved.
+
+        Raises Diverged where it is not finite.
+        """
         c = self.config
         inputs, targets = self.corpus.validation(max(1, VALIDATION_TOKENS // c.sequence), c.sequence)
         total = 0.0
@@ -148,7 +151,11 @@ class Trainer:
             for first in range(0, len(inputs), c.micro_batch):
                 rows = slice(first, first + c.micro_batch)
                 total += float(self._losses(inputs[rows], targets[rows])[1])
-        return total / max(1, int((targets != IGNORED).sum()))
+        loss = total / max(1, int((targets != IGNORED).sum()))
+        if not math.isfinite(loss):  # the last step's update was too large, and no step follows that would say so
+            what = f"training diverged at step {self.step} (validation loss {loss})"
+            raise Diverged(what, "train again with a lower --learning-rate")
+        return loss
 
     @property
     def tokens(self) -> int:

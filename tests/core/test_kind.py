@@ -58,8 +58,9 @@ def test_a_folder_of_another_program_is_not_ours(tmp_path: Path) -> None:
 
 
 def test_words() -> None:
-    assert [words_of(kind) for kind in ("bundle", "evaluation", "training-state")] == [
+    assert [words_of(kind) for kind in ("bundle", "evaluation", "training-state", "_")] == [
         "a bundle",
         "an evaluation report",
         "a training state",
+        "of a kind without a name",
     ]

@@ -398,6 +398,29 @@ def test_divergence_stops_and_changes_nothing(source: Path, tmp_path: Path) -> N
     assert trainer.step == 1 and all((before[name] == after[name]).all() for name in before)
 
 
+def test_a_last_step_that_diverges_is_no_training(source: Path, tmp_path: Path) -> None:
+    """No step follows it that would see a loss that is not finite."""
+    trainer = Trainer(A, prepare([source], A.vocab_size, tmp_path / "corpus"), CONFIG)
+    trainer.model.final_norm.weight.data[0] = float("inf")
+    with pytest.raises(Diverged, match="validation loss nan"):
+        trainer.validation_loss()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_state_without_all_of_the_optimizer_is_refused(source: Path, tmp_path: Path, optimizer: str) -> None:
+    config = dataclasses.replace(CONFIG, optimizer=optimizer)
+    trainer = Trainer(A, prepare([source], A.vocab_size, tmp_path / "corpus"), config)
+    trainer.train_step()
+    whole = trainer.tensors()
+    trainer.restore(whole, 1)
+    for name in [name for name in whole if name.startswith(("step.", "exp_avg", "momentum"))][::9]:
+        partial = {other: tensor for other, tensor in whole.items() if other != name}
+        if name.startswith("momentum"):  # all that Muon keeps of a parameter
+            partial[name.replace("momentum_buffer", "velocity")] = whole[name]
+        with pytest.raises(ArtefactError, match="saved state is not one of this model"):
+            trainer.restore(partial, 1)
+
+
 def test_divergence_keeps_what_was_saved(source: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, learning_rate=0.9, clip=1e6, precision="fp32", weight_decay=0.9, steps=200)
 

@@ -231,10 +231,15 @@ class _Server:
 
     def __init__(self) -> None:
         # Not `served`: the service knows what its engine holds, and other loaders run that one.
-        engine, tokenizer, _ = open_engine(kept("bundle", _write_bundle), 1, cpu=True)
+        self.engine, tokenizer, _ = open_engine(kept("bundle", _write_bundle), 1, cpu=True)
         self.loop = asyncio.new_event_loop()
-        self.service = Service(engine, tokenizer, "small", waiting=4, key=None)
+        self.service = Service(self.engine, tokenizer, "small", waiting=4, key=None)
         self.application, self.asked = self.service.application(), 0
+
+    def close(self) -> None:
+        self.service.close()
+        self.engine.close()
+        self.loop.close()
 
     def post(self, path: str, body: bytes) -> tuple[int, bytes]:
         """The status and the body of the answer."""
@@ -271,15 +276,16 @@ ORDINARY = json.dumps({"model": "small", "messages": HELLO, "max_tokens": 1}).en
 def _use_server(folder: Path, path: str) -> None:
     if not _server:
         _server.append(_Server())
-    server = _server[0]
+    server, body = _server[0], content(folder / "body.json")
     server.asked += 1
     try:
-        answer = server.post(path, content(folder / "body.json"))
+        answer = server.post(path, body)
         if server.asked % 20 == 1:  # an ordinary request afterwards
             status, _ = server.post("/v1/chat/completions", ORDINARY)
             assert status == 200, f"an ordinary request is answered with {status}"
     except BaseException:
         _server.clear()
+        server.close()
         raise
     _check_answer(*answer)
 
