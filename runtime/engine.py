@@ -58,7 +58,15 @@ class WindowedEngine(Protocol):
 
     @property
     def least_start(self) -> int:
-        """The lowest `start` that `forward` takes beside 0."""
+        """The lowest `start` that `forward` takes beside 0 and a kept one."""
+        ...
+
+    def holds(self, start: int) -> bool:
+        """Whether `forward` takes this `start`."""
+        ...
+
+    def keep_from(self, position: int) -> None:
+        """Keep what a step at `position` needs, while not too many positions follow."""
         ...
 
 

@@ -22,6 +22,7 @@ from merino_edge import artefact, forms, limits
 from merino_edge.errors import ArtefactError, UnsupportedError
 from merino_edge.forms import Form, Line
 from merino_edge.runtime.engine import CacheEngine, WindowedEngine
+from merino_edge.runtime.engines.convolution_states import LAST_PAIR
 from merino_edge.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def is_held(session: Session, positions: int) -> bool:
 
     Layers with a window, and short convolutions, leave the prompt behind when the answer is long.
     """
-    return not isinstance(session.engine, WindowedEngine) or max(0, positions - 1) >= session.engine.least_start
+    return not isinstance(session.engine, WindowedEngine) or max(0, positions - LAST_PAIR) >= session.engine.least_start
 
 
 def _engine(session: Session) -> CacheEngine:

@@ -49,14 +49,16 @@ class Session:
             logits = self._run(piece, start)
             self.ids.extend(piece)
             start += len(piece)
+        if isinstance(self.engine, WindowedEngine):
+            self.engine.keep_from(self._grid_point(self.prompt_length))
         return logits
 
     def first_to_run(self, ids: Sequence[int]) -> int:
         """The first position that a prompt `ids` has to run. The last one always runs: its logits are needed."""
         reusable = self.prompt_length if self._exact else len(self.ids)
         start = self._grid_point(min(common_prefix(self.ids, ids), reusable, len(ids) - 1))
-        windowed = isinstance(self.engine, WindowedEngine) and start < self.engine.least_start
-        return 0 if windowed else start  # windows no longer hold what is before the common prefix's end
+        gone = isinstance(self.engine, WindowedEngine) and not self.engine.holds(start)
+        return 0 if gone else start  # windows and short convolutions hold the newest positions only
 
     def _run(self, piece: Sequence[int], start: int) -> Logits:
         """Run a piece of a prompt and return the logits [V] after its last token."""

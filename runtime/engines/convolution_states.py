@@ -17,6 +17,7 @@ from merino_edge.architecture import Architecture
 from merino_edge.graph_io import GATED_PREFIX, STATE_PREFIX
 
 SLACK = 128  # positions that a step may go back, whatever it wrote
+LAST_PAIR = 2  # positions that a session runs again at the end of a prompt that it has
 
 
 class ConvolutionStates:
@@ -33,6 +34,8 @@ class ConvolutionStates:
         self.length = SLACK + max(self._before, default=0)  # of the rings
         self._rings = [np.zeros((self.length, block.width), np.float32) for _, block in layers]
         self._first = 0  # the lowest position whose row is held
+        self.kept_start = 0  # a position whose state is kept apart; 0: none
+        self._kept: list[NDArray[Any]] = []
 
     @property
     def least_start(self) -> int:
@@ -41,6 +44,11 @@ class ConvolutionStates:
 
     def prepare(self, start: int) -> None:
         """Fill the inputs for a step at `start`: its state, or zeros before the first position."""
+        if 0 < start < self.least_start:
+            assert start == self.kept_start
+            for state, kept in zip(self.inputs.values(), self._kept, strict=True):
+                state[...] = kept
+            return
         for ring, state, before in zip(self._rings, self.inputs.values(), self._before, strict=True):
             held = min(start, before)
             state[0, : before - held] = 0
@@ -55,7 +63,14 @@ class ConvolutionStates:
         rows = np.arange(first, end) % self.length
         for ring, array in zip(self._rings, gated, strict=True):
             ring[rows] = array[0, first - start :]
-        self._first = max(self._first if start else 0, end - self.length)
+        self._first = max(min(self._first, start), end - self.length)
+
+    def keep_from(self, position: int) -> None:
+        """Keep the state of a step at `position`, wherever later steps go. 0: keep none."""
+        self.kept_start = position if self._rings else 0
+        if self.kept_start:
+            self.prepare(position)
+            self._kept = [state.copy() for state in self.inputs.values()]
 
     def mark_filled(self, positions: int) -> None:
         """Treat the positions before `positions` as written, whatever they hold."""
@@ -66,7 +81,7 @@ class ConvolutionStates:
         return [(1, len(self._newest(positions)), ring.shape[1]) for ring in self._rings]
 
     def read(self, positions: int) -> list[NDArray[Any]]:
-        """A copy of the newest of the first `positions` of each layer: enough to start at the last of them."""
+        """A copy of the newest of the first `positions` of each layer: enough to run its last pair again."""
         return [ring[None, self._newest(positions) % self.length] for ring in self._rings]
 
     def write(self, arrays: Sequence[NDArray[Any]], positions: int) -> None:
@@ -77,4 +92,4 @@ class ConvolutionStates:
         self._first = int(rows[0]) if self._rings else 0
 
     def _newest(self, positions: int) -> NDArray[np.int64]:
-        return np.arange(max(0, positions - 1 - max(self._before, default=0)), positions)
+        return np.arange(max(0, positions - LAST_PAIR - max(self._before, default=0)), positions)

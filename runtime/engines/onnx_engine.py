@@ -29,7 +29,7 @@ from merino_edge.errors import ArtefactError, InputError, UnsupportedError
 from merino_edge.graph_io import LOGIT_ROWS, NEW_KV_PREFIX, NO_STATES, NUM_LOGITS, ONNX_CUDA_TARGET
 from merino_edge.runtime.engines import node_placement
 from merino_edge.runtime.engines.cache_memory import CacheMemory
-from merino_edge.runtime.engines.convolution_states import SLACK, ConvolutionStates
+from merino_edge.runtime.engines.convolution_states import LAST_PAIR, SLACK, ConvolutionStates
 from merino_edge.runtime.engines.node_placement import CUDA_PROVIDER
 from merino_edge.runtime.engines.onnx_session import FIRST_WITH_INT8_CACHE, installed_version, open_session
 from merino_edge.runtime.memory import release_freed_memory
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 FIRST_BUCKET = 256  # positions
 PREFILL_CHUNK = 128  # tokens in one run; 256 need 6 MB more and as much time, 512 are 6 to 9 % slower (1 MB L2 a core)
+MOST_KEPT = 1024  # positions of an answer, after which the prompt's windows are given back
 MAX_ROWS = SLACK  # rows of logits in one step, where the graph returns several; memory is allocated on demand
 RELEASED_AT_ONCE = 32  # positions
 
@@ -105,6 +106,7 @@ class OnnxEngine:
         # The windows of the caches that have one, by their index, and how many first positions were released.
         self._windows = {i: window for i, window in enumerate(windows) if 0 < window < context and device == "cpu"}
         self._released = dict.fromkeys(self._windows, 0)
+        self._kept_start = 0
         self._dtype = CACHE_TYPES[caches[0].type]
         # ONNX Runtime's attention over a float cache adds up in one order. Other graphs add a step's own keys apart.
         adds_in_order = NUM_LOGITS in inputs and self._dtype != np.int8 and device == "cpu"
@@ -162,9 +164,22 @@ class OnnxEngine:
 
     @property
     def least_start(self) -> int:
-        """The lowest position beside 0 that a step may start at: windows have given back what is before."""
-        of_windows = max((gone + self._windows[i] - 1 for i, gone in self._released.items() if gone), default=0)
-        return max(of_windows, self._states.least_start)
+        """The lowest position beside 0 and a kept one that a step may start at: windows have given back the rest."""
+        return max(self._least_of_windows, self._states.least_start)
+
+    @property
+    def _least_of_windows(self) -> int:
+        return max((gone + self._windows[i] - 1 for i, gone in self._released.items() if gone), default=0)
+
+    def holds(self, start: int) -> bool:
+        """Whether a step may start there."""
+        kept = start == self._states.kept_start and start >= self._least_of_windows
+        return start == 0 or start >= self.least_start or kept
+
+    def keep_from(self, position: int) -> None:
+        """Keep what a step at `position` needs, while at most MOST_KEPT positions follow: those of an answer."""
+        self._kept_start = position
+        self._states.keep_from(position)
 
     @property
     def cpu_nodes(self) -> Counter[str]:
@@ -191,7 +206,7 @@ class OnnxEngine:
         end = start + len(tokens)
         if len(tokens) == 0 or not 0 <= start <= self._length:
             raise InputError(f"cannot run {len(tokens)} tokens at position {start} of {self._length}", "start lower")
-        if 0 < start < self.least_start:
+        if not self.holds(start):
             raise InputError(f"position {start} is behind what layers keep, from {self.least_start}", "start at 0")
         if end > self.max_positions:
             raise InputError(
@@ -208,6 +223,8 @@ class OnnxEngine:
             self._bind_logits(rows)
         if start == 0:
             self._released = dict.fromkeys(self._windows, 0)
+        if start < self._kept_start:
+            self.keep_from(0)
         for first in range(start, end, PREFILL_CHUNK):
             last = min(first + PREFILL_CHUNK, end)
             self._run(np.asarray(tokens[first - start : last - start], np.int64), first)
@@ -218,8 +235,10 @@ class OnnxEngine:
 
     def _release(self, length: int) -> None:
         """Give back the memory of positions that windows of `length` positions leave behind."""
+        keeps = self._kept_start > 0 and length - self._kept_start <= MOST_KEPT
+        least = min(length - SLACK, self._kept_start) if keeps else length - SLACK
         for index, window in self._windows.items():
-            first, end = self._released[index], length - window - SLACK
+            first, end = self._released[index], least - window
             if end - first >= RELEASED_AT_ONCE:
                 self._memory[index].release(first, end)
                 self._released[index] = end
@@ -234,6 +253,7 @@ class OnnxEngine:
             self._written = positions
         self._length = positions
         self._released = dict.fromkeys(self._windows, 0)
+        self.keep_from(0)
         self._states.mark_filled(positions)
 
     @property
@@ -252,7 +272,7 @@ class OnnxEngine:
         positions = arrays[0].shape[1]
         self.mark_filled(positions)
         # Further back the arrays may hold nothing: they may be read after a long answer.
-        self._released = {i: max(0, positions - window) for i, window in self._windows.items()}
+        self._released = {i: max(0, positions - window + 1 - LAST_PAIR) for i, window in self._windows.items()}
         self._states.write(arrays[len(self._arrays) :], positions)
         for value, cache, array in zip(self._caches, self._arrays, arrays, strict=False):
             cache[0, :, :positions] = array

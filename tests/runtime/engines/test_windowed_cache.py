@@ -17,6 +17,7 @@ from merino_edge.export.graph import build_model, to_bytes
 from merino_edge.export.targets import LOWERINGS
 from merino_edge.pytorch.model import Model
 from merino_edge.runtime import prompt_cache
+from merino_edge.runtime.engines import onnx_engine
 from merino_edge.runtime.engines.cache_memory import PAGE, CacheMemory
 from merino_edge.runtime.engines.onnx_engine import RELEASED_AT_ONCE, SLACK, OnnxEngine
 from merino_edge.runtime.session import Session
@@ -76,9 +77,31 @@ def test_a_session_starts_again_where_the_windows_have_left() -> None:
     kept = engine.read_cache(len(other))  # as a prompt cache file
     fresh = OnnxEngine(to_bytes(build_model(A, WEIGHTS, "fp32", CONTEXT)), A, CONTEXT, threads=1)
     fresh.write_cache(kept)
-    assert fresh.least_start == len(other) - 1  # further back, a file may hold released pages
+    assert fresh.least_start == len(other) - 2  # further back, a file may hold released pages
     again = fresh.forward(np.array(other[-1:]), len(other) - 1)
     np.testing.assert_allclose(again, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_after_a_long_answer_a_session_goes_on_at_the_end_of_the_prompt() -> None:
+    graph = to_bytes(build_model(A, WEIGHTS, "fp32", CONTEXT))
+    session, fresh = (Session(OnnxEngine(graph, A, CONTEXT, threads=1)) for _ in "12")
+    session.prefill(TOKENS[:200].tolist())
+    for token in TOKENS[200:500].tolist():
+        session.step(token)
+    longer = TOKENS[:510].tolist()
+    assert session.first_to_run(longer) == 200
+    np.testing.assert_array_equal(session.prefill(longer), np.copy(fresh.prefill(longer)))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(session.step(7), fresh.step(7))
+
+
+def test_an_answer_of_any_length_gives_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_engine, "MOST_KEPT", 100)
+    engine = OnnxEngine(to_bytes(build_model(A, WEIGHTS, "fp32", CONTEXT)), A, CONTEXT, threads=1)
+    session = Session(engine)
+    session.prefill(TOKENS[:100].tolist())
+    for token in TOKENS[100:590].tolist():
+        session.step(token)
+    assert engine.least_start > 590 - SLACK - RELEASED_AT_ONCE - 1
 
 
 def test_without_windows_every_position_stays() -> None:
