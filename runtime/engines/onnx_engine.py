@@ -29,9 +29,10 @@ from merino_edge.errors import ArtefactError, InputError, UnsupportedError
 from merino_edge.graph_io import LOGIT_ROWS, NEW_KV_PREFIX, NO_STATES, NUM_LOGITS, ONNX_CUDA_TARGET
 from merino_edge.runtime.engines import node_placement
 from merino_edge.runtime.engines.cache_memory import CacheMemory
-from merino_edge.runtime.engines.convolution_states import LAST_PAIR, SLACK, ConvolutionStates
+from merino_edge.runtime.engines.convolution_states import SLACK, ConvolutionStates
 from merino_edge.runtime.engines.node_placement import CUDA_PROVIDER
 from merino_edge.runtime.engines.onnx_session import FIRST_WITH_INT8_CACHE, installed_version, open_session
+from merino_edge.runtime.engines.released_windows import ReleasedWindows
 from merino_edge.runtime.memory import release_freed_memory
 
 if TYPE_CHECKING:
@@ -40,9 +41,7 @@ if TYPE_CHECKING:
 CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 FIRST_BUCKET = 256  # positions
 PREFILL_CHUNK = 128  # tokens in one run; 256 need 6 MB more and as much time, 512 are 6 to 9 % slower (1 MB L2 a core)
-MOST_KEPT = 1024  # positions of an answer, after which the prompt's windows are given back
 MAX_ROWS = SLACK  # rows of logits in one step, where the graph returns several; memory is allocated on demand
-RELEASED_AT_ONCE = 32  # positions
 
 
 def _check_caches(caches: Sequence[Any], a: Architecture) -> None:
@@ -103,10 +102,8 @@ class OnnxEngine:
         self._names = [value.name for value in caches]
         self._shapes = [(1, value.shape[1], value.shape[3]) for value in caches]
         windows = [b.window for b in a.layer_blocks() if not b.convolution for _ in ("key", "value")]
-        # The windows of the caches that have one, by their index, and how many first positions were released.
-        self._windows = {i: window for i, window in enumerate(windows) if 0 < window < context and device == "cpu"}
-        self._released = dict.fromkeys(self._windows, 0)
-        self._kept_start = 0
+        limited = {i: window for i, window in enumerate(windows) if 0 < window < context and device == "cpu"}
+        self._windows = ReleasedWindows(limited)
         self._dtype = CACHE_TYPES[caches[0].type]
         # ONNX Runtime's attention over a float cache adds up in one order. Other graphs add a step's own keys apart.
         adds_in_order = NUM_LOGITS in inputs and self._dtype != np.int8 and device == "cpu"
@@ -165,20 +162,16 @@ class OnnxEngine:
     @property
     def least_start(self) -> int:
         """The lowest position beside 0 and a kept one that a step may start at: windows have given back the rest."""
-        return max(self._least_of_windows, self._states.least_start)
-
-    @property
-    def _least_of_windows(self) -> int:
-        return max((gone + self._windows[i] - 1 for i, gone in self._released.items() if gone), default=0)
+        return max(self._windows.least_start, self._states.least_start)
 
     def holds(self, start: int) -> bool:
         """Whether a step may start there."""
-        kept = start == self._states.kept_start and start >= self._least_of_windows
+        kept = start == self._states.kept_start and start >= self._windows.least_start
         return start == 0 or start >= self.least_start or kept
 
     def keep_from(self, position: int) -> None:
-        """Keep what a step at `position` needs, while at most MOST_KEPT positions follow: those of an answer."""
-        self._kept_start = position
+        """Keep what a step at `position` needs, while not too many positions follow: those of an answer."""
+        self._windows.kept_start = position
         self._states.keep_from(position)
 
     @property
@@ -222,26 +215,16 @@ class OnnxEngine:
         if rows != len(self._logits):
             self._bind_logits(rows)
         if start == 0:
-            self._released = dict.fromkeys(self._windows, 0)
-        if start < self._kept_start:
+            self._windows.start_again()
+        if start < self._windows.kept_start:
             self.keep_from(0)
         for first in range(start, end, PREFILL_CHUNK):
             last = min(first + PREFILL_CHUNK, end)
             self._run(np.asarray(tokens[first - start : last - start], np.int64), first)
             self._length = last
             self._written = max(self._written, last)
-            self._release(last)
+            self._windows.release(self._memory, last)
         return self._logits
-
-    def _release(self, length: int) -> None:
-        """Give back the memory of positions that windows of `length` positions leave behind."""
-        keeps = self._kept_start > 0 and length - self._kept_start <= MOST_KEPT
-        least = min(length - SLACK, self._kept_start) if keeps else length - SLACK
-        for index, window in self._windows.items():
-            first, end = self._released[index], least - window
-            if end - first >= RELEASED_AT_ONCE:
-                self._memory[index].release(first, end)
-                self._released[index] = end
 
     def mark_filled(self, positions: int) -> None:
         """Treat the first `positions` of the cache as filled, whatever they hold."""
@@ -252,7 +235,7 @@ class OnnxEngine:
                 cache[:, :, self._written : positions] = 0
             self._written = positions
         self._length = positions
-        self._released = dict.fromkeys(self._windows, 0)
+        self._windows.start_again()
         self.keep_from(0)
         self._states.mark_filled(positions)
 
@@ -271,8 +254,7 @@ class OnnxEngine:
     def write_cache(self, arrays: Sequence[NDArray[Any]]) -> None:
         positions = arrays[0].shape[1]
         self.mark_filled(positions)
-        # Further back the arrays may hold nothing: they may be read after a long answer.
-        self._released = {i: max(0, positions - window + 1 - LAST_PAIR) for i, window in self._windows.items()}
+        self._windows.loaded(positions)
         self._states.write(arrays[len(self._arrays) :], positions)
         for value, cache, array in zip(self._caches, self._arrays, arrays, strict=False):
             cache[0, :, :positions] = array
@@ -361,7 +343,7 @@ class OnnxEngine:
             except MemoryError:
                 what = f"there is no memory for a cache of {capacity} positions"
                 raise UnsupportedError(what, "export again with a smaller --context") from None
-            cache, kept = memory.array, self._released.get(index, 0)
+            cache, kept = memory.array, self._windows.of(index)
             if old:
                 cache[:, :, kept : self._length] = old[index].numpy()[:, :, kept : self._length]
             value = self._ort.OrtValue.ortvalue_from_numpy(

@@ -17,9 +17,10 @@ from merino_edge.export.graph import build_model, to_bytes
 from merino_edge.export.targets import LOWERINGS
 from merino_edge.pytorch.model import Model
 from merino_edge.runtime import prompt_cache
-from merino_edge.runtime.engines import onnx_engine
+from merino_edge.runtime.engines import released_windows
 from merino_edge.runtime.engines.cache_memory import PAGE, CacheMemory
-from merino_edge.runtime.engines.onnx_engine import RELEASED_AT_ONCE, SLACK, OnnxEngine
+from merino_edge.runtime.engines.onnx_engine import SLACK, OnnxEngine
+from merino_edge.runtime.engines.released_windows import RELEASED_AT_ONCE
 from merino_edge.runtime.session import Session
 
 WINDOW, CONTEXT = 20, 600
@@ -95,7 +96,7 @@ def test_after_a_long_answer_a_session_goes_on_at_the_end_of_the_prompt() -> Non
 
 
 def test_an_answer_of_any_length_gives_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_engine, "MOST_KEPT", 100)
+    monkeypatch.setattr(released_windows, "MOST_KEPT", 100)
     engine = OnnxEngine(to_bytes(build_model(A, WEIGHTS, "fp32", CONTEXT)), A, CONTEXT, threads=1)
     session = Session(engine)
     session.prefill(TOKENS[:100].tolist())
