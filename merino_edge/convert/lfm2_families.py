@@ -64,7 +64,8 @@ def _lfm2(c: Config) -> Architecture:
     for name in ("block_use_swiglu", "use_pos_enc"):
         c.only(name, (True,))
     own: dict[str, Any] = {"epsilon": 1e-5, "bias": "none", "ffn": "swiglu", "qk_norm": "head"}
-    a = read_llama(c, _rope(c), fields=_LFM2, tied_head=True, **own)
+    attentive = Config({**c.values, "layer_types": None}, c.where)  # as if all layers were attention
+    a = read_llama(attentive, _rope(c), fields=_LFM2, tied_head=True, **own)
     convolutions = _convolutions(c, a.layers)
     if not any(convolutions):
         return a

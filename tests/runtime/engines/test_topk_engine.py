@@ -46,7 +46,7 @@ class WholeRowEngine:
     def __init__(self, engine: Engine) -> None:
         self.forward, self.forward_rows, self.mark_filled = engine.forward, engine.forward_rows, engine.mark_filled
         self.vocab_size, self.max_positions, self.max_rows = engine.vocab_size, engine.max_positions, engine.max_rows
-        self.close = engine.close
+        self.prompt_grid, self.close = engine.prompt_grid, engine.close
 
 
 SAMPLINGS = [
