@@ -70,12 +70,16 @@ def strings(count: int) -> list[str]:
 class LlamaCpp:
     """llama.cpp's server on this machine."""
 
-    def __init__(self, path: Path, positions: int) -> None:
+    def __init__(self, path: Path, positions: int, *, exact_cache: bool = False) -> None:
+        """`exact_cache`: keys and values are kept as float32, not as float16. Raises RuntimeError."""
         import xllamacpp  # pyright: ignore[reportMissingImports]
 
         options = xllamacpp.CommonParams()
         options.model.path, options.n_ctx, options.n_parallel, options.n_gpu_layers = str(path), positions, 1, 0
         options.warmup, options.verbosity = False, -1
+        if exact_cache:
+            options.cache_type_k = options.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+            options.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._server = xllamacpp.Server(options)
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -248,7 +248,7 @@ class TorchReference:
     def __init__(self, a: Architecture, weights: Mapping[str, NDArray[np.floating]]) -> None:
         from merino_edge.pytorch.model import Model
 
-        self.model = Model.from_weights(a, weights).float().eval()
+        self.model = Model.from_weights(a, weights, copy=False).eval()
 
     def logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Logits [T, V] of tokens [T], without a cache. Tokens outside `pruned_vocab` have minus infinity."""

@@ -39,7 +39,7 @@ def rounding_costs(
 
     from merino_edge.pytorch.model import Model
 
-    model = Model.from_weights(a, weights).eval()
+    model = Model.from_weights(a, weights, copy=False).eval()
     linears = model.linears()
     watched = [name for unit in forms for name in unit]
     inputs: dict[str, list[Tensor]] = {name: [] for name in watched}  # of each application [T, K]

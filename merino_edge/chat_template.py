@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.runtime import Context, markup_join, str_join
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
@@ -28,6 +28,8 @@ from merino_edge.template_language import Refusal
 BUDGET = "the budget of this rendering"  # its name in the context: no name that a template can spell
 STEP, MADE, JOINED = " step", " made", " joined"  # our own filters: no template can spell these either
 LEFT_OUT = ("urlize", "xmlattr", "striptags", "filesizeformat", "pprint", "random", "wordcount", "wordwrap")
+_OPTIONS: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "optimized": False}
+_OPTIONS["extensions"] = list(template_language.EXTENSIONS)
 MOST_WORDS = 500  # characters of a template's own refusal
 
 
@@ -71,11 +73,18 @@ def literals(template: str) -> str:
     return "\0".join(texts + strings)
 
 
+@functools.lru_cache(maxsize=8)
+def variables(template: str) -> frozenset[str]:
+    """The names that a template reads and does not make itself. Raises ArtefactError where it is no template."""
+    try:
+        return frozenset(meta.find_undeclared_variables(jinja2.Environment(**_OPTIONS).parse(template)))
+    except Exception as error:  # as in `render`
+        raise ArtefactError(f"the chat template failed ({error})", "import the model again") from None
+
+
 @functools.cache
 def _environment() -> _Bounded:
-    return _Bounded(
-        trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=list(template_language.EXTENSIONS)
-    )
+    return _Bounded(**_OPTIONS)
 
 
 def _budget(context: Context) -> Budget:

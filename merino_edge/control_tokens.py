@@ -80,6 +80,10 @@ class ControlTokens:
         at = text.find(content, begin, end)
         return (begin, end) if at < 0 else (at, at + len(content))
 
+    def holds(self, text: str) -> bool:
+        """Whether a text spells a control token out."""
+        return any(self._contents[i] in text for i in self._all)
+
     def _may_hold(self, text: str) -> bool:
         return bool(text) and (self._begins is None or not self._begins.isdisjoint(text))
 

@@ -63,6 +63,10 @@ class InputError(MerinoError):
     exit_code = 2
 
 
+class ContextLengthError(InputError):
+    """A prompt is longer than the context."""
+
+
 class OutputError(MerinoError):
     """The result cannot be written: the disk is read-only or full, or the path is taken."""
 

@@ -12,7 +12,7 @@ it is rendered within bounds (merino_edge.chat_template). So is a text encoded. 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -149,17 +149,24 @@ class Tokenizer:
                 raise InputError(f"the tokenizer makes a text of {size_bytes} bytes too long", "shorten it")
         return size_bytes
 
-    def encode_chat(self, messages: Sequence[Message], *, control_tokens: bool = False) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        control_tokens: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Token ids of a conversation, up to where the assistant starts. Raises as `apply_template` and `encode` do.
 
-        A control token that a message spells out is plain text, unless `control_tokens`.
+        A control token that a message spells out is plain text, unless `control_tokens`. In `options` it is refused.
         """
+        self.check_options(options or {}, control_tokens=control_tokens)
         bos, markers = self.chat.bos_token_id, ""
         if self.chat.chat_template is not None and not control_tokens:
             for message in messages:
                 utf8_bytes(message["content"])
             messages, markers = self._control_tokens.marked(messages, partial(self.encode_batch, offsets=True))
-        text = self.apply_template(messages)
+        text = self.apply_template(messages, options=options)
         if markers:
             _check_size(text)
             apart = partial(self._control_tokens.encode, text, markers, self._ids)
@@ -196,17 +203,34 @@ class Tokenizer:
         last, before = self.last_ids(prompt)
         return self.decode([*last, *ids])[len(before) :]
 
-    def apply_template(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    def check_options(self, options: Mapping[str, Any], *, control_tokens: bool = False) -> None:
+        """Raise InputError for options that the template does not read, or that spell a control token out."""
+        from merino_edge import template_options
+
+        def holds(text: str) -> bool:
+            return not control_tokens and self._control_tokens.holds(text)
+
+        template_options.check(self.chat.chat_template, options, holds)
+
+    def apply_template(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
         """The prompt for a conversation, up to where the assistant starts.
 
-        Without `add_generation_prompt` it ends with the last message. Raises InputError where there is no template or
-        where the template refuses the messages, ArtefactError where the template fails.
+        Without `add_generation_prompt` it ends with the last message. `options` are the template's own, such as
+        enable_thinking; one that is left out has the template's default. Raises InputError where there is no template
+        or where the template refuses the messages, ArtefactError where the template fails.
         """
         if self.chat.chat_template is None:
             raise InputError("the tokenizer has no chat template", "give a plain text in place of messages")
         for message in messages:
             utf8_bytes(message["content"])  # else it would seem to be the template's mistake
-        context: dict[str, Any] = {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
+        context: dict[str, Any] = {**(options or {}), "messages": list(messages)}
+        context["add_generation_prompt"] = add_generation_prompt
         context |= {"tools": None, "documents": None}  # as transformers says that there are none
         ids = {"bos_token": self.chat.bos_token_id, "eos_token": next(iter(self.chat.eos_token_ids), None)}
         tokens = {name: None if i is None else self.backend.id_to_token(i) for name, i in ids.items()}
@@ -215,21 +239,21 @@ class Tokenizer:
 
         return chat_template.render(self.chat.chat_template, context)
 
-    def drops_system(self, messages: Sequence[Message]) -> bool:
+    def drops_system(self, messages: Sequence[Message], options: Mapping[str, Any] | None = None) -> bool:
         """Whether the template leaves a system message of these out. Raises as `apply_template` does."""
         if not any(message["role"] == "system" and message["content"].strip() for message in messages):
             return False
-        text = self.apply_template(messages)
+        text = self.apply_template(messages, options=options)
         for i, message in enumerate(messages):
             content = message["content"].strip() if message["role"] == "system" else ""
             # A template may write it in another form, as JSON. So what it writes without the message decides.
-            if content and content not in text and self._without(messages, i) == text:
+            if content and content not in text and self._without(messages, i, options) == text:
                 return True
         return False
 
-    def _without(self, messages: Sequence[Message], at: int) -> str | None:
+    def _without(self, messages: Sequence[Message], at: int, options: Mapping[str, Any] | None) -> str | None:
         try:
-            return self.apply_template([*messages[:at], *messages[at + 1 :]])
+            return self.apply_template([*messages[:at], *messages[at + 1 :]], options=options)
         except MerinoError:  # it wants the message
             return None
 

@@ -9,7 +9,8 @@ never dropped. Without a template each message is a prompt of its own.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from merino_edge.errors import InputError
 from merino_edge.runtime.engine import Engine
@@ -43,11 +44,13 @@ class Chat:
         proposer: Proposer | None = None,
         truncate_history: bool = False,
         control_tokens: bool = False,
+        template_options: Mapping[str, Any] | None = None,
     ) -> None:
         """`raw` True bypasses the template, False insists on one, and None uses the template if there is one.
 
-        With `control_tokens`, special tokens that a message spells out count as such. Raises InputError for a system
-        message without a template, or one that the template refuses.
+        With `control_tokens`, special tokens that a message spells out count as such. `template_options` are those of
+        the template, such as enable_thinking. Raises InputError for a system message or options without a template,
+        or such that the template refuses.
         """
         self.tokenizer, self.sampling, self.max_tokens, self.stop = tokenizer, sampling, max_tokens, stop
         self.grammar, self.proposer, self.truncate_history = grammar, proposer, truncate_history
@@ -56,9 +59,12 @@ class Chat:
         if self.raw and system is not None:
             raise InputError("a system message needs a chat template", "leave --system and --raw out")
         self.system: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-        self.control_tokens = control_tokens
+        self.control_tokens, self.template_options = control_tokens, template_options or {}
+        if self.raw and self.template_options:
+            raise InputError("options of a chat template need one", "leave --chat-template-kwargs and --raw out")
+        tokenizer.check_options(self.template_options, control_tokens=control_tokens)
         # Whether the template leaves the system message out.
-        self.drops_system = bool(self.system) and tokenizer.drops_system([*self.system, PROBE])
+        self.drops_system = bool(self.system) and tokenizer.drops_system([*self.system, PROBE], self.template_options)
         self.turn: Generation | None = None  # the last answer, perhaps still running
         self._request = self.system  # the messages up to and including the last question
         self.session = Session(engine)
@@ -108,7 +114,7 @@ class Chat:
         return self.turn
 
     def _encode(self, messages: Sequence[Message]) -> list[int]:
-        return self.tokenizer.encode_chat(messages, control_tokens=self.control_tokens)
+        return self.tokenizer.encode_chat(messages, control_tokens=self.control_tokens, options=self.template_options)
 
     def _truncated(self, messages: list[Message], ids: list[int]) -> tuple[list[Message], list[int]]:
         """The messages and their ids, without the oldest turns if they leave too little room for an answer."""

@@ -22,6 +22,8 @@ class Engine(Protocol):
     vocab_size: int
     max_positions: int
     max_rows: int  # the most rows of logits that one step can return
+    # The bits of a prompt stay the same if it is cut at all multiples of this. 2: at any, into even pieces.
+    prompt_grid: int
 
     def forward(self, tokens: TokenIds, start: int) -> Logits:
         """Run `tokens` [T] at positions start..start+T-1 and return the last position's logits [V].

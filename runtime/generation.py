@@ -19,13 +19,13 @@ from time import perf_counter
 from typing import Any, Literal
 
 from merino_edge import limits
-from merino_edge.errors import InputError
+from merino_edge.errors import ContextLengthError, InputError
 from merino_edge.runtime.detokenizer import StreamingDetokenizer
 from merino_edge.runtime.engine import Logits, TokenIds
 from merino_edge.runtime.grammar import Constraint, Grammar
 from merino_edge.runtime.sampling import Sampler
 from merino_edge.runtime.sampling_parameters import Sampling
-from merino_edge.runtime.session import Session, common_prefix
+from merino_edge.runtime.session import Session
 from merino_edge.runtime.speculative.drafter import Drafter, Proposer
 from merino_edge.tokenizer import Tokenizer
 
@@ -152,11 +152,11 @@ class Generation(Iterator[str]):
         return piece
 
     def _prefill(self) -> Logits | None:
-        began, reusable = perf_counter(), common_prefix(self._session.ids, self._prompt_ids)
+        began, reused = perf_counter(), self._session.first_to_run(self._prompt_ids)
         logits = self._session.prefill(self._prompt_ids, self._cancel)
         if logits is not None and self._drafter is not None:
             self._drafter.begin(self._prompt_ids, self._cancel)
-        self.statistics.reused_tokens = min(reusable, len(self._prompt_ids) - 1)
+        self.statistics.reused_tokens = reused
         self.statistics.prompt_ms = _since_ms(began)
         return logits
 
@@ -238,7 +238,7 @@ def generate(
     if not prompt_ids:
         raise InputError("the prompt is empty", "give at least one character")
     if len(prompt_ids) > engine.max_positions:
-        raise InputError(
+        raise ContextLengthError(
             f"the prompt has {len(prompt_ids)} tokens, the context of this bundle is {engine.max_positions}",
             "shorten it, or export again with a larger --context",
         )

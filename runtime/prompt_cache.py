@@ -99,7 +99,7 @@ def load(path: Path, session: Session, bundle: Bundle) -> int:
         arrays.append(array)
         at += count * engine.cache_dtype.itemsize
     engine.write_cache(arrays)
-    session.ids = list(tokens)
+    session.hold(tokens)
     return len(tokens)
 
 

@@ -1,4 +1,10 @@
-"""A session: an engine and the token ids that its KV cache holds, so that a common prefix is not run again."""
+"""A session: an engine and the token ids that its KV cache holds, so that a common prefix is not run again.
+
+The bits of an answer do not depend on what was in the cache before. Some kernels compute rows in pairs, and round a row
+without a partner otherwise. So a prompt runs in pieces of an even number of tokens, however much of it is reused. Where
+the bits depend on how a prompt is cut, it is always cut at the same places. The tokens of an answer ran one by one, so
+they run again where the next prompt holds them.
+"""
 
 from __future__ import annotations
 
@@ -10,35 +16,70 @@ import numpy as np
 from merino_edge.runtime.engine import Candidates, Engine, Logits, TopKEngine, WindowedEngine
 
 PREFILL_CHUNK = 256  # tokens between two checks of the cancel flag
+LONGEST_ODD = 127  # tokens of a piece that gets a partner for its last one; engines return two rows of 128 tokens
 
 
 class Session:
     """An engine and the ids whose keys and values are in its cache. Nothing else may use the engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, exact: bool = True) -> None:
+        """Without `exact` everything in the cache is reused, and the bits depend on how it came there."""
         self.engine = engine
         self.ids: list[int] = []
+        self.prompt_length = 0  # of `ids`, those whose bits are those of a prompt
+        self._exact, self._grid = exact, engine.prompt_grid if exact else 1
+        self._in_pairs = self._grid == 2
         self.topk_engine = engine if isinstance(engine, TopKEngine) else None
 
     def prefill(self, ids: Sequence[int], cancel: threading.Event | None = None) -> Logits | None:
         """Make the cache hold exactly `ids`, and return the logits [V] after the last one.
 
-        Only the ids after the common prefix are run. Returns None if `cancel` was set meanwhile; the part that
-        has been run stays in the cache.
+        Only the ids from `first_to_run` are run. Returns None if `cancel` was set meanwhile; the part that has been run
+        stays in the cache.
         """
-        # The last id always runs, because its logits are needed.
-        start = min(common_prefix(self.ids, ids), len(ids) - 1)
-        if isinstance(self.engine, WindowedEngine) and start < self.engine.least_start:
-            start = 0  # windows no longer hold what is before the common prefix's end
-        del self.ids[start:]
+        start = self.first_to_run(ids)
         logits = None
-        for at in range(start, len(ids), PREFILL_CHUNK):
+        while start < len(ids):
             if cancel is not None and cancel.is_set():
                 return None
-            chunk = ids[at : at + PREFILL_CHUNK]
-            logits = self.engine.forward(np.asarray(chunk, np.int64), at)
-            self.ids.extend(chunk)
+            piece = ids[start : start + (PREFILL_CHUNK if self._grid <= 2 else self._grid)]
+            if self._in_pairs and len(piece) % 2 and len(piece) > LONGEST_ODD:
+                piece = piece[: LONGEST_ODD + 1]
+            self.cut(start)
+            logits = self._run(piece, start)
+            self.ids.extend(piece)
+            start += len(piece)
         return logits
+
+    def first_to_run(self, ids: Sequence[int]) -> int:
+        """The first position that a prompt `ids` has to run. The last one always runs: its logits are needed."""
+        reusable = self.prompt_length if self._exact else len(self.ids)
+        start = self._grid_point(min(common_prefix(self.ids, ids), reusable, len(ids) - 1))
+        windowed = isinstance(self.engine, WindowedEngine) and start < self.engine.least_start
+        return 0 if windowed else start  # windows no longer hold what is before the common prefix's end
+
+    def _run(self, piece: Sequence[int], start: int) -> Logits:
+        """Run a piece of a prompt and return the logits [V] after its last token."""
+        engine, end = self.engine, start + len(piece)
+        if self._in_pairs and len(piece) % 2 and end < engine.max_positions and engine.max_rows > 1:
+            self.prompt_length = end
+            # The last token gets a partner, which the next step overwrites.
+            return np.asarray(engine.forward_rows(np.asarray([*piece, piece[-1]], np.int64), start, 2)[0])
+        self.prompt_length = self._grid_point(end)
+        return engine.forward(np.asarray(piece, np.int64), start)
+
+    def _grid_point(self, position: int) -> int:
+        """The last position up to this one at which a prompt is cut."""
+        return position // self._grid * self._grid
+
+    def cut(self, length: int) -> None:
+        """Forget all but the first `length` ids."""
+        del self.ids[length:]
+        self.prompt_length = min(self.prompt_length, length)
+
+    def hold(self, ids: Sequence[int]) -> None:
+        """The engine's cache holds the prompt `ids`, which was read from elsewhere."""
+        self.ids, self.prompt_length = list(ids), self._grid_point(len(ids))
 
     def step(self, token: int, draft: Sequence[int] = ()) -> Logits:
         """Append `token`, run it together with the `draft` tokens, and return the logits after each, [1 + N, V].

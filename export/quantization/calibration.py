@@ -76,7 +76,7 @@ def collect_statistics(
 
     from merino_edge.pytorch.model import KVCache, Model
 
-    model = Model.from_weights(a, weights).eval()
+    model = Model.from_weights(a, weights, copy=False).eval()
     length = min(length, a.max_positions)
     sums: dict[str, torch.Tensor] = {}
     linears = model.linears()

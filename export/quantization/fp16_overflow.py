@@ -27,7 +27,7 @@ def find_fp32_ffns(a: Architecture, weights: Mapping[str, np.ndarray], tokens: n
 
     from merino_edge.pytorch.model import Model
 
-    model = Model.from_weights(a, weights).eval()
+    model = Model.from_weights(a, weights, copy=False).eval()
     absmax: dict[str, float] = {}
 
     def watch(name: str, module: nn.Module) -> None:

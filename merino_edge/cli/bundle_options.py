@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -46,6 +46,14 @@ ControlTokens = Annotated[
         help="Special tokens that a message spells out, such as <|im_end|>, count as such. Else they are text.",
     ),
 ]
+TemplateOptions = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template-kwargs",
+        metavar="JSON",
+        help="Options of the model's chat template, such as '{\"enable_thinking\": false}'.",
+    ),
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads. [default: as tuned by build, else all cores]")]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Run on the CPU, even if the bundle has a TensorRT engine.")]
 
@@ -69,6 +77,15 @@ def open_bundle(
         cuda_graphs=cuda_graphs,
         on_bundle=lambda bundle: None if cpu else _print_note(bundle),
     )
+
+
+def template_options(text: str | None) -> dict[str, Any]:
+    """What `--chat-template-kwargs` says. Raises InputError."""
+    if text is None:
+        return {}
+    from merino_edge.template_options import parse
+
+    return parse(text, "--chat-template-kwargs")
 
 
 def open_proposer(

@@ -194,7 +194,7 @@ def open_model(path: Path, threads: int | None, *, cpu: bool) -> tuple[Engine, T
     if threads is not None:
         limits.check_range("threads", threads, 1, limits.MAX_THREADS)
     source = checkpoint.load(path)
-    model = Model.from_weights(source.architecture, source.weights)
+    model = Model.from_weights(source.architecture, source.weights, copy=False)
     card = {"checkpoint_sha256": source.training["sha256"], "architecture": source.architecture.id, "precision": "fp32"}
     return TorchEngine(model, threads=threads), Tokenizer.load(path), card
 

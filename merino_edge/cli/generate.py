@@ -23,9 +23,11 @@ from merino_edge.cli.bundle_options import (
     Cpu,
     DraftPath,
     LookupFlag,
+    TemplateOptions,
     Threads,
     open_bundle,
     open_proposer,
+    template_options,
 )
 from merino_edge.errors import InputError
 from merino_edge.runtime.sampling_parameters import Sampling
@@ -109,6 +111,7 @@ def generate(
         typer.Option(metavar="FILE", help="KV cache of the prompt: read from this file if it exists, else written."),
     ] = None,
     control_tokens: ControlTokens = False,
+    chat_template_kwargs: TemplateOptions = None,
     threads: Threads = None,
     cpu: Cpu = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -123,6 +126,7 @@ def generate(
 
     penalties = (repetition_penalty, frequency_penalty, presence_penalty)
     sampling = Sampling(temperature, top_k, top_p, min_p, typical_p, *penalties, seed=seed, greedy=greedy)
+    options = template_options(chat_template_kwargs)
     if json_schema is not None and regex is not None:
         raise InputError("--json-schema and --regex exclude each other", "give one")
     if prompt is None and not sys.stdin.isatty():
@@ -152,6 +156,7 @@ def generate(
             proposer=proposer,
             truncate_history=slide,
             control_tokens=control_tokens,
+            template_options=options,
         )
         if talk.drops_system:
             from merino_edge.cli.console import stderr

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from merino_edge.cli.bundle_options import Cpu, Threads
+from merino_edge.cli.bundle_options import Cpu, TemplateOptions, Threads
 from merino_edge.runtime.sampling_parameters import Sampling
 
 DEFAULTS = Sampling()
@@ -43,6 +43,7 @@ def run(
     seed: Annotated[
         int | None, typer.Option(help="Random seed. The same seed gives the same answer. [default: random]")
     ] = None,
+    chat_template_kwargs: TemplateOptions = None,
     threads: Threads = None,
     cpu: Cpu = False,
     only_prepare: Annotated[
@@ -71,6 +72,7 @@ def run(
         greedy=greedy,
         temperature=temperature,
         seed=seed,
+        chat_template_kwargs=chat_template_kwargs,
         threads=threads,
         cpu=cpu,
     )

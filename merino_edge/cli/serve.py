@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 from typing import Annotated
 
@@ -15,9 +16,11 @@ from merino_edge.cli.bundle_options import (
     Cpu,
     DraftPath,
     LookupFlag,
+    TemplateOptions,
     Threads,
     open_bundle,
     open_proposer,
+    template_options,
 )
 from merino_edge.errors import InputError
 
@@ -43,6 +46,7 @@ def serve(
     lookup: LookupFlag = False,
     draft: DraftPath = None,
     control_tokens: ControlTokens = False,
+    chat_template_kwargs: TemplateOptions = None,
     threads: Threads = None,
     cpu: Cpu = False,
 ) -> None:
@@ -54,13 +58,15 @@ def serve(
     require_all({"serve": ["starlette", "uvicorn", "pydantic", "prometheus_client"]})
     limits.check_range("port", port, 0, 65535)
     limits.check_range("waiting", waiting, 0, limits.MAX_WAITING)
+    options = template_options(chat_template_kwargs)
     if api_key == "":
         raise InputError("the API key is empty", "give --api-key TEXT, or unset MERINO_EDGE_API_KEY")
 
     import uvicorn
 
     from merino_edge.runtime.server import connections
-    from merino_edge.runtime.server.app import LOCAL_NAMES, Service
+    from merino_edge.runtime.server.app import Service
+    from merino_edge.runtime.server.refusals import LOCAL_NAMES
 
     if api_key is None and host not in LOCAL_NAMES:
         raise InputError(f"{host} can be reached from elsewhere", "give --api-key TEXT, or --host 127.0.0.1")
@@ -79,13 +85,17 @@ def serve(
             key=api_key,
             proposer=proposer,
             control_tokens=control_tokens,
+            template_options=options,
         )
         stack.callback(service.close)
 
         class Server(uvicorn.Server):
             def handle_exit(self, sig: int, frame: object) -> None:
                 service.cancel_all()  # else the server would wait for their ends
-                super().handle_exit(sig, frame)  # type: ignore[arg-type]
+                if sig == signal.SIGTERM:  # a process manager's stop is no failure
+                    self.should_exit = True
+                else:
+                    super().handle_exit(sig, frame)  # type: ignore[arg-type]
 
         config = connections.config(service.application(), timeout_graceful_shutdown=GRACE_SECONDS)
         shown_host, shown_port = f"[{host}]" if ":" in host else host, listening.getsockname()[1]

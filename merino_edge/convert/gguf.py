@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from merino_edge import artefact, limits
-from merino_edge.convert import gguf_families, gguf_tokenizer
+from merino_edge.convert import gguf_families, gguf_layouts, gguf_rope, gguf_tokenizer
 from merino_edge.convert.end_tokens import end_token_ids
 from merino_edge.convert.gguf_file import Tensor
 from merino_edge.convert.gguf_metadata import Metadata
@@ -40,9 +40,10 @@ def read(path: Path, on_weight: OnWeight, chat_template: str | None = None) -> I
             f"{path}: architecture {family!r} is not supported", f"choose one of {', '.join(gguf_families.FAMILIES)}"
         )
     try:
-        factors = tensors.get(gguf_families.ROPE_FACTORS)
-        listed = () if factors is None else gguf_families.rope_factors(_dequantised(factors, path))
-        a = gguf_families.read(m, family, tensors, listed)
+        own = gguf_families.FAMILIES[family]
+        factors = next((tensors[name] for name in own.factors if name in tensors), None)
+        listed = () if factors is None else gguf_rope.as_factors(_dequantised(factors, path))
+        a, folding = gguf_families.read(m, family, tensors, listed)
     except ArchitectureError as error:
         raise UnsupportedError(f"{path}: {error.message}", "choose another model") from None
     backend = gguf_tokenizer.build(m)
@@ -50,12 +51,12 @@ def read(path: Path, on_weight: OnWeight, chat_template: str | None = None) -> I
     notes = check_tokenizer(backend, a.vocab_size, chat, str(path))
     weights = convert_weights(
         a,
-        gguf_families.FAMILIES[family].layout,
-        [name for name in tensors if name != gguf_families.ROPE_FACTORS],
+        gguf_layouts.reading(own.layout),
+        [name for name in tensors if name not in own.factors],
         lambda name: _dequantised(tensors[name], path),
         where=str(path),
         on_weight=on_weight,
-        folding=gguf_families.folding(m, family, a),
+        folding=folding,
     )
     hashes = {part.name: artefact.sha256_file(part) for part in file.files}
     source = {"format": "gguf", "family": family, "name": path.name, "files": hashes}

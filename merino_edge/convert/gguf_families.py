@@ -1,27 +1,28 @@
-"""The model families of GGUF: metadata to `Architecture` and back, and the layout of the tensors.
+"""The model families of GGUF: metadata to `Architecture` and back.
 
 Metadata that no architecture can express is refused by name. What a family computes beside its weights is folded into
 them (merino_edge.convert.folding). As with merino_edge.convert.families, the writer's metadata are read back.
-Sources: llama.cpp's constants of each architecture; https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+Sources: llama.cpp's loader of each architecture; https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from merino_edge.architecture import Architecture, Block, Rotary
+from merino_edge.architecture import Architecture, Bias, Block, Rotary
+from merino_edge.convert import gguf_layouts, gguf_rope
 from merino_edge.convert.family import by_kind
 from merino_edge.convert.folding import Folding, Pairs
 from merino_edge.convert.gguf_metadata import Metadata
-from merino_edge.convert.layouts import Fuse, Layout, fuse_as_is, fuse_stacked, split_fused
+from merino_edge.convert.layouts import Fuse, Layout, fuse_as_is, fuse_stacked
 from merino_edge.errors import UnsupportedError
 
-ROPE_FACTORS = "rope_freqs.weight"  # what divides the frequencies (Llama 3.1 and 3.2): [D / 2]
 UNDERSTOOD = (
     "vocab_size",
     "context_length",
@@ -34,41 +35,15 @@ UNDERSTOOD = (
     "attention.value_length",
     "attention.layer_norm_epsilon",
     "attention.layer_norm_rms_epsilon",
-    "rope.freq_base",
-    "rope.dimension_count",
-    "rope.scaling.type",
+    *gguf_rope.KEYS,
 )
 WINDOW, ATTENTION_CAP, LOGIT_CAP = "attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"
+PATTERN = "attention.sliding_window_pattern"
 LOCAL_BASE, LOCAL_BASE_DEFAULT = "rope.freq_base_swa", 10_000.0
 MULTIPLIERS = ("attention.scale", "embedding_scale", "residual_scale", "logit_scale")  # Granite's
-
-# --- tensors ---------------------------------------------------------------------------------------
-
-_OUTSIDE = {"token_embd": "embedding", "output_norm": "final_norm", "output": "head"}
-_INSIDE = {
-    "attn_norm": "attention_norm",
-    "attn_q": "attention.query",
-    "attn_k": "attention.key",
-    "attn_v": "attention.value",
-    "attn_output": "attention.output",
-    "ffn_norm": "ffn_norm",
-    "ffn_gate": "ffn.gate",
-    "ffn_up": "ffn.up",
-    "ffn_down": "ffn.down",
-}
-_QK_NORMS = {"attn_q_norm": "attention.query_norm", "attn_k_norm": "attention.key_norm"}
-_FOUR_NORMS = {"post_attention_norm": "attention_output_norm", "post_ffw_norm": "ffn_output_norm"}
-_NORMS_AFTER = {"post_attention_norm": "attention_norm", "post_ffw_norm": "ffn_norm"}
-_FUSED = {
-    **{theirs: ours for theirs, ours in _INSIDE.items() if theirs not in ("attn_q", "attn_k", "attn_v", "ffn_gate")},
-    "attn_qkv": "attention.query attention.key attention.value",
-}
-
-
-def _layout(more: Mapping[str, str] | None = None, *, without: Collection[str] = ()) -> Layout:
-    kept = {theirs: ours for theirs, ours in _INSIDE.items() if theirs not in without}
-    return Layout(_OUTSIDE, "blk.", {**kept, **(more or {})})
-
+BIASED = ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+CHOOSE = "choose another model"
+EXAONE4_WINDOWED = 64  # layers: llama.cpp gives windows to EXAONE 4 of 32B only
 
 # --- families --------------------------------------------------------------------------------------
 
@@ -82,7 +57,12 @@ class GgufFamily:
     more: tuple[str, ...] = ()
     pairs: Pairs = "halves"  # llama.cpp rotates neighbours in some families, and stores their rows in that order
     fuse: Fuse = fuse_as_is
+    factors: tuple[str, ...] = ()  # tensors of rotary factors that llama.cpp reads
+    biases: Literal["as the fields say", "qkv", "any"] = "as the fields say"  # those that a file may have
     gemma: bool = False  # the embedding is scaled
+    partly: bool = False  # the beginning of a head may be rotated alone
+    square: bool = False  # llama.cpp wants heads as wide as the residual stream
+    own_head: bool = False  # llama.cpp wants a head of its own
     window_every: int = 0  # each layer of so many but the last has a window
     turns_every: int = 0  # each layer of so many but the last has rotary positions
 
@@ -91,35 +71,71 @@ _GATED: dict[str, Any] = {"norm": "rmsnorm", "ffn": "swiglu", "positions": "rota
 _GEMMA = {**_GATED, "ffn": "geglu_tanh"}
 _GEMMA2 = {**_GEMMA, "norm_placement": "both"}
 _CAPS = (WINDOW, ATTENTION_CAP, LOGIT_CAP)
-_AFTER = {**_GATED, "norm_placement": "after", "qk_norm": "width"}
+_AFTER = {**_GATED, "norm_placement": "after"}
+_LAYER_NORMS = {**_GATED, "norm": "layernorm"}
+_FREQUENCIES = (gguf_rope.FREQUENCIES,)
+_FACTORS = (gguf_rope.FREQUENCIES, gguf_rope.SHORT, gguf_rope.LONG)
+_PLAIN, _UNGATED = gguf_layouts.PLAIN, gguf_layouts.UNGATED
+_WITH = gguf_layouts.layout
+_QK_NORMS, _FOUR_NORMS = gguf_layouts.QK_NORMS, gguf_layouts.FOUR_NORMS
+_AFTER_LAYOUT = _WITH({**_QK_NORMS, **gguf_layouts.NORMS_AFTER}, without=gguf_layouts.NO_NORMS_BEFORE)
+_NEIGHBOURS: dict[str, Any] = {"pairs": "neighbours"}
 FAMILIES = {
-    "llama": GgufFamily(_layout(), _GATED, pairs="neighbours"),
-    "qwen2": GgufFamily(_layout(), {**_GATED, "bias": "qkv"}),
-    "qwen3": GgufFamily(_layout(_QK_NORMS), {**_GATED, "qk_norm": "head"}),
-    "smollm3": GgufFamily(_layout(), _GATED, pairs="neighbours", turns_every=4),
-    "gemma": GgufFamily(_layout(), _GEMMA, gemma=True),
-    "gemma2": GgufFamily(_layout(_FOUR_NORMS), _GEMMA2, _CAPS, gemma=True, window_every=2),
+    "llama": GgufFamily(_PLAIN, _GATED, **_NEIGHBOURS, factors=_FACTORS, biases="any"),
+    "qwen2": GgufFamily(_PLAIN, {**_GATED, "bias": "qkv"}, square=True),
+    "qwen3": GgufFamily(_WITH(_QK_NORMS), {**_GATED, "qk_norm": "head"}),
+    "smollm3": GgufFamily(_PLAIN, _GATED, **_NEIGHBOURS, turns_every=4),
+    "gemma": GgufFamily(_PLAIN, _GEMMA, gemma=True),
+    "gemma2": GgufFamily(_WITH(_FOUR_NORMS), _GEMMA2, _CAPS, gemma=True, window_every=2),
     "gemma3": GgufFamily(
-        _layout({**_QK_NORMS, **_FOUR_NORMS}),
+        _WITH({**_QK_NORMS, **_FOUR_NORMS}),
         {**_GEMMA2, "qk_norm": "head"},
         (WINDOW, LOGIT_CAP, LOCAL_BASE),
         gemma=True,
         window_every=6,
     ),
-    "granite": GgufFamily(_layout(), _GATED, MULTIPLIERS, pairs="neighbours"),
-    "olmo2": GgufFamily(_layout({**_QK_NORMS, **_NORMS_AFTER}, without=("attn_norm", "ffn_norm")), _AFTER),
-    "gpt2": GgufFamily(
-        Layout({**_OUTSIDE, "position_embd": "positions"}, "blk.", _FUSED, split_fused),
-        {"norm": "layernorm", "ffn": "gelu_tanh"},
-        fuse=fuse_stacked,
+    "granite": GgufFamily(_PLAIN, _GATED, MULTIPLIERS, **_NEIGHBOURS, factors=_FACTORS, biases="any"),
+    "olmo2": GgufFamily(_AFTER_LAYOUT, {**_AFTER, "qk_norm": "width"}, square=True, own_head=True),
+    "exaone4": GgufFamily(
+        _AFTER_LAYOUT,
+        {**_AFTER, "qk_norm": "head"},
+        (WINDOW, PATTERN),
+        factors=_FREQUENCIES,
+        square=True,
+        window_every=4,
     ),
+    "phi3": GgufFamily(
+        gguf_layouts.PHI3, _GATED, (WINDOW,), fuse=fuse_stacked, factors=_FACTORS[1:], partly=True, square=True
+    ),
+    "stablelm": GgufFamily(
+        _PLAIN, _LAYER_NORMS, ("use_parallel_residual",), biases="qkv", partly=True, square=True, own_head=True
+    ),
+    "chatglm": GgufFamily(
+        gguf_layouts.FUSED_GATE, _GATED, **_NEIGHBOURS, fuse=fuse_stacked, biases="qkv", partly=True, square=True
+    ),
+    "glm4": GgufFamily(
+        gguf_layouts.GLM4,
+        {**_GATED, "norm_placement": "both"},
+        **_NEIGHBOURS,
+        fuse=fuse_stacked,
+        biases="qkv",
+        partly=True,
+    ),
+    "ernie4_5": GgufFamily(_PLAIN, _GATED, **_NEIGHBOURS, biases="qkv"),
+    "nemotron": GgufFamily(
+        _UNGATED, {**_LAYER_NORMS, "ffn": "relu_squared"}, biases="any", partly=True, square=True, own_head=True
+    ),
+    "gpt2": GgufFamily(gguf_layouts.GPT2, {"norm": "layernorm", "ffn": "gelu_tanh"}, fuse=fuse_stacked),
 }
 
 
-def read(m: Metadata, family: str, tensors: Collection[str], factors: tuple[float, ...] = ()) -> Architecture:
-    """The architecture of a file with these tensors; `factors` are those of `ROPE_FACTORS`.
+def read(
+    m: Metadata, family: str, tensors: Collection[str], factors: tuple[float, ...] = ()
+) -> tuple[Architecture, Folding]:
+    """The architecture of a file with these tensors, and what the family computes beside its weights.
 
-    Raises UnsupportedError, ArtefactError, ArchitectureError.
+    `factors` are those of the first of the family's tensors of rotary factors that is there. Raises UnsupportedError,
+    ArtefactError, ArchitectureError.
     """
     own = FAMILIES[family]
     for key in m.values:
@@ -127,37 +143,61 @@ def read(m: Metadata, family: str, tensors: Collection[str], factors: tuple[floa
             raise UnsupportedError(f"{m.where}: {key} is not supported", "choose another model")
     width, heads = m.whole(f"{family}.embedding_length"), m.of_all_layers(f"{family}.attention.head_count")
     head_dim = m.get(f"{family}.attention.key_length", int) or width // heads
-    for key, only in (
-        ("attention.value_length", head_dim),
-        ("rope.dimension_count", head_dim),
-        ("rope.scaling.type", "none"),
-    ):
-        value = m.get(f"{family}.{key}", type(only))
-        if value is not None and value != only:
-            raise UnsupportedError(f"{m.where}: {family}.{key} {value} is not supported", "choose another model")
+    value = m.get(f"{family}.attention.value_length", int)
+    if value not in (None, head_dim):
+        raise UnsupportedError(f"{m.where}: {family}.attention.value_length {value} is not supported", CHOOSE)
+    _check_switches(m, family, tensors)
     kv_heads = m.of_all_layers(f"{family}.attention.head_count_kv", heads)
     layers, ffn_width = m.whole(f"{family}.block_count"), m.of_all_layers(f"{family}.feed_forward_length")
-    positions = m.whole(f"{family}.context_length")
+    short = gguf_rope.FREQUENCIES not in tensors and gguf_rope.SHORT in tensors
+    rotation = gguf_rope.Rotation(positions=m.whole(f"{family}.context_length"))
+    if own.fields.get("positions") == "rotary":
+        rotation = gguf_rope.read(m, family, head_dim, partly=own.partly, stored=factors, short=short)
     block = Block(width, layers, heads, kv_heads, ffn_width)
     fields: dict[str, Any] = {
         **own.fields,
+        **rotation.fields,
         "vocab_size": len(m.need("tokenizer.ggml.tokens", list)),
-        "max_positions": positions,
+        "max_positions": rotation.positions,
         "embedding_width": width,
         "head_dim": head_dim,
-        "blocks": by_kind(block, _kinds(m, family, layers), positions),
+        "blocks": by_kind(block, _kinds(m, family, layers), rotation.positions),
         "tied_head": "output.weight" not in tensors,
     }
-    if fields.get("positions") == "rotary":
-        fields |= {"rotary_dim": head_dim, "rotary_base": m.real(f"{family}.rope.freq_base", 10000.0)}
-        fields |= {"rotary_factors": factors}
+    constants: dict[str, float] = {}
+    if own.biases != "as the fields say":
+        fields["bias"], constants = _biases(tensors)
     if LOCAL_BASE in own.more:
         fields["local_rotary_base"] = m.real(f"{family}.{LOCAL_BASE}", LOCAL_BASE_DEFAULT)
     for name, key in (("attention_cap", ATTENTION_CAP), ("logit_cap", LOGIT_CAP)):
         if key in own.more:
             fields[name] = m.real(f"{family}.{key}", 0.0)
     rms = "rms_" if fields["norm"] == "rmsnorm" else ""
-    return Architecture(**fields, norm_epsilon=m.real(f"{family}.attention.layer_norm_{rms}epsilon"))
+    a = Architecture(**fields, norm_epsilon=m.real(f"{family}.attention.layer_norm_{rms}epsilon"))
+    if own.biases == "qkv" and a.bias == "all":
+        raise UnsupportedError(f"{m.where}: {family} with a bias of attn_output or FFN is not supported", CHOOSE)
+    return a, dataclasses.replace(_folding(m, family, a), rotated=rotation.rotated, constants=constants)
+
+
+def _check_switches(m: Metadata, family: str, tensors: Collection[str]) -> None:
+    """Refuse what a family of llama.cpp can switch off and an architecture cannot."""
+    if family == "granite" and m.get(f"{family}.{gguf_rope.TURNS}", bool) is False:
+        raise UnsupportedError(f"{m.where}: {family}.{gguf_rope.TURNS} false is not supported", CHOOSE)
+    if family == "stablelm" and not any(name.endswith(".ffn_norm.weight") for name in tensors):
+        raise UnsupportedError(f"{m.where}: {family} without norms before the FFN is not supported", CHOOSE)
+
+
+def _biases(tensors: Collection[str]) -> tuple[Bias, dict[str, float]]:
+    """The biases of a file by its first layer, and those of ours that it lacks, which are zeros."""
+    there = {module for module in BIASED if f"blk.0.{module}.bias" in tensors}
+    if not there:
+        return "none", {}
+    if there <= {"attn_q", "attn_k", "attn_v", "attn_qkv"}:
+        return "qkv", {}
+    ours = gguf_layouts.reading(_PLAIN).inside
+    found = {part for module in there for part in ours[module].split()}
+    every = {part for module in BIASED for part in ours[module].split()}
+    return "all", {f"{part}.bias": 0.0 for part in every - found}
 
 
 def _kinds(m: Metadata, family: str, layers: int) -> list[tuple[int, Rotary]]:
@@ -167,14 +207,21 @@ def _kinds(m: Metadata, family: str, layers: int) -> list[tuple[int, Rotary]]:
         return []
     if own.turns_every:
         return [(0, "global" if (layer + 1) % own.turns_every else "none") for layer in range(layers)]
-    if not own.window_every:
+    if family == "phi3":
+        window = m.get(f"{family}.{WINDOW}", int) or 0
+        return [(window, "global")] * layers
+    if not own.window_every or (family == "exaone4" and layers != EXAONE4_WINDOWED):
         return []
-    window = m.whole(f"{family}.{WINDOW}")
+    window, every = m.whole(f"{family}.{WINDOW}"), own.window_every
+    slides = [bool((layer + 1) % every) for layer in range(layers)]
+    if isinstance(listed := m.values.get(f"{family}.{PATTERN}"), np.ndarray) and len(listed) == layers:
+        slides = [bool(slide) for slide in listed]
     local: Rotary = "local" if LOCAL_BASE in own.more else "global"
-    return [(window, local) if (layer + 1) % own.window_every else (0, "global") for layer in range(layers)]
+    rest: Rotary = "none" if family == "exaone4" else "global"
+    return [(window, local) if slide else (0, rest) for slide in slides]
 
 
-def folding(m: Metadata, family: str, a: Architecture) -> Folding:
+def _folding(m: Metadata, family: str, a: Architecture) -> Folding:
     """What the family computes beside its weights. Raises ArtefactError."""
     own = FAMILIES[family]
     if own.gemma:  # llama.cpp's files have norms to which the one is added already
@@ -191,13 +238,20 @@ def folding(m: Metadata, family: str, a: Architecture) -> Folding:
     )
 
 
-def rope_factors(array: np.ndarray) -> tuple[float, ...]:
-    """The factors of `ROPE_FACTORS`, each as its shortest decimal."""
-    return tuple(float(str(factor)) for factor in np.asarray(array, np.float32).ravel()[:4096])
+def wanted(a: Architecture, family: str) -> dict[str, Any]:
+    """The fields that must be otherwise for llama.cpp to load an architecture's tensors in this family."""
+    own, block = FAMILIES[family], a.blocks[0]
+    square = not own.square or block.heads * a.head_dim == block.width
+    return ({} if square else {"head_dim": block.width // block.heads}) | (
+        {"tied_head": False} if own.own_head and a.tied_head else {}
+    )
 
 
-def write(a: Architecture, family: str) -> dict[str, Any]:
-    """The metadata of an architecture whose layers have one shape. They may not express all of it: read them back."""
+def write(a: Architecture, family: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The metadata of an architecture whose layers have one shape, and its tensors of rotary factors.
+
+    They may not express all of it: read them back.
+    """
     own, block = FAMILIES[family], a.blocks[0]
     values: dict[str, Any] = {
         "context_length": a.max_positions,
@@ -210,21 +264,22 @@ def write(a: Architecture, family: str) -> dict[str, Any]:
         "attention.value_length": a.head_dim,
         f"attention.layer_norm_{'rms_' if a.norm == 'rmsnorm' else ''}epsilon": a.norm_epsilon,
     }
+    factors: dict[str, np.ndarray] = {}
     if a.positions == "rotary":
-        values |= {"rope.freq_base": a.rotary_base, "rope.dimension_count": a.rotary_dim}
-    if WINDOW in own.more:
+        rotary, factors = gguf_rope.write(a, own.factors)
+        values |= rotary
+    if own.window_every and WINDOW in own.more:
         values[WINDOW] = max(layer.window for layer in a.layer_blocks()) or a.max_positions
-    for key, cap in ((ATTENTION_CAP, a.attention_cap), (LOGIT_CAP, a.logit_cap)):
-        if key in own.more and cap:
-            values[key] = cap
-    if family == "granite":
-        values |= {"attention.scale": 1 / math.sqrt(a.head_dim)}
-    return {f"{family}.{name}": value for name, value in values.items()}
+    of_some = {ATTENTION_CAP: a.attention_cap, LOGIT_CAP: a.logit_cap, LOCAL_BASE: a.local_rotary_base}
+    values |= {key: value for key, value in of_some.items() if key in own.more and value}
+    if family == "granite":  # the multipliers are in the weights
+        values |= {**dict.fromkeys(MULTIPLIERS, 1.0), "attention.scale": 1 / math.sqrt(a.head_dim)}
+    return {f"{family}.{name}": value for name, value in values.items()}, factors
 
 
 def tensors(a: Architecture, family: str, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The weights as the family stores them, by our names: the inverse of what `folding` does at import."""
-    undone = folding(Metadata({}, family), family, a)
+    undone = _folding(Metadata({}, family), family, a)
     return {name: undone.undo(a, name, array) for name, array in weights.items()}
 
 

@@ -1,8 +1,8 @@
 """Export to GGUF: a checkpoint becomes one file that llama.cpp and what is built on it run, on every board's GPU.
 
-The family is the first one of merino_edge.convert.gguf_families whose metadata, read back, gives the architecture.
-Matrices are stored at the precision: fp32, fp16, int8 (Q8_0) or int4 (Q4_1, embedding and head Q8_0). Vectors stay
-float32, and a matrix whose inputs are no multiple of 32 becomes float16. Layers that share weights get copies.
+The family is one of merino_edge.convert.gguf_families whose metadata, read back, gives the architecture: the origin's
+if it can be. Matrices are stored at the precision: fp32, fp16, int8 (Q8_0) or int4 (Q4_1, embedding and head Q8_0).
+Vectors stay float32. A matrix whose inputs are no multiple of 32 becomes float16. Layers that share weights get copies.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from merino_edge import __version__, artefact, atomic, checkpoint, names
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Weights
-from merino_edge.convert import gguf_families, gguf_vocabulary
+from merino_edge.convert import gguf_families, gguf_rope, gguf_vocabulary
 from merino_edge.convert.imported import load_tokenizer
 from merino_edge.convert.to_huggingface import flat, layout_modules, one_block, one_block_weights, tokenizer_settings
 from merino_edge.errors import ArtefactError, MerinoError, UnsupportedError, require
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 TYPES = {"fp32": "F32", "fp16": "F16", "int8": "Q8_0", "int4": "Q4_1"}  # of matrices, by our precision
 ENDS = ("embedding.weight", "head.weight")  # at int4 they are Q8_0: most of a small model's error is there
+NAMES = {"mistral": "llama", "gemma3_text": "gemma3", "glm": "chatglm"}  # of families that transformers names otherwise
 BLOCK = 32  # inputs that share a scale
 
 
@@ -59,11 +60,14 @@ def export_to_gguf(source: Path | str, out: Path | str, precision: str = "fp16")
     backend = load_tokenizer(artefact.read_text(tokenizer), str(tokenizer))
     settings = tokenizer_settings(a, backend, ckpt.chat)
     values = _vocabulary(a, backend, settings, ckpt, str(source))
-    family = _family(a, values, str(source))
-    values |= gguf_families.write(a, family)
+    origin = ckpt.training.get("source")
+    family = _family(a, values, str(source), origin.get("family", "") if isinstance(origin, dict) else "")
+    described, factors = gguf_families.write(a, family)
+    values |= described
     values |= {"merino_edge.version": __version__, "merino_edge.checkpoint_sha256": ckpt.training["sha256"]}
     weights = _renamed(a, family, one_block_weights(ckpt, a))
     del ckpt
+    weights |= {name: (array, False) for name, array in factors.items()}
     at_fp16 = _write(Path(out), family, values, weights, precision)
     copied = a.layers - sum(block.weight_layers for block in checkpoint.describe(source)[0].blocks)
     return GgufExport(family, precision, a, Path(out).stat().st_size, copied, at_fp16)
@@ -85,17 +89,28 @@ def _vocabulary(
     return values if template is None else {**values, "tokenizer.chat_template": template}
 
 
-def _family(a: Architecture, vocabulary: dict[str, Any], where: str) -> str:
-    """The family of GGUF that expresses all of `a`, its rotary factors in float32. Raises UnsupportedError."""
-    factors = gguf_families.rope_factors(np.array(a.rotary_factors))
-    wanted = {**flat(a), "rotary_factors": factors}
+def _family(a: Architecture, vocabulary: dict[str, Any], where: str, origin: str) -> str:
+    """A family of GGUF that expresses all of `a`, its rotary factors in float32: `origin`'s if it does.
+
+    Raises UnsupportedError.
+    """
+    wanted = {**flat(a), "rotary_factors": gguf_rope.as_factors(np.array(a.rotary_factors))}
+    preferred = NAMES.get(origin, origin)
     nearest, other = "", dict.fromkeys(wanted)
-    for family in gguf_families.FAMILIES:
-        m = gguf_vocabulary.as_read({**vocabulary, **gguf_families.write(a, family)}, where)
+
+    def rank(name: str) -> tuple[bool, bool]:
+        """A family that always has these biases comes before one that may have them."""
+        return name != preferred, a.bias != "none" and gguf_families.FAMILIES[name].biases != "as the fields say"
+
+    for family in sorted(gguf_families.FAMILIES, key=rank):
+        described, factors = gguf_families.write(a, family)
+        m = gguf_vocabulary.as_read({**vocabulary, **described}, where)
+        stored = gguf_rope.as_factors(next(iter(factors.values()), np.zeros(0)))
         try:
-            read_back = flat(gguf_families.read(m, family, [] if a.tied_head else ["output.weight"], factors))
+            read_back = flat(gguf_families.read(m, family, [*_names(a, family), *factors], stored)[0])
         except MerinoError:
             continue
+        read_back |= gguf_families.wanted(a, family)
         differing = {key: value for key, value in read_back.items() if value != wanted[key]}
         if not differing:
             return family
@@ -111,19 +126,24 @@ def _family(a: Architecture, vocabulary: dict[str, Any], where: str) -> str:
 # --- tensors ---------------------------------------------------------------------------------------
 
 
-def _renamed(a: Architecture, family: str, weights: Weights) -> dict[str, tuple[np.ndarray, bool]]:
-    """A family's tensors from our weights, and whether each is embedding or head."""
-    expected, found = weight_shapes(a), {}
-    weights = gguf_families.tensors(a, family, weights)
+def _names(a: Architecture, family: str) -> dict[str, tuple[str, ...]]:
+    """The names of a family's tensors for `a`, and the names of our weights in each."""
+    expected, found = weight_shapes(a), dict[str, tuple[str, ...]]()
     for module, parts in layout_modules(a, gguf_families.FAMILIES[family].layout):
         for kind in ("weight", "bias"):
             ours = tuple(f"{part}.{kind}" for part in parts)
             if all(name in expected for name in ours):
-                array = gguf_families.fused(a, family, ours, [weights[name] for name in ours])
-                found[f"{module}.{kind}"] = (array, ours[0] in ENDS)
-    if a.rotary_factors:
-        found[gguf_families.ROPE_FACTORS] = (np.array(a.rotary_factors, np.float32), False)
+                found[f"{module}.{kind}"] = ours
     return found
+
+
+def _renamed(a: Architecture, family: str, weights: Weights) -> dict[str, tuple[np.ndarray, bool]]:
+    """A family's tensors from our weights, and whether each is embedding or head."""
+    stored = gguf_families.tensors(a, family, weights)
+    return {
+        name: (gguf_families.fused(a, family, ours, [stored[part] for part in ours]), ours[0] in ENDS)
+        for name, ours in _names(a, family).items()
+    }
 
 
 def _write(

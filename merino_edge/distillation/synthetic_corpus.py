@@ -107,7 +107,7 @@ def write(
     identity = {**_origin(teacher, licence, prompts), "options": options}
     if (header := _open_header(out, identity))["finished"]:
         return header
-    model = Model.from_weights(teacher.architecture, teacher.weights)
+    model = Model.from_weights(teacher.architecture, teacher.weights, copy=False)
     generator = BatchedGenerator(model, torch.bfloat16 if bf16 else torch.float32, device)
     with output.lock(out), artefact.translate_os_errors(out), open(out, "r+b") as file:
         header = _open_header(out, identity)  # again, now that no other process writes

@@ -96,7 +96,7 @@ def _write(
     header = _open_header(folder, identity)
     if header["finished"]:
         return header
-    model = Model.from_weights(a, teacher.weights).eval().requires_grad_(requires_grad=False).to(device)
+    model = Model.from_weights(a, teacher.weights, copy=False).eval().requires_grad_(requires_grad=False).to(device)
     shards: list[dict[str, Any]] = header["shards"]
     done = before = sum(shard["tokens"] for shard in shards)
     shard_windows = max(1, shard_values // (top_k * stride))

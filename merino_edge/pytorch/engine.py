@@ -15,6 +15,7 @@ from merino_edge.errors import InputError, UnsupportedError
 from merino_edge.pytorch.model import KVCache, Model
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+PROMPT_GRID = 128  # tokens of a piece of a prompt
 
 
 class TorchEngine:
@@ -33,6 +34,7 @@ class TorchEngine:
             torch.set_num_threads(threads)
         a = model.architecture
         self.vocab_size, self.max_positions, self.max_rows = a.vocab_size, a.max_positions, a.max_positions
+        self.prompt_grid = PROMPT_GRID
         self._device, self._length = torch.device(device), 0
         self._model: Model | None = model.eval().to(self._device, DTYPES[precision])
         self._cache: KVCache | None = KVCache(a, dtype=DTYPES[precision], device=self._device)

@@ -244,12 +244,16 @@ class Model(nn.Module):
         return a.logit_cap * (logits / a.logit_cap).tanh() if a.logit_cap else logits
 
     @staticmethod
-    def from_weights(architecture: Architecture, weights: Mapping[str, np.ndarray]) -> Model:
-        """A float32 model with a copy of a checkpoint's weights. Raises ArtefactError where they do not fit."""
+    def from_weights(architecture: Architecture, weights: Mapping[str, np.ndarray], *, copy: bool = True) -> Model:
+        """A float32 model with a checkpoint's weights. Raises ArtefactError where they do not fit.
+
+        Without `copy` float32 weights keep their memory: for a model that is only run.
+        """
         check_weights(architecture, dict(weights), "weights")
         with torch.device("meta"):
             model = Model(architecture)
-        state = {name: torch.tensor(value, dtype=torch.float32) for name, value in weights.items()}
+        as_tensor = torch.tensor if copy else torch.as_tensor
+        state = {name: as_tensor(value, dtype=torch.float32) for name, value in weights.items()}
         model.load_state_dict(state, assign=True)
         return model
 

@@ -64,7 +64,12 @@ class LiveTeacher:
         if config.sequence > own.max_positions:
             what = f"sequences of {config.sequence} are longer than the teacher's {own.max_positions} positions"
             raise InputError(what, f"use --sequence {own.max_positions} or less")
-        self._model = Model.from_weights(own, self.source.weights).eval().requires_grad_(requires_grad=False).to(device)
+        self._model = (
+            Model.from_weights(own, self.source.weights, copy=False)
+            .eval()
+            .requires_grad_(requires_grad=False)
+            .to(device)
+        )
 
     @torch.no_grad()
     def predict(self, inputs: Tensor, starts: np.ndarray, *, bf16: bool) -> Tensor:

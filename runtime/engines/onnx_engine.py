@@ -101,6 +101,9 @@ class OnnxEngine:
         self._windows = {i: window for i, window in enumerate(windows) if 0 < window < context and device == "cpu"}
         self._released = dict.fromkeys(self._windows, 0)
         self._dtype = CACHE_TYPES[caches[0].type]
+        # ONNX Runtime's attention over a float cache adds up in one order. Other graphs add a step's own keys apart.
+        adds_in_order = NUM_LOGITS in inputs and self._dtype != np.int8 and device == "cpu"
+        self.prompt_grid = 2 if adds_in_order else PREFILL_CHUNK
         # An older one would load it, but fail at the first step.
         if self._dtype == np.int8 and installed_version() < FIRST_WITH_INT8_CACHE:
             raise UnsupportedError(

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from merino_edge.engine_store import BuiltEngine
 
 
+PROMPT_GRID = 128  # tokens of a piece of a prompt: its tactics may round otherwise at another number
+
+
 class TensorRtEngine:
     """Runs serialized TensorRT engines. Implements merino_edge.runtime.engine.TopKEngine and CacheEngine."""
 
@@ -45,7 +48,7 @@ class TensorRtEngine:
         self._length, self._cuda_graphs = 0, cuda_graphs
         self._held = ExitStack()  # the files of the plans, which the store must not remove
         self._plan: Plan | None = self._open(min(plans))
-        self.max_rows = self._plan.max_rows
+        self.max_rows, self.prompt_grid = self._plan.max_rows, PROMPT_GRID
         self._logits: NDArray[np.float32] = np.zeros((self.max_rows, a.vocab_size), np.float32)
 
     @staticmethod

@@ -101,8 +101,8 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
             )
         ids = [*context, *continuation][-(max_positions + 1) :][:-1]
         first = len(ids) - len(continuation)  # the last token before the continuation
-        if session.ids[:first] == ids[:first]:
-            del session.ids[first:]
+        if session.prompt_length >= first and session.ids[:first] == ids[:first]:
+            session.cut(first)
         else:
             session.prefill(ids[:first])
         total, greedy = 0.0, True

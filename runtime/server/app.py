@@ -9,38 +9,38 @@ process.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import hmac
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from merino_edge import limits
-from merino_edge.errors import InputError, MerinoError, MissingExtraError
+from merino_edge.errors import MerinoError
 from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.generation import Generation, generate
 from merino_edge.runtime.grammar import Grammars
 from merino_edge.runtime.server import requests
+from merino_edge.runtime.server.answer import Answer
 from merino_edge.runtime.server.metrics import Metrics
-from merino_edge.runtime.server.replies import Reply, error_document, error_event
-from merino_edge.runtime.server.worker import Busy, Job, Worker
+from merino_edge.runtime.server.refusals import LocalHosts, NoModel, refusal
+from merino_edge.runtime.server.replies import PING, Reply, error_document, error_event
+from merino_edge.runtime.server.worker import Busy, Worker
 from merino_edge.runtime.session import Session
 from merino_edge.runtime.speculative.drafter import Proposer
 from merino_edge.tokenizer import Tokenizer
 
-LOCAL_NAMES = ["localhost", "127.0.0.1", "::1", "[::1]"]
 RETRY_AFTER_SECONDS = 1
+UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies pass each event on at once
 BODY_SECONDS = 30  # for a request to arrive whole, after its head
 CLOSES = {"Connection": "close"}  # the rest of the request is not read
 MAX_ARRIVING_BYTES = 64 * 2**20  # of all bodies that are arriving
@@ -63,12 +63,15 @@ class Service:
         key: str | None,
         proposer: Proposer | None = None,
         control_tokens: bool = False,
+        template_options: Mapping[str, Any] | None = None,
     ) -> None:
         """`waiting` is the number of answers that may wait, and `key` the API key, or None.
 
-        With `control_tokens`, special tokens that a message spells out count as such.
+        With `control_tokens`, special tokens that a message spells out count as such. `template_options` of the chat
+        template hold where a request has none. Raises InputError for those that it does not read.
         """
-        self._control_tokens = control_tokens
+        self._control_tokens, self._template_options = control_tokens, template_options or {}
+        tokenizer.check_options(self._template_options, control_tokens=control_tokens)
         self.name, self._key, self._tokenizer, self._proposer = name, key, tokenizer, proposer
         self._session, self._worker = Session(engine), Worker(waiting)
         self._metrics = Metrics(lambda: self._worker.pending)
@@ -94,7 +97,7 @@ class Service:
             Route("/v1/models/{name:path}", self._model),
             *(Route(path, self._complete, methods=["POST"]) for path in KINDS),
         ]
-        hosts = [Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_NAMES)] if self._key is None else []
+        hosts = [Middleware(LocalHosts)] if self._key is None else []
         handlers: dict[Any, Any] = {HTTPException: self._refuse_http, MerinoError: self._refuse}
         return Starlette(routes=routes, middleware=hosts, exception_handlers=handlers)
 
@@ -135,13 +138,13 @@ class Service:
             if isinstance(error, (HTTPException, MerinoError)) or not isinstance(error, Exception):
                 raise
             return await self._refuse(request, error)
-        answer = _Answer(generation, cancel, self._metrics)
+        answer = Answer(generation, cancel, self._metrics)
         self._worker.submit(answer.job)
         reply = Reply(self.name, path == "/v1/chat/completions", generation, notes)
         if parsed.stream:
             self._metrics.answered(path, 200)
             events = self._events(answer, reply, with_usage=parsed.include_usage)
-            return StreamingResponse(events, media_type="text/event-stream")
+            return StreamingResponse(events, media_type="text/event-stream", headers=UNBUFFERED)
         return await self._whole(answer, reply, request)
 
     def _prepared(
@@ -152,10 +155,12 @@ class Service:
         Runs in a thread: a long prompt takes a second.
         """
         request = requests.parse(kind, body)
-        self._check_name(request.model)
+        self._check_name(request.model or self.name)
         with self._preparing:
-            prompt_ids = request.prompt_ids(self._tokenizer, control_tokens=self._control_tokens)
-            grammar, notes = request.grammar(self._grammars), request.notes(self._tokenizer)
+            prompt_ids = request.prompt_ids(
+                self._tokenizer, control_tokens=self._control_tokens, options=self._template_options
+            )
+            grammar, notes = request.grammar(self._grammars), request.notes(self._tokenizer, self._template_options)
         generation = generate(
             self._session,
             self._tokenizer,
@@ -197,12 +202,13 @@ class Service:
             self._arriving_bytes -= len(body)
         return bytes(body)
 
-    async def _whole(self, answer: _Answer, reply: Reply, request: Request) -> Response:
+    async def _whole(self, answer: Answer, reply: Reply, request: Request) -> Response:
         text, disconnect = asyncio.ensure_future(answer.text()), asyncio.ensure_future(_disconnected(request))
         try:
             await asyncio.wait({text, disconnect}, return_when=asyncio.FIRST_COMPLETED)
             answer.cancel.set()  # has no effect on a finished answer
             await text
+            reply.check_is_whole()
         except Exception as error:
             return await self._refuse(request, error)
         finally:
@@ -211,14 +217,15 @@ class Service:
         self._metrics.answered(request.url.path, 200)
         return JSONResponse(reply.whole())
 
-    async def _events(self, answer: _Answer, reply: Reply, *, with_usage: bool) -> AsyncIterator[str]:
+    async def _events(self, answer: Answer, reply: Reply, *, with_usage: bool) -> AsyncIterator[str]:
         try:
             yield reply.first()
             async for text in answer.pieces():
-                yield reply.piece(text)
+                yield reply.piece(text) if text else PING
+            reply.check_is_whole()
             yield reply.last(with_usage=with_usage)
         except Exception as error:
-            _, document = _refusal(error)
+            _, document = refusal(error)
             yield error_event(document)
         finally:  # also when the client has disconnected
             answer.cancel.set()
@@ -228,71 +235,29 @@ class Service:
     def _check_key(self, request: Request) -> None:
         if self._key is None:
             return
-        key = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(key.encode(), self._key.encode()):
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(key.encode(), self._key.encode()):
             raise HTTPException(401, "the API key is missing or wrong")
 
     def _check_name(self, name: str) -> None:
         if name != self.name:
-            raise HTTPException(404, f"there is no model {name[:80]!r} here; it is {self.name!r}")
+            raise NoModel(f"there is no model {name[:80]!r} here; it is {self.name!r}")
 
     async def _refuse_http(self, request: Request, error: HTTPException) -> Response:
         self._metrics.answered(request.url.path if request.url.path in KINDS else "other", error.status_code)
-        code = {401: "invalid_api_key", 404: "model_not_found"}.get(error.status_code)
-        document = error_document(error.detail, "invalid_request_error", code)
+        of_model = isinstance(error, NoModel)
+        code = "model_not_found" if of_model else {401: "invalid_api_key", 404: "not_found"}.get(error.status_code)
+        detail = error.detail
+        if error.status_code == 404 and not of_model:
+            detail = f"there is no {request.url.path[:80]!r} here; see docs/runtime.md"
+        document = error_document(detail, "invalid_request_error", code, "model" if of_model else None)
         return JSONResponse(document, error.status_code, headers=error.headers)
 
     async def _refuse(self, request: Request, error: Exception) -> Response:
-        status, document = _refusal(error)
+        status, document = refusal(error)
         self._metrics.answered(request.url.path, status)
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if isinstance(error, Busy) else {}
         return JSONResponse(document, status, headers=headers)
-
-
-class _Answer:
-    """The event loop's side of a job: receives its pieces from the worker's thread."""
-
-    def __init__(self, generation: Generation, cancel: threading.Event, metrics: Metrics) -> None:
-        self.cancel = cancel
-        loop = asyncio.get_running_loop()
-        self._received = asyncio.Queue[str | Exception | None]()  # None: the answer has ended
-
-        def put(item: str | Exception | None) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(self._received.put_nowait, item)
-
-        def end(failure: Exception | None) -> None:
-            metrics.generated(generation.statistics)
-            put(failure)
-
-        self.job = Job(generation, cancel, on_piece=put, on_end=end)
-
-    async def pieces(self) -> AsyncIterator[str]:
-        """All pieces received since the last one, joined. Raises the error that ended the answer."""
-        while True:
-            items = [await self._received.get()]
-            while not self._received.empty():
-                items.append(self._received.get_nowait())
-            if text := "".join(piece for piece in items if isinstance(piece, str)):
-                yield text
-            if isinstance(items[-1], Exception):
-                raise items[-1]
-            if items[-1] is None:
-                return
-
-    async def text(self) -> str:
-        """The whole text, once the answer has ended. Raises the error that ended it."""
-        return "".join([piece async for piece in self.pieces()])
-
-
-def _refusal(error: Exception) -> tuple[int, dict[str, Any]]:
-    """The HTTP status and the document of an error."""
-    if isinstance(error, Busy):
-        return 429, error_document(str(error), "rate_limit_error", "queue_full")
-    if isinstance(error, (InputError, MissingExtraError)):
-        return 400, error_document(str(error), "invalid_request_error")
-    message = str(error) if isinstance(error, MerinoError) else f"the engine failed ({type(error).__name__})"
-    return 500, error_document(message, "server_error")
 
 
 async def _disconnected(request: Request) -> None:

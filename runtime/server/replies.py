@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from merino_edge.runtime.generation import Generation
+from merino_edge.runtime.server.worker import Stopping
 
-# `context`: the cache is full. Nobody reads a cancelled answer, unless it was cancelled because the server ends.
-FINISH_REASONS = {"stop": "stop", "length": "length", "context": "length", "cancelled": "stop", None: None}
+# `context`: the cache is full. A cancelled answer has no such document: nobody reads it, or the server is stopping.
+FINISH_REASONS = {"stop": "stop", "length": "length", "context": "length", None: None}
 DONE = "data: [DONE]\n\n"
+PING = ": waiting\n\n"  # a comment, which clients leave out
 
 
 @dataclass
@@ -30,6 +32,11 @@ class Reply:
     notes: list[str] = field(default_factory=list)
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
+
+    def check_is_whole(self) -> None:
+        """Raise Stopping where the server cut the answer."""
+        if self.generation.finish_reason == "cancelled":
+            raise Stopping
 
     def whole(self) -> dict[str, Any]:
         """The document of a finished answer."""
@@ -90,9 +97,9 @@ class Reply:
         return f"data: {json.dumps({**self._document(choices, piece=True), **more}, ensure_ascii=False)}\n\n"
 
 
-def error_document(message: str, kind: str, code: str | None = None) -> dict[str, Any]:
+def error_document(message: str, kind: str, code: str | None = None, field: str | None = None) -> dict[str, Any]:
     """An error as OpenAI's clients expect it; `kind` is a type such as invalid_request_error."""
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    return {"error": {"message": message, "type": kind, "param": field, "code": code}}
 
 
 def error_event(document: dict[str, Any]) -> str:

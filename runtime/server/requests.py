@@ -1,16 +1,16 @@
 """Requests of clients: validates the two requests of OpenAI's API and turns them into a prompt and parameters.
 
-The fields `top_k`, `min_p`, `typical_p`, `repetition_penalty` and `regex` are additions to OpenAI's. A field that would
-change the answer but is not supported is refused by name, unless its value has no effect. Fields about the caller or
-the storage of answers are accepted and ignored. Missing fields get the defaults of `Sampling`: OpenAI's temperature of
-1 is too high for small models. Source: https://platform.openai.com/docs/api-reference.
+The fields `top_k`, `min_p`, `typical_p`, `repetition_penalty`, `regex` and `chat_template_kwargs` are added. A field
+that would change the answer but is not supported is refused by name, unless its value has no effect. Fields about the
+caller or the storage of answers are accepted and ignored. Missing fields get the defaults of `Sampling`: OpenAI's
+temperature of 1 is too high for small models. Source: https://platform.openai.com/docs/api-reference.
 """
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,7 +22,14 @@ from merino_edge.runtime.sampling_parameters import Sampling
 from merino_edge.tokenizer import Message, Tokenizer
 
 TOKEN_ID = re.compile("[0-9]{1,9}")
-UNUSED = ("user", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier")
+# About the caller, the storage of answers, or advice that this server does not need.
+UNUSED = frozenset(
+    [
+        *("user", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier"),
+        *("prompt_cache_retention", "reasoning_effort", "verbosity", "cache_prompt", "prediction"),
+        *("timings_per_token", "return_progress"),
+    ]
+)
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # fields that are not supported: values without an effect
     "n": (1,),
     "best_of": (1,),
@@ -39,8 +46,29 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {  # fields that are not supported: values
 }
 
 
+class FieldError(InputError):
+    """A field of a request cannot be used. `field` is its path."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}", "see docs/runtime.md")
+        self.field = field
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_asks_for_nothing(cls, value: Any) -> Any:
+        """Clients send back what they were sent, with fields such as `"refusal": null` and `"tool_calls": []`."""
+        if not isinstance(value, dict):
+            return value
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        return {
+            name: field
+            for name, field in value.items()
+            if field is not None and (name in known or field not in ("", [], {}))
+        }
 
 
 class TextPart(_Strict):
@@ -53,6 +81,12 @@ class ChatMessage(_Strict):
     content: str | list[TextPart]
     name: str | None = None  # no template here uses it
 
+    @model_validator(mode="before")
+    @classmethod
+    def _allow_a_silent_assistant(cls, value: Any) -> Any:
+        silent = isinstance(value, dict) and value.get("role") == "assistant" and value.get("content") is None
+        return {**value, "content": ""} if silent else value
+
     def to_message(self) -> Message:
         """The message for the chat template. Text parts are joined; a developer is the system."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
@@ -62,6 +96,7 @@ class ChatMessage(_Strict):
 class StreamOptions(_Strict):
     include_usage: bool = False
     include_obfuscation: bool = False  # accepted and ignored: no padding against eavesdroppers is added
+    continuous_usage_stats: bool = False  # accepted and ignored: the usage comes at the end
 
 
 class NamedSchema(_Strict):
@@ -79,7 +114,7 @@ class ResponseFormat(_Strict):
 class Request(_Strict, ABC):
     """The fields of both requests."""
 
-    model: str
+    model: str = ""  # the one that is served
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -103,7 +138,7 @@ class Request(_Strict, ABC):
         if not isinstance(value, dict):
             return value
         for name in NEUTRAL.keys() & value.keys():
-            if value[name] is not None and value[name] not in NEUTRAL[name]:
+            if value[name] not in (None, *NEUTRAL[name]):
                 raise ValueError(f"{name} is not served here")
         return {name: field for name, field in value.items() if name not in NEUTRAL and name not in UNUSED}
 
@@ -129,13 +164,17 @@ class Request(_Strict, ABC):
         return Sampling(**parameters)
 
     @abstractmethod
-    def prompt_ids(self, tokenizer: Tokenizer, *, control_tokens: bool = False) -> list[int]:
+    def prompt_ids(
+        self, tokenizer: Tokenizer, *, control_tokens: bool = False, options: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """The prompt's token ids. Special tokens in messages are text, unless `control_tokens`.
+
+        `options` of the chat template are the server's; the request's own come first.
 
         Raises InputError (no template, refused by the template, too long), ArtefactError (the template fails).
         """
 
-    def notes(self, tokenizer: Tokenizer) -> list[str]:
+    def notes(self, tokenizer: Tokenizer, options: Mapping[str, Any] | None = None) -> list[str]:
         """What the client should know of how its prompt was understood."""
         return []
 
@@ -162,16 +201,26 @@ class ChatRequest(Request):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=limits.MAX_MESSAGES)]
     max_completion_tokens: int | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     @property
     def token_limit(self) -> int:
         return super().token_limit if self.max_completion_tokens is None else self.max_completion_tokens
 
-    def prompt_ids(self, tokenizer: Tokenizer, *, control_tokens: bool = False) -> list[int]:
-        return tokenizer.encode_chat(self._messages(), control_tokens=control_tokens)
+    def prompt_ids(
+        self, tokenizer: Tokenizer, *, control_tokens: bool = False, options: Mapping[str, Any] | None = None
+    ) -> list[int]:
+        return tokenizer.encode_chat(
+            self._messages(), control_tokens=control_tokens, options=self._template_options(options)
+        )
 
-    def notes(self, tokenizer: Tokenizer) -> list[str]:
-        return ["the chat template leaves the system message out"] * tokenizer.drops_system(self._messages())
+    def notes(self, tokenizer: Tokenizer, options: Mapping[str, Any] | None = None) -> list[str]:
+        return ["the chat template leaves the system message out"] * tokenizer.drops_system(
+            self._messages(), self._template_options(options)
+        )
+
+    def _template_options(self, of_server: Mapping[str, Any] | None) -> dict[str, Any]:
+        return {**(of_server or {}), **(self.chat_template_kwargs or {})}
 
     def _messages(self) -> list[Message]:
         return [message.to_message() for message in self.messages]
@@ -182,7 +231,9 @@ class TextRequest(Request):
 
     prompt: str | list[str] | list[int]
 
-    def prompt_ids(self, tokenizer: Tokenizer, *, control_tokens: bool = False) -> list[int]:
+    def prompt_ids(
+        self, tokenizer: Tokenizer, *, control_tokens: bool = False, options: Mapping[str, Any] | None = None
+    ) -> list[int]:
         if isinstance(self.prompt, str):
             return tokenizer.encode(self.prompt)
         if self.prompt and isinstance(self.prompt[0], int):
@@ -201,4 +252,4 @@ def parse(kind: type[Request], body: bytes) -> Request:
         deepest = max(error.errors(include_url=False, include_input=False), key=lambda entry: len(entry["loc"]))
         where = ".".join(map(str, deepest["loc"]))
         message = deepest["msg"].removeprefix("Value error, ")
-        raise InputError(f"{where}: {message}" if where else message, "see docs/runtime.md") from None
+        raise (FieldError(where, message) if where else InputError(message, "see docs/runtime.md")) from None

@@ -23,6 +23,13 @@ class Busy(MerinoError):
     """The queue is full."""
 
 
+class Stopping(MerinoError):
+    """The server is stopping, so the answer is cut or does not begin."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is stopping", "ask again when it runs")
+
+
 @dataclass
 class Job:
     """An answer in the queue. Setting `cancel` ends it within one token, or removes it from the queue."""
@@ -56,9 +63,11 @@ class Worker:
         return self._thread.is_alive()
 
     def claim(self) -> None:
-        """Claim a place in the queue; `submit` or `release` must follow. Raises Busy where it is full."""
+        """Claim a place in the queue; `submit` or `release` must follow. Raises Busy where it is full, and Stopping."""
         with self._lock:
-            if self._closed or self.pending >= self._capacity:
+            if self._closed:
+                raise Stopping
+            if self.pending >= self._capacity:
                 raise Busy(f"{self.pending} answers are running or waiting", "ask again in a moment")
             self._claimed += 1
 
@@ -68,11 +77,11 @@ class Worker:
             self._claimed -= 1
 
     def submit(self, job: Job) -> None:
-        """Put a job into a claimed place. Raises Busy where the worker has been closed; the job is not called back."""
+        """Put a job into a claimed place. Raises Stopping where the worker has been closed."""
         with self._lock:
             self._claimed -= 1
             if self._closed:
-                raise Busy("the server ends", "ask again in a moment")
+                raise Stopping
             self._pending[id(job)] = job
             self._jobs.put(job)
 

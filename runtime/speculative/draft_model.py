@@ -24,7 +24,7 @@ class DraftModel:
     free = False
 
     def __init__(self, engine: Engine) -> None:
-        self._session = Session(engine)
+        self._session = Session(engine, exact=False)  # a draft may be any
         self._ids: list[int] = []
 
     @staticmethod

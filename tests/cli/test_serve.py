@@ -15,7 +15,12 @@ from helpers.warm_python import warm_merino
 from merino_edge import limits
 
 
-def test_the_verb_serves_until_it_is_told_to_end(bundle_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGINT, 130, "merino-edge: interrupted"), (signal.SIGTERM, 0, "")]
+)
+def test_the_verb_serves_until_it_is_told_to_end(
+    bundle_path: Path, number: signal.Signals, code: int, said: str
+) -> None:
     command = [warm_merino(), "serve", str(bundle_path), "--port", "0", "--name", "small"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as program:
         assert program.stderr is not None
@@ -26,9 +31,9 @@ def test_the_verb_serves_until_it_is_told_to_end(bundle_path: Path) -> None:
                 model="small", prompt="fox", stream=True, max_tokens=limits.MAX_NEW_TOKENS
             )
             next(iter(endless))
-            program.send_signal(signal.SIGINT)
-        assert program.wait(PATIENCE_SECONDS) == 130
-        assert program.stderr.read().strip() == "merino-edge: interrupted"
+            program.send_signal(number)
+        assert program.wait(PATIENCE_SECONDS) == code
+        assert program.stderr.read().strip() == said
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,7 @@ def test_words_of_each_kind_of_tokenizer(pre: str, pieces: list[str], tmp_path: 
         ({"family": "mamba"}, "architecture 'mamba'"),
         ({"pre": "viking"}, "kind 'viking'"),
         ({"more": {"llama.expert_count": 8}}, "llama.expert_count"),
-        ({"more": {"llama.rope.scaling.type": "yarn"}}, "llama.rope.scaling.type yarn"),
+        ({"more": {"llama.rope.scaling.type": "ntk"}}, "llama.rope.scaling.type ntk"),
         ({"more": {"llama.rope.dimension_count": 4}}, "llama.rope.dimension_count 4"),
         ({"extra_tensor": "rope_freqs.bias"}, "rope_freqs.bias has no place"),
         ({"extra_tensor": "blk.0.attn_q_norm.weight"}, "attn_q_norm.weight has no place"),

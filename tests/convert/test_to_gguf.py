@@ -184,6 +184,14 @@ def _odd_tokenizer(path: Path) -> None:
             "no family of GGUF has .*; the nearest, .*, has .*; run it as a bundle",
         ),
         (lambda path: _save(path, dataclasses.replace(GPT2, position_offset=2)), "position_offset 2"),
+        (  # llama.cpp loads no such tensors of this family
+            lambda path: _save(path, dataclasses.replace(SHAPES["olmo2"], tied_head=True)),
+            "has tied_head True; the nearest, olmo2, has tied_head False",
+        ),
+        (
+            lambda path: _save(path, dataclasses.replace(SHAPES["olmo2"], blocks=(Block(32, 2, 4, 2, 64),))),
+            "has head_dim 16; the nearest, olmo2, has head_dim 8",
+        ),
         (
             lambda path: _save(path, dataclasses.replace(LLAMA, blocks=TWO_WIDTHS)),
             "ffn_width is 48 in blocks",

@@ -32,6 +32,7 @@ class Gated:
     def __init__(self, engine: Engine) -> None:
         self._engine, self.vocab_size = engine, engine.vocab_size
         self.max_positions, self.max_rows = engine.max_positions, engine.max_rows
+        self.prompt_grid = engine.prompt_grid
         self.gate, self.steps, self.delay_s, self.failure = threading.Event(), 0, 0.0, None
         self.gate.set()
 

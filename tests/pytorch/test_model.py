@@ -122,6 +122,15 @@ def test_weights_survive_a_round_trip(a: Architecture) -> None:
         assert torch.equal(copy(tokens), model(tokens))
 
 
+def test_a_copy_has_memory_of_its_own_and_a_model_that_is_only_run_has_none() -> None:
+    a = Architecture(64, 16, 16, 8, (Block(16, 1, 2, 2, 32),))
+    weights = Model(a).to_weights()
+    copy, shared = (Model.from_weights(a, weights, copy=copied) for copied in (True, False))
+    weights["embedding.weight"][:] = 7
+    assert (shared.embedding.weight == 7).all()
+    assert not (copy.embedding.weight == 7).any()
+
+
 def test_what_does_not_fit_is_refused() -> None:
     a = Architecture(64, 16, 16, 8, (Block(16, 1, 2, 2, 32),))
     model = Model(a)

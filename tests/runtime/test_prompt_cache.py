@@ -86,7 +86,7 @@ def test_tensorrt_and_onnx_runtime_read_each_others_files(
     (a, weights), target = small_model, Target.named("rtx", "fp16", lowering)
     stored = store(a, weights, target)
     graphs = {count: to_bytes(build_stored(a, stored, target, a.max_positions, count)) for count in (64, 150, 320)}
-    opened, ids = bundle.load(bundle_path), np.random.default_rng(0).integers(a.vocab_size, size=120).tolist()
+    opened, ids = bundle.load(bundle_path), np.random.default_rng(0).integers(a.vocab_size, size=200).tolist()
     engines: dict[str, Callable[[], CacheEngine]] = {
         "tensorrt": lambda: TensorRtEngine("any", graphs, a),
         "cpu": lambda: OnnxEngine(graphs[320], a, 320, 1),
@@ -97,19 +97,19 @@ def test_tensorrt_and_onnx_runtime_read_each_others_files(
             session = Session(engine)
             session.prefill(ids[:-20])
             logits.append(np.copy(session.prefill(ids)))
-            prompt_cache.save(tmp_path / name, session, 110, opened)
-            files[name] = engine.read_cache(110)
+            prompt_cache.save(tmp_path / name, session, 180, opened)
+            files[name] = engine.read_cache(180)
     for ours, theirs in zip(*files.values(), strict=True):
         np.testing.assert_allclose(ours.astype(np.float32), theirs.astype(np.float32), rtol=0, atol=0.02)
     for name, reader in itertools.product(files, engines):
         with closing(engines[reader]()) as engine:
             session = Session(engine)
-            assert prompt_cache.load(tmp_path / name, session, opened) == 110
-            for written, read in zip(files[name], engine.read_cache(110), strict=True):
+            assert prompt_cache.load(tmp_path / name, session, opened) == 180
+            for written, read in zip(files[name], engine.read_cache(180), strict=True):
                 np.testing.assert_array_equal(written, read)
             run = monitored_tokens(engine)
             got = session.prefill(ids)
-            assert sum(run) == 10
+            assert sum(run) == 200 - engine.prompt_grid
             np.testing.assert_allclose(got, logits[0], rtol=0, atol=0.01 * np.abs(logits[0]).max())
 
 
@@ -122,7 +122,7 @@ def monitored_tokens(engine: CacheEngine) -> list[int]:
 
 
 def test_an_engine_without_a_readable_cache_is_refused(engine: Engine, bundle_path: Path, tmp_path: Path) -> None:
-    session = Session(SimpleNamespace(forward=engine.forward))  # type: ignore[arg-type]
+    session = Session(SimpleNamespace(forward=engine.forward, prompt_grid=4))  # type: ignore[arg-type]
     session.prefill([1, 2, 3])
     with pytest.raises(UnsupportedError, match="cannot save its cache"):
         prompt_cache.save(tmp_path / "cache", session, 3, bundle.load(bundle_path))
@@ -178,4 +178,4 @@ def test_the_verb_saves_a_prompt_and_loads_it(
         documents.append(json.loads(capsys.readouterr().out))
     assert documents[0]["text"] == documents[1]["text"]
     reused = [document["statistics"]["reused_tokens"] for document in documents]
-    assert reused == [0, documents[0]["prompt_tokens"] - 1]
+    assert reused == [0, (documents[0]["prompt_tokens"] - 1) // 2 * 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from helpers.served import CHAT, HELLO, TEXT, ask, serving
 from merino_edge import limits
 from merino_edge.runtime.open_bundle import open_engine
+from merino_edge.runtime.server import requests
 from merino_edge.runtime.server.app import Service
 from merino_edge.tokenizer import Tokenizer
 
@@ -52,6 +54,8 @@ GOOD = {"model": "small", "messages": HELLO, "max_tokens": 2}
         ({"stop": [""]}, "stop string is empty"),
         ({"stop": ["a"] * 65}, "65 stop strings"),
         ({"n": 2}, "n is not served"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "does not read 'enable_thinking'"),
+        ({"chat_template_kwargs": [1]}, "chat_template_kwargs"),
         ({"tools": [{"type": "function"}]}, "tools is not served"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "json_schema is missing"),
@@ -124,3 +128,11 @@ def test_a_key_is_required_where_one_is_set(bundle_path: Path, tokenizer: Tokeni
         with openai.OpenAI(base_url=f"{where}/v1", api_key="sesame", max_retries=0) as right:
             assert ask(right).choices[0].finish_reason == "length"
     own.close()
+
+
+def test_a_requests_template_options_come_before_the_servers(tokenizer: Tokenizer) -> None:
+    template = "{{ messages[0].content }}{{ mode }}{{ other }}"
+    asked = tokenizer.with_chat(dataclasses.replace(tokenizer.chat, chat_template=template, bos_token_id=None))
+    request = requests.parse(requests.ChatRequest, json.dumps(GOOD | {"chat_template_kwargs": {"mode": "b"}}).encode())
+    ids = request.prompt_ids(asked, options={"mode": "a", "other": "c"})
+    assert ids == asked.encode(HELLO[0]["content"] + "bc")
