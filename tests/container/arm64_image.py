@@ -59,8 +59,10 @@ print("imported by the runtime:", [name for name in ("torch", "onnx", "onnx_ir")
 # In NVIDIA's place: the CUDA compiler that the skipped step installs, by the build argument CUDA.
 NVRTC = {"12": "nvidia-cuda-nvrtc-cu12==12.*", "13": "nvidia-cuda-nvrtc==13.*"}
 STOOD_IN_FOR = ("CUDA on the GPU", "CUDA's compiler", "KV scatter kernel", "top-k kernel", "CUDA graphs", "TensorRT")
-ASK = ("--raw", "--prompt", "One morning", "--max-tokens", "40", "--threads", "1")
+BUNDLE = "/bundles/model"
+ASK = ("--prompt", "One morning", "--max-tokens", "40", "--threads", "1")
 GREEDY, DRAWN = ("--greedy",), ("--seed", "1")  # in a draw one other token changes all that follow
+LAMB = ("run", "lamb", "--prompt", "Tell me a story about a dog.", *ASK[2:], "--cpu", *GREEDY)  # of the package
 
 
 class Log:
@@ -217,48 +219,64 @@ def walk(image: Image, bundle: Path, log: Log) -> int:
     release = f"TENSORRT={image.variables['TENSORRT']}"
     stand_in = ["env", release, python, "/opt/tests/container/stand_in_board.py"]
     profile = ["profile", "--space", "demo", "--precision", "int8", "--quick", "--dry-run", "--out", "/tables/t.jsonl"]
-    answers: dict[tuple[str, ...], list[str]] = {way: [] for way in (GREEDY, DRAWN)}
+    generate, run = ["generate", BUNDLE, "--raw", *ASK], ["run", BUNDLE, *ASK, *GREEDY]
+    asked = {
+        "greedy, TensorRT's stand-in": [*stand_in, *generate, *GREEDY],
+        "drawn, TensorRT's stand-in": [*stand_in, *generate, *DRAWN],
+        "run, TensorRT's stand-in": [*stand_in, *run],
+        "greedy, the image's CPU": [*entry, *generate, "--cpu", *GREEDY],
+        "drawn, the image's CPU": [*entry, *generate, "--cpu", *DRAWN],
+        "run, the image's CPU": [*entry, *run, "--cpu"],
+        "run lamb, the image's CPU": [*entry, *LAMB],
+    }
     commands = [
         (["id"], 0),
         ([*entry, "doctor"], 0),
-        ([*entry, "show", "/bundles/model"], 0),
+        ([*entry, "show", BUNDLE], 0),
         ([*entry, *profile], 0),
-        (["touch", "/bundles/model/manifest.json"], 1),  # it is read-only
-        ([*entry, "build", "/bundles/model"], 7),  # no TensorRT here
+        (["touch", f"{BUNDLE}/manifest.json"], 1),  # it is read-only
+        ([*entry, "build", BUNDLE], 7),  # no TensorRT here
         ([*stand_in, "doctor"], 0),
         ([*stand_in, *profile, "--backend", "tensorrt"], 0),
-        ([*stand_in, "build", "/bundles/model"], 0),
+        ([*stand_in, "build", BUNDLE], 0),
         (["ls", "-l", "/engines"], 0),
-        *(([*stand_in, "generate", "/bundles/model", *ASK, *way], 0) for way in (GREEDY, DRAWN)),
-        *(([*entry, "generate", "/bundles/model", "--cpu", *ASK, *way], 0) for way in (GREEDY, DRAWN)),
+        *((command, 0) for command in asked.values()),
         ([python, "-c", TORCH_FREE], 0),
     ]
     failed = 0
+    answers = dict[str, str]()
     for command, code in commands:
         began = time.monotonic()
-        done = image.run(command, separate="generate" in command)
+        name = next((name for name, one in asked.items() if one is command), "")
+        done = image.run(command, separate=bool(name))
         failed += done.returncode != code
         if command == [*stand_in, "doctor"]:
             failed += sum(
-                not re.search(rf"^  {name}( .NVRTC.)? +on ", done.stdout, re.MULTILINE) for name in STOOD_IN_FOR
+                not re.search(rf"^  {feature}( .NVRTC.)? +on ", done.stdout, re.MULTILINE) for feature in STOOD_IN_FOR
             )
+        if name:
+            answers[name] = done.stdout
         shown = "python (what the runtime imports)" if command[-1] == TORCH_FREE else shlex.join(command)
-        for way in (GREEDY, DRAWN):
-            if "generate" in command and tuple(command[-len(way) :]) == way:
-                answers[way].append(done.stdout)
         output = f"{done.stdout.rstrip()}\n{done.stderr or ''}".rstrip()
         log(f"\n$ {shown}\n{output}\n[exit {done.returncode}, {time.monotonic() - began:.0f} s]")
-    here = [sys.executable, "-m", "merino_edge", "generate", str(bundle), "--cpu", *ASK, *GREEDY]
-    expected = subprocess.run(here, stdout=subprocess.PIPE, text=True, check=True, cwd=REPOSITORY).stdout
+
+    def here(*command: str) -> str:
+        said = [sys.executable, "-m", "merino_edge", *command]
+        return subprocess.run(said, stdout=subprocess.PIPE, text=True, check=True, cwd=REPOSITORY).stdout
+
+    greedy = here("generate", str(bundle), "--raw", *ASK, "--cpu", *GREEDY)
     # Two processors round differently, so a draw may differ between them (docs/container-log.md), but not in the image.
-    for name, answer, wanted in (
-        ("greedy, TensorRT's stand-in and this machine", answers[GREEDY][0], expected),
-        ("greedy, the image's CPU and this machine", answers[GREEDY][1], expected),
-        ("drawn, TensorRT's stand-in and the image's CPU", *answers[DRAWN]),
+    for name, place, wanted in (
+        ("greedy, TensorRT's stand-in", "this machine", greedy),
+        ("greedy, the image's CPU", "this machine", greedy),
+        ("run, TensorRT's stand-in", "this machine", greedy),
+        ("run, the image's CPU", "this machine", greedy),
+        ("run lamb, the image's CPU", "this machine", here(*LAMB)),
+        ("drawn, TensorRT's stand-in", "the image's CPU", answers["drawn, the image's CPU"]),
     ):
-        same = answer == wanted and bool(answer.strip())
+        same = answers[name] == wanted and bool(wanted.strip())
         failed += not same
-        log(f"{name}: " + ("the same answer" if same else f"{answer!r} IS NOT {wanted!r}"))
+        log(f"{name} and {place}: " + ("the same answer" if same else f"{answers[name]!r} IS NOT {wanted!r}"))
     return failed
 
 
