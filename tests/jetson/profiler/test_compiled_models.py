@@ -219,7 +219,8 @@ def test_the_estimate_counts_what_is_still_to_compile(folder: Path, tiny_space: 
     distinct = {a for probe in prepared.plan.probes for a in probe.models} | {prepared.timer.reference_model}
     assert models.compiled + len(left) == len(distinct) and models.compiled == 2  # the smallest and the largest
     seconds = prepared.compile_seconds(left)
-    assert prepared.estimate.compile_s > 0.1 and seconds >= len(left) * prepared.estimate.compile_s
+    least = len(left) * prepared.estimate.compile_s  # where size costs nothing, the sum differs from it by rounding
+    assert prepared.estimate.compile_s > 0.1 and seconds >= least * (1 - 1e-9)
     assert prepared.seconds > seconds
     assert left[0].parameters == max(a.parameters for a in left)
     for a in left[-2:]:
