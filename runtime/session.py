@@ -28,7 +28,7 @@ class Session:
         self.ids: list[int] = []
         self.prompt_length = 0  # of `ids`, those whose bits are those of a prompt
         self._exact, self._grid = exact, engine.prompt_grid if exact else 1
-        self._in_pairs = self._grid == 2
+        self._in_pairs, self._piece = self._grid == 2, PREFILL_CHUNK if self._grid <= 2 else self._grid
         self.topk_engine = engine if isinstance(engine, TopKEngine) else None
 
     def prefill(self, ids: Sequence[int], cancel: threading.Event | None = None) -> Logits | None:
@@ -42,7 +42,7 @@ class Session:
         while start < len(ids):
             if cancel is not None and cancel.is_set():
                 return None
-            piece = ids[start : start + (PREFILL_CHUNK if self._grid <= 2 else self._grid)]
+            piece = ids[start : start + self._piece]
             if self._in_pairs and len(piece) % 2 and len(piece) > LONGEST_ODD:
                 piece = piece[: LONGEST_ODD + 1]
             self.cut(start)

@@ -6,7 +6,7 @@ no family.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 from merino_edge.architecture import Ffn
@@ -104,16 +104,26 @@ class Config:
             raise ArtefactError(f"{self.where}: {name} is {value!r}, not a window", "download it again")
         return value
 
-    def sliding(self, layers: int, default: Callable[[int], bool]) -> list[bool]:
-        """Which layers have a sliding window, by `layer_types`; where that is missing, by `default`."""
+    def layer_types(self, layers: int, known: Sequence[str]) -> list[str] | None:
+        """The kind of each layer, of those `known`; None where `layer_types` is missing.
+
+        Raises UnsupportedError, ArtefactError.
+        """
         kinds = self.values.get("layer_types")
         if kinds is None:
-            return [default(layer) for layer in range(layers)]
+            return None
         if not isinstance(kinds, list) or len(kinds) != layers:
             raise ArtefactError(f"{self.where}: layer_types is no list of {layers} kinds", "download it again")
         for kind in kinds:
-            if kind not in (FULL, SLIDING):
+            if kind not in known:
                 raise UnsupportedError(f"{self.where}: layer_types {kind!r} is not supported", CHOOSE)
+        return kinds
+
+    def sliding(self, layers: int, default: Callable[[int], bool]) -> list[bool]:
+        """Which layers have a sliding window, by `layer_types`; where that is missing, by `default`."""
+        kinds = self.layer_types(layers, (FULL, SLIDING))
+        if kinds is None:
+            return [default(layer) for layer in range(layers)]
         if SLIDING in kinds and self.values.get("sliding_window", 0) is None:
             raise ArtefactError(f"{self.where}: layer_types has {SLIDING}, sliding_window is null", "download it again")
         return [kind == SLIDING for kind in kinds]

@@ -81,12 +81,16 @@ def chosen_gguf(name: HubName, ggufs: Sequence[str]) -> list[str]:
     # "Q4_K" is also in Q4_K_M: an own word goes first.
     words = [file for file in meant if re.search(rf"(^|[.-]){re.escape(name.file)}(?=[.-])", file, re.IGNORECASE)]
     found = exact or words or meant
-    models = sorted({re.sub(r"-\d{5}-of-\d{5}(?=\.gguf$)", "", file) for file in found})
-    if len(models) == 1:
+    if len(_models(found)) == 1:
         return sorted(found)
-    listed = sorted({re.sub(r"-\d{5}-of-\d{5}(?=\.gguf$)", "", file) for file in ggufs})
+    listed = _models(ggufs)
     if not listed:
         raise InputError(f"{name.repository} holds no GGUF files", f"leave :{name.file} out")
     choices = ", ".join(f"{name.repository}:{file}" for file in listed[:20])
     what = f"no one file is named {name.file!r}" if name.file else "it holds several models"
     raise InputError(f"{name.repository}: {what}", f"choose one: {choices}")
+
+
+def _models(files: Sequence[str]) -> list[str]:
+    """The models of GGUF files, each by one name, whatever number of parts it has."""
+    return sorted({re.sub(r"-\d{5}-of-\d{5}(?=\.gguf$)", "", file) for file in files})

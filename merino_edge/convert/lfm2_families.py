@@ -11,13 +11,13 @@ import dataclasses
 from typing import Any
 
 from merino_edge.architecture import Architecture
-from merino_edge.convert.config import CHOOSE, FULL, Config
+from merino_edge.convert.config import FULL, Config
 from merino_edge.convert.family import Family, Fields, by_convolution
 from merino_edge.convert.folding import Folding
 from merino_edge.convert.layouts import LFM2_LAYOUT, fuse_lfm2
 from merino_edge.convert.llama_like import PREFIXES, read_llama, rope_folding, rope_parameters
 from merino_edge.convert.rotary_scaling import Rope
-from merino_edge.errors import ArtefactError, UnsupportedError
+from merino_edge.errors import ArtefactError
 
 _LFM2 = Fields(kv_heads="num_key_value_heads", head_dim="head_dim", norm_epsilon="norm_eps")
 CONVOLUTION = "conv"  # of layer_types
@@ -43,17 +43,12 @@ def _renamed(c: Config) -> Config:
 
 def _convolutions(c: Config, layers: int) -> list[bool]:
     """Which layers have a convolution in place of attention. Raises UnsupportedError, ArtefactError."""
-    kinds, attends = c.values.get("layer_types"), c.values.get("full_attn_idxs")
+    kinds, attends = c.layer_types(layers, (FULL, CONVOLUTION)), c.values.get("full_attn_idxs")
     if kinds is None:
         attends = list(range(layers)) if attends is None else attends
         if not isinstance(attends, list) or any(type(layer) is not int for layer in attends):
             raise ArtefactError(f"{c.where}: full_attn_idxs is no list of layers", "download it again")
         kinds = [FULL if layer in set(attends) else CONVOLUTION for layer in range(layers)]
-    if not isinstance(kinds, list) or len(kinds) != layers:
-        raise ArtefactError(f"{c.where}: layer_types is no list of {layers} kinds", "download it again")
-    for kind in kinds:
-        if kind not in (FULL, CONVOLUTION):
-            raise UnsupportedError(f"{c.where}: layer_types {kind!r} is not supported", CHOOSE)
     return [kind == CONVOLUTION for kind in kinds]
 
 
