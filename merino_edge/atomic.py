@@ -56,6 +56,10 @@ def remove(path: Path) -> None:
     """Remove a file or a folder with all that is in it, as far as it can be."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # rmtree holds two handles for each level, and there may be one left
+            for name in os.listdir(path):
+                remove(path / name)
+            path.rmdir()
     else:
         with contextlib.suppress(OSError):
             path.unlink()

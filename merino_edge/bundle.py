@@ -43,7 +43,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from merino_edge import artefact, onnx_graph, wrong_kind
+from merino_edge import artefact, atomic, onnx_graph, wrong_kind
 from merino_edge.architecture import Architecture
 from merino_edge.bundle_forms import Manifest
 from merino_edge.errors import ArtefactError
@@ -158,6 +158,7 @@ def add_engine(
     unnamed = {file.name for file in bundle.path.glob(ENGINES)} - files.keys()
     for old in {*removed, *unnamed}:
         (bundle.path / old).unlink(missing_ok=True)
+    atomic.sweep(bundle.path)  # another compilation has another hash, and so another hidden name
     return changed
 
 

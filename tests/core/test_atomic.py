@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import multiprocessing
 import os
+import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +103,28 @@ def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2 and (out / "text").read_text() == "old"
     made(out, "new")
     assert list(tmp_path.iterdir()) == [out] and (out / "text").read_text() == "new"
+
+
+def use_almost_all_handles(path: Path) -> None:
+    """Remove `path` while one handle is left."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    held = []
+    with contextlib.suppress(OSError):
+        while True:
+            held.append(open(os.devnull))  # noqa: SIM115
+    held.pop().close()
+    atomic.remove(path)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_folder_goes_with_one_handle_that_is_left(tmp_path: Path) -> None:
+    for folder in ("gone", "gone/within"):
+        (tmp_path / folder).mkdir()
+        fill(tmp_path / folder, "text")
+    (tmp_path / "gone" / "link").symlink_to(made(tmp_path / "kept", "text"))
+    killed(use_almost_all_handles, tmp_path / "gone")
+    assert list(tmp_path.iterdir()) == [tmp_path / "kept"]
+    assert (tmp_path / "kept" / "text").read_text() == "text"
 
 
 def test_without_an_exchange_the_old_folder_comes_back(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.smallest_graph import SMALLEST_GRAPH
-from merino_edge import artefact, bundle
+from merino_edge import artefact, atomic, bundle
 from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import ArtefactError
 
@@ -47,6 +47,13 @@ def test_what_a_killed_build_left_is_removed_by_the_next(made: bundle.Bundle) ->
     loaded = bundle.add_engine(loaded, b"two", {"capability": "SM86"}, same)
     files = {path.name for path in made.path.iterdir()} - {*bundle.REQUIRED_FILES, "manifest.json"}
     assert files == {*(entry["file"] for entry in loaded.engines), "engine-mine.plan", "engine-0123456789ab.txt"}
+
+
+def test_a_build_that_was_killed_while_it_wrote_leaves_nothing(made: bundle.Bundle) -> None:
+    dead = atomic.hidden_name(made.path / "engine-0123456789ab.plan").name.replace(f".{os.getpid()}-", ".4194304-")
+    (made.path / dead).write_bytes(b"half")
+    bundle.add_engine(made, b"another", {"capability": "SM89"}, same)
+    assert not (made.path / dead).exists()
 
 
 @pytest.mark.parametrize("when", ["writing the engine", "writing the manifest"])
