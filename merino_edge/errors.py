@@ -102,8 +102,12 @@ def mapping_failure(error: BaseException) -> MerinoError | MemoryError | None:
 
     glibc says the same where there is too little address space and where the library's file system is mounted noexec.
     """
+    if not isinstance(error, ImportError | OSError):
+        return None
+    if "cannot map zero-fill pages" in str(error):
+        return MemoryError()
     path, says, _ = str(error).partition(": failed to map segment")
-    if not says or not isinstance(error, ImportError | OSError):
+    if not says:
         return None
     with suppress(OSError, ValueError):
         if os.statvfs(path).f_flag & os.ST_NOEXEC:

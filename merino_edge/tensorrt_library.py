@@ -6,6 +6,7 @@ where an ONNX parser hides what it takes. What keeps a library from being used i
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import re
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 from merino_edge.errors import MissingExtraError, UnsupportedError, mapping_failure
 
 TENSORRT, RTX = "tensorrt", "tensorrt_rtx_bindings"
+RTX_LIBRARIES = "tensorrt_rtx_libs"  # the package of the RTX wheel's libraries
 EXTRAS = {TENSORRT: "tensorrt", RTX: "rtx"}  # pip extra by module
 NO_REASON = "no reason given"
 VENV = "python3 -m venv --system-site-packages VENV"
@@ -71,11 +73,27 @@ def load(library: str) -> tuple[Any, Any]:
     try:
         trt = import_module(library)
     except (ImportError, OSError) as error:
-        if (unmapped := mapping_failure(error)) is not None:
+        if (unmapped := mapping_failure(_of_own_library(error))) is not None:
             raise unmapped from None
         raise UnsupportedError(f"{library} cannot be imported ({error})", _import_hint(library, error)) from None
 
     return trt, new_log(trt)
+
+
+def _of_own_library(error: Exception) -> Exception:
+    """What keeps a library of the RTX wheel from being loaded, where the bindings only say that they lack it.
+
+    The wheel loads its libraries itself, and swallows why one cannot be loaded.
+    """
+    lacking = re.match(r"(lib[\w.]+): cannot open shared object file", str(error))
+    wheel = find_spec(RTX_LIBRARIES)
+    for folder in (wheel.submodule_search_locations if lacking and wheel else None) or []:
+        if lacking and (file := Path(folder, lacking[1])).is_file():
+            try:
+                ctypes.CDLL(str(file))
+            except OSError as its_own:
+                return its_own
+    return error
 
 
 def new_log(trt: Any) -> Any:

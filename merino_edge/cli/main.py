@@ -19,6 +19,7 @@ from merino_edge.cli.verbs import DEBUG_HELP, MAX_HELP_COLUMNS, ClosedPipe, Verb
 from merino_edge.errors import Interrupted, MerinoError, mapping_failure
 
 NO_MEMORY = "allocate"  # PyTorch's word
+NO_PRIMITIVE = "could not create a primitive"  # oneDNN's words where its memory is limited
 NO_THREAD = "can't start new thread"  # Python's words: memory is short, or a container may have no more processes
 CLOSED_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 
@@ -84,6 +85,13 @@ def _open_what_is_closed() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  it stays open
 
 
+def _lacks_memory(text: str) -> bool:
+    """Whether a library's words mean that it got no memory."""
+    from merino_edge.cli import little_memory
+
+    return NO_MEMORY in text or (NO_PRIMITIVE in text and little_memory.limit_bytes() is not None)
+
+
 def _one_line(error: BaseException) -> str:
     """What happened and what to do next. File names and file contents in it cannot steer the terminal."""
     error = mapping_failure(error) or error
@@ -94,7 +102,7 @@ def _one_line(error: BaseException) -> str:
     elif isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         text = f"{where}{error.strerror or error}; check the path and the disk"
-    elif isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY in text):
+    elif isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _lacks_memory(text)):
         text = "out of memory; use a smaller model, batch or context"
     elif isinstance(error, RuntimeError) and NO_THREAD in text:
         text = "no thread can be started; free memory, or raise ulimit -u or the container's --pids-limit"

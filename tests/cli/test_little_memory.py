@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -63,11 +64,19 @@ def test_an_abort_leaves_no_lock_behind_a_link(tmp_path: Path) -> None:
         MemoryError(),
         RuntimeError("DefaultCPUAllocator: can't allocate memory"),
         ImportError("x.so: failed to map segment from shared object"),
+        ImportError("x.so: cannot map zero-fill pages"),
     ],
 )
 def test_what_libraries_say_without_memory_is_called_so(error: BaseException) -> None:
     assert _one_line(error) == "out of memory; use a smaller model, batch or context"
     assert _one_line(ValueError(str(error))).startswith("unexpected ValueError")
+
+
+def test_onednn_without_memory_is_called_so_where_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = RuntimeError("could not create a primitive")
+    assert _one_line(error).startswith("unexpected RuntimeError (could not create a primitive)")
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (2**30, 2**30))
+    assert _one_line(error) == "out of memory; use a smaller model, batch or context"
 
 
 @pytest.mark.parametrize("kind", [ImportError, OSError])

@@ -13,7 +13,7 @@ import pytest
 from merino_edge import tensorrt_library
 from merino_edge.errors import MerinoError, MissingExtraError, UnsupportedError
 from merino_edge.export.tensorrt import use_timing_cache
-from merino_edge.tensorrt_library import RTX, TENSORRT, install_hint, load, start
+from merino_edge.tensorrt_library import RTX, RTX_LIBRARIES, TENSORRT, install_hint, load, start
 
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 NULL = "pybind11::init(): factory function returned nullptr"
@@ -48,6 +48,29 @@ def test_bindings_whose_library_the_host_does_not_give_name_the_runtime(
     (tmp_path / "tensorrt" / "__init__.py").write_text("from .tensorrt import *")
     said = refusal_of_import(tmp_path, monkeypatch)
     assert "libnvdla_compiler.so" in said.message and "--runtime nvidia" in said.hint
+
+
+def test_a_library_of_the_wheel_that_gets_no_memory_is_no_missing_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wheel's own loader swallows that; a library too large for any address space says the same here."""
+    for package in (RTX, RTX_LIBRARIES):
+        (tmp_path / package).mkdir()
+        monkeypatch.delitem(sys.modules, package, raising=False)
+    missing = "raise ImportError('libhuge.so.1: cannot open shared object file: No such file or directory')"
+    (tmp_path / RTX / "__init__.py").write_text(missing)
+    (tmp_path / RTX_LIBRARIES / "__init__.py").write_text("")
+    compiler = shutil.which("cc") or pytest.skip("needs a compiler")
+    (tmp_path / "huge.c").write_text('char huge[1L << 46] __attribute__((section(".bss")));')
+    huge = tmp_path / RTX_LIBRARIES / "libhuge.so.1"
+    subprocess.run([compiler, "-shared", "-fPIC", "-mcmodel=large", "-o", huge, tmp_path / "huge.c"], check=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MemoryError):
+        load(RTX)
+    huge.unlink()
+    monkeypatch.delitem(sys.modules, RTX, raising=False)
+    with pytest.raises(UnsupportedError, match="cannot be imported"):
+        load(RTX)
 
 
 @pytest.mark.parametrize(
