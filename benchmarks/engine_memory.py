@@ -32,17 +32,18 @@ TARGET = "rtx"
 
 def log_lines(lines: list[str]) -> Any:
     """A stand-in for `tensorrt_library.new_log` that also keeps the lines about memory."""
+    usual = tensorrt_library.new_log
 
     def new_log(trt: Any) -> Any:
-        class Log(trt.ILogger):  # type: ignore[misc,name-defined]
-            first = tensorrt_library.NO_REASON
-
+        class Log(type(usual(trt))):  # type: ignore[misc]
             def log(self, severity: Any, message: str) -> None:
                 if re.match(r"Total (Activation|Weights) Memory", message):
                     lines.append(message)
+                super().log(severity, message)
 
             def forget(self) -> None:
                 lines.clear()
+                super().forget()
 
         return Log()
 

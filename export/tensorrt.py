@@ -133,7 +133,7 @@ def build_engine(
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise UnsupportedError(
-            f"TensorRT {trt.__version__} cannot compile the graph: {log.first}",
+            f"TensorRT {trt.__version__} cannot compile the graph: {log.reason()}",
             "export it again with --lowering primitive" if native else "choose another --precision or less --context",
         )
     return Engine(

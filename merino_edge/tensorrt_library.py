@@ -22,6 +22,7 @@ TENSORRT, RTX = "tensorrt", "tensorrt_rtx_bindings"
 RTX_LIBRARIES = "tensorrt_rtx_libs"  # the package of the RTX wheel's libraries
 EXTRAS = {TENSORRT: "tensorrt", RTX: "rtx"}  # pip extra by module
 NO_REASON = "no reason given"
+NO_MEMORY = "std::bad_alloc"  # in what the C++ library says, of this machine's memory, not the GPU's
 VENV = "python3 -m venv --system-site-packages VENV"
 
 
@@ -106,6 +107,12 @@ def new_log(trt: Any) -> Any:
             if severity <= trt.ILogger.Severity.ERROR and self.first == NO_REASON:
                 self.first = message.splitlines()[0]
 
+        def reason(self) -> str:
+            """The first error, as what failed because of it names it. Raises MemoryError where it was that."""
+            if NO_MEMORY in self.first:
+                raise MemoryError
+            return self.first
+
         def forget(self) -> None:
             """Errors up to now did no harm; a later one is the reason of a later failure."""
             self.first = NO_REASON
@@ -119,7 +126,7 @@ def start(kind: Callable[[Any], Any], log: Any) -> Any:
         return kind(log)
     except TypeError:  # the bindings' way to say that the C++ library gave no object
         raise UnsupportedError(
-            f"TensorRT cannot start: {log.first}",
+            f"TensorRT cannot start: {log.reason()}",
             "merino-edge doctor says what the GPU lacks; merino-edge generate BUNDLE --cpu runs without it",
         ) from None
 

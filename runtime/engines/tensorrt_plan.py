@@ -100,7 +100,7 @@ class Plan:
         engine = runtime.deserialize_cuda_engine(serialized)
         if engine is None:
             raise ArtefactError(
-                f"TensorRT {trt.__version__} cannot load the engine: {self._log.first}", "build it again"
+                f"TensorRT {trt.__version__} cannot load the engine: {self._log.reason()}", "build it again"
             )
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         actual = [
@@ -132,7 +132,7 @@ class Plan:
         for index in sorted(range(len(max_tokens)), key=max_tokens.__getitem__):
             context = self._new_context(engine, records=self._records and not self._contexts)
             if context is None:
-                raise UnsupportedError(f"TensorRT gives no context: {self._log.first}", "build with less --context")
+                raise UnsupportedError(f"TensorRT gives no context: {self._log.reason()}", "build with less --context")
             self._contexts.append((max_tokens[index], context))
             self._shapes.append((0, 0))
             self._require("the profile's memory", done=context.set_optimization_profile_async(index, self._cuda.stream))
@@ -205,7 +205,7 @@ class Plan:
     def _require(self, what: str, *, done: bool) -> None:
         """Raise UnsupportedError where TensorRT says no."""
         if not done:
-            raise UnsupportedError(f"TensorRT refuses {what}: {self._log.first}", "build with less --context")
+            raise UnsupportedError(f"TensorRT refuses {what}: {self._log.reason()}", "build with less --context")
 
     def _run_unrecorded(self, count: int, rows: int, *, with_topk: bool) -> None:
         """Queue a step. A step of one token is recorded if its context has run such a step before."""
@@ -234,7 +234,7 @@ class Plan:
                 elif context is self._contexts[-1][1]:
                     self._cuda.to_device(values[:rows], self._addresses[name])
         if not context.execute_async_v3(self._cuda.stream):
-            raise ArtefactError(f"TensorRT cannot run the engine: {self._log.first}", "build it again")
+            raise ArtefactError(f"TensorRT cannot run the engine: {self._log.reason()}", "build it again")
         if count == 1 and self._kv_scatter is not None:
             self._kv_scatter.queue()
         if with_topk and self._topk is not None:

@@ -152,3 +152,8 @@ def test_a_damaged_timing_cache_is_not_the_reason_of_a_later_failure() -> None:
     log.log(trt.ILogger.Severity.ERROR, "no kernel\nfor MatMul")
     log.log(trt.ILogger.Severity.ERROR, "gave up")
     assert log.first == "no kernel"
+    assert log.reason() == "no kernel"
+    log.forget()
+    log.log(trt.ILogger.Severity.ERROR, "Error Code 1: Myelin (Unexpected exception std::bad_alloc In createMyelinOp)")
+    with pytest.raises(MemoryError):
+        log.reason()
