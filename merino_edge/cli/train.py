@@ -6,9 +6,7 @@ import contextlib
 import dataclasses
 import os
 import shlex
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
     from merino_edge.checkpoint import Checkpoint
     from merino_edge.training.config import TrainingConfig
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TEACHER, OPTIMIZER, MACHINE = "Distillation", "Optimizer", "Machine"  # panels of the help
 
 
@@ -158,6 +155,7 @@ def train(
     """
     from merino_edge import checkpoint
     from merino_edge.cli import console, outputs
+    from merino_edge.cli.stop_on_signal import StopOnSignal
     from merino_edge.errors import InputError, OutputError, require_all
 
     require_all({"train": ["torch", "safetensors"], **({"tensorboard": ["tensorboard"]} if tensorboard else {})})
@@ -215,7 +213,7 @@ def train(
     config = _config(a, out, options, resume=resume)
     if save_every is None:
         save_every = max(1, min(1000, config.steps // 10))
-    workers, stop = Workers(parallel), _StopOnSignal()
+    workers, stop = Workers(parallel), StopOnSignal()
     err = console.stderr()
     err.quiet = not workers.is_main
     peak = throughput.matmul_flops_per_second(workers.device, bf16=device.uses_bf16(config.precision, workers.device))
@@ -327,32 +325,3 @@ def _config(a: Architecture, out: Path, options: dict[str, Any], *, resume: bool
     paper = TrainingConfig()
     warmup = min(paper.warmup, options.get("steps", paper.steps) // 10)
     return TrainingConfig(**{"sequence": min(paper.sequence, a.max_positions), "warmup": warmup, **options})
-
-
-class _StopOnSignal:
-    """Turns Ctrl-C, SIGTERM or SIGHUP into a request to stop, which a call reports, from the first step on.
-
-    The same signal again interrupts as usual. torchrun sends its workers SIGTERM after the terminal's SIGINT.
-    """
-
-    def __init__(self) -> None:
-        self._requested, self._previous = False, dict[signal.Signals, Any]()
-
-    def arm(self) -> None:
-        for number in STOPPING if not self._previous else ():
-            if (previous := signal.getsignal(number)) not in (signal.SIG_IGN, None):
-                self._previous[number] = previous
-                signal.signal(number, self._request)
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None:
-        for number, previous in self._previous.items():
-            signal.signal(number, previous)
-
-    def __call__(self) -> bool:
-        return self._requested
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self._requested = True
-        signal.signal(number, self._previous[signal.Signals(number)])
