@@ -38,6 +38,7 @@ class Session:
         stays in the cache.
         """
         start = self.first_to_run(ids)
+        self.cut(start)  # before a cancel too: what stays is always of this prompt, as a prompt cache file expects
         logits = None
         while start < len(ids):
             if cancel is not None and cancel.is_set():
@@ -45,7 +46,8 @@ class Session:
             piece = ids[start : start + self._piece]
             if self._in_pairs and len(piece) % 2 and len(piece) > LONGEST_ODD:
                 piece = piece[: LONGEST_ODD + 1]
-            self.cut(start)
+            elif self._is_alone(start + len(piece)):
+                piece = piece[: max(1, len(piece) - 1)]
             logits = self._run(piece, start)
             self.ids.extend(piece)
             start += len(piece)
@@ -56,7 +58,8 @@ class Session:
     def first_to_run(self, ids: Sequence[int]) -> int:
         """The first position that a prompt `ids` has to run. The last one always runs: its logits are needed."""
         reusable = self.prompt_length if self._exact else len(self.ids)
-        start = self._grid_point(min(common_prefix(self.ids, ids), reusable, len(ids) - 1))
+        last = len(ids) - (3 if self._is_alone(len(ids)) else 1)
+        start = max(0, self._grid_point(min(common_prefix(self.ids, ids), reusable, last)))
         gone = isinstance(self.engine, WindowedEngine) and not self.engine.holds(start)
         return 0 if gone else start  # windows and short convolutions hold the newest positions only
 
@@ -68,7 +71,13 @@ class Session:
             # The last token gets a partner, which the next step overwrites.
             return np.asarray(engine.forward_rows(np.asarray([*piece, piece[-1]], np.int64), start, 2)[0])
         self.prompt_length = self._grid_point(end)
+        if self._is_alone(end) and start:
+            piece, start = [self.ids[start - 1], *piece], start - 1
         return engine.forward(np.asarray(piece, np.int64), start)
+
+    def _is_alone(self, end: int) -> bool:
+        """Whether the last token of a prompt has no partner behind it, for want of room, and takes the one before."""
+        return self._in_pairs and end % 2 > 0 and end == self.engine.max_positions
 
     def _grid_point(self, position: int) -> int:
         """The last position up to this one at which a prompt is cut."""

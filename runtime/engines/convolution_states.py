@@ -45,14 +45,19 @@ class ConvolutionStates:
     def prepare(self, start: int) -> None:
         """Fill the inputs for a step at `start`: its state, or zeros before the first position."""
         if 0 < start < self.least_start:
-            assert start == self.kept_start
-            for state, kept in zip(self.inputs.values(), self._kept, strict=True):
-                state[...] = kept
-            return
+            self._take_back(start)
         for ring, state, before in zip(self._rings, self.inputs.values(), self._before, strict=True):
             held = min(start, before)
             state[0, : before - held] = 0
             state[0, before - held :] = ring[np.arange(start - held, start) % self.length]
+
+    def _take_back(self, start: int) -> None:
+        """Put the kept state into the rings, from where the steps after the next one read it too."""
+        assert start == self.kept_start
+        for ring, kept, before in zip(self._rings, self._kept, self._before, strict=True):
+            held = min(start, before)
+            ring[np.arange(start - held, start) % self.length] = kept[0, before - held :]
+        self._first = max(0, start - max(self._before))
 
     def keep(self, gated: Sequence[NDArray[Any]], start: int) -> None:
         """Keep the gated inputs [1, T, W] of each layer of a step at `start`."""
@@ -67,10 +72,10 @@ class ConvolutionStates:
 
     def keep_from(self, position: int) -> None:
         """Keep the state of a step at `position`, wherever later steps go. 0: keep none."""
-        self.kept_start = position if self._rings else 0
-        if self.kept_start:
+        if position and position != self.kept_start:
             self.prepare(position)
             self._kept = [state.copy() for state in self.inputs.values()]
+        self.kept_start = position if self._rings else 0
 
     def mark_filled(self, positions: int) -> None:
         """Treat the positions before `positions` as written, whatever they hold."""

@@ -218,6 +218,7 @@ class OnnxEngine:
             self._windows.start_again()
         if start < self._windows.kept_start:
             self.keep_from(0)
+        self._length = start  # a step that fails leaves nothing behind it
         for first in range(start, end, PREFILL_CHUNK):
             last = min(first + PREFILL_CHUNK, end)
             self._run(np.asarray(tokens[first - start : last - start], np.int64), first)

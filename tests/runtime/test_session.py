@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -103,3 +104,14 @@ def test_a_prompt_runs_in_pairs(engine: Engine, length: int, monkeypatch: pytest
         assert not any(piece % 2 for piece in pieces)
     else:
         assert pieces[len(whole) :] == [(length - 1) % engine.prompt_grid + 1]
+
+
+def test_a_prefill_that_is_cancelled_leaves_no_token_of_another_answer(engine: Engine) -> None:
+    """A prompt cache file would call its bits those of a prompt."""
+    session, cancel = Session(engine), threading.Event()
+    session.prefill([5] * 10)
+    for token in range(5):
+        session.step(token)
+    cancel.set()
+    assert session.prefill([7] * 200, cancel) is None
+    assert session.ids == []

@@ -86,6 +86,32 @@ def test_after_a_long_answer_a_session_goes_on_at_the_end_of_the_prompt(graph: b
     np.testing.assert_array_equal(session.step(7), fresh.step(7))
 
 
+def test_a_few_tokens_after_the_kept_state_the_rings_hold_enough(graph: bytes) -> None:
+    """The steps after the first one read positions of which only the kept state knows."""
+    session, engine = Session(opened(graph)), opened(graph)
+    prompt = TOKENS[:257].tolist()  # after a multiple of every grid
+    session.prefill(prompt)
+    for longer in (prompt, [*prompt, 5, 6], [*prompt, 5, 6, 7]):
+        for token in TOKENS[300 : 300 + SLACK + 10].tolist():
+            session.step(token)
+        fresh = Session(engine)
+        np.testing.assert_array_equal(session.prefill(longer), np.copy(fresh.prefill(longer)))  # type: ignore[arg-type]
+        for token in (8, 9, 10):
+            np.testing.assert_array_equal(session.step(token), fresh.step(token))
+
+
+def test_a_prompt_of_an_odd_context_s_length_has_the_same_bits_however_much_is_reused() -> None:
+    """Its last token has no room for a partner behind it, and takes the one before."""
+    a, ids = replace(A, max_positions=301), TOKENS[:301].tolist()
+    engine = OnnxEngine(to_bytes(build_model(a, WEIGHTS, "fp32", 301)), a, 301, threads=1)
+    wanted = np.copy(Session(engine).prefill(ids))  # type: ignore[arg-type]
+    for shared in (301, 300, 299, 298, 1):
+        session = Session(engine)
+        session.prefill([*ids[:shared], 5, 6, 7][:301])
+        np.testing.assert_array_equal(session.prefill(ids), wanted)  # type: ignore[arg-type]
+        assert session.ids == ids
+
+
 def written_for(a: Architecture) -> Bundle:
     return Bundle(Path("b"), a, "fp32", "onnxruntime", CONTEXT, {"files": {"model.onnx": {"sha256": "0"}}})
 
