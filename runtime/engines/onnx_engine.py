@@ -336,8 +336,7 @@ class OnnxEngine:
     def _reserve(self, positions: int) -> None:
         """Bind a cache of the smallest bucket that holds `positions`, and keep the filled part."""
         capacity = self.max_positions if self._whole_context else bucket(positions, self.max_positions)
-        old, self._caches, self._arrays, self._memory = self._caches, [], [], []
-        self._written = self._length
+        made: list[tuple[CacheMemory, Any]] = []  # where memory is short, the old ones stay
         for index, (batch, heads, head_dim) in enumerate(self._shapes):
             try:
                 memory = CacheMemory((batch, heads, capacity, head_dim), self._dtype)  # [1, Hkv, C, D]
@@ -345,14 +344,14 @@ class OnnxEngine:
                 what = f"there is no memory for a cache of {capacity} positions"
                 raise UnsupportedError(what, "export again with a smaller --context") from None
             cache, kept = memory.array, self._windows.of(index)
-            if old:
-                cache[:, :, kept : self._length] = old[index].numpy()[:, :, kept : self._length]
-            value = self._ort.OrtValue.ortvalue_from_numpy(
-                cache, self.device, 0
-            )  # on the CPU it shares the memory of `cache`
-            self._caches.append(value)
-            self._arrays.append(cache)
-            self._memory.append(memory)
-            self._binding.bind_ortvalue_input(self._names[index], value)
+            if self._caches:
+                cache[:, :, kept : self._length] = self._caches[index].numpy()[:, :, kept : self._length]
+            # on the CPU it shares the memory of `cache`
+            made.append((memory, self._ort.OrtValue.ortvalue_from_numpy(cache, self.device, 0)))
+        self._written = self._length
+        self._memory, self._caches = [memory for memory, _ in made], [value for _, value in made]
+        self._arrays = [memory.array for memory in self._memory]
+        for name, value in zip(self._names, self._caches, strict=True):
+            self._binding.bind_ortvalue_input(name, value)
             if not self._new_kv_names:
-                self._binding.bind_ortvalue_output(f"new_{self._names[index]}", value)
+                self._binding.bind_ortvalue_output(f"new_{name}", value)

@@ -128,7 +128,7 @@ class Service:
 
     async def _complete(self, request: Request) -> Response:
         self._check_key(request)
-        body, path = await self._body(request), request.url.path
+        body, path = await self._body(request), request.scope["path"]
         self._worker.claim()
         cancel = threading.Event()
         try:
@@ -214,7 +214,7 @@ class Service:
         finally:
             answer.cancel.set()
             disconnect.cancel()
-        self._metrics.answered(request.url.path, 200)
+        self._metrics.answered(request.scope["path"], 200)
         return JSONResponse(reply.whole())
 
     async def _events(self, answer: Answer, reply: Reply, *, with_usage: bool) -> AsyncIterator[str]:
@@ -236,7 +236,8 @@ class Service:
         if self._key is None:
             return
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(key.encode(), self._key.encode()):
+        sent, known = key.encode("latin-1"), self._key.encode(errors="surrogateescape")  # the bytes of both
+        if scheme.lower() != "bearer" or not hmac.compare_digest(sent, known):
             raise HTTPException(401, "the API key is missing or wrong")
 
     def _check_name(self, name: str) -> None:
@@ -244,18 +245,19 @@ class Service:
             raise NoModel(f"there is no model {name[:80]!r} here; it is {self.name!r}")
 
     async def _refuse_http(self, request: Request, error: HTTPException) -> Response:
-        self._metrics.answered(request.url.path if request.url.path in KINDS else "other", error.status_code)
+        path = request.scope["path"]
+        self._metrics.answered(path if path in KINDS else "other", error.status_code)
         of_model = isinstance(error, NoModel)
         code = "model_not_found" if of_model else {401: "invalid_api_key", 404: "not_found"}.get(error.status_code)
         detail = error.detail
         if error.status_code == 404 and not of_model:
-            detail = f"there is no {request.url.path[:80]!r} here; see docs/runtime.md"
+            detail = f"there is no {path[:80]!r} here; see docs/runtime.md"
         document = error_document(detail, "invalid_request_error", code, "model" if of_model else None)
         return JSONResponse(document, error.status_code, headers=error.headers)
 
     async def _refuse(self, request: Request, error: Exception) -> Response:
         status, document = refusal(error)
-        self._metrics.answered(request.url.path, status)
+        self._metrics.answered(request.scope["path"], status)
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if isinstance(error, Busy) else {}
         return JSONResponse(document, status, headers=headers)
 

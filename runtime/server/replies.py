@@ -19,6 +19,8 @@ from merino_edge.runtime.server.worker import Stopping
 # `context`: the cache is full. A cancelled answer has no such document: nobody reads it, or the server is stopping.
 FINISH_REASONS = {"stop": "stop", "length": "length", "context": "length", None: None}
 DONE = "data: [DONE]\n\n"
+# Some clients end a line at these too, as Python's splitlines does.
+LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
 PING = ": waiting\n\n"  # a comment, which clients leave out
 
 
@@ -94,7 +96,7 @@ class Reply:
         }
 
     def _event(self, choices: list[dict[str, Any]], **more: Any) -> str:
-        return f"data: {json.dumps({**self._document(choices, piece=True), **more}, ensure_ascii=False)}\n\n"
+        return f"data: {_on_one_line({**self._document(choices, piece=True), **more})}\n\n"
 
 
 def error_document(message: str, kind: str, code: str | None = None, field: str | None = None) -> dict[str, Any]:
@@ -104,4 +106,8 @@ def error_document(message: str, kind: str, code: str | None = None, field: str 
 
 def error_event(document: dict[str, Any]) -> str:
     """The event of an error after the first piece, when the HTTP status has been sent already."""
-    return f"data: {json.dumps(document, ensure_ascii=False)}\n\n{DONE}"
+    return f"data: {_on_one_line(document)}\n\n{DONE}"
+
+
+def _on_one_line(document: dict[str, Any]) -> str:
+    return json.dumps(document, ensure_ascii=False).translate(LINE_ENDS)

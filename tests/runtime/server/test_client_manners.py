@@ -17,6 +17,7 @@ from helpers.served import CHAT, HELLO, TEXT, Gated, ask, sample, serving, wait_
 from merino_edge.runtime.open_bundle import open_engine
 from merino_edge.runtime.server import answer as server_answer
 from merino_edge.runtime.server.app import Service
+from merino_edge.runtime.server.replies import error_document, error_event
 from merino_edge.tokenizer import Tokenizer
 
 GOOD: dict[str, Any] = {"model": "small", "messages": HELLO, "max_tokens": 4, "temperature": 0}
@@ -145,3 +146,18 @@ def test_an_answer_that_the_server_cuts_is_no_answer(bundle_path: Path, tokenize
     errors = [answers[False].json(), late.json(), json.loads(event.removeprefix("data: "))]
     assert (answers[False].status_code, late.status_code, done) == (503, 503, "data: [DONE]")
     assert {error["error"]["code"] for error in errors} == {"stopping"}
+
+
+def test_an_event_is_one_line_for_every_client() -> None:
+    """U+2028 and others end a line for clients that use Python's `splitlines`."""
+    text = "a\u2028b\u2029c\x85d\r\n\x0b\x1c"
+    lines = error_event(error_document(text, "server_error")).splitlines()
+    assert [line[:6] for line in lines] == ["data: ", "", "data: ", ""]
+    assert json.loads(lines[0][6:])["error"]["message"] == text
+
+
+def test_a_key_may_have_any_letters(gated: Gated, tokenizer: Tokenizer) -> None:
+    with serving(Service(gated, tokenizer, "small", waiting=3, key="Schlüssel")) as where:
+        for key, status in (("Schlüssel", 200), ("Schlussel", 401)):
+            headers = {"Authorization": f"Bearer {key}".encode()}
+            assert httpx.get(f"{where}/v1/models", headers=headers).status_code == status
