@@ -51,6 +51,7 @@ MAX_REQUEST_BYTES = 4 * 2**20  # to the server; a prompt grows when JSON escapes
 MAX_GRAMMAR_CHARACTERS = 64 * 2**10  # of a JSON schema or a regular expression
 MAX_MESSAGES = 1_024  # of a conversation sent to the server
 MAX_WAITING = 10_000  # answers in the server's queue
+MAX_SEQUENCES = 64  # answers that run at once
 MAX_TEMPLATE_BYTES = 128 * 2**10
 MAX_TEMPLATE_STEPS = 500_000  # turns of loops, calls, filters and operators while a chat template is rendered
 MAX_TEMPLATE_VALUE = 16 * 2**20  # characters, about, of one value that it makes

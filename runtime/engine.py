@@ -92,6 +92,58 @@ class CacheEngine(Engine, Protocol):
         ...
 
 
+class Row(NamedTuple):
+    """One token of one sequence of a joint step."""
+
+    engine: Engine
+    token: int
+    start: int  # its position
+
+
+class SequenceGroup(Protocol):
+    """Several sequences of one model, which share its weights. Each is an engine by itself."""
+
+    members: Sequence[Engine]
+
+    @property
+    def joins_steps(self) -> bool:
+        """Whether `step` runs its rows in one step of the model; else one after the other."""
+        ...
+
+    def step(self, rows: Sequence[Row]) -> list[Logits]:
+        """Run one token of each of several members, and return the logits [V] after each, with the bits of `forward`.
+
+        The arrays are valid until the next step of any member.
+        """
+        ...
+
+    def copy_prefix(self, source: Engine, target: Engine, positions: int) -> bool:
+        """Fill the first `positions` of one member from another that holds them. False where that cannot be done."""
+        ...
+
+    def close(self) -> None:
+        """Free the model and all caches."""
+        ...
+
+
+class Alone:
+    """A group of one engine. Implements SequenceGroup."""
+
+    joins_steps = False
+
+    def __init__(self, engine: Engine) -> None:
+        self.members: Sequence[Engine] = [engine]
+
+    def step(self, rows: Sequence[Row]) -> list[Logits]:
+        return [row.engine.forward(np.array([row.token], np.int64), row.start) for row in rows]
+
+    def copy_prefix(self, source: Engine, target: Engine, positions: int) -> bool:
+        return False
+
+    def close(self) -> None:
+        self.members[0].close()
+
+
 class Candidates(NamedTuple):
     """The logits that a token is sampled from. `ids` None means the whole row: N is then the vocabulary size V."""
 

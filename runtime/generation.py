@@ -27,6 +27,7 @@ from merino_edge.runtime.sampling import Sampler
 from merino_edge.runtime.sampling_parameters import Sampling
 from merino_edge.runtime.session import Session
 from merino_edge.runtime.speculative.drafter import Drafter, Proposer
+from merino_edge.runtime.turns import PromptPiece, Step
 from merino_edge.tokenizer import Tokenizer
 
 # stop: an end token or a stop string; length: max_tokens; context: the cache is full.
@@ -90,7 +91,7 @@ class Generation(Iterator[str]):
         self.finish_reason: FinishReason | None = None  # None while running, and after an error
         self.statistics = Statistics(prompt_tokens=len(prompt_ids))
         self.seed = sampler.seed
-        self._session, self._prompt_ids, self._sampler = session, prompt_ids, sampler
+        self._session, self.prompt_ids, self._sampler = session, prompt_ids, sampler
         self._eos, self._max_tokens, self._cancel = set(tokenizer.chat.eos_token_ids), max_tokens, cancel
         self._detokenizer = StreamingDetokenizer(tokenizer, stop, prompt_ids if continues else ())
         self._constraint, self._drafter = constraint, drafter
@@ -105,15 +106,28 @@ class Generation(Iterator[str]):
         return self._detokenizer.text
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        while not isinstance(item := next(self._pieces), str):
+            item.run()
+        return item
+
+    def advance(self) -> str | Step | PromptPiece | None:
+        """The next piece of text, or what must run before it: run that, then call again. None: the answer has ended.
+
+        For whoever drives several answers. `use` may give this one a session before the first call.
+        """
+        return next(self._pieces, None)
+
+    def use(self, session: Session) -> None:
+        """Take another session of the same model. Only an answer that has not begun may do so."""
+        self._session = session
 
     def close(self) -> None:
         """End the answer. `text` and `tokens` keep what has been generated."""
         self.finish_reason = self.finish_reason or "cancelled"
         self._pieces.close()
 
-    def _run(self) -> Generator[str, None, None]:
-        first_logits, draft = self._prefill(), list[int]()
+    def _run(self) -> Generator[str | Step | PromptPiece, None, None]:
+        first_logits, draft = (yield from self._prefill()), list[int]()
         rows = None if first_logits is None else first_logits[None]  # [1 + len(draft), V]
         ids: TokenIds | None = None  # [N] where rows are the candidates [1, N]
         while rows is not None:
@@ -128,7 +142,7 @@ class Generation(Iterator[str]):
                 self.statistics.accepted_tokens += 1
             if self.finish_reason:
                 break
-            rows, ids, draft = self._step(token)
+            rows, ids, draft = yield from self._step(token)
         self.finish_reason = self.finish_reason or "cancelled"
         if rest := self._detokenizer.finish():
             yield rest
@@ -151,11 +165,11 @@ class Generation(Iterator[str]):
             self.finish_reason = "context"
         return piece
 
-    def _prefill(self) -> Logits | None:
-        began, reused = perf_counter(), self._session.first_to_run(self._prompt_ids)
-        logits = self._session.prefill(self._prompt_ids, self._cancel)
+    def _prefill(self) -> Generator[PromptPiece, None, Logits | None]:
+        began, reused = perf_counter(), self._session.first_to_run(self.prompt_ids)
+        logits = yield from self._session.prefill_pieces(self.prompt_ids, self._cancel)
         if logits is not None and self._drafter is not None:
-            self._drafter.begin(self._prompt_ids, self._cancel)
+            self._drafter.begin(self.prompt_ids, self._cancel)
         self.statistics.reused_tokens = reused
         self.statistics.prompt_ms = _since_ms(began)
         return logits
@@ -176,7 +190,7 @@ class Generation(Iterator[str]):
         statistics.generated_tokens += 1
         return token
 
-    def _step(self, token: int) -> tuple[Logits | None, TokenIds | None, list[int]]:
+    def _step(self, token: int) -> Generator[Step, None, tuple[Logits | None, TokenIds | None, list[int]]]:
         """Run `token` and draft tokens after it. Returns (logits [1 + N, V], None, draft tokens).
 
         With a top-k engine it returns (logits [1, N], their ids [N], no draft); the logits are None if cancelled.
@@ -192,16 +206,13 @@ class Generation(Iterator[str]):
             )
             draft = self._drafter.draft(room - 1)
         began_step = perf_counter()
-        if self._required_topk is None:
-            rows, ids = self._session.step(token, draft), None
-        else:
-            row, ids = self._session.step_topk(token, self._required_topk)
-            rows = row[None]
+        step = Step(self._session, token, draft, self._required_topk)
+        yield step
         if self._drafter is not None:
             self._drafter.record_step(1 + len(draft), perf_counter() - began_step)
         self.statistics.drafted_tokens += len(draft)
         self.statistics.decode_ms += _since_ms(began)
-        return rows, ids, draft
+        return step.rows, step.ids, draft
 
 
 def _since_ms(began: float) -> float:

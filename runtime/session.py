@@ -9,13 +9,14 @@ they run again where the next prompt holds them.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 
 from merino_edge.runtime.engine import Candidates, Engine, Logits, TopKEngine, WindowedEngine
+from merino_edge.runtime.turns import PromptPiece
 
-PREFILL_CHUNK = 256  # tokens between two checks of the cancel flag
+PREFILL_CHUNK = 128  # tokens between two checks of the cancel flag, as many as engines run at once
 LONGEST_ODD = 127  # tokens of a piece that gets a partner for its last one; engines return two rows of 128 tokens
 
 
@@ -37,10 +38,22 @@ class Session:
         Only the ids from `first_to_run` are run. Returns None if `cancel` was set meanwhile; the part that has been run
         stays in the cache.
         """
+        pieces = self.prefill_pieces(ids, cancel)
+        while True:
+            try:
+                next(pieces)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+
+    def prefill_pieces(
+        self, ids: Sequence[int], cancel: threading.Event | None = None
+    ) -> Generator[PromptPiece, None, Logits | None]:
+        """Like `prefill`, but stop before every piece."""
         start = self.first_to_run(ids)
         self.cut(start)  # before a cancel too: what stays is always of this prompt, as a prompt cache file expects
         logits = None
         while start < len(ids):
+            yield PromptPiece()
             if cancel is not None and cancel.is_set():
                 return None
             piece = ids[start : start + self._piece]

@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from merino_edge.bundle import Bundle
-    from merino_edge.runtime.engine import Engine
+    from merino_edge.runtime.engine import Engine, SequenceGroup
     from merino_edge.runtime.speculative.drafter import Proposer
     from merino_edge.tokenizer import Tokenizer
 
@@ -75,6 +75,22 @@ def open_bundle(
         threads,
         cpu=cpu,
         cuda_graphs=cuda_graphs,
+        on_bundle=lambda bundle: None if cpu else _print_note(bundle),
+    )
+
+
+def open_sequences(
+    path: Path, count: int | None, threads: int | None, *, cpu: bool
+) -> tuple[SequenceGroup, Tokenizer, Bundle]:
+    """Like `open_bundle`, but for several sequences (merino_edge.runtime.open_bundle.open_sequences)."""
+    from merino_edge.cli.prepared_model import bundle_of
+    from merino_edge.runtime import open_bundle
+
+    return open_bundle.open_sequences(
+        bundle_of(path),
+        count,
+        threads,
+        cpu=cpu,
         on_bundle=lambda bundle: None if cpu else _print_note(bundle),
     )
 

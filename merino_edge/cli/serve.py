@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,11 +18,14 @@ from merino_edge.cli.bundle_options import (
     LookupFlag,
     TemplateOptions,
     Threads,
-    open_bundle,
     open_proposer,
+    open_sequences,
     template_options,
 )
 from merino_edge.errors import InputError
+
+if TYPE_CHECKING:
+    from merino_edge.runtime.engine import SequenceGroup
 
 GRACE_SECONDS = 2  # for answers that still run when the server ends
 
@@ -43,6 +46,10 @@ def serve(
         str | None, typer.Option(help="Name of the model for clients. [default: the folder's name]")
     ] = None,
     waiting: Annotated[int, typer.Option(help="Requests that may wait. More are refused with status 429.")] = 8,
+    parallel: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Answers that run at once. [default: as the memory allows, at most 4]"),
+    ] = None,
     lookup: LookupFlag = False,
     draft: DraftPath = None,
     control_tokens: ControlTokens = False,
@@ -58,12 +65,21 @@ def serve(
     require_all({"serve": ["starlette", "uvicorn", "pydantic", "prometheus_client"]})
     limits.check_range("port", port, 0, 65535)
     limits.check_range("waiting", waiting, 0, limits.MAX_WAITING)
+    if parallel is not None:
+        limits.check_range("parallel", parallel, 1, limits.MAX_SEQUENCES)
+    if lookup or draft:
+        if (parallel or 1) > 1:
+            raise InputError(
+                "draft tokens follow one answer at a time", "leave --parallel out, or --lookup and --draft"
+            )
+        parallel = 1
     options = template_options(chat_template_kwargs)
     if api_key == "":
         raise InputError("the API key is empty", "give --api-key TEXT, or unset MERINO_EDGE_API_KEY")
 
     import uvicorn
 
+    from merino_edge.runtime.sequence_memory import sequence_bytes
     from merino_edge.runtime.server import connections
     from merino_edge.runtime.server.app import Service
     from merino_edge.runtime.server.refusals import LOCAL_NAMES
@@ -73,8 +89,9 @@ def serve(
 
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(_listen(host, port))
-        engine, tokenizer, opened = open_bundle(bundle, threads, cpu=cpu)
-        stack.enter_context(contextlib.closing(engine))
+        group, tokenizer, opened = open_sequences(bundle, parallel, threads, cpu=cpu)
+        stack.enter_context(contextlib.closing(group))
+        engine = group.members[0]
         if proposer := open_proposer(engine, opened, lookup=lookup, draft=draft, threads=threads, cpu=cpu):
             stack.enter_context(contextlib.closing(proposer))
         service = Service(
@@ -83,6 +100,7 @@ def serve(
             name or opened.path.resolve().name,
             waiting=waiting,
             key=api_key,
+            group=group,
             proposer=proposer,
             control_tokens=control_tokens,
             template_options=options,
@@ -102,7 +120,16 @@ def serve(
         stderr().print(
             f"{service.name} on http://{shown_host}:{shown_port}/v1; Ctrl-C ends", highlight=False, markup=False
         )
+        stderr().print(_sequences_line(group, sequence_bytes(opened)), highlight=False, markup=False)
         Server(config).run(sockets=[listening])
+
+
+def _sequences_line(group: SequenceGroup, each_bytes: int) -> str:
+    count = len(group.members)
+    if count == 1:
+        return "one answer runs at a time"
+    how = "their steps together" if group.joins_steps else "in turns: together they would be rounded otherwise"
+    return f"{count} answers run at once, {how}; each further one takes up to {each_bytes / 1e6:,.0f} MB"
 
 
 def _listen(host: str, port: int) -> socket.socket:

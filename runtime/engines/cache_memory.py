@@ -1,11 +1,12 @@
 """Memory of a KV cache whose pages can be given back: positions behind a layer's window are never read again.
 
-A cache [1, Hkv, C, D] is a private anonymous mapping. The system provides a page when it is first written. A page that
-is released reads as zeros, and costs nothing until it is written again.
+A cache [B, Hkv, C, D] of B sequences is a private anonymous mapping. The system provides a page when it is first
+written. A page that is released reads as zeros, and costs nothing until it is written again.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import mmap
 
@@ -25,13 +26,24 @@ class CacheMemory:
         except (OSError, OverflowError, ValueError) as error:
             raise MemoryError(str(error)) from None
         self.array: NDArray[np.generic] = np.frombuffer(self._mapping, dtype).reshape(shape)  # which keeps the mapping
+        self._offset = 0  # bytes of the mapping before `array`
+
+    def of_sequence(self, index: int) -> CacheMemory:
+        """The part [1, Hkv, C, D] of one sequence: the same memory."""
+        part = copy.copy(self)
+        part.array, part._offset = self.array[index : index + 1], index * self.array.strides[0]
+        return part
 
     def release(self, first: int, end: int) -> None:
-        """Give back the whole pages that hold nothing but positions from `first` to `end`, of every head."""
+        """Give back the whole pages that hold nothing but positions from `first` to `end`, of every head.
+
+        The memory must be that of one sequence.
+        """
         _, heads, _, _ = self.array.shape
         head_bytes, row_bytes = self.array.strides[1], self.array.strides[2]
         for head in range(heads):
-            begin = -(-(head * head_bytes + first * row_bytes) // PAGE) * PAGE
-            stop = (head * head_bytes + end * row_bytes) // PAGE * PAGE
+            at = self._offset + head * head_bytes
+            begin = -(-(at + first * row_bytes) // PAGE) * PAGE
+            stop = (at + end * row_bytes) // PAGE * PAGE
             if stop > begin:
                 self._mapping.madvise(mmap.MADV_DONTNEED, begin, stop - begin)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,15 +28,18 @@ from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, InputError, UnsupportedError
 from merino_edge.graph_io import LOGIT_ROWS, NEW_KV_PREFIX, NO_STATES, NUM_LOGITS, ONNX_CUDA_TARGET
 from merino_edge.runtime.engines import node_placement
+from merino_edge.runtime.engines.batched_graph import LONGEST
 from merino_edge.runtime.engines.cache_memory import CacheMemory
 from merino_edge.runtime.engines.convolution_states import SLACK, ConvolutionStates
 from merino_edge.runtime.engines.node_placement import CUDA_PROVIDER
-from merino_edge.runtime.engines.onnx_session import FIRST_WITH_INT8_CACHE, installed_version, open_session
+from merino_edge.runtime.engines.onnx_session import FIRST_WITH_INT8_CACHE, installed_version, open_session, run_bound
 from merino_edge.runtime.engines.released_windows import ReleasedWindows
 from merino_edge.runtime.memory import release_freed_memory
 
 if TYPE_CHECKING:
     from merino_edge.bundle import Bundle
+
+Memory = Callable[[tuple[int, int, int, int], Any], CacheMemory]  # of a cache [1, Hkv, C, D] of a type
 
 CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 FIRST_BUCKET = 256  # positions
@@ -72,18 +75,22 @@ class OnnxEngine:
         *,
         device: str = "cpu",
         spinning: bool = True,
+        session: Any = None,
+        memory: Memory = CacheMemory,
     ) -> None:
         """`graph` is the path of model.onnx or a serialized model. `device` is cpu or cuda.
 
         `context` is the largest capacity of the cache. `threads` None takes all cores. With `spinning` idle threads
-        wait actively for some milliseconds. Raises ArtefactError (a graph that cannot be loaded) and UnsupportedError
-        (ONNX Runtime is too old, or cannot use a GPU).
+        wait actively for some milliseconds. `session` is one of this graph that is open already, as another sequence
+        has it, and `memory` gives each cache its memory. Raises ArtefactError (a graph that cannot be loaded) and
+        UnsupportedError (ONNX Runtime is too old, or cannot use a GPU).
         """
         import onnxruntime as ort
 
         self.threads = threads or len(os.sched_getaffinity(0))
         fewest_heads = min(block.heads for block in a.blocks)
-        self._session = open_session(graph, self.threads, fewest_heads, device=device, spinning=spinning)
+        self._session = session or open_session(graph, self.threads, fewest_heads, device=device, spinning=spinning)
+        self._new_memory = memory
         self.device = device
         self.vocab_size = a.vocab_size
         self.max_positions = context
@@ -91,15 +98,18 @@ class OnnxEngine:
         self._binding = self._session.io_binding()
         inputs = {value.name: value for value in self._session.get_inputs()}
         others = {NUM_LOGITS, LOGIT_ROWS} & set(inputs)
-        self._states = ConvolutionStates(a)
-        if missing := [name for name in self._states.inputs if name not in inputs]:
+        self._longest = np.zeros(1, np.int32)
+        if LONGEST in inputs:
+            self._binding.bind_ortvalue_input(LONGEST, ort.OrtValue.ortvalue_from_numpy(self._longest))
+        self.states = ConvolutionStates(a)
+        if missing := [name for name in self.states.inputs if name not in inputs]:
             raise ArtefactError(f"the graph has no {missing[0]}, as its architecture says", "export the bundle again")
-        apart = {"tokens", "positions", *others, *self._states.inputs}
+        apart = {"tokens", "positions", LONGEST, *others, *self.states.inputs}
         caches = [value for name, value in inputs.items() if name not in apart]
         self._rows_input = next(iter(others), "")  # graphs of older bundles have none and return one row
         self.max_rows = MAX_ROWS if self._rows_input else 1
         _check_caches(caches, a)
-        self._names = [value.name for value in caches]
+        self.cache_names = [value.name for value in caches]
         self._shapes = [(1, value.shape[1], value.shape[3]) for value in caches]
         windows = [b.window for b in a.layer_blocks() if not b.convolution for _ in ("key", "value")]
         limited = {i: window for i, window in enumerate(windows) if 0 < window < context and device == "cpu"}
@@ -162,17 +172,22 @@ class OnnxEngine:
     @property
     def least_start(self) -> int:
         """The lowest position beside 0 and a kept one that a step may start at: windows have given back the rest."""
-        return max(self._windows.least_start, self._states.least_start)
+        return max(self._windows.least_start, self.states.least_start)
 
     def holds(self, start: int) -> bool:
         """Whether a step may start there."""
-        kept = start == self._states.kept_start and start >= self._windows.least_start
+        kept = start == self.states.kept_start and start >= self._windows.least_start
         return start == 0 or start >= self.least_start or kept
+
+    @property
+    def holds_all(self) -> bool:
+        """Whether no layer leaves positions behind."""
+        return not self.states.inputs and not self._windows.any
 
     def keep_from(self, position: int) -> None:
         """Keep what a step at `position` needs, while not too many positions follow: those of an answer."""
         self._windows.kept_start = position
-        self._states.keep_from(position)
+        self.states.keep_from(position)
 
     @property
     def cpu_nodes(self) -> Counter[str]:
@@ -197,8 +212,21 @@ class OnnxEngine:
     def forward_rows(self, tokens: NDArray[np.int64], start: int, rows: int) -> NDArray[np.float32]:
         """Like `forward`, but return the logits of the last `rows` positions, [rows, V]."""
         end = start + len(tokens)
-        if len(tokens) == 0 or not 0 <= start <= self._length:
-            raise InputError(f"cannot run {len(tokens)} tokens at position {start} of {self._length}", "start lower")
+        if not 1 <= rows <= min(self.max_rows, len(tokens)) or (rows > 1 and len(tokens) > PREFILL_CHUNK):
+            raise InputError(f"cannot give {rows} rows of logits of {len(tokens)} tokens", "ask for one")
+        self.begin_step(start, end)
+        if rows != len(self._logits):
+            self._bind_logits(rows)
+        for first in range(start, end, PREFILL_CHUNK):
+            last = min(first + PREFILL_CHUNK, end)
+            self._run(np.asarray(tokens[first - start : last - start], np.int64), first)
+            self.end_step(last)
+        return self._logits
+
+    def begin_step(self, start: int, end: int) -> None:
+        """Make room for a step at positions start..end-1. Raises InputError where it cannot run next."""
+        if start == end or not 0 <= start <= self._length:
+            raise InputError(f"cannot run {end - start} tokens at position {start} of {self._length}", "start lower")
         if not self.holds(start):
             raise InputError(f"position {start} is behind what layers keep, from {self.least_start}", "start at 0")
         if end > self.max_positions:
@@ -208,24 +236,19 @@ class OnnxEngine:
             )
         if not self._caches:
             raise InputError("this engine is closed", "open the bundle again")
-        if not 1 <= rows <= min(self.max_rows, len(tokens)) or (rows > 1 and len(tokens) > PREFILL_CHUNK):
-            raise InputError(f"cannot give {rows} rows of logits of {len(tokens)} tokens", "ask for one")
         if end > self.capacity:
             self._reserve(end)
-        if rows != len(self._logits):
-            self._bind_logits(rows)
         if start == 0:
             self._windows.start_again()
         if start < self._windows.kept_start:
             self.keep_from(0)
         self._length = start  # a step that fails leaves nothing behind it
-        for first in range(start, end, PREFILL_CHUNK):
-            last = min(first + PREFILL_CHUNK, end)
-            self._run(np.asarray(tokens[first - start : last - start], np.int64), first)
-            self._length = last
-            self._written = max(self._written, last)
-            self._windows.release(self._memory, last)
-        return self._logits
+
+    def end_step(self, end: int) -> None:
+        """A step up to position `end` has run."""
+        self._length = end
+        self._written = max(self._written, end)
+        self._windows.release(self._memory, end)
 
     def mark_filled(self, positions: int) -> None:
         """Treat the first `positions` of the cache as filled, whatever they hold."""
@@ -238,7 +261,7 @@ class OnnxEngine:
         self._length = positions
         self._windows.start_again()
         self.keep_from(0)
-        self._states.mark_filled(positions)
+        self.states.mark_filled(positions)
 
     @property
     def cache_dtype(self) -> np.dtype[Any]:
@@ -246,17 +269,31 @@ class OnnxEngine:
 
     def cache_shapes(self, positions: int) -> list[tuple[int, int, int]]:
         of_caches = [(heads, positions, head_dim) for _, heads, head_dim in self._shapes]
-        return [*of_caches, *self._states.shapes(positions)]
+        return [*of_caches, *self.states.shapes(positions)]
+
+    def cache_forms(self, positions: int) -> list[tuple[tuple[int, int, int], np.dtype[Any]]]:
+        """Shape and type of each array of `read_cache`."""
+        states = len(self.states.inputs)
+        shapes = self.cache_shapes(positions)
+        types = [self.cache_dtype] * (len(shapes) - states) + [np.dtype(np.float32)] * states
+        return list(zip(shapes, types, strict=True))
+
+    def forget(self) -> None:
+        """Give back the memory of all that the caches hold."""
+        self.mark_filled(0)
+        for memory in self._memory:
+            memory.release(0, self.capacity)
+        self._written = 0
 
     def read_cache(self, positions: int) -> list[NDArray[Any]]:
         on_host = self._arrays if self.device == "cpu" else (value.numpy() for value in self._caches)
-        return [*(cache[0, :, :positions].copy() for cache in on_host), *self._states.read(positions)]
+        return [*(cache[0, :, :positions].copy() for cache in on_host), *self.states.read(positions)]
 
     def write_cache(self, arrays: Sequence[NDArray[Any]]) -> None:
         positions = arrays[0].shape[1]
         self.mark_filled(positions)
         self._windows.loaded(positions)
-        self._states.write(arrays[len(self._arrays) :], positions)
+        self.states.write(arrays[len(self._arrays) :], positions)
         for value, cache, array in zip(self._caches, self._arrays, arrays, strict=False):
             cache[0, :, :positions] = array
             if self.device != "cpu":
@@ -274,20 +311,12 @@ class OnnxEngine:
         self._bind_rows(len(tokens))
         self._bind_new_kv(len(tokens))
         self._bind_gated(len(tokens))
-        self._states.prepare(start)
-        try:
-            self._session.run_with_iobinding(self._binding)
-            if self.device == "cuda":
-                self._binding.synchronize_outputs()
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise ArtefactError(
-                f"ONNX Runtime cannot run the graph ({reason})", "export it again, or with less --context"
-            ) from None
+        self.states.prepare(start)
+        run_bound(self._session, self._binding, wait=self.device == "cuda")
 
         for cache, new in zip(self._arrays, self._new_kv, strict=False):  # none: the caches were updated in place
             cache[:, :, start : start + len(tokens)] = new
-        self._states.keep(self._gated, start)
+        self.states.keep(self._gated, start)
 
     def _bind_logits(self, rows: int) -> None:
         """Bind a buffer of `rows` rows of logits [rows, V]."""
@@ -311,6 +340,7 @@ class OnnxEngine:
         if rebind:
             self._tokens, self._positions = (np.empty((1, len(tokens)), np.int64) for _ in range(2))
         self._tokens[0], self._positions[0] = tokens, np.arange(start, start + len(tokens))
+        self._longest[0] = start + len(tokens)
         if rebind or self.device != "cpu":  # a GPU copies an input when it is bound
             for name, array in (("tokens", self._tokens), ("positions", self._positions)):
                 self._binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(array))
@@ -325,10 +355,10 @@ class OnnxEngine:
 
     def _bind_gated(self, tokens: int) -> None:
         """Bind the states of convolutions, and buffers for the gated inputs of a step of `tokens` tokens."""
-        if not self._states.inputs or (self._gated and self._gated[0].shape[1] == tokens):
+        if not self.states.inputs or (self._gated and self._gated[0].shape[1] == tokens):
             return
-        self._gated = [np.empty((1, tokens, width), np.float32) for width in self._states.outputs.values()]
-        bound = zip(self._states.inputs.items(), self._states.outputs, self._gated, strict=True)
+        self._gated = [np.empty((1, tokens, width), np.float32) for width in self.states.outputs.values()]
+        bound = zip(self.states.inputs.items(), self.states.outputs, self._gated, strict=True)
         for (name, state), output, array in bound:
             self._binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(state))
             self._binding.bind_ortvalue_output(output, self._ort.OrtValue.ortvalue_from_numpy(array))
@@ -336,22 +366,50 @@ class OnnxEngine:
     def _reserve(self, positions: int) -> None:
         """Bind a cache of the smallest bucket that holds `positions`, and keep the filled part."""
         capacity = self.max_positions if self._whole_context else bucket(positions, self.max_positions)
-        made: list[tuple[CacheMemory, Any]] = []  # where memory is short, the old ones stay
+        made: list[CacheMemory] = []  # where memory is short, the old ones stay
         for index, (batch, heads, head_dim) in enumerate(self._shapes):
             try:
-                memory = CacheMemory((batch, heads, capacity, head_dim), self._dtype)  # [1, Hkv, C, D]
+                memory = self._new_memory((batch, heads, capacity, head_dim), self._dtype)  # [1, Hkv, C, D]
             except MemoryError:
                 what = f"there is no memory for a cache of {capacity} positions"
                 raise UnsupportedError(what, "export again with a smaller --context") from None
-            cache, kept = memory.array, self._windows.of(index)
+            kept = self._windows.of(index)
             if self._caches:
-                cache[:, :, kept : self._length] = self._caches[index].numpy()[:, :, kept : self._length]
-            # on the CPU it shares the memory of `cache`
-            made.append((memory, self._ort.OrtValue.ortvalue_from_numpy(cache, self.device, 0)))
+                memory.array[:, :, kept : self._length] = self._caches[index].numpy()[:, :, kept : self._length]
+            made.append(memory)
+        self._bind_caches(made)
         self._written = self._length
-        self._memory, self._caches = [memory for memory, _ in made], [value for _, value in made]
-        self._arrays = [memory.array for memory in self._memory]
-        for name, value in zip(self._names, self._caches, strict=True):
+
+    def _bind_caches(self, memory: Sequence[CacheMemory]) -> None:
+        """Make `memory` the caches, one for each name."""
+        # On the CPU a value shares the memory of its array.
+        values = [self._ort.OrtValue.ortvalue_from_numpy(part.array, self.device, 0) for part in memory]
+        self._memory, self._caches, self._arrays = list(memory), values, [part.array for part in memory]
+        for name, value in zip(self.cache_names, values, strict=True):
             self._binding.bind_ortvalue_input(name, value)
             if not self._new_kv_names:
                 self._binding.bind_ortvalue_output(f"new_{name}", value)
+
+    def exchange_memory(self, other: OnnxEngine) -> None:
+        """Exchange the memory of all caches, but not what is in them. Both must be open and have the same capacity."""
+        both = (self, other)
+        for index in range(len(self.cache_names)):
+            kept = [slice(engine._windows.of(index), engine._length) for engine in both]
+            mine, theirs = (e._arrays[index][:, :, held].copy() for e, held in zip(both, kept, strict=True))
+            other._arrays[index][:, :, kept[0]], self._arrays[index][:, :, kept[1]] = mine, theirs
+        memories = [engine._memory for engine in both]
+        for engine, memory in zip(both, memories[::-1], strict=True):
+            engine._bind_caches(memory)
+
+    def take_prefix(self, other: OnnxEngine, positions: int) -> bool:
+        """Fill the first `positions` from another sequence that holds them. False where its layers may have left some.
+
+        Both must have the same capacity.
+        """
+        if not self.holds_all or not self._whole_context or not 0 < positions <= other._length:
+            return False
+        self.mark_filled(0)
+        for mine, theirs in zip(self._arrays, other._arrays, strict=True):
+            mine[:, :, :positions] = theirs[:, :, :positions]
+        self._length, self._written = positions, max(self._written, positions)
+        return True

@@ -27,8 +27,12 @@ def installed_version() -> tuple[int, ...]:
     return tuple(map(int, ort.__version__.split(".")[:2]))
 
 
-def open_session(graph: Path | bytes, threads: int, fewest_heads: int, *, device: str, spinning: bool) -> Any:
+def open_session(
+    graph: Path | bytes, threads: int, fewest_heads: int, *, device: str, spinning: bool, weights: Path | None = None
+) -> Any:
     """Load `graph`, the path of a graph or a serialized model, on `device`: cpu or cuda.
+
+    `weights` is the folder of a serialized model's weights, where it does not hold them.
 
     `fewest_heads`: of the model's blocks. With `spinning` idle threads wait actively for some milliseconds. Raises
     ArtefactError (a graph that cannot be loaded) and UnsupportedError (ONNX Runtime is too old, or has no CUDA).
@@ -50,6 +54,8 @@ def open_session(graph: Path | bytes, threads: int, fewest_heads: int, *, device
     # No spinning between steps: the threads of another engine, such as a draft model, need the cores.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 4  # errors are raised as exceptions, which the user sees as one line
+    if weights is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
     providers = ["CPUExecutionProvider"]
     if device == "cuda":
         providers.insert(0, CUDA_PROVIDER)
@@ -76,6 +82,19 @@ def open_session(graph: Path | bytes, threads: int, fewest_heads: int, *, device
             ) from None
         reason = str(error).splitlines()[0]
         raise ArtefactError(f"ONNX Runtime cannot load {where} ({reason})", "export the bundle again") from None
+
+
+def run_bound(session: Any, binding: Any, *, wait: bool = False) -> None:
+    """Run a step with bound inputs and outputs; `wait` for a GPU. Raises ArtefactError."""
+    try:
+        session.run_with_iobinding(binding)
+        if wait:
+            binding.synchronize_outputs()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ArtefactError(
+            f"ONNX Runtime cannot run the graph ({reason})", "export it again, or with less --context"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -27,6 +27,11 @@ class ReleasedWindows:
         """The lowest position beside 0 that a step may start at."""
         return max((gone + self._windows[i] - 1 for i, gone in self._released.items() if gone), default=0)
 
+    @property
+    def any(self) -> bool:
+        """Whether a layer has a window."""
+        return bool(self._windows)
+
     def of(self, index: int) -> int:
         """How many first positions of a cache were given back."""
         return self._released.get(index, 0)

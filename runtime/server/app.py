@@ -1,9 +1,9 @@
 """The HTTP application: OpenAI's /v1/chat/completions, /v1/completions and /v1/models, and /health and /metrics.
 
-One answer is generated at a time and others wait. If more than `waiting` wait, a request is refused with 429 before it
-is looked at. When a client disconnects, its answer ends within one token. Without an API key the server accepts only
-the host names of this machine. A web page can then not reach it through a host name of its own. Knows no socket and no
-process.
+As many answers run at once as the engine has sequences, and others wait. If more than `waiting` wait, a request is
+refused with 429 before it is looked at. When a client disconnects, its answer ends within one token. Without an API key
+the server accepts only the host names of this machine. A web page can then not reach it through a host name of its own.
+Knows no socket and no process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from starlette.routing import Route
 
 from merino_edge import limits
 from merino_edge.errors import MerinoError
-from merino_edge.runtime.engine import Engine
+from merino_edge.runtime.engine import Alone, Engine, SequenceGroup
 from merino_edge.runtime.generation import Generation, generate
 from merino_edge.runtime.grammar import Grammars
 from merino_edge.runtime.server import requests
@@ -35,11 +35,10 @@ from merino_edge.runtime.server.metrics import Metrics
 from merino_edge.runtime.server.refusals import LocalHosts, NoModel, refusal
 from merino_edge.runtime.server.replies import PING, Reply, error_document, error_event
 from merino_edge.runtime.server.worker import Busy, Worker
-from merino_edge.runtime.session import Session
+from merino_edge.runtime.shared_sessions import SharedSessions
 from merino_edge.runtime.speculative.drafter import Proposer
 from merino_edge.tokenizer import Tokenizer
 
-RETRY_AFTER_SECONDS = 1
 UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies pass each event on at once
 BODY_SECONDS = 30  # for a request to arrive whole, after its head
 CLOSES = {"Connection": "close"}  # the rest of the request is not read
@@ -61,11 +60,13 @@ class Service:
         *,
         waiting: int,
         key: str | None,
+        group: SequenceGroup | None = None,
         proposer: Proposer | None = None,
         control_tokens: bool = False,
         template_options: Mapping[str, Any] | None = None,
     ) -> None:
-        """`waiting` is the number of answers that may wait, and `key` the API key, or None.
+        """`waiting` is the number of answers that may wait, and `key` the API key, or None. As many answers run at once
+        as `group`, whose first member is `engine`, has sequences; with a `proposer` it must have one.
 
         With `control_tokens`, special tokens that a message spells out count as such. `template_options` of the chat
         template hold where a request has none. Raises InputError for those that it does not read.
@@ -73,7 +74,8 @@ class Service:
         self._control_tokens, self._template_options = control_tokens, template_options or {}
         tokenizer.check_options(self._template_options, control_tokens=control_tokens)
         self.name, self._key, self._tokenizer, self._proposer = name, key, tokenizer, proposer
-        self._session, self._worker = Session(engine), Worker(waiting)
+        self._sessions = SharedSessions(group or Alone(engine))
+        self._worker = Worker(waiting, self._sessions)
         self._metrics = Metrics(lambda: self._worker.pending)
         self._begun = int(time.time())
         self._arriving_bytes = 0
@@ -162,7 +164,7 @@ class Service:
             )
             grammar, notes = request.grammar(self._grammars), request.notes(self._tokenizer, self._template_options)
         generation = generate(
-            self._session,
+            self._sessions.first,  # the worker gives it another when it begins
             self._tokenizer,
             prompt_ids,
             request.sampling(),
@@ -170,7 +172,7 @@ class Service:
             stop=request.stop_strings(),
             cancel=cancel,
             grammar=grammar,
-            proposer=self._proposer,  # follows one text at a time; the worker generates one at a time
+            proposer=self._proposer,  # follows one text at a time, and so does a worker that has one
             continues=kind is requests.TextRequest or grammar is not None,  # a form counts its first space
         )
         return request, generation, notes
@@ -258,7 +260,7 @@ class Service:
     async def _refuse(self, request: Request, error: Exception) -> Response:
         status, document = refusal(error)
         self._metrics.answered(request.scope["path"], status)
-        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if isinstance(error, Busy) else {}
+        headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Busy) else {}
         return JSONResponse(document, status, headers=headers)
 
 
