@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from merino_edge import storage
-from merino_edge.storage import NORM_BYTES, STATE_BYTES, TAP_BYTES, stored_as
+from merino_edge.storage import NORM_BYTES, STATE_BYTES, TAP_BYTES, WINDOW_SLACK, rules_of, stored_as
 
 if TYPE_CHECKING:  # an architecture counts itself by these functions
     from merino_edge.architecture import Architecture, Block
@@ -217,9 +217,16 @@ def block_kv_bytes(a: Architecture, block: Block, positions: int, element_bytes:
     return 2 * block.layers * block.kv_heads * a.head_dim * positions * element_bytes
 
 
+def kept_positions(block: Block, positions: int, target: str | None = None) -> int:
+    """How many of `positions` the cache of a block keeps in a bundle for `target`; all where windows are masked."""
+    windowed = block.window and rules_of(target).keeps_windows
+    return min(positions, block.window + WINDOW_SLACK) if windowed else positions
+
+
 def block_step_bytes(a: Architecture, block: Block, precision: str, positions: int) -> float:
-    """Bytes that a decode step reads for a block: every weight once, and `positions` cache positions."""
-    cache = block_kv_bytes(a, block, positions, cache_element_bytes(precision))
+    """Bytes that a decode step reads for a block: every weight once, and `positions` cache positions, or its window."""
+    seen = min(positions, block.window or positions)
+    cache = block_kv_bytes(a, block, seen, cache_element_bytes(precision))
     return block_weight_bytes(a, block, precision) + cache
 
 

@@ -23,6 +23,7 @@ SCALE_BYTES = 2  # scales are float16
 NORM_BYTES = 4  # norms are float32 everywhere
 TAP_BYTES = STATE_BYTES = 4  # and so are a short convolution's taps and state
 HEAD_MULTIPLE, ROTARY_MULTIPLE = 8, 16  # channels of a head, and of what is rotated, that `ort`'s attention takes
+WINDOW_SLACK = 128  # positions behind a layer's window whose cache stays, so that steps can go back
 POSITION_INDEX_BYTES = 8  # graphs without `ort`'s attention number the cache's positions, int64
 
 
@@ -64,6 +65,7 @@ class StorageRules:
     precisions: tuple[str, ...] = PRECISIONS
     half: bool = True
     half_biases: bool = True
+    keeps_windows: bool = False  # a layer with a window keeps only that of its cache; else it masks the rest
 
     def lowerings_at(self, precision: str) -> tuple[Lowering, ...]:
         """The lowerings that it can run at `precision`: TensorRT's fused attention has no fp32."""
@@ -94,7 +96,9 @@ def why_unfit(lowering: str, head_dim: int, rotary_dim: int) -> str:
 
 # By name of the target. export/targets.py tells what each is.
 TARGET_RULES: dict[str, StorageRules] = {
-    "onnxruntime": StorageRules(("ort", "native", "primitive"), None, half=False, half_biases=False),
+    "onnxruntime": StorageRules(
+        ("ort", "native", "primitive"), None, half=False, half_biases=False, keeps_windows=True
+    ),
     ONNX_CUDA_TARGET: StorageRules(("ort",), None, ("fp16", "int8", "int4")),
     "jetpack-6.2": StorageRules(("primitive",), (10, 3)),
     "jetpack-7.1": StorageRules(("primitive",), (10, 13)),

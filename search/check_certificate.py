@@ -137,6 +137,13 @@ MODEL = (
     *("head_dim", "tied_head", "norm", "norm_placement", "norm_epsilon", "positions", "position_offset"),
     *("rotary_dim", "rotary_base", "bias", "parallel_residual"),
 )
+LATER = {  # fields of the model that are left out at these values
+    "qk_norm": "none",
+    "rotary_factors": [],
+    "local_rotary_base": 0.0,
+    "attention_cap": 0.0,
+    "logit_cap": 0.0,
+}
 FFN, GATED_FFN = ("relu", "gelu", "gelu_tanh", "relu_squared"), ("swiglu", "geglu", "geglu_tanh")
 
 
@@ -149,12 +156,13 @@ class Block(NamedTuple):
     kv_heads: int
     ffn_width: int
     shared: bool
+    window: int = 0  # positions that its layers attend to; 0: all
     precision: str | None = None
     lost: float = 0.0  # share of its score that rounding costs
 
     def form(self) -> dict[str, Any]:
         """The block as an architecture states it."""
-        return {name: getattr(self, name) for name in self._fields[:6]}
+        return {name: getattr(self, name) for name in self._fields[: 7 if self.window else 6]}
 
     @property
     def weight_layers(self) -> int:
@@ -176,10 +184,12 @@ class Space:
     def __init__(self, form: dict[str, Any]) -> None:
         known = {"name", "model", "least_width", "least_embedding", *DIMENSIONS}
         require(
-            set(form) - {"precisions"} == known,
+            set(form) - {"precisions", "windows"} == known,
             f"the space has other fields than this checker knows: {sorted(set(form) ^ known)}",
         )
-        require(set(form["model"]) == set(MODEL), "the space's model has other fields than this checker knows")
+        require(
+            set(form["model"]) - set(LATER) == set(MODEL), "the space's model has other fields than this checker knows"
+        )
         self.model: dict[str, Any] = form["model"]
         listed = {name: form[name] if isinstance(form[name], list) else [form[name]] for name in DIMENSIONS}
         for name in ("blocks", "widths", "layers", "kv_groups", "embedding_widths", "contexts"):
@@ -195,6 +205,9 @@ class Space:
             set(listed["ffn"]) <= {*FFN, *GATED_FFN} and len(set(listed["ffn"])) == len(listed["ffn"]),
             "unknown FFN kind",
         )
+        windows = form.get("windows", 0)
+        windows = [whole(w, "windows", low=0) for w in (windows if isinstance(windows, list) else [windows])]
+        require(windows and windows == sorted(set(windows)), "windows do not ascend")
         self.vocabularies: list[dict[str, Any]] = listed["vocabularies"]
         sizes = [whole(v["size"], "vocabulary") for v in self.vocabularies]
         require(sizes == sorted(set(sizes)), "vocabularies do not ascend")
@@ -213,11 +226,11 @@ class Space:
             heads = width // head_dim
             groups = [g for g in listed["kv_groups"] if heads % g == 0]
             require(heads * head_dim == width and groups, f"width {width} does not go with its heads")
-            parts = itertools.product(listed["ffn_ratios"], listed["layers"], groups, listed["shared"])
-            for ratio, layers, group, shared in parts:
+            parts = itertools.product(listed["ffn_ratios"], listed["layers"], groups, listed["shared"], windows)
+            for ratio, layers, group, shared, window in parts:
                 require(width * ratio == int(width * ratio), f"width {width} with FFN ratio {ratio}")
                 if not (shared and layers == 1 and len(listed["shared"]) > 1):
-                    shape = (width, layers, heads, heads // group, int(width * ratio), shared)
+                    shape = (width, layers, heads, heads // group, int(width * ratio), shared, window)
                     choices += [Block(*shape, *of) for of in own or [(None, 0.0)]]
         # By width, then by layers: the choices of a cell stand together.
         self.choices = sorted(choices, key=lambda b: (b.width, b.layers))
@@ -261,10 +274,12 @@ class Space:
 
 def plain(fields: dict[str, Any]) -> Any:
     """An architecture's form as an object with the same fields."""
-    blocks = tuple(SimpleNamespace(**b, weight_layers=1 if b["shared"] else b["layers"]) for b in fields["blocks"])
+    blocks = tuple(
+        SimpleNamespace(**{"window": 0, **b}, weight_layers=1 if b["shared"] else b["layers"]) for b in fields["blocks"]
+    )
     rows = fields["max_positions"] + fields["position_offset"] if fields["positions"] == "learned" else 0
     return SimpleNamespace(
-        **{**fields, "blocks": blocks},
+        **{**LATER, **fields, "blocks": blocks},
         gated=fields["ffn"] in GATED_FFN,
         position_rows=rows,
         layers=sum(block.layers for block in blocks),
@@ -285,8 +300,13 @@ def norm_elements(m: Any, width: int) -> int:
     return width * (2 if m.norm == "layernorm" else 1)
 
 
+def layer_norm_elements(m: Any, b: Any) -> int:
+    heads = {"none": 0, "head": 2, "width": b.heads + b.kv_heads}[m.qk_norm]
+    return int((4 if m.norm_placement == "both" else 2) * norm_elements(m, b.width) + heads * m.head_dim)
+
+
 def vector_elements(m: Any, b: Any) -> int:
-    total = 2 * norm_elements(m, b.width)
+    total = layer_norm_elements(m, b)
     if m.bias != "none":
         total += b.width + 2 * b.kv_heads * m.head_dim
     if m.bias == "all":
@@ -310,7 +330,7 @@ def block_flops(m: Any, b: Any) -> int:
 def end_parameters(m: Any, first: int, last: int) -> int:
     total = m.vocab_size * m.embedding_width * (1 if m.tied_head else 2) + m.position_rows * first
     total += projection(m.embedding_width, first) + projection(last, m.embedding_width)
-    return int(total + (norm_elements(m, last) if m.norm_placement == "pre" else 0))
+    return int(total + (norm_elements(m, last) if m.norm_placement != "post" else 0))
 
 
 class Form(NamedTuple):
@@ -367,13 +387,13 @@ class Storage:
         self.cache_bytes = 2 if half and target.half else 4
         self.splits_table = quantised and target.tensorrt
         self.native = target.native and half
-        self.ort, self.named = target.ort, name is not None
+        self.ort, self.named, self.gives_back = target.ort, name is not None, name == "onnxruntime"
 
     def block(self, m: Any, b: Any) -> float:
         kv_width, matrix = b.kv_heads * m.head_dim, self.matrix.bytes
         total = matrix(b.width + 2 * kv_width, b.width) + matrix(b.width, b.width)
         total += matrix((2 if m.gated else 1) * b.ffn_width, b.width) + matrix(b.width, b.ffn_width)
-        norms = 2 * norm_elements(m, b.width)
+        norms = layer_norm_elements(m, b)
         return float(b.weight_layers * (total + norms * 4 + (vector_elements(m, b) - norms) * self.bias_bytes))
 
     def change(self, before: int, after: int) -> float:
@@ -389,7 +409,7 @@ class Storage:
         total += self.change(m.embedding_width, first)
         total += self.change(last, m.embedding_width)
         total += m.max_positions * self._position(m)
-        return float(total + (norm_elements(m, last) * 4 if m.norm_placement == "pre" else 0))
+        return float(total + (norm_elements(m, last) * 4 if m.norm_placement != "post" else 0))
 
     def _position(self, m: Any) -> int:
         """Bytes that graphs hold for each position: cosines and sines of its angles, and its number."""
@@ -401,6 +421,11 @@ class Storage:
 
     def cache(self, m: Any, b: Any, positions: int) -> int:
         return int(2 * b.layers * b.kv_heads * m.head_dim * positions * self.cache_bytes)
+
+    def kept(self, m: Any, b: Any, positions: int) -> int:
+        """Bytes of the cache that stay: ONNX Runtime's CPU engine gives back what is 128 positions behind a window."""
+        gives_back = b.window and self.gives_back
+        return self.cache(m, b, min(positions, b.window + 128) if gives_back else positions)
 
 
 class Held:
@@ -442,6 +467,7 @@ def end_activation_bytes(m: Any, tokens: int) -> int:
 
 FAMILY = (*("head_dim", "tied_head", "norm", "norm_placement", "positions", "rotary_dim", "bias", "parallel_residual"),)
 LAYER = ("ffn", "width", "heads", "kv_heads", "ffn_width")
+NO_LAYER = ("", 0)  # of parts that have neither an FFN nor a window
 COLUMNS = {
     "layer": LAYER,
     "repeat": LAYER,
@@ -513,6 +539,11 @@ class Table:
         header = form["header"]
         for name in FAMILY:
             require(header["family"][name] == space.model[name], f"the table has another {name} than the space")
+        of_table, of_space = ({**LATER, **values} for values in (header["family"], space.model))
+        same = of_table["qk_norm"] == of_space["qk_norm"]
+        require(same, "the table has another qk_norm than the space")
+        same = (of_table["attention_cap"] == 0) == (of_space["attention_cap"] == 0)
+        require(same, "only one of table and space has an attention_cap")
         self.stored = Storage(precision, None)
         self.default_length = whole(header["default_length"], "default_length")
         self.cache_bucket = header.get("cache_buckets")
@@ -521,6 +552,7 @@ class Table:
             energy, cache = more[0] if more else None, more[1] if len(more) > 1 else "warm"
             require(mode in ("decode", "prefill") and cache in ("warm", "cold"), "the table has an unknown entry")
             numbers = [whole(shape[name], name) for name in COLUMNS[what] if name != "ffn"]
+            kind = (shape.get("ffn", ""), whole(shape.get("window", 0), "window", low=0) if "ffn" in shape else 0)
             at: Key = () if mode == "decode" else (whole(length, "length"),)
             if what == "width_change":
                 at = (*at, numbers[0] * numbers[1])
@@ -532,26 +564,26 @@ class Table:
                 energy = finite(energy, "energy")
                 require(energy >= 0, "an energy is negative")
             costs = {"ms": max(0.0, finite(ms, "a time")), "mj": energy}
-            lines.append((length, what, mode, shape.get("ffn", ""), cache, at, shape.get("heads", 1), costs))
+            lines.append((length, what, mode, kind, cache, at, shape.get("heads", 1), costs))
         lines.sort(key=lambda line: line[0])
         points: dict[Key, dict[Key, float]] = {}
-        for _, what, mode, ffn, cache, at, _, costs in lines:
+        for _, what, mode, kind, cache, at, _, costs in lines:
             for unit, cost in costs.items():
                 if cost is not None:
-                    points.setdefault((unit, what, mode, ffn, cache), {})[at] = cost
+                    points.setdefault((unit, what, mode, kind, cache), {})[at] = cost
         shares = {at[-1] for _, what, *_, at, heads, _ in lines if what in ("layer", "repeat") and heads > 1}
-        for _, what, mode, ffn, cache, at, heads, _ in lines:
+        for _, what, mode, kind, cache, at, heads, _ in lines:
             if what in ("layer", "repeat") and heads == 1:  # a single head stands for every share
                 for unit in ("ms", "mj"):
-                    grid = points.get((unit, what, mode, ffn, cache), {})
+                    grid = points.get((unit, what, mode, kind, cache), {})
                     if at in grid:
                         grid.update({(*at[:-1], share): grid[at] for share in shares})
         if (reference := header.get("reference")) is not None:
             kinds = itertools.product(("ms", "mj"), ("layer", "repeat"), ("decode", "prefill"), ("warm", "cold"))
             for unit, what, mode, cache in kinds:
-                by_ffn = {k[3]: p for k, p in points.items() if (*k[:3], k[4]) == (unit, what, mode, cache)}
-                if reference["ffn"] in by_ffn:
-                    _fill(by_ffn, reference, mode)
+                by_kind = {k[3]: p for k, p in points.items() if (*k[:3], k[4]) == (unit, what, mode, cache)}
+                for kind, values in _filled(by_kind, reference, mode).items():
+                    points[unit, what, mode, kind, cache] = values
         grids = {key: Grid(values) for key, values in points.items()}
         self.grids = {key: grid for key, grid in grids.items() if key[0] == "ms" or grid.complete}
         only_cold = {key[4] for key in self.grids if key[2] == "decode"} == {"cold"}
@@ -560,6 +592,7 @@ class Table:
         require(all(share >= 0 and per_mb >= 0 for share, per_mb, _ in self.pieces), "a piece makes a part cost less")
         self.alternatives = [[self.pieces[i] and i for i in indices] for indices in model["alternatives"]]
         require(self.alternatives and all(self.alternatives), "the step-time model has no pieces")
+        self._windows = {key[3][1] for key in self.grids}
         self._cache: dict[Key, float] = {}
 
     def steps(self, step: Step) -> list[list[Step]]:
@@ -576,13 +609,13 @@ class Table:
             bucket *= 2
         return int(min(bucket or context, context))
 
-    def _cost(self, what: str, ffn: str, step: Step, point: Key) -> float:
+    def _cost(self, what: str, kind: tuple[str, int], step: Step, point: Key) -> float:
         share = self.pieces[step.piece][0] if step.fitted else 0.0
-        key = (what, ffn, step.mode, step.unit, share, point)
+        key = (what, kind, step.mode, step.unit, share, point)
         if key not in self._cache:
             if what == "repeat" and step.mode == "prefill":
                 what = what if any(k[:3] == (step.unit, what, step.mode) for k in self.grids) else "layer"
-            warm, cold = (self.grids.get((step.unit, what, step.mode, ffn, c)) for c in ("warm", "cold"))
+            warm, cold = (self.grids.get((step.unit, what, step.mode, kind, c)) for c in ("warm", "cold"))
             grids = [warm, cold] if share and warm and cold else [warm or cold]
             require(grids[0] is not None, f"the table has no {what} in {step.mode}")
             values = [grid.at(point) for grid in grids if grid is not None]
@@ -599,45 +632,52 @@ class Table:
     def block(self, m: Any, b: Any, step: Step) -> float:
         length = self.positions(step, m.max_positions)
         point = layer_point(length, b.width, b.heads, b.kv_heads, b.ffn_width)
-        first = self._cost("layer", m.ffn, step, point)
-        read = self._reading(step, self.stored.block(m, b) + self.stored.cache(m, b, length))
+        kind = (m.ffn, b.window if b.window < length and b.window in self._windows else 0)
+        first = self._cost("layer", kind, step, point)
+        read = self._reading(step, self.stored.block(m, b) + self.stored.cache(m, b, min(length, b.window or length)))
         if b.shared and b.layers > 1:
-            return float(read + first + (b.layers - 1) * self._cost("repeat", m.ffn, step, point))
+            return float(read + first + (b.layers - 1) * self._cost("repeat", kind, step, point))
         return float(read + b.layers * first)
 
     def change(self, before: int, after: int, step: Step) -> float:
         if before == after:
             return 0.0
         length = () if step.mode == "decode" else (step.length,)
-        cost = self._cost("width_change", "", step, (*length, before * after))
+        cost = self._cost("width_change", NO_LAYER, step, (*length, before * after))
         return cost + self._reading(step, before * after * self.stored.matrix.bytes(1, 1))
 
     def ends(self, m: Any, first: int, last: int, step: Step) -> float:
         length = () if step.mode == "decode" else (step.length,)
-        cost = self._cost("end", "", step, (*length, m.vocab_size, m.embedding_width))
+        cost = self._cost("end", NO_LAYER, step, (*length, m.vocab_size, m.embedding_width))
         cost += self._reading(step, self.stored.table(m))
         cost += rounded(self.pieces[step.piece][2]) if step.fitted else 0.0
         out = step._replace(mode="decode")  # only the last position reaches the head
         return cost + self.change(m.embedding_width, first, step) + self.change(last, m.embedding_width, out)
 
 
-def _fill(by_ffn: dict[str, dict[Key, float]], reference: dict[str, Any], mode: str) -> None:
-    """Complete the grids of layers around the table's reference."""
-    core = dict(by_ffn[reference["ffn"]])
-    ratio, usual = float(reference["ratio"]), float(reference[mode])
-    for points in by_ffn.values():
-        measured = dict(points)
-        axes = [sorted({at[axis] for grid in (core, points) for at in grid}) for axis in range(4)]
+def _filled(by_kind: dict[Key, dict[Key, float]], reference: dict[str, Any], mode: str) -> dict[Key, dict[Key, float]]:
+    """The grids of layers by (FFN kind, window), completed around the table's reference."""
+    core, usual = by_kind.get((reference["ffn"], 0)), float(reference[mode])
+    if core is None:
+        return {}
+    ratio, plain = float(reference["ratio"]), {ffn: points for (ffn, window), points in by_kind.items() if not window}
+    windows = [window for ffn, window in by_kind if window and ffn == reference["ffn"]]
+    filled = {}
+    for (ffn, measured), window in itertools.product(plain.items(), (0, *windows)):
+        base = by_kind[reference["ffn"], window]  # of the reference's FFN
+        points = dict(by_kind.get((ffn, window), {}))
+        axes = [sorted({at[axis] for grid in (base, measured) for at in grid}) for axis in range(4)]
         for length, width, r, share in itertools.product(*axes):
-            base = core.get((length, width, ratio, share))
-            if (length, width, r, share) in points or base is None:
+            if (length, width, r, share) in points or (length, width, ratio, share) not in base:
                 continue
             for at in (length, usual):
                 this, other = measured.get((at, width, r, 1.0)), core.get((at, width, ratio, 1.0))
                 if this is not None and other is not None:
-                    scale = length / at if mode == "prefill" else 1.0
-                    points[length, width, r, share] = max(0.0, base + (this - other) * scale)
+                    beyond = (this - other) * (length / at if mode == "prefill" else 1.0)
+                    points[length, width, r, share] = max(0.0, base[length, width, ratio, share] + beyond)
                     break
+        filled[ffn, window] = points
+    return filled
 
 
 # --- 5. metrics ------------------------------------------------------------------------------------
@@ -710,7 +750,7 @@ class Metrics:
             flops = Sum((key,), block_flops, lambda x, y: twice * projection(x, y), lambda m, f, s: 0.0, grid=1.0)
             return Metric([[flops]], 1.0, 1)
         if name == "kv_mb":
-            cache = Sum((key,), lambda m, b: stored.cache(m, b, at or m.max_positions), no_change, lambda m, f, s: 0.0)
+            cache = Sum((key,), lambda m, b: stored.kept(m, b, at or m.max_positions), no_change, lambda m, f, s: 0.0)
             return Metric([[cache]], 1e6, at or 1)
         require(at > 0, f"there is no metric {key}")
         if name == "peak_mb" and self.target == "onnxruntime":
@@ -750,7 +790,7 @@ class Metrics:
             return float(own.block(m, b) + 4 * own.widened * matrix_elements(m, b))
 
         def running(m: Any, b: Any) -> float:
-            return held[b.precision or self.precision].block(m, b) + stored.cache(m, b, m.max_positions)
+            return held[b.precision or self.precision].block(m, b) + stored.kept(m, b, m.max_positions)
 
         def rows(m: Any, first: int) -> float:
             looked_up = stored.embedding.bytes(min(m.vocab_size, m.max_positions), m.embedding_width)

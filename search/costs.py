@@ -56,7 +56,7 @@ class Table(Protocol):
     def block_cost(self, a: Architecture, block: Block, step: Step) -> float: ...
     def width_change_cost(self, before: int, after: int, step: Step) -> float: ...
     def embedding_and_head_cost(self, a: Architecture, step: Step) -> float: ...
-    def gaps(self, what: str, ffn: str, step: Step, points: Sequence[Point]) -> list[str]: ...
+    def gaps(self, what: str, ffn: str, step: Step, points: Sequence[Point], window: int = ...) -> list[str]: ...
     def interval(self, value: float, step: Step, *, found: bool = ...) -> tuple[float, float, float] | None: ...
     def expected(self, value: float, step: Step) -> float | None: ...
 
@@ -145,9 +145,12 @@ class CostModel:
         elif metric.name == "weight_mb":
             units = weights(str(metric.at), self.target)
         elif metric.name == "kv_mb":
-            positions = metric.at
+
+            def kept(a: Architecture, block: Block) -> int:
+                return counts.kept_positions(block, int(metric.at or a.max_positions), self.target)
+
             units = AdditiveCost(
-                lambda a, block, own: counts.block_kv_bytes(a, block, int(positions or a.max_positions), element_bytes),
+                lambda a, block, own: counts.block_kv_bytes(a, block, kept(a, block), element_bytes),
                 lambda before, after: 0,
                 lambda a: 0,
             )
@@ -278,12 +281,15 @@ def _layer_gaps(table: Table, space: Space, step: Step, capacities: Iterable[int
     widths = sorted({w for template in range(len(space.templates)) for w in space.width_range(template)})
     choices = [g for w in widths for g in space.block_choices[space.first_choice[w] : space.first_choice[w + 1]]]
     shapes = {(g.width, g.heads, g.kv_heads, g.ffn_width) for g in choices}
-    layers = [layer_point(at, *shape) for at in capacities for shape in shapes]
+    kinds = ["layer", *(["repeat"] if any(choice.shared and choice.layers > 1 for choice in choices) else [])]
     gaps = []
-    for piece, ffn in itertools.product(itertools.chain(*table.alternatives(step)), space.ffn):
-        gaps += table.gaps("layer", ffn, piece, layers)
-        if any(choice.shared and choice.layers > 1 for choice in choices):
-            gaps += table.gaps("repeat", ffn, piece, layers)
+    costing_as: dict[int, set[int]] = {}  # lengths by window; one that hides nothing costs as none
+    for window, at in itertools.product(space.windows, capacities):
+        costing_as.setdefault(window if window < at else 0, set()).add(at)
+    of_kinds = itertools.product(itertools.chain(*table.alternatives(step)), space.ffn, kinds, costing_as.items())
+    for piece, ffn, kind, (window, lengths) in of_kinds:
+        points = [layer_point(at, *shape) for at in lengths for shape in shapes]
+        gaps += table.gaps(kind, ffn, piece, points, window)
     return gaps
 
 

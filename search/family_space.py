@@ -2,7 +2,8 @@
 
 In a family all layers are alike and have weights of their own, and embeddings are as wide as the layers. So one block
 takes the place of several, with every depth that they could have together, and each width comes with its own embedding.
-The family decides norm, FFN, positions and biases. Widths, FFN ratios, key-value heads, vocabularies and contexts stay.
+The family decides norms, FFN, positions, biases and caps, and no layer has a window: families that have some fix which.
+Widths, FFN ratios, key-value heads, vocabularies and contexts stay.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 from typing import Any
 
 from merino_edge import limits, names
-from merino_edge.architecture import Ffn
+from merino_edge.architecture import LATER, Architecture, Ffn
 from merino_edge.errors import InputError
 from merino_edge.search.space import Space
 
@@ -21,6 +22,8 @@ _LEARNED = {"norm": "layernorm", "positions": "learned", "bias": "all", "rotary_
 FAMILIES: dict[str, tuple[Ffn, dict[str, Any]]] = {
     "llama": ("swiglu", _ROTARY),
     "qwen2": ("swiglu", {**_ROTARY, "bias": "qkv"}),
+    "qwen3": ("swiglu", {**_ROTARY, "qk_norm": "head"}),
+    "gemma3": ("geglu_tanh", {**_ROTARY, "qk_norm": "head", "norm_placement": "both", "tied_head": True}),
     "gpt2": ("gelu_tanh", _LEARNED),
     "opt": ("relu", {**_LEARNED, "position_offset": 2}),
 }
@@ -35,8 +38,10 @@ def as_family(space: Space, family: str) -> Space:
     if family not in FAMILIES:
         raise InputError(f"there is no family {family!r} to search", names.choose(family, FAMILIES))
     ffn, fields = FAMILIES[family]
-    rotary = {"rotary_dim": space.model.head_dim} if fields["positions"] == "rotary" else {}
-    fixed = {"norm_placement": "pre", "parallel_residual": False}
+    rotary: dict[str, float] = {"rotary_dim": space.model.head_dim} if fields["positions"] == "rotary" else {}
+    if family == "gemma3":  # files of llama.cpp call most of its layers local
+        rotary["local_rotary_base"] = space.model.rotary_base
+    fixed = {"norm_placement": "pre", "parallel_residual": False, **LATER[Architecture]}
     deepest = min(space.blocks[-1] * space.layers[-1], limits.MAX_LAYERS)
     return dataclasses.replace(
         space,
@@ -44,6 +49,7 @@ def as_family(space: Space, family: str) -> Space:
         blocks=(1,),
         layers=tuple(range(space.blocks[0] * space.layers[0], deepest + 1)),
         shared=(False,),
+        windows=(0,),
         ffn=(ffn,),
         kv_groups=(1,) if family in ALL_HEADS else space.kv_groups,
         embedding_widths=space.widths,

@@ -7,6 +7,7 @@ attention where the space has it, and weights of their own where the space has t
 from __future__ import annotations
 
 import itertools
+import math
 
 from merino_edge.search.space import Candidate, Space
 
@@ -35,6 +36,7 @@ def _usual_choice(space: Space, template: int, width: int, layers: int) -> int:
             block.shared and block.layers > 1,
             block.heads - block.kv_heads,
             abs(block.ffn_width / block.width - ratio),
+            -block.window if block.window else -math.inf,
         )
 
     of_width = range(space.first_choice[width], space.first_choice[width + 1])

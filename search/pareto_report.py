@@ -95,9 +95,11 @@ def table(document: dict[str, Any], most_rows: int | None = None) -> RenderableT
 
 
 def blocks_in_words(blocks: Sequence[dict[str, Any]], precisions: Sequence[str] = ()) -> str:
-    """Blocks as text: layers (s: shared weights) x width / FFN width, and their precision if they have one."""
+    """Blocks as text: layers (s: shared weights) x width / FFN width, and window and precision where they have one."""
     shapes = [
-        f"{b['layers']}{'s' if b['shared'] and b['layers'] > 1 else ''} x {b['width']}/{b['ffn_width']}" for b in blocks
+        f"{b['layers']}{'s' if b['shared'] and b['layers'] > 1 else ''} x {b['width']}/{b['ffn_width']}"
+        + (f" window {b['window']}" if b.get("window") else "")
+        for b in blocks
     ]
     return "  ".join(map(" ".join, zip(shapes, precisions, strict=True)) if precisions else shapes)
 

@@ -115,7 +115,8 @@ def _cpu_running(precision: str, tokens: int) -> AdditiveCost:
     stored, step = stored_as(precision, "onnxruntime"), min(tokens, CPU_CHUNK)
 
     def block_bytes(a: Architecture, block: Block, own: str | None) -> float:
-        cache = counts.block_kv_bytes(a, block, a.max_positions, stored.cache_bytes)
+        kept = counts.kept_positions(block, a.max_positions, "onnxruntime")
+        cache = counts.block_kv_bytes(a, block, kept, stored.cache_bytes)
         return _cpu_block_bytes(a, block, own or precision) + cache
 
     def end_bytes(a: Architecture) -> float:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from merino_edge.architecture import GATED, Architecture, Block
 from merino_edge.errors import InputError
 from merino_edge.latency.step import Step
-from merino_edge.latency.table import FAMILY, LatencyTable
+from merino_edge.latency.table import FAMILY, LATER_FAMILY, LatencyTable
 from merino_edge.presets import preset
 from merino_edge.search.budget import Metric
 from merino_edge.search.costs import CostModel
@@ -95,7 +95,8 @@ def _nearest(a: Architecture, step: Step, table: LatencyTable) -> tuple[Architec
     family = table.header["family"]
     if a.head_dim != family["head_dim"]:
         raise InputError(f"the table has heads of {family['head_dim']}, not {a.head_dim}")
-    replaced = {name: family[name] for name in FAMILY if getattr(a, name) != family[name]}
+    of_table = {**LATER_FAMILY, **family}
+    replaced = {name: of_table[name] for name in (*FAMILY, *LATER_FAMILY) if getattr(a, name) != of_table[name]}
     notes = [f"{name} {value}" for name, value in replaced.items()]
     if a.ffn not in table.ffns(step):
         same_gating = [ffn for ffn in table.ffns(step) if (ffn in GATED) == a.gated]

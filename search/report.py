@@ -30,12 +30,14 @@ def summary(result: SearchResult) -> RenderableType:
     a, budgets, space = result.architecture, result.problem.budget.to_dict(), result.problem.space
     title = f"architecture {a.id}: {a.ffn}, vocabulary {a.vocab_size}, embedding {a.embedding_width}, "
     columns = ("block", "width", "layers", "heads", "kv heads", "FFN", *(["bits"] if space.precisions else []))
+    columns = (*columns, *(["window"] if space.windows != (0,) else []))
     blocks = Table(*columns, title=f"{title}context {a.max_positions}")
     precisions = [[name] for name in result.precisions] or [[]] * len(a.blocks)
     for index, block in enumerate(a.blocks):
         layers = f"{block.layers}{' shared' if block.shared and block.layers > 1 else ''}"
         numbers = (block.heads, block.kv_heads, block.ffn_width)
-        blocks.add_row(str(index), str(block.width), layers, *map(str, numbers), *precisions[index])
+        window = [str(block.window or "all")] if space.windows != (0,) else []
+        blocks.add_row(str(index), str(block.width), layers, *map(str, numbers), *precisions[index], *window)
     target = result.config.target
     stored = f"bytes as {result.config.precision} is stored for {target}" if target else None
     costs = Table("cost", "found", "budget", "expected", "9 of 10 within", title=stored)
@@ -74,6 +76,8 @@ def verdict(result: SearchResult) -> list[str]:
     if result.evolution is not None:
         lines.append(f"found by {result.evolution.iterations:,} iterations of evolution")
     counts_text = any(metric.name in ("text_ms", "first_token_ms") for metric in result.problem.budget.metrics)
+    if len(space.windows) > 1:
+        lines.append(f"{score.spec} does not see windows: cost alone chose them")
     if len(space.vocabularies) > 1 and not counts_text:
         lines.append(f"{score.spec} does not see the vocabulary: cost alone chose it; --text-ms is fair to larger ones")
     cut, width = narrowest_cut(result.architecture), result.architecture.embedding_width

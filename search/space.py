@@ -1,9 +1,9 @@
 """A search space: all models that a search may choose, as chains of blocks whose widths do not decrease.
 
 A `ModelTemplate` is what all blocks of a model share: FFN kind, vocabulary, embedding width and context. A block choice
-is one block that a model may have: width, FFN ratio, layers, KV heads, own or shared weights, and the precision of its
-weights if that is open. Block choices are ordered by width. A `Candidate` is one model of the space: the index of a
-template, and the index of a block choice for each block. A space knows no score, no cost and no file. `space_file`
+is one block that a model may have: width, FFN ratio, layers, KV heads, own or shared weights, window, and the precision
+of its weights if that is open. Block choices are ordered by width. A `Candidate` is one model of the space: the index
+of a template, and the index of a block choice for each block. A space knows no score, no cost and no file. `space_file`
 reads it from a file, and `builtin_spaces` holds the built-in ones.
 """
 
@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import NamedTuple, get_args
 
 from merino_edge import counts, limits
-from merino_edge.architecture import LATER, Architecture, Block, Ffn
+from merino_edge.architecture import Architecture, Block, Ffn
 from merino_edge.errors import InputError
 from merino_edge.search.block_precision import BlockPrecision
 
@@ -77,6 +77,7 @@ class Space:
     least_embedding: float  # minimum width of the embedding, as a share of the widest block's width
     model: Architecture
     precisions: tuple[BlockPrecision, ...] = ()  # of a block's weights; empty: the search's one for all blocks
+    windows: tuple[int, ...] = (0,)  # positions that a block's layers attend to; 0: all
     origin: str = field(default="", compare=False)  # its name on the command line
 
     def __post_init__(self) -> None:
@@ -93,8 +94,9 @@ class Space:
                 raise InputError(f"space {self.name}: {name} {list(choices)}", f"list ascending numbers up to {high}")
         self._check_rest()
         count = len(self.widths) * len(self.ffn_ratios) * len(self.layers) * len(self.kv_groups) * len(self.shared)
+        count *= len(self.windows)
         limits.check_range(
-            "widths x FFN ratios x layers x key-value heads x sharing x precisions",
+            "widths x FFN ratios x layers x key-value heads x sharing x windows x precisions",
             count * self._copies,
             1,
             limits.MAX_BLOCK_CHOICES,
@@ -117,11 +119,11 @@ class Space:
             if not condition:
                 raise InputError(f"space {self.name}: {message}", hint)
 
-        unknown = [name for name in LATER[Architecture] if getattr(self.model, name) != LATER[Architecture][name]]
+        whole = all(type(w) is int and 0 <= w <= limits.MAX_POSITIONS for w in self.windows)
         refuse_unless(
-            condition=not unknown and self.model.norm_placement in ("pre", "post"),
-            message=f"no search has {', '.join(unknown) or 'norm_placement ' + self.model.norm_placement} in its model",
-            hint="leave it out, or choose norm_placement pre",
+            condition=bool(self.windows) and whole and list(self.windows) == sorted(set(self.windows)),
+            message=f"windows {list(self.windows)}",
+            hint=f"list ascending numbers up to {limits.MAX_POSITIONS}; 0 is no window",
         )
         for name, allowed in (("shared", (False, True)), ("ffn", get_args(Ffn))):
             choices = getattr(self, name)
@@ -207,13 +209,14 @@ class Space:
                     f"{list(self.kv_groups)}",
                     "choose widths that head_dim divides, and for each a group that divides its heads",
                 )
-            for ratio, layers, group, shared in itertools.product(self.ffn_ratios, self.layers, groups, self.shared):
+            dimensions = (self.ffn_ratios, self.layers, groups, self.shared, self.windows)
+            for ratio, layers, group, shared, window in itertools.product(*dimensions):
                 if width * ratio != int(width * ratio):
                     raise InputError(
                         f"space {self.name}: width {width} with FFN ratio {ratio}", "choose ratios of whole FFN widths"
                     )
                 if not (shared and layers == 1 and len(self.shared) > 1):
-                    block = Block(width, layers, heads, heads // group, int(width * ratio), shared)
+                    block = Block(width, layers, heads, heads // group, int(width * ratio), shared, window)
                     blocks += [block] * self._copies
         return tuple(blocks)
 

@@ -15,10 +15,11 @@ name of a built-in space, the file only needs the differences:
      "ffn": ["relu", "swiglu"], "embedding_widths": [256],
      "vocabularies": [{"size": 8192, "bytes_per_token": 3.6, "tokenizer": "byte-level BPE"}],
      "contexts": [1024],                 # positions of a model
+     "windows": [0, 256],                # positions that a block's layers attend to; 0, or left out: all
      "precisions": ["int8", {"name": "int4", "lost": 0.09}],   # of each block's weights; left out: the search's for all
      "least_width": 0.5,                 # minimum width of the first block, as a share of the embedding's width
      "least_embedding": 0.5,             # minimum width of the embedding, as a share of the widest block's width
-     "model": {"head_dim": 64, "norm": "rmsnorm", ...}}
+     "model": {"head_dim": 64, "norm": "rmsnorm", "qk_norm": "head", ...}}
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any
 
 from merino_edge import artefact
 from merino_edge.architecture import Architecture
-from merino_edge.errors import ArtefactError
+from merino_edge.errors import ArtefactError, UnsupportedError
 from merino_edge.search import block_precision
 from merino_edge.search.block_precision import BlockPrecision
 from merino_edge.search.space import Space, Vocabulary
@@ -39,6 +40,7 @@ SCHEMA_VERSION = 2
 
 DIMENSIONS = ("blocks", "widths", "ffn_ratios", "layers", "kv_groups", "shared", "ffn", "embedding_widths",
               "vocabularies", "contexts")  # fmt: skip
+OPTIONAL = ("windows", "precisions")  # left out of a file where they say nothing, so that older ones keep their hash
 SHARES = ("least_width", "least_embedding")
 # The field of the model that gives a dimension's value if the file leaves the dimension out.
 _FROM_MODEL = {
@@ -55,6 +57,8 @@ def to_dict(space: Space) -> dict[str, Any]:
     """The file form of a space, complete and without a base."""
     fields = {name: _listed(getattr(space, name)) for name in DIMENSIONS}
     fields["vocabularies"] = [dataclasses.asdict(v) for v in space.vocabularies]
+    if space.windows != (0,):
+        fields["windows"] = _listed(space.windows)
     if space.precisions:
         fields["precisions"] = [dataclasses.asdict(precision) for precision in space.precisions]
     model = {name: value for name, value in space.model.to_dict().items() if name not in _SET_BY_SPACE}
@@ -64,7 +68,7 @@ def to_dict(space: Space) -> dict[str, Any]:
 def from_dict(value: Any, where: str = "space", bases: Mapping[str, Space] | None = None) -> Space:
     """Read a space from its file form. `bases` are the spaces that `base` may name.
 
-    Raises ArtefactError, InputError or ArchitectureError where the form is not a valid space.
+    Raises ArtefactError, InputError, UnsupportedError or ArchitectureError where the form is not a valid space.
     """
     if not isinstance(value, dict):
         raise ArtefactError(f"{where} holds no space", "name one: --space paper, edge, or a space file")
@@ -73,9 +77,15 @@ def from_dict(value: Any, where: str = "space", bases: Mapping[str, Space] | Non
         if not isinstance(base, str) or base not in (bases or {}):
             raise ArtefactError(f"{where}: base {base!r}", f"choose one of {', '.join(bases or {})}")
         fields = _merged(to_dict((bases or {})[base]), fields, where)
-    if unknown := sorted(set(fields) - {"name", "model", "precisions", *SHARES, *DIMENSIONS}):
+    model = fields.get("model")
+    if any(name.startswith("convolution") for name in (*fields, *(model if isinstance(model, dict) else ()))):
+        raise UnsupportedError(
+            f"{where}: no search has short convolutions, as no score says what they give up of attention",
+            "leave them out; an imported model with them runs as it is",
+        )
+    if unknown := sorted(set(fields) - {"name", "model", *OPTIONAL, *SHARES, *DIMENSIONS}):
         raise ArtefactError(
-            f"{where}: unknown {', '.join(unknown)}", f"it may have {', '.join((*DIMENSIONS, 'precisions', *SHARES))}"
+            f"{where}: unknown {', '.join(unknown)}", f"it may have {', '.join((*DIMENSIONS, *OPTIONAL, *SHARES))}"
         )
     if missing := sorted({"name", "widths", "ffn_ratios", "layers", "model"} - set(fields)):
         raise ArtefactError(f"{where}: missing {', '.join(missing)}", "add it, or name a base")
@@ -106,6 +116,8 @@ def _dimensions(fields: dict[str, Any], where: str) -> dict[str, Any]:
         )
         values[name] = tuple(value) if isinstance(value, list) else (value,)
     values["vocabularies"] = tuple(_vocabulary(item, where) for item in values["vocabularies"])
+    windows = fields.get("windows", 0)
+    values["windows"] = tuple(windows) if isinstance(windows, list) else (windows,)
     items = fields.get("precisions", [])
     values["precisions"] = tuple(_precision(item, where) for item in (items if isinstance(items, list) else [items]))
     return {**values, **{share: fields.get(share, 0) for share in SHARES}}

@@ -163,7 +163,11 @@ class _Step:
                 self.other((3 + block.convolution) * width),
                 self.matrix(width, width, weights_in_l2=weights_in_l2),
             ]
+        elif a.qk_norm != "none":
+            mixer.insert(1, self.other(query_width + kv_width))
+        after = [self.other(width)] * (2 if a.norm_placement == "both" else 0)
         return [
+            *after,
             self.other(width),
             *mixer,
             self.other(width),

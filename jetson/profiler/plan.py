@@ -89,6 +89,7 @@ class Axes:
     vocab_sizes: tuple[int, ...]
     embedding_widths: tuple[int, ...]
     caches: tuple[Cache, ...]
+    windows: tuple[int, ...] = ()  # of layers with one, beside those without
 
     @staticmethod
     def of(
@@ -124,6 +125,8 @@ class Axes:
             thin(sorted({model.vocab_size for model in space.models}), detail.embeddings_and_heads),
             thin(embedding_widths, detail.embeddings_and_heads),
             caches,
+            # A window as long as all that is measured hides nothing.
+            tuple(w for w in space.windows if 0 < w < max(*lengths, *capacities)),
         )
 
     def union(self, other: Axes) -> Axes:
@@ -135,12 +138,15 @@ class Axes:
     def to_dict(self) -> dict[str, Any]:
         """The axes as the table's header holds them."""
         return {
-            name: [list(x) if isinstance(x, tuple) else x for x in v] for name, v in dataclasses.asdict(self).items()
+            name: [list(x) if isinstance(x, tuple) else x for x in v]
+            for name, v in dataclasses.asdict(self).items()
+            if v or name != "windows"  # so that tables without windows are as they were
         }
 
     @staticmethod
     def from_header(header: Mapping[str, Any]) -> Axes | None:
         """The axes of a begun table; None where a version began it that had other axes."""
+        header = {"windows": [], **header}
         names = [field.name for field in dataclasses.fields(Axes)]
         if not all(isinstance(header.get(name), list) for name in names) or forms.problem(dict(header), Axes):
             return None
@@ -269,15 +275,17 @@ def _layers(
 
     Every FFN is measured at the reference's capacity with all key-value heads. The reference's FFN is measured at every
     capacity and share of key-value heads. In a prefill every FFN is measured at every length, without shared layers.
+    Layers with a window are measured as those with the reference's FFN are.
     """
     within = cache_bytes / 4 if cache_bytes else float("inf")
 
     core = (reference["ffn"], reference["ratio"])
     for width, repeats in itertools.product(axes.widths, axes.repeats):
         shares = [share for share in axes.one_kv_head if not (share and width == base.head_dim)]
-        for (ffn, ratio), share in itertools.product(itertools.product(axes.ffn, axes.ffn_ratios), shares):
+        kinds = [*itertools.product(axes.ffn, axes.ffn_ratios, (0,)), *((*core, window) for window in axes.windows)]
+        for (ffn, ratio, window), share in itertools.product(kinds, shares):
             layer_base = dataclasses.replace(base, ffn=ffn)
-            stack = Stack(layer_base, width, round(width * ratio), one_kv_head=share, shared=repeats)
+            stack = Stack(layer_base, width, round(width * ratio), one_kv_head=share, shared=repeats, window=window)
             depth = probe.depth_within(stack, precision, within)
             central = (ffn, ratio) == core
             if not central and share:

@@ -38,18 +38,19 @@ def plot_table(table: LatencyTable, path: Path) -> None:
 
 
 def _layer_curves(axes: Axes, table: LatencyTable, mode: Mode) -> None:
-    lines: dict[tuple[str, int, float, str], list[Measurement]] = {}
+    lines: dict[tuple[str, int, float, str, int], list[Measurement]] = {}
     for m in table.measurements:
         if m.what == "layer" and m.mode == mode and not m.failed and m.shape["kv_heads"] == m.shape["heads"]:
             ratio = m.shape["ffn_width"] / m.shape["width"]
-            lines.setdefault((m.shape["ffn"], m.length, ratio, m.cache), []).append(m)
-    for number, ((ffn, length, ratio, cache), line) in enumerate(sorted(lines.items())):
+            lines.setdefault((m.shape["ffn"], m.length, ratio, m.cache, m.window), []).append(m)
+    for number, ((ffn, length, ratio, cache, window), line) in enumerate(sorted(lines.items())):
         line.sort(key=lambda m: int(m.shape["width"]))
         xs, ys = [m.shape["width"] for m in line], [m.median_ms for m in line]
         bounds = [m.interval_ms for m in line]
         spread = [[max(0.0, y - low) for y, (low, _) in zip(ys, bounds, strict=True)],
                   [max(0.0, high - y) for y, (_, high) in zip(ys, bounds, strict=True)]]  # fmt: skip
         label = f"{ffn} {ratio:g}x, length {length}{', cold' if cache == 'cold' else ''}"
+        label += f", window {window}" if window else ""
         line_style = "--" if cache == "cold" else "-"
         axes.errorbar(
             xs, ys, yerr=spread, label=label, marker="o", markersize=3, capsize=2, linewidth=1, linestyle=line_style,

@@ -48,6 +48,8 @@ class Space(Protocol):
     @property
     def shared(self) -> tuple[bool, ...]: ...
     @property
+    def windows(self) -> tuple[int, ...]: ...  # positions that a layer attends to; 0: all
+    @property
     def projections(self) -> tuple[tuple[int, int], ...]: ...
     def sample(self, rng: random.Random) -> Any: ...
     def architecture(self, genome: Any) -> Architecture: ...
@@ -84,11 +86,14 @@ class Stack:
     ffn_width: int
     one_kv_head: bool = False
     shared: bool = False
+    window: int = 0
 
     def block(self, layers: int) -> Block:
         """The block of so many layers."""
         heads = self.width // self.base.head_dim
-        return Block(self.width, layers, heads, 1 if self.one_kv_head else heads, self.ffn_width, self.shared)
+        return Block(
+            self.width, layers, heads, 1 if self.one_kv_head else heads, self.ffn_width, self.shared, self.window
+        )
 
     def model(self, layers: int, vocab_size: int, embedding_width: int) -> Architecture:
         """The whole model of that block."""
@@ -113,6 +118,7 @@ def layer(stack: Stack, mode: Mode, length: int, cache: Cache, *, depth: int, vo
     block, slope = stack.block(1), 1 / (depth - 1)
     names = ("width", "heads", "kv_heads", "ffn_width")
     shape = {"ffn": stack.base.ffn, **{name: getattr(block, name) for name in names}}
+    shape |= {"window": stack.window} if stack.window else {}
     return Probe(SHARED_LAYER if stack.shared else "layer", mode, length, shape, cache, models, (-slope, slope))
 
 

@@ -32,7 +32,7 @@ FamilyName = Annotated[
     str | None,
     typer.Option(
         metavar="FAMILY",
-        help="Only the space's models of a family that export-hf can write: llama, qwen2, gpt2 or opt.",
+        help="Only the space's models of a family that export-hf can write: llama, qwen2, qwen3, gemma3, gpt2 or opt.",
     ),
 ]
 ScoreName = Annotated[

@@ -162,6 +162,8 @@ def read(
     else:
         kv_heads = m.of_all_layers(f"{family}.attention.head_count_kv", heads)
         kinds = _kinds(m, family, layers)
+        if _one_rotary(m, family, rotation.fields):
+            kinds = [(window, "global" if rotary == "local" else rotary) for window, rotary in kinds]
         blocks = by_kind(Block(width, layers, heads, kv_heads, ffn_width), kinds, rotation.positions)
     fields: dict[str, Any] = {
         **own.fields,
@@ -239,6 +241,13 @@ def _kinds(m: Metadata, family: str, layers: int) -> list[tuple[int, Rotary]]:
     local: Rotary = "local" if LOCAL_BASE in own.more else "global"
     rest: Rotary = "none" if family == "exaone4" else "global"
     return [(window, local) if slide else (0, rest) for slide in slides]
+
+
+def _one_rotary(m: Metadata, family: str, rotary: Mapping[str, Any]) -> bool:
+    """Whether the rotary of layers with a window is that of the others."""
+    if LOCAL_BASE not in FAMILIES[family].more or rotary.get("rotary_factors"):
+        return False
+    return m.real(f"{family}.{LOCAL_BASE}", LOCAL_BASE_DEFAULT) == rotary.get("rotary_base")
 
 
 def _folding(m: Metadata, family: str, a: Architecture) -> Folding:

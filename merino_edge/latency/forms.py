@@ -30,6 +30,8 @@ class Family(Form):
     rotary_dim: Size
     bias: Line
     parallel_residual: bool
+    qk_norm: Line | UnsetType = UNSET
+    attention_cap: Annotated[float, Meta(ge=0, le=1e6)] | UnsetType = UNSET
     ffn: Line | UnsetType = UNSET
     kv_group: Size | UnsetType = UNSET
 

@@ -1,9 +1,10 @@
-"""Interpolation grids of a latency table: one for each kind of entry, mode, FFN kind, cache state and unit.
+"""Interpolation grids of a latency table: one for each kind of entry, mode, FFN kind, window, cache state and unit.
 
 Layers are measured on a star around one reference, not in every combination. The reference stands in the table's
 header: {"ffn", "ratio", "decode": cache positions, "prefill": tokens}. This works because attention's cost (key-value
 heads, length) does not depend on the FFN. What was not measured is filled in: the reference's cost there, plus what
-the FFN costs beyond the reference's. In a prefill that difference grows with the tokens. This module knows no file.
+the FFN costs beyond the reference's. In a prefill that difference grows with the tokens. Layers with a window have the
+reference's FFN, and what other FFNs cost beyond it is that of layers without. This module knows no file.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -86,7 +87,16 @@ AXES = {
 }
 MEASURE_IT = "measure it: merino-edge profile --space SPACE --out T.jsonl"
 
-Key = tuple[str, ...]  # unit, what, mode, ffn ("" of parts without one), cache
+
+class Key(NamedTuple):
+    """What tells one grid from another."""
+
+    unit: str
+    what: str
+    mode: str
+    ffn: str  # "" of parts without one
+    cache: str
+    window: int = 0
 
 
 class LatencyGrids:
@@ -109,31 +119,40 @@ class LatencyGrids:
     @property
     def only_cold(self) -> bool:
         """Whether all entries of decode were measured with cold caches."""
-        return {key[4] for key in self._grids if key[2] == "decode"} == {"cold"}
+        return {key.cache for key in self._grids if key.mode == "decode"} == {"cold"}
 
-    def cost(self, what: str, ffn: str, step: Step, cold_share: float, point: Point) -> float:
+    def cost(self, what: str, ffn: str, step: Step, cold_share: float, point: Point, *, window: int = 0) -> float:
         """One part's cost. Raises InputError outside what was measured, and where the shape could not be run."""
-        key = (what, ffn, step, cold_share, point)
+        key = (what, ffn, step, cold_share, point, window)
         if key not in self._costs:
-            self._costs[key] = self._interpolated(what, ffn, step, cold_share, point)
+            self._costs[key] = self._interpolated(what, ffn, step, cold_share, point, window=window)
         return self._costs[key]
 
-    def _interpolated(self, what: str, ffn: str, step: Step, cold_share: float, point: Point) -> float:
-        if gaps := self.gaps(what, ffn, step, cold_share, [point]):
+    def has_window(self, window: int) -> bool:
+        """Whether layers with this window were measured."""
+        return any(key.window == window for key in self._grids)
+
+    def _interpolated(self, what: str, ffn: str, step: Step, cold_share: float, point: Point, *, window: int) -> float:
+        if gaps := self.gaps(what, ffn, step, cold_share, [point], window=window):
             raise InputError(f"{self._path} does not cover {gaps[0]}", MEASURE_IT)
-        costs = [grid.at(point) for grid in self._pair(what, ffn, step, cold_share) if grid is not None]
+        costs = [grid.at(point) for grid in self._pair(what, ffn, step, cold_share, window) if grid is not None]
         values = [value for value in costs if value is not None]
         if len(values) < len(costs):
-            raise InputError(f"{self._path}: {self._failure(what, ffn, step)}", "choose other shapes, or another --out")
+            raise InputError(
+                f"{self._path}: {self._failure(what, ffn, step, window)}", "choose other shapes, or another --out"
+            )
         if len(values) == 2:  # warm, cold: only noise can say that cold is faster
             values = [values[0] + cold_share * max(0.0, values[1] - values[0])]
         return rounded(values[0])
 
-    def gaps(self, what: str, ffn: str, step: Step, cold_share: float, points: Sequence[Point]) -> list[str]:
+    def gaps(
+        self, what: str, ffn: str, step: Step, cold_share: float, points: Sequence[Point], *, window: int = 0
+    ) -> list[str]:
         """What one grid lacks to cover all `points`: a line for each axis, [] where it lacks nothing."""
-        name = f"{step.mode} of {what}{f' ({ffn})' if ffn else ''}"
+        kind = ", ".join(filter(None, (ffn, f"window {window}" if window else "")))
+        name = f"{step.mode} of {what}{f' ({kind})' if kind else ''}"
         missing = []
-        for grid in self._pair(what, ffn, step, cold_share):
+        for grid in self._pair(what, ffn, step, cold_share, window):
             if grid is None:
                 return [f"{'energy of ' if step.unit == 'mj' else ''}{name} (no measurement)"]
             labels = AXES[what][-len(grid.axes) :]
@@ -150,29 +169,31 @@ class LatencyGrids:
 
     def axes(self, what: str, ffn: str, step: Step) -> list[list[float]]:
         """The values measured on each axis of a grid (AXES). Raises InputError where the table has no such grid."""
-        grid = self._pair(what, ffn, step, 0.0)[0]
+        grid = self._pair(what, ffn, step, 0.0, 0)[0]
         if grid is None:
             raise InputError(f"{self._path} has no {what} in {step.mode}", MEASURE_IT)
         return grid.axes
 
     def ffns(self, step: Step) -> list[str]:
         """The FFN kinds that layers were measured with."""
-        return sorted({key[3] for key in self._grids if key[:3] == (step.unit, "layer", step.mode)})
+        return sorted({key.ffn for key in self._grids if key[:3] == (step.unit, "layer", step.mode)})
 
-    def _pair(self, what: str, ffn: str, step: Step, cold_share: float) -> list[Grid | None]:
+    def _pair(self, what: str, ffn: str, step: Step, cold_share: float, window: int) -> list[Grid | None]:
         """The grids to use: [warm], [cold], both where both count, or [None] where nothing was measured."""
         if what == SHARED_LAYER and step.mode == "prefill" and not self._any(SHARED_LAYER, step):
             what = "layer"
-        warm, cold = (self._grids.get((step.unit, what, step.mode, ffn, cache)) for cache in ("warm", "cold"))
+        warm, cold = (
+            self._grids.get(Key(step.unit, what, step.mode, ffn, cache, window)) for cache in ("warm", "cold")
+        )
         return [warm, cold] if cold_share and warm and cold else [warm or cold]
 
     def _any(self, what: str, step: Step) -> bool:
         return any(key[:3] == (step.unit, what, step.mode) for key in self._grids)
 
-    def _failure(self, what: str, ffn: str, step: Step) -> str:
+    def _failure(self, what: str, ffn: str, step: Step, window: int) -> str:
         """Why a grid has a hole."""
         for m in self._failed:
-            if (m.what, m.mode, m.shape.get("ffn", "")) == (what, step.mode, ffn):
+            if (m.what, m.mode, m.shape.get("ffn", ""), m.window) == (what, step.mode, ffn, window):
                 return f"{m.mode} of {m.what} {dict(m.shape)} could not be measured: {m.failed}"
         return f"{step.mode} of {what} has a hole"
 
@@ -182,19 +203,28 @@ def build_grids(measurements: Iterable[Measurement], reference: Mapping[str, Any
     points: dict[Key, dict[Point, float]] = {}
     lines = sorted((m for m in measurements if m.what not in WHOLE and not m.failed), key=lambda m: m.length)
     for m in lines:
-        key = (m.what, m.mode, m.shape.get("ffn", ""), m.cache)
-        points.setdefault(("ms", *key), {})[m.point] = m.median_ms
+        of = Key("ms", m.what, m.mode, m.shape.get("ffn", ""), m.cache, m.window)
+        points.setdefault(of, {})[m.point] = m.median_ms
         if m.energy_mj is not None:
-            points.setdefault(("mj", *key), {})[m.point] = m.energy_mj
+            points.setdefault(of._replace(unit="mj"), {})[m.point] = m.energy_mj
     _stand_for_every_share(lines, points)
     if reference is not None:
         for unit, what, mode, cache in itertools.product(UNITS, ("layer", SHARED_LAYER), MODES, ("warm", "cold")):
-            by_ffn = {key[3]: points[key] for key in points if (*key[:3], key[4]) == (unit, what, mode, cache)}
+            part = {key: points[key] for key in points if (*key[:3], key.cache) == (unit, what, mode, cache)}
+            by_ffn = {key.ffn: values for key, values in part.items() if not key.window}
             if reference["ffn"] in by_ffn:
-                core = (reference["ffn"], float(reference["ratio"]), float(reference[mode]))
-                _fill(by_ffn, *core, per_token=mode == "prefill")
+                at = float(reference["ratio"]), float(reference[mode]), mode == "prefill"
+                measured = {ffn: dict(values) for ffn, values in by_ffn.items()}
+                core = measured[reference["ffn"]]
+                for ffn, values in by_ffn.items():
+                    _fill(values, core, measured[ffn], core, at)
+                for key in [key for key in part if key.window and key.ffn == reference["ffn"]]:
+                    of_window = dict(part[key])
+                    for ffn in by_ffn:
+                        values = points.setdefault(key._replace(ffn=ffn), {})
+                        _fill(values, of_window, measured[ffn], core, at)
     grids = {key: Grid(values) for key, values in points.items()}
-    return {key: grid for key, grid in grids.items() if key[0] == "ms" or grid.complete}
+    return {key: grid for key, grid in grids.items() if key.unit == "ms" or grid.complete}
 
 
 def _stand_for_every_share(lines: Sequence[Measurement], points: dict[Key, dict[Point, float]]) -> None:
@@ -204,26 +234,29 @@ def _stand_for_every_share(lines: Sequence[Measurement], points: dict[Key, dict[
     for m in lines:
         if m.shape.get("heads") == 1:
             for unit in UNITS:
-                grid = points.get((unit, m.what, m.mode, m.shape["ffn"], m.cache), {})
+                grid = points.get(Key(unit, m.what, m.mode, m.shape["ffn"], m.cache, m.window), {})
                 if m.point in grid:
                     grid.update({(*m.point[:-1], share): grid[m.point] for share in shares})
 
 
-def _fill(by_ffn: Mapping[str, dict[Point, float]], ffn: str, ratio: float, length: float, *, per_token: bool) -> None:
-    """Complete the layer grids of one mode around the reference; points are (length, width squared, ratio, share)."""
-    core = dict(by_ffn[ffn])  # as measured
-    for points in by_ffn.values():
-        measured = dict(points)
-        lengths, widths, ratios, shares = (
-            sorted({point[axis] for grid in (core, points) for point in grid}) for axis in range(4)
-        )
-        _check_size(math.prod(map(len, (lengths, widths, ratios, shares))))
-        for at, width, r, share in itertools.product(lengths, widths, ratios, shares):
-            beyond = _beyond(measured, core, (width, r), ratio, (at, length))
-            base = core.get((at, width, ratio, share))
-            if (at, width, r, share) not in points and base is not None and beyond is not None:
-                extra, measured_at = beyond
-                points[at, width, r, share] = max(0.0, base + extra * (at / measured_at if per_token else 1.0))
+def _fill(
+    points: dict[Point, float], base: Mapping[Point, float], measured: Mapping[Point, float],
+    core: Mapping[Point, float], reference: tuple[float, float, bool],
+) -> None:  # fmt: skip
+    """Complete the grid of a kind of layer; points are (length, width squared, ratio, share).
+
+    `base` are layers with the reference's FFN and this kind's window. `measured` and `core` have no window: this kind's
+    FFN and the reference's. `reference`: its ratio, its length, whether what FFNs differ by grows with the length.
+    """
+    ratio, length, per_token = reference
+    axes = [sorted({point[axis] for grid in (base, measured) for point in grid}) for axis in range(4)]
+    _check_size(math.prod(map(len, axes)))
+    for at, width, r, share in itertools.product(*axes):
+        beyond = _beyond(measured, core, (width, r), ratio, (at, length))
+        usual = base.get((at, width, ratio, share))
+        if (at, width, r, share) not in points and usual is not None and beyond is not None:
+            extra, measured_at = beyond
+            points[at, width, r, share] = max(0.0, usual + extra * (at / measured_at if per_token else 1.0))
 
 
 def _check_size(points: int) -> None:

@@ -12,6 +12,7 @@ how they sum to a model. A line is a JSON object:
 |---|---|
 | what | `end` is the embedding and the head, `repeat` one more layer that shares its weights |
 | length | of a decode step: the KV-cache positions that it reads; of a prefill: the tokens of the prompt |
+| window | of a layer: the positions that it attends to; without the field all before it |
 | cache | `cold`: the processor's caches were swept before each step; without the field steps ran in a loop |
 | interval | the bootstrap interval of the median, 95 % |
 | yardsticks | [ms] of the reference model in the same rounds, by kind of step: tells a slow machine from a slow part |
@@ -62,6 +63,7 @@ WHOLE = ("calibration", "model", "found", "public")  # whole models: no sum uses
 # In a file these are models too, with "chosen_by". So versions that do not know them read the file.
 CHOSEN: tuple[What, ...] = ("found", "public")
 NOT_NUMBERS = ("ffn", "architecture")
+OF_LAYERS = ("layer", SHARED_LAYER)
 
 Point = tuple[float, ...]
 
@@ -132,6 +134,11 @@ class Measurement:
         return entry_key(self.what, self.mode, self.length, self.shape, self.cache)
 
     @property
+    def window(self) -> int:
+        """The window of a layer; 0 where it has none."""
+        return int(self.shape.get("window", 0))
+
+    @property
     def point(self) -> Point:
         """The coordinates on the grid of its kind. Outside layers a decode step depends on no length."""
         s = self.shape
@@ -176,6 +183,7 @@ class Measurement:
             what = entry.chosen_by if what == "model" and entry.chosen_by in CHOSEN else None
         line = line if ffn is None else {"ffn": ffn, **line}
         shape = {name: line.get(name) for name in COLUMNS.get(what, ())}
+        shape |= {"window": line["window"]} if what in OF_LAYERS and "window" in line else {}
         numbers = [value for name, value in shape.items() if name not in NOT_NUMBERS]
         if not (
             shape

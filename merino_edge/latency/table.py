@@ -7,7 +7,7 @@ and writes. Its entries:
 
 | what | costs | measured over |
 |---|---|---|
-| layer | one more layer with its own weights | FFN kind, length, width, ffn_width / width, kv_heads |
+| layer | one more layer with its own weights | FFN kind, window, length, width, ffn_width / width, kv_heads |
 | repeat | one more layer of a block that shares its weights; in a prefill the same as a layer | the same |
 | width_change | a projection between two widths | before * after; in a prefill also length |
 | end | what every step costs: overhead, embedding, final norm, head | vocab_size, embedding_width; the same |
@@ -54,6 +54,8 @@ FAMILY = (
     "bias",
     "parallel_residual",
 )
+# Fields that came later, with their defaults: a table without them was measured so.
+LATER_FAMILY: dict[str, Any] = {"qk_norm": "none", "attention_cap": 0.0}
 
 
 class Interval(NamedTuple):
@@ -75,15 +77,14 @@ def slower_percent(bias_percent: float) -> float:
 
 def family(a: Architecture) -> dict[str, Any]:
     """The fields of `a` that one table holds constant (FAMILY)."""
-    return {name: getattr(a, name) for name in FAMILY}
+    later = {name: getattr(a, name) for name, default in LATER_FAMILY.items() if getattr(a, name) != default}
+    return {**{name: getattr(a, name) for name in FAMILY}, **later}
 
 
 def unpriced(a: Architecture) -> str:
-    """What layers of `a` have that no table measures; "" where they have nothing such. A window costs as no window."""
+    """What layers of `a` have that no table measures; "" where they have nothing such."""
     if a.convolves:
         return "short convolutions"
-    if a.qk_norm != "none" or a.attention_cap:
-        return "a qk_norm" if a.qk_norm != "none" else "an attention_cap"
     return "heads * head_dim other than its width" if any(b.heads * a.head_dim != b.width for b in a.blocks) else ""
 
 
@@ -183,7 +184,11 @@ class LatencyTable:
         """One layer of `block`'s shape, or one that shares its weights (`what` SHARED_LAYER). Raises InputError."""
         length = self.cache_positions(step, a.max_positions)
         point = layer_point(length, block.width, block.heads, block.kv_heads, block.ffn_width)
-        return self._cost(what, a.ffn, step, point)
+        return self._grids.cost(what, a.ffn, step, self._cold_share(step), point, window=self._window(block, length))
+
+    def _window(self, block: Block, length: int) -> int:
+        """The window whose layers a block costs as. A window that hides nothing, or was not measured, costs as none."""
+        return block.window if block.window < length and self._grids.has_window(block.window) else 0
 
     def block_cost(self, a: Architecture, block: Block, step: Step) -> float:
         """All layers of `block`, and its share of the piece's cost of bytes. Raises InputError."""
@@ -312,9 +317,10 @@ class LatencyTable:
 
     def check_family(self, a: Architecture) -> None:
         """Raise InputError where the table was measured with another kind of layer than `a`'s."""
-        for name in FAMILY:
-            wanted, measured = getattr(a, name), self.header["family"][name]
-            if wanted != measured:
+        for name in (*FAMILY, *LATER_FAMILY):
+            wanted, measured = getattr(a, name), self.header["family"].get(name, LATER_FAMILY.get(name))
+            same = bool(wanted) == bool(measured) if name == "attention_cap" else wanted == measured
+            if not same:
                 raise InputError(f"{self.path} was measured with {name} {measured}, not {wanted}", MEASURE_IT)
         if odd := unpriced(a):
             raise InputError(f"{self.path} knows no layer with {odd}", "see: merino-edge estimate")
@@ -330,9 +336,9 @@ class LatencyTable:
         assert self.step_time is not None
         return self.step_time.pieces[step.piece]
 
-    def gaps(self, what: str, ffn: str, step: Step, points: Sequence[Point]) -> list[str]:
+    def gaps(self, what: str, ffn: str, step: Step, points: Sequence[Point], window: int = 0) -> list[str]:
         """What one grid lacks to cover all `points`: a line for each axis, [] where it lacks nothing."""
-        return self._grids.gaps(what, ffn, step, self._cold_share(step), points)
+        return self._grids.gaps(what, ffn, step, self._cold_share(step), points, window=window)
 
     def axes(self, what: str, step: Step, ffn: str = "") -> list[list[float]]:
         """The values measured on each axis of a grid. Raises InputError where the table has no such grid."""

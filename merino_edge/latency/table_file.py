@@ -26,7 +26,7 @@ from merino_edge.forms import Form
 from merino_edge.latency.forms import Compact, Conditions, FacesLine, Header, Validation
 from merino_edge.latency.measurement import MODES, WHOLE, Measurement, verify_checksum
 from merino_edge.latency.step_time import StepTimeModel
-from merino_edge.latency.table import FAMILY, LatencyTable
+from merino_edge.latency.table import FAMILY, LATER_FAMILY, LatencyTable
 from merino_edge.latency.verdict import Verdict
 
 KIND = "latency_table"
@@ -100,7 +100,7 @@ def _continue(path: Path) -> str:
 
 
 def _check_family(header: dict[str, Any], where: str) -> None:
-    if unknown := header["family"].keys() - {*FAMILY, "ffn", "kv_group"}:
+    if unknown := header["family"].keys() - {*FAMILY, *LATER_FAMILY, "ffn", "kv_group"}:
         raise ArtefactError(f"{where}: family has an unknown {min(unknown)}", MEASURE_AGAIN)
 
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from merino_edge.architecture import Architecture
 from merino_edge.graph_io import GATED_PREFIX, STATE_PREFIX
+from merino_edge.storage import WINDOW_SLACK
 
-SLACK = 128  # positions that a step may go back, whatever it wrote
+SLACK = WINDOW_SLACK  # positions that a step may go back, whatever it wrote
 LAST_PAIR = 2  # positions that a session runs again at the end of a prompt that it has
 
 

@@ -55,8 +55,9 @@ def entries(
     for mode, length in itertools.product(MODES, LENGTHS):
         seen = set()
         for ffn, choice in itertools.product(space.ffn, space.block_choices):
-            for kv_heads in {1, choice.heads}:
+            for kv_heads, window in itertools.product({1, choice.heads}, {0, choice.window}):
                 shape = {"ffn": ffn, "width": choice.width, "heads": choice.heads, "kv_heads": kv_heads}
+                shape |= {"window": window} if window else {}
                 if (key := (*shape.values(), choice.ffn_width)) not in seen:
                     seen.add(key)
                     matrices = 3 if ffn == "swiglu" else 2
@@ -64,6 +65,7 @@ def entries(
                         2 * choice.width + 2 * kv_heads * model.head_dim + matrices * choice.ffn_width
                     )
                     cost = 0.02 + elements / BYTES_PER_MS[mode]
+                    cost *= 0.8 if window else 1.0
                     yield entry("layer", mode, length, cost, ffn_width=choice.ffn_width, **shape)
                     yield entry("repeat", mode, length, 0.7 * cost, ffn_width=choice.ffn_width, **shape)
                     if cold and mode == "decode":

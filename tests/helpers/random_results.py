@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.formula_table import write_formula_table, write_piecewise_table
+from helpers.small_spaces import MODELS
 from merino_edge import artefact
 from merino_edge.errors import BudgetError, InputError
 from merino_edge.search.block_precision import measured
@@ -66,6 +67,8 @@ def random_space(rng: random.Random) -> Space:
                 least_width=rng.choice((0, 0.5)),
                 least_embedding=rng.choice((0, 0.5)),
                 precisions=precisions,
+                windows=rng.choice(((0,), (0,), (16,), (0, 16, 128))),
+                model=dataclasses.replace(WIDE.model, **rng.choice(MODELS)),
             )
         except InputError:
             continue

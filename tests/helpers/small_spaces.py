@@ -30,6 +30,12 @@ MIXED = replace(
     least_width=0.75,
     least_embedding=0.75,
 )
+# What blocks of a random space share: fields that came later.
+MODELS: tuple[dict[str, Any], ...] = (
+    {},
+    {"qk_norm": "head", "norm_placement": "both"},
+    {"qk_norm": "width", "norm_placement": "after", "attention_cap": 50.0},
+)
 MAX_SIZE = 1000  # architectures of a random space
 
 
@@ -91,6 +97,8 @@ def spaces(draw: st.DrawFn) -> Space:
             contexts=some((64, 128, 256), 2),
             least_width=draw(st.sampled_from((0, 0.5))),
             least_embedding=draw(st.sampled_from((0, 0.5))),
+            windows=some((0, 8, 32), 2) if draw(st.booleans()) else (0,),
+            model=replace(WIDE.model, **draw(st.sampled_from(MODELS))),
         )
     except InputError:
         reject()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -160,6 +161,27 @@ def test_what_a_table_lacks_is_named_with_the_command_that_adds_it(
     assert gap in message and "\n" not in message
     command = f"merino-edge profile --continue --space small --lengths {length} --out {table.path}"
     assert message.endswith(f"add it: {command}")
+
+
+@pytest.mark.parametrize(("at", "gap"), [("100", "decode of layer (swiglu, window 64) (no measurement)"), ("64", "")])
+def test_a_table_must_know_the_windows_that_hide_a_position(write_table: WriteTable, at: str, gap: str) -> None:
+    table, space = write_table(SMALL), replace(SMALL, windows=(0, 64), contexts=(256,))
+    if gap:
+        with pytest.raises(InputError, match=re.escape(gap)):
+            make_problem(space, [f"decode_ms@{at}"], "fp32", table)
+    make_problem(space, [f"decode_ms@{at}"], "fp32", write_table(space) if gap else table)
+
+
+def test_a_window_costs_less_of_the_cache_only_where_the_target_gives_it_back() -> None:
+    space, key = replace(SMALL, windows=(0, 32), contexts=(1024,)), "kv_mb"
+    kept = {"onnxruntime": 32 + 128, "onnxruntime-cuda": 1024, "jetpack-6.2": 1024, None: 1024}
+    for target, positions in kept.items():
+        problem = Problem(space, Budget.of({key: 1e9}), effective(), CostModel("fp16", None, target))
+        of_window = [i for i, block in enumerate(space.block_choices) if block.window]
+        block = space.block_choices[of_window[0]]
+        element = 4 if target == "onnxruntime" else 2
+        cost = problem.programs(0)[0].block_costs[of_window[0], 0]
+        assert cost == 2 * block.layers * block.kv_heads * space.model.head_dim * positions * element
 
 
 def test_a_table_must_cover_the_cache_positions_that_a_step_reads(write_table: WriteTable) -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from helpers.small_spaces import MIXED, SMALL, spaces
 from merino_edge import artefact
-from merino_edge.errors import ArchitectureError, ArtefactError, InputError, MerinoError
+from merino_edge.architecture import LATER, Architecture
+from merino_edge.errors import ArchitectureError, ArtefactError, InputError, MerinoError, UnsupportedError
 from merino_edge.search import space_file
 from merino_edge.search.builtin_spaces import BYTES_PER_TOKEN, EDGE, PAPER, SPACES, WIDE, load_space
 from merino_edge.search.evolution import mutate
@@ -131,6 +132,18 @@ def test_a_person_can_write_a_space_in_three_lines(tmp_path: Path) -> None:
     assert mine == changed and mine.origin == str(path)
 
 
+def test_windows_are_a_choice_and_norms_of_queries_belong_to_the_model(tmp_path: Path) -> None:
+    space = load_space(
+        write(tmp_path / "s.json", name="s", base="demo", windows=[0, 64], model={"qk_norm": "head", "logit_cap": 30.0})
+    )
+    assert space.windows == (0, 64) and space.size == 8 * SPACES["demo"].size  # three blocks
+    assert {block.window for block in space.block_choices} == {0, 64}
+    a = space.architecture(space.sample(random.Random(0)))
+    assert (a.qk_norm, a.logit_cap) == ("head", 30.0)
+    plain = space_file.to_dict(SPACES["demo"])
+    assert "windows" not in plain and not plain["model"].keys() & LATER[Architecture].keys()  # so hashes are as before
+
+
 def test_what_a_file_leaves_out_has_one_value(tmp_path: Path) -> None:
     model = {"vocab_size": 300, "max_positions": 64, "embedding_width": 64, "head_dim": 32, "ffn": "gelu"}
     space = load_space(write(tmp_path / "s.json", name="s", widths=[64], ffn_ratios=2, layers=[1], model=model))
@@ -195,6 +208,13 @@ BROKEN: list[tuple[dict[str, Any], type[MerinoError], str]] = [
     ({"base": ["edge"]}, ArtefactError, "base"),
     ({"base": "edge", "model": 3}, ArtefactError, "model"),
     ({"surprise": 1}, ArtefactError, "surprise"),
+    ({"windows": []}, InputError, "windows"),
+    ({"windows": [64, 0]}, InputError, "windows"),
+    ({"windows": [0, True]}, InputError, "windows"),
+    ({"windows": -1}, InputError, "windows"),
+    ({"model": {**MODEL, "qk_norm": "all"}}, ArchitectureError, "qk_norm"),
+    ({"model": {**MODEL, "convolution_bias": True}}, UnsupportedError, "no search has short convolutions"),
+    ({"convolutions": [0, 3]}, UnsupportedError, "no search has short convolutions"),
     ({"widths": list(range(32, 16_384, 32)), "layers": list(range(1, 500))}, InputError, "outside 1 to"),
     ({"contexts": list(range(1, 20_000))}, InputError, "templates"),
     ({"kind": "architecture"}, ArtefactError, "not a search space"),

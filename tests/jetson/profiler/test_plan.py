@@ -15,7 +15,7 @@ from merino_edge.errors import InputError
 from merino_edge.jetson.profiler.plan import CALIBRATION, HELD_OUT, LADDER, QUICK_HELD_OUT, Axes, Plan, make_plan, thin
 from merino_edge.jetson.profiler.probe import TINY_VOCAB
 from merino_edge.jetson.profiler.validation import fit_step_time, validate
-from merino_edge.latency.measurement import MODES, Measurement
+from merino_edge.latency.measurement import MODES, WHOLE, Measurement, entry_key
 from merino_edge.latency.step import Step
 from merino_edge.latency.step_time import COLD, single
 from merino_edge.latency.table import LatencyTable, family
@@ -44,7 +44,7 @@ def law_ms(a: Architecture, mode: str, length: int, cache: str = "warm") -> floa
         # linear in the key-value heads at one width; between widths only the share of them counts
         share = (b.kv_heads - 1) / (b.heads - 1) if b.heads > 1 else 1.0
         weights = b.width**2 * (3 + share) * 1e-6 + b.width * b.ffn_width * matrices * 1e-6
-        attention = 0.02 + tokens * attended * 1e-5 * (1 + share)
+        attention = 0.02 + tokens * min(attended, b.window or attended) * 1e-5 * (1 + share)
         first, further = (slow if b.shared or cache == "cold" else 1.0), 1.0
         if not b.shared or mode == "prefill":
             further = first
@@ -78,11 +78,12 @@ OPEN = dataclasses.replace(
     kv_groups=(1, 2, 4),
 )
 UNSHARED = dataclasses.replace(OPEN, name="unshared", shared=(False,))
-SPACES = [PAPER, DEMO, dataclasses.replace(DEMO, shared=(True,)), OPEN]
+WINDOWED = dataclasses.replace(OPEN, name="windowed", windows=(0, 100, 4096))
+SPACES = [PAPER, DEMO, dataclasses.replace(DEMO, shared=(True,)), OPEN, WINDOWED]
 
 
 @pytest.mark.parametrize("eviction_head_bytes", [0, 2**20])
-@pytest.mark.parametrize("space", SPACES, ids=["paper", "demo", "shared", "open"])
+@pytest.mark.parametrize("space", SPACES, ids=["paper", "demo", "shared", "open", "windowed"])
 def test_an_additive_device_is_predicted_exactly(space: Space, eviction_head_bytes: int) -> None:
     """From a star of entries. Left over are the tiny vocabulary's own head in a width change, and the one token that
     leaves by the way out in a prefill's."""
@@ -160,6 +161,21 @@ def test_the_star_is_far_smaller_than_every_combination() -> None:
     every = len(axes.ffn) * len(axes.widths) * len(axes.ffn_ratios) * len(axes.one_kv_head) * len(axes.repeats)
     assert len(layers) < 0.6 * every * len(axes.capacities) * len(axes.caches)
     assert len({p.key for p in plan.probes}) == len(plan.probes)
+
+
+def test_layers_with_a_window_are_measured_with_the_references_ffn_alone() -> None:
+    plain, windowed = (make_plan(space, "int4", cache_capacity=cache_capacity) for space in (OPEN, WINDOWED))
+    probes = {p.key: p for p in windowed.probes}
+    more = [p for p in windowed.probes if "window" in p.shape]
+    parts = {p.key for p in plain.probes if p.what not in WHOLE}
+    assert parts == {p.key for p in windowed.probes if p.what not in WHOLE} - {p.key for p in more}
+    assert {p.shape["window"] for p in more} == {100} and {p.shape["ffn"] for p in more} == {plain.reference["ffn"]}
+    for probe in more:
+        without = {name: value for name, value in probe.shape.items() if name != "window"}
+        assert entry_key(probe.what, probe.mode, probe.length, without, probe.cache) in probes
+        assert {block.window for a in probe.models for block in a.blocks} == {100}
+    assert "windows" not in plain.grid and Axes.from_header(plain.grid) == plain.axes
+    assert windowed.grid["windows"] == [100] and Axes.from_header(windowed.grid) == windowed.axes
 
 
 def test_held_out_models_are_the_same_every_time_and_some_lie_between_lengths() -> None:

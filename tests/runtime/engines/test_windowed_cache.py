@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from merino_edge.export.graph import build_model, to_bytes
 from merino_edge.export.targets import LOWERINGS
 from merino_edge.pytorch.model import Model
 from merino_edge.runtime import prompt_cache
-from merino_edge.runtime.engines import onnx_engine, released_windows
+from merino_edge.runtime.engines import released_windows
 from merino_edge.runtime.engines.cache_memory import PAGE, CacheMemory
 from merino_edge.runtime.engines.onnx_engine import SLACK, OnnxEngine
 from merino_edge.runtime.engines.released_windows import RELEASED_AT_ONCE
@@ -106,19 +107,21 @@ def test_an_answer_of_any_length_gives_memory_back(monkeypatch: pytest.MonkeyPat
     assert engine.least_start > 590 - SLACK - RELEASED_AT_ONCE - 1
 
 
-def test_where_memory_is_short_the_sequence_so_far_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_memory_is_short_the_sequence_so_far_stays() -> None:
     """The second of a larger bucket's caches finds no room."""
-    engine = OnnxEngine(to_bytes(build_model(A, WEIGHTS, "fp32", CONTEXT, lowering="native")), A, CONTEXT, threads=1)
-    engine.forward(TOKENS[:250], 0)
-    wanted, made = engine.forward(TOKENS[250:251], 250).copy(), []
+    room = [math.inf]  # caches that still find room
 
     def limited(*of: Any) -> CacheMemory:
-        made.append(of)
-        if len(made) == 2:
+        room[0] -= 1
+        if room[0] == 0:
             raise MemoryError
         return CacheMemory(*of)
 
-    monkeypatch.setattr(onnx_engine, "CacheMemory", limited)
+    graph = to_bytes(build_model(A, WEIGHTS, "fp32", CONTEXT, lowering="native"))
+    engine = OnnxEngine(graph, A, CONTEXT, threads=1, memory=limited)
+    engine.forward(TOKENS[:250], 0)
+    wanted = engine.forward(TOKENS[250:251], 250).copy()
+    room[0] = 2
     with pytest.raises(UnsupportedError, match="no memory for a cache of 512"):
         engine.forward(TOKENS[251:260], 251)
     np.testing.assert_array_equal(engine.forward(TOKENS[250:251], 250), wanted)
