@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 MARKERS = range(0xFDD0, 0xFDF0)  # Unicode's noncharacters: no text that is exchanged has one
-Message = dict[str, str]
+Message = dict[str, Any]
 
 
 class ControlTokens:

@@ -18,7 +18,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merino_edge import artefact, limits, tokenizer_file
+from merino_edge import artefact, limits, message_texts, tokenizer_file
 from merino_edge.errors import ArtefactError, InputError, MerinoError
 from merino_edge.foreign_call import call
 from merino_edge.tokenizer_file import Growth
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from merino_edge.control_tokens import ControlTokens
 
 FAILED, OTHER_MODEL = "the tokenizer fails on this text", "give another text, or use another model"
-Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+# {"role": "system" | "user" | "assistant" | "tool", "content": text}; "tool_calls", "tool_call_id" as in transformers
+Message = dict[str, Any]
 INCOMPLETE = "\ufffd"  # how an unfinished (or invalid) byte sequence decodes
 CONTEXT_IDS = (4, 8, 16)  # how many ids before a continuation are decoded with it: more where they have no text
 
@@ -155,18 +156,21 @@ class Tokenizer:
         *,
         control_tokens: bool = False,
         options: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+        begun: str = "",
     ) -> list[int]:
         """Token ids of a conversation, up to where the assistant starts. Raises as `apply_template` and `encode` do.
 
         A control token that a message spells out is plain text, unless `control_tokens`. In `options` it is refused.
+        `tools` are described by the template. `begun` is the beginning of the assistant's answer, which goes on there.
         """
         self.check_options(options or {}, control_tokens=control_tokens)
         bos, markers = self.chat.bos_token_id, ""
         if self.chat.chat_template is not None and not control_tokens:
-            for message in messages:
-                utf8_bytes(message["content"])
-            messages, markers = self._control_tokens.marked(messages, partial(self.encode_batch, offsets=True))
-        text = self.apply_template(messages, options=options)
+            whole = message_texts.Conversation(messages, tools, begun)
+            whole, markers = whole.marked(self._control_tokens, partial(self.encode_batch, offsets=True))
+            messages, tools, begun = whole.messages, whole.tools, whole.begun
+        text = self.apply_template(messages, options=options, tools=tools) + begun
         if markers:
             _check_size(text)
             apart = partial(self._control_tokens.encode, text, markers, self._ids)
@@ -218,12 +222,14 @@ class Tokenizer:
         *,
         add_generation_prompt: bool = True,
         options: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
         """The prompt for a conversation, up to where the assistant starts.
 
         Without `add_generation_prompt` it ends with the last message. `options` are the template's own, such as
-        enable_thinking; one that is left out has the template's default. Raises InputError where there is no template
-        or where the template refuses the messages, ArtefactError where the template fails.
+        enable_thinking; one that is left out has the template's default. `tools` are described where the template knows
+        them. Raises InputError where there is no template or where the template refuses the messages, ArtefactError
+        where the template fails.
         """
         if self.chat.chat_template is None:
             raise InputError("the tokenizer has no chat template", "give a plain text in place of messages")
@@ -231,12 +237,14 @@ class Tokenizer:
             utf8_bytes(message["content"])  # else it would seem to be the template's mistake
         context: dict[str, Any] = {**(options or {}), "messages": list(messages)}
         context["add_generation_prompt"] = add_generation_prompt
-        context |= {"tools": None, "documents": None}  # as transformers says that there are none
+        context |= {"tools": list(tools) or None, "documents": None}  # as transformers says that there are none
         ids = {"bos_token": self.chat.bos_token_id, "eos_token": next(iter(self.chat.eos_token_ids), None)}
         tokens = {name: None if i is None else self.backend.id_to_token(i) for name, i in ids.items()}
         context |= {name: token for name, token in tokens.items() if token is not None}
         from merino_edge import chat_template
 
+        if tools and "xml_tools" in chat_template.variables(self.chat.chat_template):  # SmolLM3's name
+            context["xml_tools"] = list(tools)
         return chat_template.render(self.chat.chat_template, context)
 
     def drops_system(self, messages: Sequence[Message], options: Mapping[str, Any] | None = None) -> bool:

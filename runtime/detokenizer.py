@@ -10,6 +10,7 @@ counts, and among those the longer one. Knows no model.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from merino_edge import limits
 from merino_edge.errors import InputError
@@ -21,9 +22,12 @@ WINDOW = 8  # ids; a longer window is cut, which takes one more decoding
 class StreamingDetokenizer:
     """The text of one answer. `text` is what was returned so far. `stopped` becomes true at a stop string."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), prompt: Sequence[int] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str] = (), prompt: Sequence[int] = (), *, show_special: bool = False
+    ) -> None:
         """With `prompt` the answer continues its text, so a first space stays that some decoders leave out.
 
+        `show_special`: special tokens are part of the text, as those that begin a tool call.
         Raises InputError where there are too many stop strings or one is empty.
         """
         if len(stop) > limits.MAX_STOP_STRINGS:
@@ -32,11 +36,13 @@ class StreamingDetokenizer:
             raise InputError("a stop string is empty", "give at least one character")
         self.text = ""
         self.stopped = False
-        self._tokenizer = tokenizer
+        self._decode = partial(tokenizer.decode, skip_special_tokens=not show_special)
         self._stop = tuple(stop)
         # Only a window of the ids is decoded each time. It begins with some ids whose text was returned already,
         # because some decoders treat the first id differently. `_returned` counts the characters of those.
         self._window, before = tokenizer.last_ids(prompt)
+        if show_special:
+            before = self._decode(self._window)
         # Ids in the window when it was last cut; their text ends with a complete character.
         self._complete, self._returned = len(self._window), len(before)
         self._held = ""  # decoded, but held back: it may be the beginning of a stop string
@@ -44,19 +50,19 @@ class StreamingDetokenizer:
     def push(self, token: int) -> str:
         """Append one id and return the text that is certain now, often empty."""
         self._window.append(token)
-        text = self._tokenizer.decode(self._window)
+        text = self._decode(self._window)
         certain = text.rstrip(INCOMPLETE)
         fresh = certain[self._returned :]
         self._returned = max(self._returned, len(certain))
         if len(self._window) >= WINDOW and fresh and certain == text:
             self._window = self._window[self._complete :]
             self._complete = len(self._window)
-            self._returned = len(self._tokenizer.decode(self._window))
+            self._returned = len(self._decode(self._window))
         return self._release(fresh, final=False)
 
     def finish(self) -> str:
         """Return the rest: an unfinished character as U+FFFD, and text held back for a stop string."""
-        fresh = self._tokenizer.decode(self._window)[self._returned :]
+        fresh = self._decode(self._window)[self._returned :]
         self._window, self._complete, self._returned = [], 0, 0
         return self._release(fresh, final=True)
 

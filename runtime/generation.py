@@ -21,8 +21,10 @@ from typing import Any, Literal
 from merino_edge import limits
 from merino_edge.errors import ContextLengthError, InputError
 from merino_edge.runtime.detokenizer import StreamingDetokenizer
+from merino_edge.runtime.ends import Ends
 from merino_edge.runtime.engine import Logits, TokenIds
 from merino_edge.runtime.grammar import Constraint, Grammar
+from merino_edge.runtime.logprobs import LogprobRecorder
 from merino_edge.runtime.sampling import Sampler
 from merino_edge.runtime.sampling_parameters import Sampling
 from merino_edge.runtime.session import Session
@@ -34,6 +36,7 @@ from merino_edge.tokenizer import Tokenizer
 FinishReason = Literal["stop", "length", "context", "cancelled"]
 # JSON keys that `generate --json` and the server print. Other programs read them, so they keep their first names.
 WRITTEN_NAMES = {"drafted_tokens": "guessed_tokens", "accepted_tokens": "right_guesses"}
+OWN_ENDS = Ends()  # the model's own end tokens, from the first token on
 
 
 @dataclass
@@ -86,17 +89,23 @@ class Generation(Iterator[str]):
         constraint: Constraint | None,
         drafter: Drafter | None,
         continues: bool,
+        ends: Ends,
+        recorder: LogprobRecorder | None,
+        show_special: bool,
     ) -> None:
         self.tokens: list[int] = []  # sampled ids, with those of a stop string, without the end token
         self.finish_reason: FinishReason | None = None  # None while running, and after an error
         self.statistics = Statistics(prompt_tokens=len(prompt_ids))
         self.seed = sampler.seed
         self._session, self.prompt_ids, self._sampler = session, prompt_ids, sampler
-        self._eos, self._max_tokens, self._cancel = set(tokenizer.chat.eos_token_ids), max_tokens, cancel
-        self._detokenizer = StreamingDetokenizer(tokenizer, stop, prompt_ids if continues else ())
+        self._eos, self._max_tokens, self._cancel = ends.ids(tokenizer.chat.eos_token_ids), max_tokens, cancel
+        before = prompt_ids if continues else ()
+        self._detokenizer = StreamingDetokenizer(tokenizer, stop, before, show_special=show_special)
+        self._ends, self._own_eos, self._recorder = ends, tokenizer.chat.eos_token_ids, recorder
         self._constraint, self._drafter = constraint, drafter
         # How many of the largest logits a step needs; None if it needs the whole row.
         whole_row = session.topk_engine is None or constraint is not None or drafter is not None
+        whole_row = whole_row or recorder is not None or ends.forbids_some
         self._required_topk = None if whole_row else sampler.sampling.required_topk
         self._pieces = self._run()
 
@@ -127,6 +136,11 @@ class Generation(Iterator[str]):
         self._pieces.close()
 
     def _run(self) -> Generator[str | Step | PromptPiece, None, None]:
+        if self._recorder is not None:
+            yield from self._recorder.score(self._session, self.prompt_ids, self._cancel)
+        if self._max_tokens == 0:  # only the prompt's probabilities are asked for
+            self.finish_reason = "cancelled" if self._cancel.is_set() else "length"
+            return
         first_logits, draft = (yield from self._prefill()), list[int]()
         rows = None if first_logits is None else first_logits[None]  # [1 + len(draft), V]
         ids: TokenIds | None = None  # [N] where rows are the candidates [1, N]
@@ -175,13 +189,17 @@ class Generation(Iterator[str]):
         return logits
 
     def _sample(self, logits: Logits, ids: TokenIds | None) -> int:
-        began = perf_counter()
+        began, unmasked = perf_counter(), logits
         if self._constraint is not None:
             logits = self._constraint.masked(logits)
+        if self._ends.forbids_some:
+            logits = self._ends.masked(logits, self._own_eos, len(self.tokens))
         # At this point the session holds the prompt and all tokens so far.
         token = self._sampler(logits, self._session.ids, self.tokens)
         if ids is not None:
             token = int(ids[token])
+        if self._recorder is not None:
+            self._recorder.record(unmasked, token)
         statistics, elapsed_ms = self.statistics, _since_ms(began)
         if statistics.first_token_ms is None:
             statistics.first_token_ms = statistics.prompt_ms + elapsed_ms
@@ -231,6 +249,9 @@ def generate(
     grammar: Grammar | None = None,
     proposer: Proposer | None = None,
     continues: bool = True,
+    ends: Ends = OWN_ENDS,
+    recorder: LogprobRecorder | None = None,
+    show_special: bool = False,
 ) -> Generation:
     """Start an answer to `prompt_ids`. Nothing runs before the first `next`.
 
@@ -241,6 +262,10 @@ def generate(
 
     Where the answer `continues` the prompt, its text begins with the space that follows the prompt. The answer of a
     chat does not: some tokenizers (SentencePiece) begin every text with a space, which is left out.
+
+    `ends` says which tokens end the answer. `recorder` gets the probabilities of its tokens, and of the prompt's where
+    it wants them: with `max_tokens` 0 those only. With `show_special` the text has special tokens, such as those that
+    begin a tool call.
 
     Raises InputError where the prompt is empty, is longer than the context or has ids outside the vocabulary. It also
     raises InputError where `max_tokens` or `stop` is out of its limits.
@@ -255,7 +280,9 @@ def generate(
         )
     if not 0 <= min(prompt_ids) <= max(prompt_ids) < engine.vocab_size:
         raise InputError(f"the prompt has token ids outside 0 to {engine.vocab_size - 1}", "use the bundle's tokenizer")
-    limits.check_range("max_tokens", max_tokens, 1, limits.MAX_NEW_TOKENS)
+    scores = recorder is not None and recorder.of_prompt
+    limits.check_range("max_tokens", max_tokens, 0 if scores else 1, limits.MAX_NEW_TOKENS)
+    ends.check(engine.vocab_size)
     return Generation(
         session,
         tokenizer,
@@ -267,4 +294,7 @@ def generate(
         constraint=None if grammar is None else grammar.begin(),
         drafter=Drafter(proposer) if proposer is not None and engine.max_rows > 1 else None,
         continues=continues,
+        ends=ends,
+        recorder=recorder,
+        show_special=show_special,
     )

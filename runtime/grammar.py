@@ -90,6 +90,13 @@ class Grammars:
         _check_size(pattern)
         return self._compiled(LLMatcher.grammar_from_regex(pattern), "regular expression")
 
+    def lark(self, text: str) -> Grammar:
+        """Compile a grammar in llguidance's Lark, such as that of tool calls. Raises InputError."""
+        from llguidance import LLMatcher
+
+        _check_size(text)
+        return self._compiled(LLMatcher.grammar_from_lark(text), "grammar")
+
     def _compiled(self, grammar: str, kind: str) -> Grammar:
         from llguidance import LLMatcher, LLTokenizer
 

@@ -1,15 +1,17 @@
-"""An answer on its way from the worker's thread to the event loop."""
+"""Answers on their way from the worker's thread to the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
+from merino_edge.runtime.call_parser import Part
 from merino_edge.runtime.generation import Generation
+from merino_edge.runtime.server.choice import Choice
 from merino_edge.runtime.server.metrics import Metrics
-from merino_edge.runtime.server.worker import Job
+from merino_edge.runtime.server.worker import Job, Worker
 
 PING_SECONDS = 2.0  # of silence, before a stream says that it still waits: proxies cut a silent one
 
@@ -51,6 +53,36 @@ class Answer:
             if items[-1] is None:
                 return
 
-    async def text(self) -> str:
-        """The whole text, once the answer has ended. Raises the error that ended it."""
-        return "".join([piece async for piece in self.pieces()])
+
+class Answers:
+    """The answers of one request, generated one after the other: others come between them. Sends nothing itself."""
+
+    def __init__(self, choices: Sequence[Choice], cancel: threading.Event, metrics: Metrics, worker: Worker) -> None:
+        """Submits the first answer, whose place has been claimed. Raises Stopping."""
+        self.cancel, self._choices, self._metrics, self._worker = cancel, choices, metrics, worker
+        self._running = self._submitted(choices[0])
+
+    async def parts(self) -> AsyncIterator[tuple[Choice, list[Part] | None]]:
+        """More of a choice; [] while nothing comes, None at its end. Raises what ended an answer, and Stopping."""
+        for number, choice in enumerate(self._choices):
+            if number:
+                self._worker.claim_next()
+                self._running = self._submitted(choice)
+            async for text in self._running.pieces():
+                found = choice.push(text) if text else []
+                if found or not text:
+                    yield choice, found
+            if found := choice.finish():
+                yield choice, found
+            choice.check_is_whole()
+            yield choice, None
+
+    async def finish(self) -> None:
+        """Wait for all answers. Raises as `parts` does."""
+        async for _ in self.parts():
+            pass
+
+    def _submitted(self, choice: Choice) -> Answer:
+        answer = Answer(choice.generation, self.cancel, self._metrics)
+        self._worker.submit(answer.job)
+        return answer

@@ -1,4 +1,4 @@
-"""The HTTP application: OpenAI's /v1/chat/completions, /v1/completions and /v1/models, and /health and /metrics.
+"""The HTTP application: OpenAI's chats, completions, responses and models, tokens, and /health and /metrics.
 
 As many answers run at once as the engine has sequences, and others wait. If more than `waiting` wait, a request is
 refused with 429 before it is looked at. When a client disconnects, its answer ends within one token. Without an API key
@@ -20,33 +20,42 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from merino_edge import limits
 from merino_edge.errors import MerinoError
+from merino_edge.runtime.call_parser import CallParser
 from merino_edge.runtime.engine import Alone, Engine, SequenceGroup
-from merino_edge.runtime.generation import Generation, generate
+from merino_edge.runtime.generation import generate
 from merino_edge.runtime.grammar import Grammars
 from merino_edge.runtime.server import requests
-from merino_edge.runtime.server.answer import Answer
+from merino_edge.runtime.server.answer import Answers
+from merino_edge.runtime.server.bodies import Bodies
+from merino_edge.runtime.server.chat_request import ChatRequest
+from merino_edge.runtime.server.choice import Choice
 from merino_edge.runtime.server.metrics import Metrics
 from merino_edge.runtime.server.refusals import LocalHosts, NoModel, refusal
-from merino_edge.runtime.server.replies import PING, Reply, error_document, error_event
+from merino_edge.runtime.server.replies import PING, ChatReply, CompletionReply, Reply, TextReply, error_document
+from merino_edge.runtime.server.request_ids import RequestIds
+from merino_edge.runtime.server.responses_reply import ResponsesReply
+from merino_edge.runtime.server.responses_request import ResponsesRequest
+from merino_edge.runtime.server.strict import FieldError
+from merino_edge.runtime.server.text_request import TextRequest
+from merino_edge.runtime.server.tokens_api import TokensApi
 from merino_edge.runtime.server.worker import Busy, Worker
 from merino_edge.runtime.shared_sessions import SharedSessions
 from merino_edge.runtime.speculative.drafter import Proposer
+from merino_edge.runtime.token_bytes import TokenBytes
 from merino_edge.tokenizer import Tokenizer
 
 UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies pass each event on at once
-BODY_SECONDS = 30  # for a request to arrive whole, after its head
-CLOSES = {"Connection": "close"}  # the rest of the request is not read
-MAX_ARRIVING_BYTES = 64 * 2**20  # of all bodies that are arriving
-KINDS: dict[str, type[requests.Request]] = {
-    "/v1/chat/completions": requests.ChatRequest,
-    "/v1/completions": requests.TextRequest,
+KINDS: dict[str, type[requests.Request] | type[ResponsesRequest]] = {
+    "/chat/completions": ChatRequest,
+    "/completions": TextRequest,
+    "/responses": ResponsesRequest,
 }
+ROOTS = ("/v1", "")  # llama.cpp's clients leave the first out
 
 
 class Service:
@@ -64,12 +73,14 @@ class Service:
         proposer: Proposer | None = None,
         control_tokens: bool = False,
         template_options: Mapping[str, Any] | None = None,
+        fingerprint: str = "",
     ) -> None:
         """`waiting` is the number of answers that may wait, and `key` the API key, or None. As many answers run at once
         as `group`, whose first member is `engine`, has sequences; with a `proposer` it must have one.
 
         With `control_tokens`, special tokens that a message spells out count as such. `template_options` of the chat
-        template hold where a request has none. Raises InputError for those that it does not read.
+        template hold where a request has none. `fingerprint` tells clients whether answers with one seed may differ.
+        Raises InputError for options that the template does not read.
         """
         self._control_tokens, self._template_options = control_tokens, template_options or {}
         tokenizer.check_options(self._template_options, control_tokens=control_tokens)
@@ -77,8 +88,9 @@ class Service:
         self._sessions = SharedSessions(group or Alone(engine))
         self._worker = Worker(waiting, self._sessions)
         self._metrics = Metrics(lambda: self._worker.pending)
-        self._begun = int(time.time())
-        self._arriving_bytes = 0
+        self._begun, self.fingerprint = int(time.time()), fingerprint or f"fp_{tokenizer.sha256[:12]}"
+        self._bodies, self._token_bytes = Bodies(), functools.cache(lambda: TokenBytes(tokenizer))
+        self._tokens = TokensApi(tokenizer, engine, self._template_options, control_tokens=control_tokens)
         self._preparing = threading.Lock()  # one text is encoded at a time: a megabyte takes 160 MB
         self._grammars = functools.cache(lambda: Grammars(tokenizer, engine.vocab_size))
 
@@ -95,11 +107,13 @@ class Service:
         routes = [
             Route("/health", self._health),
             Route("/metrics", self._metrics_text),
-            Route("/v1/models", self._models),
-            Route("/v1/models/{name:path}", self._model),
-            *(Route(path, self._complete, methods=["POST"]) for path in KINDS),
+            *(Route(f"{root}/models", self._models) for root in ROOTS),
+            *(Route(f"{root}/models/{{name:path}}", self._model) for root in ROOTS),
+            *(Route(root + path, self._complete, methods=["POST"]) for path in KINDS for root in ROOTS),
+            *(Route(path, self._tokens_api, methods=["POST"]) for path in self._tokens.paths),
+            *(Route(f"{root}/embeddings", self._refuse_embeddings, methods=["POST"]) for root in ROOTS),
         ]
-        hosts = [Middleware(LocalHosts)] if self._key is None else []
+        hosts = [Middleware(RequestIds), *([Middleware(LocalHosts)] if self._key is None else [])]
         handlers: dict[Any, Any] = {HTTPException: self._refuse_http, MerinoError: self._refuse}
         return Starlette(routes=routes, middleware=hosts, exception_handlers=handlers)
 
@@ -124,113 +138,108 @@ class Service:
         return JSONResponse(self._card())
 
     def _card(self) -> dict[str, Any]:
-        return {"id": self.name, "object": "model", "created": self._begun, "owned_by": "merino-edge"}
+        engine = self._sessions.first.engine
+        head = {"id": self.name, "object": "model", "created": self._begun, "owned_by": "merino-edge"}
+        context = engine.max_positions  # vLLM's name and llama.cpp's
+        return {**head, "max_model_len": context, "meta": {"n_ctx_train": context, "n_vocab": engine.vocab_size}}
+
+    async def _tokens_api(self, request: Request) -> Response:
+        """Token ids of texts and texts of token ids: no engine is needed."""
+        self._check_key(request)
+        body, path = await self._bodies.read(request), request.scope["path"]
+
+        def answered() -> dict[str, Any]:
+            with self._preparing:
+                return self._tokens.answer(path, body, self._check_name)
+
+        document = await run_in_threadpool(answered)
+        self._metrics.answered(path, 200)
+        return JSONResponse(document)
+
+    async def _refuse_embeddings(self, request: Request) -> Response:
+        self._check_key(request)
+        raise FieldError("embeddings", "not served: a bundle's graph returns logits, no states", "not_served")
 
     # --- answers ---
 
     async def _complete(self, request: Request) -> Response:
         self._check_key(request)
-        body, path = await self._body(request), request.scope["path"]
+        body, path = await self._bodies.read(request), request.scope["path"]
         self._worker.claim()
         cancel = threading.Event()
         try:
-            parsed, generation, notes = await run_in_threadpool(self._prepared, KINDS[path], body, cancel)
+            reply, stream = await run_in_threadpool(self._prepared, KINDS[path.removeprefix("/v1")], body, cancel)
         except BaseException as error:
             self._worker.release()
             if isinstance(error, (HTTPException, MerinoError)) or not isinstance(error, Exception):
                 raise
             return await self._refuse(request, error)
-        answer = Answer(generation, cancel, self._metrics)
-        self._worker.submit(answer.job)
-        reply = Reply(self.name, path == "/v1/chat/completions", generation, notes)
-        if parsed.stream:
+        answer = Answers(reply.choices, cancel, self._metrics, self._worker)
+        if stream:
             self._metrics.answered(path, 200)
-            events = self._events(answer, reply, with_usage=parsed.include_usage)
-            return StreamingResponse(events, media_type="text/event-stream", headers=UNBUFFERED)
+            return StreamingResponse(_events(answer, reply), media_type="text/event-stream", headers=UNBUFFERED)
         return await self._whole(answer, reply, request)
 
     def _prepared(
-        self, kind: type[requests.Request], body: bytes, cancel: threading.Event
-    ) -> tuple[requests.Request, Generation, list[str]]:
-        """The request, its answer, which has not begun, and what the client should know.
+        self, kind: type[requests.Request] | type[ResponsesRequest], body: bytes, cancel: threading.Event
+    ) -> tuple[Reply, bool]:
+        """The reply, whose answers have not begun, and whether it is streamed.
 
         Runs in a thread: a long prompt takes a second.
         """
-        request = requests.parse(kind, body)
+        asked = requests.parse(kind, body)
+        request = asked.chat() if isinstance(asked, ResponsesRequest) else asked
         self._check_name(request.model or self.name)
         with self._preparing:
-            prompt_ids = request.prompt_ids(
+            calls = request.call_grammar(self._tokenizer, self._grammars)
+            grammar = calls[1] if calls else request.grammar(self._grammars)
+            prompts = request.prompts(
                 self._tokenizer, control_tokens=self._control_tokens, options=self._template_options
             )
-            grammar, notes = request.grammar(self._grammars), request.notes(self._tokenizer, self._template_options)
-        generation = generate(
-            self._sessions.first,  # the worker gives it another when it begins
-            self._tokenizer,
-            prompt_ids,
-            request.sampling(),
-            request.token_limit,
-            stop=request.stop_strings(),
-            cancel=cancel,
-            grammar=grammar,
-            proposer=self._proposer,  # follows one text at a time, and so does a worker that has one
-            continues=kind is requests.TextRequest or grammar is not None,  # a form counts its first space
-        )
-        return request, generation, notes
+            notes = request.notes(self._tokenizer, self._template_options)
+        form = calls[0] if calls else None
+        choices: list[Choice] = []
+        for prompt, ids in enumerate(prompts):
+            for number in range(request.n):
+                recorder = request.recorder()
+                generation = generate(
+                    self._sessions.first,  # the worker gives it another when it begins
+                    self._tokenizer,
+                    ids,
+                    request.sampling(number),
+                    request.token_limit,
+                    stop=request.stop_strings(),
+                    cancel=cancel,
+                    grammar=grammar,
+                    proposer=self._proposer,  # follows one text at a time, and so does a worker that has one
+                    # A form counts its first space. A text beside calls has none.
+                    continues=request.continues or (grammar is not None and form is None),
+                    ends=request.ends(),
+                    recorder=recorder,
+                    show_special=form is not None,
+                )
+                parser = None if form is None else CallParser(form)
+                echo = request.echoed(self._tokenizer, prompt)
+                choices.append(Choice(len(choices), prompt, generation, parser, recorder, request.top, echo))
+        kinds: dict[type, type[CompletionReply]] = {ChatRequest: ChatReply, TextRequest: TextReply}
+        common = self.name, self.fingerprint, choices, self._token_bytes(), notes
+        if isinstance(asked, ResponsesRequest):
+            return ResponsesReply(*common, request=asked), bool(asked.stream)
+        return kinds[kind](*common, with_usage=request.include_usage), bool(request.stream)
 
-    async def _body(self, request: Request) -> bytes:
-        """The request's body. Raises HTTPException where it is not JSON by its type, too large, or does not arrive."""
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            # A web page of another site cannot send it.
-            raise HTTPException(415, "the content type must be application/json")
-        body = bytearray()
-
-        async def read() -> None:
-            async for chunk in request.stream():
-                body.extend(chunk)
-                self._arriving_bytes += len(chunk)
-                if len(body) > limits.MAX_REQUEST_BYTES:
-                    reason = f"more than {limits.MAX_REQUEST_BYTES} bytes; see merino_edge/limits.py"
-                    raise HTTPException(413, reason)
-                if self._arriving_bytes > MAX_ARRIVING_BYTES:
-                    raise Busy("too many requests are arriving", "ask again in a moment")
-
+    async def _whole(self, answers: Answers, reply: Reply, request: Request) -> Response:
+        done, disconnect = asyncio.ensure_future(answers.finish()), asyncio.ensure_future(_disconnected(request))
         try:
-            await asyncio.wait_for(read(), BODY_SECONDS)
-        except asyncio.TimeoutError:  # until Python 3.11 it is another than TimeoutError
-            raise HTTPException(408, f"the request took more than {BODY_SECONDS} s to arrive", CLOSES) from None
-        except ClientDisconnect:
-            raise HTTPException(400, "the request ended within its body", CLOSES) from None
-        finally:
-            self._arriving_bytes -= len(body)
-        return bytes(body)
-
-    async def _whole(self, answer: Answer, reply: Reply, request: Request) -> Response:
-        text, disconnect = asyncio.ensure_future(answer.text()), asyncio.ensure_future(_disconnected(request))
-        try:
-            await asyncio.wait({text, disconnect}, return_when=asyncio.FIRST_COMPLETED)
-            answer.cancel.set()  # has no effect on a finished answer
-            await text
-            reply.check_is_whole()
+            await asyncio.wait({done, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+            answers.cancel.set()  # has no effect on finished answers
+            await done
         except Exception as error:
             return await self._refuse(request, error)
         finally:
-            answer.cancel.set()
+            answers.cancel.set()
             disconnect.cancel()
         self._metrics.answered(request.scope["path"], 200)
         return JSONResponse(reply.whole())
-
-    async def _events(self, answer: Answer, reply: Reply, *, with_usage: bool) -> AsyncIterator[str]:
-        try:
-            yield reply.first()
-            async for text in answer.pieces():
-                yield reply.piece(text) if text else PING
-            reply.check_is_whole()
-            yield reply.last(with_usage=with_usage)
-        except Exception as error:
-            _, document = refusal(error)
-            yield error_event(document)
-        finally:  # also when the client has disconnected
-            answer.cancel.set()
 
     # --- refusals ---
 
@@ -248,7 +257,7 @@ class Service:
 
     async def _refuse_http(self, request: Request, error: HTTPException) -> Response:
         path = request.scope["path"]
-        self._metrics.answered(path if path in KINDS else "other", error.status_code)
+        self._metrics.answered(path if path in self._paths else "other", error.status_code)
         of_model = isinstance(error, NoModel)
         code = "model_not_found" if of_model else {401: "invalid_api_key", 404: "not_found"}.get(error.status_code)
         detail = error.detail
@@ -257,11 +266,34 @@ class Service:
         document = error_document(detail, "invalid_request_error", code, "model" if of_model else None)
         return JSONResponse(document, error.status_code, headers=error.headers)
 
+    @property
+    def _paths(self) -> set[str]:
+        return {root + path for path in KINDS for root in ROOTS} | set(self._tokens.paths)
+
     async def _refuse(self, request: Request, error: Exception) -> Response:
         status, document = refusal(error)
         self._metrics.answered(request.scope["path"], status)
         headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Busy) else {}
         return JSONResponse(document, status, headers=headers)
+
+
+async def _events(answers: Answers, reply: Reply) -> AsyncIterator[str]:
+    try:
+        for event in reply.first():
+            yield event
+        async for choice, parts in answers.parts():
+            for event in reply.end(choice) if parts is None else reply.piece(choice, parts):
+                yield event
+            if parts == []:
+                yield PING
+        for event in reply.last():
+            yield event
+    except Exception as error:
+        _, document = refusal(error)
+        for event in reply.failed(document):
+            yield event
+    finally:  # also when the client has disconnected
+        answers.cancel.set()
 
 
 async def _disconnected(request: Request) -> None:

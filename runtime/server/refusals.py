@@ -12,8 +12,10 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from merino_edge.errors import ContextLengthError, InputError, MerinoError, MissingExtraError
+from merino_edge.runtime.server.chat_request import ChatRequest
 from merino_edge.runtime.server.replies import error_document
-from merino_edge.runtime.server.requests import FieldError
+from merino_edge.runtime.server.strict import FieldError
+from merino_edge.runtime.server.text_request import TextRequest
 from merino_edge.runtime.server.worker import Busy, Stopping
 
 LOCAL_NAMES = ["localhost", "127.0.0.1", "::1"]
@@ -43,6 +45,12 @@ class NoModel(HTTPException):
         super().__init__(404, detail)
 
 
+def _field(message: str) -> str | None:
+    """The field of a request that a message begins with, such as `top_p is 2.0, outside 0 to 1`."""
+    word = message.partition(" ")[0].partition("'")[0]
+    return word if word in ChatRequest.model_fields or word in TextRequest.model_fields else None
+
+
 def refusal(error: Exception) -> tuple[int, dict[str, Any]]:
     """The HTTP status and the document of an error."""
     if isinstance(error, Busy):
@@ -50,8 +58,10 @@ def refusal(error: Exception) -> tuple[int, dict[str, Any]]:
     if isinstance(error, Stopping):
         return 503, error_document(str(error), "server_error", "stopping")
     if isinstance(error, (InputError, MissingExtraError)):
-        code = "context_length_exceeded" if isinstance(error, ContextLengthError) else None
-        field = error.field if isinstance(error, FieldError) else None
+        code = "context_length_exceeded" if isinstance(error, ContextLengthError) else "invalid_value"
+        field = None if isinstance(error, ContextLengthError) else _field(error.message)
+        if isinstance(error, FieldError):
+            code, field = error.code or code, error.field
         return 400, error_document(str(error), "invalid_request_error", code, field)
     message = str(error) if isinstance(error, MerinoError) else f"the engine failed ({type(error).__name__})"
     return 500, error_document(message, "server_error")

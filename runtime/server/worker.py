@@ -84,6 +84,13 @@ class Worker:
                 raise Busy(f"{self.pending} answers are running or waiting", retry_after_s=seconds)
             self._claimed += 1
 
+    def claim_next(self) -> None:
+        """Claim a place for the next answer of a request that had one, however full the queue is. Raises Stopping."""
+        with self._lock:
+            if self._closed:
+                raise Stopping
+            self._claimed += 1
+
     def release(self) -> None:
         """Give a claimed place back."""
         with self._lock:

@@ -78,11 +78,15 @@ def test_the_one_model_need_not_be_named(url: str) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "status", "code", "field"),
     [
-        (CHAT, GOOD | {"temperature": "hot"}, 400, None, "temperature"),
-        (CHAT, GOOD | {"messages": [{"role": "user", "content": 1}]}, 400, None, "messages.0.content.str"),
+        (CHAT, GOOD | {"temperature": "hot"}, 400, "invalid_value", "temperature"),
+        (CHAT, GOOD | {"temperature": -1}, 400, "invalid_value", "temperature"),
+        (CHAT, GOOD | {"wings": True}, 400, "unknown_parameter", "wings"),
+        (CHAT, GOOD | {"functions": [{"name": "fly"}]}, 400, "unsupported_parameter", "functions"),
+        (CHAT, GOOD | {"messages": [{"role": "user", "content": 1}]}, 400, "invalid_value", "messages.0.content.str"),
         (CHAT, GOOD | {"messages": HELLO * 100}, 400, "context_length_exceeded", None),
         (CHAT, GOOD | {"model": "large"}, 404, "model_not_found", "model"),
-        ("/v1/responses", GOOD, 404, "not_found", None),
+        ("/v1/images", GOOD, 404, "not_found", None),
+        ("/v1/embeddings", {"input": "x"}, 400, "not_served", "embeddings"),
     ],
 )
 def test_an_error_has_its_class(

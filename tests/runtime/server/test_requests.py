@@ -17,6 +17,7 @@ from merino_edge import limits
 from merino_edge.runtime.open_bundle import open_engine
 from merino_edge.runtime.server import requests
 from merino_edge.runtime.server.app import Service
+from merino_edge.runtime.server.chat_request import ChatRequest
 from merino_edge.tokenizer import Tokenizer
 
 
@@ -53,10 +54,11 @@ GOOD = {"model": "small", "messages": HELLO, "max_tokens": 2}
         ({"logit_bias": {"999999": 1}}, "logit_bias"),
         ({"stop": [""]}, "stop string is empty"),
         ({"stop": ["a"] * 65}, "65 stop strings"),
-        ({"n": 2}, "n is not served"),
+        ({"n": 0}, "n: outside 1 to"),
+        ({"best_of": 2}, "best_of: not served"),
         ({"chat_template_kwargs": {"enable_thinking": False}}, "does not read 'enable_thinking'"),
         ({"chat_template_kwargs": [1]}, "chat_template_kwargs"),
-        ({"tools": [{"type": "function"}]}, "tools is not served"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "json_schema is missing"),
         (
@@ -89,7 +91,14 @@ def test_an_invalid_value_is_refused_by_name(url: str, change: dict[str, Any], e
         (b'{"model": "small", "prompt": "x", "temperature": NaN}', 400),
         (b'{"model": "small", "prompt": "x", "temperature": 1e999}', 400),
         (b'{"model": "small", "prompt": ""}', 400),
-        (b'{"model": "small", "prompt": ["a", "b"]}', 400),
+        (b'{"model": "small", "prompt": ["a", 1]}', 400),
+        (b'{"model": "small", "prompt": []}', 400),
+        (b'{"model": "small", "prompt": ["a", ""]}', 400),
+        (b'{"model": "small", "prompt": [[1], [999999]]}', 400),
+        (b'{"model": "small", "prompt": "x", "stop_token_ids": [999999]}', 400),
+        (b'{"model": "small", "prompt": "x", "max_tokens": 0}', 400),
+        (b'{"model": "small", "prompt": "x", "logprobs": 99}', 400),
+        (b'{"model": "small", "prompt": "x", "n": 257}', 400),
         (b'{"model": "small", "prompt": [-1]}', 400),
         (b'{"model": "small", "prompt": [1, "b"]}', 400),
         (b'{"model": "other", "prompt": "x"}', 404),
@@ -133,6 +142,6 @@ def test_a_key_is_required_where_one_is_set(bundle_path: Path, tokenizer: Tokeni
 def test_a_requests_template_options_come_before_the_servers(tokenizer: Tokenizer) -> None:
     template = "{{ messages[0].content }}{{ mode }}{{ other }}"
     asked = tokenizer.with_chat(dataclasses.replace(tokenizer.chat, chat_template=template, bos_token_id=None))
-    request = requests.parse(requests.ChatRequest, json.dumps(GOOD | {"chat_template_kwargs": {"mode": "b"}}).encode())
-    ids = request.prompt_ids(asked, options={"mode": "a", "other": "c"})
+    request = requests.parse(ChatRequest, json.dumps(GOOD | {"chat_template_kwargs": {"mode": "b"}}).encode())
+    ids = request.prompts(asked, options={"mode": "a", "other": "c"})[0]
     assert ids == asked.encode(HELLO[0]["content"] + "bc")
