@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 from merino_edge.tokenizer import Tokenizer
@@ -17,8 +16,9 @@ class TokenBytes:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._backend = tokenizer.backend
         self._added = {i: token.content for i, token in self._backend.get_added_tokens_decoder().items()}
-        decoder = json.loads(self._backend.to_str()).get("decoder")
-        self._alphabet = _byte_alphabet() if '"ByteLevel"' in json.dumps(decoder) else None
+        decoder = self._backend.decoder
+        byte_level = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()  # its JSON
+        self._alphabet = _byte_alphabet() if byte_level else None
 
     def bytes_of(self, token: int) -> bytes:
         """The token's bytes; none for ids that no text has."""

@@ -89,7 +89,7 @@ class Service:
         self._worker = Worker(waiting, self._sessions)
         self._metrics = Metrics(lambda: self._worker.pending)
         self._begun, self.fingerprint = int(time.time()), fingerprint or f"fp_{tokenizer.sha256[:12]}"
-        self._bodies, self._token_bytes = Bodies(), functools.cache(lambda: TokenBytes(tokenizer))
+        self._bodies, self._token_bytes = Bodies(), TokenBytes(tokenizer)
         self._tokens = TokensApi(tokenizer, engine, self._template_options, control_tokens=control_tokens)
         self._preparing = threading.Lock()  # one text is encoded at a time: a megabyte takes 160 MB
         self._grammars = functools.cache(lambda: Grammars(tokenizer, engine.vocab_size))
@@ -222,7 +222,7 @@ class Service:
                 echo = request.echoed(self._tokenizer, prompt)
                 choices.append(Choice(len(choices), prompt, generation, parser, recorder, request.top, echo))
         kinds: dict[type, type[CompletionReply]] = {ChatRequest: ChatReply, TextRequest: TextReply}
-        common = self.name, self.fingerprint, choices, self._token_bytes(), notes
+        common = self.name, self.fingerprint, choices, self._token_bytes, notes
         if isinstance(asked, ResponsesRequest):
             return ResponsesReply(*common, request=asked), bool(asked.stream)
         return kinds[kind](*common, with_usage=request.include_usage), bool(request.stream)

@@ -85,9 +85,10 @@ class ChatRequest(Request):
         return self.top_logprobs if self.logprobs else None
 
     def call_grammar(self, tokenizer: Tokenizer, grammars: Callable[[], Grammars]) -> tuple[CallFormat, Grammar] | None:
-        use, form = self._tool_use(), call_format.format_of(tokenizer)
+        use = self._tool_use()
         if use is None:
             return None
+        form = call_format.format_of(tokenizer)
         answer = self._answer_schema(forced=use.forced, form=form)
         text = call_format.grammar(
             form, use.callable, tokenizer, forced=use.forced, parallel=use.parallel, answer=answer

@@ -195,7 +195,7 @@ def parse(kind: type[Q], body: bytes) -> Q:
     except ValidationError as error:
         # A value of two possible types has errors for both. The deepest error belongs to the type that fits better.
         deepest = max(error.errors(include_url=False, include_input=False), key=lambda entry: len(entry["loc"]))
-        where = ".".join(map(str, deepest["loc"]))
+        where = ".".join(str(part) for part in deepest["loc"] if "[" not in str(part))  # without names of lists' types
         message = deepest["msg"].removeprefix("Value error, ")
         code = "unknown_parameter" if deepest["type"] == "extra_forbidden" else None
         raise (FieldError(where, message, code) if where else InputError(message, "see docs/runtime.md")) from None

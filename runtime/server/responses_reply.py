@@ -135,13 +135,13 @@ class ResponsesReply(Reply):
 
     # --- events and the response ---
 
-    def _of_item(self, name: str, index: int, **more: Any) -> str:
-        return self._event(name, item_id=self._items[index]["id"], output_index=index, **more)
+    def _of_item(self, event: str, index: int, **more: Any) -> str:
+        return self._event(event, item_id=self._items[index]["id"], output_index=index, **more)
 
-    def _event(self, name: str, **more: Any) -> str:
-        document = {"type": name, "sequence_number": self._number, **more}
+    def _event(self, event: str, **more: Any) -> str:
+        document = {"type": event, "sequence_number": self._number, **more}
         self._number += 1
-        return f"event: {name}\ndata: {on_one_line(document)}\n\n"
+        return f"event: {event}\ndata: {on_one_line(document)}\n\n"
 
     def _response(self, reason: str | None) -> Document:
         """The response: in progress without a `reason` of its end."""

@@ -65,7 +65,7 @@ class InputThoughts(Strict):
     status: str | None = None
 
 
-Item = InputMessage | InputCall | InputResult | InputThoughts
+Item = Annotated[InputMessage | InputCall | InputResult | InputThoughts, Field(discriminator="type")]
 ITEMS: dict[str, type[Strict]] = {
     "message": InputMessage,
     "function_call": InputCall,

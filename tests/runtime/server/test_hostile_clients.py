@@ -17,7 +17,7 @@ from helpers import small_tokenizers
 from helpers.served import CHAT, HELLO, TEXT, Gated, sample, serving, wait_until
 from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.open_bundle import open_engine
-from merino_edge.runtime.server import app, connections
+from merino_edge.runtime.server import bodies, connections
 from merino_edge.runtime.server.app import Service
 from merino_edge.tokenizer import ChatFormat, Tokenizer
 
@@ -74,7 +74,7 @@ def receive(opened: socket.socket) -> bytes:
 
 
 def test_a_body_that_does_not_arrive_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "BODY_SECONDS", 0.05)
+    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.05)
     with connected(url, head(100) + b"{") as opened:
         assert opened.recv(1 << 16).startswith(b"HTTP/1.1 408")
         assert receive(opened)[:0] == b""
