@@ -58,7 +58,7 @@ def serve(
     cpu: Cpu = False,
 ) -> None:
     """Serve a bundle over HTTP with OpenAI's API."""
-    from merino_edge import limits
+    from merino_edge import __version__, artefact, limits
     from merino_edge.cli.console import stderr
     from merino_edge.errors import require_all
 
@@ -104,6 +104,7 @@ def serve(
             proposer=proposer,
             control_tokens=control_tokens,
             template_options=options,
+            fingerprint=f"fp_{artefact.sha256_text(f'{__version__} {opened.card()}')[:12]}",
         )
         stack.callback(service.close)
 
