@@ -46,7 +46,8 @@ class LogprobRecorder:
     ) -> Generator[PromptPiece, None, None]:
         """Run the prompt `ids` and keep the log-probability of each token behind the first, where `of_prompt`.
 
-        It stops before every piece, so that others may run. The session holds nothing afterwards, so an answer has the same bits as without.
+        It stops before every piece, so that others may run. The session holds nothing afterwards, so an answer has the
+        same bits as without.
         """
         if not self.of_prompt:
             return

@@ -107,7 +107,7 @@ class ChatRequest(Request):
             return None
         if not form.trigger:
             raise FieldError("response_format", "not with tools: this model's calls are JSON objects too")
-        return asked.json_schema.schema_ if asked.json_schema is not None else ANY_OBJECT
+        return asked.json_schema.schema_ if asked.json_schema is not None else asked.schema_ or ANY_OBJECT
 
     def _tool_use(self) -> ToolUse | None:
         return tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)

@@ -108,7 +108,7 @@ class CompletionReply(Reply):
         yield DONE
 
     def failed(self, document: dict[str, Any]) -> Iterator[str]:
-        yield f"data: {on_one_line(document)}\n\n{DONE}"
+        yield error_event(document)
 
     def _usage(self) -> dict[str, Any]:
         """The fields `usage` and `timings`."""
@@ -215,6 +215,11 @@ def _delta(choice: Choice, part: Part) -> dict[str, Any]:
 def error_document(message: str, kind: str, code: str | None = None, field: str | None = None) -> dict[str, Any]:
     """An error as OpenAI's clients expect it; `kind` is a type such as invalid_request_error."""
     return {"error": {"message": message, "type": kind, "param": field, "code": code}}
+
+
+def error_event(document: dict[str, Any]) -> str:
+    """The event of an error after the first piece, when the HTTP status has been sent already."""
+    return f"data: {on_one_line(document)}\n\n{DONE}"
 
 
 def on_one_line(document: dict[str, Any]) -> str:

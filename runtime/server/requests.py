@@ -59,6 +59,7 @@ class NamedSchema(Strict):
 class ResponseFormat(Strict):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None  # llama.cpp's, with json_object
 
 
 class Request(Checked, ABC):
@@ -178,7 +179,8 @@ class Request(Checked, ABC):
             if response_format.json_schema is None:
                 raise InputError("response_format.json_schema is missing", "give the schema")
             return grammars().json_schema(response_format.json_schema.schema_)
-        return grammars().json_schema(ANY_OBJECT) if response_format.type == "json_object" else None
+        any_object = response_format.schema_ or ANY_OBJECT
+        return grammars().json_schema(any_object) if response_format.type == "json_object" else None
 
     def stop_strings(self) -> list[str]:
         """The stop strings as a list, possibly empty."""
