@@ -164,7 +164,7 @@ class Service:
             )
             grammar, notes = request.grammar(self._grammars), request.notes(self._tokenizer, self._template_options)
         generation = generate(
-            self._sessions.first,  # the worker gives it another when it begins
+            self._sessions.every[0],  # the worker gives it another when it begins
             self._tokenizer,
             prompt_ids,
             request.sampling(),
