@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from merino_edge.architecture import Architecture
+from helpers.random_model import random_model
+from merino_edge.architecture import Architecture, Block
 from merino_edge.errors import InputError
 from merino_edge.export.graph import build_stored, cache_names, save
 from merino_edge.export.quantization.stored_weights import store
@@ -38,6 +39,7 @@ FORMS = {
     "int8 cache": replace(Target.named("onnxruntime", "int8"), cache="int8"),
     "primitive": Target.named("onnxruntime", "int8", "primitive"),
     "windows": Target.named("onnxruntime", "int4"),
+    "convolutions": Target.named("onnxruntime", "int8"),
 }
 WINDOW, SEQUENCES = 70, 3
 
@@ -61,6 +63,10 @@ def opened(
         pytest.skip("this ONNX Runtime has no int8 KV cache")
     if request.param == "windows":
         a = replace(a, blocks=tuple(replace(block, window=WINDOW) for block in a.blocks))
+    if request.param == "convolutions":  # with query and key norms, as LFM2 has them
+        blocks = (Block(64, 2, 2, 1, 64, convolution=3), *a.blocks)
+        a = replace(a, blocks=blocks, positions="rotary", rotary_dim=32, qk_norm="head")
+        weights = random_model(a)
     path: Path = tmp_path_factory.mktemp("form") / "model.onnx"
     scales = {name: np.float32(0.05) for names in cache_names(a) for name in names[:1]}
     stored = replace(store(a, weights, target), cache_scales=scales if target.cache == "int8" else {})
@@ -141,7 +147,7 @@ def test_answers_at_once_are_the_answers_alone(
 
 
 def test_steps_are_joined_where_the_bits_allow_it(opened: Opened) -> None:
-    never, on_x86 = {"primitive", "int4 fast"}, {"int4", "int8", "windows"}
+    never, on_x86 = {"primitive", "int4 fast"}, {"int4", "int8", "windows", "convolutions"}
     if opened.form in never or (platform.machine() == "x86_64" and opened.form in on_x86):
         assert opened.group.joins_steps == (opened.form not in never)
 
@@ -167,7 +173,7 @@ def test_a_beginning_that_another_session_holds_is_copied(opened: Opened, sessio
     second = sessions.take([*common, *ends[1]])
     assert second is not first and second.engine is not first.engine
     grid = opened.alone.prompt_grid
-    copies = opened.form != "windows"
+    copies = opened.form not in {"windows", "convolutions"}
     assert second.first_to_run([*common, *ends[1]]) == (130 // grid * grid if copies else 0)
     logits = second.prefill([*common, *ends[1]])
     expected = Session(opened.alone).prefill([*common, *ends[1]])
