@@ -18,16 +18,11 @@ class SharedSessions:
 
     def __init__(self, group: SequenceGroup) -> None:
         self._group = group
-        self._every = [Session(engine) for engine in group.members]
-        self._free = list(self._every)  # the least recently used first
+        self.every = [Session(engine) for engine in group.members]
+        self._free = list(self.every)  # the least recently used first
 
     def __len__(self) -> int:
-        return len(self._every)
-
-    @property
-    def first(self) -> Session:
-        """One of them, for what holds of all."""
-        return self._every[0]
+        return len(self.every)
 
     @property
     def free(self) -> int:
@@ -36,9 +31,9 @@ class SharedSessions:
 
     def take(self, ids: Sequence[int]) -> Session:
         """A free session for the prompt `ids`; `give_back` must follow."""
-        held = {id(session): session.first_to_run(ids) for session in self._every}
+        held = {id(session): session.first_to_run(ids) for session in self.every}
         chosen = max(self._free, key=lambda session: held[id(session)])  # of equals the least recently used
-        source = max(self._every, key=lambda session: held[id(session)])
+        source = max(self.every, key=lambda session: held[id(session)])
         if 2 * held[id(chosen)] < len(chosen.ids):  # it holds more of another conversation, which may go on
             chosen = self._free[0]
         positions = held[id(source)]

@@ -50,15 +50,10 @@ class OnnxSequences:
         """The arguments and errors are those of OnnxEngine."""
         threads = threads or len(os.sched_getaffinity(0))
         model = batched(graph if isinstance(graph, bytes) else graph.read_bytes())
-        fewest_heads = min(block.heads for block in a.blocks)
-        self._session = open_session(
-            graph if model is None else model,
-            threads,
-            fewest_heads,
-            device="cpu",
-            spinning=spinning,
-            weights=None if isinstance(graph, bytes) or model is None else graph.parent,
-        )
+        weights = None if isinstance(graph, bytes) or model is None else graph.parent
+        heads = min(block.heads for block in a.blocks)
+        settings: dict[str, Any] = {"device": "cpu", "spinning": spinning, "weights": weights}
+        self._session = open_session(graph if model is None else model, threads, heads, **settings)
         self._memory: list[CacheMemory] = []  # [B, Hkv, C, D] of each cache, where the graph takes a batch
         self._vocab_size, self._count = a.vocab_size, count
 
@@ -87,7 +82,8 @@ class OnnxSequences:
         self.members: Sequence[Engine] = self._engines
         self._placed = list(self._engines)  # by their places in memory
         self._steps: dict[tuple[int, int], _JointStep] = {}  # by the first place and the number of rows
-        self.joins_steps = model is not None and self._rows_alike()
+        takes_rows = model is not None and self._engines[0].max_rows > 1  # graphs of older bundles return one row
+        self.joins_steps = takes_rows and self._rows_alike()
 
     @staticmethod
     def from_bundle(bundle: Bundle, threads: int | None, *, count: int, spinning: bool = True) -> OnnxSequences:

@@ -138,7 +138,7 @@ class Service:
         return JSONResponse(self._card())
 
     def _card(self) -> dict[str, Any]:
-        engine = self._sessions.first.engine
+        engine = self._sessions.every[0].engine
         head = {"id": self.name, "object": "model", "created": self._begun, "owned_by": "merino-edge"}
         context = engine.max_positions  # vLLM's name and llama.cpp's
         return {**head, "max_model_len": context, "meta": {"n_ctx_train": context, "n_vocab": engine.vocab_size}}
@@ -203,7 +203,7 @@ class Service:
             for number in range(request.n):
                 recorder = request.recorder()
                 generation = generate(
-                    self._sessions.first,  # the worker gives it another when it begins
+                    self._sessions.every[0],  # the worker gives it another when it begins
                     self._tokenizer,
                     ids,
                     request.sampling(number),

@@ -56,7 +56,8 @@ class Rounds:
         """Begin an answer. `on_piece` gets each piece of text, `on_end` what ended it: None, or an error."""
         session = self._sessions.take(generation.prompt_ids)
         generation.use(session)
-        self._running.append(_Running(generation, on_piece, on_end, session, PromptPiece()))
+        self._running.append(one := _Running(generation, on_piece, on_end, session, PromptPiece()))
+        self._advance(one)  # up to its first piece, which does not run yet
 
     def run(self) -> None:
         """Run one round."""

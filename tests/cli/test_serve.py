@@ -25,6 +25,8 @@ def test_the_verb_serves_until_it_is_told_to_end(
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as program:
         assert program.stderr is not None
         where = program.stderr.readline().split()[2].removesuffix(";")
+        at_once = program.stderr.readline()
+        assert at_once.startswith("4 answers run at once") and " MB" in at_once
         with openai.OpenAI(base_url=where, api_key="none", max_retries=0) as client:
             assert ask(client).choices[0].finish_reason == "length"
             endless = client.completions.create(
@@ -44,6 +46,8 @@ def test_the_verb_serves_until_it_is_told_to_end(
         (("--port", "70000"), "port is 70000"),
         (("--host", "192.0.2.1", "--api-key", "x"), "cannot listen on 192.0.2.1"),
         (("--waiting", "-1"), "waiting is -1"),
+        (("--parallel", "0"), "parallel is 0"),
+        (("--parallel", "2", "--lookup"), "draft tokens follow one answer"),
     ],
 )
 def test_the_verb_refuses_what_cannot_be(bundle_path: Path, options: tuple[str, ...], said: str) -> None:
