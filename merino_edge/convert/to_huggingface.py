@@ -74,7 +74,9 @@ def export_to_huggingface(source: Path | str, out: Path | str) -> HuggingFaceExp
         model = {"architectures": [FAMILIES[name].model], "model_type": name, "dtype": dtype}
         # No pad_token_id: its embedding would get no gradient, and a family's default is some token of another's.
         _write(folder / "config.json", {**model, **config, **ends, "pad_token_id": None})
-        _write(folder / "generation_config.json", {**ends, "pad_token_id": next(iter(ckpt.chat.eos_token_ids), None)})
+        stops = {"stop_strings": list(ckpt.chat.stop_strings)} if ckpt.chat.stop_strings else {}
+        pad = next(iter(ckpt.chat.eos_token_ids), None)
+        _write(folder / "generation_config.json", {**ends, "pad_token_id": pad, **stops})
         _write(folder / "tokenizer_config.json", tokenizer_settings(a, backend, ckpt.chat))
         artefact.write_text(
             folder / "tokenizer.json", _tokenizer_json(ckpt.path / "tokenizer.json", backend, ckpt.chat)
