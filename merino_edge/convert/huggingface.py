@@ -81,11 +81,12 @@ def read(folder: Path, on_weight: OnWeight, base: Path | None = None, chat_templ
     backend = _tokenizer(own, name)
     chat = _chat(own, config, backend, chat_template)
     notes = check_tokenizer(backend, a.vocab_size, chat, str(own))
+    stored = StoredWeights(files)
     weights = _weights(
         a,
         family,
         family.folding(config, a),
-        StoredWeights(files),
+        stored,
         promised=promised,
         adapter=adapter,
         where=str(folder),
@@ -96,6 +97,7 @@ def read(folder: Path, on_weight: OnWeight, base: Path | None = None, chat_templ
     if adapter is not None:
         merged = {"name": adapter.file.resolve().parent.name, "sha256": artefact.sha256_file(adapter.file)}
         source["adapter"] = merged
+    notes = (*notes, *stored.notes.values())
     return Imported(a, weights, str(backend.to_str(pretty=True)), chat, source, notes)
 
 
