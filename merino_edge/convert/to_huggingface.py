@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merino_edge import __version__, artefact, atomic, checkpoint
+from merino_edge import __version__, artefact, atomic, checkpoint, safetensors_file
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint, Weights
 from merino_edge.convert.families import FAMILIES, Config, Family
@@ -190,14 +190,13 @@ def layout_modules(a: Architecture, layout: Layout) -> Iterator[tuple[str, tuple
 
 
 def _write_weights(path: Path, weights: Weights, source_sha256: str) -> None:
-    from safetensors.numpy import save
-
     metadata = {
         "format": "pt",
         "merino_edge": __version__,
         "checkpoint_sha256": source_sha256,
     }  # transformers asks for pt
-    artefact.write_bytes(path, save({name: np.ascontiguousarray(array) for name, array in weights.items()}, metadata))
+    with safetensors_file.new_file(path, weights, metadata):
+        pass
 
 
 # --- tokenizer and chat ----------------------------------------------------------------------------
