@@ -1,6 +1,6 @@
 """A model of a public shape and random weights: import, export as int4, chat. Memory and time of every command.
 
-    python benchmarks/import_to_chat.py qwen3-0.6b [--out FOLDER] [--context 512] [--keep]
+    python benchmarks/import_to_chat.py qwen3-0.6b [--out FOLDER] [--context 512] [--only-import]
 
 The folder of Hugging Face is written by transformers' rules: bfloat16, in files of at most 2 GB. Its tokenizer is a
 small one of its own, so most ids of the vocabulary have no text. "Peak" is the largest resident memory of a command and
@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("--out", type=Path, help="folder that stays; left out: a temporary one")
     parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--only-import", action="store_true", help="end after the import")
     parser.add_argument("--only-write", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only_write:
@@ -131,6 +132,8 @@ def main() -> None:
         print("| command | exit | seconds | seconds of processor | peak GiB |")
         print("|---|---|---|---|---|")
         timed("import", folder / "origin", "--out", folder / "checkpoint")
+        if options.only_import:
+            return
         timed(
             *("export", folder / "checkpoint", "--precision", "int4", "--context", str(options.context)),
             *("--out", folder / "bundle"),

@@ -93,7 +93,7 @@ def write_bytes(path: Path | str, data: bytes) -> None:
     It writes a hidden file in the same folder, calls fsync, and renames it. A file of another kind is never replaced.
     """
     path = Path(path)
-    with _replacing(path) as hidden:
+    with replacing(path) as hidden:
         if (there := head_of(path)) is not None and there["kind"] != (head(data) or {}).get("kind"):
             raise OutputError(f"{path} is {words_of(there['kind'])}, another kind of file", "choose another name")
         with open(hidden, "xb") as file:
@@ -109,12 +109,12 @@ def new_file(path: Path | str, kind: str) -> Iterator[Path]:
     path = Path(os.path.realpath(path))
     with translate_os_errors(path):
         refuse_other(path, kind)
-    with _replacing(path) as hidden:
+    with replacing(path) as hidden:
         yield hidden
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """Yield a hidden name beside the file `path`, and give the file of that name, synced, the name `path`."""
     with translate_os_errors(path):
         if path.exists() and not path.is_file():  # the rename would replace a device too

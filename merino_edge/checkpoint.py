@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from merino_edge import architecture, artefact, atomic, limits, wrong_kind
+from merino_edge import architecture, artefact, atomic, limits, safetensors_file, wrong_kind
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, require
 from merino_edge.forms import UNSET, Form, Line, Sha256, UnsetType
@@ -78,20 +78,18 @@ def write_files(
 
     Over a checkpoint of the same architecture and tokenizer a kill at any moment leaves the old weights or the new.
     """
-    from safetensors.numpy import save
-
+    require("safetensors", "train")
     check_weights(a, weights, "checkpoint")
-    model = save({k: np.ascontiguousarray(v) for k, v in weights.items()})
     architecture.save(folder / "architecture.json", a)
     artefact.write_text(folder / "tokenizer.json", tokenizer_json)
     artefact.write_text(folder / "chat.json", chat.to_json())
     hashes = {name: artefact.sha256_file(folder / name) for name in FILES if name != MODEL}
-    hashes[MODEL] = artefact.sha256_bytes(model)
     is_first = not (folder / "training.json").exists()
-    if not is_first:
-        artefact.write_json(folder / NEXT, KIND, {"id": a.id, "files": hashes, **training})
     try:
-        artefact.write_bytes(folder / MODEL, model)
+        with safetensors_file.new_file(folder / MODEL, weights) as sha256:
+            hashes[MODEL] = sha256
+            if not is_first:
+                artefact.write_json(folder / NEXT, KIND, {"id": a.id, "files": hashes, **training})
     except BaseException:
         atomic.remove(folder / NEXT)
         raise

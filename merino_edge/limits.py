@@ -73,6 +73,7 @@ MAX_NORMALIZED_BYTES = 16 * 2**20  # of a text after those steps, where it grows
 MOST_HARMLESS_GROWTH = 8
 TOKENIZER_SECONDS, TOKENIZER_SECONDS_PER_MB = 3.0, 20.0  # to encode a text; a PC takes less than a second for a MB
 MAX_NEW_TOKENS = 1_048_576
+MAX_MODEL_STOPS = 32  # of a model, beside those of a request
 MAX_STOP_STRINGS = 64
 MAX_THREADS = 1_024
 MAX_REPETITIONS = 10_000

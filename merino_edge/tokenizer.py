@@ -3,7 +3,7 @@
 It wraps the `tokenizers` library. A checkpoint and a bundle hold `tokenizer.json` (the library's own format) and
 `chat.json`:
 
-    {"eos_token_ids": [2], "bos_token_id": null, "chat_template": "{% for ... %}" or null}
+    {"eos_token_ids": [2], "bos_token_id": null, "chat_template": "{% for ... %}" or null, "stop_strings": ["\\n\\n"]}
 
 `bos_token_id` is put before every prompt unless it is null. The template is Jinja and comes from the model's author, so
 it is rendered within bounds (merino_edge.chat_template). So is a text encoded. This module knows no model.
@@ -37,11 +37,12 @@ CONTEXT_IDS = (4, 8, 16)  # how many ids before a continuation are decoded with 
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """The content of `chat.json`: end tokens, BOS token and chat template."""
+    """The content of `chat.json`: end tokens, BOS token, chat template and stop strings."""
 
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     chat_template: str | None = None
+    stop_strings: tuple[str, ...] = ()  # texts that end an answer too; left out of the file where there are none
 
     @property
     def largest_token_id(self) -> int:
@@ -50,7 +51,8 @@ class ChatFormat:
 
     def to_json(self) -> str:
         """The text of `chat.json`."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        fields = {name: value for name, value in asdict(self).items() if value or name != "stop_strings"}
+        return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
 
     @staticmethod
     def load(path: Path) -> ChatFormat:
@@ -63,13 +65,20 @@ class ChatFormat:
                 raise ValueError
             if not (template is None or isinstance(template, str)):
                 raise TypeError
-        except (KeyError, TypeError, ValueError):
+            stops = tuple(value.get("stop_strings", []))
+            if (
+                not isinstance(value.get("stop_strings", []), list)
+                or len(stops) > limits.MAX_MODEL_STOPS
+                or not all(isinstance(stop, str) and stop for stop in stops)
+            ):
+                raise ValueError
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise ArtefactError(f"{path} is not a chat.json of merino-edge", "make the artefact again") from None
         if template is not None and len(template.encode(errors="replace")) > limits.MAX_TEMPLATE_BYTES:
             raise ArtefactError(
                 f"{path}: chat template over {limits.MAX_TEMPLATE_BYTES} bytes", "see merino_edge/limits.py"
             )
-        return ChatFormat(ids, bos, template)
+        return ChatFormat(ids, bos, template, stops)
 
 
 class Tokenizer:

@@ -1,8 +1,8 @@
 """Streaming detokenizer: token ids in, pieces of text out.
 
 A piece never ends inside a UTF-8 character and never contains the beginning of a stop string. The joined pieces are
-the decoded text of all ids, cut before the first stop string. If two stop strings are found, the one that ends first
-counts, and among those the longer one. Knows no model.
+the decoded text of all ids, cut before the first stop string, the model's own among them. If two stop strings are
+found, the one that ends first counts, and among those the longer one. Knows no model.
 
 (`tokenizers.DecodeStream` cannot be flushed, so an answer that ends inside a character would lose its tail.)
 """
@@ -37,7 +37,7 @@ class StreamingDetokenizer:
         self.text = ""
         self.stopped = False
         self._decode = partial(tokenizer.decode, skip_special_tokens=not show_special)
-        self._stop = tuple(stop)
+        self._stop = (*stop, *tokenizer.chat.stop_strings)
         # Only a window of the ids is decoded each time. It begins with some ids whose text was returned already,
         # because some decoders treat the first id differently. `_returned` counts the characters of those.
         self._window, before = tokenizer.last_ids(prompt)

@@ -25,7 +25,7 @@ TEXTS: tuple[str, ...] = (
     "special_tokens_map.json",
 )
 TEXTS += ("chat_template.jinja", "chat_template.json", "adapter_config.json")
-TOKENIZER_PARTS = ("vocab.json", "merges.txt", "added_tokens.json")  # of older models
+TOKENIZER_PARTS = ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer.model")  # of older models
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 

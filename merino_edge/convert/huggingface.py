@@ -20,7 +20,7 @@ from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Weights
 from merino_edge.convert import tokenizer_parts, weight_files
 from merino_edge.convert.adapter import Adapter, is_adapter
-from merino_edge.convert.end_tokens import end_token_ids
+from merino_edge.convert.end_tokens import end_token_ids, stop_strings
 from merino_edge.convert.families import FAMILIES, Config, Family
 from merino_edge.convert.folding import Folding
 from merino_edge.convert.imported import (
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 TOKENIZER = "tokenizer.json"
 BUFFERS = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)")  # never trained
+ENDS = ("eos_token_id", "stop_strings")  # settings of generation that end an answer
 TOKEN_NAME = re.compile("[a-z][a-z0-9_]*_token")
 
 
@@ -60,8 +61,9 @@ def read(folder: Path, on_weight: OnWeight, base: Path | None = None, chat_templ
     elif base is not None:
         raise InputError(f"{folder} is no adapter, so it has no base", "leave --base out")
     config = _config(folder, "config.json")
-    if adapter is not None and (ends := _config(folder, generation, required=False).values.get("eos_token_id")):
-        config.values["eos_token_id"] = ends  # an adapter's folder has no such file
+    if adapter is not None:  # whose folder has no such file
+        of_base = _config(folder, generation, required=False).values
+        config.values.update({name: of_base[name] for name in ENDS if of_base.get(name)})
     name = config.get("model_type", "none")
     if name not in FAMILIES:
         raise UnsupportedError(
@@ -79,11 +81,12 @@ def read(folder: Path, on_weight: OnWeight, base: Path | None = None, chat_templ
     backend = _tokenizer(own, name)
     chat = _chat(own, config, backend, chat_template)
     notes = check_tokenizer(backend, a.vocab_size, chat, str(own))
+    stored = StoredWeights(files)
     weights = _weights(
         a,
         family,
         family.folding(config, a),
-        StoredWeights(files),
+        stored,
         promised=promised,
         adapter=adapter,
         where=str(folder),
@@ -94,6 +97,7 @@ def read(folder: Path, on_weight: OnWeight, base: Path | None = None, chat_templ
     if adapter is not None:
         merged = {"name": adapter.file.resolve().parent.name, "sha256": artefact.sha256_file(adapter.file)}
         source["adapter"] = merged
+    notes = (*notes, *stored.notes.values())
     return Imported(a, weights, str(backend.to_str(pretty=True)), chat, source, notes)
 
 
@@ -200,15 +204,18 @@ def _chat(folder: Path, config: Config, backend: tokenizers.Tokenizer, template:
     # As in transformers: where the settings list the added tokens too, they are the newer file.
     of_template = tokens if "added_tokens_decoder" in settings.values else {**tokens, **older}
     ends = [of_template.get("eos_token"), tokens.get("eos_token"), older.get("eos_token")]
+    generation = _config(folder, "generation_config.json", required=False)
+    of_stops = generation if generation.values else config  # as in transformers
     named = [
         *(backend.token_to_id(token) for token in ends if token is not None),
-        *_eos_token_ids(_config(folder, "generation_config.json", required=False)),
+        *_eos_token_ids(generation),
         *_eos_token_ids(config),
     ]
     added = {token.content: i for i, token in backend.get_added_tokens_decoder().items()}
     template = _template(folder, settings) if template is None else template
     bound = bind_template(template, str(folder), **of_template)
-    return ChatFormat(end_token_ids(named, added), prepended_token(backend), bound)
+    stops = stop_strings(of_stops.values.get("stop_strings"), of_stops.where)
+    return ChatFormat(end_token_ids(named, added), prepended_token(backend), bound, stops)
 
 
 def _special_tokens(settings: Config) -> dict[str, str]:

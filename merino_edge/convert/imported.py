@@ -88,7 +88,8 @@ def convert_weights(
                     f"{where}: {name} of shape {list(array.shape)} does not give {part} {list(expected[part])}",
                     "configuration and weights do not belong together",
                 )
-            weights[part] = folding.apply(a, part, value)
+            # Transposed ones would be copied all at once where they are written.
+            weights[part] = np.ascontiguousarray(folding.apply(a, part, value))
         on_weight(done, len(names))
     for part, shape in expected.items():
         if part not in weights and (constant := folding.constant(part, shape)) is not None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merino_edge import __version__, artefact, atomic, checkpoint
+from merino_edge import __version__, artefact, atomic, checkpoint, safetensors_file
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Checkpoint, Weights
 from merino_edge.convert.families import FAMILIES, Config, Family
@@ -74,7 +74,9 @@ def export_to_huggingface(source: Path | str, out: Path | str) -> HuggingFaceExp
         model = {"architectures": [FAMILIES[name].model], "model_type": name, "dtype": dtype}
         # No pad_token_id: its embedding would get no gradient, and a family's default is some token of another's.
         _write(folder / "config.json", {**model, **config, **ends, "pad_token_id": None})
-        _write(folder / "generation_config.json", {**ends, "pad_token_id": next(iter(ckpt.chat.eos_token_ids), None)})
+        stops = {"stop_strings": list(ckpt.chat.stop_strings)} if ckpt.chat.stop_strings else {}
+        pad = next(iter(ckpt.chat.eos_token_ids), None)
+        _write(folder / "generation_config.json", {**ends, "pad_token_id": pad, **stops})
         _write(folder / "tokenizer_config.json", tokenizer_settings(a, backend, ckpt.chat))
         artefact.write_text(
             folder / "tokenizer.json", _tokenizer_json(ckpt.path / "tokenizer.json", backend, ckpt.chat)
@@ -188,14 +190,13 @@ def layout_modules(a: Architecture, layout: Layout) -> Iterator[tuple[str, tuple
 
 
 def _write_weights(path: Path, weights: Weights, source_sha256: str) -> None:
-    from safetensors.numpy import save
-
     metadata = {
         "format": "pt",
         "merino_edge": __version__,
         "checkpoint_sha256": source_sha256,
     }  # transformers asks for pt
-    artefact.write_bytes(path, save({name: np.ascontiguousarray(array) for name, array in weights.items()}, metadata))
+    with safetensors_file.new_file(path, weights, metadata):
+        pass
 
 
 # --- tokenizer and chat ----------------------------------------------------------------------------

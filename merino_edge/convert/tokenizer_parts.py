@@ -1,8 +1,8 @@
-"""A tokenizer of a Hugging Face folder that has `vocab.json` and `merges.txt`, but no `tokenizer.json`.
+"""A tokenizer of a Hugging Face folder with `vocab.json` and `merges.txt`, or `tokenizer.model`: no `tokenizer.json`.
 
-Such are older folders of GPT-2, OPT and Qwen2. The class in `tokenizer_config.json` says how a text is divided; without
-one the model's type does. What is built equals what transformers 5 makes of the same folder. A folder with nothing but
-`tokenizer.model` (SentencePiece) is refused: transformers converts it.
+Such are older folders of GPT-2, OPT and Qwen2, and of Llama, Mistral and Gemma. The class in `tokenizer_config.json`
+says how a text is divided; without one the model's type does. What is built of the former equals what transformers 5
+makes of the same folder, and of `tokenizer.model` what SentencePiece does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merino_edge import artefact, limits
+from merino_edge.convert import gguf_tokenizer, sentencepiece_file
 from merino_edge.convert.gguf_tokenizer import KINDS, steps
+from merino_edge.convert.weight_files import check_is_content
 from merino_edge.errors import ArtefactError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -26,6 +28,10 @@ DEFAULTS = {
     "GPT2Tokenizer": {"unk_token": FIRST, "bos_token": FIRST, "eos_token": FIRST},
     "Qwen2Tokenizer": {"unk_token": FIRST, "eos_token": FIRST, "pad_token": FIRST},
 }
+# Those that are made of tokenizer.model (merino_edge.convert.sentencepiece_file). Both begin a text with their BOS.
+LLAMA, GEMMA = "LlamaTokenizer", "GemmaTokenizer"
+SENTENCEPIECE_MODELS = {"llama": LLAMA, "mistral": LLAMA, "phi3": LLAMA}
+SENTENCEPIECE_MODELS |= {"gemma": GEMMA, "gemma2": GEMMA, "gemma3_text": GEMMA}
 NAMED = ("unk_token", "bos_token", "eos_token", "pad_token", "sep_token", "cls_token", "mask_token")
 LISTED = ("additional_special_tokens", "extra_special_tokens")
 CONVERT = "save it there: transformers.AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)"
@@ -37,10 +43,9 @@ def build(folder: Path, settings: Mapping[str, Any], older: Mapping[str, Any], m
     `model` is the model's type. Raises ArtefactError (a file is missing or does not fit), UnsupportedError.
     """
     if not ((folder / VOCAB).is_file() and (folder / MERGES).is_file()):
-        hint = CONVERT
         if (folder / SENTENCEPIECE).is_file():
-            hint = f"it can be made of {SENTENCEPIECE}: pip install transformers sentencepiece protobuf, then {CONVERT}"
-        raise ArtefactError(f"{folder / 'tokenizer.json'} is missing", hint)
+            return _of_sentencepiece(folder, settings, older, model)
+        raise ArtefactError(f"{folder / 'tokenizer.json'} is missing", CONVERT)
     name = str(settings.get("tokenizer_class") or OF_MODELS.get(model, "")).removesuffix("Fast")
     if name not in CLASSES or settings.get("add_prefix_space"):
         what = f"tokenizer_class {name[:60]!r}" if name not in CLASSES else "add_prefix_space"
@@ -63,6 +68,37 @@ def build(folder: Path, settings: Mapping[str, Any], older: Mapping[str, Any], m
     _add(backend, folder, settings, older)
     first = _content({**older, **settings}.get("bos_token"))
     if settings.get("add_bos_token") is True and first:  # OPT's
+        special = [(first, backend.token_to_id(first))]
+        backend.post_processor = processors.TemplateProcessing(single=f"{first} $A", special_tokens=special)
+    return backend
+
+
+def _of_sentencepiece(
+    folder: Path, settings: Mapping[str, Any], older: Mapping[str, Any], model: str
+) -> tokenizers.Tokenizer:
+    """The tokenizer of `tokenizer.model`. Raises ArtefactError, UnsupportedError."""
+    from tokenizers import Regex, normalizers, pre_tokenizers, processors
+
+    name = str(settings.get("tokenizer_class") or SENTENCEPIECE_MODELS.get(model, "")).removesuffix("Fast")
+    if name not in SENTENCEPIECE_MODELS.values():
+        raise UnsupportedError(
+            f"{folder}: tokenizer_class {name[:60]!r} is not supported without a tokenizer.json", CONVERT
+        )
+    check_is_content(folder / SENTENCEPIECE)
+    file = sentencepiece_file.read(folder / SENTENCEPIECE)
+    backend = gguf_tokenizer.build(file.metadata)
+    normal: list[normalizers.Normalizer] = [normalizers.Precompiled(file.charsmap)] if file.charsmap else []
+    if file.joins_spaces:
+        normal += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    if normal:
+        backend.normalizer = normalizers.Sequence([*normal, backend.normalizer])
+    elif file.prefixes and settings.get("legacy") is False:  # no space behind special tokens, as in transformers
+        backend.normalizer = None
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    older = {"bos_token": file.begin, "eos_token": file.end, **older}
+    _add(backend, folder, settings, older)
+    first = _content({**older, **settings}.get("bos_token"))
+    if settings.get("add_bos_token") is not False and first:
         special = [(first, backend.token_to_id(first))]
         backend.post_processor = processors.TemplateProcessing(single=f"{first} $A", special_tokens=special)
     return backend

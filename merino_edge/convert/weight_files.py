@@ -26,6 +26,7 @@ SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}  # as ml_dtypes names them; NumPy has neither
+LARGEST = {"F8_E4M3": 448.0, "F8_E5M2": 57_344.0}
 UNQUANTISED = "choose the model's unquantised files, which are float16, bfloat16 or float32"
 LFS_POINTER = b"version https://git-lfs"
 
@@ -99,6 +100,7 @@ class StoredWeights:
 
         self._opened: dict[Path, Any] = {}
         self.file_of: dict[str, Path] = {}
+        self.notes: dict[Path, str] = {}  # what is odd about a file
         for file in files:
             check_is_content(file)
             check_header_size(file)
@@ -116,7 +118,13 @@ class StoredWeights:
         with _readable(file):
             kind = self._opened[file].get_slice(name).get_dtype()
             if kind in FLOAT8:
-                return _float8(file, name, FLOAT8[kind])
+                array = _float8(file, name, FLOAT8[kind])
+                if array.size and float(np.abs(array).max()) == LARGEST[kind] and file not in self.notes:
+                    self.notes[file] = (
+                        f"{file.name}: {name} reaches {LARGEST[kind]:g}, the largest number of float8, as quantised "
+                        "weights do; no file has their scales, so they are taken as they are"
+                    )
+                return array
             if kind.startswith(("F8_", "F6_")) or kind == "F4":
                 raise UnsupportedError(f"{file}: {name} is {kind}, a quantised type", UNQUANTISED)
             array = self._opened[file].get_tensor(name)

@@ -66,4 +66,6 @@ def for_conversations(backend: tokenizers.Tokenizer, chat: ChatFormat) -> ChatFo
     begins, ends = (backend.token_to_id(token) for token in (TURN_BEGINS, TURN_ENDS))
     if chat.chat_template not in (None, CONTINUATION_TEMPLATE) or begins is None or ends is None:
         return chat
-    return ChatFormat(tuple(dict.fromkeys((ends, *chat.eos_token_ids))), chat.bos_token_id, CHATML_TEMPLATE)
+    return ChatFormat(
+        tuple(dict.fromkeys((ends, *chat.eos_token_ids))), chat.bos_token_id, CHATML_TEMPLATE, chat.stop_strings
+    )

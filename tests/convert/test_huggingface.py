@@ -19,8 +19,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from helpers.warm_python import warm_merino
 from merino_edge import checkpoint, tokenizer
 from merino_edge.convert.import_model import import_model
+from merino_edge.convert.to_huggingface import export_to_huggingface
 from merino_edge.errors import ArtefactError, InputError, MerinoError, OutputError, UnsupportedError
 from merino_edge.pytorch.model import Model
+from merino_edge.runtime.detokenizer import StreamingDetokenizer
 
 VOCAB = 320
 TEXT = "Hello world, 1984! naïve 日本語 \n\n  def f(x):\n\treturn x"
@@ -206,6 +208,27 @@ def test_end_tokens_and_a_template_file(tmp_path: Path) -> None:
     import_model(tmp_path / "model", tmp_path / "ckpt")
     chat = checkpoint.load(tmp_path / "ckpt").chat
     assert chat == tokenizer.ChatFormat((2, 5), None, "{{ messages[0].content }}")  # the tokenizer's own end first
+
+
+@pytest.mark.parametrize("place", ["generation_config.json", "config.json"])
+def test_stop_strings_end_an_answer_and_leave_with_the_model(place: str, tmp_path: Path) -> None:
+    _save(tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").unlink(missing_ok=True)
+    path = tmp_path / "model" / place
+    values = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**values, "stop_strings": ["be", "xy"]}))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").generation_config.stop_strings
+    import_model(tmp_path / "model", tmp_path / "ckpt")
+    ours = tokenizer.Tokenizer.load(tmp_path / "ckpt")
+    assert list(ours.chat.stop_strings) == theirs == ["be", "xy"]
+    text = StreamingDetokenizer(ours, ["zz"])
+    pieces = "".join(map(text.push, ours.encode("a bed"))) + text.finish()
+    assert text.stopped and pieces == "a "
+    export_to_huggingface(tmp_path / "ckpt", tmp_path / "hf")
+    assert json.loads((tmp_path / "hf" / "generation_config.json").read_text())["stop_strings"] == ["be", "xy"]
+    path.write_text(json.dumps({**values, "stop_strings": ["be", ""]}))
+    with pytest.raises(ArtefactError, match=f"{place}: stop_strings is not up to 32 texts"):
+        import_model(tmp_path / "model", tmp_path / "again")
 
 
 ALL_TOKENS = "".join(f"{{{{ {name}_token }}}}-" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask", "image"))

@@ -107,9 +107,8 @@ def test_other_kinds_are_refused(change: dict[str, Any], error: type[MerinoError
         tokenizer_parts.build(_folder(tmp_path / "folder", settings), settings, {}, "qwen2")
 
 
-def test_a_folder_of_sentencepiece_says_what_makes_the_file(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(b"\n")
-    with pytest.raises(ArtefactError, match=r"tokenizer.json is missing; .*sentencepiece.*save_pretrained"):
+def test_a_folder_without_any_tokenizer_says_what_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match=r"tokenizer.json is missing; .*save_pretrained"):
         tokenizer_parts.build(tmp_path, {}, {}, "llama")
     (tmp_path / "vocab.json").write_text('{"a": 0}')
     (tmp_path / "merges.txt").write_text("b c\n")

@@ -10,6 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -61,6 +62,29 @@ def test_a_model_of_float8_weights_is_imported(tmp_path: Path) -> None:
     got = imported(folder, tmp_path / "ckpt")
     for ours, theirs in (("embedding", "embed_tokens"), ("blocks.0.layers.1.ffn.down", "layers.1.mlp.down_proj")):
         np.testing.assert_array_equal(got[f"{ours}.weight"], values[f"model.{theirs}.weight"])
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    of_transformers = {name: w.float().numpy() for name, w in model.state_dict().items()}
+    for ours, theirs in (("embedding", "embed_tokens"), ("blocks.0.layers.1.ffn.down", "layers.1.mlp.down_proj")):
+        np.testing.assert_array_equal(got[f"{ours}.weight"], of_transformers[f"model.{theirs}.weight"])
+
+
+@pytest.mark.parametrize(("kind", "most"), [("F8_E4M3", 448), ("F8_E5M2", 57_344)])
+def test_float8_weights_that_look_quantised_are_told_of(kind: str, most: int, tmp_path: Path) -> None:
+    for name, largest in (("quiet", most / 2), ("full", most)):
+        number = np.array([[0.5, -largest]], NAMES[kind])
+        header = json.dumps({"w": {"dtype": kind, "shape": [1, 2], "data_offsets": [0, 2]}}).encode()
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(len(header).to_bytes(8, "little") + header + number.tobytes())
+        stored = StoredWeights([path])
+        np.testing.assert_array_equal(stored.load("w"), [[0.5, -largest]])
+        assert [*stored.notes.values()] == (
+            []
+            if name == "quiet"
+            else [
+                f"full.safetensors: w reaches {most}, the largest number of float8, as quantised weights do; "
+                "no file has their scales, so they are taken as they are"
+            ]
+        )
 
 
 # --- where the files are ---------------------------------------------------------------------------
