@@ -16,7 +16,7 @@ from merino_edge.runtime.server.requests import Request
 from merino_edge.runtime.server.strict import FieldError
 from merino_edge.tokenizer import Tokenizer
 
-Prompts = Annotated[list[str] | list[list[int]] | list[int], Field(min_length=1)]
+Prompts = Annotated[list[str | list[int]] | list[int], Field(min_length=1)]
 
 
 class TextRequest(Request):
@@ -42,6 +42,8 @@ class TextRequest(Request):
     def prompts(
         self, tokenizer: Tokenizer, *, control_tokens: bool = False, options: Mapping[str, Any] | None = None
     ) -> list[list[int]]:
+        if not all(self._prompts):
+            raise FieldError("prompt", "empty; give at least one character")
         return [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in self._prompts]
 
     def recorder(self) -> LogprobRecorder | None:

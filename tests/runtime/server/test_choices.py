@@ -85,6 +85,22 @@ def test_a_chats_logprobs_are_the_models(client: openai.OpenAI, engine: Engine, 
     assert plain.message.content == done.message.content and plain.logprobs is None
 
 
+def test_a_form_changes_no_logprob(client: openai.OpenAI, engine: Engine, tokenizer: Tokenizer) -> None:
+    asked = GREEDY | {"prompt": "fox", "logprobs": 0, "regex": "[xyz]{3}", "logit_bias": {"5": 3}}
+    choice = post(client, TEXT, asked).json()["choices"][0]
+    token = tokenizer.encode(choice["text"][0])[0]
+    row = expected_logprobs(engine, [*tokenizer.encode("fox"), 0])[-1]
+    assert choice["logprobs"]["token_logprobs"][0] == pytest.approx(row[token], abs=1e-4)
+
+
+def test_a_scored_prompt_leaves_nothing_in_the_cache(client: openai.OpenAI) -> None:
+    asked = GREEDY | {"prompt": "The quick brown fox jumps"}
+    before = client.completions.create(**asked).choices[0].text
+    post(client, TEXT, GREEDY | {"prompt": "Zwölf Boxkämpfer jagen Viktor quer", "echo": True, "max_tokens": 0})
+    after = client.completions.create(**asked)
+    assert after.choices[0].text == before and after.usage.prompt_tokens_details.cached_tokens == 0
+
+
 def test_an_echoed_prompt_has_its_own_logprobs(client: openai.OpenAI, engine: Engine, tokenizer: Tokenizer) -> None:
     """lm-eval's request: token ids, echo, one token more."""
     ids = tokenizer.encode("The quick brown fox jumps over the lazy dog. " * 6)
@@ -143,7 +159,8 @@ def test_n_answers_have_seeds_of_their_own(client: openai.OpenAI) -> None:
 def test_a_list_of_prompts_is_answered_in_its_order(client: openai.OpenAI, tokenizer: Tokenizer) -> None:
     prompts = ["The quick", "lazy dog"]
     alone = [client.completions.create(**GREEDY, prompt=prompt).choices[0].text for prompt in prompts]
-    for several in (prompts, [tokenizer.encode(prompt) for prompt in prompts]):
+    ids = [tokenizer.encode(prompt) for prompt in prompts]
+    for several in (prompts, ids, [prompts[0], ids[1]]):
         done = client.completions.create(**GREEDY, prompt=several, n=2, echo=True)
         assert [choice.index for choice in done.choices] == [0, 1, 2, 3]
         assert [choice.text for choice in done.choices] == [prompts[i // 2] + alone[i // 2] for i in range(4)]
@@ -210,13 +227,14 @@ def test_the_assistants_last_message_goes_on(client: openai.OpenAI, tokenizer: T
         (CHAT, {"continue_final_message": True}, "continue_final_message"),
         (CHAT, {"add_generation_prompt": False}, "add_generation_prompt"),
         (CHAT, {"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
+        (CHAT, {"messages": [*HELLO, *2 * [{"role": "assistant", "content": "x"}]]}, "messages"),
         (CHAT, {"top_logprobs": 2}, "top_logprobs"),
         (CHAT, {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         (CHAT, {"stop_token_ids": [-1]}, "stop_token_ids"),
         (CHAT, {"min_tokens": -1}, "min_tokens"),
         (CHAT, {"stream_options": {"include_usage": True}}, "stream_options"),
-        (TEXT, {"prompt": [[]]}, None),
-        (TEXT, {"prompt": [999999]}, None),
+        (TEXT, {"prompt": [[]]}, "prompt"),
+        (TEXT, {"prompt": [999999]}, "prompt"),
         (TEXT, {"prompt": "x", "logprobs": -1}, "logprobs"),
     ],
 )
