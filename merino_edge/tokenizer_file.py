@@ -214,6 +214,14 @@ def _check_regex(pattern: str, *, strict: bool) -> None:
         raise _Refused("a decoder's regular expression has more than one repetition")
 
 
+def check_charsmap(data: bytes, where: str) -> None:
+    """Raise ArtefactError for a precompiled map of which the library would read beyond the end, or put in much."""
+    try:
+        _check_charsmap(base64.b64encode(data).decode())
+    except _Refused as reason:
+        raise ArtefactError(f"{where}: {reason}", "download it again") from None
+
+
 def _check_charsmap(value: Any) -> None:
     """A SentencePiece map: the size of its trie, the trie, and the texts that it puts in, with a 0 after each."""
     data = _charsmap(value)

@@ -2,7 +2,8 @@
 
 A piece never ends inside a UTF-8 character and never contains the beginning of a stop string. The joined pieces are
 the decoded text of all ids, cut before the first stop string, the model's own among them. If two stop strings are
-found, the one that ends first counts, and among those the longer one. Knows no model.
+found, the one that ends first counts, and among those the longer one. Knows no model. A character that was returned
+stays where bytes behind it make none; decoded as a whole, SentencePiece's would lose it too.
 
 (`tokenizers.DecodeStream` cannot be flushed, so an answer that ends inside a character would lose its tail.)
 """
@@ -17,6 +18,7 @@ from merino_edge.errors import InputError
 from merino_edge.tokenizer import INCOMPLETE, Tokenizer
 
 WINDOW = 8  # ids; a longer window is cut, which takes one more decoding
+LONGEST = 64  # ids of a window; more of them without a complete character will never make one
 
 
 class StreamingDetokenizer:
@@ -45,25 +47,36 @@ class StreamingDetokenizer:
             before = self._decode(self._window)
         # Ids in the window when it was last cut; their text ends with a complete character.
         self._complete, self._returned = len(self._window), len(before)
+        self._text = before  # of the window
         self._held = ""  # decoded, but held back: it may be the beginning of a stop string
 
     def push(self, token: int) -> str:
         """Append one id and return the text that is certain now, often empty."""
         self._window.append(token)
         text = self._decode(self._window)
+        if text == self._text and not text.endswith(INCOMPLETE) and not self._decode([token, token]):
+            self._window.pop()  # a control token: thousands of them would be decoded each time
+            return ""
+        self._text = text
         certain = text.rstrip(INCOMPLETE)
+        if len(self._window) > LONGEST and certain != text:
+            fresh, self._window = text[self._returned :], self._window[-1:]
+            self._text = self._decode(self._window)
+            self._complete, self._returned = 1, len(self._text)
+            return self._release(fresh, final=False)
         fresh = certain[self._returned :]
         self._returned = max(self._returned, len(certain))
         if len(self._window) >= WINDOW and fresh and certain == text:
             self._window = self._window[self._complete :]
             self._complete = len(self._window)
-            self._returned = len(self._decode(self._window))
+            self._text = self._decode(self._window)
+            self._returned = len(self._text)
         return self._release(fresh, final=False)
 
     def finish(self) -> str:
         """Return the rest: an unfinished character as U+FFFD, and text held back for a stop string."""
         fresh = self._decode(self._window)[self._returned :]
-        self._window, self._complete, self._returned = [], 0, 0
+        self._window, self._complete, self._returned, self._text = [], 0, 0, ""
         return self._release(fresh, final=True)
 
     def _release(self, fresh: str, *, final: bool) -> str:

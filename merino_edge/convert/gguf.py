@@ -18,7 +18,14 @@ from merino_edge.convert.end_tokens import end_token_ids
 from merino_edge.convert.gguf_file import Tensor
 from merino_edge.convert.gguf_metadata import Metadata
 from merino_edge.convert.gguf_parts import read_model
-from merino_edge.convert.imported import Imported, OnWeight, bind_template, check_tokenizer, convert_weights
+from merino_edge.convert.imported import (
+    Imported,
+    OnWeight,
+    bind_template,
+    check_tokenizer,
+    convert_weights,
+    load_tokenizer,
+)
 from merino_edge.errors import ArchitectureError, ArtefactError, UnsupportedError, require
 from merino_edge.tokenizer import ChatFormat
 
@@ -46,7 +53,7 @@ def read(path: Path, on_weight: OnWeight, chat_template: str | None = None) -> I
         a, folding = gguf_families.read(m, family, tensors, listed)
     except ArchitectureError as error:
         raise UnsupportedError(f"{path}: {error.message}", "choose another model") from None
-    backend = gguf_tokenizer.build(m)
+    backend = load_tokenizer(str(gguf_tokenizer.build(m).to_str()), str(path))  # which tries it too
     chat = _chat(m, backend, chat_template)
     notes = check_tokenizer(backend, a.vocab_size, chat, str(path))
     weights = convert_weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -77,7 +78,9 @@ class Metadata:
         return several
 
     def real(self, key: str, default: float | None = None) -> float:
-        """A float32 as its shortest decimal: 1e-05, not 9.999999747378752e-06."""
+        """A float32 as its shortest decimal: 1e-05, not 9.999999747378752e-06. It is finite."""
         value = self.get(key, float) if default is not None else self.need(key, float)
+        if value is not None and not math.isfinite(value):
+            raise ArtefactError(f"{self.where}: {key} is {value}", "it is damaged; download it again")
         with np.errstate(over="ignore"):  # the architecture refuses what is not finite
             return float(str(np.float32(default if value is None else value)))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from merino_edge import limits
 from merino_edge.architecture import Architecture
 from merino_edge.convert.gguf_metadata import Metadata
 from merino_edge.convert.rotary_scaling import Rope
@@ -49,6 +50,8 @@ def read(m: Metadata, family: str, head_dim: int, *, partly: bool, stored: tuple
     UnsupportedError, ArtefactError.
     """
     dim = m.get(f"{family}.{DIMENSIONS}", int) or head_dim
+    if dim > limits.MAX_HEAD_DIM:  # before there is a number for each pair
+        raise UnsupportedError(f"{m.where}: heads of {dim}, the limit is {limits.MAX_HEAD_DIM}", "choose another model")
     if dim != head_dim and not partly:
         raise UnsupportedError(f"{m.where}: {family}.{DIMENSIONS} {dim} is not supported", "choose another model")
     kind = m.get(f"{family}.{TYPE}", str) or "linear"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from merino_edge import limits, tokenizer_file
 from merino_edge.convert.gguf_metadata import Metadata
 from merino_edge.errors import ArtefactError, UnsupportedError
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # types of tokens
 RECOGNISED = (CONTROL, USER_DEFINED)  # found in a text before anything else
+MOST_WORK = 2e9  # characters that are looked at for merges; 65 million for the largest vocabularies
 SPACE = "▁"  # how SentencePiece spells a space
 
 # --- how BPE divides a text ------------------------------------------------------------------------
@@ -89,7 +91,8 @@ def build(m: Metadata) -> tokenizers.Tokenizer:
         )
     tokens = _tokens(m)
     types = m.get("tokenizer.ggml.token_type", list) or [NORMAL] * len(tokens)
-    if len(set(tokens)) != len(tokens) or len(types) != len(tokens):
+    fit = len(set(tokens)) == len(tokens) == len(types) and all(type(kind) is int for kind in types)
+    if not fit:
         raise ArtefactError(f"{m.where}: the tokenizer's lists do not fit together", "it is damaged; download it again")
     try:
         backend = builders[model](m, tokens, types)
@@ -113,6 +116,10 @@ def adds_bos(m: Metadata) -> bool:
 
 def _tokens(m: Metadata) -> list[str]:
     tokens = [str(token) for token in m.need("tokenizer.ggml.tokens", list)]
+    longest = max(map(len, tokens), default=0)
+    if longest > limits.MAX_TOKEN_CHARACTERS:
+        what = f"a token of {longest} characters, the limit is {limits.MAX_TOKEN_CHARACTERS}"
+        raise ArtefactError(f"{m.where} has {what}", "it is damaged; download it again")
     return [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens)]  # as llama.cpp calls them
 
 
@@ -204,6 +211,9 @@ def _sentencepiece(m: Metadata, tokens: Sequence[str], types: Sequence[int]) -> 
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     scores = _scores(m, tokens)
+    if (work := sum(len(token) ** 2 for token in tokens)) > MOST_WORK:  # each place where a token could be made of two
+        what = f"its tokens are so long that joining takes {work:.1g} steps"
+        raise ArtefactError(f"{m.where}: {what}", "it is damaged; download it again")
     pieces = {token: i for i, token in enumerate(tokens) if types[i] in (NORMAL, UNUSED)}
     found = []
     for token, i in pieces.items():
@@ -244,7 +254,9 @@ def _unigram(m: Metadata, tokens: Sequence[str], types: Sequence[int]) -> tokeni
     steps: list[normalizers.Normalizer] = []
     charsmap = m.get("tokenizer.ggml.precompiled_charsmap", list)
     if charsmap:
-        steps.append(normalizers.Precompiled(bytes(value & 0xFF for value in charsmap)))
+        data = bytes(value & 0xFF for value in charsmap)
+        tokenizer_file.check_charsmap(data, m.where)
+        steps.append(normalizers.Precompiled(data))
     if m.get("tokenizer.ggml.remove_extra_whitespaces", bool):
         steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if _prefix(m):  # but not before spaces alone

@@ -17,7 +17,7 @@ import numpy as np
 from merino_edge.convert import gguf_tokenizer
 from merino_edge.convert.gguf_metadata import Metadata
 from merino_edge.convert.gguf_tokenizer import BYTE, CONTROL, KINDS, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
-from merino_edge.errors import MerinoError, UnsupportedError
+from merino_edge.errors import ArtefactError, MerinoError, UnsupportedError
 
 if TYPE_CHECKING:
     import tokenizers
@@ -39,12 +39,12 @@ OTHER = "export it as a folder for transformers: merino-edge export-hf {where} -
 def describe(
     backend: tokenizers.Tokenizer, special: Mapping[str, int | None], vocab_size: int, *, adds_bos: bool, where: str
 ) -> dict[str, Any]:
-    """The metadata: strings, numbers, and lists of them. `special` has the ids of bos, eos and eot.
+    """The metadata: strings, numbers, and lists of them. `special` has the ids of bos, eos, eot and eom.
 
-    Raises UnsupportedError where llama.cpp would divide a text otherwise.
+    Raises UnsupportedError where llama.cpp would divide a text otherwise, ArtefactError for ids beyond `vocab_size`.
     """
     document = json.loads(backend.to_str())
-    tokens, types = _tokens(document, vocab_size)
+    tokens, types = _tokens(document, vocab_size, where)
     values: dict[str, Any] = {f"{PREFIX}tokens": tokens, f"{PREFIX}token_type": types}
     for name, token_id in special.items():
         if token_id is not None:
@@ -83,18 +83,29 @@ def _array(value: list[Any]) -> np.ndarray:
     return np.array(value, np.float32 if value and isinstance(value[0], float) else np.int32)
 
 
-def _tokens(document: Mapping[str, Any], vocab_size: int) -> tuple[list[str], list[int]]:
-    """Every token by its id, and its type. Ids without a token are unused."""
+def _tokens(document: Mapping[str, Any], vocab_size: int, where: str) -> tuple[list[str], list[int]]:
+    """Every token by its id, and its type. Ids without a token are unused.
+
+    Raises ArtefactError where a token has an id that the model does not know.
+    """
     model = document["model"]
     vocabulary = model["vocab"]
     by_text = vocabulary if isinstance(vocabulary, dict) else {token: i for i, (token, _) in enumerate(vocabulary)}
-    tokens = [f"[PAD{i}]" for i in range(vocab_size)]
+    added_tokens = document.get("added_tokens") or []
+    taken = {*by_text, *(added["content"] for added in added_tokens)}
+    highest = max([*by_text.values(), *(added["id"] for added in added_tokens)], default=-1)
+    if highest >= vocab_size:
+        raise ArtefactError(
+            f"{where}: token id {highest} has no embedding, the model knows {vocab_size} tokens",
+            "model and tokenizer do not belong together",
+        )
+    tokens = [f"[PAD{i}]" + "_" * (f"[PAD{i}]" in taken) for i in range(vocab_size)]
     types = [UNUSED] * vocab_size
     has_bytes = bool(model.get("byte_fallback"))
     for token, i in by_text.items():
         tokens[i] = token
         types[i] = BYTE if has_bytes and len(token) == 6 and token.startswith("<0x") else NORMAL
-    for added in document.get("added_tokens") or []:
+    for added in added_tokens:
         i, content = added["id"], added["content"]
         is_unknown = content == model.get("unk_token") or i == model.get("unk_id")
         tokens[i] = content

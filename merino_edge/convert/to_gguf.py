@@ -31,6 +31,8 @@ TYPES = {"fp32": "F32", "fp16": "F16", "int8": "Q8_0", "int4": "Q4_1"}  # of mat
 ENDS = ("embedding.weight", "head.weight")  # at int4 they are Q8_0: most of a small model's error is there
 NAMES = {"mistral": "llama", "gemma3_text": "gemma3", "glm": "chatglm"}  # of families that transformers names otherwise
 BLOCK = 32  # inputs that share a scale
+# Beyond these a float16 overflows: the number itself, a block's scale, or its least number.
+LARGEST = {"F16": 65_504.0, "Q8_0": 127 * 65_504.0, "Q4_1": 65_504.0}
 MORE_BYTES = 2**20  # no full disk has room for them
 
 
@@ -83,6 +85,7 @@ def _vocabulary(
         "bos": ckpt.chat.bos_token_id if bos is None else bos,
         "eos": ends[0] if ends else None,
         "eot": ends[1] if len(ends) > 1 else None,
+        "eom": ends[2] if len(ends) > 2 else None,  # llama.cpp ends an answer at any of the three
     }
     adds_bos = ckpt.chat.bos_token_id is not None
     values = gguf_vocabulary.describe(backend, special, a.vocab_size, adds_bos=adds_bos, where=where)
@@ -169,8 +172,9 @@ def _write(
                 at_fp16.append(name)
             kind = gguf.GGMLQuantizationType[stored]
             plain = np.ascontiguousarray(array, np.float32)
-            if stored == "F16" and np.abs(plain).max() > np.finfo(np.float16).max:
-                raise ArtefactError(f"{name} holds numbers beyond float16", "export it with --precision fp32 or int8")
+            if plain.size and np.abs(plain).max() > LARGEST.get(stored, np.inf):
+                finer = "fp32" if stored == "Q8_0" else "fp32 or int8"
+                raise ArtefactError(f"{name} holds numbers beyond float16", f"export it with --precision {finer}")
             file.add_tensor(name, gguf.quants.quantize(plain, kind), raw_dtype=kind)
         try:
             file.write_header_to_file()

@@ -8,14 +8,16 @@ makes of the same folder, and of `tokenizer.model` what SentencePiece does.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merino_edge import artefact, limits
+from merino_edge import artefact, limits, tokenizer_file
 from merino_edge.convert import gguf_tokenizer, sentencepiece_file
 from merino_edge.convert.gguf_tokenizer import KINDS, steps
 from merino_edge.convert.weight_files import check_is_content
 from merino_edge.errors import ArtefactError, UnsupportedError
+from merino_edge.foreign_call import call
 
 if TYPE_CHECKING:
     import tokenizers
@@ -87,7 +89,10 @@ def _of_sentencepiece(
     check_is_content(folder / SENTENCEPIECE)
     file = sentencepiece_file.read(folder / SENTENCEPIECE)
     backend = gguf_tokenizer.build(file.metadata)
-    normal: list[normalizers.Normalizer] = [normalizers.Precompiled(file.charsmap)] if file.charsmap else []
+    normal: list[normalizers.Normalizer] = []
+    if file.charsmap:
+        tokenizer_file.check_charsmap(file.charsmap, file.metadata.where)
+        normal.append(call(partial(normalizers.Precompiled, file.charsmap), file.metadata.where, CONVERT, quiet=True))
     if file.joins_spaces:
         normal += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if normal:

@@ -130,3 +130,23 @@ def test_a_text_of_its_own_has_no_first_space(kind: str) -> None:
     assert ["".join(stream(tokenizer, ids, prompt=prompt)[0]) for prompt in prompts] == ["the the"] * 2
     special = [*tokenizer.encode("t"), *[tokenizer.backend.token_to_id("</s>")] * 9]
     assert "".join(stream(tokenizer, ids, prompt=tuple(special))[0]) == " the the"
+
+
+@pytest.mark.parametrize("kind", list(small_tokenizers.KINDS))
+def test_tokens_without_text_are_not_decoded_again_and_again(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model may write one control token, or half a character, thousands of times."""
+    tokenizer = CONTINUED[kind]
+    decoded, decode = [0], tokenizer.decode
+
+    def counted(ids: list[int], **options: bool) -> str:
+        decoded[0] += len(ids)
+        return decode(ids, **options)
+
+    monkeypatch.setattr(tokenizer, "decode", counted)
+    end, half = tokenizer.backend.token_to_id("<|im_end|>"), tokenizer.backend.token_to_id("<0xE6>")
+    for tokens in ([end] * 400, [half] * 400 if half is not None else []):
+        decoded[0] = 0
+        the = tokenizer.encode("the")
+        pieces, _ = stream(tokenizer, [*the, *tokens, *the])
+        assert decoded[0] < 100 * (len(tokens) + 10)
+        assert "".join(pieces) == decode([*the, *tokens, *the])
