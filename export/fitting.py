@@ -12,7 +12,6 @@ from merino_edge.architecture import Architecture
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.quantization.stored_weights import odd_matrices
 from merino_edge.export.targets import Target
-from merino_edge.graph_io import NO_STATES
 from merino_edge.storage import INT4_BLOCK, why_unfit
 
 
@@ -28,9 +27,7 @@ def fitted(target: Target, a: Architecture) -> Target:
 
 
 def require_fit(target: Target, a: Architecture) -> None:
-    """Raise UnsupportedError where the target's lowering has no kernels for `a`, or its engine keeps no such states."""
-    if a.convolves and target.name != "onnxruntime":
-        raise UnsupportedError(NO_STATES, "choose --target onnxruntime")
+    """Raise UnsupportedError where the target's lowering has no kernels for `a`."""
     if not (reason := why_unfit(target.lowering, a.head_dim, a.rotary_dim)):
         return
     others = [

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, InputError, UnsupportedError
-from merino_edge.graph_io import LOGIT_ROWS, NEW_KV_PREFIX, NO_STATES, NUM_LOGITS, ONNX_CUDA_TARGET
+from merino_edge.graph_io import LOGIT_ROWS, NEW_KV_PREFIX, NUM_LOGITS, ONNX_CUDA_TARGET
 from merino_edge.runtime.engines import node_placement
 from merino_edge.runtime.engines.batched_graph import LONGEST
 from merino_edge.runtime.engines.cache_memory import CacheMemory
@@ -142,8 +142,6 @@ class OnnxEngine:
                 f"ONNX Runtime {ort.__version__} cannot load its CUDA provider",
                 "install the driver, CUDA and cuDNN that it is built for, or use the CPU",
             )
-        if a.convolves and device != "cpu":
-            raise UnsupportedError(NO_STATES, "use the CPU")
         self._new_kv: list[NDArray[Any]] = []  # [1, Hkv, T, D] each, bound for steps of T tokens
         self._gated: list[NDArray[Any]] = []  # [1, T, W] each, likewise
         self._caches: list[Any] = []  # OrtValue, on the device
@@ -310,8 +308,8 @@ class OnnxEngine:
         self._bind_tokens(tokens, start)
         self._bind_rows(len(tokens))
         self._bind_new_kv(len(tokens))
-        self._bind_gated(len(tokens))
         self.states.prepare(start)
+        self._bind_states(len(tokens))
         run_bound(self._session, self._binding, wait=self.device == "cuda")
 
         for cache, new in zip(self._arrays, self._new_kv, strict=False):  # none: the caches were updated in place
@@ -353,15 +351,16 @@ class OnnxEngine:
         for name, array in zip(self._new_kv_names, self._new_kv, strict=True):
             self._binding.bind_ortvalue_output(name, self._ort.OrtValue.ortvalue_from_numpy(array))
 
-    def _bind_gated(self, tokens: int) -> None:
+    def _bind_states(self, tokens: int) -> None:
         """Bind the states of convolutions, and buffers for the gated inputs of a step of `tokens` tokens."""
-        if not self.states.inputs or (self._gated and self._gated[0].shape[1] == tokens):
-            return
-        self._gated = [np.empty((1, tokens, width), np.float32) for width in self.states.outputs.values()]
-        bound = zip(self.states.inputs.items(), self.states.outputs, self._gated, strict=True)
-        for (name, state), output, array in bound:
-            self._binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(state))
-            self._binding.bind_ortvalue_output(output, self._ort.OrtValue.ortvalue_from_numpy(array))
+        rebind = bool(self.states.inputs) and (not self._gated or self._gated[0].shape[1] != tokens)
+        if rebind:
+            self._gated = [np.empty((1, tokens, width), np.float32) for width in self.states.outputs.values()]
+            for output, array in zip(self.states.outputs, self._gated, strict=True):
+                self._binding.bind_ortvalue_output(output, self._ort.OrtValue.ortvalue_from_numpy(array))
+        if rebind or self.device != "cpu":  # a GPU copies an input when it is bound
+            for name, state in self.states.inputs.items():
+                self._binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(state))
 
     def _reserve(self, positions: int) -> None:
         """Bind a cache of the smallest bucket that holds `positions`, and keep the filled part."""

@@ -2,8 +2,8 @@
 
 A TensorRT graph fixes the capacity of its cache, and the time of a step grows with it. A bundle of several contexts
 has one plan for each. The plan of the smallest capacity that holds the sequence is open. When the sequence outgrows
-it, a larger plan takes its cache over; only then are two plans in memory. Not run on a GPU yet
-(merino_edge.runtime.engines.tensorrt_plan).
+it, a larger plan takes its cache over; only then are two plans in memory. The states of short convolutions are the
+engine's, whatever plan is open. Not run on a GPU yet (merino_edge.runtime.engines.tensorrt_plan).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, InputError, MerinoError, UnsupportedError
 from merino_edge.runtime.cuda.cuda import gpu_capability
 from merino_edge.runtime.engine import Candidates
+from merino_edge.runtime.engines.convolution_states import ConvolutionStates
 from merino_edge.runtime.engines.tensorrt_plan import Plan
 from merino_edge.store_limit import hold
 
@@ -33,7 +34,7 @@ PROMPT_GRID = 128  # tokens of a piece of a prompt: its tactics may round otherw
 
 
 class TensorRtEngine:
-    """Runs serialized TensorRT engines. Implements merino_edge.runtime.engine.TopKEngine and CacheEngine."""
+    """Runs serialized TensorRT engines: a TopKEngine, CacheEngine and WindowedEngine of merino_edge.runtime.engine."""
 
     def __init__(
         self, library: str, plans: Mapping[int, bytes | Path], a: Architecture, *, cuda_graphs: bool = True
@@ -46,6 +47,7 @@ class TensorRtEngine:
         self.vocab_size, self.max_positions = a.vocab_size, max(plans)
         self._library, self._plans, self._architecture = library, dict(sorted(plans.items())), a
         self._length, self._cuda_graphs = 0, cuda_graphs
+        self._states = ConvolutionStates(a)
         self._held = ExitStack()  # the files of the plans, which the store must not remove
         self._plan: Plan | None = self._open(min(plans))
         self.max_rows, self.prompt_grid = self._plan.max_rows, PROMPT_GRID
@@ -92,6 +94,19 @@ class TensorRtEngine:
             opened._held = held.pop_all()
         return opened
 
+    @property
+    def least_start(self) -> int:
+        """The lowest position beside 0 and a kept one that a step may start at: states hold the newest positions."""
+        return self._states.least_start
+
+    def holds(self, start: int) -> bool:
+        """Whether a step may start there."""
+        return start == 0 or start >= self.least_start or start == self._states.kept_start
+
+    def keep_from(self, position: int) -> None:
+        """Keep what a step at `position` needs, wherever later steps go."""
+        self._states.keep_from(position)
+
     def forward(self, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
         """Run tokens [T] at positions start.. and return the last one's logits [V], valid until the next call.
 
@@ -131,6 +146,8 @@ class TensorRtEngine:
         """Treat the first `positions` of the cache as filled, whatever they hold."""
         self._reserve(min(positions, self.max_positions))
         self._length = positions
+        self.keep_from(0)
+        self._states.mark_filled(positions)
 
     @property
     def cache_dtype(self) -> np.dtype[Any]:
@@ -138,15 +155,19 @@ class TensorRtEngine:
 
     def cache_shapes(self, positions: int) -> list[tuple[int, int, int]]:
         a = self._architecture
-        return [(block.kv_heads, positions, a.head_dim) for block in a.layer_blocks() for _ in ("key", "value")]
+        attending = [block for block in a.layer_blocks() if not block.convolution]
+        of_caches = [(block.kv_heads, positions, a.head_dim) for block in attending for _ in ("key", "value")]
+        return [*of_caches, *self._states.shapes(positions)]
 
     def read_cache(self, positions: int) -> list[NDArray[Any]]:
-        return self._reserve(positions).read_cache(positions)
+        return [*self._reserve(positions).read_cache(positions), *self._states.read(positions)]
 
     def write_cache(self, arrays: Sequence[NDArray[Any]]) -> None:
         positions = arrays[0].shape[1]
-        self._reserve(positions).write_cache(arrays)
-        self._length = positions
+        caches = len(self.cache_shapes(positions)) - len(self._states.inputs)
+        self.mark_filled(positions)
+        self._reserve(positions).write_cache(arrays[:caches])
+        self._states.write(arrays[caches:], positions)
 
     def close(self) -> None:
         """Free the engine and the cache. May be called twice."""
@@ -163,6 +184,10 @@ class TensorRtEngine:
                 f"cannot run {end - start} tokens at position {start} ({self._length} of {self.max_positions} written)",
                 "start lower, or build with a larger --context",
             )
+        if not self.holds(start):
+            raise InputError(f"position {start} is behind what layers keep, from {self.least_start}", "start at 0")
+        if start < self._states.kept_start:
+            self.keep_from(0)
         return self._reserve(end)
 
     def _reserve(self, positions: int) -> Plan:
@@ -186,7 +211,9 @@ class TensorRtEngine:
             serialized = plan if isinstance(plan, bytes) else plan.read_bytes()
         except OSError as error:  # a build has replaced it since
             raise ArtefactError(f"{plan} cannot be read ({error.strerror})", "open the bundle again") from None
-        return Plan(self._library, serialized, self._architecture, capacity, cuda_graphs=self._cuda_graphs)
+        return Plan(
+            self._library, serialized, self._architecture, capacity, self._states, cuda_graphs=self._cuda_graphs
+        )
 
 
 def _newest_usable(built: Sequence[BuiltEngine]) -> BuiltEngine:

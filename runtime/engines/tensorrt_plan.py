@@ -2,10 +2,11 @@
 
 The graph is a `native` or a `primitive` one. A native plan updates the cache in place: `new_key_L` has the address of
 `key_L`. A primitive plan returns the new keys and values, and the KV scatter kernel writes them into the cache; those
-of a prompt are copied. One optimization profile is for decode, one for chunks of a prompt. Where the CPU and the GPU
-share one memory, tokens and logits are not copied. The second step of one token is recorded as a CUDA graph and then
-launched as one; if recording is refused, steps run without it. TensorRT for RTX records by itself. A step that needs
-only the largest logits is a second CUDA graph (merino_edge.runtime.engines.topk_kernel).
+of a prompt are copied. Convolutions have their states on the host (merino_edge.runtime.engines.plan_states). One
+optimization profile is for decode, one for chunks of a prompt. Where the CPU and the GPU share one memory, tokens,
+states and logits are not copied. The second step of one token is recorded as a CUDA graph and then launched as one; if
+recording is refused, steps run without it. TensorRT for RTX records by itself. A step that needs only the largest
+logits is a second CUDA graph (merino_edge.runtime.engines.topk_kernel).
 
 A step of several tokens may return several rows of logits. The head of a one-token step is compiled for one row, that
 of token 0. So its context reads this index from memory that is never written.
@@ -30,7 +31,9 @@ from merino_edge.errors import ArtefactError, UnsupportedError
 from merino_edge.graph_io import LOGIT_ROWS, NEW_KV_PREFIX
 from merino_edge.runtime.cuda.cuda import Cuda
 from merino_edge.runtime.engine import Candidates
+from merino_edge.runtime.engines.convolution_states import ConvolutionStates
 from merino_edge.runtime.engines.kv_scatter_kernel import KvScatterKernel
+from merino_edge.runtime.engines.plan_states import PlanStates
 from merino_edge.runtime.engines.plan_tensors import Tensor, bound_tensors, buffer_bytes, owner
 from merino_edge.runtime.engines.rtx_runtime_cache import RtxRuntimeCache, process_cache
 from merino_edge.runtime.engines.topk_kernel import TopKKernel
@@ -63,9 +66,18 @@ class Plan:
     """Runs steps of one sequence of up to `capacity` positions."""
 
     def __init__(
-        self, library: str, serialized: bytes, a: Architecture, capacity: int, *, cuda_graphs: bool = True
+        self,
+        library: str,
+        serialized: bytes,
+        a: Architecture,
+        capacity: int,
+        states: ConvolutionStates,
+        *,
+        cuda_graphs: bool = True,
     ) -> None:
         """`library` is a module named in tensorrt_library.EXTRAS, of the version that built the plan.
+
+        `states`: those of the sequence, which steps read and write.
 
         Raises UnsupportedError (no GPU, too little memory), MissingExtraError, ArtefactError (another model's plan).
         """
@@ -81,7 +93,7 @@ class Plan:
         self._cuda = Cuda()
         try:
             with self._cuda.active():
-                self._open(serialized, a)
+                self._open(serialized, a, states)
         except BaseException:
             self.close()
             raise
@@ -91,7 +103,7 @@ class Plan:
         """The most tokens that one step may have."""
         return self._contexts[-1][0]
 
-    def _open(self, serialized: bytes, a: Architecture) -> None:
+    def _open(self, serialized: bytes, a: Architecture, states: ConvolutionStates) -> None:
         trt = self._trt
         if self._cuda.unified:  # a GPU without memory of its own
             check_gpu_memory("opening the engine", len(serialized) + a.kv_bytes(self.capacity))
@@ -108,8 +120,8 @@ class Plan:
             for n in names
         ]
         by_name = {tensor.name: tensor for tensor in actual}
-        prefix = NEW_KV_PREFIX if f"{NEW_KV_PREFIX}key_0" in by_name else "new_"
-        dtype = by_name["key_0"].dtype if "key_0" in by_name else "float16"
+        prefix = NEW_KV_PREFIX if any(name.startswith(NEW_KV_PREFIX) for name in names) else "new_"
+        dtype = next((tensor.dtype for tensor in actual if tensor.name.startswith("key_")), "float16")
         tensors = bound_tensors(a, self.capacity, prefix, dtype, one_row=LOGIT_ROWS not in by_name)
         if sorted(actual) != sorted(tensors):
             raise ArtefactError("the engine was built from another model, or for another context", "build it again")
@@ -122,8 +134,9 @@ class Plan:
             sizes[LOGIT_ROWS] = self.max_rows
         self._inputs = {name: self._cuda.pinned((size,), np.int64) for name, size in sizes.items()}
         self._logits = self._cuda.pinned((self.max_rows, a.vocab_size), np.float32)
+        self._states = PlanStates(states, self._cuda, longest)
         self._copies = not self._cuda.unified
-        shared = {} if self._copies else {**self._inputs, "logits": self._logits}
+        shared = {} if self._copies else {**self._inputs, **self._states.arrays, "logits": self._logits}
         self._addresses = {name: self._cuda.address_of(array) for name, array in shared.items()}
         for name, size_bytes in buffer_bytes(tensors, longest, self.max_rows).items():
             if name not in shared:
@@ -187,6 +200,7 @@ class Plan:
         self._inputs["positions"][:count] = np.arange(start, start + count)
         if LOGIT_ROWS in self._inputs:
             self._inputs[LOGIT_ROWS][:rows] = np.arange(count - rows, count)
+        self._states.prepare(start)
         graph = self._graphs.get(with_topk) if count == 1 else None
         if graph is not None:
             self._cuda.launch(graph)
@@ -199,6 +213,7 @@ class Plan:
                 new_kv = self._addresses[f"{NEW_KV_PREFIX}{name}"]
                 self._cuda.copy_rows(new_kv, cache, width, heads, source_pitch=width, target_pitch=pitch)
         self._cuda.synchronize()
+        self._states.keep(start, count)
         if self._rtx_cache is not None:
             self._rtx_cache.count_step()
 
@@ -233,10 +248,13 @@ class Plan:
                     self._cuda.to_device(values[:count], self._addresses[name])
                 elif context is self._contexts[-1][1]:
                     self._cuda.to_device(values[:rows], self._addresses[name])
+            self._states.queue_inputs(self._addresses)
         if not context.execute_async_v3(self._cuda.stream):
             raise ArtefactError(f"TensorRT cannot run the engine: {self._log.reason()}", "build it again")
         if count == 1 and self._kv_scatter is not None:
             self._kv_scatter.queue()
+        if self._copies:
+            self._states.queue_outputs(self._addresses, count)
         if with_topk and self._topk is not None:
             self._topk.queue()
         elif self._copies:

@@ -106,13 +106,15 @@ def test_sizes_that_no_block_divides_are_counted_as_they_are_written(
     assert 0 <= written - counts.weight_bytes(ODD, precision, target) < SMALL_BYTES
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("target", "precision"), PAIRS)
 @pytest.mark.parametrize("bias", [False, True])
-def test_short_convolutions_are_counted_as_they_are_written(precision: str, bias: bool, tmp_path: Path) -> None:
+def test_short_convolutions_are_counted_as_they_are_written(
+    target: str, precision: str, bias: bool, tmp_path: Path
+) -> None:
     blocks = (Block(64, 1, 2, 1, 96, convolution=3), Block(64, 1, 2, 2, 96), Block(96, 2, 3, 1, 96, convolution=4))
     a = replace(LLAMA, blocks=blocks, convolution_bias=bias)
-    written = written_bytes(a, Target.named("onnxruntime", precision), tmp_path)
-    assert 0 <= written - counts.weight_bytes(a, precision, "onnxruntime") < SMALL_BYTES
+    written = written_bytes(a, Target.named(target, precision), tmp_path)
+    assert 0 <= written - counts.weight_bytes(a, precision, target) < SMALL_BYTES
     # One layer of attention has a cache, 64 wide; the states have 2 rows of 64 and twice 3 of 96, float32.
     assert a.kv_bytes(100) == 2 * 64 * 100 * 2 + (2 * 64 + 2 * 3 * 96) * 4
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -16,11 +15,9 @@ from merino_edge.export.fitting import fitted, notes, require_fit
 from merino_edge.export.graph import build_model, build_stored, lowering, to_bytes
 from merino_edge.export.parity import LIMITS, TorchReference, mean_kl, stored_reference
 from merino_edge.export.quantization.stored_weights import odd_matrices, random_stored, store
-from merino_edge.export.targets import Target
+from merino_edge.export.targets import TARGETS, Target
 from merino_edge.export.tensorrt import build_engine
-from merino_edge.graph_io import NO_STATES
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
-from merino_edge.runtime.engines.plan_tensors import bound_tensors
 from merino_edge.storage import why_unfit
 from merino_edge.tensorrt_library import RTX
 
@@ -96,14 +93,10 @@ def test_what_only_the_first_lowering_has_is_refused_by_its_option() -> None:
     assert refusal.value.hint == "choose --target onnxruntime"
 
 
-@pytest.mark.parametrize("name", ["jetpack-6.2", "jetpack-7.2", "rtx", "onnxruntime-cuda"])
-def test_short_convolutions_are_refused_where_nothing_keeps_their_states(name: str) -> None:
+def test_short_convolutions_fit_every_target_but_not_genai() -> None:
     convolving = replace(heads_of(32, 32), blocks=(Block(64, 1, 2, 1, 64, convolution=3), Block(64, 1, 2, 1, 64)))
-    with pytest.raises(UnsupportedError, match=re.escape(NO_STATES)) as refusal:
+    for name in TARGETS:
         require_fit(Target.named(name, "int4"), convolving)
-    assert refusal.value.hint == "choose --target onnxruntime"
-    with pytest.raises(UnsupportedError, match=re.escape(NO_STATES)):
-        bound_tensors(convolving, 64)
     with pytest.raises(UnsupportedError, match="onnxruntime-genai keeps no states"):
         genai.check(convolving, Target.named("onnxruntime", "fp32"))
 
