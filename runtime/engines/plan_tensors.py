@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from merino_edge import cache_rings
 from merino_edge.architecture import Architecture
 from merino_edge.graph_io import GATED_PREFIX, LOGIT_ROWS, NEW_KV_PREFIX, STATE_PREFIX
 
@@ -21,20 +22,28 @@ class Tensor(NamedTuple):
 
 
 def bound_tensors(
-    a: Architecture, capacity: int, prefix: str = "new_", dtype: str = "float16", *, one_row: bool = False
+    a: Architecture,
+    capacity: int,
+    prefix: str = "new_",
+    dtype: str = "float16",
+    *,
+    one_row: bool = False,
+    rings: bool = False,
 ) -> list[Tensor]:
     """All inputs and outputs of the graph of `a`.
 
     `prefix` is that of the cache outputs: `new_` (native) or NEW_KV_PREFIX (primitive). `one_row`: a graph of an older
-    bundle, which returns only the last row of logits.
+    bundle, which returns only the last row of logits. `rings`: whether layers with a window keep rings, as `primitive`
+    graphs do, but for those of older bundles.
     """
     layers = list(enumerate(a.layer_blocks()))
     caches = [
-        Tensor(f"{output}{kind}_{layer}", (1, block.kv_heads, positions, a.head_dim), dtype)
+        Tensor(f"{output}{kind}_{layer}", (1, block.kv_heads, rows, a.head_dim), dtype)
         for layer, block in layers
         if not block.convolution
         for kind in ("key", "value")
-        for output, positions in (("", capacity), (prefix, -1 if prefix == NEW_KV_PREFIX else capacity))
+        for length in [cache_rings.ring_positions(block.window, capacity) if rings else capacity]
+        for output, rows in (("", length), (prefix, -1 if prefix == NEW_KV_PREFIX else length))
     ]
     states = [
         Tensor(f"{name}{layer}", (1, rows, block.width), "float32")
