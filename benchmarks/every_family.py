@@ -1,6 +1,6 @@
 """Exports a tiny random model of every family to every kind of target, and prints a row for each family.
 
-    OMP_NUM_THREADS=1 python benchmarks/every_family.py [--only gemma] [--positions 256]
+    OMP_NUM_THREADS=1 python benchmarks/every_family.py [--only gemma] [--positions 256] [--lowering primitive]
 
 A cell is the KL divergence [nats] of the exported graph from the imported model, as the export's own check measures it.
 For `rtx` the graph is also compiled for SM86 by NVIDIA's compiler, and the cell names the lowering that compiled.
@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="families whose name begins so")
     parser.add_argument("--positions", type=int, default=256)
     parser.add_argument("--targets", nargs="+", default=TARGETS, choices=TARGETS)
+    parser.add_argument("--lowering", default="", help="of every graph; the target's own if not given")
     parser.add_argument("--precisions", nargs="+", default=("fp32", "fp16", "int4"))
     parser.add_argument("--strength", type=float, default=1.5, help="by how much random matrices enlarge their input")
     options = parser.parse_args()
@@ -51,7 +52,7 @@ def main() -> None:
             opened = partial(OnnxEngine, threads=1)
             for target, precision in forms:
                 try:
-                    wanted = ExportOptions(Target.named(target, precision), a.max_positions)
+                    wanted = ExportOptions(Target.named(target, precision, options.lowering), a.max_positions)
                     written = write_bundle(
                         loaded,
                         Path(folder) / f"{target}-{precision}",

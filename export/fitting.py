@@ -8,29 +8,29 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from merino_edge import cache_rings
 from merino_edge.architecture import Architecture
 from merino_edge.errors import UnsupportedError
 from merino_edge.export.quantization.stored_weights import odd_matrices
 from merino_edge.export.targets import Target
-from merino_edge.graph_io import NO_STATES
 from merino_edge.storage import INT4_BLOCK, why_unfit
 
 
-def fitted(target: Target, a: Architecture) -> Target:
-    """`target`, or the same by its next lowering where its own cannot compute `a`.
+def fitted(target: Target, a: Architecture, context: int) -> Target:
+    """`target`, or the same by its next lowering where its own cannot compute `a`, or another keeps far less cache.
 
-    Raises UnsupportedError where no lowering of the platform can, or where the cache goes with the first one only.
+    `context`: positions of the cache. Raises UnsupportedError where no lowering of the platform can, or where the cache
+    goes with the first one only.
     """
-    lowering = target.platform.rules.lowering_for(target.precision, a.head_dim, a.rotary_dim)
+    worth = cache_rings.are_worth(a, context)
+    lowering = target.platform.rules.lowering_for(target.precision, a.head_dim, a.rotary_dim, rings_worth=worth)
     if lowering is None or (target.int8_cache and lowering != target.lowering):
         require_fit(target, a)
     return target if lowering is None else replace(target, lowering=lowering)
 
 
 def require_fit(target: Target, a: Architecture) -> None:
-    """Raise UnsupportedError where the target's lowering has no kernels for `a`, or its engine keeps no such states."""
-    if a.convolves and target.name != "onnxruntime":
-        raise UnsupportedError(NO_STATES, "choose --target onnxruntime")
+    """Raise UnsupportedError where the target's lowering has no kernels for `a`."""
     if not (reason := why_unfit(target.lowering, a.head_dim, a.rotary_dim)):
         return
     others = [
@@ -40,12 +40,22 @@ def require_fit(target: Target, a: Architecture) -> None:
     raise UnsupportedError(reason, hint if others else "choose --target onnxruntime")
 
 
-def notes(target: Target, a: Architecture, usual: Target) -> list[str]:
-    """What the user shall know, a line each: another lowering than the `usual` one, matrices of another precision."""
+def notes(target: Target, a: Architecture, usual: Target, context: int) -> list[str]:
+    """What the user shall know, a line each.
+
+    That is another lowering than the `usual` one, a cache that rings would shrink, and matrices of another precision.
+    """
     lines = []
+    whole, kept = (a.kv_bytes(context, target.storage.cache_bytes, rings=rings) / 1e6 for rings in (False, True))
     if target.lowering != usual.lowering:
         reason = why_unfit(usual.lowering, a.head_dim, a.rotary_dim)
+        reason = reason or f"layers with a window keep only that, {kept:,.0f} MB of cache, not {whole:,.0f}"
         lines.append(f"the {target.lowering} lowering is taken, not {usual.lowering}: {reason}")
+    elif target.on_tensorrt and target.lowering == "native" and kept < whole:
+        lines.append(
+            f"layers with a window keep the whole context: {whole:,.0f} MB of cache; "
+            f"with --lowering primitive {kept:,.0f} MB"
+        )
     odd = odd_matrices(a, target)
     for precision in sorted(set(odd.values())):
         first, *others = (name for name, own in odd.items() if own == precision)

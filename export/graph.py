@@ -56,7 +56,7 @@ def build_model(
     """
     resolved = Target.named(target, precision, lowering)
     if not lowering:
-        resolved = fitted(resolved, a)
+        resolved = fitted(resolved, a, context)
     return build_stored(a, store(a, weights, resolved), resolved, context)
 
 

@@ -169,9 +169,9 @@ class Architecture:
         """Bytes of the stored weights, in a bundle for `target` if one is named (`counts.weight_bytes`)."""
         return counts.weight_bytes(self, precision, target)
 
-    def kv_bytes(self, positions: int | None = None, element_bytes: int = 2) -> int:
-        """Bytes of the KV cache for `positions` (default: all) positions."""
-        return counts.kv_bytes(self, positions, element_bytes)
+    def kv_bytes(self, positions: int | None = None, element_bytes: int = 2, *, rings: bool = False) -> int:
+        """Bytes of the KV cache for `positions` (default: all) positions (`counts.kv_bytes`)."""
+        return counts.kv_bytes(self, positions, element_bytes, rings=rings)
 
 
 # --- rules -----------------------------------------------------------------------------------------

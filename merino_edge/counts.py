@@ -15,8 +15,17 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from merino_edge import storage
-from merino_edge.storage import NORM_BYTES, STATE_BYTES, TAP_BYTES, WINDOW_SLACK, rules_of, stored_as
+from merino_edge import cache_rings, storage
+from merino_edge.storage import (
+    NORM_BYTES,
+    POSITION_INDEX_BYTES,
+    STATE_BYTES,
+    TAP_BYTES,
+    WINDOW_SLACK,
+    Storage,
+    rules_of,
+    stored_as,
+)
 
 if TYPE_CHECKING:  # an architecture counts itself by these functions
     from merino_edge.architecture import Architecture, Block
@@ -175,8 +184,26 @@ def end_weight_bytes(a: Architecture, precision: str, target: str | None = None)
         total += form.head.bytes(a.vocab_size, width)
     for before, after in ((width, first), (last, width)):
         total += width_projection_bytes(before, after, precision, target)
-    total += a.max_positions * form.position_bytes(a.head_dim, a.rotary_dim, len(a.rotaries))
+    total += _position_bytes(a, form, rings=False)
     return total + (_norm_parameters(a, last) * NORM_BYTES if a.final_norm else 0)
+
+
+def _position_bytes(a: Architecture, form: Storage, *, rings: bool) -> int:
+    """Bytes of what graphs hold for the positions of the cache: numbers, and the cosines and sines of angles.
+
+    Without `rings` as if no layer had a window, which is a sum over the parts of a model; a search counts so.
+    """
+    positions, lengths = a.max_positions, cache_rings.lengths(a, a.max_positions) if rings else []
+    worth = bool(lengths) and cache_rings.are_worth(a, positions)
+    lowerings = form.lowerings(a.head_dim, a.rotary_dim, rings_worth=worth)
+    total = positions * form.angle_bytes(a.head_dim, a.rotary_dim, lowerings) * len(a.rotaries)
+    numbered = 0
+    if "primitive" in lowerings and rules_of(form.target).tensorrt:  # each row of a ring, and where a position stands
+        numbered = sum(length + positions for length in lengths)
+    wrap = all(b.convolution or cache_rings.ring_positions(b.window, positions) < positions for b in a.blocks)
+    if "native" in lowerings or ("primitive" in lowerings and not (numbered and wrap)):
+        numbered += positions
+    return total + numbered * POSITION_INDEX_BYTES
 
 
 def weight_bytes(
@@ -184,20 +211,26 @@ def weight_bytes(
 ) -> int:
     """Bytes of the stored weights, rounded. The layers of each block may have a precision of their own.
 
-    Raises InputError for an unknown precision, UnsupportedError for one that the target cannot run.
+    What graphs with rings hold beside them counts too, which a search leaves out. Raises InputError for an unknown
+    precision, UnsupportedError for one that the target cannot run.
     """
     total = end_weight_bytes(a, precision, target)
     total += sum(width_projection_bytes(x.width, y.width, precision, target) for x, y in pairwise(a.blocks))
+    form = stored_as(precision, target)
+    total += _position_bytes(a, form, rings=True) - _position_bytes(a, form, rings=False)
     precisions = block_precisions or [precision] * len(a.blocks)
     return round(
         total + sum(block_weight_bytes(a, block, own, target) for block, own in zip(a.blocks, precisions, strict=True))
     )
 
 
-def kv_bytes(a: Architecture, positions: int | None = None, element_bytes: int = 2) -> int:
-    """Bytes of the KV cache for `positions` (default: all) positions, and of the states of convolutions."""
+def kv_bytes(a: Architecture, positions: int | None = None, element_bytes: int = 2, *, rings: bool = False) -> int:
+    """Bytes of the KV cache for `positions` (default: all) positions, and of the states of convolutions.
+
+    `rings`: whether layers with a window keep rings only (merino_edge.cache_rings).
+    """
     length = a.max_positions if positions is None else positions
-    return sum(block_kv_bytes(a, block, length, element_bytes) for block in a.blocks)
+    return sum(block_kv_bytes(a, block, length, element_bytes, rings=rings) for block in a.blocks)
 
 
 # --- memory while it runs --------------------------------------------------------------------------
@@ -210,10 +243,17 @@ def cache_element_bytes(precision: str, target: str | None = None) -> int:
     return stored_as(precision, target).cache_bytes
 
 
-def block_kv_bytes(a: Architecture, block: Block, positions: int, element_bytes: int = 2) -> int:
-    """Bytes of a block's KV cache for `positions` positions; of convolutions, their states at any position."""
+def block_kv_bytes(
+    a: Architecture, block: Block, positions: int, element_bytes: int = 2, *, rings: bool = False
+) -> int:
+    """Bytes of a block's KV cache for `positions` positions; of convolutions, their states at any position.
+
+    `rings`: whether layers with a window keep rings only.
+    """
     if block.convolution:
         return block.layers * (block.convolution - 1) * block.width * STATE_BYTES
+    if rings:
+        positions = cache_rings.ring_positions(block.window, positions)
     return 2 * block.layers * block.kv_heads * a.head_dim * positions * element_bytes
 
 

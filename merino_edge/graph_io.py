@@ -25,6 +25,3 @@ MAX_LOGIT_ROWS = 8  # most of them in an engine: draft tokens and the token befo
 # (merino_edge.export.lowerings.short_convolution).
 STATE_PREFIX = "state_"
 GATED_PREFIX = "gated_"
-
-# Why another target than `onnxruntime`, another runtime or a GPU refuses a model with short convolutions.
-NO_STATES = "short convolutions (LFM2) run with ONNX Runtime on the CPU only: nothing else keeps their states"

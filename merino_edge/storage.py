@@ -6,7 +6,7 @@ cannot differ from what is written. docs/stored-bytes.md has the same as tables.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -71,10 +71,18 @@ class StorageRules:
         """The lowerings that it can run at `precision`: TensorRT's fused attention has no fp32."""
         return tuple(low for low in self.lowerings if not (self.tensorrt and low == "native" and precision == "fp32"))
 
-    def lowering_for(self, precision: str, head_dim: int, rotary_dim: int) -> Lowering | None:
-        """The first lowering at `precision` whose kernels take such heads; None where there is none."""
-        fitting = (low for low in self.lowerings_at(precision) if not why_unfit(low, head_dim, rotary_dim))
-        return next(fitting, None)
+    def lowering_for(
+        self, precision: str, head_dim: int, rotary_dim: int, *, rings_worth: bool = False
+    ) -> Lowering | None:
+        """The first lowering at `precision` whose kernels take such heads; None where there is none.
+
+        `rings_worth`: windows leave so little of the cache (merino_edge.cache_rings) that TensorRT gets the first one
+        that keeps rings.
+        """
+        fitting = [low for low in self.lowerings_at(precision) if not why_unfit(low, head_dim, rotary_dim)]
+        if rings_worth and self.tensorrt and "primitive" in fitting:
+            return "primitive"
+        return fitting[0] if fitting else None
 
 
 def why_unfit(lowering: str, head_dim: int, rotary_dim: int) -> str:
@@ -123,24 +131,22 @@ class Storage:
     bias_bytes: int
     cache_bytes: int  # of an element of the KV cache, and of one of the rotary angles
     splits_table: bool  # whether a tied table is stored twice, as an embedding and a head
-    has_fallback: bool  # whether a bundle holds the primitive graph beside the native one
+    has_fallback: bool  # whether a bundle holds the primitive graph beside a native one
 
     @property
     def needs_blocks(self) -> bool:
         """Whether neighbouring inputs of a matrix share a scale, INT4_BLOCK of them or more."""
         return bool(self.matrix.block)
 
-    def position_bytes(self, head_dim: int, rotary_dim: int, rotaries: int = 1) -> int:
-        """Bytes of what graphs hold for each position of the cache: its number and its angles' cosines and sines.
+    def lowerings(self, head_dim: int, rotary_dim: int, *, rings_worth: bool = False) -> tuple[Lowering, ...]:
+        """The lowerings of a bundle's graphs: the usual one, and the primitive one behind a native one for TensorRT."""
+        usual = rules_of(self.target).lowering_for(self.precision, head_dim, rotary_dim, rings_worth=rings_worth)
+        return (() if usual is None else (usual,)) + (("primitive",) if usual == "native" and self.has_fallback else ())
 
-        `rotaries`: how many kinds of rotary positions the layers have, each with angles of its own.
-        """
+    def angle_bytes(self, head_dim: int, rotary_dim: int, lowerings: Sequence[Lowering]) -> int:
+        """Bytes of cosines and sines that graphs of `lowerings` hold for each position, for a kind of rotary."""
         primitive = 2 * head_dim if rotary_dim else 0
-        lowering = rules_of(self.target).lowering_for(self.precision, head_dim, rotary_dim)
-        angles = {"primitive": primitive, None: 0}.get(lowering, rotary_dim)
-        angles = (angles + (primitive if self.has_fallback else 0)) * rotaries
-        index = POSITION_INDEX_BYTES if lowering in ("native", "primitive") else 0
-        return angles * self.cache_bytes + index
+        return sum(primitive if low == "primitive" else rotary_dim for low in lowerings) * self.cache_bytes
 
 
 @cache

@@ -31,7 +31,13 @@ class Writer:
         self.rows = [cuda.allocate(count * 2 * width) for count in heads]
         self.targets = [cuda.allocate(count * places * 2 * width) for count in heads]
         self.kernel = KvScatterKernel(
-            cuda, self.position, self.rows, self.targets, heads=heads, row_bytes=2 * width, capacity=places
+            cuda,
+            self.position,
+            self.rows,
+            self.targets,
+            heads=heads,
+            lengths=[places] * len(heads),
+            row_bytes=2 * width,
         )
 
     def load(self, rows: Sequence[Any], place: int) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from merino_edge import __version__
+from merino_edge import __version__, cache_rings
 from merino_edge.architecture import Architecture, Block, Rotary
 from merino_edge.export.lowerings import short_convolution
 from merino_edge.export.lowerings.weight_writer import MICROSOFT, WeightWriter
@@ -184,6 +184,20 @@ class GraphBuilder(ABC):
         """The windows of the layers that hide a position of the cache; 0 where a layer sees all."""
         return sorted({self.window(block) for block in self.a.blocks if not block.convolution})
 
+    @property
+    def has_rings(self) -> bool:
+        """Whether the cache of a layer with a window is a ring (merino_edge.cache_rings)."""
+        return False
+
+    def ring(self, window: int) -> int:
+        """Positions of the ring of layers with a window; 0: they keep the whole cache."""
+        length = cache_rings.ring_positions(window, self.capacity)
+        return length if self.has_rings and length < self.capacity else 0
+
+    def cache_dim(self, block: Block) -> int | str:
+        """The dimension of the positions of the cache of a layer of `block`."""
+        return self.ring(block.window) or self.capacity_dim
+
     def window(self, block: Block) -> int:
         """How many positions a layer of `block` sees; 0: as many as there are."""
         return block.window if block.window < self.capacity else 0
@@ -217,7 +231,7 @@ class GraphBuilder(ABC):
         """The inputs of a layer for what earlier steps left: the key cache and the value cache, or its state."""
         if block.convolution:
             return [short_convolution.state_input(layer, block)]
-        shape = [1, block.kv_heads, self.capacity_dim, self.a.head_dim]
+        shape = [1, block.kv_heads, self.cache_dim(block), self.a.head_dim]
         return [ir.val(f"{kind}_{layer}", self.cache_dtype, shape) for kind in ("key", "value")]
 
     def model(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:

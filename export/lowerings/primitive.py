@@ -4,6 +4,9 @@ It serves JetPack 6.x, 7.0 and 7.1, whose TensorRT has neither attention nor a c
 TensorRT. The cache is read only: new keys and values are outputs of the graph, and the runtime copies them into the
 cache. Attention scores the cache and the new keys apart and joins the scores, so that no step copies a cache. The query
 heads that share a key are rows of one product, so that no key is repeated.
+
+For TensorRT the cache of a layer with a window is a ring of its window and `SLACK` positions (merino_edge.cache_rings).
+Row j then holds the newest position before the step whose remainder is j; the window hides what is older.
 """
 
 from __future__ import annotations
@@ -24,12 +27,21 @@ class PrimitiveBuilder(GraphBuilder):
 
     output_prefix = NEW_KV_PREFIX
 
+    @property
+    def has_rings(self) -> bool:
+        return self.target.on_tensorrt
+
     def prepare(self, caches: Sequence[ir.Value]) -> None:
         first = self.slice(self.positions, 1, 0, 1)  # [1, 1]
-        columns = self.constant(f"cache_positions.{self.capacity}", np.arange(self.capacity, dtype=np.int64))
+        whole = [window for window in self.windows if not self.ring(window)]
+        columns = self.numbers("cache_positions", self.capacity) if whole else None
         zero, masked = (self.constant(n, np.array(v, np.float32)) for n, v in (("zero", 0), ("masked", MASKED)))
-        past = self.op("Less", columns, first)  # [1, C]
-        past_bias = self.op("Where", past, zero, masked) if 0 in self.windows else None
+        # By window, of the cache's rows: their positions, and whether they stand before the step.
+        held = {}
+        if columns is not None:
+            past = self.op("Less", columns, first)  # [1, C]
+            held = dict.fromkeys(whole, (columns, past))
+        past_bias = self.op("Where", held[0][1], zero, masked) if 0 in held else None
         rows = self.op("Reshape", self.positions, self.shape(1, 1, -1, 1))
         new_columns = self.op("Reshape", self.positions, self.shape(1, 1, 1, -1))
         ahead = self.op("LessOrEqual", new_columns, rows)  # [1, 1, T, T]
@@ -39,7 +51,10 @@ class PrimitiveBuilder(GraphBuilder):
             seen = ahead
             if window:
                 least = self.op("Sub", rows, self.shape(window))  # a query sees the positions above it
-                seen_past = self.op("And", past, self.op("Greater", columns, least))
+                if length := self.ring(window):
+                    held[window] = self.held(first, length)
+                positions, past = held[window]
+                seen_past = self.op("And", past, self.op("Greater", positions, least))
                 past_bias = self.op("Where", seen_past, zero, masked)
                 seen = self.op("And", ahead, self.op("Greater", new_columns, least))
             new_bias = self.op("Where", seen, zero, masked)
@@ -50,6 +65,19 @@ class PrimitiveBuilder(GraphBuilder):
                 self.past_bias[window, group] = self.repeated(past_bias, group) if window else past_bias
                 self.new_bias[window, group] = self.repeated(new_bias, group)
         self.rotations = {kind: [self.rotation(n, kind) for n in ("cos", "sin")] for kind in self.a.rotaries}
+
+    def numbers(self, name: str, count: int, modulo: int | None = None) -> ir.Value:
+        """The constant 0, 1, ... int64 [count], each modulo `modulo`."""
+        return self.constant(f"{name}.{count}", np.arange(count, dtype=np.int64) % (modulo or count))
+
+    def held(self, first: ir.Value, length: int) -> tuple[ir.Value, ir.Value]:
+        """The position [1, L] that each row of a ring holds before a step at `first` [1, 1], and whether it has one."""
+        rows = self.numbers("cache_positions", length)
+        turned = self.op("Gather", self.numbers(f"ring.{length}", self.capacity, length), first)  # `first` modulo L
+        newer = self.op("Less", rows, turned)  # of the turn of the ring that `first` is in
+        row = self.op("Where", newer, rows, self.op("Sub", rows, self.shape(length)))
+        held = self.op("Add", self.op("Sub", first, turned), row)
+        return held, self.op("Greater", held, self.shape(-1))
 
     def repeated(self, bias: ir.Value, group: int) -> ir.Value:
         """The rows of a bias [1, 1, T, S] once for each query head of a group: [1, 1, G * T, S]."""
@@ -85,7 +113,8 @@ class PrimitiveBuilder(GraphBuilder):
         bias = self.window(block), group
         past, new = self.scores(q, cache[0], self.past_bias[bias]), self.scores(q, k, self.new_bias[bias])
         shares = self.op("Softmax", self.op("Concat", past, new, axis=-1), axis=-1)  # [1, Hkv, G * T, C + T]
-        past_shares, new_shares = self.slice(shares, 3, 0, self.capacity), self.slice(shares, 3, self.capacity)
+        kept = self.ring(block.window) or self.capacity
+        past_shares, new_shares = self.slice(shares, 3, 0, kept), self.slice(shares, 3, kept)
         y = self.op(
             "Add",
             self.op("MatMul", self.cast(past_shares, self.matrix_dtype), cache[1]),

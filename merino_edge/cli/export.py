@@ -169,11 +169,11 @@ def export(
             raise InputError(
                 f"{bits_of} holds architecture {searched.id}, the checkpoint has other blocks", "train what was found"
             )
-        resolved = usual if lowering else fitting.fitted(usual, a)
-        fitting.require_fit(resolved, a)
-        for line in fitting.notes(resolved, a, usual):
-            console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
         *smaller, positions = contexts or [min(1024, a.max_positions)]
+        resolved = usual if lowering else fitting.fitted(usual, a, positions)
+        fitting.require_fit(resolved, a)
+        for line in fitting.notes(resolved, a, usual, positions):
+            console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
         engine = partial(_open_engine, a, threads)
         try:
             max_bytes = None if max_mb is None else round(1e6 * max_mb)

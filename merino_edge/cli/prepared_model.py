@@ -165,8 +165,6 @@ def _make(path: Path, entry: Path, made: Path, form: Form) -> None:
 
     a = architecture.load(checkpoint / "architecture.json")[0]
     context = form.context or min(CONTEXT, a.max_positions)
-    if a.convolves and not form.target:  # TensorRT's engine keeps no such states
-        target = "onnxruntime"
     options = ("--precision", form.precision, "--context", str(context), "--target", target)
     _run("export", str(checkpoint), "--out", str(made), *options)
 

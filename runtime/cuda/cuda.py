@@ -153,23 +153,30 @@ class Cuda:
         """
         if not self._open:
             return
-        self._open, provider = False, self._provider
-        with suppress(UnsupportedError), self.active():
-            if self.stream:  # queued work may still use what is freed
-                with suppress(UnsupportedError):
-                    provider.synchronize(self.stream)
-            for free, held in (
-                (provider.destroy_graph, self._graphs),
-                (provider.unload, self._kernels),
-                (provider.unpin, self._pinned),
-                (provider.free, self._addresses),
-            ):
-                while held:
-                    with suppress(UnsupportedError):
-                        free(held.pop())
-            if self.stream:
-                stream, self.stream = self.stream, 0
-                with suppress(UnsupportedError):
-                    provider.destroy_stream(stream)
+        self._open = False
+        for _ in range(2):  # once more where the context could not be made current
+            with suppress(UnsupportedError), self.active():
+                self._free()
+                break
         with suppress(UnsupportedError):
-            provider.release()
+            self._provider.release()
+
+    def _free(self) -> None:
+        """Free all memory, the graphs and the stream, as far as the driver lets it."""
+        provider = self._provider
+        if self.stream:  # queued work may still use what is freed
+            with suppress(UnsupportedError):
+                provider.synchronize(self.stream)
+        for free, held in (
+            (provider.destroy_graph, self._graphs),
+            (provider.unload, self._kernels),
+            (provider.unpin, self._pinned),
+            (provider.free, self._addresses),
+        ):
+            while held:
+                with suppress(UnsupportedError):
+                    free(held.pop())
+        if self.stream:
+            stream, self.stream = self.stream, 0
+            with suppress(UnsupportedError):
+                provider.destroy_stream(stream)

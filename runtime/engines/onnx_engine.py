@@ -26,11 +26,12 @@ from numpy.typing import NDArray
 
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, InputError, UnsupportedError
-from merino_edge.graph_io import LOGIT_ROWS, NEW_KV_PREFIX, NO_STATES, NUM_LOGITS, ONNX_CUDA_TARGET
+from merino_edge.graph_io import LOGIT_ROWS, NEW_KV_PREFIX, NUM_LOGITS, ONNX_CUDA_TARGET
 from merino_edge.runtime.engines import node_placement
 from merino_edge.runtime.engines.batched_graph import LONGEST
 from merino_edge.runtime.engines.cache_memory import CacheMemory
 from merino_edge.runtime.engines.convolution_states import SLACK, ConvolutionStates
+from merino_edge.runtime.engines.host_rings import HostRings
 from merino_edge.runtime.engines.node_placement import CUDA_PROVIDER
 from merino_edge.runtime.engines.onnx_session import FIRST_WITH_INT8_CACHE, installed_version, open_session, run_bound
 from merino_edge.runtime.engines.released_windows import ReleasedWindows
@@ -101,7 +102,7 @@ class OnnxEngine:
         self._longest = np.zeros(1, np.int32)
         if LONGEST in inputs:
             self._binding.bind_ortvalue_input(LONGEST, ort.OrtValue.ortvalue_from_numpy(self._longest))
-        self.states = ConvolutionStates(a)
+        self.states, self._kept_start = ConvolutionStates(a), 0
         if missing := [name for name in self.states.inputs if name not in inputs]:
             raise ArtefactError(f"the graph has no {missing[0]}, as its architecture says", "export the bundle again")
         apart = {"tokens", "positions", LONGEST, *others, *self.states.inputs}
@@ -112,7 +113,12 @@ class OnnxEngine:
         self.cache_names = [value.name for value in caches]
         self._shapes = [(1, value.shape[1], value.shape[3]) for value in caches]
         windows = [b.window for b in a.layer_blocks() if not b.convolution for _ in ("key", "value")]
-        limited = {i: window for i, window in enumerate(windows) if 0 < window < context and device == "cpu"}
+        rows = {value.name: value.shape[2] for value in caches}
+        self._rings = HostRings(rows, dict(zip(self.cache_names, windows, strict=True)), context)
+        limited = {
+            i: w for i, w in enumerate(windows) if 0 < w < context and self.cache_names[i] not in self._rings.lengths
+        }
+        limited = limited if device == "cpu" else {}
         self._windows = ReleasedWindows(limited)
         self._dtype = CACHE_TYPES[caches[0].type]
         # ONNX Runtime's attention over a float cache adds up in one order. Other graphs add a step's own keys apart.
@@ -142,13 +148,12 @@ class OnnxEngine:
                 f"ONNX Runtime {ort.__version__} cannot load its CUDA provider",
                 "install the driver, CUDA and cuDNN that it is built for, or use the CPU",
             )
-        if a.convolves and device != "cpu":
-            raise UnsupportedError(NO_STATES, "use the CPU")
         self._new_kv: list[NDArray[Any]] = []  # [1, Hkv, T, D] each, bound for steps of T tokens
         self._gated: list[NDArray[Any]] = []  # [1, T, W] each, likewise
         self._caches: list[Any] = []  # OrtValue, on the device
         self._arrays: list[NDArray[Any]] = []  # the same memory as arrays, on the CPU
         self._memory: list[CacheMemory] = []  # and with pages that can be released
+        self._capacity = 0
         self._length = self._written = 0  # filled positions, and positions of the bound cache that were ever written
         self._logits_buffer = self._logits = np.zeros((0, a.vocab_size), np.float32)
         self._tokens = self._positions = np.zeros((1, 0), np.int64)  # the bound inputs
@@ -167,27 +172,30 @@ class OnnxEngine:
     @property
     def capacity(self) -> int:
         """Positions for which the bound cache has room now."""
-        return int(self._arrays[0].shape[2])
+        return self._capacity
 
     @property
     def least_start(self) -> int:
         """The lowest position beside 0 and a kept one that a step may start at: windows have given back the rest."""
-        return max(self._windows.least_start, self.states.least_start)
+        return max(self._windows.least_start, self.states.least_start, self._rings.least_start)
 
     def holds(self, start: int) -> bool:
         """Whether a step may start there."""
-        kept = start == self.states.kept_start and start >= self._windows.least_start
+        kept = start == self._kept_start and start >= self._windows.least_start
         return start == 0 or start >= self.least_start or kept
 
     @property
     def holds_all(self) -> bool:
         """Whether no layer leaves positions behind."""
-        return not self.states.inputs and not self._windows.any
+        return not self.states.inputs and not self._windows.any and not self._rings.lengths
 
     def keep_from(self, position: int) -> None:
         """Keep what a step at `position` needs, while not too many positions follow: those of an answer."""
-        self._windows.kept_start = position
+        if not self.holds(position):
+            return
+        self._windows.kept_start = self._kept_start = position
         self.states.keep_from(position)
+        self._rings.keep_from(position, self._rings.read_rows)
 
     @property
     def cpu_nodes(self) -> Counter[str]:
@@ -219,6 +227,7 @@ class OnnxEngine:
             self._bind_logits(rows)
         for first in range(start, end, PREFILL_CHUNK):
             last = min(first + PREFILL_CHUNK, end)
+            self._rings.ran(first, last, self._rings.lengths)
             self._run(np.asarray(tokens[first - start : last - start], np.int64), first)
             self.end_step(last)
         return self._logits
@@ -240,7 +249,8 @@ class OnnxEngine:
             self._reserve(end)
         if start == 0:
             self._windows.start_again()
-        if start < self._windows.kept_start:
+        self._rings.bring_back(start, self._rings.write_rows)
+        if start < self._kept_start:
             self.keep_from(0)
         self._length = start  # a step that fails leaves nothing behind it
 
@@ -262,6 +272,7 @@ class OnnxEngine:
         self._windows.start_again()
         self.keep_from(0)
         self.states.mark_filled(positions)
+        self._rings.mark_filled(positions, self._rings.lengths)
 
     @property
     def cache_dtype(self) -> np.dtype[Any]:
@@ -287,14 +298,21 @@ class OnnxEngine:
 
     def read_cache(self, positions: int) -> list[NDArray[Any]]:
         on_host = self._arrays if self.device == "cpu" else (value.numpy() for value in self._caches)
-        return [*(cache[0, :, :positions].copy() for cache in on_host), *self.states.read(positions)]
+        arrays = [cache[0, :, :positions].copy() for cache in on_host]
+        for name in self._rings.lengths:
+            arrays[self.cache_names.index(name)] = self._rings.read_whole(name, positions)
+        return [*arrays, *self.states.read(positions)]
 
     def write_cache(self, arrays: Sequence[NDArray[Any]]) -> None:
         positions = arrays[0].shape[1]
         self.mark_filled(positions)
         self._windows.loaded(positions)
+        self._rings.loaded(positions)
         self.states.write(arrays[len(self._arrays) :], positions)
-        for value, cache, array in zip(self._caches, self._arrays, arrays, strict=False):
+        for name, value, cache, array in zip(self.cache_names, self._caches, self._arrays, arrays, strict=False):
+            if name in self._rings.lengths:
+                self._rings.write_newest(name, array, positions)
+                continue
             cache[0, :, :positions] = array
             if self.device != "cpu":
                 value.update_inplace(cache)
@@ -302,7 +320,7 @@ class OnnxEngine:
     def close(self) -> None:
         """Free the session and the cache. May be called twice."""
         self._caches, self._arrays, self._memory, self._new_kv = [], [], [], []
-        self._gated = []
+        self._gated, self._rings.arrays = [], {}
         self._length = 0
         self._binding = self._session = None
 
@@ -310,12 +328,17 @@ class OnnxEngine:
         self._bind_tokens(tokens, start)
         self._bind_rows(len(tokens))
         self._bind_new_kv(len(tokens))
-        self._bind_gated(len(tokens))
         self.states.prepare(start)
+        self._bind_states(len(tokens))
         run_bound(self._session, self._binding, wait=self.device == "cuda")
 
-        for cache, new in zip(self._arrays, self._new_kv, strict=False):  # none: the caches were updated in place
-            cache[:, :, start : start + len(tokens)] = new
+        end = start + len(tokens)
+        new_kv = zip(self.cache_names, self._arrays, self._new_kv, strict=False)  # none: caches were updated in place
+        for name, cache, new in new_kv:
+            if name in self._rings.lengths:
+                self._rings.write_newest(name, new[0], end)
+            else:
+                cache[:, :, start:end] = new
         self.states.keep(self._gated, start)
 
     def _bind_logits(self, rows: int) -> None:
@@ -353,15 +376,16 @@ class OnnxEngine:
         for name, array in zip(self._new_kv_names, self._new_kv, strict=True):
             self._binding.bind_ortvalue_output(name, self._ort.OrtValue.ortvalue_from_numpy(array))
 
-    def _bind_gated(self, tokens: int) -> None:
+    def _bind_states(self, tokens: int) -> None:
         """Bind the states of convolutions, and buffers for the gated inputs of a step of `tokens` tokens."""
-        if not self.states.inputs or (self._gated and self._gated[0].shape[1] == tokens):
-            return
-        self._gated = [np.empty((1, tokens, width), np.float32) for width in self.states.outputs.values()]
-        bound = zip(self.states.inputs.items(), self.states.outputs, self._gated, strict=True)
-        for (name, state), output, array in bound:
-            self._binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(state))
-            self._binding.bind_ortvalue_output(output, self._ort.OrtValue.ortvalue_from_numpy(array))
+        rebind = bool(self.states.inputs) and (not self._gated or self._gated[0].shape[1] != tokens)
+        if rebind:
+            self._gated = [np.empty((1, tokens, width), np.float32) for width in self.states.outputs.values()]
+            for output, array in zip(self.states.outputs, self._gated, strict=True):
+                self._binding.bind_ortvalue_output(output, self._ort.OrtValue.ortvalue_from_numpy(array))
+        if rebind or self.device != "cpu":  # a GPU copies an input when it is bound
+            for name, state in self.states.inputs.items():
+                self._binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(state))
 
     def _reserve(self, positions: int) -> None:
         """Bind a cache of the smallest bucket that holds `positions`, and keep the filled part."""
@@ -369,7 +393,8 @@ class OnnxEngine:
         made: list[CacheMemory] = []  # where memory is short, the old ones stay
         for index, (batch, heads, head_dim) in enumerate(self._shapes):
             try:
-                memory = self._new_memory((batch, heads, capacity, head_dim), self._dtype)  # [1, Hkv, C, D]
+                rows = self._rings.lengths.get(self.cache_names[index], capacity)
+                memory = self._new_memory((batch, heads, rows, head_dim), self._dtype)  # [1, Hkv, C, D]
             except MemoryError:
                 what = f"there is no memory for a cache of {capacity} positions"
                 raise UnsupportedError(what, "export again with a smaller --context") from None
@@ -378,13 +403,15 @@ class OnnxEngine:
                 memory.array[:, :, kept : self._length] = self._caches[index].numpy()[:, :, kept : self._length]
             made.append(memory)
         self._bind_caches(made)
-        self._written = self._length
+        self._written, self._capacity = self._length, capacity
 
     def _bind_caches(self, memory: Sequence[CacheMemory]) -> None:
         """Make `memory` the caches, one for each name."""
         # On the CPU a value shares the memory of its array.
         values = [self._ort.OrtValue.ortvalue_from_numpy(part.array, self.device, 0) for part in memory]
         self._memory, self._caches, self._arrays = list(memory), values, [part.array for part in memory]
+        of_names = dict(zip(self.cache_names, self._arrays, strict=True))
+        self._rings.arrays = {name: of_names[name] for name in self._rings.lengths}
         for name, value in zip(self.cache_names, values, strict=True):
             self._binding.bind_ortvalue_input(name, value)
             if not self._new_kv_names:

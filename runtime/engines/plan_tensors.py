@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from merino_edge import cache_rings
 from merino_edge.architecture import Architecture
-from merino_edge.errors import UnsupportedError
-from merino_edge.graph_io import LOGIT_ROWS, NEW_KV_PREFIX, NO_STATES
+from merino_edge.graph_io import GATED_PREFIX, LOGIT_ROWS, NEW_KV_PREFIX, STATE_PREFIX
 
 
 class Tensor(NamedTuple):
@@ -22,24 +22,38 @@ class Tensor(NamedTuple):
 
 
 def bound_tensors(
-    a: Architecture, capacity: int, prefix: str = "new_", dtype: str = "float16", *, one_row: bool = False
+    a: Architecture,
+    capacity: int,
+    prefix: str = "new_",
+    dtype: str = "float16",
+    *,
+    one_row: bool = False,
+    rings: bool = False,
 ) -> list[Tensor]:
     """All inputs and outputs of the graph of `a`.
 
     `prefix` is that of the cache outputs: `new_` (native) or NEW_KV_PREFIX (primitive). `one_row`: a graph of an older
-    bundle, which returns only the last row of logits. Raises UnsupportedError where layers have short convolutions.
+    bundle, which returns only the last row of logits. `rings`: whether layers with a window keep rings, as `primitive`
+    graphs do, but for those of older bundles.
     """
-    if a.convolves:
-        raise UnsupportedError(NO_STATES, "export with --target onnxruntime")
+    layers = list(enumerate(a.layer_blocks()))
     caches = [
-        Tensor(f"{output}{kind}_{layer}", (1, block.kv_heads, positions, a.head_dim), dtype)
-        for layer, block in enumerate(a.layer_blocks())
+        Tensor(f"{output}{kind}_{layer}", (1, block.kv_heads, rows, a.head_dim), dtype)
+        for layer, block in layers
+        if not block.convolution
         for kind in ("key", "value")
-        for output, positions in (("", capacity), (prefix, -1 if prefix == NEW_KV_PREFIX else capacity))
+        for length in [cache_rings.ring_positions(block.window, capacity) if rings else capacity]
+        for output, rows in (("", length), (prefix, -1 if prefix == NEW_KV_PREFIX else length))
+    ]
+    states = [
+        Tensor(f"{name}{layer}", (1, rows, block.width), "float32")
+        for layer, block in layers
+        if block.convolution
+        for name, rows in ((STATE_PREFIX, block.convolution - 1), (GATED_PREFIX, -1))
     ]
     others = [Tensor("tokens", (1, -1), "int64"), Tensor("positions", (1, -1), "int64")]
     others += [] if one_row else [Tensor(LOGIT_ROWS, (-1,), "int64")]
-    return [*others, *caches, Tensor("logits", (1 if one_row else -1, a.vocab_size), "float32")]
+    return [*others, *caches, *states, Tensor("logits", (1 if one_row else -1, a.vocab_size), "float32")]
 
 
 def owner(name: str) -> str:

@@ -2,8 +2,9 @@
 
 A TensorRT graph fixes the capacity of its cache, and the time of a step grows with it. A bundle of several contexts
 has one plan for each. The plan of the smallest capacity that holds the sequence is open. When the sequence outgrows
-it, a larger plan takes its cache over; only then are two plans in memory. Not run on a GPU yet
-(merino_edge.runtime.engines.tensorrt_plan).
+it, a larger plan takes its cache over; only then are two plans in memory. The states of short convolutions are the
+engine's, whatever plan is open. In a `primitive` plan a layer with a window keeps a ring of its cache
+(merino_edge.runtime.engines.ring_caches). Not run on a GPU yet (merino_edge.runtime.engines.tensorrt_plan).
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from numpy.typing import NDArray
 
 from merino_edge import engine_store, tensorrt_library
 from merino_edge.architecture import Architecture
+from merino_edge.cache_rings import ring_positions
 from merino_edge.errors import ArtefactError, InputError, MerinoError, UnsupportedError
 from merino_edge.runtime.cuda.cuda import gpu_capability
 from merino_edge.runtime.engine import Candidates
+from merino_edge.runtime.engines.convolution_states import ConvolutionStates
+from merino_edge.runtime.engines.ring_caches import RingCaches
 from merino_edge.runtime.engines.tensorrt_plan import Plan
 from merino_edge.store_limit import hold
 
@@ -33,7 +37,7 @@ PROMPT_GRID = 128  # tokens of a piece of a prompt: its tactics may round otherw
 
 
 class TensorRtEngine:
-    """Runs serialized TensorRT engines. Implements merino_edge.runtime.engine.TopKEngine and CacheEngine."""
+    """Runs serialized TensorRT engines: a TopKEngine, CacheEngine and WindowedEngine of merino_edge.runtime.engine."""
 
     def __init__(
         self, library: str, plans: Mapping[int, bytes | Path], a: Architecture, *, cuda_graphs: bool = True
@@ -46,9 +50,14 @@ class TensorRtEngine:
         self.vocab_size, self.max_positions = a.vocab_size, max(plans)
         self._library, self._plans, self._architecture = library, dict(sorted(plans.items())), a
         self._length, self._cuda_graphs = 0, cuda_graphs
+        self._states, self._kept_start = ConvolutionStates(a), 0
         self._held = ExitStack()  # the files of the plans, which the store must not remove
         self._plan: Plan | None = self._open(min(plans))
         self.max_rows, self.prompt_grid = self._plan.max_rows, PROMPT_GRID
+        windows = cache_windows(a, self.max_positions)
+        wraps = self._plan.returns_new_kv  # TensorRT's own update of a cache does not
+        rings = [n for n, w in windows.items() if wraps and ring_positions(w, self.max_positions) < self.max_positions]
+        self._rings = RingCaches(windows, rings)
         self._logits: NDArray[np.float32] = np.zeros((self.max_rows, a.vocab_size), np.float32)
 
     @staticmethod
@@ -92,6 +101,26 @@ class TensorRtEngine:
             opened._held = held.pop_all()
         return opened
 
+    @property
+    def least_start(self) -> int:
+        """The lowest position beside 0 and a kept one that a step may start at: rings hold the newest positions."""
+        return max(self._states.least_start, self._rings.least_start)
+
+    def holds(self, start: int) -> bool:
+        """Whether a step may start there."""
+        return start == 0 or start >= self.least_start or start == self._kept_start
+
+    def keep_from(self, position: int) -> None:
+        """Keep what a step at `position` needs, wherever later steps go."""
+        if not self.holds(position):
+            return
+        self._kept_start = position
+        self._states.keep_from(position)
+        if position:
+            self._rings.keep_from(position, self._reserve(0).read_rows)
+        else:
+            self._rings.forget()
+
     def forward(self, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
         """Run tokens [T] at positions start.. and return the last one's logits [V], valid until the next call.
 
@@ -112,8 +141,10 @@ class TensorRtEngine:
                 "run the tokens one by one",
             )
         logits = self._logits[:rows]
+        self._length = start  # a step that fails leaves nothing behind it
         for first in range(start, end, plan.longest):
             chunk = tokens[first - start : first - start + plan.longest]
+            self._rings.ran(first, first + len(chunk), plan.lengths)
             plan.run(np.ascontiguousarray(chunk, np.int64), first, logits)
             self._length = first + len(chunk)
         return logits
@@ -123,14 +154,19 @@ class TensorRtEngine:
         if len(tokens) != 1:
             return Candidates(self.forward(tokens, start), None)
         plan = self._plan_for(start, start + 1)
+        self._length = start
+        self._rings.ran(start, start + 1, plan.lengths)
         candidates = plan.run_topk(tokens, start, k, self._logits[:1])
         self._length = start + 1
         return candidates or Candidates(self._logits[0], None)
 
     def mark_filled(self, positions: int) -> None:
         """Treat the first `positions` of the cache as filled, whatever they hold."""
-        self._reserve(min(positions, self.max_positions))
+        plan = self._reserve(min(positions, self.max_positions))
         self._length = positions
+        self.keep_from(0)
+        self._states.mark_filled(positions)
+        self._rings.mark_filled(positions, plan.lengths)
 
     @property
     def cache_dtype(self) -> np.dtype[Any]:
@@ -138,15 +174,27 @@ class TensorRtEngine:
 
     def cache_shapes(self, positions: int) -> list[tuple[int, int, int]]:
         a = self._architecture
-        return [(block.kv_heads, positions, a.head_dim) for block in a.layer_blocks() for _ in ("key", "value")]
+        attending = [block for block in a.layer_blocks() if not block.convolution]
+        of_caches = [(block.kv_heads, positions, a.head_dim) for block in attending for _ in ("key", "value")]
+        return [*of_caches, *self._states.shapes(positions)]
 
     def read_cache(self, positions: int) -> list[NDArray[Any]]:
-        return self._reserve(positions).read_cache(positions)
+        plan, arrays = self._reserve(positions), []
+        for name, (heads, _, width) in zip(plan.lengths, self.cache_shapes(positions), strict=False):
+            array, held = np.zeros((heads, positions, width), plan.cache_dtype), self._rings.held(name, positions)
+            array[:, held] = plan.read_rows(name, held)
+            arrays.append(array)
+        return [*arrays, *self._states.read(positions)]
 
     def write_cache(self, arrays: Sequence[NDArray[Any]]) -> None:
         positions = arrays[0].shape[1]
-        self._reserve(positions).write_cache(arrays)
-        self._length = positions
+        self.mark_filled(positions)
+        self._rings.loaded(positions)
+        plan = self._reserve(positions)
+        for (name, length), array in zip(plan.lengths.items(), arrays, strict=False):
+            newest = np.arange(max(0, positions - length), positions)
+            plan.write_rows(name, newest, array[:, newest])
+        self._states.write(arrays[len(plan.lengths) :], positions)
 
     def close(self) -> None:
         """Free the engine and the cache. May be called twice."""
@@ -163,7 +211,14 @@ class TensorRtEngine:
                 f"cannot run {end - start} tokens at position {start} ({self._length} of {self.max_positions} written)",
                 "start lower, or build with a larger --context",
             )
-        return self._reserve(end)
+        if not self.holds(start):
+            raise InputError(f"position {start} is behind what layers keep, from {self.least_start}", "start at 0")
+        plan = self._reserve(end)
+        if self._rings.bring_back(start, plan.write_rows):
+            self._length = start
+        if start < self._kept_start:
+            self.keep_from(0)
+        return plan
 
     def _reserve(self, positions: int) -> Plan:
         """Open a plan with a capacity of at least `positions`, and keep the filled part of the cache."""
@@ -186,7 +241,19 @@ class TensorRtEngine:
             serialized = plan if isinstance(plan, bytes) else plan.read_bytes()
         except OSError as error:  # a build has replaced it since
             raise ArtefactError(f"{plan} cannot be read ({error.strerror})", "open the bundle again") from None
-        return Plan(self._library, serialized, self._architecture, capacity, cuda_graphs=self._cuda_graphs)
+        return Plan(
+            self._library, serialized, self._architecture, capacity, self._states, cuda_graphs=self._cuda_graphs
+        )
+
+
+def cache_windows(a: Architecture, capacity: int) -> dict[str, int]:
+    """The windows that hide positions of a cache of `capacity`, by the names of the caches."""
+    return {
+        f"{kind}_{layer}": block.window
+        for layer, block in enumerate(a.layer_blocks())
+        if not block.convolution and 0 < block.window < capacity
+        for kind in ("key", "value")
+    }
 
 
 def _newest_usable(built: Sequence[BuiltEngine]) -> BuiltEngine:

@@ -2,10 +2,11 @@
 
 The graph is a `native` or a `primitive` one. A native plan updates the cache in place: `new_key_L` has the address of
 `key_L`. A primitive plan returns the new keys and values, and the KV scatter kernel writes them into the cache; those
-of a prompt are copied. One optimization profile is for decode, one for chunks of a prompt. Where the CPU and the GPU
-share one memory, tokens and logits are not copied. The second step of one token is recorded as a CUDA graph and then
-launched as one; if recording is refused, steps run without it. TensorRT for RTX records by itself. A step that needs
-only the largest logits is a second CUDA graph (merino_edge.runtime.engines.topk_kernel).
+of a prompt are copied. Convolutions have their states on the host (merino_edge.runtime.engines.plan_states). One
+optimization profile is for decode, one for chunks of a prompt. Where the CPU and the GPU share one memory, tokens,
+states and logits are not copied. The second step of one token is recorded as a CUDA graph and then launched as one; if
+recording is refused, steps run without it. TensorRT for RTX records by itself. A step that needs only the largest
+logits is a second CUDA graph (merino_edge.runtime.engines.topk_kernel).
 
 A step of several tokens may return several rows of logits. The head of a one-token step is compiled for one row, that
 of token 0. So its context reads this index from memory that is never written.
@@ -16,7 +17,7 @@ outputs that are bound here. Its Python bindings have all names that are called 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -30,7 +31,9 @@ from merino_edge.errors import ArtefactError, UnsupportedError
 from merino_edge.graph_io import LOGIT_ROWS, NEW_KV_PREFIX
 from merino_edge.runtime.cuda.cuda import Cuda
 from merino_edge.runtime.engine import Candidates
+from merino_edge.runtime.engines.convolution_states import ConvolutionStates
 from merino_edge.runtime.engines.kv_scatter_kernel import KvScatterKernel
+from merino_edge.runtime.engines.plan_states import PlanStates
 from merino_edge.runtime.engines.plan_tensors import Tensor, bound_tensors, buffer_bytes, owner
 from merino_edge.runtime.engines.rtx_runtime_cache import RtxRuntimeCache, process_cache
 from merino_edge.runtime.engines.topk_kernel import TopKKernel
@@ -63,9 +66,18 @@ class Plan:
     """Runs steps of one sequence of up to `capacity` positions."""
 
     def __init__(
-        self, library: str, serialized: bytes, a: Architecture, capacity: int, *, cuda_graphs: bool = True
+        self,
+        library: str,
+        serialized: bytes,
+        a: Architecture,
+        capacity: int,
+        states: ConvolutionStates,
+        *,
+        cuda_graphs: bool = True,
     ) -> None:
         """`library` is a module named in tensorrt_library.EXTRAS, of the version that built the plan.
+
+        `states`: those of the sequence, which steps read and write.
 
         Raises UnsupportedError (no GPU, too little memory), MissingExtraError, ArtefactError (another model's plan).
         """
@@ -81,7 +93,7 @@ class Plan:
         self._cuda = Cuda()
         try:
             with self._cuda.active():
-                self._open(serialized, a)
+                self._open(serialized, a, states)
         except BaseException:
             self.close()
             raise
@@ -91,10 +103,10 @@ class Plan:
         """The most tokens that one step may have."""
         return self._contexts[-1][0]
 
-    def _open(self, serialized: bytes, a: Architecture) -> None:
+    def _open(self, serialized: bytes, a: Architecture, states: ConvolutionStates) -> None:
         trt = self._trt
         if self._cuda.unified:  # a GPU without memory of its own
-            check_gpu_memory("opening the engine", len(serialized) + a.kv_bytes(self.capacity))
+            check_gpu_memory("opening the engine", len(serialized) + a.kv_bytes(self.capacity, rings=True))
         runtime = tensorrt_library.start(trt.Runtime, self._log)
         runtime.engine_host_code_allowed = False  # the code for the CPU that an engine may carry never runs
         engine = runtime.deserialize_cuda_engine(serialized)
@@ -108,9 +120,11 @@ class Plan:
             for n in names
         ]
         by_name = {tensor.name: tensor for tensor in actual}
-        prefix = NEW_KV_PREFIX if f"{NEW_KV_PREFIX}key_0" in by_name else "new_"
-        dtype = by_name["key_0"].dtype if "key_0" in by_name else "float16"
+        prefix = NEW_KV_PREFIX if any(name.startswith(NEW_KV_PREFIX) for name in names) else "new_"
+        dtype = next((tensor.dtype for tensor in actual if tensor.name.startswith("key_")), "float16")
         tensors = bound_tensors(a, self.capacity, prefix, dtype, one_row=LOGIT_ROWS not in by_name)
+        if prefix == NEW_KV_PREFIX and sorted(actual) != sorted(tensors):
+            tensors = bound_tensors(a, self.capacity, prefix, dtype, one_row=LOGIT_ROWS not in by_name, rings=True)
         if sorted(actual) != sorted(tensors):
             raise ArtefactError("the engine was built from another model, or for another context", "build it again")
         profiles = range(engine.num_optimization_profiles)
@@ -122,8 +136,9 @@ class Plan:
             sizes[LOGIT_ROWS] = self.max_rows
         self._inputs = {name: self._cuda.pinned((size,), np.int64) for name, size in sizes.items()}
         self._logits = self._cuda.pinned((self.max_rows, a.vocab_size), np.float32)
+        self._states = PlanStates(states, self._cuda, longest)
         self._copies = not self._cuda.unified
-        shared = {} if self._copies else {**self._inputs, "logits": self._logits}
+        shared = {} if self._copies else {**self._inputs, **self._states.arrays, "logits": self._logits}
         self._addresses = {name: self._cuda.address_of(array) for name, array in shared.items()}
         for name, size_bytes in buffer_bytes(tensors, longest, self.max_rows).items():
             if name not in shared:
@@ -144,8 +159,9 @@ class Plan:
         self.cache_dtype = np.dtype(dtype)
         self._row_bytes = a.head_dim * self.cache_dtype.itemsize  # of one position of one head
         self._heads = {t.name: t.shape[1] for t in tensors if t.name.startswith(("key_", "value_"))}
-        self._returns_new_kv = prefix == NEW_KV_PREFIX
-        if self._returns_new_kv:
+        self.lengths = {t.name: t.shape[2] for t in tensors if t.name in self._heads}  # rows of each cache, or ring
+        self.returns_new_kv = prefix == NEW_KV_PREFIX
+        if self.returns_new_kv:
             with suppress(UnsupportedError):  # no compiler: new keys and values are copied
                 self._kv_scatter = self._new_kv_scatter()
         with suppress(UnsupportedError):  # no compiler: whole rows are copied
@@ -187,20 +203,30 @@ class Plan:
         self._inputs["positions"][:count] = np.arange(start, start + count)
         if LOGIT_ROWS in self._inputs:
             self._inputs[LOGIT_ROWS][:rows] = np.arange(count - rows, count)
+        self._states.prepare(start)
         graph = self._graphs.get(with_topk) if count == 1 else None
         if graph is not None:
             self._cuda.launch(graph)
         else:
             self._run_unrecorded(count, rows, with_topk=with_topk)
-        if self._returns_new_kv and (count > 1 or self._kv_scatter is None):
-            width, pitch = count * self._row_bytes, self.capacity * self._row_bytes
-            for name, heads in self._heads.items():
-                cache = self._addresses[name] + start * self._row_bytes
-                new_kv = self._addresses[f"{NEW_KV_PREFIX}{name}"]
-                self._cuda.copy_rows(new_kv, cache, width, heads, source_pitch=width, target_pitch=pitch)
+        if self.returns_new_kv and (count > 1 or self._kv_scatter is None):
+            self._copy_new_kv(start, count)
         self._cuda.synchronize()
+        self._states.keep(start, count)
         if self._rtx_cache is not None:
             self._rtx_cache.count_step()
+
+    def _copy_new_kv(self, start: int, count: int) -> None:
+        """Queue copies of the new keys and values of a step into the caches; of a ring, of the newest that it has."""
+        row, pitch = self._row_bytes, count * self._row_bytes
+        for name, heads in self._heads.items():
+            cache, new_kv, length = self._addresses[name], self._addresses[f"{NEW_KV_PREFIX}{name}"], self.lengths[name]
+            position, end = max(start, start + count - length), start + count
+            while position < end:
+                rows = min(end - position, length - position % length)  # up to the end of the ring
+                source, target = new_kv + (position - start) * row, cache + position % length * row
+                self._cuda.copy_rows(source, target, rows * row, heads, source_pitch=pitch, target_pitch=length * row)
+                position += rows
 
     def _require(self, what: str, *, done: bool) -> None:
         """Raise UnsupportedError where TensorRT says no."""
@@ -233,10 +259,13 @@ class Plan:
                     self._cuda.to_device(values[:count], self._addresses[name])
                 elif context is self._contexts[-1][1]:
                     self._cuda.to_device(values[:rows], self._addresses[name])
+            self._states.queue_inputs(self._addresses)
         if not context.execute_async_v3(self._cuda.stream):
             raise ArtefactError(f"TensorRT cannot run the engine: {self._log.reason()}", "build it again")
         if count == 1 and self._kv_scatter is not None:
             self._kv_scatter.queue()
+        if self._copies:
+            self._states.queue_outputs(self._addresses, count)
         if with_topk and self._topk is not None:
             self._topk.queue()
         elif self._copies:
@@ -250,8 +279,8 @@ class Plan:
             [addresses[f"{NEW_KV_PREFIX}{name}"] for name in self._heads],
             [addresses[name] for name in self._heads],
             heads=list(self._heads.values()),
+            lengths=[self.lengths[name] for name in self._heads],
             row_bytes=self._row_bytes,
-            capacity=self.capacity,
         )
 
     def _new_context(self, engine: Any, *, records: bool) -> Any:
@@ -274,35 +303,32 @@ class Plan:
     @on_the_gpu
     def take_cache(self, other: Plan, positions: int) -> None:
         """Copy the first `positions` of each cache of `other`, a plan of the same model with a smaller capacity."""
-        width = positions * self._row_bytes
-        source_pitch, target_pitch = other.capacity * self._row_bytes, self.capacity * self._row_bytes
         for name, heads in self._heads.items():
             source, target = other._addresses[name], self._addresses[name]
-            self._cuda.copy_rows(source, target, width, heads, source_pitch=source_pitch, target_pitch=target_pitch)
+            pitches = [plan.lengths[name] * self._row_bytes for plan in (other, self)]
+            # A ring that is full has as many rows in both. One that has not wrapped lies as a whole cache does.
+            width = min(positions * self._row_bytes, *pitches)
+            self._cuda.copy_rows(source, target, width, heads, source_pitch=pitches[0], target_pitch=pitches[1])
         self._cuda.synchronize()
 
     @on_the_gpu
-    def read_cache(self, positions: int) -> list[NDArray[Any]]:
-        """A copy of the first `positions` [Hkv, P, D] of each cache, in the order of the layers."""
-        arrays = []
-        for name in self._heads:
-            whole = np.empty(self._cache_shape(name), self.cache_dtype)
-            self._cuda.to_host(self._addresses[name], whole)
-            self._cuda.synchronize()
-            arrays.append(whole[:, :positions].copy())
-        return arrays
+    def read_rows(self, name: str, positions: NDArray[np.int64]) -> NDArray[Any]:
+        """A copy of what the cache `name` holds of `positions` [N]: [Hkv, N, D]."""
+        whole = np.empty(self._cache_shape(name), self.cache_dtype)
+        self._cuda.to_host(self._addresses[name], whole)
+        self._cuda.synchronize()
+        return whole[:, positions % self.lengths[name]]
 
     @on_the_gpu
-    def write_cache(self, arrays: Sequence[NDArray[Any]]) -> None:
-        """Fill the first positions of each cache with arrays that `read_cache` returned."""
-        for name, array in zip(self._heads, arrays, strict=True):
-            whole = np.zeros(self._cache_shape(name), self.cache_dtype)
-            whole[:, : array.shape[1]] = array
-            self._cuda.to_device(whole, self._addresses[name])
-            self._cuda.synchronize()  # `whole` may be freed now
+    def write_rows(self, name: str, positions: NDArray[np.int64], rows: NDArray[Any]) -> None:
+        """Let the cache `name` hold `rows` [Hkv, N, D] at `positions` [N], and zeros elsewhere."""
+        whole = np.zeros(self._cache_shape(name), self.cache_dtype)
+        whole[:, positions % self.lengths[name]] = rows
+        self._cuda.to_device(whole, self._addresses[name])
+        self._cuda.synchronize()  # `whole` may be freed now
 
     def _cache_shape(self, name: str) -> tuple[int, int, int]:
-        return self._heads[name], self.capacity, self._row_bytes // self.cache_dtype.itemsize
+        return self._heads[name], self.lengths[name], self._row_bytes // self.cache_dtype.itemsize
 
     def close(self) -> None:
         """Free the engine and the cache. May be called twice."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,21 +107,51 @@ def test_sizes_that_no_block_divides_are_counted_as_they_are_written(
     assert 0 <= written - counts.weight_bytes(ODD, precision, target) < SMALL_BYTES
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("target", "precision"), PAIRS)
 @pytest.mark.parametrize("bias", [False, True])
-def test_short_convolutions_are_counted_as_they_are_written(precision: str, bias: bool, tmp_path: Path) -> None:
+def test_short_convolutions_are_counted_as_they_are_written(
+    target: str, precision: str, bias: bool, tmp_path: Path
+) -> None:
     blocks = (Block(64, 1, 2, 1, 96, convolution=3), Block(64, 1, 2, 2, 96), Block(96, 2, 3, 1, 96, convolution=4))
     a = replace(LLAMA, blocks=blocks, convolution_bias=bias)
-    written = written_bytes(a, Target.named("onnxruntime", precision), tmp_path)
-    assert 0 <= written - counts.weight_bytes(a, precision, "onnxruntime") < SMALL_BYTES
+    written = written_bytes(a, Target.named(target, precision), tmp_path)
+    assert 0 <= written - counts.weight_bytes(a, precision, target) < SMALL_BYTES
     # One layer of attention has a cache, 64 wide; the states have 2 rows of 64 and twice 3 of 96, float32.
     assert a.kv_bytes(100) == 2 * 64 * 100 * 2 + (2 * 64 + 2 * 3 * 96) * 4
+
+
+WINDOWED = replace(LLAMA, max_positions=2000, blocks=(Block(64, 3, 2, 1, 96, window=64), Block(64, 1, 2, 2, 96)))
+WINDOWS = {
+    "little is left": WINDOWED,
+    "much is left": replace(WINDOWED, max_positions=300),
+    "two windows": replace(
+        WINDOWED,
+        blocks=(*WINDOWED.blocks, Block(64, 2, 2, 1, 96, window=200, rotary="local")),
+        local_rotary_base=100.0,
+    ),
+    "windows everywhere": replace(WINDOWED, blocks=WINDOWED.blocks[:1]),
+}
+
+
+@pytest.mark.parametrize(("target", "precision"), [pair for pair in PAIRS if pair[1] in ("fp32", "int4")])
+@pytest.mark.parametrize("name", WINDOWS)
+def test_windows_are_counted_as_they_are_written(name: str, target: str, precision: str, tmp_path: Path) -> None:
+    a = WINDOWS[name]
+    resolved = fitted(Target.named(target, precision), a, a.max_positions)
+    written = written_bytes(a, resolved, tmp_path)
+    assert 0 <= written - counts.weight_bytes(a, precision, target) < SMALL_BYTES
+    rings = resolved.on_tensorrt and resolved.lowering == "primitive"
+    graph = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
+    caches = [value.type.tensor_type for value in graph.input if value.name.startswith(("key_", "value_"))]
+    elements = sum(math.prod(d.dim_value or a.max_positions for d in cache.shape.dim) for cache in caches)
+    element = counts.cache_element_bytes(precision, target)
+    assert elements * element == a.kv_bytes(element_bytes=element, rings=rings)
 
 
 def test_another_lowering_for_a_small_rotation_is_counted(tmp_path: Path) -> None:
     a = replace(LLAMA, rotary_dim=8)
     usual = Target.named("onnxruntime", "fp32")
-    written = written_bytes(a, fitted(usual, a), tmp_path)
+    written = written_bytes(a, fitted(usual, a, a.max_positions), tmp_path)
     assert 0 <= written - counts.weight_bytes(a, "fp32", "onnxruntime") < SMALL_BYTES
     assert abs(written - counts.weight_bytes(a, "fp32")) > SMALL_BYTES  # without a target no lowering is counted
 

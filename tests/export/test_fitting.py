@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -16,11 +15,9 @@ from merino_edge.export.fitting import fitted, notes, require_fit
 from merino_edge.export.graph import build_model, build_stored, lowering, to_bytes
 from merino_edge.export.parity import LIMITS, TorchReference, mean_kl, stored_reference
 from merino_edge.export.quantization.stored_weights import odd_matrices, random_stored, store
-from merino_edge.export.targets import Target
+from merino_edge.export.targets import TARGETS, Target
 from merino_edge.export.tensorrt import build_engine
-from merino_edge.graph_io import NO_STATES
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
-from merino_edge.runtime.engines.plan_tensors import bound_tensors
 from merino_edge.storage import why_unfit
 from merino_edge.tensorrt_library import RTX
 
@@ -66,9 +63,9 @@ def test_the_rule_is_onnx_runtimes_own(head_dim: int, rotary_dim: int) -> None:
 def test_a_model_that_the_usual_lowering_cannot_compute_gets_the_next(name: str, precision: str) -> None:
     a = heads_of(*PUBLIC[name])
     weights, usual = random_model(a), Target.named("onnxruntime", precision)
-    target = fitted(usual, a)
+    target = fitted(usual, a, 64)
     assert target == replace(usual, lowering="native")
-    (line, *_) = notes(target, a, usual)
+    (line, *_) = notes(target, a, usual, 64)
     assert line.startswith("the native lowering is taken, not ort: ONNX Runtime's attention rotates multiples of 16")
     stored = store(a, weights, target)
     got = run(to_bytes(build_stored(a, stored, target, 64)), a)
@@ -83,29 +80,46 @@ def test_a_lowering_that_was_asked_for_is_kept_or_refused() -> None:
     assert refusal.value.hint == "choose --lowering native or primitive"
     primitive = Target.named("onnxruntime", "fp32", "primitive")
     require_fit(primitive, a)
-    assert notes(primitive, a, primitive) == []
+    assert notes(primitive, a, primitive, 64) == []
 
 
 def test_what_only_the_first_lowering_has_is_refused_by_its_option() -> None:
     a = heads_of(*PUBLIC["pythia-14m"])
     with pytest.raises(UnsupportedError) as refusal:
-        fitted(Target.named("onnxruntime", "int8", cache="int8"), a)
+        fitted(Target.named("onnxruntime", "int8", cache="int8"), a, 64)
     assert refusal.value.hint == "leave --cache out"
     with pytest.raises(UnsupportedError) as refusal:
-        fitted(Target.named("onnxruntime-cuda", "fp16"), a)
+        fitted(Target.named("onnxruntime-cuda", "fp16"), a, 64)
     assert refusal.value.hint == "choose --target onnxruntime"
 
 
-@pytest.mark.parametrize("name", ["jetpack-6.2", "jetpack-7.2", "rtx", "onnxruntime-cuda"])
-def test_short_convolutions_are_refused_where_nothing_keeps_their_states(name: str) -> None:
+def test_short_convolutions_fit_every_target_but_not_genai() -> None:
     convolving = replace(heads_of(32, 32), blocks=(Block(64, 1, 2, 1, 64, convolution=3), Block(64, 1, 2, 1, 64)))
-    with pytest.raises(UnsupportedError, match=re.escape(NO_STATES)) as refusal:
+    for name in TARGETS:
         require_fit(Target.named(name, "int4"), convolving)
-    assert refusal.value.hint == "choose --target onnxruntime"
-    with pytest.raises(UnsupportedError, match=re.escape(NO_STATES)):
-        bound_tensors(convolving, 64)
     with pytest.raises(UnsupportedError, match="onnxruntime-genai keeps no states"):
         genai.check(convolving, Target.named("onnxruntime", "fp32"))
+
+
+def test_windows_that_leave_little_of_a_cache_get_the_lowering_that_keeps_rings() -> None:
+    blocks = (Block(64, 5, 2, 1, 64, window=64), Block(64, 1, 2, 1, 64))
+    a = replace(heads_of(32, 32), blocks=blocks, max_positions=4096)
+    for name in ("jetpack-7.2", "tensorrt-11", "rtx"):
+        usual = Target.named(name, "int4")
+        assert fitted(usual, a, 256) == usual  # of 256 positions a ring keeps 192
+        assert notes(usual, a, usual, 256) == [
+            "layers with a window keep the whole context: 0 MB of cache; with --lowering primitive 0 MB"
+        ]
+        target = fitted(usual, a, 4096)
+        assert target == replace(usual, lowering="primitive") and not target.has_fallback
+        assert notes(target, a, usual, 4096) == [
+            "the primitive lowering is taken, not native: layers with a window keep only that, 1 MB of cache, not 3"
+        ]
+        assert notes(usual, a, usual, 4096)[0].endswith("3 MB of cache; with --lowering primitive 1 MB")
+    for usual in (Target.named("jetpack-6.2", "int4"), Target.named("onnxruntime", "int4")):
+        assert fitted(usual, a, 4096) == usual and notes(usual, a, usual, 4096) == []
+    inputs = {v.name: v.shape for v in build_model(a, random_model(a), "fp16", 4096, "rtx").graph.inputs}
+    assert [inputs[name] for name in ("key_0", "value_4", "key_5")] == [[1, 1, n, 32] for n in (192, 192, 4096)]
 
 
 # Each has some matrices that 32 does not divide: the FFN's second, or all that read the residual stream.
@@ -130,7 +144,7 @@ def test_a_matrix_that_blocks_do_not_divide_is_the_only_one_of_another_precision
     bits = {q.bits for matrix, q in stored.quantized.items() if matrix not in odd and "layers" in matrix}
     assert bits == {4 if precision == "int4" else 8}
     assert bool(odd) == (target == "onnxruntime" or precision == "int4")
-    assert any("32 does not divide" in line for line in notes(resolved, a, resolved)) == bool(odd)
+    assert any("32 does not divide" in line for line in notes(resolved, a, resolved, 64)) == bool(odd)
     got = run(to_bytes(build_stored(a, stored, resolved, 64)), a)
     assert mean_kl(expected(stored_reference(a, stored)), got) < LIMITS[precision]["graph_kl"]
 

@@ -69,8 +69,8 @@ def test_a_kernel_gets_pointers_and_integers(cuda: Cuda, fake_driver: FakeDriver
     position, address = cuda.allocate(8), cuda.allocate(cache.nbytes)
     at = cuda.allocate(rows.nbytes)
     cuda.to_device(rows, at)
-    cuda.to_device(np.array([3], np.int64), position)
-    kernel = kv_scatter_kernel.KvScatterKernel(cuda, position, [at], [address], heads=[3], row_bytes=32, capacity=5)
+    cuda.to_device(np.array([13], np.int64), position)  # which stands in row 3 of a ring of 5
+    kernel = kv_scatter_kernel.KvScatterKernel(cuda, position, [at], [address], heads=[3], lengths=[5], row_bytes=32)
     kernel.queue()
     back = np.empty_like(cache)
     cuda.to_host(address, back)

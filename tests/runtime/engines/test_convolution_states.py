@@ -7,36 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
+from helpers.convolving import CONTEXT, TAPS, TOKENS, WEIGHTS, A, expected, written_for
 from helpers.random_model import random_model
-from merino_edge.architecture import Architecture, Block
-from merino_edge.bundle import Bundle
 from merino_edge.errors import ArtefactError, InputError, UnsupportedError
 from merino_edge.export.graph import build_model, build_stored, state_names, to_bytes
 from merino_edge.export.quantization.stored_weights import cache_scales, store
 from merino_edge.export.targets import LOWERINGS, Target
-from merino_edge.pytorch.model import Model
 from merino_edge.runtime import prompt_cache
 from merino_edge.runtime.engines.convolution_states import SLACK, ConvolutionStates
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
 from merino_edge.runtime.engines.onnx_session import FIRST_WITH_INT8_CACHE, installed_version
 from merino_edge.runtime.session import Session
-
-TAPS, CONTEXT = 4, 600
-A = Architecture(
-    96, CONTEXT, 64, 32,
-    (Block(64, 2, 2, 1, 64, convolution=TAPS), Block(64, 1, 2, 1, 64), Block(96, 1, 3, 1, 64, convolution=3)),
-    norm="rmsnorm", ffn="swiglu", positions="rotary", rotary_dim=32, bias="none", qk_norm="head",
-    convolution_bias=True,
-)  # fmt: skip
-WEIGHTS = random_model(A)
-TOKENS = np.random.default_rng(0).integers(0, A.vocab_size, CONTEXT)
-
-
-def expected(tokens: np.ndarray) -> np.ndarray:
-    with torch.no_grad():
-        return Model.from_weights(A, WEIGHTS)(torch.from_numpy(tokens)[None])[0].numpy()  # [T, V]
 
 
 def close_to(got: np.ndarray | None, wanted: np.ndarray) -> None:
@@ -110,10 +92,6 @@ def test_a_prompt_of_an_odd_context_s_length_has_the_same_bits_however_much_is_r
         session.prefill([*ids[:shared], 5, 6, 7][:301])
         np.testing.assert_array_equal(session.prefill(ids), wanted)  # type: ignore[arg-type]
         assert session.ids == ids
-
-
-def written_for(a: Architecture) -> Bundle:
-    return Bundle(Path("b"), a, "fp32", "onnxruntime", CONTEXT, {"files": {"model.onnx": {"sha256": "0"}}})
 
 
 def test_a_prompt_cache_file_holds_the_states(graph: bytes, tmp_path: Path) -> None:
