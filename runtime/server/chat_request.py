@@ -50,6 +50,8 @@ class ChatRequest(Request):
             raise FieldError("add_generation_prompt", "false only where the last message of the assistant goes on")
         if self.continues and len(self.messages) == 1:
             raise FieldError("messages", "there is nothing before the assistant's answer")
+        if self.continues and self.messages[-2].role == "assistant":
+            raise FieldError("messages", "the last two are both the assistant's")
 
     @property
     def continues(self) -> bool:

@@ -16,7 +16,7 @@ from merino_edge.runtime.server.requests import Request
 from merino_edge.runtime.server.strict import FieldError
 from merino_edge.tokenizer import Tokenizer
 
-Prompts = Annotated[list[str] | list[list[int]] | list[int], Field(min_length=1)]
+Prompts = Annotated[list[str | list[int]] | list[int], Field(min_length=1)]
 
 
 class TextRequest(Request):

@@ -143,7 +143,8 @@ def test_n_answers_have_seeds_of_their_own(client: openai.OpenAI) -> None:
 def test_a_list_of_prompts_is_answered_in_its_order(client: openai.OpenAI, tokenizer: Tokenizer) -> None:
     prompts = ["The quick", "lazy dog"]
     alone = [client.completions.create(**GREEDY, prompt=prompt).choices[0].text for prompt in prompts]
-    for several in (prompts, [tokenizer.encode(prompt) for prompt in prompts]):
+    ids = [tokenizer.encode(prompt) for prompt in prompts]
+    for several in (prompts, ids, [prompts[0], ids[1]]):
         done = client.completions.create(**GREEDY, prompt=several, n=2, echo=True)
         assert [choice.index for choice in done.choices] == [0, 1, 2, 3]
         assert [choice.text for choice in done.choices] == [prompts[i // 2] + alone[i // 2] for i in range(4)]
@@ -210,6 +211,7 @@ def test_the_assistants_last_message_goes_on(client: openai.OpenAI, tokenizer: T
         (CHAT, {"continue_final_message": True}, "continue_final_message"),
         (CHAT, {"add_generation_prompt": False}, "add_generation_prompt"),
         (CHAT, {"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
+        (CHAT, {"messages": [*HELLO, *2 * [{"role": "assistant", "content": "x"}]]}, "messages"),
         (CHAT, {"top_logprobs": 2}, "top_logprobs"),
         (CHAT, {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         (CHAT, {"stop_token_ids": [-1]}, "stop_token_ids"),
