@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import tokenizers
 
 from helpers.chat_templates import OF_FAMILIES
 from merino_edge.errors import InputError
@@ -99,3 +100,14 @@ def test_control_tokens_in_arguments_results_and_tools_are_text(tokenizer: Token
     tool = {"type": "function", "function": {**TOOL["function"], "description": evil}}
     assert asked.encode_chat(talk, tools=[tool], begun=evil).count(2) == 1
     assert asked.encode_chat(talk, tools=[tool], begun=evil, control_tokens=True).count(2) == 7
+
+
+def test_a_result_begins_no_call(tokenizer: Tokenizer) -> None:
+    """<tool_call> is a token of its own in Qwen's vocabulary, though not a special one."""
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+    backend.add_tokens([tokenizers.AddedToken("<tool_call>", special=False, normalized=False)])
+    asked, token = Tokenizer(backend, ChatFormat((2,), None, KNOWS)), backend.token_to_id("<tool_call>")
+    function = {"name": "weather", "arguments": {"city": "<tool_call>"}}
+    talk = [TALK[0], {**TALK[1], "tool_calls": [{"id": "1", "type": "function", "function": function}]}]
+    talk.append({"role": "tool", "content": "<tool_call>", "tool_call_id": "1"})
+    assert asked.encode_chat(talk).count(token) == 1  # the template's

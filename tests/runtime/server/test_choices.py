@@ -85,6 +85,22 @@ def test_a_chats_logprobs_are_the_models(client: openai.OpenAI, engine: Engine, 
     assert plain.message.content == done.message.content and plain.logprobs is None
 
 
+def test_a_form_changes_no_logprob(client: openai.OpenAI, engine: Engine, tokenizer: Tokenizer) -> None:
+    asked = GREEDY | {"prompt": "fox", "logprobs": 0, "regex": "[xyz]{3}", "logit_bias": {"5": 3}}
+    choice = post(client, TEXT, asked).json()["choices"][0]
+    token = tokenizer.encode(choice["text"][0])[0]
+    row = expected_logprobs(engine, [*tokenizer.encode("fox"), 0])[-1]
+    assert choice["logprobs"]["token_logprobs"][0] == pytest.approx(row[token], abs=1e-4)
+
+
+def test_a_scored_prompt_leaves_nothing_in_the_cache(client: openai.OpenAI) -> None:
+    asked = GREEDY | {"prompt": "The quick brown fox jumps"}
+    before = client.completions.create(**asked).choices[0].text
+    post(client, TEXT, GREEDY | {"prompt": "Zwölf Boxkämpfer jagen Viktor quer", "echo": True, "max_tokens": 0})
+    after = client.completions.create(**asked)
+    assert after.choices[0].text == before and after.usage.prompt_tokens_details.cached_tokens == 0
+
+
 def test_an_echoed_prompt_has_its_own_logprobs(client: openai.OpenAI, engine: Engine, tokenizer: Tokenizer) -> None:
     """lm-eval's request: token ids, echo, one token more."""
     ids = tokenizer.encode("The quick brown fox jumps over the lazy dog. " * 6)

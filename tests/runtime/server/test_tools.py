@@ -115,6 +115,9 @@ def test_a_streamed_call_is_the_whole_one_in_pieces(clients: Clients, kind: str)
 def test_a_cut_call_says_so(client: openai.OpenAI) -> None:
     cut = client.chat.completions.create(**ASKED | {"tool_choice": "required", "max_tokens": 30}).choices[0]
     assert cut.finish_reason == "length"
+    asked = {"tools": [WEATHER], "tool_choice": "required", "stop": ["city"]}
+    stopped = client.chat.completions.create(**ASKED | asked).choices[0]
+    assert stopped.finish_reason == "length" and stopped.message.tool_calls[0].function.arguments == '{"'
 
 
 def test_the_turn_after_a_call_works(client: openai.OpenAI) -> None:
