@@ -46,8 +46,8 @@ class NoModel(HTTPException):
 
 
 def _field(message: str) -> str | None:
-    """The field of a request that a message begins with, such as `top_p is 2.0, outside 0 to 1`."""
-    word = message.partition(" ")[0].partition("'")[0]
+    """The field of a request that a message begins with, such as `top_p is 2.0` or `the prompt has`."""
+    word = message.removeprefix("the ").partition(" ")[0].partition("'")[0]
     return word if word in ChatRequest.model_fields or word in TextRequest.model_fields else None
 
 

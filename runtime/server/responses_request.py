@@ -146,13 +146,15 @@ class ResponsesRequest(Checked):
         parsed = []
         for i, item in enumerate(items):
             kind = item.get("type", "message") if isinstance(item, dict) else None
-            if kind not in ITEMS:
+            if not isinstance(kind, str) or kind not in ITEMS:
                 raise FieldError(f"input.{i}.type", f"not one of {', '.join(ITEMS)}")
             parsed.append({"type": kind, **item})
         return {**value, "input": parsed}
 
     def check(self) -> None:
         """Raise FieldError for what cannot be held."""
+        if self.max_output_tokens is not None and self.max_output_tokens < 1:
+            raise FieldError("max_output_tokens", "less than 1")
         if self.store:
             raise FieldError("store", "not served: nothing is stored here; send false", "unsupported_parameter")
         for i, name in enumerate(self.include):

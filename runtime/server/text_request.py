@@ -42,6 +42,8 @@ class TextRequest(Request):
     def prompts(
         self, tokenizer: Tokenizer, *, control_tokens: bool = False, options: Mapping[str, Any] | None = None
     ) -> list[list[int]]:
+        if not all(self._prompts):
+            raise FieldError("prompt", "empty; give at least one character")
         return [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in self._prompts]
 
     def recorder(self) -> LogprobRecorder | None:

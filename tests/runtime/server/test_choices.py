@@ -233,8 +233,8 @@ def test_the_assistants_last_message_goes_on(client: openai.OpenAI, tokenizer: T
         (CHAT, {"stop_token_ids": [-1]}, "stop_token_ids"),
         (CHAT, {"min_tokens": -1}, "min_tokens"),
         (CHAT, {"stream_options": {"include_usage": True}}, "stream_options"),
-        (TEXT, {"prompt": [[]]}, None),
-        (TEXT, {"prompt": [999999]}, None),
+        (TEXT, {"prompt": [[]]}, "prompt"),
+        (TEXT, {"prompt": [999999]}, "prompt"),
         (TEXT, {"prompt": "x", "logprobs": -1}, "logprobs"),
     ],
 )

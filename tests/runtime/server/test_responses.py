@@ -142,7 +142,8 @@ def test_logprobs_come_with_the_text(client: openai.OpenAI) -> None:
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
         ({"wings": 1}, "wings"),
         ({"temperature": 1e9}, "temperature"),
-        ({"max_output_tokens": 0}, "max_tokens"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"input": [{"type": ["message"]}]}, "input.0.type"),
     ],
 )
 def test_what_is_not_served_is_refused_by_name(client: openai.OpenAI, change: dict[str, Any], field: str) -> None:
