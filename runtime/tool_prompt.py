@@ -1,8 +1,8 @@
 """Tools in a prompt: by the chat template where it knows them, and else in plain words.
 
 Whether a template knows tools is tried, since many take a variable and leave it out. A conversation with a tool, a call
-and a result is rendered, and what of it appears in the text is known. What is not known is described in the system
-message, and calls and results in a history become texts of the assistant and of the user.
+and a result is rendered, and what of it appears in the text is known. Tools that are not known are described in the
+system message. Calls and results of a history then become texts of the assistant and of the user.
 """
 
 from __future__ import annotations
