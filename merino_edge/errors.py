@@ -67,6 +67,10 @@ class ContextLengthError(InputError):
     """A prompt is longer than the context."""
 
 
+class EngineInUseError(InputError):
+    """Another session, answer or thread has the engine (merino_edge.runtime.engine_use)."""
+
+
 class OutputError(MerinoError):
     """The result cannot be written: the disk is read-only or full, or the path is taken."""
 

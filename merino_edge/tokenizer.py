@@ -18,7 +18,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merino_edge import artefact, limits, message_texts, tokenizer_file
+from merino_edge import artefact, limits, message_content, message_texts, tokenizer_file
 from merino_edge.errors import ArtefactError, InputError, MerinoError
 from merino_edge.foreign_call import call
 from merino_edge.tokenizer_file import Growth
@@ -173,6 +173,7 @@ class Tokenizer:
         A control token that a message spells out is plain text, unless `control_tokens`. In `options` it is refused.
         `tools` are described by the template. `begun` is the beginning of the assistant's answer, which goes on there.
         """
+        messages = message_content.plain(messages)
         self.check_options(options or {}, control_tokens=control_tokens)
         bos, markers = self.chat.bos_token_id, ""
         if self.chat.chat_template is not None and not control_tokens:
@@ -242,6 +243,7 @@ class Tokenizer:
         """
         if self.chat.chat_template is None:
             raise InputError("the tokenizer has no chat template", "give a plain text in place of messages")
+        messages = message_content.plain(messages)
         for message in messages:
             utf8_bytes(message["content"])  # else it would seem to be the template's mistake
         context: dict[str, Any] = {**(options or {}), "messages": list(messages)}

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from merino_edge import message_content
 from merino_edge.errors import InputError
 from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.generation import Generation, generate
@@ -37,7 +38,7 @@ class Chat:
         sampling: Sampling,
         max_tokens: int = 256,
         *,
-        stop: Sequence[str] = (),
+        stop: Sequence[str] | str = (),
         system: str | None = None,
         raw: bool | None = None,
         grammar: Grammar | None = None,
@@ -79,11 +80,35 @@ class Chat:
         """Forget all messages but the system message."""
         self.turn, self._request = None, self.system
 
-    def send(self, text: str, cancel: threading.Event | None = None) -> Generation:
+    def close(self) -> None:
+        """Give the engine back, for another chat or session. The conversation stays, and may go on later."""
+        if self.turn is not None:
+            self.turn.close()
+        self.session.close()
+
+    def resume(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Go on with another conversation: its system message first, if any, then questions and answers in turns.
+
+        Raises InputError for other orders, and what the template refuses; the conversation is then unchanged.
+        """
+        made = message_content.plain(messages)
+        system = made[:1] if made and made[0]["role"] == "system" else []
+        roles = [message["role"] for message in made[len(system) :]]
+        if roles != ["user", "assistant"] * (len(roles) // 2):
+            raise InputError("the messages are no questions and answers in turns", "end them with an answer")
+        if self.raw and made:
+            raise InputError("without a chat template there is no conversation to go on with", "leave --raw out")
+        if not self.raw:
+            self._encode([*made, PROBE])
+        self.system, self._request, self.turn, self.dropped = system, made, None, 0
+
+    def send(self, text: str | Sequence[Mapping[str, Any]], cancel: threading.Event | None = None) -> Generation:
         """Send a question and return the answer to iterate over. Setting `cancel` ends it within one token.
 
-        Raises InputError where the question is empty or does not fit; the conversation is then unchanged.
+        The question is a text, or parts of text as in OpenAI's API. Raises InputError where it is empty or does not
+        fit, EngineInUseError where another session has the engine; the conversation is then unchanged.
         """
+        text = message_content.text_of(text)
         if not text:
             raise InputError("the prompt is empty", "give at least one character")
         history: list[Message] = [] if self.raw else self.messages
@@ -98,6 +123,8 @@ class Chat:
                 f"the conversation has {len(ids)} tokens, the context of this bundle is {context}",
                 "/reset starts a new one, --slide drops the oldest turns, a larger --context of the export holds more",
             )
+        with self.session.use:  # refused here, and not with the first token, where another session has the engine
+            pass
         self.turn = generate(
             self.session,
             self.tokenizer,

@@ -19,12 +19,13 @@ from time import perf_counter
 from typing import Any, Literal
 
 from merino_edge import limits
-from merino_edge.errors import ContextLengthError, InputError
+from merino_edge.errors import ContextLengthError, EngineInUseError, InputError
 from merino_edge.runtime.detokenizer import StreamingDetokenizer
 from merino_edge.runtime.ends import Ends
 from merino_edge.runtime.engine import Logits, TokenIds
 from merino_edge.runtime.grammar import Constraint, Grammar
 from merino_edge.runtime.logprobs import LogprobRecorder
+from merino_edge.runtime.prompt_ids import as_ids
 from merino_edge.runtime.sampling import Sampler
 from merino_edge.runtime.sampling_parameters import Sampling
 from merino_edge.runtime.session import Session
@@ -98,6 +99,7 @@ class Generation(Iterator[str]):
         self.statistics = Statistics(prompt_tokens=len(prompt_ids))
         self.seed = sampler.seed
         self._session, self.prompt_ids, self._sampler = session, prompt_ids, sampler
+        self._prompt_number: int | None = None  # which of the session's prompts this is, once it has run
         self._eos, self._max_tokens, self._cancel = ends.ids(tokenizer.chat.eos_token_ids), max_tokens, cancel
         before = prompt_ids if continues else ()
         self._detokenizer = StreamingDetokenizer(tokenizer, stop, before, show_special=show_special)
@@ -107,7 +109,7 @@ class Generation(Iterator[str]):
         whole_row = session.topk_engine is None or constraint is not None or drafter is not None
         whole_row = whole_row or recorder is not None or ends.forbids_some
         self._required_topk = None if whole_row else sampler.sampling.required_topk
-        self._pieces = self._run()
+        self._pieces = self._released()
 
     @property
     def text(self) -> str:
@@ -115,6 +117,7 @@ class Generation(Iterator[str]):
         return self._detokenizer.text
 
     def __next__(self) -> str:
+        self._require_newest()
         while not isinstance(item := next(self._pieces), str):
             item.run()
         return item
@@ -124,16 +127,30 @@ class Generation(Iterator[str]):
 
         For whoever drives several answers. `use` may give this one a session before the first call.
         """
+        self._require_newest()
         return next(self._pieces, None)
 
     def use(self, session: Session) -> None:
         """Take another session of the same model. Only an answer that has not begun may do so."""
         self._session = session
 
+    def _require_newest(self) -> None:
+        """Raise EngineInUseError where the session has run another prompt since: the cache is not this answer's."""
+        if self._prompt_number is not None and self._prompt_number != self._session.prompts:
+            raise EngineInUseError("a newer answer has begun in this session", "read one to its end before the next")
+
     def close(self) -> None:
         """End the answer. `text` and `tokens` keep what has been generated."""
         self.finish_reason = self.finish_reason or "cancelled"
         self._pieces.close()
+
+    def _released(self) -> Generator[str | Step | PromptPiece, None, None]:
+        """What `_run` gives. After that the answer keeps no session alive, which would keep its engine from others."""
+        try:
+            yield from self._run()
+        finally:
+            self._prompt_number = None
+            del self._session
 
     def _run(self) -> Generator[str | Step | PromptPiece, None, None]:
         if self._recorder is not None:
@@ -182,6 +199,7 @@ class Generation(Iterator[str]):
     def _prefill(self) -> Generator[PromptPiece, None, Logits | None]:
         began, reused = perf_counter(), self._session.first_to_run(self.prompt_ids)
         logits = yield from self._session.prefill_pieces(self.prompt_ids, self._cancel)
+        self._prompt_number = self._session.prompts
         if logits is not None and self._drafter is not None:
             self._drafter.begin(self.prompt_ids, self._cancel)
         self.statistics.reused_tokens = reused
@@ -215,6 +233,7 @@ class Generation(Iterator[str]):
         """
         if self._cancel.is_set():
             return None, None, []
+        self._require_newest()
         draft: list[int] = []
         began = perf_counter()
         if self._drafter is not None:
@@ -224,7 +243,8 @@ class Generation(Iterator[str]):
             )
             draft = self._drafter.draft(room - 1)
         began_step = perf_counter()
-        step = Step(self._session, token, draft, self._required_topk)
+        topk = None if self._sampler.repeats(self.tokens) else self._required_topk
+        step = Step(self._session, token, draft, topk)
         yield step
         if self._drafter is not None:
             self._drafter.record_step(1 + len(draft), perf_counter() - began_step)
@@ -244,7 +264,7 @@ def generate(
     sampling: Sampling,
     max_tokens: int = 256,
     *,
-    stop: Sequence[str] = (),
+    stop: Sequence[str] | str = (),
     cancel: threading.Event | None = None,
     grammar: Grammar | None = None,
     proposer: Proposer | None = None,
@@ -268,9 +288,10 @@ def generate(
     begin a tool call.
 
     Raises InputError where the prompt is empty, is longer than the context or has ids outside the vocabulary. It also
-    raises InputError where `max_tokens` or `stop` is out of its limits.
+    raises InputError where `max_tokens` or `stop` is out of its limits. The answer raises EngineInUseError where
+    another session has the engine, or where this session has run another prompt since.
     """
-    engine = session.engine
+    engine, prompt_ids, stop = session.engine, as_ids(prompt_ids), [stop] if isinstance(stop, str) else stop
     if not prompt_ids:
         raise InputError("the prompt is empty", "give at least one character")
     if len(prompt_ids) > engine.max_positions:
@@ -287,7 +308,7 @@ def generate(
         session,
         tokenizer,
         prompt_ids,
-        Sampler(sampling),
+        Sampler(sampling, end_ids=tokenizer.chat.eos_token_ids, guards=grammar is None),
         max_tokens,
         stop=stop,
         cancel=cancel or threading.Event(),

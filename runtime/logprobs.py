@@ -52,7 +52,8 @@ class LogprobRecorder:
         if not self.of_prompt:
             return
         engine = session.engine
-        session.cut(0)
+        with session.use:
+            session.cut(0)
         self.prompt = [TokenLogprob(ids[0], None)]
         rows = min(ROWS, engine.max_rows)
         for start in range(0, len(ids) - 1, rows):
@@ -60,9 +61,10 @@ class LogprobRecorder:
             if cancel.is_set():
                 return
             piece = np.asarray(ids[start : start + rows], np.int64)
-            logits = engine.forward_rows(piece, start, len(piece))  # [T, V]
             following = ids[start + 1 : start + 1 + len(piece)]
-            self.prompt += [self._entry(row, token) for row, token in zip(logits, following, strict=False)]
+            with session.use:
+                logits = engine.forward_rows(piece, start, len(piece))  # [T, V]
+                self.prompt += [self._entry(row, token) for row, token in zip(logits, following, strict=False)]
 
     def _entry(self, logits: Logits, token: int) -> TokenLogprob:
         below = logits.astype(np.float64) - logits.max()

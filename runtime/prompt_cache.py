@@ -106,8 +106,9 @@ def load(path: Path, session: Session, bundle: Bundle) -> int:
             raise ArtefactError(f"{path} holds NaN or infinity", AGAIN)
         arrays.append(array)
         at += array.nbytes
-    engine.write_cache(arrays)
-    session.hold(tokens)
+    with session.use:
+        engine.write_cache(arrays)
+        session.hold(tokens)
     return len(tokens)
 
 

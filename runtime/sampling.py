@@ -8,13 +8,14 @@ answer's tokens only. A filter at its neutral value is not run.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from merino_edge.errors import ArtefactError, InputError
 from merino_edge.runtime.engine import Logits, TokenIds
+from merino_edge.runtime.loop_guard import LoopGuard
 from merino_edge.runtime.sampling_parameters import Sampling
 
 Floats = NDArray[np.float64]
@@ -28,8 +29,11 @@ GROUP = 32  # logits in a group, which is represented by its largest
 class Sampler:
     """Samples the tokens of one answer. The same seed gives the same answer."""
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, *, end_ids: Collection[int] = (), guards: bool = True) -> None:
+        """`end_ids` end the answer: no penalty makes them rarer. Without `guards` an answer may repeat itself."""
         self.sampling = sampling
+        self._end_ids = np.asarray(sorted(end_ids), np.int64)
+        self._guard = LoopGuard(sampling.loop_strength if guards else 0.0)
         self.seed = int(np.random.default_rng().integers(2**32)) if sampling.seed is None else sampling.seed
         self._random = np.random.default_rng(self.seed)
         self._drawn: list[float] = []  # random numbers from 0 to 1, the next one last
@@ -43,7 +47,10 @@ class Sampler:
         (a bias for an id outside the vocabulary), ArtefactError (logits that are not finite).
         """
         sampling = self.sampling
-        logits = adjusted(logits, context_ids, output_ids, sampling)
+        logits = adjusted(logits, context_ids, output_ids, sampling, self._end_ids)
+        if repeated := self.repeats(output_ids):
+            logits = logits.copy()
+            logits[list(repeated)] -= np.fromiter(repeated.values(), np.float32)
         if self._few:
             return self._sample_few(logits)
         best = int(logits.argmax())  # argmax returns NaN and +infinity first
@@ -56,6 +63,10 @@ class Sampler:
         # The first id whose cumulative probability exceeds the random number, so never one of probability zero.
         index = int(cumulative.searchsorted(self._draw() * cumulative[-1], side="right"))
         return int(ids[min(index, ids.size - 1)])
+
+    def repeats(self, output_ids: Sequence[int]) -> Mapping[int, float]:
+        """What the tokens lose that would go on with what repeats in the answer, by id; mostly nothing."""
+        return {token: lost for token, lost in self._guard.penalties(output_ids).items() if token not in self._end_ids}
 
     def _draw(self) -> float:
         """The next random number from 0 to 1."""
@@ -96,10 +107,17 @@ def _not_finite(logits: Logits) -> ArtefactError:
     return ArtefactError(f"the model returned logits of {worst}", "export again with --precision fp32")
 
 
-def adjusted(logits: Logits, context_ids: Sequence[int], output_ids: Sequence[int], sampling: Sampling) -> Logits:
+def adjusted(
+    logits: Logits,
+    context_ids: Sequence[int],
+    output_ids: Sequence[int],
+    sampling: Sampling,
+    end_ids: TokenIds | tuple[()] = (),
+) -> Logits:
     """`logits` [V] with bias and penalties applied, as a copy; the array itself if there are none.
 
-    `context_ids` are all ids so far, `output_ids` those of the answer. Raises InputError for a bias outside V.
+    `context_ids` are all ids so far, `output_ids` those of the answer. The repetition penalty leaves `end_ids` alone:
+    every prompt of a chat has them, so that answers would not end. Raises InputError for a bias outside V.
     """
     repetition, frequency, presence = (
         sampling.repetition_penalty,
@@ -116,6 +134,7 @@ def adjusted(logits: Logits, context_ids: Sequence[int], output_ids: Sequence[in
         logits[biased] += np.fromiter(sampling.logit_bias.values(), np.float32)
     if repetition != 1:  # applied once, however often a token occurs
         seen = np.asarray(context_ids, np.int64)
+        seen = seen[~np.isin(seen, end_ids)] if len(end_ids) else seen
         values = logits[seen]
         logits[seen] = np.where(values < 0, values * repetition, values / repetition)
     if (frequency or presence) and output_ids:

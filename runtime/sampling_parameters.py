@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from merino_edge import limits
 from merino_edge.errors import InputError
 
+LOOP_PENALTY = 1.0
+
 
 def _check_real(name: str, value: float, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
@@ -29,6 +31,9 @@ class Sampling:
     repetition_penalty: float = 1.0  # divides positive and multiplies negative logits of tokens already seen
     frequency_penalty: float = 0.0  # subtracted from a token's logit once for each occurrence in the answer
     presence_penalty: float = 0.0  # subtracted once if the answer contains the token
+    # Subtracted from a token that goes on with a repeated sequence (merino_edge.runtime.loop_guard).
+    # None: LOOP_PENALTY, but 0 for greedy answers and where another penalty is given.
+    loop_penalty: float | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # added to the logits, by token id; -100 forbids
     seed: int | None = None  # None: a random one, see Sampler.seed
     greedy: bool = False  # the most likely token after bias and penalties; other filters are ignored
@@ -42,6 +47,8 @@ class Sampling:
         _check_real("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         _check_real("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _check_real("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        if self.loop_penalty is not None:
+            _check_real("loop_penalty", self.loop_penalty, 0.0, 100.0)
         if not isinstance(self.logit_bias, Mapping):
             raise InputError(f"logit_bias is {self.logit_bias!r}, no mapping", "write it as {TOKEN_ID: BIAS}")
         for token, bias in self.logit_bias.items():
@@ -53,11 +60,24 @@ class Sampling:
             raise InputError(f"greedy is {self.greedy!r}", "give True or False")
 
     @property
+    def is_greedy(self) -> bool:
+        return self.greedy or self.temperature == 0
+
+    @property
+    def loop_strength(self) -> float:
+        """What `loop_penalty` means here."""
+        if self.loop_penalty is not None:
+            return self.loop_penalty
+        has_penalty = self.repetition_penalty != 1 or self.frequency_penalty or self.presence_penalty
+        return 0.0 if self.is_greedy or has_penalty else LOOP_PENALTY
+
+    @property
     def required_topk(self) -> int | None:
         """How many of the largest logits (with ties) sampling needs; None: the whole row, as with penalties.
 
         Top-k is the first filter, so the other filters give the same result with those logits as with the whole row.
+        A step at which something repeats needs the whole row (Sampler.repeats).
         """
         if self.logit_bias or self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1:
             return None
-        return 1 if self.greedy or self.temperature == 0 else self.top_k or None
+        return 1 if self.is_greedy else self.top_k or None

@@ -13,7 +13,9 @@ from collections.abc import Generator, Sequence
 
 import numpy as np
 
+from merino_edge.errors import EngineInUseError
 from merino_edge.runtime.engine import Candidates, Engine, Logits, TopKEngine, WindowedEngine
+from merino_edge.runtime.engine_use import EngineUse
 from merino_edge.runtime.turns import PromptPiece
 
 PREFILL_CHUNK = 128  # tokens between two checks of the cancel flag, as many as engines run at once
@@ -21,13 +23,19 @@ LONGEST_ODD = 127  # tokens of a piece that gets a partner for its last one; eng
 
 
 class Session:
-    """An engine and the ids whose keys and values are in its cache. Nothing else may use the engine."""
+    """An engine and the ids whose keys and values are in its cache.
+
+    The engine is the session's from its first prompt on, until `close`. Another session that runs on it meanwhile
+    raises EngineInUseError, and so does a second thread in this one.
+    """
 
     def __init__(self, engine: Engine, *, exact: bool = True) -> None:
         """Without `exact` everything in the cache is reused, and the bits depend on how it came there."""
         self.engine = engine
         self.ids: list[int] = []
         self.prompt_length = 0  # of `ids`, those whose bits are those of a prompt
+        self.prompts = 0  # run so far; an answer to an earlier one cannot go on
+        self.use = EngineUse(engine)
         self._exact, self._grid = exact, engine.prompt_grid if exact else 1
         self._in_pairs, self._piece = self._grid == 2, PREFILL_CHUNK if self._grid <= 2 else self._grid
         self.topk_engine = engine if isinstance(engine, TopKEngine) else None
@@ -36,7 +44,7 @@ class Session:
         """Make the cache hold exactly `ids`, and return the logits [V] after the last one.
 
         Only the ids from `first_to_run` are run. Returns None if `cancel` was set meanwhile; the part that has been run
-        stays in the cache.
+        stays in the cache. Raises EngineInUseError.
         """
         pieces = self.prefill_pieces(ids, cancel)
         while True:
@@ -49,8 +57,10 @@ class Session:
         self, ids: Sequence[int], cancel: threading.Event | None = None
     ) -> Generator[PromptPiece, None, Logits | None]:
         """Like `prefill`, but stop before every piece."""
-        start = self.first_to_run(ids)
-        self.cut(start)  # before a cancel too: what stays is always of this prompt, as a prompt cache file expects
+        with self.use:
+            self.prompts += 1
+            number, start = self.prompts, self.first_to_run(ids)
+            self.cut(start)  # before a cancel too: what stays is always of this prompt, as a prompt cache file expects
         logits = None
         while start < len(ids):
             yield PromptPiece()
@@ -61,8 +71,11 @@ class Session:
                 piece = piece[: LONGEST_ODD + 1]
             elif self._is_alone(start + len(piece)):
                 piece = piece[: max(1, len(piece) - 1)]
-            logits = self._run(piece, start)
-            self.ids.extend(piece)
+            with self.use:
+                if self.prompts != number:
+                    raise EngineInUseError("a newer prompt has begun in this session", "run one at a time")
+                logits = self._run(piece, start)
+                self.ids.extend(piece)
             start += len(piece)
         if isinstance(self.engine, WindowedEngine):
             self.engine.keep_from(self._grid_point(self.prompt_length))
@@ -104,6 +117,13 @@ class Session:
     def hold(self, ids: Sequence[int]) -> None:
         """The engine's cache holds the prompt `ids`, which was read from elsewhere."""
         self.ids, self.prompt_length = list(ids), self._grid_point(len(ids))
+        self.prompts += 1
+
+    def close(self) -> None:
+        """Give the engine back, for another session. The cache is forgotten."""
+        self.cut(0)
+        self.prompts += 1
+        self.use.give_back()
 
     def step(self, token: int, draft: Sequence[int] = ()) -> Logits:
         """Append `token`, run it together with the `draft` tokens, and return the logits after each, [1 + N, V].
@@ -111,15 +131,17 @@ class Session:
         Draft tokens are not appended. The caller appends each accepted one with `accept`.
         """
         tokens = np.asarray([token, *draft], np.int64)
-        logits = self.engine.forward_rows(tokens, len(self.ids), len(tokens))
-        self.ids.append(token)
+        with self.use:
+            logits = self.engine.forward_rows(tokens, len(self.ids), len(tokens))
+            self.ids.append(token)
         return logits
 
     def step_topk(self, token: int, k: int) -> Candidates:
         """Append `token`, run it, and return at least the `k` largest logits and all ties. Needs a `topk_engine`."""
         assert self.topk_engine is not None
-        candidates = self.topk_engine.forward_topk(np.asarray([token], np.int64), len(self.ids), k)
-        self.ids.append(token)
+        with self.use:
+            candidates = self.topk_engine.forward_topk(np.asarray([token], np.int64), len(self.ids), k)
+            self.ids.append(token)
         return candidates
 
     def accept(self, token: int) -> None:

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from helpers import small_tokenizers
+from helpers.same_engine import SameEngine
 from merino_edge.errors import InputError
 from merino_edge.runtime.chat import Chat
 from merino_edge.runtime.engine import Engine
@@ -32,7 +33,9 @@ def test_each_turn_answers_the_whole_conversation(chat: Chat, engine: Engine, to
         text = "".join(answer)
         request = [*before, {"role": "user", "content": question}]
         assert chat.messages == [*request, {"role": "assistant", "content": text}]
-        fresh = generate(Session(engine), tokenizer, tokenizer.encode(tokenizer.apply_template(request)), GREEDY, 12)
+        fresh = generate(
+            Session(SameEngine(engine)), tokenizer, tokenizer.encode(tokenizer.apply_template(request)), GREEDY, 12
+        )
         assert "".join(fresh) == text
     assert len(chat.messages) == 7
     chat.reset()
@@ -76,7 +79,7 @@ def test_a_truncated_conversation_keeps_the_system_message_and_the_newest(
         request = [before[0], *before[1 + chat.dropped :], {"role": "user", "content": question}]
         assert chat.messages == [*request, {"role": "assistant", "content": text}]
         assert answer.finish_reason == "length"  # never the context
-        fresh = generate(Session(engine), tokenizer, tokenizer.encode_chat(request), GREEDY, 12)
+        fresh = generate(Session(SameEngine(engine)), tokenizer, tokenizer.encode_chat(request), GREEDY, 12)
         assert "".join(fresh) == text
         if chat.dropped:
             assert chat.dropped % 2 == 0 and answer.statistics.prompt_tokens <= engine.max_positions // 2
@@ -106,10 +109,10 @@ def test_a_cancelled_answer_keeps_its_text(chat: Chat) -> None:
 
 def test_raw_sends_the_text_unchanged_and_remembers_nothing(engine: Engine, tokenizer: Tokenizer) -> None:
     plain = Tokenizer(tokenizer.backend, ChatFormat())  # no template: raw, unless raw is False
-    for chat in (Chat(engine, tokenizer, GREEDY, 8, raw=True), Chat(engine, plain, GREEDY, 8)):
+    for chat in (Chat(engine, tokenizer, GREEDY, 8, raw=True), Chat(SameEngine(engine), plain, GREEDY, 8)):
         first, second = (list(chat.send("The quick")) for _ in range(2))
         assert first == second
-        expected = generate(Session(engine), tokenizer, tokenizer.encode("The quick"), GREEDY, 8)
+        expected = generate(Session(SameEngine(engine)), tokenizer, tokenizer.encode("The quick"), GREEDY, 8)
         assert "".join(first) == "".join(expected)
 
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from helpers.same_engine import SameEngine
 from merino_edge.architecture import Architecture
 from merino_edge.errors import ArtefactError, InputError
 from merino_edge.runtime.engine import Engine
@@ -69,7 +70,7 @@ def test_a_reused_prefix_changes_nothing(engine: Engine, lengths: list[tuple[int
         assert logits is not None
         reused = logits.copy()
         assert session.ids == ids
-        expected = Session(engine).prefill(ids)
+        expected = Session(SameEngine(engine)).prefill(ids)
         assert expected is not None
         np.testing.assert_allclose(reused, expected, rtol=1e-4, atol=1e-4)
 
@@ -157,7 +158,9 @@ def test_closing_ends_the_answer_and_the_session_goes_on(engine: Engine, tokeniz
     unstarted = generate(session, tokenizer, ids, GREEDY)
     unstarted.close()
     assert (unstarted.finish_reason, unstarted.tokens) == ("cancelled", [])
-    resumed, fresh = (generate(s, tokenizer, ids, GREEDY, max_tokens=20) for s in (session, Session(engine)))
+    resumed, fresh = (
+        generate(s, tokenizer, ids, GREEDY, max_tokens=20) for s in (session, Session(SameEngine(engine)))
+    )
     run(resumed)
     run(fresh)
     assert resumed.tokens == fresh.tokens

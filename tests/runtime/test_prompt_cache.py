@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -122,7 +121,10 @@ def monitored_tokens(engine: CacheEngine) -> list[int]:
 
 
 def test_an_engine_without_a_readable_cache_is_refused(engine: Engine, bundle_path: Path, tmp_path: Path) -> None:
-    session = Session(SimpleNamespace(forward=engine.forward, prompt_grid=4))  # type: ignore[arg-type]
+    class Plain:
+        forward, prompt_grid = staticmethod(engine.forward), 4
+
+    session = Session(Plain())  # type: ignore[arg-type]
     session.prefill([1, 2, 3])
     with pytest.raises(UnsupportedError, match="cannot save its cache"):
         prompt_cache.save(tmp_path / "cache", session, 3, bundle.load(bundle_path))

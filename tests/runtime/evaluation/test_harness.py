@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from helpers.evaluation_sets import write_sets
 from helpers.one_row_graph import one_row
+from helpers.same_engine import SameEngine
 from merino_edge import checkpoint
 from merino_edge.cli.main import main
 from merino_edge.convert.import_model import import_model
@@ -141,7 +142,7 @@ def test_greedy_answers_are_the_harnesss_own(model: Any, reference: Any) -> None
 def test_a_score_does_not_depend_on_earlier_requests(model: Any, pairs: list[tuple[list[int], list[int]]]) -> None:
     together = [model.log_likelihood(*pair) for pair in pairs]
     for pair, (total, greedy) in zip(pairs, together, strict=True):
-        fresh = EngineLM(model._session.engine, model._tokenizer, nothing)
+        fresh = EngineLM(SameEngine(model._session.engine), model._tokenizer, nothing)
         alone, also = fresh.log_likelihood(*pair)
         np.testing.assert_allclose(total, alone, rtol=1e-5, atol=1e-4)
         assert greedy == also

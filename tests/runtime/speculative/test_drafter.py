@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from helpers.same_engine import SameEngine
 from merino_edge import bundle
 from merino_edge.architecture import Architecture
 from merino_edge.errors import InputError
@@ -269,7 +270,7 @@ def test_the_next_turn_reuses_only_accepted_tokens(
     assert session.ids == (ids + first.tokens)[: len(session.ids)]
     longer = ids + first.tokens + tokenizer.encode(" And then")
     again = generate(session, tokenizer, longer, Sampling(greedy=True), 30, proposer=proposer)
-    fresh = generate(Session(any_engine), tokenizer, longer, Sampling(greedy=True), 30)
+    fresh = generate(Session(SameEngine(any_engine)), tokenizer, longer, Sampling(greedy=True), 30)
     assert "".join(again) == "".join(fresh) and again.tokens == fresh.tokens
 
 
