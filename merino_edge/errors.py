@@ -95,6 +95,12 @@ class UnfitTableError(MerinoError):
     exit_code = 9
 
 
+class UnmetFormError(MerinoError):
+    """An answer was to have a form, and was cut off before it had."""
+
+    exit_code = 10
+
+
 class Interrupted(MerinoError):
     """The user pressed Ctrl-C, or the process was asked to terminate."""
 

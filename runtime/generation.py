@@ -116,6 +116,11 @@ class Generation(Iterator[str]):
         """All pieces so far, joined."""
         return self._detokenizer.text
 
+    @property
+    def meets_form(self) -> bool:
+        """Whether the answer so far is a whole one of its grammar; True where there is none."""
+        return self._constraint is None or self._constraint.is_met
+
     def __next__(self) -> str:
         self._require_newest()
         while not isinstance(item := next(self._pieces), str):

@@ -41,6 +41,11 @@ class Constraint:
         allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little", count=logits.size)
         return np.where(allowed.view(np.bool_), logits, np.float32(-np.inf))
 
+    @property
+    def is_met(self) -> bool:
+        """Whether the answer so far is whole: it may end here."""
+        return bool(self._matcher.is_accepting())
+
     def push(self, token: int) -> bool:
         """Add the sampled token. Returns True if nothing may follow it."""
         self._matcher.consume_token(token)

@@ -18,10 +18,15 @@ INTERRUPTED = 130  # the exit code of a verb that Ctrl-C ended
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class VerbInterrupted(KeyboardInterrupt):
+    """Ctrl-C ended the verb, and it has said so."""
+
+
 def run_verb(words: Sequence[str], *, stdout: int | IO[str], on_interrupt: Callable[[], None] = lambda: None) -> None:
     """Run `merino-edge WORDS`. Ctrl-C is passed on, and the verb ends by itself.
 
-    Raises KeyboardInterrupt where that ended it, and typer.Exit with its exit code where it failed; it has said why.
+    Raises KeyboardInterrupt where that ended it, VerbInterrupted where it said so, and typer.Exit with its exit code
+    where it failed; it has said why.
     Raises MerinoError where something else ended it, as the system does that has no memory left.
     """
     # A signal that comes while Python forks would be lost in its handlers of forks. So it waits.
@@ -54,7 +59,9 @@ def run_verb(words: Sequence[str], *, stdout: int | IO[str], on_interrupt: Calla
     finally:
         if child.poll() is None:
             child.kill()
-    if child.returncode in (INTERRUPTED, -signal.SIGINT):  # the latter before it could say so
+    if child.returncode == INTERRUPTED:
+        raise VerbInterrupted
+    if child.returncode == -signal.SIGINT:  # before it could say so
         raise KeyboardInterrupt
     if child.returncode < 0:
         killed = f"merino-edge {words[0]} was ended by signal {-child.returncode}"

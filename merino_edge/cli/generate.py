@@ -29,8 +29,8 @@ from merino_edge.cli.bundle_options import (
     open_proposer,
     template_options,
 )
-from merino_edge.errors import InputError
-from merino_edge.runtime.sampling_parameters import Sampling
+from merino_edge.errors import InputError, UnmetFormError
+from merino_edge.runtime.sampling_parameters import LOOP_PENALTY, Sampling
 
 if TYPE_CHECKING:
     from merino_edge.bundle import Bundle
@@ -83,6 +83,13 @@ def generate(
     presence_penalty: Annotated[
         float, typer.Option(help="Penalty on each token that the answer already has.")
     ] = DEFAULTS.presence_penalty,
+    loop_penalty: Annotated[
+        float | None,
+        typer.Option(
+            help="Penalty on a token that goes on with a repeated sequence of the answer; 0 is none. "
+            f"[default: {LOOP_PENALTY:g}, but 0 if the answer is greedy or another penalty is given]",
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Random seed. The same seed gives the same answer. [default: random]")
     ] = None,
@@ -121,11 +128,12 @@ def generate(
 
     With --prompt, or with text on standard input, it answers once. Else it opens a chat.
     """
-    from merino_edge.cli.terminal import Terminal, print_statistics, run_turn
+    from merino_edge.cli.terminal import Terminal, banner, cut_note, print_statistics, run_turn
     from merino_edge.runtime.chat import Chat
 
     penalties = (repetition_penalty, frequency_penalty, presence_penalty)
-    sampling = Sampling(temperature, top_k, top_p, min_p, typical_p, *penalties, seed=seed, greedy=greedy)
+    filters = (temperature, top_k, top_p, min_p, typical_p)
+    sampling = Sampling(*filters, *penalties, loop_penalty=loop_penalty, seed=seed, greedy=greedy)
     options = template_options(chat_template_kwargs)
     if json_schema is not None and regex is not None:
         raise InputError("--json-schema and --regex exclude each other", "give one")
@@ -165,7 +173,7 @@ def generate(
         cache_to_write = _read_cache(prompt_cache, talk, opened)
         load_ms = (perf_counter() - began) * 1e3
         if prompt is None:
-            Terminal(talk, load_ms, verbose=verbose).run()
+            Terminal(talk, load_ms, verbose=verbose).run(banner(opened))
             _write_cache(cache_to_write, talk, opened)
             return
         answer = run_turn(talk, prompt, quiet=as_json)
@@ -178,6 +186,13 @@ def generate(
         _write_cache(cache_to_write, talk, opened)
     if answer.finish_reason == "cancelled":
         raise typer.Exit(INTERRUPTED)
+    note = cut_note(answer, talk)
+    if not answer.meets_form:
+        raise UnmetFormError(f"the answer ends before it has its form ({answer.finish_reason})", note[1])
+    if note[0]:
+        from merino_edge.cli.console import stderr
+
+        stderr().print(f"note: {note[0]}; {note[1]}", highlight=False, soft_wrap=True)
 
 
 def _read_cache(path: Path | None, talk: Chat, opened: Bundle) -> Path | None:

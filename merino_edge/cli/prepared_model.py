@@ -20,8 +20,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from merino_edge import __version__, artefact, atomic, bundle, names, output, wrong_kind
-from merino_edge.cli.child_verb import run_verb
+from merino_edge.cli.child_verb import INTERRUPTED, VerbInterrupted, run_verb
 from merino_edge.errors import ArtefactError
 
 MODELS = ("checkpoint", "gguf", "huggingface")
@@ -196,7 +198,10 @@ def _target_here() -> str:
 def _run(*words: str) -> None:
     interrupts = list[bool]()
     _console().print(f"$ merino-edge {shlex.join(words)}", markup=False, highlight=False, soft_wrap=True, style="bold")
-    run_verb(words, stdout=STDERR, on_interrupt=lambda: interrupts.append(True))
+    try:
+        run_verb(words, stdout=STDERR, on_interrupt=lambda: interrupts.append(True))
+    except VerbInterrupted as told:
+        raise typer.Exit(INTERRUPTED) from told
     if interrupts:  # the verb had just ended
         raise KeyboardInterrupt
 

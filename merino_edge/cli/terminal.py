@@ -4,26 +4,21 @@ Answers go to stdout, everything else to stderr. Control characters of a model n
 
 from __future__ import annotations
 
-import dataclasses
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from merino_edge.errors import InputError, MerinoError
+from merino_edge.cli.word_wrap import WordWrap
+from merino_edge.errors import MerinoError
 
 if TYPE_CHECKING:
+    from merino_edge.bundle import Bundle
     from merino_edge.runtime.chat import Chat
     from merino_edge.runtime.generation import Generation, Statistics
-
-HELP = """\
-/set KEY=VALUE   change {keys}
-/stats           times of the last answer
-/reset           start a new conversation
-/exit            leave (also Ctrl-D); Ctrl-C ends an answer
-\"\"\"              begins and ends a message of several lines"""
 
 
 @contextmanager
@@ -43,21 +38,45 @@ def interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def run_turn(talk: Chat, text: str, *, quiet: bool = False) -> Generation:
-    """Run one turn to its end and write its text as it comes, unless `quiet`."""
+def banner(opened: Bundle) -> str:
+    """What a chat is held with: model, precision, context and target."""
+    from merino_edge import counts
+
+    millions = counts.parameters(opened.architecture) / 1e6
+    form = f"{opened.precision}, {opened.context} positions, {opened.target}"
+    return f"{opened.path.resolve().name}: {millions:.3g} M parameters, {form}"
+
+
+def cut_note(answer: Generation, talk: Chat) -> tuple[str, str]:
+    """What cut an answer off, and what to do; "" twice where it ended by itself."""
+    if answer.finish_reason == "length":
+        return f"the answer was cut off after {talk.max_tokens} tokens", "raise --max-tokens"
+    if answer.finish_reason == "context":
+        context = talk.session.engine.max_positions
+        return f"the answer was cut off where the context of {context} positions is full", (
+            "shorten the prompt, or export again with a larger --context"
+        )
+    return "", ""
+
+
+def run_turn(talk: Chat, text: str, *, quiet: bool = False, wraps: bool = False) -> Generation:
+    """Run one turn to its end and write its text as it comes, unless `quiet`; `wraps`: between words on a terminal."""
     # A model must not steer the terminal. So a terminal gets no control characters but newline and tab.
     drop = dict.fromkeys({*range(32), *range(127, 160)} - {9, 10}) if sys.stdout.isatty() else {}
+    wrap = WordWrap(lambda: shutil.get_terminal_size().columns) if wraps and sys.stdout.isatty() else None
     with interruptible() as cancel:
         answer = talk.send(text, cancel)
         try:
             for piece in answer:
                 if not quiet:
-                    sys.stdout.write(piece.translate(drop))
+                    shown = piece.translate(drop)
+                    sys.stdout.write(shown if wrap is None else wrap.push(shown))
                     sys.stdout.flush()
         finally:
             answer.close()
-            if not quiet and answer.text and not answer.text.endswith("\n"):
-                sys.stdout.write("\n")
+            if not quiet and answer.text:
+                sys.stdout.write("" if wrap is None else wrap.finish())
+                sys.stdout.write("" if answer.text.endswith("\n") else "\n")
                 sys.stdout.flush()
     return answer
 
@@ -93,91 +112,59 @@ def _per_token(tokens: int, elapsed_ms: float) -> str:
 
 
 class Terminal:
-    """The interactive chat: reads lines, answers them, and obeys /commands."""
+    """The interactive chat: reads messages, answers them, and obeys /commands (merino_edge.cli.chat_commands)."""
 
     def __init__(self, talk: Chat, load_ms: float, *, verbose: bool) -> None:
-        self.talk, self.load_ms, self.verbose = talk, load_ms, verbose
-        fields = dataclasses.fields(talk.sampling)
-        self.keys = [field.name for field in fields if field.name != "logit_bias"] + ["max_tokens"]
+        from merino_edge.cli.chat_commands import ChatCommands
+        from merino_edge.cli.message_reader import MessageReader
 
-    def run(self) -> None:
+        self.talk, self.load_ms, self.verbose = talk, load_ms, verbose
+        self._commands = ChatCommands(talk, self._say, lambda: self._print_statistics(verbose=True))
+        self._reader = MessageReader(self._commands.complete)
+
+    def run(self, title: str) -> None:
         """Read and answer until /exit or Ctrl-D. A refused turn prints one line.
 
-        Raises KeyboardInterrupt on Ctrl-C at the prompt.
+        Ctrl-C at the prompt drops what was typed. Raises KeyboardInterrupt at the second one in a row.
         """
-        with suppress(ImportError):
-            import readline  # noqa: F401  input() then has line editing and a history
-        self._say("/help lists the commands, /exit leaves")
+        from merino_edge.cli.chat_commands import LEAVING
+
+        self._say(f"{title}; /help lists the commands, /exit leaves")
+        was_interrupted = False
         with suppress(EOFError):
-            while (text := self._read()) != "/exit":
+            while True:
                 try:
-                    self._obey(text)
+                    text = self._reader.read()
+                    was_interrupted = False
+                    if text in LEAVING:
+                        return
+                    if text.startswith("/"):
+                        self._commands.obey(text)
+                    elif text:
+                        self._ask(text)
+                except KeyboardInterrupt:
+                    if was_interrupted:
+                        raise
+                    was_interrupted = True
+                    sys.stderr.write("\n")
+                    self._say("Ctrl-C again, Ctrl-D or /exit leaves")
                 except MerinoError as error:
                     self._say(str(error))
 
-    def _read(self) -> str:
-        """Read one message: a line, or everything between two `\"""`."""
-        text = self._line("> ")
-        if not text.startswith('"""'):
-            return text.strip()
-        text = text[3:]
-        while not text.rstrip().endswith('"""'):
-            text += "\n" + self._line(". ")
-        return text.rstrip()[:-3]
-
-    def _line(self, prompt: str) -> str:
-        if sys.stdout.isatty():
-            return input(prompt)
-        sys.stderr.write(prompt)  # stdout is a file, which gets only the answers
-        sys.stderr.flush()
-        return input()
-
-    def _obey(self, text: str) -> None:
-        command, _, argument = text.partition(" ")
-        if not text:
-            return
-        if not text.startswith("/"):
-            self._ask(text)
-        elif command == "/help":
-            self._say(HELP.format(keys=", ".join(self.keys)))
-        elif command == "/reset":
-            self.talk.reset()
-            self._say("new conversation")
-        elif command == "/stats":
-            if self.talk.turn is None:
-                raise InputError("no answer yet", "ask something")
-            print_statistics(self.talk.turn.statistics, self.load_ms, verbose=True)
-        elif command == "/set":
-            self._set(argument)
-        else:
-            raise InputError(f"unknown command {command}", "/help lists the commands")
-
     def _ask(self, text: str) -> None:
-        answer = run_turn(self.talk, text)
-        print_statistics(answer.statistics, self.load_ms, verbose=self.verbose)
+        answer = run_turn(self.talk, text, wraps=self._commands.wrap)
+        self._print_statistics(verbose=self.verbose)
         if self.talk.dropped:
             self._say(f"the {self.talk.dropped} oldest messages no longer fit the context and were dropped")
         if answer.finish_reason == "context":
-            hint = "" if self.talk.truncate_history else "; /reset starts a new conversation"
+            hint = "" if self.talk.truncate_history else "; /reset starts a new conversation, or /set slide true"
             self._say(f"the context is full{hint}")
+        elif answer.finish_reason == "length":
+            self._say(f"{cut_note(answer, self.talk)[0]}; /set max_tokens N gives more")
 
-    def _set(self, argument: str) -> None:
-        from merino_edge import limits
-
-        key, separator, text = (part.strip() for part in argument.partition("="))
-        if not separator or key not in self.keys:
-            raise InputError(f"cannot set {argument!r}", f"/set KEY=VALUE with one of {', '.join(self.keys)}")
-        try:
-            value: Any = {"true": True, "false": False, "none": None}.get(text.lower(), text)
-            if isinstance(value, str):
-                value = int(value) if key in ("top_k", "seed", "max_tokens") else float(value)
-        except ValueError:
-            raise InputError(f"{key} cannot be {text!r}", "give a number") from None
-        if key == "max_tokens":
-            self.talk.max_tokens = limits.check_range(key, value, 1, limits.MAX_NEW_TOKENS)
-        else:
-            self.talk.sampling = dataclasses.replace(self.talk.sampling, **{key: value})
-        self._say(f"{key} = {value}")
+    def _print_statistics(self, *, verbose: bool) -> None:
+        if self.talk.turn is not None:
+            print_statistics(self.talk.turn.statistics, self.load_ms, verbose=verbose)
 
     def _say(self, text: str) -> None:
         from merino_edge.cli.console import stderr

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
+import readline
 import select
 import signal
 import subprocess
@@ -26,6 +28,7 @@ from merino_edge.tokenizer import ChatFormat, Tokenizer
 # It runs from a bundle's folder, because `-c` puts the current folder on the path.
 IN_TERMINAL = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
 PROGRAM = "from merino_edge.cli.main import main; main()"
+PROMPTED = r"\n(\x1b\S*)?> $"  # a terminal that can paste is told so before each prompt
 LONG_CONTEXT = 30_000  # an answer this long fills the pipe's buffer, so it cannot end before Ctrl-C arrives
 
 
@@ -77,9 +80,9 @@ class Typist:
 
     def read_until(self, pattern: str) -> str:
         """Return what appears, up to and including the first match of `pattern`."""
-        seen, deadline = "", time.monotonic() + 60
+        seen, deadline = "", time.monotonic() + 20
         while not re.search(pattern, seen):
-            assert time.monotonic() < deadline and select.select([self.terminal], [], [], 60)[0], f"only saw {seen!r}"
+            assert time.monotonic() < deadline and select.select([self.terminal], [], [], 20)[0], f"only saw {seen!r}"
             seen += os.read(self.terminal, 1024).decode(errors="replace")
         return seen
 
@@ -100,7 +103,7 @@ class Typist:
 
 
 @contextmanager
-def chatting(bundle: Path, *options: str) -> Iterator[Typist]:
+def chatting(bundle: Path, *options: str, term: str = "dumb") -> Iterator[Typist]:
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-c", IN_TERMINAL + PROGRAM, "generate", bundle, "--greedy", *options],
@@ -109,12 +112,12 @@ def chatting(bundle: Path, *options: str) -> Iterator[Typist]:
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        env={**os.environ, "TERM": "dumb"},
+        env={**os.environ, "TERM": term},
     ) as process:
         os.close(theirs)
         typist = Typist(process, ours)
         try:
-            typist.read_until(r"/help .*\n> $")
+            typist.read_until(rf"{bundle.name}: .* M parameters, fp32, \d+ positions.*/help .*{PROMPTED}")
             yield typist
         finally:
             process.kill()
@@ -122,7 +125,7 @@ def chatting(bundle: Path, *options: str) -> Iterator[Typist]:
 
 
 def test_the_chat_answers_and_obeys(bundle_path: Path, tokenizer: Tokenizer) -> None:
-    answered = r"generation \d+ tokens .*\n> $"
+    answered = r"generation \d+ tokens (?s:.*)\n> $"
     with chatting(bundle_path, "--max-tokens", "7") as typist:
         assert "no answer yet" in typist.type("/stats\n")
         assert "generation 7 tokens" in typist.type("The quick\n", answered)
@@ -134,13 +137,50 @@ def test_the_chat_answers_and_obeys(bundle_path: Path, tokenizer: Tokenizer) -> 
         assert "max_tokens is 0" in typist.type("/set max_tokens=0\n")
         assert "max_tokens = 3" in typist.type("/set max_tokens=3\n")
         assert "new conversation" in typist.type("/reset\n")
-        assert "/set KEY=VALUE" in typist.type("/help\n")
+        assert "/set KEY VALUE" in typist.type("/?\n") and "/load FILE" in typist.type("/help\n")
         typist.type('"""The\n', r"\. $")
         several = typist.type('quick"""\n', answered)
         tokens = len(tokenizer.encode("<user> The\nquick\n<assistant> "))
         assert f"prompt {tokens} tokens" in several and "generation 3 tokens" in several
         assert "--context" in typist.type("The quick brown fox " * 100 + "\n")
-        assert typist.leave("/exit\n") == 0
+        assert typist.leave("/bye\n") == 0
+
+
+def test_settings_are_shown_and_conversations_saved(bundle_path: Path, tmp_path: Path) -> None:
+    file, other = tmp_path / "talk.json", tmp_path / "other.json"
+    other.write_text('{"messages": [{"role": "assistant", "content": "Hi."}]}')
+    with chatting(bundle_path, "--max-tokens", "7") as typist:
+        assert "there is no message yet" in typist.type(f"/save {file}\n")
+        assert "temperature = 0.3" in typist.type("/set temperature 0.3\n")
+        assert "give true or false" in typist.type("/set slide 3\n")
+        assert "slide = true" in typist.type("/set slide on\n")
+        shown = typist.type("/set\n")
+        values = dict(line.split() for line in re.findall(r"^\w+ +\S+(?=\r$)", shown, re.MULTILINE))
+        assert values["temperature"] == "0.3" and values["slide"] == "true" and values["seed"] == "none"
+        assert "cut off after 7 tokens; /set max_tokens" in typist.type("The quick\n", r"cut off.*\n> $")
+        assert "2 messages are in" in typist.type(f"/save {file}\n")
+        assert f"{file} exists; choose another name" in typist.type(f"/save {file}\n")
+        typist.type("/reset\n")
+        assert "questions and answers in turns" in typist.type(f"/load {other}\n")
+        assert "does not exist" in typist.type(f"/load {tmp_path / 'none'}\n")
+        assert "goes on after 2 messages" in typist.type(f"/load {file}\n")
+        assert "4 messages are in" in typist.type("fox\n", r"cut off.*\n> $") + typist.type(f"/save {tmp_path / 'b'}\n")
+        assert typist.leave("\x04") == 0
+    messages = json.loads((tmp_path / "b").read_text())["messages"]
+    assert messages[:2] == json.loads(file.read_text())["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant"] * 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "other.json", "talk.json"]
+
+
+@pytest.mark.skipif("GNU" not in (readline.__doc__ or ""), reason="libedit has no bracketed paste")
+def test_pasted_text_is_one_message_and_names_are_completed(bundle_path: Path, tokenizer: Tokenizer) -> None:
+    with chatting(bundle_path, "--max-tokens", "3", term="xterm") as typist:
+        asked = typist.type("\x1b[200~The\nquick\x1b[201~\n", PROMPTED)
+        tokens = len(tokenizer.encode("<user> The\nquick\n<assistant> "))
+        assert f"prompt {tokens} tokens" in asked and asked.count("generation 3") == 1
+        assert "max_tokens = 5" in typist.type("/se\tmax\t5\n", PROMPTED)
+        typist.type("\\\n", r"\. $")
+        assert typist.leave("\x04") == 0
 
 
 def test_a_full_context_suggests_reset(bundle_path: Path) -> None:
@@ -149,18 +189,22 @@ def test_a_full_context_suggests_reset(bundle_path: Path) -> None:
         assert "/reset starts a new one" in typist.type("brown fox\n")
         typist.type("/reset\n")
         typist.type("/set max_tokens=2\n")
-        assert "generation 2 tokens" in typist.type("brown fox\n", r"generation .*\n> $")
+        assert "generation 2 tokens" in typist.type("brown fox\n", r"generation (?s:.*)\n> $")
         assert typist.leave("\x04") == 0
 
 
 def test_ctrl_c_ends_the_turn_and_at_the_prompt_the_program(long_bundle: Path) -> None:
     with chatting(long_bundle, "--max-tokens", str(LONG_CONTEXT)) as typist:
         typist.type("The quick\n", r"quick\r\n[^\r\n]*\S")  # the answer has begun
-        ended = typist.type("\x03", r"generation \d+ tokens .*\n> $")
+        ended = typist.type("\x03", r"generation \d+ tokens (?s:.*)\n> $")
         made = re.search(r"generation (\d+) tokens", ended)
         assert made and int(made[1]) < LONG_CONTEXT - 100
         typist.type("/set max_tokens=2\n")
-        assert "generation 2 tokens" in typist.type("brown fox\n", r"generation .*\n> $")
+        assert "generation 2 tokens" in typist.type("brown fox\n", r"generation (?s:.*)\n> $")
+        typist.type("half a question", "question$")
+        assert "Ctrl-D or /exit leaves" in typist.type("\x03")
+        assert "generation 2 tokens" in typist.type("fox\n", r"generation (?s:.*)\n> $")
+        typist.type("\x03")
         assert typist.leave("\x03") == 130
 
 
@@ -181,5 +225,5 @@ def test_control_characters_of_a_model_do_not_reach_the_terminal(
     piped = subprocess.run(command, cwd=path, stdin=subprocess.DEVNULL, capture_output=True)
     assert piped.stdout == b"\x1b\x1b\x1b\n"
     with chatting(path, "--max-tokens", "3") as typist:
-        assert "\x1b\x1b" not in typist.type("a\n", r"generation 3 tokens .*\n> $")
+        assert "\x1b\x1b" not in typist.type("a\n", r"generation 3 tokens (?s:.*)\n> $")
         assert typist.leave("/exit\n") == 0

@@ -54,7 +54,7 @@ def test_stdin_is_a_prompt(verb: Verb, bundle_path: Path) -> None:
     options = ("generate", bundle_path, "--greedy", "--max-tokens", 10, "--verbose")
     piped, given = verb(*options, stdin="The quick 🦊\n".encode()), verb(*options, "--prompt", "The quick 🦊")
     assert piped[:2] == given[:2]
-    assert [line.split()[0] for line in piped[2].splitlines()] == ["load", "prompt", "generation", "total"]
+    assert [line.split()[0] for line in piped[2].splitlines()] == ["load", "prompt", "generation", "total", "note:"]
 
 
 def test_json_is_one_object_that_repeats_the_answer(verb: Verb, bundle_path: Path, tokenizer: Tokenizer) -> None:
@@ -207,3 +207,32 @@ def test_bench_refuses_more_than_the_context(verb: Verb, bundle_path: Path) -> N
     code, out, err = verb("bench", bundle_path, "--prompt-tokens", 300, "--depth", 21)
     assert (code, out) == (2, "")
     assert "exceed the context of 320" in err.splitlines()[-1]
+
+
+# --- answers that are cut off ----------------------------------------------------------------------
+
+
+def test_a_cut_answer_says_so_and_names_the_option(verb: Verb, bundle_path: Path) -> None:
+    once = ("generate", bundle_path, "--prompt", "The quick", "--greedy")
+    code, out, err = verb(*once, "--max-tokens", 5)
+    assert code == 0 and err.endswith("note: the answer was cut off after 5 tokens; raise --max-tokens\n")
+    assert verb(*once, "--max-tokens", 5, "--json")[2] == err[err.index("note:") :]
+    code, _, err = verb(*once, "--max-tokens", 5000)
+    assert code == 0 and "where the context of 320 positions is full; shorten the prompt" in err.splitlines()[-1]
+    code, _, err = verb(*once, "--max-tokens", 5, "--stop", out[:2])
+    assert code == 0 and "cut off" not in err
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_an_answer_without_its_form_is_an_error(verb: Verb, bundle_path: Path, as_json: list[str]) -> None:
+    def once(pattern: str, tokens: int, *more: str) -> tuple[int, str, str]:
+        options = ("--prompt", "a", "--greedy", "--regex", pattern, "--max-tokens", tokens)
+        return verb("generate", bundle_path, *options, *as_json, *more)
+
+    code, out, err = once("(abc ){20}", 5)
+    line = "merino-edge: the answer ends before it has its form (length); raise --max-tokens"
+    assert code == 10 and "abc" in out and err.splitlines()[-1] == line
+    assert once("(abc ){2}", 100)[0] == 0
+    code, _, err = once("(abc ){20}", 100, "--stop", "c abc")
+    assert code == 10 and "(stop)" in err
+    assert once("[a-z ]*", 5)[0] == 0  # any beginning is a whole answer
