@@ -128,10 +128,12 @@ def _source(path: Path) -> dict[str, Any]:
     """What tells that a model is the same: its place, and the sizes and times of its files."""
     files, where = [], _where(path)
     if path.is_dir():
-        from merino_edge.convert import hub_cache
+        from merino_edge.convert import adapter, hub_cache
 
         path = hub_cache.snapshot(path).path
-        files = sorted(file for file in path.iterdir() if file.is_file())
+        base = adapter.base_folder(path) if adapter.is_adapter(path) else None  # merged, so it is a source too
+        folders = [path] if base is None or base == path else [path, base]
+        files = [file for folder in folders for file in sorted(folder.iterdir()) if file.is_file()]
     elif path.exists():
         files = [path]
     stats = [(file.name, file.stat()) for file in files]

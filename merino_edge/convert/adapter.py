@@ -39,6 +39,18 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
+def base_folder(folder: Path, name: str | None = None) -> Path | None:
+    """The folder of an adapter's base, where it is on this machine. `name`: as the adapter says it, else read there.
+
+    Raises ArtefactError.
+    """
+    if name is None:
+        config = artefact.parse_json(artefact.read_text(folder / CONFIG), str(folder / CONFIG))
+        name = str(config.get("base_model_name_or_path") or "") if isinstance(config, dict) else ""
+    places = (Path(name), folder / name, folder) if name else (folder,)
+    return next((path for path in places if (path / "config.json").is_file()), None)
+
+
 @dataclass
 class Adapter:
     """An adapter's matrices by module, as `model.layers.0.self_attn.q_proj`, and the weights that it replaces."""

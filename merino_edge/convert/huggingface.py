@@ -19,7 +19,7 @@ from merino_edge import artefact, limits
 from merino_edge.architecture import Architecture
 from merino_edge.checkpoint import Weights
 from merino_edge.convert import tokenizer_parts, weight_files
-from merino_edge.convert.adapter import Adapter, is_adapter
+from merino_edge.convert.adapter import Adapter, base_folder, is_adapter
 from merino_edge.convert.end_tokens import end_token_ids, stop_strings
 from merino_edge.convert.families import FAMILIES, Config, Family
 from merino_edge.convert.folding import Folding
@@ -103,9 +103,8 @@ def read(folder: Path, on_weight: OnWeight, base: Path | None = None, chat_templ
 
 def _base_of(adapter: Adapter, folder: Path) -> Path:
     """The folder of the adapter's base, where it is on this machine. Raises InputError."""
-    for path in (Path(adapter.base), folder / adapter.base, folder) if adapter.base else (folder,):
-        if (path / "config.json").is_file():
-            return path
+    if (base := base_folder(folder, adapter.base)) is not None:
+        return base
     raise InputError(
         f"{folder} is a LoRA adapter of {adapter.base or 'a base that it does not name'}, which is not here",
         f"give the base's folder or hub name: merino-edge import {folder} --base {adapter.base or 'MODEL'} --out CKPT",

@@ -66,9 +66,9 @@ def perplexity(
     engine: Engine,
     tokenizer: Tokenizer,
     *,
-    window: int | None,
-    stride: int | None,
-    on_step: Callable[[int, int], None],
+    window: int | None = None,
+    stride: int | None = None,
+    on_step: Callable[[int, int], None] = lambda done, of: None,
     before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Score the text in `path` and return its entry of the report. `on_step` is called with (scored, all tokens).

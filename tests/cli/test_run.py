@@ -57,6 +57,21 @@ def test_a_model_is_made_ready_once(
     assert not prepared_model._is_made(made.path, prepared_model._source(model))
 
 
+def test_an_adapter_is_made_again_where_its_base_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    for folder in (base, adapter):
+        folder.mkdir()
+    (base / "config.json").write_text("{}")
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
+    monkeypatch.chdir(tmp_path)
+    before = prepared_model._source(adapter)
+    assert before == prepared_model._source(adapter)
+    (base / "config.json").write_text("{ }")
+    assert prepared_model._source(adapter) != before
+    shutil.rmtree(base)
+    assert [name for name, *_ in prepared_model._source(adapter)["files"]] == ["adapter_config.json"]
+
+
 def test_what_cannot_be_made_leaves_nothing(
     tiny_checkpoint: Checkpoint, cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
