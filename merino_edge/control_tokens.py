@@ -93,12 +93,33 @@ class ControlTokens:
         Each part is encoded after a line break, because some tokenizers put a space before a text.
         """
         line_break, ids = encode("\n"), list[int]()
-        for number, (text, plain) in enumerate(_parts(rendered, markers)):
+        for number, (text, plain, _) in enumerate(_parts(rendered, markers)):
             encode_part = self._as_text if plain else encode
             after = encode_part("\n" + text) if plain or number else []
             follows = after and after[: len(line_break)] == line_break
             ids += after[len(line_break) :] if follows else encode_part(text)
         return ids
+
+    def encode_placed(self, rendered: str, markers: str, encodings: Any) -> tuple[list[int], list[int]]:
+        """Like `encode`, with the character of `rendered` at which each token begins. `encodings` as in `marked`."""
+
+        def encode(text: str) -> list[int]:
+            return list(encodings([text])[0].ids)
+
+        line_break, ids, begins = encode("\n"), list[int](), list[int]()
+        for number, (text, plain, at) in enumerate(_parts(rendered, markers)):
+            after, alone = encodings(["\n" + text, text])
+            if plain:
+                made = self.encode(text.join(markers), markers, encode)
+                places = [at] * len(made)
+            elif number and after.ids[: len(line_break)] == line_break:
+                made = after.ids[len(line_break) :]
+                places = [at + max(0, begin - 1) for begin, _ in after.offsets[len(line_break) :]]
+            else:
+                made, places = alone.ids, [at + begin for begin, _ in alone.offsets]
+            ids += made
+            begins += places
+        return ids, begins
 
     def _as_text(self, text: str) -> list[int]:
         """The tokens of a text, none of which is a control token. It is short: what a control token matches."""
@@ -118,18 +139,18 @@ class ControlTokens:
         return [token.id for split in splits for token in backend.model.tokenize(split)]
 
 
-def _parts(rendered: str, markers: str) -> list[tuple[str, bool]]:
-    """A rendered text as (text, whether it is to be plain text), without the two markers.
+def _parts(rendered: str, markers: str) -> list[tuple[str, bool, int]]:
+    """A rendered text as (text, whether it is to be plain text, where it begins), without the two markers.
 
     A template may have cut a marked token, so that one marker stands alone: it is left out. A template that writes
     JSON may have escaped the markers.
     """
     begin, end = (f"(?:{mark}|\\\\u{ord(mark):04x})" for mark in markers)
-    found: list[tuple[str, bool]] = []
+    found: list[tuple[str, bool, int]] = []
     at = 0
     for match in re.finditer(f"{begin}([^{markers}]*?){end}|{begin}|{end}", rendered):
-        found.append((rendered[at : match.start()], False))
+        found.append((rendered[at : match.start()], False, at))
         if match[1]:
-            found.append((match[1], True))
+            found.append((match[1], True, match.start(1)))
         at = match.end()
-    return [(text, plain) for text, plain in [*found, (rendered[at:], False)] if text]
+    return [part for part in [*found, (rendered[at:], False, at)] if part[0]]

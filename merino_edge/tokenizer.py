@@ -189,6 +189,18 @@ class Tokenizer:
             ids = self.encode(text)
         return ids[1:] if ids[:2] == [bos, bos] else ids  # some templates write the BOS that `encode` adds
 
+    def marked(self, messages: Sequence[Message]) -> tuple[list[Message], str]:
+        """The messages with two markers around the control tokens that they spell out, and the markers; "" if none.
+
+        What a template makes of them goes to `encode_marked`. Raises as `encode_chat` does.
+        """
+        return self._control_tokens.marked(messages, partial(self.encode_batch, offsets=True))
+
+    def encode_marked(self, text: str, markers: str) -> tuple[list[int], list[int]]:
+        """Token ids [N] of a text with such markers, without BOS, and where each token begins in it [N]."""
+        encode = partial(self.encode_batch, offsets=True)
+        return call(lambda: self._control_tokens.encode_placed(text, markers, encode), FAILED, OTHER_MODEL, quiet=True)
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids."""
         return call(

@@ -27,11 +27,23 @@ class Rendered:
 
     text: str
     spans: tuple[Span, ...]
+    markers: str = ""  # around control tokens that a message spells out; "" where none does
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Token ids [N] and the characters (first, last + 1) of each, as `tokenizers` gives them."""
+
+    ids: list[int]
+    offsets: list[Span]
 
 
 def rendered(tokenizer: Tokenizer, conversation: Conversation) -> Rendered | None:
     """The conversation as text; None if the assistant says nothing. Raises InputError naming the conversation."""
-    messages = conversation.messages
+    try:
+        messages, markers = tokenizer.marked(conversation.messages)
+    except MerinoError as error:
+        raise InputError(f"{conversation.where}: {error.message}", "leave that text out") from None
     replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     text = ""
     spans: list[Span] = []
@@ -48,7 +60,13 @@ def rendered(tokenizer: Tokenizer, conversation: Conversation) -> Rendered | Non
             raise InputError(what, "use a tokenizer whose template only adds to what it wrote")
         text = after
         spans.append((len(prompt), len(after)))
-    return Rendered(text, tuple(spans)) if spans else None
+    return Rendered(text, tuple(spans), markers) if spans else None
+
+
+def encoding_of(tokenizer: Tokenizer, item: Rendered) -> Placed:
+    """The tokens of a conversation with markers. What they stand around is plain text, as in the prompts of a chat."""
+    ids, begins = tokenizer.encode_marked(item.text, item.markers)
+    return Placed(ids, [(begin, begin) for begin in begins])
 
 
 def encoded(

@@ -106,7 +106,9 @@ class Encoder:
             )
         )
         conversations = iter(
-            tokenizer.encode_batch([item.text for item in waiting if isinstance(item, Rendered)], offsets=True)
+            tokenizer.encode_batch(
+                [item.text for item in waiting if isinstance(item, Rendered) and not item.markers], offsets=True
+            )
         )
         run: list[int] = []  # of plain text
         for item in waiting:
@@ -114,7 +116,8 @@ class Encoder:
                 if run:
                     yield Encoded(np.array(run, dtype=np.int64))
                     run = []
-                yield Encoded(*conversation.encoded(next(conversations), item.spans, bos, eos, self.end_of_text))
+                made = conversation.encoding_of(tokenizer, item) if item.markers else next(conversations)
+                yield Encoded(*conversation.encoded(made, item.spans, bos, eos, self.end_of_text))
                 continue
             for number, part in enumerate(item.split(END_OF_TEXT)):
                 if number:
