@@ -3,9 +3,9 @@
     python benchmarks/loops.py BUNDLE [--prompts 200] [--tokens 400] [--answers FILE] [--sampling NAME=VALUE,...]
 
 Each prompt is a chat of its own with its own seed. `--sampling` may be repeated; `default` and `control` (no penalty at
-all) are names. A row counts the answers that end in a loop, those that end by themselves, the words that repeat, and
-the questions of fact that are answered rightly. An answer loops where its last characters are three or more times the
-same, whatever its numbers are. `--answers` keeps all answers.
+all) are names. A row counts the answers that end in a loop, and those that end by themselves. It also has the share of
+words that repeat, and how many questions of fact are answered rightly. An answer loops where its last characters are
+three or more times the same, whatever its numbers are. `--answers` keeps all answers.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Keeps an answer from repeating itself for ever: a token that would go on with a repeated sequence gets less likely.
 
-Where the last tokens of an answer stood in it before, each such place takes from the logit of the token that followed
-there, and the more, the longer the two sequences agree. An answer without repeated sequences is not changed at all.
-The prompt does not count, so it can be quoted. Source: DRY ("don't repeat yourself") of llama.cpp and
+The last tokens of an answer may have stood in it before. Each such place takes from the logit of the token that
+followed there. The longer the two sequences agree, the more it takes. An answer without repeated sequences is not
+changed at all. The prompt does not count, so it can be quoted. Source: DRY ("don't repeat yourself") of llama.cpp and
 text-generation-webui, which count the prompt and the longest place only.
 """
 
