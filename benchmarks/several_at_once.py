@@ -3,9 +3,9 @@
     python benchmarks/several_at_once.py BUNDLE [--sequences 1 2 4] [--rounds 9] [--tokens 64] [--threads 2]
     python benchmarks/several_at_once.py BUNDLE --golden 4000 [--clients 8]
 
-The first form prints the median over rounds of all tokens a second, with its spread (1.4826 MAD) and its ratio, round
-by round, to the engine that `generate` opens. Every answer is compared with the answer alone. A newcomer's prompt of up
-to a piece then comes while the others run: how many joint steps pass before its first token. The second form serves the
+The first form prints the median over rounds of all tokens a second, with its spread (1.4826 MAD). The ratio, round by
+round, is to the engine that `generate` opens. Every answer is compared with the answer alone. At the end a newcomer's
+prompt comes while the others run: how many steps of theirs pass before its first token. The second form serves the
 bundle over HTTP: clients ask at random, one of ten leaves early, and answers are compared with those alone.
 """
 
