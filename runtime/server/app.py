@@ -152,7 +152,8 @@ class Service:
             with self._preparing:
                 return self._tokens.answer(path, body, self._check_name)
 
-        document = await run_in_threadpool(answered)
+        with self._tokens.place():
+            document = await run_in_threadpool(answered)
         self._metrics.answered(path, 200)
         return JSONResponse(document)
 

@@ -6,7 +6,8 @@ llama.cpp has `content` and answers `tokens`. An answer has the fields of both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -16,6 +17,7 @@ from merino_edge.runtime.engine import Engine
 from merino_edge.runtime.server.chat_request import ChatRequest
 from merino_edge.runtime.server.requests import parse
 from merino_edge.runtime.server.strict import Checked, FieldError
+from merino_edge.runtime.server.worker import Busy
 from merino_edge.runtime.token_bytes import TokenBytes
 from merino_edge.tokenizer import Tokenizer
 
@@ -55,13 +57,25 @@ class TokensApi:
     """Answers the paths of one tokenizer."""
 
     paths = ("/tokenize", "/detokenize", "/apply-template")
+    most_at_once = 8  # requests that wait for their turn: they share threads and memory with answers
 
     def __init__(
         self, tokenizer: Tokenizer, engine: Engine, template_options: Mapping[str, Any], *, control_tokens: bool
     ) -> None:
         self._tokenizer, self._options, self._control_tokens = tokenizer, template_options, control_tokens
         self._context, self._vocab_size = engine.max_positions, engine.vocab_size
-        self._bytes = TokenBytes(tokenizer)
+        self._bytes, self._waiting = TokenBytes(tokenizer), 0
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place among the requests that wait. Use it from one thread. Raises Busy."""
+        if self._waiting >= self.most_at_once:
+            raise Busy(f"{self._waiting} texts wait to be tokenised")
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
 
     def answer(self, path: str, body: bytes, check_name: Callable[[str], None]) -> dict[str, Any]:
         """The document that answers a request. `check_name` refuses another model. Raises InputError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -11,9 +12,10 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from helpers.served import HELLO, serving
+from helpers.served import HELLO, serving, wait_until
 from merino_edge.runtime.open_bundle import open_engine
 from merino_edge.runtime.server.app import Service
+from merino_edge.runtime.server.tokens_api import TokensApi
 from merino_edge.tokenizer import Tokenizer
 
 WORDS = "The quick fox 🦊 déjà"
@@ -25,9 +27,15 @@ def with_bos(tokenizer: Tokenizer) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def url(bundle_path: Path, with_bos: Tokenizer) -> Iterator[str]:
+def service(bundle_path: Path, with_bos: Tokenizer) -> Iterator[Service]:
     engine, _, _ = open_engine(bundle_path, threads=1)
-    with closing(engine), serving(Service(engine, with_bos, "small", waiting=0, key=None)) as where:
+    with closing(engine):
+        yield Service(engine, with_bos, "small", waiting=0, key=None)
+
+
+@pytest.fixture(scope="module")
+def url(service: Service) -> Iterator[str]:
+    with serving(service) as where:
         yield where
 
 
@@ -85,3 +93,23 @@ def test_the_model_says_how_much_it_holds(url: str, with_bos: Tokenizer) -> None
         card = httpx.get(f"{url}{root}/models").json()["data"][0]
         assert card["max_model_len"] == card["meta"]["n_ctx_train"] == 320
         assert card["meta"]["n_vocab"] == with_bos.vocab_size
+
+
+def test_too_many_texts_at_once_are_refused(url: str, service: Service) -> None:
+    """They would take the threads that answers need."""
+    statuses: list[int] = []
+
+    def tokenize() -> None:
+        statuses.append(httpx.post(f"{url}/tokenize", json={"content": "x"}, timeout=30).status_code)
+
+    most = TokensApi.most_at_once
+    threads = [threading.Thread(target=tokenize) for _ in range(most + 2)]
+    with service._preparing:  # nobody's turn comes
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(statuses) == 2)
+        assert statuses == [429, 429]
+    for thread in threads:
+        thread.join()
+    assert sorted(statuses) == [200] * most + [429, 429]
+    assert ask(url, "/tokenize", content="x")["count"] == 1
