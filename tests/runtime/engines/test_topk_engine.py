@@ -95,7 +95,7 @@ def test_a_step_is_one_launch_and_the_row_stays_on_the_gpu(
             return {name: gpu.count(name) for name in names}
 
         for sampling, step_bytes in (
-            (Sampling(), 8 * TOP_K),
+            (Sampling(loop_penalty=0.0), 8 * TOP_K),
             (Sampling(greedy=True), 8 * TOP_K),
             (Sampling(repetition_penalty=1.1), row_bytes),
             (Sampling(greedy=True), 8 * TOP_K),
