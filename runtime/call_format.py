@@ -15,6 +15,7 @@ from typing import Any
 
 from merino_edge import chat_template
 from merino_edge.runtime.grammar import JSON_FORM
+from merino_edge.runtime.json_schema.preparation import prepare
 from merino_edge.tokenizer import Tokenizer
 
 MOST_CALLS = 16  # in one answer: a small model would go on for ever
@@ -152,4 +153,4 @@ def _object(parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def _json(schema: dict[str, Any]) -> str:
-    return "%json " + json.dumps({**schema, "x-guidance": JSON_FORM})
+    return "%json " + json.dumps({**prepare(schema).schema, "x-guidance": JSON_FORM})

@@ -151,6 +151,11 @@ def generate(
         if proposer := open_proposer(engine, opened, lookup=lookup, draft=draft, threads=threads, cpu=cpu):
             stack.enter_context(closing(proposer))
         grammar = _grammar(tokenizer, engine.vocab_size, json_schema, regex)
+        if grammar is not None and grammar.notes:
+            from merino_edge.cli.console import stderr
+
+            for note in grammar.notes:
+                stderr().print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
         raw = None if chat is None else not chat
         talk = Chat(
             engine,

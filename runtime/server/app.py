@@ -198,6 +198,7 @@ class Service:
                 self._tokenizer, control_tokens=self._control_tokens, options=self._template_options
             )
             notes = request.notes(self._tokenizer, self._template_options)
+            notes += () if grammar is None else grammar.notes
         form = calls[0] if calls else None
         choices: list[Choice] = []
         for prompt, ids in enumerate(prompts):

@@ -170,6 +170,13 @@ class Request(Checked, ABC):
 
     def grammar(self, grammars: Callable[[], Grammars]) -> Grammar | None:
         """The compiled `response_format` or `regex`, or None. Raises InputError, MissingExtraError."""
+        field = "response_format" if self.regex is None else "regex"
+        try:
+            return self._grammar(grammars)
+        except InputError as error:
+            raise FieldError(field, error.message) from None
+
+    def _grammar(self, grammars: Callable[[], Grammars]) -> Grammar | None:
         response_format = self.response_format or ResponseFormat(type="text")
         if self.regex is not None:
             if response_format.type != "text":

@@ -105,6 +105,7 @@ def test_a_grammar_that_allows_all_changes_nothing(engine: Engine, tokenizer: To
         ("json_schema", "{", "the schema is no JSON object"),
         ("json_schema", "[1]", "the schema is no JSON object"),
         ("json_schema", {"type": "wings"}, "Invalid type: wings"),
+        ("json_schema", {"not": {}}, "'not' at # cannot be held"),
         ("json_schema", {"$ref": "http://example.com/x"}, "does not fetch"),
         ("json_schema", {"$ref": "file:///etc/passwd"}, "does not fetch"),
     ],
@@ -124,7 +125,7 @@ def test_any_object_is_an_object(engine: Engine, tokenizer: Tokenizer, grammars:
 def test_the_verb_takes_a_schema_from_a_file_or_the_line(
     bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "person.json").write_text(json.dumps(PERSON))
+    (tmp_path / "person.json").write_text(json.dumps(PERSON), encoding="utf-8-sig")  # as some editors do
     for schema in (str(tmp_path / "person.json"), json.dumps(PERSON)):
         options = ["--prompt", "hi", "--threads", "1", "--temperature", "2", "--json-schema", schema]
         monkeypatch.setattr("sys.argv", ["merino-edge", "generate", str(bundle_path), *options])
@@ -132,6 +133,24 @@ def test_the_verb_takes_a_schema_from_a_file_or_the_line(
             main()
         assert not end.value.code
         assert set(json.loads(capsys.readouterr().out)) == set(PERSON["properties"])  # type: ignore[call-overload]
+
+
+def test_the_verb_notes_what_a_schema_is_not_held_to(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [
+        "--prompt",
+        "hi",
+        "--threads",
+        "1",
+        "--json-schema",
+        '{"type": "string", "format": "[b]", "maxLength": 2}',
+    ]
+    monkeypatch.setattr("sys.argv", ["merino-edge", "generate", str(bundle_path), *options])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    assert "note: the format '[b]' at # is not held\n" in capsys.readouterr().err
 
 
 @settings(max_examples=20, deadline=None)

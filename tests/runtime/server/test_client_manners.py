@@ -75,6 +75,16 @@ def test_the_one_model_need_not_be_named(url: str) -> None:
     assert httpx.post(url + TEXT, json={"prompt": "fox", "max_tokens": 2}).status_code == 200
 
 
+def form(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "reply", "schema": schema}}
+
+
+def test_what_a_schema_is_not_held_to_is_noted(url: str) -> None:
+    schema = {"type": "string", "format": "colour", "maxLength": 3}
+    answer = httpx.post(url + CHAT, json=GOOD | {"response_format": form(schema)})
+    assert answer.json()["notes"] == ["the format 'colour' at # is not held"]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "code", "field"),
     [
@@ -87,6 +97,8 @@ def test_the_one_model_need_not_be_named(url: str) -> None:
         (CHAT, GOOD | {"model": "large"}, 404, "model_not_found", "model"),
         ("/v1/images", GOOD, 404, "not_found", None),
         ("/v1/embeddings", {"input": "x"}, 400, "not_served", "embeddings"),
+        (CHAT, GOOD | {"regex": "((("}, 400, "invalid_value", "regex"),
+        (CHAT, GOOD | {"response_format": form({"not": {}}), "stream": True}, 400, "invalid_value", "response_format"),
     ],
 )
 def test_an_error_has_its_class(

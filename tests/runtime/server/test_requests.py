@@ -64,7 +64,7 @@ GOOD = {"model": "small", "messages": HELLO, "max_tokens": 2}
         ({"response_format": {"type": "json_object", "schema": {"type": "wings"}}}, "this JSON schema cannot be used"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "wings"}}}},
-            "this JSON schema cannot be used",
+            "the JSON schema cannot be used: Invalid type: wings",
         ),
         ({"regex": "((("}, "this regular expression cannot be used"),
         ({"regex": "a", "response_format": {"type": "json_object"}}, "cannot be combined"),
