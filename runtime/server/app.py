@@ -1,4 +1,4 @@
-"""The HTTP application: OpenAI's chats, completions, responses and models, tokens, and /health and /metrics.
+"""The HTTP application: OpenAI's chats, completions, responses and models, tokens, /health, /metrics, a page.
 
 As many answers run at once as the engine has sequences, and others wait. If more than `waiting` wait, a request is
 refused with 429 before it is looked at. When a client disconnects, its answer ends within one token. Without an API key
@@ -29,7 +29,7 @@ from merino_edge.runtime.call_parser import CallParser
 from merino_edge.runtime.engine import Alone, Engine, SequenceGroup
 from merino_edge.runtime.generation import generate
 from merino_edge.runtime.grammar import Grammars
-from merino_edge.runtime.server import requests
+from merino_edge.runtime.server import page, requests
 from merino_edge.runtime.server.answer import Answers
 from merino_edge.runtime.server.bodies import Bodies
 from merino_edge.runtime.server.chat_request import ChatRequest
@@ -105,6 +105,7 @@ class Service:
     def application(self) -> Starlette:
         """The ASGI application."""
         routes = [
+            Route("/", page.show),
             Route("/health", self._health),
             Route("/metrics", self._metrics_text),
             *(Route(f"{root}/models", self._models) for root in ROOTS),
