@@ -154,8 +154,8 @@ def generate(
         if grammar is not None and grammar.notes:
             from merino_edge.cli.console import stderr
 
-            for note in grammar.notes:
-                stderr().print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+            for unheld in grammar.notes:
+                stderr().print(f"note: {unheld}", highlight=False, markup=False, soft_wrap=True)
         raw = None if chat is None else not chat
         talk = Chat(
             engine,

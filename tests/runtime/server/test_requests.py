@@ -61,7 +61,7 @@ GOOD = {"model": "small", "messages": HELLO, "max_tokens": 2}
         ({"tools": [{"type": "function"}]}, "tools.0.function"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "json_schema is missing"),
-        ({"response_format": {"type": "json_object", "schema": {"type": "wings"}}}, "this JSON schema cannot be used"),
+        ({"response_format": {"type": "json_object", "schema": {"type": "wings"}}}, "Invalid type: wings"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "wings"}}}},
             "the JSON schema cannot be used: Invalid type: wings",
