@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from merino_edge import chat_template
-from merino_edge.runtime.grammar import JSON_FORM
+from merino_edge.runtime.grammar import JSON_FORM, check_size
 from merino_edge.runtime.json_schema.preparation import prepare
 from merino_edge.tokenizer import Tokenizer
 
@@ -153,4 +153,5 @@ def _object(parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def _json(schema: dict[str, Any]) -> str:
+    check_size(json.dumps(schema))
     return "%json " + json.dumps({**prepare(schema).schema, "x-guidance": JSON_FORM})

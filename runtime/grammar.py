@@ -96,7 +96,7 @@ class Grammars:
 
         try:
             text = schema if isinstance(schema, str) else json.dumps(schema)
-            _check_size(text)
+            check_size(text)
             parsed = parse_bounded(text.removeprefix("\ufeff"))
             if not isinstance(parsed, dict):
                 raise ValueError("it is of another type")
@@ -111,14 +111,14 @@ class Grammars:
         """Compile a regular expression in Rust's syntax. Raises InputError where it is too long or not valid."""
         from llguidance import LLMatcher
 
-        _check_size(pattern)
+        check_size(pattern)
         return self._compiled(LLMatcher.grammar_from_regex(pattern), "regular expression")
 
     def lark(self, text: str) -> Grammar:
         """Compile a grammar in llguidance's Lark, such as that of tool calls. Raises InputError."""
         from llguidance import LLMatcher
 
-        _check_size(text)
+        check_size(text)
         return self._compiled(LLMatcher.grammar_from_lark(text), "grammar")
 
     def _compiled(self, grammar: str, kind: str, notes: tuple[str, ...] = ()) -> Grammar:
@@ -158,7 +158,8 @@ class Grammars:
         return matcher, trial.get_error() or matcher.get_error()
 
 
-def _check_size(text: str) -> None:
+def check_size(text: str) -> None:
+    """Raise InputError for a form that is too long, or not valid UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:

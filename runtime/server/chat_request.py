@@ -92,10 +92,10 @@ class ChatRequest(Request):
             return None
         form = call_format.format_of(tokenizer)
         answer = self._answer_schema(forced=use.forced, form=form)
-        text = call_format.grammar(
-            form, use.callable, tokenizer, forced=use.forced, parallel=use.parallel, answer=answer
-        )
         try:
+            text = call_format.grammar(
+                form, use.callable, tokenizer, forced=use.forced, parallel=use.parallel, answer=answer
+            )
             return form, grammars().lark(text)
         except InputError as error:
             raise FieldError("tools", error.message) from None
