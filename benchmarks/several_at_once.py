@@ -40,6 +40,7 @@ class Speeds:
 
     def __init__(self, bundle: Path, most: int, tokens: int, threads: int) -> None:
         self.alone, tokenizer, opened = open_engine(bundle, threads=threads)
+        self.by_itself = Session(self.alone)
         self.group, _, _ = open_sequences(bundle, most, threads)
         self.sequence_mb = sequence_bytes(opened) / 1e6
         self.tokenizer = tokenizer.with_chat(replace(tokenizer.chat, eos_token_ids=()))  # answers of one length
@@ -53,7 +54,7 @@ class Speeds:
 
     def timed(self, number: int) -> tuple[float, list[int]]:
         """Tokens a second of one answer on the engine by itself, and its tokens."""
-        generation = self.answer(number, Session(self.alone))
+        generation = self.answer(number, self.by_itself)
         while not generation.tokens:
             next(generation)
         before, began = len(generation.tokens), time.perf_counter()
@@ -186,7 +187,8 @@ def _next(left: object, lock: threading.Lock) -> int | None:
 
 def _golden(engine: Engine, tokenizer: Tokenizer, body: dict[str, object]) -> str:
     sampling = Sampling(temperature=body["temperature"], seed=body["seed"])  # type: ignore[arg-type]
-    return "".join(generate(Session(engine), tokenizer, body["prompt"], sampling, body["max_tokens"]))  # type: ignore[arg-type]
+    with closing(Session(engine)) as session:
+        return "".join(generate(session, tokenizer, body["prompt"], sampling, body["max_tokens"]))  # type: ignore[arg-type]
 
 
 def main() -> None:

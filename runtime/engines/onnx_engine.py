@@ -289,13 +289,6 @@ class OnnxEngine:
         types = [self.cache_dtype] * (len(shapes) - states) + [np.dtype(np.float32)] * states
         return list(zip(shapes, types, strict=True))
 
-    def forget(self) -> None:
-        """Give back the memory of all that the caches hold."""
-        self.mark_filled(0)
-        for memory in self._memory:
-            memory.release(0, self.capacity)
-        self._written = 0
-
     def read_cache(self, positions: int) -> list[NDArray[Any]]:
         on_host = self._arrays if self.device == "cpu" else (value.numpy() for value in self._caches)
         arrays = [cache[0, :, :positions].copy() for cache in on_host]

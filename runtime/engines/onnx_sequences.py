@@ -12,7 +12,7 @@ differs, every step runs by itself. Measured (docs/lab-notes.md): int8 and int4 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from merino_edge.graph_io import NUM_LOGITS
 from merino_edge.runtime.engine import Engine, Logits, Row
 from merino_edge.runtime.engines.batched_graph import LONGEST, batched
 from merino_edge.runtime.engines.cache_memory import CacheMemory
-from merino_edge.runtime.engines.onnx_engine import OnnxEngine
+from merino_edge.runtime.engines.onnx_engine import Memory, OnnxEngine
 from merino_edge.runtime.engines.onnx_session import open_session, run_bound
 
 if TYPE_CHECKING:
@@ -54,36 +54,38 @@ class OnnxSequences:
         heads = min(block.heads for block in a.blocks)
         settings: dict[str, Any] = {"device": "cpu", "spinning": spinning, "weights": weights}
         self._session = open_session(graph if model is None else model, threads, heads, **settings)
+        self._vocab_size, self._count, self._takes_rows = a.vocab_size, count, model is not None
+        self._caches = 2 * sum(not block.convolution for block in a.layer_blocks())
+        self._arguments = (graph, a, context, threads)
+        self._open_members()
+        # Graphs of older bundles return one row.
+        self.joins_steps = self._takes_rows and self._engines[0].max_rows > 1 and self._rows_alike()
+        if self._takes_rows:
+            self._open_members()  # with new memory: pages that were given back and come again made steps 2 % slower
+
+    def _open_members(self) -> None:
+        """Open all engines over the session, with empty caches."""
         self._memory: list[CacheMemory] = []  # [B, Hkv, C, D] of each cache, where the graph takes a batch
-        self._vocab_size, self._count = a.vocab_size, count
-
-        def place(index: int) -> Callable[[tuple[int, int, int, int], Any], CacheMemory]:
-            caches = iter(range(len(a.layer_blocks()) * 2))
-
-            def memory(shape: tuple[int, int, int, int], dtype: Any) -> CacheMemory:
-                cache = next(caches)
-                if cache == len(self._memory):
-                    self._memory.append(CacheMemory((count, *shape[1:]), dtype))
-                return self._memory[cache].of_sequence(index)
-
-            return memory
-
+        self._steps: dict[tuple[int, int], _JointStep] = {}  # by the first place and the number of rows
+        graph, a, context, threads = self._arguments
         self._engines = [
-            OnnxEngine(
-                graph,
-                a,
-                context,
-                threads,
-                session=self._session,
-                memory=CacheMemory if model is None else place(index),
-            )
-            for index in range(count)
+            OnnxEngine(graph, a, context, threads, session=self._session, memory=self._memory_of(index))
+            for index in range(self._count)
         ]
         self.members: Sequence[Engine] = self._engines
         self._placed = list(self._engines)  # by their places in memory
-        self._steps: dict[tuple[int, int], _JointStep] = {}  # by the first place and the number of rows
-        takes_rows = model is not None and self._engines[0].max_rows > 1  # graphs of older bundles return one row
-        self.joins_steps = takes_rows and self._rows_alike()
+
+    def _memory_of(self, index: int) -> Memory:
+        """What gives the caches of one sequence their memory: a part of the common one, where rows are joined."""
+        caches = iter(range(self._caches))
+
+        def memory(shape: tuple[int, int, int, int], dtype: Any) -> CacheMemory:
+            cache = next(caches)
+            if cache == len(self._memory):
+                self._memory.append(CacheMemory((self._count, *shape[1:]), dtype))
+            return self._memory[cache].of_sequence(index)
+
+        return memory if self._takes_rows else CacheMemory
 
     @staticmethod
     def from_bundle(bundle: Bundle, threads: int | None, *, count: int, spinning: bool = True) -> OnnxSequences:
@@ -159,8 +161,6 @@ class OnnxSequences:
                     joint = []
                 alike = alike and len(joint) == count
                 alike = alike and all(np.array_equal(a, b) for a, b in zip(alone, joint, strict=False))
-        for engine in members:
-            engine.forget()
         return alike
 
 
