@@ -13,11 +13,11 @@ import functools
 import hmac
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -50,6 +50,7 @@ from merino_edge.runtime.token_bytes import TokenBytes
 from merino_edge.tokenizer import Tokenizer
 
 UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies pass each event on at once
+T = TypeVar("T")
 KINDS: dict[str, type[requests.Request] | type[ResponsesRequest]] = {
     "/chat/completions": ChatRequest,
     "/completions": TextRequest,
@@ -91,7 +92,8 @@ class Service:
         self._begun, self.fingerprint = int(time.time()), fingerprint or f"fp_{tokenizer.sha256[:12]}"
         self._bodies, self._token_bytes = Bodies(), TokenBytes(tokenizer)
         self._tokens = TokensApi(tokenizer, engine, self._template_options, control_tokens=control_tokens)
-        self._preparing = threading.Lock()  # one text is encoded at a time: a megabyte takes 160 MB
+        # One text is encoded at a time, since a megabyte takes 160 MB, and by one thread: glibc keeps some for each.
+        self._preparing = ThreadPoolExecutor(1, "prepare")
         self._grammars = functools.cache(lambda: Grammars(tokenizer, engine.vocab_size))
 
     def cancel_all(self) -> None:
@@ -101,6 +103,7 @@ class Service:
     def close(self) -> None:
         """Cancel all answers and stop the worker. The caller closes the engine. May be called twice."""
         self._worker.close()
+        self._preparing.shutdown(cancel_futures=True)
 
     def application(self) -> Starlette:
         """The ASGI application."""
@@ -149,12 +152,8 @@ class Service:
         self._check_key(request)
         body, path = await self._bodies.read(request), request.scope["path"]
 
-        def answered() -> dict[str, Any]:
-            with self._preparing:
-                return self._tokens.answer(path, body, self._check_name)
-
         with self._tokens.place():
-            document = await run_in_threadpool(answered)
+            document = await self._in_turn(self._tokens.answer, path, body, self._check_name)
         self._metrics.answered(path, 200)
         return JSONResponse(document)
 
@@ -170,7 +169,7 @@ class Service:
         self._worker.claim()
         cancel = threading.Event()
         try:
-            reply, stream = await run_in_threadpool(self._prepared, KINDS[path.removeprefix("/v1")], body, cancel)
+            reply, stream = await self._in_turn(self._prepared, KINDS[path.removeprefix("/v1")], body, cancel)
         except BaseException as error:
             self._worker.release()
             if isinstance(error, (HTTPException, MerinoError)) or not isinstance(error, Exception):
@@ -182,24 +181,25 @@ class Service:
             return StreamingResponse(_events(answer, reply), media_type="text/event-stream", headers=UNBUFFERED)
         return await self._whole(answer, reply, request)
 
+    async def _in_turn(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call what encodes a text, once those that came before are done."""
+        return await asyncio.get_running_loop().run_in_executor(self._preparing, function, *arguments)
+
     def _prepared(
         self, kind: type[requests.Request] | type[ResponsesRequest], body: bytes, cancel: threading.Event
     ) -> tuple[Reply, bool]:
         """The reply, whose answers have not begun, and whether it is streamed.
 
-        Runs in a thread: a long prompt takes a second.
+        A long prompt takes a second.
         """
         asked = requests.parse(kind, body)
         request = asked.chat() if isinstance(asked, ResponsesRequest) else asked
         self._check_name(request.model or self.name)
-        with self._preparing:
-            calls = request.call_grammar(self._tokenizer, self._grammars)
-            grammar = calls[1] if calls else request.grammar(self._grammars)
-            prompts = request.prompts(
-                self._tokenizer, control_tokens=self._control_tokens, options=self._template_options
-            )
-            notes = request.notes(self._tokenizer, self._template_options)
-            notes += () if grammar is None else grammar.notes
+        calls = request.call_grammar(self._tokenizer, self._grammars)
+        grammar = calls[1] if calls else request.grammar(self._grammars)
+        prompts = request.prompts(self._tokenizer, control_tokens=self._control_tokens, options=self._template_options)
+        notes = request.notes(self._tokenizer, self._template_options)
+        notes += () if grammar is None else grammar.notes
         form = calls[0] if calls else None
         choices: list[Choice] = []
         for prompt, ids in enumerate(prompts):

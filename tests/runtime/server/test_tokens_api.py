@@ -96,7 +96,7 @@ def test_the_model_says_how_much_it_holds(url: str, with_bos: Tokenizer) -> None
 
 
 def test_too_many_texts_at_once_are_refused(url: str, service: Service) -> None:
-    """They would take the threads that answers need."""
+    """Each holds its text in memory while it waits."""
     statuses: list[int] = []
 
     def tokenize() -> None:
@@ -104,11 +104,13 @@ def test_too_many_texts_at_once_are_refused(url: str, service: Service) -> None:
 
     most = TokensApi.most_at_once
     threads = [threading.Thread(target=tokenize) for _ in range(most + 2)]
-    with service._preparing:  # nobody's turn comes
-        for thread in threads:
-            thread.start()
-        wait_until(lambda: len(statuses) == 2)
-        assert statuses == [429, 429]
+    turn = threading.Event()
+    service._preparing.submit(turn.wait)  # nobody else's comes
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(statuses) == 2)
+    turn.set()
+    assert statuses == [429, 429]
     for thread in threads:
         thread.join()
     assert sorted(statuses) == [200] * most + [429, 429]
