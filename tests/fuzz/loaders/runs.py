@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -41,14 +42,15 @@ from merino_edge.runtime.session import Session
 # --- bundles and engines ---------------------------------------------------------------------------
 
 
-def _write_bundle(folder: Path) -> None:
-    save(build_model(TINY, weights(TINY), "fp32", 128), folder / "model.onnx")
+def _write_bundle(folder: Path, context: int = 128) -> None:
+    a = replace(TINY, max_positions=max(context, TINY.max_positions))
+    save(build_model(a, weights(TINY), "fp32", context), folder / "model.onnx")
     (folder / "tokenizer.json").write_text(tokenizer_json())
     (folder / "chat.json").write_text(chat_format(conversations=True).to_json())
-    more = {"contexts": [128], "graph": {"opset": 21, "lowering": "ort"}, "engines": [],
+    more = {"contexts": [context], "graph": {"opset": 21, "lowering": "ort"}, "engines": [],
             "tunings": [{"cpu": "x", "cores": 4, "threads": 2, "spinning": True}],
             "parity": [{"check": "logits", "value": 1e-6, "limit": 1e-3, "passed": True}]}  # fmt: skip
-    bundle.write_manifest(folder, TINY, "fp32", "onnxruntime", 128, **more)
+    bundle.write_manifest(folder, a, "fp32", "onnxruntime", context, **more)
 
 
 def _seal_bundle(made: Draft) -> None:
@@ -213,7 +215,7 @@ CHAT: dict[str, Any] = {
     "model": "small",
     "messages": [*HELLO, {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]}, *HELLO],
     "max_tokens": 3, "temperature": 0.7, "top_p": 0.9, "top_k": 20, "seed": 1, "stop": ["x"], "logit_bias": {"5": -1},
-    "stream": False, "stream_options": {"include_usage": True}, "n": 1, "user": "me", "presence_penalty": 0.1,
+    "stream": False, "stream_options": {"include_usage": False}, "n": 1, "user": "me", "presence_penalty": 0.1,
     "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}},
 }  # fmt: skip
 COMPLETION: dict[str, Any] = {
@@ -224,6 +226,28 @@ COMPLETION: dict[str, Any] = {
     "stop": "y",
     "min_p": 0.1,
 }
+PARAMETERS = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+FUNCTION = {"name": "f", "description": "Adds one.", "parameters": PARAMETERS}
+TOOLS: dict[str, Any] = {
+    "messages": [
+        *HELLO,
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}],
+        },
+        {"role": "tool", "tool_call_id": "c", "content": "2"},
+    ],
+    "tools": [{"type": "function", "function": FUNCTION}], "tool_choice": "auto", "parallel_tool_calls": True, "n": 2,
+    "logprobs": True, "top_logprobs": 2, "stop_token_ids": [5], "min_tokens": 1, "max_completion_tokens": 3,
+}  # fmt: skip
+RESPONSE: dict[str, Any] = {
+    "input": [*HELLO, {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+              {"type": "function_call_output", "call_id": "c", "output": "2"}],
+    "instructions": "Be short.", "max_output_tokens": 3, "temperature": 0.5, "text": {"format": {"type": "text"}},
+    "tools": [{"type": "function", **FUNCTION}], "tool_choice": "required", "include": ["message.output_text.logprobs"],
+}  # fmt: skip
+TOKENIZE: dict[str, Any] = {"content": PROMPT, "add_special": True, "with_pieces": True, "return_token_strs": True}
 
 
 class _Server:
@@ -231,7 +255,9 @@ class _Server:
 
     def __init__(self) -> None:
         # Not `served`: the service knows what its engine holds, and other loaders run that one.
-        self.engine, tokenizer, _ = open_engine(kept("bundle", _write_bundle), 1, cpu=True)
+        # Its context has room for descriptions of tools.
+        path = kept("server-bundle", functools.partial(_write_bundle, context=1024))
+        self.engine, tokenizer, _ = open_engine(path, 1, cpu=True)
         self.loop = asyncio.new_event_loop()
         self.service = Service(self.engine, tokenizer, "small", waiting=4, key=None)
         self.application, self.asked = self.service.application(), 0
@@ -410,6 +436,9 @@ LOADERS = (
         for name, path, body in (
             ("server-chat", "/v1/chat/completions", CHAT),
             ("server-text", "/v1/completions", COMPLETION),
+            ("server-tools", "/v1/chat/completions", TOOLS),
+            ("server-responses", "/v1/responses", RESPONSE),
+            ("server-tokenize", "/tokenize", TOKENIZE),
         )
     ),
     Loader(
