@@ -35,6 +35,7 @@ from merino_edge.runtime.engines.host_rings import HostRings
 from merino_edge.runtime.engines.node_placement import CUDA_PROVIDER
 from merino_edge.runtime.engines.onnx_session import FIRST_WITH_INT8_CACHE, installed_version, open_session, run_bound
 from merino_edge.runtime.engines.released_windows import ReleasedWindows
+from merino_edge.runtime.engines.step_buffers import StepBuffers
 from merino_edge.runtime.memory import release_freed_memory
 
 if TYPE_CHECKING:
@@ -99,16 +100,11 @@ class OnnxEngine:
         self._binding = self._session.io_binding()
         inputs = {value.name: value for value in self._session.get_inputs()}
         others = {NUM_LOGITS, LOGIT_ROWS} & set(inputs)
-        self._longest = np.zeros(1, np.int32)
-        if LONGEST in inputs:
-            self._binding.bind_ortvalue_input(LONGEST, ort.OrtValue.ortvalue_from_numpy(self._longest))
         self.states, self._kept_start = ConvolutionStates(a), 0
         if missing := [name for name in self.states.inputs if name not in inputs]:
             raise ArtefactError(f"the graph has no {missing[0]}, as its architecture says", "export the bundle again")
         apart = {"tokens", "positions", LONGEST, *others, *self.states.inputs}
         caches = [value for name, value in inputs.items() if name not in apart]
-        self._rows_input = next(iter(others), "")  # graphs of older bundles have none and return one row
-        self.max_rows = MAX_ROWS if self._rows_input else 1
         _check_caches(caches, a)
         self.cache_names = [value.name for value in caches]
         self._shapes = [(1, value.shape[1], value.shape[3]) for value in caches]
@@ -148,17 +144,22 @@ class OnnxEngine:
                 f"ONNX Runtime {ort.__version__} cannot load its CUDA provider",
                 "install the driver, CUDA and cuDNN that it is built for, or use the CPU",
             )
-        self._new_kv: list[NDArray[Any]] = []  # [1, Hkv, T, D] each, bound for steps of T tokens
-        self._gated: list[NDArray[Any]] = []  # [1, T, W] each, likewise
+        new_kv = zip(self._new_kv_names, [shape[1:] for shape in self._shapes], strict=bool(self._new_kv_names))
+        self._step = StepBuffers(
+            self._binding,
+            inputs,
+            vocab_size=a.vocab_size,
+            states=self.states,
+            new_kv=dict(new_kv),
+            dtype=self._dtype,
+            copies=device != "cpu",
+        )
+        self.max_rows = MAX_ROWS if self._step.gives_rows else 1
         self._caches: list[Any] = []  # OrtValue, on the device
         self._arrays: list[NDArray[Any]] = []  # the same memory as arrays, on the CPU
         self._memory: list[CacheMemory] = []  # and with pages that can be released
         self._capacity = 0
         self._length = self._written = 0  # filled positions, and positions of the bound cache that were ever written
-        self._logits_buffer = self._logits = np.zeros((0, a.vocab_size), np.float32)
-        self._tokens = self._positions = np.zeros((1, 0), np.int64)  # the bound inputs
-        self._wanted_rows = (0, 0)  # (tokens of a step, rows of logits) that are bound
-        self._bind_logits(1)
         self._reserve(1)
         release_freed_memory()  # freed while the model was loaded
 
@@ -223,14 +224,13 @@ class OnnxEngine:
         if not 1 <= rows <= min(self.max_rows, len(tokens)) or (rows > 1 and len(tokens) > PREFILL_CHUNK):
             raise InputError(f"cannot give {rows} rows of logits of {len(tokens)} tokens", "ask for one")
         self.begin_step(start, end)
-        if rows != len(self._logits):
-            self._bind_logits(rows)
+        self._step.want(rows)
         for first in range(start, end, PREFILL_CHUNK):
             last = min(first + PREFILL_CHUNK, end)
             self._rings.ran(first, last, self._rings.lengths)
             self._run(np.asarray(tokens[first - start : last - start], np.int64), first)
             self.end_step(last)
-        return self._logits
+        return self._step.logits
 
     def begin_step(self, start: int, end: int) -> None:
         """Make room for a step at positions start..end-1. Raises InputError where it cannot run next."""
@@ -312,73 +312,25 @@ class OnnxEngine:
 
     def close(self) -> None:
         """Free the session and the cache. May be called twice."""
-        self._caches, self._arrays, self._memory, self._new_kv = [], [], [], []
-        self._gated, self._rings.arrays = [], {}
+        self._caches, self._arrays, self._memory, self._rings.arrays = [], [], [], {}
+        self._step.close()
         self._length = 0
         self._binding = self._session = None
 
     def _run(self, tokens: NDArray[np.int64], start: int) -> None:
-        self._bind_tokens(tokens, start)
-        self._bind_rows(len(tokens))
-        self._bind_new_kv(len(tokens))
-        self.states.prepare(start)
-        self._bind_states(len(tokens))
+        self._step.prepare(tokens, start)
         run_bound(self._session, self._binding, wait=self.device == "cuda")
 
         end = start + len(tokens)
-        new_kv = zip(self.cache_names, self._arrays, self._new_kv, strict=False)  # none: caches were updated in place
+        new_kv = zip(
+            self.cache_names, self._arrays, self._step.new_kv, strict=False
+        )  # none: caches were updated in place
         for name, cache, new in new_kv:
             if name in self._rings.lengths:
                 self._rings.write_newest(name, new[0], end)
             else:
                 cache[:, :, start:end] = new
-        self.states.keep(self._gated, start)
-
-    def _bind_logits(self, rows: int) -> None:
-        """Bind a buffer of `rows` rows of logits [rows, V]."""
-        if len(self._logits_buffer) < rows:
-            self._logits_buffer = np.zeros((rows, self.vocab_size), np.float32)
-        self._logits = self._logits_buffer[:rows]
-        self._binding.bind_ortvalue_output("logits", self._ort.OrtValue.ortvalue_from_numpy(self._logits))
-
-    def _bind_rows(self, tokens: int) -> None:
-        """Ask the graph for as many rows of a step of `tokens` tokens as the bound buffer has."""
-        wanted = (tokens, len(self._logits))
-        if self._rows_input and self._wanted_rows != wanted:
-            last = np.arange(tokens - wanted[1], tokens)
-            rows = np.array([wanted[1]]) if self._rows_input == NUM_LOGITS else last
-            self._binding.bind_cpu_input(self._rows_input, rows)
-            self._wanted_rows = wanted
-
-    def _bind_tokens(self, tokens: NDArray[np.int64], start: int) -> None:
-        """Bind the inputs. A step as long as the last one, as in decode, only changes their values."""
-        rebind = self._tokens.shape[1] != len(tokens)
-        if rebind:
-            self._tokens, self._positions = (np.empty((1, len(tokens)), np.int64) for _ in range(2))
-        self._tokens[0], self._positions[0] = tokens, np.arange(start, start + len(tokens))
-        self._longest[0] = start + len(tokens)
-        if rebind or self.device != "cpu":  # a GPU copies an input when it is bound
-            for name, array in (("tokens", self._tokens), ("positions", self._positions)):
-                self._binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(array))
-
-    def _bind_new_kv(self, tokens: int) -> None:
-        """Bind buffers for the new keys and values of a step of `tokens` tokens (`primitive` graphs only)."""
-        if not self._new_kv_names or (self._new_kv and self._new_kv[0].shape[2] == tokens):
-            return
-        self._new_kv = [np.empty((1, heads, tokens, head_dim), self._dtype) for _, heads, head_dim in self._shapes]
-        for name, array in zip(self._new_kv_names, self._new_kv, strict=True):
-            self._binding.bind_ortvalue_output(name, self._ort.OrtValue.ortvalue_from_numpy(array))
-
-    def _bind_states(self, tokens: int) -> None:
-        """Bind the states of convolutions, and buffers for the gated inputs of a step of `tokens` tokens."""
-        rebind = bool(self.states.inputs) and (not self._gated or self._gated[0].shape[1] != tokens)
-        if rebind:
-            self._gated = [np.empty((1, tokens, width), np.float32) for width in self.states.outputs.values()]
-            for output, array in zip(self.states.outputs, self._gated, strict=True):
-                self._binding.bind_ortvalue_output(output, self._ort.OrtValue.ortvalue_from_numpy(array))
-        if rebind or self.device != "cpu":  # a GPU copies an input when it is bound
-            for name, state in self.states.inputs.items():
-                self._binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(state))
+        self.states.keep(self._step.gated, start)
 
     def _reserve(self, positions: int) -> None:
         """Bind a cache of the smallest bucket that holds `positions`, and keep the filled part."""
