@@ -36,7 +36,7 @@ class Conversation:
         inner = [_without_own(message) for message in self.messages]
         texts += [{"role": "tool", "content": text} for text in _texts([inner, list(self.tools)])]
         for text in texts:
-            _check_utf8(text["content"])
+            utf8_bytes(text["content"])
         found, markers = control.marked(texts, encodings)
         if not markers:
             return self, ""
@@ -54,9 +54,10 @@ def _without_own(message: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in message.items() if name not in OWN}
 
 
-def _check_utf8(text: str) -> None:
+def utf8_bytes(text: str) -> int:
+    """The bytes of a text as UTF-8. Raises InputError for lone surrogates, as Python spells other bytes."""
     try:
-        text.encode()
+        return len(text.encode())
     except UnicodeEncodeError:
         raise InputError("the text is not valid UTF-8", "convert it, for example with iconv") from None
 

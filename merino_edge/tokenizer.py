@@ -257,7 +257,7 @@ class Tokenizer:
             raise InputError("the tokenizer has no chat template", "give a plain text in place of messages")
         messages = message_content.plain(messages)
         for message in messages:
-            utf8_bytes(message["content"])  # else it would seem to be the template's mistake
+            message_texts.utf8_bytes(message["content"])  # else it would seem to be the template's mistake
         context: dict[str, Any] = {**(options or {}), "messages": list(messages)}
         context["add_generation_prompt"] = add_generation_prompt
         context |= {"tools": list(tools) or None, "documents": None}  # as transformers says that there are none
@@ -296,16 +296,8 @@ class Tokenizer:
 
 
 def _check_size(text: str) -> None:
-    if utf8_bytes(text) > limits.MAX_PROMPT_BYTES:
+    if message_texts.utf8_bytes(text) > limits.MAX_PROMPT_BYTES:
         raise InputError(f"text of more than {limits.MAX_PROMPT_BYTES} bytes", "shorten it (merino_edge/limits.py)")
-
-
-def utf8_bytes(text: str) -> int:
-    """The bytes of a text as UTF-8. Raises InputError for lone surrogates, as Python spells other bytes."""
-    try:
-        return len(text.encode())
-    except UnicodeEncodeError:
-        raise InputError("the text is not valid UTF-8", "convert it, for example with iconv") from None
 
 
 def compact(tokenizer_json: str, where: str) -> str:

@@ -7,6 +7,7 @@ first character of a call, and its arguments to the function's schema. Knows no 
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -79,6 +80,7 @@ WRITTEN = {  # what the templates of each format write
 }
 
 
+@functools.lru_cache(maxsize=4)
 def format_of(tokenizer: Tokenizer) -> CallFormat:
     """The format of a tokenizer's chat template. Hermes' is the default, for templates that know no calls too."""
     written = chat_template.literals(tokenizer.chat.chat_template or "")

@@ -322,10 +322,8 @@ class OnnxEngine:
         run_bound(self._session, self._binding, wait=self.device == "cuda")
 
         end = start + len(tokens)
-        new_kv = zip(
-            self.cache_names, self._arrays, self._step.new_kv, strict=False
-        )  # none: caches were updated in place
-        for name, cache, new in new_kv:
+        new_kv = self._step.new_kv  # none: caches were updated in place
+        for name, cache, new in zip(self.cache_names, self._arrays, new_kv, strict=False):
             if name in self._rings.lengths:
                 self._rings.write_newest(name, new[0], end)
             else:

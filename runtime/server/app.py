@@ -91,7 +91,9 @@ class Service:
         self._metrics = Metrics(lambda: self._worker.pending)
         self._begun, self.fingerprint = int(time.time()), fingerprint or f"fp_{tokenizer.sha256[:12]}"
         self._bodies, self._token_bytes = Bodies(), TokenBytes(tokenizer)
-        self._tokens = TokensApi(tokenizer, engine, self._template_options, control_tokens=control_tokens)
+        self._tokens = TokensApi(
+            tokenizer, self._token_bytes, engine, self._template_options, control_tokens=control_tokens
+        )
         # One text is encoded at a time, since a megabyte takes 160 MB, and by one thread: glibc keeps some for each.
         self._preparing = ThreadPoolExecutor(1, "prepare")
         self._grammars = functools.cache(lambda: Grammars(tokenizer, engine.vocab_size))

@@ -60,11 +60,17 @@ class TokensApi:
     most_at_once = 8  # requests that wait for their turn: they share threads and memory with answers
 
     def __init__(
-        self, tokenizer: Tokenizer, engine: Engine, template_options: Mapping[str, Any], *, control_tokens: bool
+        self,
+        tokenizer: Tokenizer,
+        tokens: TokenBytes,
+        engine: Engine,
+        template_options: Mapping[str, Any],
+        *,
+        control_tokens: bool,
     ) -> None:
         self._tokenizer, self._options, self._control_tokens = tokenizer, template_options, control_tokens
         self._context, self._vocab_size = engine.max_positions, engine.vocab_size
-        self._bytes, self._waiting = TokenBytes(tokenizer), 0
+        self._bytes, self._waiting = tokens, 0
 
     @contextmanager
     def place(self) -> Iterator[None]:
