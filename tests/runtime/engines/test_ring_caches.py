@@ -14,6 +14,7 @@ import torch
 from helpers.convolving import written_for
 from helpers.fake_driver import FakeDriver
 from helpers.random_model import random_model
+from helpers.rtx_tensors import rtx_tensors
 from helpers.stand_in_gpu import no_compiler
 from merino_edge.architecture import Architecture, Block
 from merino_edge.cache_rings import SLACK, ring_positions
@@ -25,7 +26,7 @@ from merino_edge.export.tensorrt import build_engine
 from merino_edge.pytorch.model import Model
 from merino_edge.runtime import prompt_cache
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
-from merino_edge.runtime.engines.plan_tensors import Tensor, bound_tensors
+from merino_edge.runtime.engines.plan_tensors import bound_tensors
 from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
 from merino_edge.runtime.session import Session
 from merino_edge.tensorrt_library import RTX
@@ -199,13 +200,7 @@ def test_nvidias_parser_and_compiler_take_rings() -> None:
     target = Target.named("rtx", "int4", "primitive")
     graph = to_bytes(build_stored(A, random_stored(A, target), target, CONTEXT))
     assert build_engine(RTX, graph, CONTEXT, "SM86").plan
-    log = rtx.Logger(rtx.Logger.ERROR)
-    network: Any = rtx.Builder(log).create_network(0)
-    assert rtx.OnnxParser(network, log).parse(graph)
-    bound = [network.get_input(i) for i in range(network.num_inputs)]
-    bound += [network.get_output(i) for i in range(network.num_outputs)]
-    tensors = [Tensor(t.name, tuple(t.shape), np.dtype(rtx.nptype(t.dtype)).name) for t in bound]
-    assert sorted(tensors) == sorted(bound_tensors(A, CONTEXT, "row_", rings=True))
+    assert sorted(rtx_tensors(rtx, graph)) == sorted(bound_tensors(A, CONTEXT, "row_", rings=True))
 
 
 def test_memory_of_gemma_3_1b_at_8192_positions_is_within_ten_percent_of_its_windows() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from helpers.convolving import CONTEXT, TOKENS, WEIGHTS, A, expected, written_for
 from helpers.fake_driver import FakeDriver
+from helpers.rtx_tensors import rtx_tensors
 from helpers.stand_in_gpu import no_compiler
 from merino_edge.errors import InputError
 from merino_edge.export.graph import build_model, build_stored, to_bytes
@@ -23,7 +23,7 @@ from merino_edge.runtime import prompt_cache
 from merino_edge.runtime.engine import CacheEngine, WindowedEngine
 from merino_edge.runtime.engines.convolution_states import SLACK
 from merino_edge.runtime.engines.onnx_engine import OnnxEngine
-from merino_edge.runtime.engines.plan_tensors import Tensor, bound_tensors
+from merino_edge.runtime.engines.plan_tensors import bound_tensors
 from merino_edge.runtime.engines.tensorrt_engine import TensorRtEngine
 from merino_edge.runtime.session import Session
 from merino_edge.tensorrt_library import RTX
@@ -161,10 +161,4 @@ def test_nvidias_parser_and_compiler_take_them(lowering: str, precision: str) ->
     graph = to_bytes(build_stored(A, random_stored(A, target), target, 128))
     layers = build_engine(RTX, graph, 128, "SM86").layers
     assert layers["KV_CACHE_UPDATE"] == (2 if lowering == "native" else 0)  # of the one layer with attention
-    log = rtx.Logger(rtx.Logger.ERROR)
-    network: Any = rtx.Builder(log).create_network(0)
-    assert rtx.OnnxParser(network, log).parse(graph)
-    bound = [network.get_input(i) for i in range(network.num_inputs)]
-    bound += [network.get_output(i) for i in range(network.num_outputs)]
-    tensors = [Tensor(t.name, tuple(t.shape), np.dtype(rtx.nptype(t.dtype)).name) for t in bound]
-    assert sorted(tensors) == sorted(bound_tensors(A, 128, "new_" if lowering == "native" else "row_"))
+    assert sorted(rtx_tensors(rtx, graph)) == sorted(bound_tensors(A, 128, "new_" if lowering == "native" else "row_"))
